@@ -1,0 +1,69 @@
+"""What a training objective is, and how a frozen teacher is held.
+
+Batch: image (B, 3, H, W) RGB in [0, 1], image_label (B, K) multi-hot, box (B, 4), key.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss.models.base import Network, Outputs
+
+Batch = Mapping[str, Any]
+
+
+class Method(nn.Module):
+    """A trainable objective. The trainer knows nothing else about the science.
+
+    `forward(batch, step)` returns scalar losses: "loss" is minimised, the others are logged. It is called once per
+    step, so a method may run its networks as often as it likes and still be wrapped as one module. Every trainable
+    parameter gets a gradient on every step.
+
+    Attributes:
+        student: the network that is trained and whose maps are read.
+        needs_teacher: whether the constructor takes a Frozen teacher after the student.
+    """
+
+    student: Network
+    needs_teacher: ClassVar[bool] = False
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def maps_of(self, out: Outputs) -> dict[str, Tensor]:
+        """{kind: raw map (B, K, h, w)} that a forward pass of the student gives without gradients."""
+        return {"class_map": out.class_map_BKhw}
+
+
+class Frozen:
+    """A network that is used and never trained: no gradient, always in eval mode.
+
+    It is no nn.Module, so that a Method that holds one keeps it out of parameters(), state_dict(), train() and the
+    wrapper of DDP or DeepSpeed.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Outputs:
+        return self.on(image.device)(image)
+
+    def on(self, device: torch.device) -> Network:
+        """The network, moved to `device` the first time."""
+        if self.network.head.weight.device != device:
+            self.network.to(device)
+        return self.network
+
+
+def classification_loss(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:
+    """Binary cross-entropy of each class, averaged over images and classes, in float32.
+
+        L_cls = -mean_bk [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ]
+
+    Source: smoke paper, section 4.2; multi-label form, so that K = 1, 20 and 80 share it.
+    """
+    return F.binary_cross_entropy_with_logits(cls_logits_BK.float(), image_label_BK.float())

@@ -1,0 +1,145 @@
+"""What every image classifier of this package gives, and how initial weights get into it.
+
+Shapes: B images, K foreground classes, D feature channels, h x w feature grid, H x W pixels.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One forward pass.
+
+    Attributes:
+        cls_logits_BK: image-level class scores before the sigmoid.
+        patches_BDhw: the last feature map (patch tokens of a ViT after its final norm; last stage of a CNN).
+        class_map_BKhw: the classifier applied at every position, before any normalisation.
+    """
+
+    cls_logits_BK: Tensor
+    patches_BDhw: Tensor
+    class_map_BKhw: Tensor
+
+
+class Network(nn.Module):
+    """An image classifier with feature maps. Takes RGB images in [0, 1] and normalises them itself.
+
+    Each network has its own mean and standard deviation, those its initial weights were trained with, so that a
+    student and a teacher of different origin can look at one batch.
+
+    Args:
+        feature_dim: D, the channels of `patches_BDhw`.
+        stride: pixels per cell of the feature grid.
+        num_classes: K.
+        mean, std: of the RGB channels, for images in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, *, feature_dim: int, stride: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.stride = stride
+        self.head = nn.Conv2d(feature_dim, num_classes, kernel_size=1)  # 1x1: a classifier at every position
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.constant_(self.head.bias, 0.0)  # type: ignore[arg-type]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
+
+    def forward(self, image: Tensor) -> Outputs:
+        raise NotImplementedError
+
+    def grad_cam_layer(self, index: int) -> nn.Module:
+        """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last."""
+        raise NotImplementedError
+
+    def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
+        """Output of `grad_cam_layer` -> (B, D, h, w)."""
+        raise NotImplementedError
+
+
+def create_backbone(
+    timm_name: str, weights: str | None, options: Mapping[str, Any], *, head: Sequence[str]
+) -> nn.Module:
+    """A timm model without its classifier.
+
+    Args:
+        weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
+        options: further arguments of timm's constructor.
+        head: see load_weights.
+
+    Raises:
+        ValueError: timm has no such model, or the weights do not fit.
+    """
+    if not timm.is_model(timm_name):
+        near = difflib.get_close_matches(timm_name, timm.list_models(), n=5)
+        raise ValueError(f"model.timm_name: timm has no '{timm_name}'; near: {', '.join(near) or 'none'}")
+    backbone = timm.create_model(timm_name, pretrained=weights == "timm", num_classes=0, **options)
+    if weights not in (None, "timm"):
+        load_weights(backbone, weights, head=head)
+    return backbone
+
+
+def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) -> None:
+    """Load initial weights strictly: every name and shape must fit, but for the classifier, which is new.
+
+    Args:
+        path: a .safetensors file, or a torch file of tensors (unpickled with weights_only).
+        head: first parts of the names that belong to the classifier that the weights were trained with.
+
+    Raises:
+        ValueError: file missing or unreadable, or names or shapes that do not fit; says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: weights file is missing; give a path, 'timm' (downloads) or null (random weights)")
+    state = read_state(path)
+    head = tuple(head)
+    state = {name: value for name, value in state.items() if not name.split(".")[0].startswith(head)}
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    unexpected = sorted(set(state) - set(wanted))
+    reshaped = sorted(
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in set(wanted) & set(state)
+        if state[name].shape != wanted[name].shape
+    )
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"{path}: these weights belong to another network than {type(module).__name__}: "
+            f"{len(missing)} names missing {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]}, "
+            f"{len(reshaped)} of another shape {reshaped[:3]}; choose the model that they were saved from"
+        )
+    module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """{name: tensor} of a weights file; a dict of dicts is entered at 'state_dict' or 'model'."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file is none of its own
+        raise ValueError(f"{path}: not a weights file that can be loaded safely ({error})") from error
+    for wrapper in ("state_dict", "model"):
+        state = state.get(wrapper, state)
+    return state

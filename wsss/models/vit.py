@@ -1,0 +1,116 @@
+"""Any plain timm Vision Transformer as an image classifier with patch features.
+
+Shapes: B images, K classes, D channels, N tokens, h x w patch grid, H x W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from wsss.models.base import Network, Outputs, create_backbone
+
+
+class ViT(Network):
+    """A timm VisionTransformer with a linear classifier on its class token.
+
+    The patch grid follows the image: sides are cut to multiples of the patch size, and the position table is
+    resized to the grid (see `resize_positions`). Without a class token the mean patch takes its place.
+    """
+
+    def __init__(
+        self, backbone: VisionTransformer, num_classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        if backbone.pos_embed is None:
+            raise ValueError(f"{type(backbone).__name__}: a ViT without a position table is not supported")
+        patch = int(backbone.patch_embed.patch_size[0])
+        super().__init__(feature_dim=backbone.embed_dim, stride=patch, num_classes=num_classes, mean=mean, std=std)
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> Outputs:
+        tokens_BND, grid = self.embed(self.normalise(image))
+        tokens_BND = self.backbone.norm(self.backbone.blocks(tokens_BND))
+        patches_BDhw = self.grid_of(tokens_BND, grid)
+        pooled_BD = tokens_BND[:, 0] if self.backbone.cls_token is not None else patches_BDhw.mean(dim=(2, 3))
+        return Outputs(self.head(pooled_BD[..., None, None]).flatten(1), patches_BDhw, self.head(patches_BDhw))
+
+    def embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Normalised image -> tokens before the first block (prefix tokens first) and the patch grid (h, w)."""
+        vit: Any = self.backbone  # timm types its optional parts as Module | None
+        patch = self.stride
+        height, width = (side // patch for side in image.shape[-2:])
+        image = image[..., : height * patch, : width * patch]
+        patches_BND = vit.patch_embed.proj(image).flatten(2).transpose(1, 2)
+        patches_BND = vit.patch_embed.norm(patches_BND)
+        prefix = [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
+        placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
+        table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, (height, width))
+        prefix_BND = [token.expand(len(image), -1, -1) for token in prefix]
+        tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
+        if placed:
+            positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
+            tokens_BND = tokens_BND + positions
+        return vit.norm_pre(vit.pos_drop(tokens_BND)), (height, width)
+
+    def grid_of(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens without the prefix as a (B, D, h, w) map."""
+        return tokens_BND[:, self.backbone.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+    def grad_cam_layer(self, index: int) -> nn.Module:
+        """The first norm of a block: what its attention reads. [T] and the published code use the last block's."""
+        block: Any = self.backbone.blocks[index]
+        return block.norm1
+
+    def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        return self.grid_of(activation, (height // self.stride, width // self.stride))
+
+
+def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position table for another patch grid: bicubic (a = -0.75), half-pixel centres, no antialias.
+
+    timm's own resampling antialiases, which changes what the published baseline computes even when enlarging.
+
+    Args:
+        table_1ND: (1, old[0] * old[1], D) without prefix tokens.
+
+    Returns:
+        (1, new[0] * new[1], D); the table itself on its own grid.
+    """
+    if old == new:
+        return table_1ND
+    table_1Dhw = table_1ND.transpose(1, 2).unflatten(2, old)
+    resized = F.interpolate(table_1Dhw, size=new, mode="bicubic", align_corners=False, antialias=False)
+    return resized.flatten(2).transpose(1, 2)
+
+
+def build_vit(
+    num_classes: int,
+    *,
+    timm_name: str,
+    weights: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    timm_options: Mapping[str, Any] | None = None,
+) -> ViT:
+    """A timm ViT by name.
+
+    Args:
+        num_classes: K.
+        timm_name: such as vit_base_patch16_224 or deit_tiny_patch16_224.
+        weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
+        mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor (img_size, patch_size, depth, drop_path_rate, ...).
+
+    Raises:
+        ValueError: timm has no such model, it is no plain ViT, or the weights do not fit.
+    """
+    options = {"global_pool": "", **(timm_options or {})}
+    backbone = create_backbone(timm_name, weights, options, head=("head", "fc_norm"))
+    if not isinstance(backbone, VisionTransformer):
+        raise ValueError(f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not a plain ViT")
+    config: Any = backbone.pretrained_cfg
+    return ViT(backbone, num_classes, mean or config["mean"], std or config["std"])

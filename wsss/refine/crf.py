@@ -1,0 +1,100 @@
+"""Dense CRF: masks that follow the image's edges.
+
+Shapes: n score maps, C = n + 1 with background first, H x W pixels.
+"""
+
+import numpy as np
+
+
+def with_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
+    """Scores -> class probabilities with background first.
+
+        b = (1 - max_k c_k) ** gamma,   p = [b, c_1 .. c_n] / (b + sum_k c_k)
+
+    For one class this is p_fg = c / (c + (1 - c)^gamma). A larger gamma makes weak scores foreground.
+
+    Returns:
+        (n + 1, H, W) float64, summing to 1.
+
+    Source: smoke paper, Table 4.11c (its "scaling factor"; spec 2.5).
+    """
+    background_HW = (1.0 - scores_nHW.max(0).astype(np.float64)) ** gamma
+    stacked = np.concatenate([background_HW[None], scores_nHW])
+    return stacked / stacked.sum(0)
+
+
+def mean_field(
+    image_HW3: np.ndarray,
+    probs_CHW: np.ndarray,
+    *,
+    iterations: int,
+    gaussian_sxy: float,
+    gaussian_weight: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    bilateral_weight: float,
+) -> np.ndarray:
+    """Marginals of a fully connected CRF with unary -log p, a smoothness and an appearance kernel.
+
+    Args:
+        image_HW3: uint8 RGB.
+        probs_CHW: class probabilities; clipped to [1e-5, 1].
+        *_sxy: kernel widths in pixels, > 0 (the library crashes on 0); *_srgb: width in grey levels, > 0.
+
+    Returns:
+        (C, H, W) float32, summing to 1.
+
+    Raises:
+        ValueError: image and probabilities of different size or type, a value that is not finite, a width <= 0.
+
+    Source: Krähenbühl & Koltun 2011, computed by pydensecrf.
+    """
+    import pydensecrf.densecrf as crf
+    from pydensecrf.utils import unary_from_softmax
+
+    num_classes, height, width = probs_CHW.shape
+    if image_HW3.shape != (height, width, 3) or image_HW3.dtype != np.uint8:
+        raise ValueError(
+            f"image {image_HW3.shape} {image_HW3.dtype} and probabilities {probs_CHW.shape}: "
+            "wanted a (H, W, 3) uint8 image and (C, H, W) of one size"
+        )
+    widths = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+    if min(widths.values()) <= 0 or iterations < 1:
+        raise ValueError(f"kernel widths {widths} and iterations {iterations} must be above 0")
+    if not np.isfinite(probs_CHW).all():
+        raise ValueError(f"{int((~np.isfinite(probs_CHW)).sum())} probabilities are not finite")
+    field = crf.DenseCRF2D(width, height, num_classes)
+    field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probs_CHW.astype(np.float32), clip=1e-5)))
+    field.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_weight)
+    field.addPairwiseBilateral(
+        sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=np.array(image_HW3, order="C"), compat=bilateral_weight
+    )
+    return np.asarray(field.inference(iterations), dtype=np.float32).reshape(num_classes, height, width)
+
+
+def dense_crf(
+    image_HW3: np.ndarray,
+    scores_nHW: np.ndarray,
+    *,
+    gamma: float = 16.0,
+    iterations: int = 5,
+    gaussian_sxy: float = 3.0,
+    gaussian_weight: float = 5.0,
+    bilateral_sxy: float = 60.0,
+    bilateral_srgb: float = 5.0,
+    bilateral_weight: float = 15.0,
+) -> np.ndarray:
+    """Scores -> foreground marginals of the CRF, (n, H, W) float32. Defaults are the smoke paper's (spec P1)."""
+    if len(scores_nHW) == 0:
+        return scores_nHW
+    marginals_CHW = mean_field(
+        image_HW3,
+        with_background(scores_nHW, gamma),
+        iterations=iterations,
+        gaussian_sxy=gaussian_sxy,
+        gaussian_weight=gaussian_weight,
+        bilateral_sxy=bilateral_sxy,
+        bilateral_srgb=bilateral_srgb,
+        bilateral_weight=bilateral_weight,
+    )
+    return marginals_CHW[1:]

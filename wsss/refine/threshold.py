@@ -1,0 +1,29 @@
+"""Scores -> mask."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def mask_of(scores_nHW: np.ndarray, class_ids: Sequence[int], *, threshold: float) -> np.ndarray:
+    """The class of the highest score where it reaches the threshold, else background.
+
+    Args:
+        scores_nHW: scores of the n classes, in [0, 1].
+        class_ids: their ids 1..K.
+
+    Returns:
+        (H, W) uint8 class ids, 0 = background.
+
+    Raises:
+        ValueError: another number of maps than of class ids.
+
+    Source: smoke paper, 4.2 (0.3). The published code uses > on CAMs and >= after the CRF; here >= in both.
+    """
+    if len(scores_nHW) != len(class_ids):
+        raise ValueError(f"{len(scores_nHW)} score maps for {len(class_ids)} classes {list(class_ids)}")
+    if len(class_ids) == 0:
+        return np.zeros(scores_nHW.shape[1:], dtype=np.uint8)
+    best_HW = scores_nHW.argmax(0)
+    mask_HW = np.asarray(class_ids, dtype=np.uint8)[best_HW]
+    return np.where(scores_nHW.max(0) >= threshold, mask_HW, 0).astype(np.uint8)
