@@ -1,0 +1,1 @@
+"""Running it at scale: Accelerate, MLflow, checkpoints, jobs, reports, the `wsss` command."""

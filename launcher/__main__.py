@@ -1,0 +1,262 @@
+"""The `wsss` command. Each subcommand is one short call into a module; heavy imports wait until one is chosen."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Weakly supervised semantic segmentation from image-level labels.",
+)
+shards_app = typer.Typer(no_args_is_help=True, help="Raw data -> tar shards with an index; look at and check them.")
+app.add_typer(shards_app, name="shards")
+
+Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.")]
+Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
+Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
+Overwrite = Annotated[bool, typer.Option(help="Remove what was made before with other settings.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def example(line: str) -> str:
+    return f"Example:  {line}"
+
+
+@shards_app.command(
+    epilog=example("wsss shards synthetic --out data/demo --split train --images 640 --cooccurrence 0.9")
+)
+def synthetic(
+    out: Out,
+    split: Annotated[str, typer.Option(help="Name of the split; also keys its random scenes.")],
+    images: Annotated[int, typer.Option(min=1, help="Number of frames.")] = 256,
+    size: Annotated[int, typer.Option(help="Side of the square frame, in pixels.")] = 128,
+    cooccurrence: Annotated[float, typer.Option(help="P(chimney | smoke) = P(no chimney | no smoke).")] = 0.5,
+    smoke_rate: Annotated[float, typer.Option(help="Share of frames with smoke.")] = 0.5,
+    seed: int = 0,
+    masks: Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")] = False,
+    shards: Shards = 32,
+    workers: Workers = None,
+) -> None:
+    """Procedural factory scenes with exact masks, in which chimneys give smoke away."""
+    from shards.sources.synthetic import Synthetic
+
+    source = Synthetic(
+        split=split,
+        num_images=images,
+        size=size,
+        cooccurrence=cooccurrence,
+        smoke_rate=smoke_rate,
+        seed=seed,
+        with_masks=masks,
+    )
+    write(source, out, split, masks, shards, workers)
+
+
+@shards_app.command(
+    epilog=example("wsss shards smoke --root frames --labels labels.csv --out data/mine --split train --hold-out 0.15")
+)
+def smoke(
+    root: Annotated[Path, typer.Option(help="Folder of your frames.")],
+    labels: Annotated[Path, typer.Option(help="csv or json of image labels, relative to --root.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="Name of the split that is written.")],
+    only: Annotated[Path | None, typer.Option("--list", help="Text file of keys to take, one per line.")] = None,
+    masks: Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")] = False,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.9, help="Write whole groups of this share, with masks, as 'tune'."),
+    ] = None,
+    image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
+    mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    label_column: Annotated[str, typer.Option(help="Column that says 1 (smoke) or 0.")] = "label",
+    group_column: Annotated[str, typer.Option(help="Column that names the video or scene.")] = "group",
+    shards: Shards = 32,
+    workers: Workers = None,
+) -> None:
+    """Folders of smoke frames with a table of image labels."""
+    from dataclasses import replace
+
+    from shards.sources.smoke_images import read_table
+
+    source = read_table(
+        root,
+        labels,
+        only=only,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+        label_column=label_column,
+        group_column=group_column,
+    )
+    if hold_out is not None:
+        source, held = source.hold_out(hold_out)
+        write(replace(held, with_masks=True), out, "tune", True, shards, workers)
+    write(replace(source, with_masks=masks), out, split, masks, shards, workers)
+
+
+def write(source: object, out: Path, split: str, masks: bool, num_shards: int, workers: int | None) -> None:
+    """Write one split in worker processes and say what it holds."""
+    from functools import partial
+
+    from launcher.jobs import run_pool
+    from shards.write import write_split
+
+    run = partial(run_pool, workers=workers, label=f"write {split}")
+    write_split(source, out, split, "pixel" if masks else "label", num_shards=num_shards, run=run)  # type: ignore[arg-type]
+    info(out / split)
+
+
+@shards_app.command(epilog=example("wsss shards verify data/demo/train"))
+def verify(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
+    """Read every byte of a folder of shards and compare it with the index."""
+    from shards.index import verify as check
+
+    index = check(folder)
+    print(f"{folder}: {len(index.shards)} shards, {index.num_samples} samples, every byte as written")
+
+
+@shards_app.command(epilog=example("wsss shards info data/demo/train"))
+def info(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
+    """Say what a folder of shards holds."""
+    from shards.index import Index
+
+    index = Index.load(folder)
+    megabytes = sum(shard.bytes for shard in index.shards) / 1e6
+    counts = ", ".join(f"{name} in {count}" for name, count in index.class_counts().items())
+    print(
+        f"{folder}: split '{index.split}', supervision '{index.supervision}', {index.num_samples} images "
+        f"({counts}) of {len(index.groups)} groups in {len(index.shards)} shards, {megabytes:.1f} MB, "
+        f"fingerprint {index.fingerprint}"
+    )
+
+
+@app.command(epilog=example("wsss train configs/demo/teacher.yaml train.seed=1 name=demo/teacher_seed1"))
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML that says the whole run.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin anew if there is no checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the command, do not train.")
+    ] = False,
+) -> None:
+    """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
+    from launcher.build import run_folder
+    from launcher.checkpoint import latest
+    from launcher.config import load_config
+    from launcher.topology import launch, launch_command
+    from launcher.train import check_inputs
+
+    settings = load_config(config, overrides or [])
+    check_inputs(settings)
+    if resume:
+        latest(run_folder(settings))
+    arguments = [str(config), *(overrides or [])]
+    if dry_run:
+        print(" ".join(launch_command(settings, "launcher.train", arguments)[0]))
+        return
+    code = launch(settings, "launcher.train", arguments)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command(epilog=example("wsss infer runs/demo/student"))
+def infer(run: Run, split: Split = None, overwrite: Overwrite = False) -> None:
+    """CAMs of every kind, as CAM shards below RUN/cams."""
+    import shutil
+
+    from launcher.build import load_about
+    from launcher.infer import infer as infer_here
+    from launcher.topology import launch, process_count, uses_cpu
+
+    settings, _ = load_about(run)
+    for name, folder in splits(settings, split).items():
+        if overwrite:
+            shutil.rmtree(run / "cams" / name, ignore_errors=True)
+        if uses_cpu(settings) or process_count(settings) == 1:
+            print(f"CAMs: {infer_here(run, name, folder)}")
+        elif code := launch(settings, "launcher.infer", [str(run), name, str(folder)]):
+            raise typer.Exit(code)
+
+
+@app.command(epilog=example("wsss refine runs/demo/student"))
+def refine(run: Run, split: Split = None, overwrite: Overwrite = False) -> None:
+    """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
+    import shutil
+
+    from launcher.build import load_about
+    from launcher.refine import refine as refine_split
+
+    settings, _ = load_about(run)
+    for name in splits(settings, split):
+        for old in (run / "masks").glob(f"*/{name}") if overwrite else ():
+            shutil.rmtree(old)
+        for folder in refine_split(run, name):
+            print(f"masks: {folder}")
+
+
+@app.command(epilog=example("wsss evaluate runs/demo/student"))
+def evaluate(run: Run) -> None:
+    """Figures of all CAMs and masks on the validation split, thresholds chosen on `tune`."""
+    from launcher.evaluate import evaluate as evaluate_run
+    from launcher.evaluate import track
+
+    report = evaluate_run(run)
+    print(table_of(report))
+    track(run, report)
+
+
+@app.command(epilog=example("wsss report runs/demo"))
+def report(folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs to lay side by side.")]) -> None:
+    """One HTML page: figures, curves, overlays."""
+    from launcher.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+def splits(settings: object, only: str | None) -> dict[str, Path]:
+    """{split: folder of shards} of a run's config."""
+    from launcher.config import Config
+    from launcher.errors import ConfigError
+
+    assert isinstance(settings, Config)
+    data = settings.data
+    folders = {"val": data.val, "tune": data.tune, "train": data.train}
+    wanted = [only] if only else [name for name in ("val", "tune") if folders[name]]
+    for name in wanted:
+        if folders.get(name) is None:
+            raise ConfigError(f"--split {name}: this run has {', '.join(n for n, f in folders.items() if f)}")
+    return {name: folders[name] for name in wanted}  # type: ignore[misc]
+
+
+def table_of(report: dict) -> str:
+    """The figures of an evaluation as text, one line per source."""
+    lines = [f"{report['run']}: {report['dataset']['images']} images of {report['dataset']['folder']}"]
+    for source, figures in report["sources"].items():
+        for choice in ("fixed", "tuned"):
+            at = figures.get(choice)
+            if at:
+                low, high = at["per_image_iou_interval"]
+                lines.append(
+                    f"  {source:20s} threshold {at['threshold']:.2f} ({choice:5s})  per-image IoU "
+                    f"{100 * at['per_image_iou']:.1f} [{100 * low:.1f}, {100 * high:.1f}]  "
+                    f"false-alarm area {100 * (at['false_alarm_area'] or 0):.1f} %"
+                )
+        if "miou" in figures:
+            lines.append(f"  {source:20s} mIoU {100 * figures['miou']:.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command; what the user can mend is told in a line, without a traceback."""
+    from launcher.errors import told
+
+    with told():
+        app()
+
+
+if __name__ == "__main__":
+    main()

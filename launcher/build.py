@@ -1,0 +1,80 @@
+"""Config -> the objects of a run, and a run's folder -> its trained method."""
+
+import json
+from pathlib import Path
+
+from launcher.checkpoint import latest, load_method
+from launcher.config import Config, load_config, options_of
+from launcher.errors import ConfigError, RunError
+from shards.schema import ClassSet
+from wsss.methods import METHODS
+from wsss.methods.base import Frozen, Method
+from wsss.models import MODELS
+from wsss.models.base import Network
+
+RUNS = Path("runs")
+CONFIG = "config.yaml"
+ABOUT = "run.json"
+
+
+def run_folder(config: Config) -> Path:
+    return RUNS / config.name
+
+
+def build_network(config: Config, num_classes: int) -> Network:
+    """The network of `model:`.
+
+    Raises:
+        ConfigError: no such model, or weights that do not fit it.
+    """
+    try:
+        return MODELS[config.model.name](num_classes, **options_of(config.model, MODELS))  # type: ignore[return-value]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_method(config: Config, class_set: ClassSet) -> Method:
+    """The method of `method:` around a new network, with its teacher if it needs one."""
+    student = build_network(config, class_set.num_fg_classes)
+    collaborators = [load_teacher(config, class_set)] if METHODS[config.method.name].needs_teacher else []
+    try:
+        return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_teacher(config: Config, class_set: ClassSet) -> Frozen:
+    """The network of the finished run named by `teacher:`, frozen.
+
+    Raises:
+        RunError: no such run, no checkpoint, or it was trained on other classes.
+    """
+    assert config.teacher is not None  # Config refuses a method that needs a teacher without one
+    _, classes, method, _ = load_run(config.teacher)
+    if classes.classes != class_set.classes:
+        raise RunError(f"teacher {config.teacher} knows the classes {classes.classes}, the data {class_set.classes}")
+    return Frozen(method.student)
+
+
+def load_run(run: Path) -> tuple[Config, ClassSet, Method, Path]:
+    """Config, classes, trained method in eval mode, and checkpoint of a run's folder.
+
+    Raises:
+        RunError: no run there, or no complete checkpoint in it.
+    """
+    config, about = load_about(run)
+    class_set = ClassSet(name=about["class_set"], classes=tuple(about["classes"]))
+    checkpoint = latest(run)
+    without_download = config.model.model_copy(update={"weights": None})  # the checkpoint has them all
+    method = build_method(config.model_copy(update={"model": without_download}), class_set)
+    load_method(method, checkpoint)
+    return config, class_set, method.eval(), checkpoint
+
+
+def load_about(run: Path) -> tuple[Config, dict]:
+    """Config and run.json of a run's folder."""
+    if not (run / CONFIG).is_file() or not (run / ABOUT).is_file():
+        below = sorted(str(path.parent) for path in run.glob(f"**/{CONFIG}"))[:5] if run.is_dir() else []
+        hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
+        raise RunError(f"{run}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
+    return load_config(run / CONFIG), json.loads((run / ABOUT).read_text())

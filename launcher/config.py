@@ -1,0 +1,305 @@
+"""One YAML says the whole run: one frozen model per section; no inheritance, no interpolation, unknown keys refused.
+
+The options of a model, a method or a refiner are the keyword-only arguments of its function, so that adding one
+is a change in one file. Overrides are `section.key=value`, the value in YAML.
+"""
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+
+from launcher.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Named(BaseModel):
+    """`{name: ..., option: ...}`: something chosen by name, with the options of its function."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Section):
+    train: Path  # folder of label-only shards
+    val: Path | None = None  # folder of pixel shards: what figures are reported on
+    tune: Path | None = None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
+    image_size: PositiveInt = 224  # side of the square view, in pixels
+    global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
+    min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
+    flip: Share = 0.5  # probability of a horizontal flip
+    workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
+
+
+class TrainConfig(Section):
+    steps: Annotated[int, Field(ge=0)]  # optimizer updates; 0 saves the untrained model, a control
+    lr: Annotated[float, Field(gt=0)] = 1e-4  # peak learning rate
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    power: Annotated[float, Field(ge=0)] = 0.0  # of the polynomial decay; 0 = constant
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
+    accumulate: PositiveInt = 1  # micro-batches per update
+    precision: Literal["no", "bf16"] = "no"
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: PositiveInt = 10  # steps
+    eval_every: PositiveInt | None = None  # steps; null = at the end only
+    save_every: PositiveInt | None = None  # steps; null = at the end only
+    keep: PositiveInt = 2  # newest checkpoints that stay
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainConfig":
+        if self.steps and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        return self
+
+
+class LaunchConfig(Section):
+    """What `wsss train` starts and what the run asserts that it got."""
+
+    processes: PositiveInt | None = None  # data-parallel processes; null = one per GPU, or one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CamConfig(Section):
+    kinds: tuple[str, ...] = ("grad", "class_map")  # what is read; the first is shown in galleries
+    layers: tuple[int, ...] = (-1,)  # of Grad-CAM: block or stage numbers as in a list
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    flip: bool = False
+    classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label
+    batch_size: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "CamConfig":
+        for name in ("kinds", "layers", "scales"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; wanted at least one")
+        return self
+
+
+class RefineConfig(Section):
+    cams: tuple[str, ...] | None = None  # kinds to refine; null = all of cam.kinds
+    chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
+    threshold: Share = 0.3  # of the final mask
+    workers: PositiveInt | None = None  # processes; null = one per core
+
+
+class EvaluateConfig(Section):
+    threshold: Share = 0.3  # the fixed threshold that every table shows beside the tuned one
+    gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
+
+
+class TrackingConfig(Section):
+    experiment: str = "wsss"
+
+
+class Config(Section):
+    name: str  # the run's folder below runs/; may have parts: demo/student
+    data: DataConfig
+    model: Named
+    method: Named
+    teacher: Path | None = None  # folder of a finished run, for methods that need a teacher
+    train: TrainConfig
+    launch: LaunchConfig = LaunchConfig()
+    cam: CamConfig = CamConfig()
+    refine: RefineConfig = RefineConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or ".." in name:
+            raise ValueError(f"'{name}' must be made of letters, digits, '.', '_', '-', with '/' between parts")
+        return name
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> "Config":
+        from wsss.methods import METHODS
+        from wsss.models import MODELS
+        from wsss.refine import REFINERS
+
+        check_named("model", self.model, MODELS)
+        check_named("method", self.method, METHODS)
+        for number, refiner in enumerate(self.refine.chain):
+            check_named(f"refine.chain.{number}", refiner, REFINERS)
+        if METHODS[self.method.name].needs_teacher and self.teacher is None:
+            raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")
+        return self
+
+
+def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None:
+    """Raise ValueError unless the name is in the table and the options fit its function's keyword-only arguments."""
+    if named.name not in table:
+        raise ValueError(f"{place}.name: there is no '{named.name}'; choose one of {', '.join(sorted(table))}")
+    allowed = options_model(table[named.name])
+    try:
+        allowed.model_validate_json(json.dumps(named.options))
+    except ValidationError as error:
+        raise ValueError(describe(error.errors()[0], allowed, (place,))) from error
+
+
+def options_model(function: Callable) -> type[BaseModel]:
+    """A strict model with one field per keyword-only argument of a function or constructor."""
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = get_type_hints(target)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return create_model(function.__name__, __base__=Section, **fields)
+
+
+def options_of(named: Named, table: Mapping[str, Callable]) -> dict[str, Any]:
+    """The options as the function takes them (lists become tuples where it wants tuples)."""
+    model = options_model(table[named.name]).model_validate_json(json.dumps(named.options))
+    return {name: getattr(model, name) for name in type(model).model_fields}
+
+
+def resolve(config: Config) -> Config:
+    """Write out the defaults of the chosen model, method and refiners, so that the saved config says all."""
+    from wsss.methods import METHODS
+    from wsss.models import MODELS
+    from wsss.refine import REFINERS
+
+    def full(named: Named, table: Mapping[str, Callable]) -> Named:
+        return Named(name=named.name, **options_of(named, table))
+
+    chain = tuple(full(refiner, REFINERS) for refiner in config.refine.chain)
+    return config.model_copy(
+        update={
+            "model": full(config.model, MODELS),
+            "method": full(config.method, METHODS),
+            "refine": config.refine.model_copy(update={"chain": chain}),
+        }
+    )
+
+
+class YamlLoader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 1e-4 is a float (YAML 1.1 reads it as text)."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides and check everything.
+
+    Raises:
+        ConfigError: file missing, not YAML, unknown key (with the nearest valid one), wrong type or value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: config file is missing; see configs/ for complete examples")
+    try:
+        content = yaml.load(path.read_text(), YamlLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {type(content).__name__}; wanted sections such as data: and train:")
+    for override in overrides:
+        apply_override(content, override)
+    try:
+        return resolve(Config.model_validate_json(json.dumps(content)))
+    except ValidationError as error:
+        problems = "\n".join(f"{path}: {describe(problem, Config)}" for problem in error.errors())
+        raise ConfigError(problems) from error
+    except TypeError as error:  # a date or a binary: YAML knows types that no option has
+        raise ConfigError(f"{path}: {error}; put quotes around it") from error
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place.
+
+    Raises:
+        ConfigError: not of the form section.key=value, or a part of the path is no section.
+    """
+    dotted, equals, text = override.partition("=")
+    parts = dotted.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override '{override}': wanted section.key=value, for example train.steps=100")
+    try:
+        value = yaml.load(text, YamlLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from error
+    place: Any = content
+    for part in parts[:-1]:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[index_of(part, place, override)]
+    if isinstance(place, list):
+        place[index_of(parts[-1], place, override)] = value
+    elif isinstance(place, dict):
+        place[parts[-1]] = value
+    else:
+        raise ConfigError(f"override '{override}': '{'.'.join(parts[:-1])}' is a value, not a section")
+
+
+def index_of(part: str, place: Any, override: str) -> int:
+    if not isinstance(place, list) or not part.isdigit() or int(part) >= len(place):
+        raise ConfigError(f"override '{override}': '{part}' is no section or list entry here")
+    return int(part)
+
+
+def describe(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
+    """One validation problem in words: place, got, wanted."""
+    location = [str(part) for part in problem["loc"]]
+    place = ".".join([*prefix, *location])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(field_names(model, location[:-1]))
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known) or 'none'}"
+        where = ".".join([*prefix, *location[:-1]])
+        return f"{where + ': ' if where else ''}unknown key '{location[-1]}'; {hint}"
+    if problem["type"] == "missing":
+        return f"{place}: is missing; it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{place + ': ' if place else ''}{message}"
+    return f"{place}: got {problem['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def field_names(model: type[BaseModel], location: Sequence[str]) -> Iterator[str]:
+    """The keys that are known at a place inside a config."""
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
+            return
+        model = annotation
+    yield from model.model_fields
+
+
+def to_yaml(config: Config) -> str:
+    """The config in a form that load_config reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and lists -> {dotted key: value}."""
+    if isinstance(content, Mapping):
+        items: Any = content.items()
+    elif isinstance(content, list | tuple) and any(isinstance(v, Mapping) for v in content):
+        items = enumerate(content)
+    else:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -1,0 +1,29 @@
+"""Errors that the user can mend, and how they are told."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong. The message says file, key, got, wanted."""
+
+
+class RunError(RuntimeError):
+    """A run's folder or state does not allow what was asked. The message says what to do."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the process with code 2 and one message, no traceback, for an error that the user can mend."""
+    try:
+        yield
+    except Exception as error:
+        from shards.schema import DataError
+
+        if not isinstance(error, ConfigError | DataError | RunError):
+            raise
+        rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"error{rank}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

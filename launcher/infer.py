@@ -1,0 +1,129 @@
+"""Checkpoint + image shards -> CAM shards.
+
+`accelerate launch -m launcher.infer RUN SPLIT FOLDER`: each rank takes every ranks-th missing shard.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from launcher import jobs
+from launcher.build import load_run
+from launcher.config import CamConfig, Config
+from launcher.errors import RunError, told
+from launcher.progress import Progress
+from launcher.scores import Scores
+from launcher.topology import make_accelerator
+from launcher.trainer import to_device
+from shards.augment import Squash
+from shards.stream import ShardFolder, eval_loader
+from shards.write import write_tar
+from wsss.cam import multi_scale_cam, view_maps
+from wsss.methods.base import Method
+
+
+def infer(run: Path, split: str, folder: Path) -> Path:
+    """Write RUN/cams/SPLIT/, one CAM shard per image shard of `folder`; returns that folder.
+
+    Raises:
+        RunError: no trained run, shards of other classes, or an output folder made with other settings.
+    """
+    config, class_set, method, checkpoint = load_run(run)
+    shards = ShardFolder(folder)
+    if shards.index.classes != class_set.classes:
+        raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")
+    accelerator = make_accelerator(config, processes=None)
+    out = run / "cams" / split
+    if accelerator.is_main_process:
+        jobs.open_output(
+            out,
+            {
+                "shards": str(folder.resolve()),
+                "fingerprint": shards.index.fingerprint,
+                "checkpoint": checkpoint.name,
+                "image_size": config.data.image_size,
+                "cam": config.cam.model_dump(mode="json", exclude={"batch_size"}),
+            },
+        )
+    accelerator.wait_for_everyone()
+    names = [shard.name for shard in shards.index.shards]
+    todo = set(jobs.missing(out, names)[accelerator.process_index :: accelerator.num_processes])
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    numbers = [n for n in range(len(shards)) if names[shards.shard_of[n]] in todo]
+    method.to(accelerator.device)
+    with Progress(len(numbers), f"infer {split}", "image", enabled=accelerator.is_main_process) as progress:
+        samples = score_samples(method, shards, numbers, config, accelerator.device)
+        for shard_number, of_shard in groupby(samples, key=lambda pair: int(shards.shard_of[pair[0]])):
+            write_tar(out / names[shard_number], counted(of_shard, progress))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        jobs.finished(out, names)
+    return out
+
+
+def counted(samples: Iterable[tuple[int, Scores]], progress: Progress) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for _, scores in samples:
+        yield scores.key, scores.members()
+        progress.advance()
+
+
+def score_samples(
+    method: Method, shards: ShardFolder, numbers: Sequence[int], config: Config, device: torch.device
+) -> Iterator[tuple[int, Scores]]:
+    """(number, cams) of these samples, in order."""
+    loader = eval_loader(
+        shards,
+        Squash(size=config.data.image_size),
+        batch_size=config.cam.batch_size,
+        numbers=numbers,
+        workers=config.data.workers if numbers else 0,
+    )
+    for batch in loader:
+        batch = to_device(batch, device)
+        cams, probs_BK = cams_of(method, batch["image"], config.cam)
+        on_host = {kind: cam_BKhw.cpu().numpy() for kind, cam_BKhw in cams.items()}
+        probs = probs_BK.cpu().tolist()
+        for i, number in enumerate(batch["number"]):
+            channels = chosen_classes(batch["image_label"][i], config.cam)
+            yield (
+                number,
+                Scores(
+                    key=batch["key"][i],
+                    group=shards.groups[number],
+                    class_ids=tuple(channel + 1 for channel in channels),
+                    cls_probs=tuple(probs[i]),
+                    maps={kind: cam_BKhw[i][channels] for kind, cam_BKhw in on_host.items()},
+                ),
+            )
+
+
+def cams_of(method: Method, image: torch.Tensor, cam: CamConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Cams of all kinds (B, K, h, w) and class probabilities (B, K), as the config's `cam:` says."""
+    method.eval()
+    return multi_scale_cam(
+        lambda view: view_maps(method.student, method.maps_of, view, cam.kinds, cam.layers),
+        image,
+        stride=method.student.stride,
+        scales=cam.scales,
+        flip=cam.flip,
+    )
+
+
+def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
+    """Channels whose maps are kept: all, or those of the image label."""
+    if cam.classes == "all":
+        return list(range(len(image_label_K)))
+    return torch.nonzero(image_label_K).flatten().tolist()
+
+
+def main(arguments: Sequence[str]) -> None:
+    run, split, folder = arguments
+    infer(Path(run), split, Path(folder))
+
+
+if __name__ == "__main__":
+    with told():
+        main(sys.argv[1:])

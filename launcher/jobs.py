@@ -1,0 +1,121 @@
+"""Jobs that turn one input shard into one output shard of the same name: safe to kill, to run again, to share.
+
+An output folder holds job.json, which says what made it (inputs and settings), and the finished shards. A shard
+appears under its name whole; a second run does the missing ones; other settings are refused, not mixed in.
+Nothing in an output depends on the number of workers, so its bytes do not either.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launcher.errors import RunError
+from launcher.progress import Progress
+from shards.schema import DataError
+
+JOB = "job.json"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def open_output(out: Path, content: dict[str, Any]) -> None:
+    """Create the output folder, or check that it was made of the same inputs and settings.
+
+    Raises:
+        RunError: it was made of something else; names the first difference.
+    """
+    content = json.loads(json.dumps(content))
+    before = made_of(out)
+    if before is not None:
+        different = [name for name in {**before, **content} if before.get(name) != content.get(name)]
+        if different:
+            name = different[0]
+            raise RunError(
+                f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); "
+                "remove the folder first"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{JOB}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(out / JOB)
+
+
+def made_of(out: Path) -> dict[str, Any] | None:
+    """What an output folder was made of; None if there is none."""
+    path = out / JOB
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def missing(out: Path, names: Sequence[str]) -> list[str]:
+    """The shards that are not there yet, in order."""
+    return [name for name in names if not (out / name).is_file()]
+
+
+def finished(out: Path, names: Sequence[str]) -> None:
+    """Raise RunError unless all shards are there."""
+    gone = missing(out, names)
+    if gone:
+        raise RunError(f"{out}: {len(gone)} of {len(names)} shards are missing, first {gone[0]}; run the job again")
+
+
+def run_pool(
+    work: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None, label: str
+) -> Iterator[Result]:
+    """Do `work` on every item in worker processes, with progress; results in the order of the items.
+
+    All items are tried before an error is raised, so that one bad shard does not hold up the others.
+
+    Args:
+        workers: processes; None = one per core. More than items are refused: the rest would idle.
+
+    Raises:
+        DataError: more workers than items, or the failed items with their errors.
+    """
+    if workers is not None and workers > len(items) > 0:
+        raise DataError(f"{len(items)} shards cannot feed {workers} workers: lower the number of workers")
+    workers = workers or min(os.cpu_count() or 1, max(len(items), 1))
+    results: dict[int, Result] = {}
+    errors: list[str] = []
+    with Progress(len(items), label, "shard") as progress:
+        for number, outcome in outcomes(work, items, workers):
+            if isinstance(outcome, (DataError, RunError, ValueError, OSError, BrokenProcessPool)):
+                errors.append(f"{items[number]}: {outcome}")
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                results[number] = outcome
+            progress.advance()
+    if errors:
+        raise DataError(f"{label}: {len(errors)} of {len(items)} shards failed:\n  " + "\n  ".join(errors))
+    return iter([results[number] for number in range(len(items))])
+
+
+def outcomes(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterable[tuple[int, Result | BaseException]]:
+    """(number, result or exception) of each item as it comes."""
+    if workers == 1 or len(items) <= 1:
+        for number, item in enumerate(items):
+            try:
+                yield number, work(item)
+            except Exception as error:
+                yield number, error
+        return
+    # Workers must not share the parent's threads or CUDA state, and run one thread each: the pool is the parallelism.
+    context = multiprocessing.get_context("spawn")
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS",)}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures = {pool.submit(work, item): number for number, item in enumerate(items)}
+            for future in as_completed(futures):
+                yield futures[future], future.exception() or future.result()
+    finally:
+        for name, value in threads.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

@@ -1,0 +1,96 @@
+"""CAM shards + image shards -> mask shards, in parallel worker processes."""
+
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from launcher import jobs
+from launcher.build import load_about
+from launcher.config import Named, RefineConfig, options_of
+from launcher.errors import RunError
+from launcher.scores import REFINED, Scores, read_scores
+from shards.stream import ShardFolder
+from shards.write import write_tar
+from wsss.cam import resize
+from wsss.refine import REFINERS, mask_of
+
+
+def refine(run: Path, split: str, settings: RefineConfig | None = None) -> list[Path]:
+    """Write RUN/masks/KIND+CHAIN/SPLIT/ for every kind of CAM; returns these folders.
+
+    Args:
+        settings: None = the run's own `refine:`.
+
+    Raises:
+        RunError: no CAMs of this split yet, a kind that was not inferred, or other settings in the output folder.
+        DataError: shards that failed, each with its reason.
+    """
+    config, _ = load_about(run)
+    settings = settings or config.refine
+    cams = run / "cams" / split
+    inferred = jobs.made_of(cams)
+    if inferred is None:
+        raise RunError(f"{cams}: no CAMs here; run `wsss infer {run}` first")
+    shards = ShardFolder(Path(inferred["shards"]))
+    names = [shard.name for shard in shards.index.shards]
+    jobs.finished(cams, names)
+    kinds = settings.cams or config.cam.kinds
+    unknown = sorted(set(kinds) - set(config.cam.kinds))
+    if unknown:
+        raise RunError(f"refine.cams: {unknown} not among the inferred kinds {list(config.cam.kinds)}")
+    outs = []
+    for kind in kinds:
+        out = run / "masks" / "+".join([kind, *(refiner.name for refiner in settings.chain)]) / split
+        chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
+        jobs.open_output(out, {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold})
+        work = partial(refine_shard, shards.folder, cams, out, kind, settings.chain, settings.threshold)
+        todo = jobs.missing(out, names)
+        list(jobs.run_pool(work, todo, workers=settings.workers, label=f"refine {kind} {split}"))
+        outs.append(out)
+    return outs
+
+
+def refine_shard(
+    folder: Path, cams: Path, out: Path, kind: str, chain: tuple[Named, ...], threshold: float, name: str
+) -> None:
+    """One CAM shard -> one mask shard of the same name."""
+    shards = open_shards(folder)
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for number, scores in zip(shards.numbers_of(name), read_scores(cams / name), strict=True):
+            if scores.key != shards.keys[number]:
+                raise RunError(f"{cams / name}: holds '{scores.key}' where {folder} has '{shards.keys[number]}'")
+            yield scores.key, refine_one(shards.image(number), scores, kind, chain, threshold).members()
+
+    write_tar(out / name, samples())
+
+
+@lru_cache(maxsize=1)
+def open_shards(folder: Path) -> ShardFolder:
+    """Opened once per worker process."""
+    return ShardFolder(folder)
+
+
+def refine_one(image_HW3: np.ndarray, scores: Scores, kind: str, chain: tuple[Named, ...], threshold: float) -> Scores:
+    """Resize the cam to the image, run the chain, threshold."""
+    scores_nHW = at_size(scores.maps[kind], image_HW3.shape[:2])
+    for refiner in chain:
+        scores_nHW = REFINERS[refiner.name](image_HW3, scores_nHW, **options_of(refiner, REFINERS))
+    return Scores(
+        key=scores.key,
+        group=scores.group,
+        class_ids=scores.class_ids,
+        cls_probs=scores.cls_probs,
+        maps={REFINED: scores_nHW},
+        mask=mask_of(scores_nHW, scores.class_ids, threshold=threshold),
+    )
+
+
+def at_size(scores_nhw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Score maps at the image's size, bilinear."""
+    if len(scores_nhw) == 0:
+        return np.zeros((0, *size), dtype=np.float32)
+    return resize(torch.from_numpy(scores_nhw)[None], size)[0].numpy()

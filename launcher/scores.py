@@ -1,0 +1,88 @@
+"""What lies in CAM shards and mask shards.
+
+KEY.json      classes of the maps, class probabilities, group
+KEY.KIND.npy  (n, h, w) float16 scores in [0, 1] of the n classes: a CAM at its own grid, or refined at the image's size
+KEY.png       mask shards only: the final mask, class ids at the image's size
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.index import tar_members
+from shards.schema import decode_mask, encode_mask
+
+REFINED = "refined"  # the kind of the scores in a mask shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one image.
+
+    Attributes:
+        class_ids: ids 1..K of the n maps.
+        cls_probs: (K) probability that each class is in the image.
+        maps: {kind: (n, h, w) float32}.
+        mask: (H, W) class ids, in mask shards.
+    """
+
+    key: str
+    group: str
+    class_ids: tuple[int, ...]
+    cls_probs: tuple[float, ...]
+    maps: Mapping[str, np.ndarray]
+    mask: np.ndarray | None = None
+
+    def members(self) -> dict[str, bytes]:
+        about = {"class_ids": self.class_ids, "cls_probs": [round(p, 6) for p in self.cls_probs], "group": self.group}
+        members = {"json": json.dumps(about, sort_keys=True).encode()}
+        for kind, scores_nhw in self.maps.items():
+            members[f"{kind}.npy"] = npy_bytes(scores_nhw.astype(np.float16))
+        if self.mask is not None:
+            members["png"] = encode_mask(self.mask)
+        return members
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_scores(path: Path) -> Iterator[Scores]:
+    """The samples of a CAM or mask shard, in order.
+
+    Raises:
+        DataError: the tar is damaged.
+    """
+    members: dict[str, bytes] = {}
+    current = None
+    for key, extension, _, data in tar_members(path):
+        if current is not None and key != current:
+            yield parse(current, members, path)
+            members = {}
+        current = key
+        members[extension] = data
+    if current is not None:
+        yield parse(current, members, path)
+
+
+def parse(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
+    about = json.loads(members["json"])
+    maps = {
+        extension.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+        for extension, data in members.items()
+        if extension.endswith(".npy")
+    }
+    return Scores(
+        key=key,
+        group=about["group"],
+        class_ids=tuple(about["class_ids"]),
+        cls_probs=tuple(about["cls_probs"]),
+        maps=maps,
+        mask=decode_mask(members["png"], f"{path}: {key}") if "png" in members else None,
+    )

@@ -1,0 +1,197 @@
+"""`accelerate launch -m launcher.train CONFIG [section.key=value ...]`: config -> objects -> Trainer.fit."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher import checkpoint
+from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
+from launcher.config import Config, flatten, load_config, to_yaml
+from launcher.errors import RunError, told
+from launcher.topology import make_accelerator
+from launcher.tracking import NoTracker, Tracker
+from launcher.trainer import Batch, Trainer
+from launcher.validate import validator
+from shards.augment import Augment
+from shards.stream import ShardFolder, Slice, train_loader
+from wsss.optim import lr_at, parameter_groups
+
+PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
+# Settings that do not change the trained weights, so that a run may go on with others.
+FREE_TO_CHANGE = (
+    *("launch.", "tracking.", "cam.", "refine.", "evaluate.", "data.val", "data.tune", "data.workers"),
+    *("train.log_every", "train.eval_every", "train.save_every", "train.keep"),
+)
+
+
+def train(config: Config) -> None:
+    """Train a run to its end, from its last checkpoint if it has one. Called by every process.
+
+    Raises:
+        ConfigError, DataError, RunError: what the user can mend, before the first step.
+    """
+    run = run_folder(config)
+    train_shards, val_shards = check_inputs(config)
+    accelerator = make_accelerator(config, processes=config.launch.processes)
+    main = accelerator.is_main_process
+    class_set = train_shards.index.as_class_set()
+    torch.manual_seed(config.train.seed)  # the same initial weights on all ranks
+    method = build_method(config, class_set)
+    optimizer = torch.optim.AdamW(parameter_groups(method, config.train.weight_decay), lr=config.train.lr, fused=True)
+
+    found = checkpoint.checkpoints(run)
+    about = describe(config, train_shards, accelerator.num_processes)
+    tracker = open_tracker(config, run, about, found) if main else NoTracker()
+    trainer = Trainer(
+        config=config.train,
+        run=run,
+        accelerator=accelerator,
+        method=method,
+        optimizer=optimizer,
+        lr_at=partial(
+            lr_at,
+            lr=config.train.lr,
+            steps=max(config.train.steps, 1),
+            warmup_steps=config.train.warmup_steps,
+            power=config.train.power,
+        ),
+        batches_from=partial(batches_from, config, train_shards, accelerator.process_index, accelerator.num_processes),
+        evaluate=validator(config, method, val_shards, accelerator, tracker) if val_shards else None,
+        tracker=tracker,
+        global_batch_size=config.data.global_batch_size,
+    )
+    status = "FAILED"
+    try:
+        trainer.fit()
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+
+
+def check_inputs(config: Config) -> tuple[ShardFolder, ShardFolder | None]:
+    """Open everything that a run reads, so that what is wrong is said before any process starts to train."""
+    run = run_folder(config)
+    train_shards = ShardFolder(config.data.train, "label")
+    if (run / ABOUT).is_file():
+        check_same_run(config, run, train_shards.index.fingerprint)
+    val_shards = ShardFolder(config.data.val, "pixel") if config.data.val else None
+    for name, folder in (("data.val", config.data.val), ("data.tune", config.data.tune)):
+        if folder is None:
+            continue
+        other = ShardFolder(folder, "pixel").index
+        if other.classes != train_shards.index.classes:
+            raise RunError(f"{name}: {folder} has classes {other.classes}, data.train {train_shards.index.classes}")
+        shared = sorted(other.groups & train_shards.index.groups)
+        if shared:
+            raise RunError(f"{name}: {folder} shares {len(shared)} groups with data.train, first '{shared[0]}'")
+    if config.teacher is not None:
+        load_about(config.teacher)
+        checkpoint.latest(config.teacher)
+    return train_shards, val_shards
+
+
+def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
+    """Raise RunError if the run was begun on other data, or with other settings that change its weights."""
+    config_before, about = load_about(run)
+    before, now = flatten(config_before.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    different = [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if about["dataset_fingerprint"] != fingerprint:
+        different.append(f"dataset fingerprint: {about['dataset_fingerprint']} -> {fingerprint}")
+    if different:
+        raise RunError(
+            f"{run} exists and was begun with other settings ({'; '.join(different)}): give the new run another name, "
+            "or remove the folder"
+        )
+
+
+def batches_from(config: Config, shards: ShardFolder, rank: int, ranks: int, step: int) -> Iterator[Batch]:
+    """This rank's endless micro-batches from a step on."""
+    part = Slice(
+        rank=rank, ranks=ranks, global_batch_size=config.data.global_batch_size, accumulate=config.train.accumulate
+    )
+    transform = Augment(size=config.data.image_size, min_crop=config.data.min_crop, flip=config.data.flip)
+    loader = train_loader(
+        shards, transform, seed=config.train.seed, part=part, workers=config.data.workers, first_step=step
+    )
+    return iter(loader)
+
+
+def describe(config: Config, shards: ShardFolder, processes: int) -> dict[str, Any]:
+    """What run.json holds: where this run came from."""
+    return {
+        "class_set": shards.index.class_set,
+        "classes": shards.index.classes,
+        "dataset_fingerprint": shards.index.fingerprint,
+        "processes": processes,
+        "git_commit": git_commit(),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES if name in installed()},
+        "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
+    }
+
+
+def installed() -> set[str]:
+    from importlib.metadata import distributions
+
+    return {d.metadata["Name"] for d in distributions()}
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, with '+changes' if files differ from it; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[Path]) -> Tracker:
+    """Write the run's config.yaml and run.json, and begin or go on with its MLflow run."""
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / ABOUT
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    (run / CONFIG).write_text(to_yaml(config))
+    tracker = Tracker(
+        run,
+        experiment=config.tracking.experiment,
+        run_id=before.get("mlflow_run_id"),
+        params=flatten(config.model_dump(mode="json")),
+        tags={"git_commit": about["git_commit"], "dataset_fingerprint": about["dataset_fingerprint"]},
+        datasets={"train": (config.data.train.name, config.data.train, about["dataset_fingerprint"])},
+        first_step=checkpoint.step_of(found[-1]) if found else 0,
+    )
+    path.write_text(json.dumps({**about, "mlflow_run_id": tracker.run_id}, indent=1))
+    tracker.artifact(run / CONFIG)
+    return tracker
+
+
+def main(arguments: Sequence[str]) -> None:
+    try:
+        train(load_config(Path(arguments[0]), arguments[1:]))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with told():
+        main(sys.argv[1:])

@@ -1,0 +1,198 @@
+"""The training loop. It knows losses, steps and time, and nothing of the science."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from launcher import checkpoint
+from launcher.config import TrainConfig
+from launcher.errors import RunError
+from launcher.progress import Progress
+from launcher.tracking import NoTracker
+from wsss.methods.base import Method
+
+Batch = dict[str, Any]
+
+
+class Trainer:
+    """Steps from the last checkpoint to the last step.
+
+    Args:
+        run: the run's folder, for checkpoints.
+        batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
+        lr_at: step (0-based) -> learning rate.
+        evaluate: step -> None, called by all ranks; None = never.
+        global_batch_size: images per step, for the rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        run: Path,
+        accelerator: Accelerator,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        lr_at: Callable[[int], float],
+        batches_from: Callable[[int], Iterator[Batch]],
+        evaluate: Callable[[int], None] | None,
+        tracker: NoTracker,
+        global_batch_size: int,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.accelerator = accelerator
+        self.unwrapped = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
+        self.method, self.optimizer = accelerator.prepare(method, optimizer)
+        self.lr_at = lr_at
+        self.batches_from = batches_from
+        self.evaluate = evaluate
+        self.tracker = tracker
+        self.global_batch_size = global_batch_size
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self.step = 0
+        self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
+        self.window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
+        self.window_batches = 0
+        self.window_at = time.perf_counter()
+
+    def fit(self) -> None:
+        """Train to the last step; raises RunError if a loss or gradient stops being finite."""
+        self.resume()
+        done_before = self.step == self.config.steps and bool(checkpoint.checkpoints(self.run))
+        batches = self.batches_from(self.step) if self.step < self.config.steps else iter(())
+        with Progress(
+            self.config.steps, "train", "step", initial=self.step, enabled=self.accelerator.is_main_process
+        ) as progress:
+            while self.step < self.config.steps:
+                self.train_step(batches)
+                self.step += 1
+                note = self.log() if self.due(self.config.log_every) else ""
+                if self.due(self.config.save_every):
+                    self.save()
+                if self.due(self.config.eval_every):
+                    self.run_evaluation()
+                progress.advance(note=note)
+        if self.step == 0:  # the untrained control: its checkpoint and its figures
+            self.save()
+            self.run_evaluation()
+        elif done_before and self.accelerator.is_main_process:
+            print(f"{self.run}: all {self.step} steps were done already")
+
+    def due(self, every: int | None) -> bool:
+        """Is it time, after this step? Always at the last one."""
+        return self.step == self.config.steps or bool(every and self.step % every == 0)
+
+    def train_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer update from `accumulate` micro-batches, without waiting for the device."""
+        seed_step(self.config.seed, self.step, self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(self.step)
+        self.method.train()
+        for micro in range(self.config.accumulate):
+            batch = to_device(next(batches), self.accelerator.device)
+            last = micro + 1 == self.config.accumulate
+            with self.accelerator.no_sync(self.method) if not last else nullcontext():
+                losses = self.method(batch, self.step)
+                self.accelerator.backward(poisoned(losses["loss"]) / self.config.accumulate)
+            self.add_to_window(losses)
+        self.guard(clip_gradients(self.parameters, self.config.max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cpu":
+            self.stop_if_not_finite()
+
+    def guard(self, grad_norm: Tensor) -> None:
+        """Forbid this and all further updates from the first gradient on that is not finite.
+
+        Gradients are equal on all ranks here, so all ranks decide alike. The fused optimizer skips the update
+        on the device; the host looks when it logs, and finds the weights of the last good step.
+        """
+        bad = ~torch.isfinite(grad_norm)
+        self.bad_step = torch.where(bad & (self.bad_step == 0), float(self.step + 1), self.bad_step)
+        self.optimizer.optimizer.found_inf = (self.bad_step > 0).float()
+
+    def stop_if_not_finite(self) -> None:
+        if bad_step := int(self.bad_step.item()):
+            parts = {name: total.item() / max(self.window_batches, 1) for name, total in self.window.items()}
+            good = checkpoint.checkpoints(self.run)
+            raise RunError(
+                f"non-finite loss or gradient at step {bad_step}; mean losses since the last log on rank "
+                f"{self.accelerator.process_index}: {parts}; last good checkpoint: {good[-1] if good else 'none'}. "
+                "No update was made from it; lower train.lr, set train.max_grad_norm or look at the data"
+            )
+
+    def add_to_window(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            value = value.detach().float()
+            self.window[name] = self.window[name] + value if name in self.window else value
+        self.window_batches += 1
+
+    def log(self) -> str:
+        """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
+        self.stop_if_not_finite()
+        names = sorted(self.window)
+        means = torch.stack([self.window[name] for name in names]) / self.window_batches
+        values = self.accelerator.reduce(means, "mean").tolist()
+        now = time.perf_counter()
+        images = self.window_batches / self.config.accumulate * self.global_batch_size
+        rate = images / (now - self.window_at)
+        self.window, self.window_batches, self.window_at = {}, 0, now
+        metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
+        self.tracker.log(metrics, self.step)
+        return f"loss {metrics['train/loss']:.4f}, {rate:.1f} images/s"
+
+    def run_evaluation(self) -> None:
+        if self.evaluate is not None:
+            checkpoint.average_buffers(self.unwrapped)
+            self.evaluate(self.step)
+            self.window_at = time.perf_counter()  # evaluation is not training time
+
+    def save(self) -> None:
+        self.stop_if_not_finite()
+        checkpoint.average_buffers(self.unwrapped)
+        started = time.perf_counter()
+        keep = self.config.keep
+        checkpoint.save(self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep)
+        stall_s = time.perf_counter() - started
+        self.tracker.log({"train/save_s": stall_s}, self.step)
+        self.window_at += stall_s
+
+    def resume(self) -> None:
+        """Go on from the newest complete checkpoint, if there is one."""
+        found = checkpoint.checkpoints(self.run)
+        if found:
+            self.step = checkpoint.load(found[-1], self.unwrapped, self.optimizer, self.accelerator.device)
+            if self.accelerator.is_main_process:
+                print(f"resuming from {found[-1]}")
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss, but with NaN for gradient if its value is not finite: then every rank sees it after the reduction."""
+    return loss * (1 + 0 * loss.detach())
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
+    """Length of the whole gradient; scales it in place to at most `max_norm`."""
+    if max_norm is None:
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors; the image arrives as uint8 and becomes float RGB in [0, 1] on the device."""
+    moved = {n: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for n, v in batch.items()}
+    return {**moved, "image": moved["image"].float() / 255}
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Key whatever randomness a method draws on the device by (seed, step, rank): resuming needs no state of it."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,81 @@
+"""Evaluation inside training: figures and a CAM gallery of the validation split, shared out over the ranks."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from launcher.config import Config
+from launcher.evaluate import Tally, classification_figures, figures_at
+from launcher.infer import score_samples
+from launcher.pictures import gallery, heat, outlined
+from launcher.refine import at_size
+from launcher.scores import Scores
+from launcher.tracking import NoTracker
+from shards.stream import ShardFolder
+from wsss.methods.base import Method
+
+IN_TRAINING = ("per_image_iou", "pooled_iou", "precision", "recall", "false_alarm_area")
+
+
+def validator(
+    config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: NoTracker
+) -> Callable[[int], None]:
+    """step -> log the figures of every CAM kind at the fixed threshold, and the gallery. All ranks must call it.
+
+    Each rank scores every ranks-th sample, once; rank 0 puts them together.
+    """
+    drawn = gallery_numbers(shards, config.evaluate.gallery)
+
+    def validate(step: int) -> None:
+        numbers = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
+        tallies = {kind: Tally() for kind in config.cam.kinds}
+        rows = {}
+        for number, scores in score_samples(method, shards, numbers, config, accelerator.device):
+            truth_HW = shards.mask(number)
+            regions = shards.regions(number)
+            for kind, tally in tallies.items():
+                score_HW = torch.from_numpy(at_size(scores.maps[kind], truth_HW.shape)[0])
+                tally.add(scores, score_HW, torch.from_numpy(truth_HW), regions)
+            if number in drawn:
+                rows[number] = gallery_row(shards, number, scores)
+        for other, other_rows in gather_object([(tallies, rows)])[1:] if accelerator.num_processes > 1 else []:
+            rows.update(other_rows)
+            for kind, tally in tallies.items():
+                tally.extend(other[kind])
+        if accelerator.is_main_process:
+            metrics = {f"val/{name}": value for name, value in classification_figures(tally).items()}
+            for kind, tally in tallies.items():
+                figures = figures_at(tally, config.evaluate.threshold)
+                wanted = [name for name in figures if name in IN_TRAINING or name.endswith("_area")]
+                metrics |= {f"val/{kind}/{name}": figures[name] for name in wanted if not np.isnan(figures[name])}
+            tracker.log(metrics, step)
+            if rows:
+                tracker.image("gallery", gallery([rows[number] for number in sorted(rows)]), step)
+            print(f"step {step}: " + ", ".join(f"{n.removeprefix('val/')} {v:.3f}" for n, v in metrics.items()))
+        accelerator.wait_for_everyone()
+
+    return validate
+
+
+def gallery_numbers(shards: ShardFolder, count: int) -> set[int]:
+    """A fixed choice of samples, half of them with a class and half without, spread over the groups."""
+    shown = [n for n in range(len(shards)) if shards.image_label_NK[n].any()]
+    clear = [n for n in range(len(shards)) if not shards.image_label_NK[n].any()]
+    chosen: set[int] = set()
+    for pool, wanted in ((shown, (count + 1) // 2), (clear, count // 2)):
+        ordered = sorted(pool, key=lambda n: shards.keys[n])
+        places = np.linspace(0, len(ordered) - 1, min(wanted, len(ordered))).round().astype(int)
+        chosen.update(ordered[place] for place in places)
+    return chosen
+
+
+def gallery_row(shards: ShardFolder, number: int, scores: Scores) -> tuple[str, dict[str, np.ndarray]]:
+    """The image with its truth, and every kind of cam over it."""
+    image_HW3 = shards.image(number)
+    pictures = {"image, truth": outlined(image_HW3, shards.mask(number))}
+    for kind, scores_nhw in scores.maps.items():
+        pictures[kind] = heat(image_HW3, at_size(scores_nhw, image_HW3.shape[:2]).max(0))
+    return f"{scores.key}  p={max(scores.cls_probs):.2f}", pictures
