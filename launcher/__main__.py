@@ -148,12 +148,12 @@ def train(
     from launcher.checkpoint import latest
     from launcher.config import load_config
     from launcher.topology import launch, launch_command
-    from launcher.train import check_inputs
+    from launcher.train import preflight
 
     settings = load_config(config, overrides or [])
-    check_inputs(settings)
     if resume:
         latest(run_folder(settings))
+    preflight(settings)
     arguments = [str(config), *(overrides or [])]
     if dry_run:
         print(" ".join(launch_command(settings, "launcher.train", arguments)[0]))
@@ -188,14 +188,13 @@ def refine(run: Run, split: Split = None, overwrite: Overwrite = False) -> None:
     import shutil
 
     from launcher.build import load_about
-    from launcher.refine import refine as refine_split
+    from launcher.refine import refine as refine_run
 
-    settings, _ = load_about(run)
-    for name in splits(settings, split):
-        for old in (run / "masks").glob(f"*/{name}") if overwrite else ():
-            shutil.rmtree(old)
-        for folder in refine_split(run, name):
-            print(f"masks: {folder}")
+    names = list(splits(load_about(run)[0], split))
+    for old in [old for name in names for old in (run / "masks").glob(f"*/{name}") if overwrite]:
+        shutil.rmtree(old)
+    for folder in refine_run(run, names):
+        print(f"masks: {folder}")
 
 
 @app.command(epilog=example("wsss evaluate runs/demo/student"))

@@ -6,13 +6,13 @@ from pathlib import Path
 from launcher.checkpoint import latest, load_method
 from launcher.config import Config, load_config, options_of
 from launcher.errors import ConfigError, RunError
+from launcher.tracking import RUNS
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
 from wsss.models.base import Network
 
-RUNS = Path("runs")
 CONFIG = "config.yaml"
 ABOUT = "run.json"
 

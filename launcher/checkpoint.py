@@ -61,10 +61,10 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Load a checkpoint into an unwrapped method and its optimizer; returns its step."""
+def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint into an unwrapped method and its optimizer, wherever they are; returns its step."""
     load_method(method, folder)
-    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location=device, weights_only=True))
+    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
     return step_of(folder)
 
 

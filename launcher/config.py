@@ -243,19 +243,23 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override '{override}': the value is not YAML: {error}") from error
     place: Any = content
     for part in parts[:-1]:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else place[index_of(part, place, override)]
-    if isinstance(place, list):
-        place[index_of(parts[-1], place, override)] = value
-    elif isinstance(place, dict):
+        if isinstance(place, dict) and not part.isdigit():
+            place = place.setdefault(part, {})
+        else:
+            place = place[index_of(part, place, override)]
+    if isinstance(place, dict) and not parts[-1].isdigit():
         place[parts[-1]] = value
     else:
-        raise ConfigError(f"override '{override}': '{'.'.join(parts[:-1])}' is a value, not a section")
+        place[index_of(parts[-1], place, override)] = value
 
 
 def index_of(part: str, place: Any, override: str) -> int:
-    if not isinstance(place, list) or not part.isdigit() or int(part) >= len(place):
-        raise ConfigError(f"override '{override}': '{part}' is no section or list entry here")
-    return int(part)
+    """A part of an override's path as the index of a list that the file writes out."""
+    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+        return int(part)
+    raise ConfigError(
+        f"override '{override}': the file has no list entry or section '{part}' there; give the whole list"
+    )
 
 
 def describe(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:

@@ -70,7 +70,7 @@ def curves_svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.2), layout="tight")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for name, (x, y) in lines.items():
         axes.plot(x, y, label=name, linewidth=1.4)
@@ -79,7 +79,7 @@ def curves_svg(
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if lines:
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer)
     text = buffer.getvalue()

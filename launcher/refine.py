@@ -1,8 +1,9 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,57 +19,69 @@ from wsss.cam import resize
 from wsss.refine import REFINERS, mask_of
 
 
-def refine(run: Path, split: str, settings: RefineConfig | None = None) -> list[Path]:
-    """Write RUN/masks/KIND+CHAIN/SPLIT/ for every kind of CAM; returns these folders.
+def refine(run: Path, splits: Sequence[str], settings: RefineConfig | None = None) -> list[Path]:
+    """Write RUN/masks/KIND+CHAIN/SPLIT/ for every kind of CAM and every split; returns these folders.
 
     Args:
         settings: None = the run's own `refine:`.
 
     Raises:
-        RunError: no CAMs of this split yet, a kind that was not inferred, or other settings in the output folder.
+        RunError: no CAMs of a split yet, a kind that was not inferred, or other settings in an output folder.
         DataError: shards that failed, each with its reason.
     """
     config, _ = load_about(run)
     settings = settings or config.refine
-    cams = run / "cams" / split
-    inferred = jobs.made_of(cams)
-    if inferred is None:
-        raise RunError(f"{cams}: no CAMs here; run `wsss infer {run}` first")
-    shards = ShardFolder(Path(inferred["shards"]))
-    names = [shard.name for shard in shards.index.shards]
-    jobs.finished(cams, names)
-    kinds = settings.cams or config.cam.kinds
-    unknown = sorted(set(kinds) - set(config.cam.kinds))
-    if unknown:
-        raise RunError(f"refine.cams: {unknown} not among the inferred kinds {list(config.cam.kinds)}")
-    outs = []
-    for kind in kinds:
-        out = run / "masks" / "+".join([kind, *(refiner.name for refiner in settings.chain)]) / split
+    outs, items = [], []
+    for split in splits:
+        cams = run / "cams" / split
+        inferred = jobs.made_of(cams)
+        if inferred is None:
+            raise RunError(f"{cams}: no CAMs here; run `wsss infer {run}` first")
+        shards = ShardFolder(Path(inferred["shards"]))
+        names = [shard.name for shard in shards.index.shards]
+        jobs.finished(cams, names)
+        kinds = settings.cams or inferred["cam"]["kinds"]
+        unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
+        if unknown:
+            raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
         chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
-        jobs.open_output(out, {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold})
-        work = partial(refine_shard, shards.folder, cams, out, kind, settings.chain, settings.threshold)
-        todo = jobs.missing(out, names)
-        list(jobs.run_pool(work, todo, workers=settings.workers, label=f"refine {kind} {split}"))
-        outs.append(out)
+        for kind in kinds:
+            out = run / "masks" / "+".join([kind, *(refiner.name for refiner in settings.chain)]) / split
+            jobs.open_output(out, {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold})
+            outs.append(out)
+            items += [Task(shards.folder, cams, out, kind, name) for name in jobs.missing(out, names)]
+    work = partial(refine_shard, settings.chain, settings.threshold)
+    list(jobs.run_pool(work, items, workers=settings.workers, label="refine"))
     return outs
 
 
-def refine_shard(
-    folder: Path, cams: Path, out: Path, kind: str, chain: tuple[Named, ...], threshold: float, name: str
-) -> None:
+class Task(NamedTuple):
+    """One shard of one kind of CAM to refine."""
+
+    images: Path
+    cams: Path
+    out: Path
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return str(self.out / self.name)
+
+
+def refine_shard(chain: tuple[Named, ...], threshold: float, task: Task) -> None:
     """One CAM shard -> one mask shard of the same name."""
-    shards = open_shards(folder)
+    shards = open_shards(task.images)
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for number, scores in zip(shards.numbers_of(name), read_scores(cams / name), strict=True):
+        for number, scores in zip(shards.numbers_of(task.name), read_scores(task.cams / task.name), strict=True):
             if scores.key != shards.keys[number]:
-                raise RunError(f"{cams / name}: holds '{scores.key}' where {folder} has '{shards.keys[number]}'")
-            yield scores.key, refine_one(shards.image(number), scores, kind, chain, threshold).members()
+                raise RunError(f"{task.cams / task.name}: holds '{scores.key}', images '{shards.keys[number]}'")
+            yield scores.key, refine_one(shards.image(number), scores, task.kind, chain, threshold).members()
 
-    write_tar(out / name, samples())
+    write_tar(task.out / task.name, samples())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def open_shards(folder: Path) -> ShardFolder:
     """Opened once per worker process."""
     return ShardFolder(folder)

@@ -45,6 +45,7 @@ def write_report(folder: Path) -> Path:
     runs = [run for run in dict.fromkeys(runs) if (run / EVALUATION).is_file()]
     if not runs:
         raise RunError(f"{folder}: no run with figures in or below it; run `wsss evaluate RUN` first")
+    runs.sort(key=lambda run: load_about(run)[1]["started"])
     described = [describe(run) for run in runs]
     environment = Environment(
         loader=PackageLoader("launcher", "."), autoescape=select_autoescape(["html"]), undefined=StrictUndefined

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.config import Config
 from launcher.errors import ConfigError
@@ -89,13 +89,14 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
 
     cpu = uses_cpu(config)
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    # A stated backend makes Accelerate look for a group even where one process needs none.
-    group = InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT) if started > 1 else None
+    handlers: list[Any] = []
+    if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
+        handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT))
     # Each rank keeps the BatchNorm statistics of its own images; checkpoint.average_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=config.train.precision, kwargs_handlers=[ddp, *([group] if group else [])])
+    handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
+    accelerator = Accelerator(cpu=cpu, mixed_precision=config.train.precision, kwargs_handlers=handlers)
     wanted = processes or started
     if accelerator.num_processes != wanted or started != wanted:
         raise ConfigError(

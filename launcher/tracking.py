@@ -8,11 +8,13 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+RUNS = Path("runs")
 METRICS = "metrics.jsonl"
 
 
@@ -21,7 +23,7 @@ class NoTracker:
 
     run_id: str | None = None
 
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def image(self, name: str, image: Image.Image, step: int) -> None: ...
 
@@ -48,91 +50,117 @@ class Tracker(NoTracker):
         *,
         experiment: str,
         run_id: str | None = None,
-        params: dict[str, Any] | None = None,
-        tags: dict[str, str] | None = None,
-        datasets: dict[str, tuple[str, Path, str]] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        datasets: Mapping[str, tuple[str, Path, str]] | None = None,
         first_step: int = 0,
     ) -> None:
         self.path = run / METRICS
         kept = [line for line in read_metrics(run) if line["step"] <= first_step]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.mlflow = self._begin(run, experiment, run_id, params or {}, tags or {}, datasets or {})
-
-    def _begin(
-        self,
-        run: Path,
-        experiment: str,
-        run_id: str | None,
-        params: dict[str, Any],
-        tags: dict[str, str],
-        datasets: dict[str, tuple[str, Path, str]],
-    ) -> Any:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks for minutes
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        import mlflow
-        from mlflow.data.dataset_source_registry import resolve_dataset_source
-        from mlflow.data.meta_dataset import MetaDataset
+        self.pending: list[Any] = []  # what MLflow is still writing
         from mlflow.exceptions import MlflowException
 
         try:
-            open_store(mlflow, experiment)
-            existing = run_id if run_id and has_run(mlflow, run_id) else None
-            active = mlflow.start_run(run_id=existing, run_name="/".join(run.parts[1:]))
-            self.run_id = active.info.run_id
-            if existing is None:
-                mlflow.log_params({name: str(value) for name, value in params.items()})
-                mlflow.set_tags(tags)
-                for context, (name, folder, fingerprint) in datasets.items():
-                    with warnings.catch_warnings():  # it finds its own local source twice and says so
-                        warnings.simplefilter("ignore")
-                        source = resolve_dataset_source(str(folder.resolve()))
-                    dataset = MetaDataset(source, name=name, digest=fingerprint)  # type: ignore[abstract]
-                    mlflow.log_input(dataset, context=context)
-            return mlflow
+            self.client, artifacts = open_client()
+            if run_id is None or not has_run(self.client, run_id):
+                experiment_id = find_experiment(self.client, experiment, artifacts)
+                name = "/".join(run.parts[1:])
+                run_id = begin_run(self.client, experiment_id, name, params or {}, tags or {}, datasets or {})
+            else:
+                self.client.update_run(run_id, status="RUNNING")
+            self.run_id = run_id
         except (MlflowException, OSError) as error:
             warnings.warn(f"MLflow is not available, metrics go to {self.path} alone: {error}", stacklevel=2)
-            return None
+            self.client = None
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        now_s = time.time()
         metrics = {name: float(value) for name, value in metrics.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
-        if self.mlflow:
-            self.mlflow.log_metrics(metrics, step=step, synchronous=False)
+            file.write(json.dumps({"step": step, "time": now_s, **metrics}) + "\n")
+        if self.client:
+            from mlflow.entities import Metric
+
+            points = [Metric(name, value, int(now_s * 1000), step) for name, value in metrics.items()]
+            self.pending.append(self.client.log_batch(self.run_id, metrics=points, synchronous=False))
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
-        if self.mlflow:
-            self.mlflow.log_image(image, key=name, step=step, synchronous=False)
+        if self.client:
+            self.client.log_image(self.run_id, image, key=name, step=step, synchronous=False)
 
     def artifact(self, path: Path) -> None:
-        if self.mlflow:
-            self.mlflow.log_artifact(str(path))
+        if self.client:
+            self.client.log_artifact(self.run_id, str(path))
 
     def close(self, status: str = "FINISHED") -> None:
-        if self.mlflow:
-            self.mlflow.flush_async_logging()
-            self.mlflow.flush_artifact_async_logging()
-            self.mlflow.end_run(status)
+        """Wait until MLflow has written everything, and end its run."""
+        if self.client:
+            import mlflow
+
+            for operation in self.pending:
+                operation.wait()
+            mlflow.flush_artifact_async_logging()
+            self.client.set_terminated(self.run_id, status)
 
 
-def open_store(mlflow: Any, experiment: str) -> None:
-    """Point MLflow at its store and experiment; by default files below runs/, wherever MLflow itself would put them."""
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        mlflow.set_experiment(experiment)
-        return
-    root = Path("runs").resolve()
-    root.mkdir(exist_ok=True)
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    if mlflow.get_experiment_by_name(experiment) is None:
-        mlflow.create_experiment(experiment, artifact_location=(root / "mlartifacts").as_uri())
-    mlflow.set_experiment(experiment)
+def open_client() -> tuple[Any, str | None]:
+    """A client of the store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
+
+    By default both are below runs/; a named store decides for itself where artifacts go.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    RUNS.mkdir(exist_ok=True)
+    here = f"sqlite:///{(RUNS / 'mlflow.db').resolve()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", here)
+    mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
+    return mlflow.MlflowClient(uri), (RUNS / "mlartifacts").resolve().as_uri() if uri == here else None
 
 
-def has_run(mlflow: Any, run_id: str) -> bool:
+def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """Id of an experiment, created if it is new."""
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+
+
+def begin_run(
+    client: Any,
+    experiment_id: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    datasets: Mapping[str, tuple[str, Path, str]],
+) -> str:
+    """Create an MLflow run with its parameters, tags and datasets; returns its id."""
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag, Param, RunTag
+
+    run_id = client.create_run(experiment_id, run_name=name).info.run_id
+    client.log_batch(
+        run_id,
+        params=[Param(key, str(value)) for key, value in params.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    inputs = []
+    for context, (dataset_name, folder, fingerprint) in datasets.items():
+        with warnings.catch_warnings():  # it finds its own local source twice and says so
+            warnings.simplefilter("ignore")
+            source = resolve_dataset_source(str(folder.resolve()))
+        dataset = MetaDataset(source, name=dataset_name, digest=fingerprint)  # type: ignore[abstract]
+        inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
+    client.log_inputs(run_id, inputs)
+    return run_id
+
+
+def has_run(client: Any, run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        return mlflow.get_run(run_id).info.lifecycle_stage == "active"
+        return client.get_run(run_id).info.lifecycle_stage == "active"
     except MlflowException:
         return False
 

@@ -1,27 +1,31 @@
 """`accelerate launch -m launcher.train CONFIG [section.key=value ...]`: config -> objects -> Trainer.fit."""
 
+import getpass
 import json
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from launcher import checkpoint
 from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
 from launcher.config import Config, flatten, load_config, to_yaml
 from launcher.errors import RunError, told
-from launcher.topology import make_accelerator
+from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Batch, Trainer
 from launcher.validate import validator
 from shards.augment import Augment
 from shards.stream import ShardFolder, Slice, train_loader
+from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
 
 PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
@@ -32,8 +36,11 @@ FREE_TO_CHANGE = (
 )
 
 
-def train(config: Config) -> None:
+def train(config: Config) -> Method:
     """Train a run to its end, from its last checkpoint if it has one. Called by every process.
+
+    Returns:
+        The trained method, not wrapped.
 
     Raises:
         ConfigError, DataError, RunError: what the user can mend, before the first step.
@@ -74,6 +81,15 @@ def train(config: Config) -> None:
         status = "FINISHED"
     finally:
         tracker.close(status)
+    return method
+
+
+def preflight(config: Config) -> None:
+    """Find in one process what would otherwise stop all of them: wrong data, a missing teacher, weights that do not
+    fit. Weights that must be downloaded are, before several processes want them at once."""
+    shards, _ = check_inputs(config)
+    loader_of(config, shards, 0, process_count(config), 0)
+    build_method(config, shards.index.as_class_set())
 
 
 def check_inputs(config: Config) -> tuple[ShardFolder, ShardFolder | None]:
@@ -118,14 +134,14 @@ def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
 
 def batches_from(config: Config, shards: ShardFolder, rank: int, ranks: int, step: int) -> Iterator[Batch]:
     """This rank's endless micro-batches from a step on."""
-    part = Slice(
-        rank=rank, ranks=ranks, global_batch_size=config.data.global_batch_size, accumulate=config.train.accumulate
-    )
-    transform = Augment(size=config.data.image_size, min_crop=config.data.min_crop, flip=config.data.flip)
-    loader = train_loader(
-        shards, transform, seed=config.train.seed, part=part, workers=config.data.workers, first_step=step
-    )
-    return iter(loader)
+    return iter(loader_of(config, shards, rank, ranks, step))
+
+
+def loader_of(config: Config, shards: ShardFolder, rank: int, ranks: int, step: int) -> DataLoader:
+    data = config.data
+    part = Slice(rank=rank, ranks=ranks, global_batch_size=data.global_batch_size, accumulate=config.train.accumulate)
+    transform = Augment(size=data.image_size, min_crop=data.min_crop, flip=data.flip)
+    return train_loader(shards, transform, seed=config.train.seed, part=part, workers=data.workers, first_step=step)
 
 
 def describe(config: Config, shards: ShardFolder, processes: int) -> dict[str, Any]:
@@ -137,6 +153,7 @@ def describe(config: Config, shards: ShardFolder, processes: int) -> dict[str, A
         "processes": processes,
         "git_commit": git_commit(),
         "command": " ".join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES if name in installed()},
         "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
@@ -175,11 +192,17 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[P
         experiment=config.tracking.experiment,
         run_id=before.get("mlflow_run_id"),
         params=flatten(config.model_dump(mode="json")),
-        tags={"git_commit": about["git_commit"], "dataset_fingerprint": about["dataset_fingerprint"]},
+        tags={
+            "mlflow.source.git.commit": about["git_commit"],
+            "mlflow.source.name": about["command"],
+            "mlflow.user": getpass.getuser(),
+            "dataset_fingerprint": about["dataset_fingerprint"],
+        },
         datasets={"train": (config.data.train.name, config.data.train, about["dataset_fingerprint"])},
         first_step=checkpoint.step_of(found[-1]) if found else 0,
     )
-    path.write_text(json.dumps({**about, "mlflow_run_id": tracker.run_id}, indent=1))
+    about = {**about, "started": before.get("started", about["started"]), "mlflow_run_id": tracker.run_id}
+    path.write_text(json.dumps(about, indent=1))
     tracker.artifact(run / CONFIG)
     return tracker
 

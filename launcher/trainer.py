@@ -170,7 +170,7 @@ class Trainer:
         """Go on from the newest complete checkpoint, if there is one."""
         found = checkpoint.checkpoints(self.run)
         if found:
-            self.step = checkpoint.load(found[-1], self.unwrapped, self.optimizer, self.accelerator.device)
+            self.step = checkpoint.load(found[-1], self.unwrapped, self.optimizer)
             if self.accelerator.is_main_process:
                 print(f"resuming from {found[-1]}")
 

@@ -7,7 +7,7 @@ first step instead of quietly giving fewer samples, and any sample is one positi
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -98,6 +98,20 @@ class Index(BaseModel):
         content = [self.schema_version, self.classes, self.supervision, [shard.sha256 for shard in self.shards]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
+    @staticmethod
+    def of(class_set: ClassSet, split: str, supervision: Supervision, shards: Iterable[Shard]) -> "Index":
+        """The index of these shards; raises DataError if they do not go together (a key twice, say)."""
+        try:
+            return Index(
+                class_set=class_set.name,
+                classes=class_set.classes,
+                split=split,
+                supervision=supervision,
+                shards=tuple(shards),
+            )
+        except ValidationError as error:
+            raise DataError(f"split '{split}': {first_line(error)}") from error
+
     def save(self, folder: Path) -> None:
         (folder / INDEX_NAME).write_text(self.model_dump_json() + "\n")
 
@@ -145,7 +159,10 @@ def index_shard(path: Path) -> Shard:
     rows: dict[str, dict[str, tuple[int, int]]] = {}
     about: dict[str, dict] = {}
     for key, extension, span, data in tar_members(path):
-        rows.setdefault(key, {})[extension] = span
+        row = rows.setdefault(key, {})
+        if extension in row:
+            raise DataError(f"{path}: '{key}.{extension}' is there twice: two samples have one key; rename one")
+        row[extension] = span
         if extension == "json":
             about[key] = json.loads(data)
     extensions = sorted({extension for row in rows.values() for extension in row})

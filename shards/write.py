@@ -64,15 +64,7 @@ def write_split(
     with temporary_folder(final) as folder:
         jobs = [(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
         shards = tuple(run(partial(write_shard, source, supervision), jobs))
-        index = Index.model_validate(
-            {
-                "class_set": source.class_set.name,
-                "classes": source.class_set.classes,
-                "split": split,
-                "supervision": supervision,
-                "shards": shards,
-            }
-        )
+        index = Index.of(source.class_set, split, supervision, shards)
         if supervision == "label":
             check_every_class_has_an_image(index, str(final))
         index.save(folder)

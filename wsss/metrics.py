@@ -4,7 +4,7 @@ Shapes: N images, T thresholds, C classes with background, H x W pixels. Truth i
 A pixel is predicted where score >= threshold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +127,6 @@ def bootstrap_interval(
     value_N: np.ndarray,
     groups: Sequence[str],
     *,
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -139,7 +138,6 @@ def bootstrap_interval(
     Args:
         value_N: a figure of each image.
         groups: the group of each image.
-        statistic: (sum of values, number of images) of each resample -> the figure; the mean if None.
 
     Returns:
         (low, high); both NaN if there is no image. With one group both are the mean: nothing is known of others.
@@ -149,10 +147,9 @@ def bootstrap_interval(
     _, member_N = np.unique(np.asarray(groups), return_inverse=True)
     sums_G, sizes_G = np.bincount(member_N, weights=value_N), np.bincount(member_N)
     drawn_RG = np.random.default_rng(seed).integers(0, len(sums_G), (resamples, len(sums_G)))
-    totals_R, images_R = sums_G[drawn_RG].sum(1), sizes_G[drawn_RG].sum(1)
-    figures_R = statistic(totals_R, images_R) if statistic else totals_R / images_R
+    means_R = sums_G[drawn_RG].sum(1) / sizes_G[drawn_RG].sum(1)
     tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(figures_R, [tail, 100 - tail])
+    low, high = np.percentile(means_R, [tail, 100 - tail])
     return float(low), float(high)
 
 
@@ -193,7 +190,7 @@ def mean_iou(confusion_CC: Tensor) -> float:
 
 def pixel_accuracy(confusion_CC: Tensor) -> float:
     """Share of pixels named right."""
-    return float(confusion_CC.diagonal().sum() / confusion_CC.sum())
+    return float(confusion_CC.diagonal().sum().double() / confusion_CC.sum())
 
 
 def mean_accuracy(confusion_CC: Tensor) -> float:

@@ -57,6 +57,8 @@ class Synthetic:
         return np.random.default_rng((self.seed, *self.split.encode(), *key))
 
     def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"scene {index} of {self.num_images}")
         scene_rng = self._rng(0, index // FRAMES_PER_SCENE)  # what the frames of one scene share
         frame_rng = self._rng(1, index)
         smoke = frame_rng.random() < self.smoke_rate

@@ -65,7 +65,10 @@ def build_cnn(
         ValueError: timm has no such model, it has no convolutional map, or the weights do not fit.
     """
     options = {"output_stride": output_stride, **(timm_options or {})}
-    backbone: Any = create_backbone(timm_name, weights, options, head=("fc", "classifier", "head"))
+    try:
+        backbone: Any = create_backbone(timm_name, weights, options, head=("fc", "classifier", "head"))
+    except TypeError as error:  # its constructor knows no output_stride, or not one of timm_options
+        raise ValueError(f"model.timm_name: '{timm_name}' {error}; choose a CNN that timm can dilate") from error
     with torch.no_grad():
         features = backbone.eval().forward_features(torch.zeros(1, 3, 64, 64))
     side = 64 // output_stride

@@ -1,0 +1,142 @@
+"""What the tests share: golden vectors, small synthetic shards, and the real data of WSSS_DATA where there is any."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shards.sources.synthetic import Synthetic
+from shards.write import write_split
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("WSSS_DATA"):
+        skip = pytest.mark.skip(reason="WSSS_DATA names no folder with the small real data and weights")
+        for item in items:
+            if "real_data" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    return Path(os.environ["WSSS_DATA"])
+
+
+@pytest.fixture
+def golden():
+    """name -> the arrays of tests/golden/NAME.npz (see its README for what they are)."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow store for all tests: creating its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the splits train (48 label-only images), val and tune (24 and 16 with masks), 32 px, 12 shards."""
+    out = tmp_path_factory.mktemp("scenes")
+    for split, images, masks in (("train", 48, False), ("val", 24, True), ("tune", 16, True)):
+        source = Synthetic(split=split, num_images=images, size=32, cooccurrence=0.8, with_masks=masks)
+        write_split(source, out, split, "pixel" if masks else "label", num_shards=12)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+TINY = """
+name: {name}
+data:
+  train: {scenes}/train
+  val: {scenes}/val
+  tune: {scenes}/tune
+  image_size: 32
+  global_batch_size: 8
+  workers: 0
+model: {model}
+method: {{name: {method}}}
+train: {{steps: 4, lr: 1e-3, log_every: 2, save_every: 2, eval_every: 4}}
+cam: {{kinds: [{kinds}], batch_size: 8}}
+evaluate: {{gallery: 4}}
+"""
+VIT_SIZE = "{img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}"
+CNN_SIZE = "{channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}"
+VIT = f"{{name: vit, timm_name: vit_tiny_patch16_224, timm_options: {VIT_SIZE}}}"
+CNN = f"{{name: cnn, timm_name: resnet10t, output_stride: 8, timm_options: {CNN_SIZE}}}"
+
+
+def write_tiny_yaml(folder: Path, scenes: Path, method: str) -> Path:
+    """A YAML that trains a method in seconds; distill wants a run in runs/teacher."""
+    student = method == "distill"
+    text = TINY.format(
+        name="student" if student else "teacher",
+        scenes=scenes,
+        model=VIT if student else CNN,
+        method=method,
+        kinds="grad, class_map, project" if student else "class_map",
+    )
+    path = folder / f"{method}.yaml"
+    path.write_text(text + ("teacher: runs/teacher\n" if student else ""))
+    return path
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path, scenes: Path):
+    """method -> path of its tiny YAML."""
+    return lambda method: write_tiny_yaml(tmp_path, scenes, method)
+
+
+@pytest.fixture
+def tiny_config(tiny_yaml):
+    """(method, overrides) -> Config."""
+    from launcher.config import load_config
+
+    return lambda method, *overrides: load_config(tiny_yaml(method), overrides)
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory, scenes: Path, mlflow_store: str) -> Path:
+    """A folder with runs/teacher and runs/student, trained for two steps; the student has CAMs of val and tune."""
+    from launcher.config import load_config
+    from launcher.infer import infer
+    from launcher.train import train
+
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+        for method in ("classify", "distill"):
+            train(load_config(write_tiny_yaml(place, scenes, method), ["train.steps=2"]))
+        for split in ("val", "tune"):
+            infer(Path("runs/student"), split, scenes / split)
+    return place
+
+
+@pytest.fixture
+def run(in_tmp: Path, finished_runs: Path) -> Path:
+    """A copy of the student of finished_runs, with its teacher beside it."""
+    shutil.copytree(finished_runs / "runs", in_tmp / "runs")
+    return Path("runs/student")

@@ -1,0 +1,40 @@
+"""Every shipped config loads, and its networks can be built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.config import load_config, options_of
+from wsss.methods import METHODS
+from wsss.methods.base import Frozen
+from wsss.models import MODELS
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 6
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config_loads_and_its_method_can_be_built_at_full_size(path):
+    config = load_config(path, ["model.weights=null"])
+    options = options_of(config.model, MODELS)
+    if config.model.name == "vit":  # parameters without memory; a CNN probes itself and so needs some
+        with torch.device("meta"):
+            student = MODELS["vit"](1, **options)
+    else:
+        student = MODELS["cnn"](1, **options)
+    arguments = [student]
+    if METHODS[config.method.name].needs_teacher:
+        arguments.append(Frozen(MODELS["cnn"](1, timm_name="resnet10t")))
+    method = METHODS[config.method.name](*arguments, **options_of(config.method, METHODS))
+    assert sum(p.numel() for p in method.parameters()) > 100_000
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config_begins_with_its_purpose_and_a_command_that_names_it(path):
+    head = path.read_text().split("\nname:")[0]
+    assert head.startswith("# ") and f"wsss train {path.relative_to(ROOT)}" in head

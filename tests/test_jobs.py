@@ -1,0 +1,69 @@
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from launcher import jobs
+from launcher.errors import RunError
+from shards.schema import DataError
+
+
+def touch(out: Path, name: str) -> int:
+    if name.startswith("bad"):
+        raise ValueError(f"no good: {name}")
+    (out / name).write_text(name)
+    return os.getpid()
+
+
+def die(out: Path, name: str) -> None:
+    if name == "b":
+        os._exit(1)  # as a segmentation fault in a library would
+    time.sleep(0.1)
+    (out / name).write_text(name)
+
+
+def test_a_pool_does_every_item_in_other_processes_and_keeps_their_order(tmp_path):
+    names = [f"{n}.tar" for n in range(6)]
+    pids = list(jobs.run_pool(partial(touch, tmp_path), names, workers=2, label="test"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert len(pids) == 6 and os.getpid() not in pids
+
+
+def test_one_bad_shard_does_not_hold_up_the_others_and_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"test: 2 of 5 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2"):
+        list(jobs.run_pool(partial(touch, tmp_path), ["a", "bad1", "b", "bad2", "c"], workers=1, label="test"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path):
+    with pytest.raises(DataError, match="shards failed"):
+        list(jobs.run_pool(partial(die, tmp_path), ["a", "b", "c", "d"], workers=2, label="test"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_mistake_of_ours_is_not_dressed_up_as_the_users():
+    with pytest.raises(TypeError):
+        list(jobs.run_pool(len, [3], workers=1, label="test"))
+
+
+def test_more_workers_than_shards_are_told():
+    with pytest.raises(DataError, match="2 shards cannot feed 3 workers"):
+        list(jobs.run_pool(len, ["a", "b"], workers=3, label="test"))
+
+
+def test_nothing_to_do_is_no_error():
+    assert list(jobs.run_pool(len, [], workers=2, label="test")) == []
+
+
+def test_an_output_folder_is_made_once_and_refuses_other_settings(tmp_path):
+    out = tmp_path / "out"
+    jobs.open_output(out, {"threshold": 0.3, "shards": "x"})
+    jobs.open_output(out, {"threshold": 0.3, "shards": "x"})
+    with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.5\)"):
+        jobs.open_output(out, {"threshold": 0.5, "shards": "x"})
+    (out / "a.tar").touch()
+    assert jobs.missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
+    with pytest.raises(RunError, match="1 of 2 shards are missing, first b.tar"):
+        jobs.finished(out, ["a.tar", "b.tar"])

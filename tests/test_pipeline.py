@@ -1,0 +1,184 @@
+"""One small run through all rooms: train, infer, refine, evaluate, report."""
+
+import csv
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from launcher.build import load_run
+from launcher.config import Named, RefineConfig
+from launcher.errors import RunError
+from launcher.evaluate import Tally, evaluate, figures_at, inside, source_figures, tally_of
+from launcher.infer import infer
+from launcher.refine import refine
+from launcher.report import write_report
+from launcher.scores import Scores, read_scores
+from launcher.tracking import RUNS
+from launcher.train import train
+from shards.schema import DataError
+from shards.stream import ShardFolder
+from wsss.cam import normalise_cam
+from wsss.metrics import THRESHOLDS
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.tar")}
+
+
+def test_cams_are_stored_for_every_image_at_their_own_grid(run, scenes):
+    val = ShardFolder(scenes / "val")
+    found = [scores for shard in val.index.shards for scores in read_scores(run / "cams/val" / shard.name)]
+    assert [scores.key for scores in found] == val.keys
+    assert all(set(scores.maps) == {"grad", "class_map", "project"} for scores in found)
+    assert all(cam.shape == (1, 4, 4) and 0 <= cam.min() <= cam.max() <= 1 for s in found for cam in s.maps.values())
+
+
+def test_a_stored_cam_is_the_trained_students(run, scenes):
+    _, _, method, _ = load_run(run)
+    val = ShardFolder(scenes / "val")
+    number = 7
+    scores = next(s for s in read_scores(run / "cams/val" / val.index.shards[val.shard_of[number]].name)
+                  if s.key == val.keys[number])  # fmt: skip
+    image = torch.from_numpy(val.image(number).copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        out = method.student(image)
+        cam = normalise_cam(method.maps_of(out)["project"])[0]
+    np.testing.assert_allclose(scores.maps["project"], cam.numpy(), atol=2e-3)
+    assert scores.cls_probs[0] == pytest.approx(out.cls_logits_BK.sigmoid().item(), abs=1e-5)
+
+
+def test_inference_goes_on_where_it_was_killed_and_gives_the_same_bytes(run, scenes):
+    before = digests(run / "cams/val")
+    assert len(before) == 12
+    for name in sorted(before)[3:]:
+        (run / "cams/val" / name).unlink()
+    kept = (run / "cams/val" / sorted(before)[0]).stat().st_mtime_ns
+    infer(run, "val", scenes / "val")
+    assert digests(run / "cams/val") == before
+    assert (run / "cams/val" / sorted(before)[0]).stat().st_mtime_ns == kept
+
+
+def test_masks_do_not_depend_on_the_number_of_workers_and_resume(run):
+    settings = RefineConfig(chain=(Named(name="crf", gamma=2.0),), threshold=0.5, workers=1)
+    folders = refine(run, ["val"], settings)
+    assert [folder.parent.name for folder in folders] == ["grad+crf", "class_map+crf", "project+crf"]
+    alone = digests(folders[2])
+    shutil.rmtree(folders[2])
+    refine(run, ["val"], settings.model_copy(update={"workers": 2}))
+    assert digests(folders[2]) == alone and len(alone) == 12
+    (folders[2] / "val-00003.tar").unlink()
+    refine(run, ["val"], settings)
+    assert digests(folders[2]) == alone
+
+
+def test_masks_are_scores_at_the_images_size_and_where_they_reach_the_threshold(run):
+    (folder,) = refine(run, ["val"], RefineConfig(cams=("project",), chain=(), threshold=0.4))
+    assert folder == run / "masks/project/val"
+    for scores in read_scores(folder / "val-00000.tar"):
+        assert scores.mask.shape == (32, 32) and scores.maps["refined"].shape == (1, 32, 32)
+        # scores are stored in float16, so a pixel right at the threshold may differ
+        sure = np.abs(scores.maps["refined"][0] - 0.4) > 1e-3
+        assert np.array_equal(scores.mask[sure], (scores.maps["refined"][0] >= 0.4)[sure])
+
+
+def test_refining_with_other_settings_or_unknown_kinds_is_refused(run):
+    refine(run, ["val"], RefineConfig(cams=("grad",), chain=()))
+    with pytest.raises(RunError, match="made with other settings .threshold: 0.3, now 0.5"):
+        refine(run, ["val"], RefineConfig(cams=("grad",), chain=(), threshold=0.5))
+    with pytest.raises(RunError, match="'saliency'. not among the inferred kinds"):
+        refine(run, ["val"], RefineConfig(cams=("saliency",), chain=()))
+    with pytest.raises(RunError, match="no CAMs here; run `wsss infer"):
+        refine(run, ["train"])
+
+
+def test_a_damaged_cam_shard_is_named_and_leaves_no_mask_shard(run):
+    path = run / "cams/val/val-00001.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match="1 of 12 shards failed"):
+        refine(run, ["val"], RefineConfig(cams=("grad",), chain=(), workers=1))
+    assert not (run / "masks/grad/val/val-00001.tar").exists()
+    assert (run / "masks/grad/val/val-00002.tar").exists()
+
+
+def test_evaluation_and_report(run):
+    refine(run, ["val", "tune"], RefineConfig(cams=("project",), chain=(Named(name="crf"),)))
+    report = evaluate(run)
+    assert set(report["sources"]) == {"grad", "class_map", "project", "project+crf"}
+    for figures in report["sources"].values():
+        assert figures["images"] == 24 and 0 < figures["images_with_class"] < 24
+        for choice in ("fixed", "tuned"):
+            at = figures[choice]
+            assert 0 <= at["per_image_iou"] <= figures["oracle_per_image_iou"] <= 1
+            assert at["per_image_iou"] <= figures["best_on_val"]["per_image_iou"]
+            assert at["false_alarm_area_gated"] <= at["false_alarm_area"]
+            assert 0 <= at["chimney_area"] <= 1
+    assert json.loads((run / "evaluation.json").read_text()) == report
+    rows = list(csv.DictReader((run / "per_image.csv").open()))
+    assert len(rows) == 4 * 24
+    shown = [float(r["iou_fixed"]) for r in rows if r["source"] == "grad" and float(r["truth_area"]) > 0]
+    assert np.mean(shown) == pytest.approx(report["sources"]["grad"]["fixed"]["per_image_iou"], abs=1e-4)
+
+    page = write_report(RUNS).read_text()
+    assert "student" in page and "chimney area" in page and page.count("<svg") == 4
+    assert page.count("data:image/jpeg") == 1  # the student's gallery; the teacher has no figures yet
+
+
+def test_figures_need_cams_and_truth_first(in_tmp, tiny_config):
+    train(tiny_config("classify", "train.steps=0"))
+    with pytest.raises(RunError, match="no CAMs of 'val' here"):
+        evaluate(RUNS / "teacher")
+    with pytest.raises(RunError, match="no run with figures"):
+        write_report(RUNS)
+    with pytest.raises(RunError, match="no run here .*below it are runs/teacher"):
+        evaluate(RUNS)
+
+
+def scored(key, cam, prob=0.9, group="g"):
+    return Scores(key=key, group=group, class_ids=(1,), cls_probs=(prob,), maps={"x": np.array([cam])})
+
+
+def test_figures_by_hand():
+    tally = Tally()
+    smoke = torch.tensor([[1, 1, 0, 0]])
+    clear = torch.zeros(1, 4, dtype=torch.long)
+    tally.add(scored("a", [[0.9]]), torch.tensor([[0.9, 0.1, 0.9, 0.0]]), smoke, {"chimney": [(0, 1, 1, 4)]})
+    tally.add(scored("b", [[0.9]], prob=0.1), torch.tensor([[0.6, 0.0, 0.0, 0.0]]), clear, {"chimney": []})
+    at = figures_at(tally, 0.5)
+    assert at["per_image_iou"] == pytest.approx(1 / 3)
+    assert at["pooled_iou"] == pytest.approx(1 / 4)
+    assert at["false_alarm_area"] == 0.25 and at["false_alarm_area_gated"] == 0.0
+    assert at["chimney_area"] == 0.5  # of the chimney's two pixels that no smoke hides, one is predicted
+    assert source_figures(tally, 0.5, None)["best_on_val"]["threshold"] == 0.01
+    assert THRESHOLDS[50] == 0.5
+
+
+def test_gating_takes_the_classifiers_word_first():
+    tally = Tally()
+    tally.add(scored("a", [[0.9]], prob=0.4), torch.tensor([[0.9, 0.9]]), torch.tensor([[1, 0]]), {})
+    assert figures_at(tally, 0.5)["per_image_iou"] == 0.5
+    assert figures_at(tally, 0.5)["per_image_iou_gated"] == 0.0
+
+
+def test_inside_keeps_only_background_pixels_of_the_boxes():
+    truth = torch.tensor([[0, 1, 255, 0]])
+    assert inside([(0, 1, 0, 3)], truth).tolist() == [[0, 255, 255, 255]]
+
+
+def test_tallies_name_shards_that_do_not_belong_together(run, scenes, tmp_path):
+    other = shutil.copytree(run / "cams/tune", tmp_path / "cams/val")
+    for path in list(other.glob("tune-*.tar")):
+        path.rename(other / path.name.replace("tune", "val"))
+    with pytest.raises((RunError, ValueError), match="holds 'tune-|argument 2|shorter|longer"):
+        tally_of(ShardFolder(scenes / "val"), other, "grad")
+
+
+def test_shards_of_other_classes_are_refused(run, scenes, tmp_path):
+    folder = shutil.copytree(scenes / "val", tmp_path / "fog")
+    index = ShardFolder(folder).index.model_copy(update={"classes": ("fog",)})
+    index.save(folder)
+    with pytest.raises(RunError, match=r"has the classes \('fog',\); .* was trained on \('smoke',\)"):
+        infer(run, "fog", folder)

@@ -1,0 +1,206 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from shards.augment import Augment, Squash
+from shards.schema import DataError
+from shards.stream import ShardFolder, Slice, StepSampler, epoch_order, eval_loader, train_loader
+from shards.write import write_split
+
+AUGMENT = Augment(size=16, min_crop=0.5)
+
+
+def take(loader, batches):
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(batches)]
+
+
+def global_batches(shards, steps, *, ranks, workers, accumulate=1, first_step=0, seed=3, size=8):
+    """The samples of each step, put together from all ranks in the order of the contract."""
+    per_rank = []
+    for rank in range(ranks):
+        part = Slice(rank=rank, ranks=ranks, global_batch_size=size, accumulate=accumulate)
+        loader = train_loader(shards, AUGMENT, seed=seed, part=part, workers=workers, first_step=first_step)
+        per_rank.append(take(loader, steps * accumulate))
+    batches = []
+    for step in range(steps):
+        parts = [per_rank[rank][step * accumulate + micro] for micro in range(accumulate) for rank in range(ranks)]
+        keys = [key for part in parts for key in part["key"]]
+        batches.append((keys, torch.cat([part["image"] for part in parts])))
+    return batches
+
+
+@pytest.fixture(scope="module")
+def train(scenes):
+    return ShardFolder(scenes / "train", "label")
+
+
+@pytest.fixture(scope="module")
+def reference(train):
+    return global_batches(train, 8, ranks=1, workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_samples_of_a_step_do_not_depend_on_ranks_and_workers(train, reference, ranks, workers):
+    batches = global_batches(train, 8, ranks=ranks, workers=workers)
+    assert [keys for keys, _ in batches] == [keys for keys, _ in reference]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(batches, reference, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_three_ranks_share_a_batch_of_nine(train, workers):
+    one = global_batches(train, 6, ranks=1, workers=0, size=9)
+    three = global_batches(train, 6, ranks=3, workers=workers, size=9)
+    assert [keys for keys, _ in three] == [keys for keys, _ in one]
+
+
+def test_micro_batches_hold_the_samples_of_the_whole_batch(train, reference):
+    batches = global_batches(train, 4, ranks=2, workers=0, accumulate=2)
+    assert [keys for keys, _ in batches] == [keys for keys, _ in reference[:4]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_needs_one_integer(train, reference, workers):
+    resumed = global_batches(train, 3, ranks=2, workers=workers, first_step=5)
+    assert [keys for keys, _ in resumed] == [keys for keys, _ in reference[5:]]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(resumed, reference[5:], strict=True))
+
+
+def test_each_epoch_holds_every_sample_once_in_a_new_order(train, reference):
+    keys = [key for batch, _ in reference for key in batch]  # 64 positions of 48 samples
+    assert sorted(keys[:48]) == sorted(train.keys)
+    assert keys[48:] != keys[:16]
+    sizes = [5, 4, 4, 4, 4, 4]
+    orders = [epoch_order(sizes, seed=0, epoch=epoch, window=2) for epoch in range(3)]
+    assert all(sorted(order.tolist()) == list(range(25)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert epoch_order(sizes, seed=1, epoch=0).tolist() != epoch_order(sizes, seed=0, epoch=0).tolist()
+
+
+def test_only_a_window_of_shards_is_read_at_a_time():
+    order = epoch_order([10] * 12, seed=0, epoch=0, window=3)
+    for first in range(0, 120, 30):
+        assert len(set(order[first : first + 30] // 10)) == 3
+
+
+def test_a_batch_larger_than_the_data_goes_on_into_the_next_epoch():
+    part = Slice(rank=0, ranks=1, global_batch_size=7)
+    sampler = iter(StepSampler([2, 3], seed=0, part=part))
+    places = next(sampler) + next(sampler)
+    assert [epoch for epoch, _ in places] == [0] * 5 + [1] * 5 + [2] * 4
+    assert sorted(number for epoch, number in places if epoch == 1) == [0, 1, 2, 3, 4]
+
+
+def test_augmentation_is_keyed_by_seed_epoch_and_sample(train):
+    def view(seed, first_step):
+        part = Slice(rank=0, ranks=1, global_batch_size=48)
+        batch = take(train_loader(train, AUGMENT, seed=seed, part=part, workers=0, first_step=first_step), 1)[0]
+        return dict(zip(batch["key"], batch["image"], strict=True))
+
+    first, again, next_epoch, other_seed = view(0, 0), view(0, 0), view(0, 1), view(1, 0)
+    key = train.keys[0]
+    assert torch.equal(first[key], again[key])
+    assert not torch.equal(first[key], next_epoch[key])
+    assert not torch.equal(first[key], other_seed[key])
+
+
+def test_a_batch_has_the_contracts_parts(train):
+    part = Slice(rank=0, ranks=1, global_batch_size=4)
+    batch = take(train_loader(train, AUGMENT, seed=0, part=part, workers=0), 1)[0]
+    assert batch["image"].shape == (4, 3, 16, 16) and batch["image"].dtype == torch.uint8
+    assert batch["image_label"].shape == (4, 1) and batch["image_label"].dtype == torch.float32
+    assert batch["box"].tolist() == [[0, 16, 0, 16]] * 4
+    assert batch["image_label"].flatten().tolist() == [
+        train.image_label_NK[train.keys.index(key), 0] for key in batch["key"]
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_each_sample_once_over_all_ranks(scenes, workers):
+    val = ShardFolder(scenes / "val", "pixel")
+    seen = []
+    for rank in range(3):
+        numbers = range(rank, len(val), 3)
+        loader = eval_loader(val, Squash(size=16), batch_size=4, numbers=numbers, workers=workers)
+        seen += [number for batch in loader for number in batch["number"]]
+    assert sorted(seen) == list(range(24))
+
+
+def test_masks_and_regions_are_read_from_pixel_shards_only(scenes, train):
+    val = ShardFolder(scenes / "val", "pixel")
+    shown = [n for n in range(len(val)) if val.mask(n).any()]
+    assert shown == [n for n in range(len(val)) if val.image_label_NK[n, 0] and val.mask(n).any()]
+    assert any(val.regions(n)["chimney"] for n in range(len(val)))
+    with pytest.raises(DataError, match="these shards are label-only"):
+        train.mask(0)
+    assert train.regions(0) == {}
+    with pytest.raises(DataError, match="supervision is 'pixel', wanted 'label'"):
+        ShardFolder(scenes / "val", "label")
+    part = Slice(rank=0, ranks=1, global_batch_size=4)
+    with pytest.raises(DataError, match="training reads label-only shards"):
+        train_loader(val, AUGMENT, seed=0, part=part, workers=0)
+
+
+def test_a_shard_cut_short_is_told_before_the_first_step(scenes, tmp_path):
+    folder = shutil.copytree(scenes / "train", tmp_path / "train")
+    path = folder / "train-00002.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"train-00002.tar: \d+ bytes, the index says \d+ bytes"):
+        ShardFolder(folder)
+    path.unlink()
+    with pytest.raises(DataError, match="train-00002.tar: missing"):
+        ShardFolder(folder)
+
+
+def test_an_image_that_does_not_decode_is_named(scenes, tmp_path):
+    folder = shutil.copytree(scenes / "train", tmp_path / "train")
+    content = json.loads((folder / "index.json").read_text())
+    offset, size = content["shards"][0]["members"]["jpg"][0]
+    path = folder / content["shards"][0]["name"]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + size] = bytes(size)
+    path.write_bytes(data)
+    shards = ShardFolder(folder)
+    with pytest.raises(DataError, match=f"{path.name}: sample '{shards.keys[0]}': image does not decode"):
+        shards.image(0)
+
+
+def test_more_readers_than_shards_are_told(train):
+    part = Slice(rank=0, ranks=4, global_batch_size=8)
+    with pytest.raises(DataError, match="12 shards in .* cannot feed 4 ranks x 4 workers = 16 readers: .*--shards 64"):
+        train_loader(train, AUGMENT, seed=0, part=part, workers=4)
+
+
+def test_a_batch_that_does_not_divide_is_told():
+    with pytest.raises(DataError, match="global batch size 10 does not divide into 2 ranks x 3 micro-batches"):
+        Slice(rank=0, ranks=2, global_batch_size=10, accumulate=3)
+
+
+def test_open_files_stay_bounded(tmp_path):
+    from shards import stream
+    from shards.sources.synthetic import Synthetic
+
+    source = Synthetic(split="train", num_images=stream.OPEN_FILES + 5, size=32)
+    write_split(source, tmp_path, "train", "label", num_shards=stream.OPEN_FILES + 5)
+    shards = ShardFolder(tmp_path / "train")
+    for number in range(len(shards)):
+        shards.image(number)
+    assert len(shards._files) == stream.OPEN_FILES
+
+
+def test_squash_and_augment_by_hand():
+    image = np.zeros((8, 16, 3), dtype=np.uint8)
+    image[:, 8:] = 200
+    rng = np.random.default_rng(0)
+    squashed, box = Squash(size=8)(image)
+    assert squashed.shape == (8, 8, 3) and box == (0, 8, 0, 8)
+    assert squashed[0, 0, 0] == 0 and squashed[0, -1, 0] == 200
+    always, _ = Augment(size=8, flip=1.0)(image, rng)
+    never, _ = Augment(size=8, flip=0.0)(image, rng)
+    assert np.array_equal(never, squashed) and np.array_equal(always, squashed[:, ::-1])
+    sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
+    assert len(sizes) > 1

@@ -1,0 +1,68 @@
+import os
+import sys
+
+import pytest
+
+from launcher import topology
+from launcher.errors import ConfigError
+from launcher.topology import launch_command, make_accelerator
+
+
+def config_of(tiny_config, *overrides):
+    return tiny_config("classify", *overrides)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def test_the_exact_launch_command_on_a_cpu(tiny_config, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    argv, environment = launch_command(
+        config_of(tiny_config, "launch.processes=2"), "launcher.train", ["c.yaml", "a=1"]
+    )
+    assert argv[0] == sys.executable
+    assert " ".join(argv[1:]) == (
+        "-m accelerate.commands.launch --num_machines 1 --num_processes 2 --main_process_port 0 "
+        "--mixed_precision no --dynamo_backend no --multi_gpu -m launcher.train c.yaml a=1"
+    )
+    assert environment["ACCELERATE_USE_CPU"] == "true"  # without it: two trainings that never talk to each other
+    assert environment["OMP_NUM_THREADS"] == "4"
+
+
+def test_one_process_is_the_default_without_a_gpu(tiny_config):
+    argv, _ = launch_command(config_of(tiny_config), "launcher.train", [])
+    assert argv[argv.index("--num_processes") + 1] == "1" and "--multi_gpu" not in argv
+
+
+def test_all_gpus_are_the_default_where_there_are_some(tiny_config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    argv, environment = launch_command(config_of(tiny_config, "train.precision=bf16"), "launcher.train", [])
+    assert argv[argv.index("--num_processes") + 1] == "4" and "--multi_gpu" in argv
+    assert argv[argv.index("--mixed_precision") + 1] == "bf16"
+    assert not environment
+
+
+def test_the_users_environment_cannot_turn_off_what_makes_processes_find_each_other(tiny_config, monkeypatch):
+    started = {}
+    monkeypatch.setattr(topology.subprocess, "run", lambda argv, env, check: started.update(env) or Done())
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert topology.launch(config_of(tiny_config, "launch.processes=2"), "launcher.train", []) == 5
+    assert started["ACCELERATE_USE_CPU"] == "true" and started["OMP_NUM_THREADS"] == "7"
+
+
+class Done:
+    returncode = 5
+
+
+def test_another_number_of_processes_than_configured_is_refused(tiny_config):
+    with pytest.raises(ConfigError, match="launch.processes is 2, but the launcher started 1 and Accelerate joined 1"):
+        make_accelerator(config_of(tiny_config, "launch.processes=2"), processes=2)
+
+
+def test_a_gpu_that_is_not_there_is_told(tiny_config):
+    with pytest.raises(ConfigError, match="launch.device is cuda, but torch sees no GPU"):
+        launch_command(config_of(tiny_config, "launch.device=cuda"), "launcher.train", [])

@@ -1,0 +1,88 @@
+import json
+
+import mlflow
+import pytest
+from PIL import Image
+
+from launcher.tracking import NoTracker, Tracker, read_metrics
+
+
+@pytest.fixture
+def run(in_tmp):
+    folder = in_tmp / "runs/some/run"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_mlflow_gets_params_metrics_tags_dataset_pictures_and_artifacts(run):
+    tracker = Tracker(
+        run,
+        experiment="test",
+        params={"train.lr": 0.1},
+        tags={"mlflow.source.git.commit": "abc"},
+        datasets={"train": ("scenes", run, "0123456789abcdef")},
+    )
+    tracker.log({"train/loss": 0.5}, 1)
+    tracker.log({"train/loss": 0.25}, 2)
+    tracker.image("gallery", Image.new("RGB", (4, 4)), 2)
+    (run / "config.yaml").write_text("name: x")
+    tracker.artifact(run / "config.yaml")
+    tracker.close()
+    client = mlflow.MlflowClient()
+    stored = client.get_run(tracker.run_id)
+    assert stored.data.params == {"train.lr": "0.1"} and stored.data.tags["mlflow.source.git.commit"] == "abc"
+    assert stored.info.status == "FINISHED"
+    history = client.get_metric_history(tracker.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
+    assert stored.inputs.dataset_inputs[0].dataset.digest == "0123456789abcdef"
+    names = [file.path for file in client.list_artifacts(tracker.run_id)]
+    assert "config.yaml" in names
+    assert any("gallery" in file.path for file in client.list_artifacts(tracker.run_id, "images"))
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run_and_drops_what_it_does_again(run):
+    first = Tracker(run, experiment="test", params={"a": 1})
+    for step in (1, 2, 3):
+        first.log({"train/loss": step}, step)
+    first.close("FAILED")
+    second = Tracker(run, experiment="test", params={"a": 2}, run_id=first.run_id, first_step=2)
+    second.log({"train/loss": 30}, 3)
+    second.close()
+    assert second.run_id == first.run_id
+    assert [line["train/loss"] for line in read_metrics(run)] == [1, 2, 30]
+    assert mlflow.get_run(first.run_id).data.params == {"a": "1"}
+
+
+def test_the_default_store_is_an_sqlite_file_below_runs(run, in_tmp, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracker = Tracker(run, experiment="mine")
+    tracker.close()
+    assert (in_tmp / "runs/mlflow.db").is_file()
+    assert mlflow.get_experiment_by_name("mine").artifact_location == (in_tmp / "runs/mlartifacts").as_uri()
+
+
+def test_an_unreachable_mlflow_costs_a_warning_and_no_metric(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens on the discard port
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.warns(UserWarning, match="MLflow is not available, metrics go to .*metrics.jsonl alone"):
+        tracker = Tracker(run, experiment="test")
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.image("gallery", Image.new("RGB", (4, 4)), 1)
+    tracker.close()
+    assert read_metrics(run)[0]["train/loss"] == 1.0
+
+
+def test_a_half_written_last_line_is_dropped_and_any_other_is_an_error(run):
+    path = run / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "tra')
+    assert read_metrics(run) == [{"step": 1}]
+    path.write_text('{"step": 1, "tra\n{"step": 2}\n')
+    with pytest.raises(json.JSONDecodeError):
+        read_metrics(run)
+
+
+def test_other_ranks_write_nothing(run):
+    tracker = NoTracker()
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.close()
+    assert list(run.iterdir()) == []
