@@ -232,20 +232,23 @@ def splits(settings: object, only: str | None) -> dict[str, Path]:
 
 
 def table_of(report: dict) -> str:
-    """The figures of an evaluation as text, one line per source."""
+    """The figures of an evaluation as text, one line per source and threshold."""
     lines = [f"{report['run']}: {report['dataset']['images']} images of {report['dataset']['folder']}"]
     for source, figures in report["sources"].items():
         for choice in ("fixed", "tuned"):
-            at = figures.get(choice)
-            if at:
-                low, high = at["per_image_iou_interval"]
-                lines.append(
-                    f"  {source:20s} threshold {at['threshold']:.2f} ({choice:5s})  per-image IoU "
-                    f"{100 * at['per_image_iou']:.1f} [{100 * low:.1f}, {100 * high:.1f}]  "
-                    f"false-alarm area {100 * (at['false_alarm_area'] or 0):.1f} %"
-                )
-        if "miou" in figures:
-            lines.append(f"  {source:20s} mIoU {100 * figures['miou']:.2f}")
+            at = figures[choice]
+            if at is None:
+                continue
+            line = f"  {source:20s} threshold {at['threshold']:.2f} ({choice:5s})"
+            if "miou" in at:
+                lines.append(f"{line}  mIoU {100 * at['miou']:.2f}")
+                continue
+            low, high = at["per_image_iou_interval"]
+            areas = [
+                f"{n.replace('_', ' ')} {100 * at[n]:.1f} %" for n in at if n.endswith("_area") and at[n] is not None
+            ]
+            iou = f"per-image IoU {100 * at['per_image_iou']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            lines.append(f"{line}  {iou}  {', '.join(areas)}")
     return "\n".join(lines)
 
 

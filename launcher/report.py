@@ -23,6 +23,7 @@ REPORT = "report.html"
 COLUMNS = (
     ("per_image_iou", "per-image IoU", "mean over the images with smoke of the IoU of smoke: the smoke paper's mIoU"),
     ("per_image_iou_gated", "… gated", "the same, predicting nothing where the classifier sees no smoke (p < 0.5)"),
+    ("miou", "mIoU", "mean IoU over the classes, background included, by one confusion matrix"),
     ("pooled_iou", "pooled IoU", "IoU of smoke with the pixels of all images in one pot"),
     ("fg_bg_miou", "fg/bg mIoU", "mean of the pooled IoU of smoke and of background"),
     ("precision", "precision", "share of predicted pixels that are smoke"),
@@ -95,17 +96,26 @@ def table_rows(source: str, figures: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per threshold choice of a source, figures in percent."""
     rows = []
     for choice in ("fixed", "tuned"):
-        at = figures.get(choice)
+        at = figures[choice]
         if at is None:
             continue
-        low, high = at["per_image_iou_interval"]
         row = {name: percent(value) for name, value in at.items() if isinstance(value, float | None)}
-        row |= {"source": source, "choice": choice, "threshold": f"{at['threshold']:.2f}"}
-        row["interval"] = f"{percent(low)} – {percent(high)}"
-        row["best_on_val"] = percent(figures["best_on_val"]["per_image_iou"])
-        row["oracle"] = percent(figures["oracle_per_image_iou"])
+        row |= {"source": source, "chain": chain_line(figures["chain"]), "choice": choice}
+        row["threshold"] = f"{at['threshold']:.2f}"
+        if "per_image_iou" in at:
+            low, high = at["per_image_iou_interval"]
+            row["interval"] = f"{percent(low)} – {percent(high)}"
+            row["best_on_val"] = percent(figures["best_on_val"]["per_image_iou"])
+            row["oracle"] = percent(figures["oracle_per_image_iou"])
         rows.append(row)
     return rows
+
+
+def chain_line(chain: list[dict[str, Any]]) -> str:
+    """The refiners with all their options, for who wants to know exactly."""
+    return "; ".join(
+        f"{step['name']} " + ", ".join(f"{k} {v}" for k, v in step.items() if k != "name") for step in chain
+    )
 
 
 def percent(value: float | None) -> str:
@@ -122,13 +132,14 @@ def curves(runs: list[dict[str, Any]]) -> list[str]:
         for name, into in (("train/cls_loss", losses), ("train/align_loss", losses)):
             add_line(into, f"{run['name']} {name.removeprefix('train/')}", run["metrics"], name)
         for source, figures in run["evaluation"]["sources"].items():
-            add_line(validation, f"{run['name']} {source}", run["metrics"], f"val/{source}/per_image_iou")
+            for figure in ("per_image_iou", "miou"):
+                add_line(validation, f"{run['name']} {source}", run["metrics"], f"val/{source}/{figure}")
             if "curve" in figures:
                 overlap[f"{run['name']} {source}"] = (THRESHOLDS, plottable(figures["curve"]["per_image_iou"]))
                 alarms[f"{run['name']} {source}"] = (THRESHOLDS, plottable(figures["curve"]["false_alarm_area"]))
     plots = [
         ("Training loss", "step", losses, True),
-        ("Per-image IoU on val at the fixed threshold", "step", validation, False),
+        ("IoU on val at the fixed threshold", "step", validation, False),
         ("Per-image IoU on val", "threshold", overlap, False),
         ("False-alarm area on smoke-free images", "threshold", alarms, False),
     ]
@@ -165,7 +176,9 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
                 if scores.mask is not None:
                     rows[number][source] = outlined(image_HW3, scores.mask, (255, 0, 255))
                 else:
-                    rows[number][source] = heat(image_HW3, at_size(scores.maps[kind], image_HW3.shape[:2]).max(0))
+                    rows[number][source] = heat(
+                        image_HW3, at_size(scores.maps[kind], image_HW3.shape[:2]).max(0, initial=0)
+                    )
         if rows:
             sheet = gallery([(f"{shards.keys[number]}", columns) for number, columns in rows.items()])
             pictures.append((html.escape(config.name), data_uri(sheet)))
@@ -176,7 +189,6 @@ def attach(run: Path, report: Path) -> None:
     """Lay the page beside the run in MLflow."""
     config, about = load_about(run)
     if about.get("mlflow_run_id"):
-        last = max((int(line["step"]) for line in read_metrics(run)), default=0)
-        tracker = Tracker(run, experiment=config.tracking.experiment, run_id=about["mlflow_run_id"], first_step=last)
+        tracker = Tracker(run, experiment=config.tracking.experiment, run_id=about["mlflow_run_id"])
         tracker.artifact(report)
         tracker.close()

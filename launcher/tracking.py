@@ -41,7 +41,7 @@ class Tracker(NoTracker):
         run_id: of MLflow, to go on with an earlier run.
         params: logged when the run begins; MLflow lets nobody change them afterwards.
         datasets: {context: (name, folder, fingerprint)}.
-        first_step: lines of metrics.jsonl after this step are dropped: the resumed run writes them again.
+        resumed_at: lines of metrics.jsonl after this step are dropped, since the run writes them again; None = keep.
     """
 
     def __init__(
@@ -53,11 +53,12 @@ class Tracker(NoTracker):
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         datasets: Mapping[str, tuple[str, Path, str]] | None = None,
-        first_step: int = 0,
+        resumed_at: int | None = None,
     ) -> None:
         self.path = run / METRICS
-        kept = [line for line in read_metrics(run) if line["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if resumed_at is not None:
+            kept = [line for line in read_metrics(run) if line["step"] <= resumed_at]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.pending: list[Any] = []  # what MLflow is still writing
         from mlflow.exceptions import MlflowException
 

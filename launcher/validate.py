@@ -1,15 +1,15 @@
 """Evaluation inside training: figures and a CAM gallery of the validation split, shared out over the ranks."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from launcher.config import Config
-from launcher.evaluate import Tally, classification_figures, figures_at
 from launcher.infer import score_samples
+from launcher.measure import Measure, Tally, measure_for
 from launcher.pictures import gallery, heat, outlined
 from launcher.refine import at_size
 from launcher.scores import Scores
@@ -17,7 +17,7 @@ from launcher.tracking import NoTracker
 from shards.stream import ShardFolder
 from wsss.methods.base import Method
 
-IN_TRAINING = ("per_image_iou", "pooled_iou", "precision", "recall", "false_alarm_area")
+IN_TRAINING = ("per_image_iou", "pooled_iou", "precision", "recall", "miou")
 
 
 def validator(
@@ -28,36 +28,43 @@ def validator(
     Each rank scores every ranks-th sample, once; rank 0 puts them together.
     """
     drawn = gallery_numbers(shards, config.evaluate.gallery)
+    threshold = config.evaluate.threshold
 
     def validate(step: int) -> None:
         numbers = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
-        tallies = {kind: Tally() for kind in config.cam.kinds}
+        measures = {kind: measure_for(shards.index.as_class_set(), threshold) for kind in config.cam.kinds}
         rows = {}
         for number, scores in score_samples(method, shards, numbers, config, accelerator.device):
-            truth_HW = shards.mask(number)
-            regions = shards.regions(number)
-            for kind, tally in tallies.items():
-                score_HW = torch.from_numpy(at_size(scores.maps[kind], truth_HW.shape)[0])
-                tally.add(scores, score_HW, torch.from_numpy(truth_HW), regions)
+            truth_HW, regions = shards.mask(number), shards.regions(number)
+            for kind, measure in measures.items():
+                measure.add(scores, kind, truth_HW, regions)
             if number in drawn:
                 rows[number] = gallery_row(shards, number, scores)
-        for other, other_rows in gather_object([(tallies, rows)])[1:] if accelerator.num_processes > 1 else []:
+        for other, other_rows in gather_object([(measures, rows)])[1:] if accelerator.num_processes > 1 else []:
             rows.update(other_rows)
-            for kind, tally in tallies.items():
-                tally.extend(other[kind])
+            for kind, measure in measures.items():
+                measure.extend(other[kind])
         if accelerator.is_main_process:
-            metrics = {f"val/{name}": value for name, value in classification_figures(tally).items()}
-            for kind, tally in tallies.items():
-                figures = figures_at(tally, config.evaluate.threshold)
-                wanted = [name for name in figures if name in IN_TRAINING or name.endswith("_area")]
-                metrics |= {f"val/{kind}/{name}": figures[name] for name in wanted if not np.isnan(figures[name])}
-            tracker.log(metrics, step)
+            figures = {f"val/{name}": value for name, value in figures_of(measures, threshold).items()}
+            tracker.log(figures, step)
             if rows:
                 tracker.image("gallery", gallery([rows[number] for number in sorted(rows)]), step)
-            print(f"step {step}: " + ", ".join(f"{n.removeprefix('val/')} {v:.3f}" for n, v in metrics.items()))
+            print(f"step {step}: " + ", ".join(f"{n.removeprefix('val/')} {v:.3f}" for n, v in figures.items()))
         accelerator.wait_for_everyone()
 
     return validate
+
+
+def figures_of(measures: dict[str, Measure], threshold: float) -> dict[str, float]:
+    """{KIND/figure: value} of all kinds, and the classification figures once."""
+    found: dict[str, float] = {}
+    for kind, measure in measures.items():
+        if isinstance(measure, Tally):
+            found |= measure.classification()
+        for name, value in measure.figures_at(threshold).items():
+            if (name in IN_TRAINING or name.endswith("_area")) and not math.isnan(value):
+                found[f"{kind}/{name}"] = value
+    return found
 
 
 def gallery_numbers(shards: ShardFolder, count: int) -> set[int]:
@@ -77,5 +84,5 @@ def gallery_row(shards: ShardFolder, number: int, scores: Scores) -> tuple[str, 
     image_HW3 = shards.image(number)
     pictures = {"image, truth": outlined(image_HW3, shards.mask(number))}
     for kind, scores_nhw in scores.maps.items():
-        pictures[kind] = heat(image_HW3, at_size(scores_nhw, image_HW3.shape[:2]).max(0))
+        pictures[kind] = heat(image_HW3, at_size(scores_nhw, image_HW3.shape[:2]).max(0, initial=0))
     return f"{scores.key}  p={max(scores.cls_probs):.2f}", pictures

@@ -12,8 +12,9 @@ import torch
 from launcher.build import load_run
 from launcher.config import Named, RefineConfig
 from launcher.errors import RunError
-from launcher.evaluate import Tally, evaluate, figures_at, inside, source_figures, tally_of
+from launcher.evaluate import evaluate, measured
 from launcher.infer import infer
+from launcher.measure import Tally, inside
 from launcher.refine import refine
 from launcher.report import write_report
 from launcher.scores import Scores, read_scores
@@ -143,24 +144,45 @@ def scored(key, cam, prob=0.9, group="g"):
 
 def test_figures_by_hand():
     tally = Tally()
-    smoke = torch.tensor([[1, 1, 0, 0]])
-    clear = torch.zeros(1, 4, dtype=torch.long)
-    tally.add(scored("a", [[0.9]]), torch.tensor([[0.9, 0.1, 0.9, 0.0]]), smoke, {"chimney": [(0, 1, 1, 4)]})
-    tally.add(scored("b", [[0.9]], prob=0.1), torch.tensor([[0.6, 0.0, 0.0, 0.0]]), clear, {"chimney": []})
-    at = figures_at(tally, 0.5)
+    smoke, clear = np.array([[1, 1, 0, 0]]), np.zeros((1, 4), dtype=int)
+    tally.add(scored("a", [[0.9, 0.1, 0.9, 0.0]]), "x", smoke, {"chimney": [(0, 1, 1, 4)]})
+    tally.add(scored("b", [[0.6, 0.0, 0.0, 0.0]], prob=0.1), "x", clear, {"chimney": []})
+    at = tally.figures_at(0.5)
     assert at["per_image_iou"] == pytest.approx(1 / 3)
     assert at["pooled_iou"] == pytest.approx(1 / 4)
     assert at["false_alarm_area"] == 0.25 and at["false_alarm_area_gated"] == 0.0
     assert at["chimney_area"] == 0.5  # of the chimney's two pixels that no smoke hides, one is predicted
-    assert source_figures(tally, 0.5, None)["best_on_val"]["threshold"] == 0.01
+    # two of three predicted right at 0.10, where the first image is 2/3; no threshold is better
+    assert tally.best_threshold() == 0.01
+    assert tally.bounds_and_curve()["best_on_val"] == {"threshold": 0.01, "per_image_iou": pytest.approx(2 / 3)}
     assert THRESHOLDS[50] == 0.5
 
 
 def test_gating_takes_the_classifiers_word_first():
     tally = Tally()
-    tally.add(scored("a", [[0.9]], prob=0.4), torch.tensor([[0.9, 0.9]]), torch.tensor([[1, 0]]), {})
-    assert figures_at(tally, 0.5)["per_image_iou"] == 0.5
-    assert figures_at(tally, 0.5)["per_image_iou_gated"] == 0.0
+    tally.add(scored("a", [[0.9, 0.9]], prob=0.4), "x", np.array([[1, 0]]), {})
+    assert tally.figures_at(0.5)["per_image_iou"] == 0.5
+    assert tally.figures_at(0.5)["per_image_iou_gated"] == 0.0
+
+
+def test_an_image_without_a_map_predicts_nothing():
+    tally = Tally()
+    without = Scores(key="a", group="g", class_ids=(), cls_probs=(0.9,), maps={"x": np.zeros((0, 2, 2))})
+    tally.add(without, "x", np.array([[1, 0]]), {})
+    assert tally.figures_at(0.5)["per_image_iou"] == 0.0
+
+
+def test_tallies_of_two_ranks_join_to_that_of_one():
+    rng = np.random.default_rng(0)
+    images = [(scored(str(n), rng.random((3, 4)), group=str(n % 3)), rng.integers(0, 2, (3, 4))) for n in range(7)]
+    one, ranks = Tally(), [Tally(), Tally()]
+    for n, (scores, truth) in enumerate(images):
+        for tally in (one, ranks[n % 2]):
+            tally.add(scores, "x", truth, {"chimney": [(0, 2, 0, 2)]})
+    ranks[0].extend(ranks[1])
+    joined, alone = ranks[0].figures_at(0.5), one.figures_at(0.5)
+    assert joined.keys() == alone.keys()
+    assert all(joined[name] == pytest.approx(alone[name], nan_ok=True) for name in alone)
 
 
 def test_inside_keeps_only_background_pixels_of_the_boxes():
@@ -173,7 +195,7 @@ def test_tallies_name_shards_that_do_not_belong_together(run, scenes, tmp_path):
     for path in list(other.glob("tune-*.tar")):
         path.rename(other / path.name.replace("tune", "val"))
     with pytest.raises((RunError, ValueError), match="holds 'tune-|argument 2|shorter|longer"):
-        tally_of(ShardFolder(scenes / "val"), other, "grad")
+        measured(ShardFolder(scenes / "val"), other, "grad", 0.3)
 
 
 def test_shards_of_other_classes_are_refused(run, scenes, tmp_path):

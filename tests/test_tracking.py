@@ -45,7 +45,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_and_drops_what_it_does_aga
     for step in (1, 2, 3):
         first.log({"train/loss": step}, step)
     first.close("FAILED")
-    second = Tracker(run, experiment="test", params={"a": 2}, run_id=first.run_id, first_step=2)
+    second = Tracker(run, experiment="test", params={"a": 2}, run_id=first.run_id, resumed_at=2)
     second.log({"train/loss": 30}, 3)
     second.close()
     assert second.run_id == first.run_id

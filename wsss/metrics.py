@@ -107,12 +107,11 @@ def oracle_iou(counts: Counts, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.
     """(N) best IoU of each image over the thresholds and (N) the lowest threshold that gives it.
 
     It looks at the truth of each image, so it bounds what a threshold can do and is never a result.
-    Where no threshold gives any overlap the IoU and the threshold are 0.
+    Where no threshold gives any overlap the IoU is 0 and the threshold the lowest.
     """
     iou_NT = iou_per_image(counts)
     best_N = iou_NT.argmax(1)
-    value_N = iou_NT[np.arange(len(counts)), best_N]
-    return value_N, np.where(value_N > 0, thresholds[best_N], 0.0)
+    return iou_NT[np.arange(len(counts)), best_N], thresholds[best_N]
 
 
 def false_alarm_area(counts: Counts) -> np.ndarray:
