@@ -163,8 +163,8 @@ def train(
         raise typer.Exit(code)
 
 
-@app.command(epilog=example("wsss infer runs/demo/student"))
-def infer(run: Run, split: Split = None, overwrite: Overwrite = False) -> None:
+@app.command(epilog=example("wsss infer runs/demo/student cam.scales=[0.5,1,1.5] --overwrite"))
+def infer(run: Run, overrides: Overrides = None, split: Split = None, overwrite: Overwrite = False) -> None:
     """CAMs of every kind, as CAM shards below RUN/cams."""
     import shutil
 
@@ -172,28 +172,32 @@ def infer(run: Run, split: Split = None, overwrite: Overwrite = False) -> None:
     from launcher.infer import infer as infer_here
     from launcher.topology import launch, process_count, uses_cpu
 
-    settings, _ = load_about(run)
+    settings, _ = load_about(run, overrides or [])
     for name, folder in splits(settings, split).items():
         if overwrite:
             shutil.rmtree(run / "cams" / name, ignore_errors=True)
         if uses_cpu(settings) or process_count(settings) == 1:
-            print(f"CAMs: {infer_here(run, name, folder)}")
-        elif code := launch(settings, "launcher.infer", [str(run), name, str(folder)]):
+            print(f"CAMs: {infer_here(run, name, folder, overrides or [])}")
+        elif code := launch(settings, "launcher.infer", [str(run), name, str(folder), *(overrides or [])]):
             raise typer.Exit(code)
 
 
-@app.command(epilog=example("wsss refine runs/demo/student"))
-def refine(run: Run, split: Split = None, overwrite: Overwrite = False) -> None:
+@app.command(epilog=example("wsss refine runs/demo/student --name crf_g2 'refine.chain=[{name: crf, gamma: 2}]'"))
+def refine(
+    run: Run,
+    overrides: Overrides = None,
+    split: Split = None,
+    name: Annotated[
+        str | None, typer.Option(help="Masks go to RUN/masks/KIND+NAME; default: the chain's names.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
-    import shutil
-
     from launcher.build import load_about
     from launcher.refine import refine as refine_run
 
-    names = list(splits(load_about(run)[0], split))
-    for old in [old for name in names for old in (run / "masks").glob(f"*/{name}") if overwrite]:
-        shutil.rmtree(old)
-    for folder in refine_run(run, names):
+    settings, _ = load_about(run, overrides or [])
+    for folder in refine_run(run, list(splits(settings, split)), settings.refine, name=name, overwrite=overwrite):
         print(f"masks: {folder}")
 
 

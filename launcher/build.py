@@ -1,6 +1,7 @@
 """Config -> the objects of a run, and a run's folder -> its trained method."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.checkpoint import latest, load_method
@@ -56,13 +57,16 @@ def load_teacher(config: Config, class_set: ClassSet) -> Frozen:
     return Frozen(method.student)
 
 
-def load_run(run: Path) -> tuple[Config, ClassSet, Method, Path]:
+def load_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ClassSet, Method, Path]:
     """Config, classes, trained method in eval mode, and checkpoint of a run's folder.
+
+    Args:
+        overrides: section.key=value, for what is read from a run after its training.
 
     Raises:
         RunError: no run there, or no complete checkpoint in it.
     """
-    config, about = load_about(run)
+    config, about = load_about(run, overrides)
     class_set = ClassSet(name=about["class_set"], classes=tuple(about["classes"]))
     checkpoint = latest(run)
     without_download = config.model.model_copy(update={"weights": None})  # the checkpoint has them all
@@ -71,10 +75,10 @@ def load_run(run: Path) -> tuple[Config, ClassSet, Method, Path]:
     return config, class_set, method.eval(), checkpoint
 
 
-def load_about(run: Path) -> tuple[Config, dict]:
+def load_about(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict]:
     """Config and run.json of a run's folder."""
     if not (run / CONFIG).is_file() or not (run / ABOUT).is_file():
         below = sorted(str(path.parent) for path in run.glob(f"**/{CONFIG}"))[:5] if run.is_dir() else []
         hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
         raise RunError(f"{run}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
-    return load_config(run / CONFIG), json.loads((run / ABOUT).read_text())
+    return load_config(run / CONFIG, overrides), json.loads((run / ABOUT).read_text())

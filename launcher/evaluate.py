@@ -15,7 +15,6 @@ import numpy as np
 
 from launcher import checkpoint, jobs
 from launcher.build import load_about
-from launcher.config import Config
 from launcher.errors import RunError
 from launcher.measure import Measure, Tally, measure_for
 from launcher.scores import REFINED, Scores, read_scores
@@ -45,7 +44,7 @@ def evaluate(run: Path) -> dict[str, Any]:
         "run": config.name,
         "checkpoint": made_of(run / "cams" / "val")["checkpoint"],
         "dataset": {"folder": str(config.data.val), "fingerprint": val.index.fingerprint, "images": len(val)},
-        "protocol": protocol(config),
+        "protocol": protocol(made_of(run / "cams" / "val"), config.train.seed),
         "git_commit": about.get("git_commit"),
         "sources": {},
     }
@@ -74,11 +73,13 @@ def made_of(folder: Path) -> dict[str, Any]:
     return jobs.made_of(folder) or {}
 
 
-def protocol(config: Config) -> str:
-    views = f"scales {', '.join(f'{s:g}' for s in config.cam.scales)}{' + flip' if config.cam.flip else ''}"
-    return (
-        f"image squashed to {config.data.image_size} px, {views}, scores resized to the image, seed {config.train.seed}"
-    )
+def protocol(cams_made_of: dict[str, Any], seed: int) -> str:
+    """How the scores came about, in words: from what the CAM folder says of itself, not from what a config wants."""
+    cam = cams_made_of["cam"]
+    scales = ", ".join(f"{scale:g}" for scale in cam["scales"])
+    size = cams_made_of["image_size"]
+    views = f"image squashed to {size} px, scales {scales}{' + flip' if cam['flip'] else ''}, classes {cam['classes']}"
+    return f"{views}, scores resized to the image, training seed {seed}"
 
 
 def sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:

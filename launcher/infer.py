@@ -1,6 +1,6 @@
 """Checkpoint + image shards -> CAM shards.
 
-`accelerate launch -m launcher.infer RUN SPLIT FOLDER`: each rank takes every ranks-th missing shard.
+`accelerate launch -m launcher.infer RUN SPLIT FOLDER [section.key=value ...]`: each of n ranks takes every n-th shard.
 """
 
 import sys
@@ -25,13 +25,13 @@ from wsss.cam import multi_scale_cam, view_maps
 from wsss.methods.base import Method
 
 
-def infer(run: Path, split: str, folder: Path) -> Path:
+def infer(run: Path, split: str, folder: Path, overrides: Sequence[str] = ()) -> Path:
     """Write RUN/cams/SPLIT/, one CAM shard per image shard of `folder`; returns that folder.
 
     Raises:
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
-    config, class_set, method, checkpoint = load_run(run)
+    config, class_set, method, checkpoint = load_run(run, overrides)
     shards = ShardFolder(folder)
     if shards.index.classes != class_set.classes:
         raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")
@@ -120,8 +120,8 @@ def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    run, split, folder = arguments
-    infer(Path(run), split, Path(folder))
+    run, split, folder, *overrides = arguments
+    infer(Path(run), split, Path(folder), overrides)
 
 
 if __name__ == "__main__":

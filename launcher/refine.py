@@ -1,5 +1,6 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 
 from launcher import jobs
-from launcher.build import load_about
 from launcher.config import Named, RefineConfig, options_of
 from launcher.errors import RunError
 from launcher.scores import REFINED, Scores, read_scores
@@ -19,18 +19,21 @@ from wsss.cam import resize
 from wsss.refine import REFINERS, mask_of
 
 
-def refine(run: Path, splits: Sequence[str], settings: RefineConfig | None = None) -> list[Path]:
-    """Write RUN/masks/KIND+CHAIN/SPLIT/ for every kind of CAM and every split; returns these folders.
+def refine(
+    run: Path, splits: Sequence[str], settings: RefineConfig, *, name: str | None = None, overwrite: bool = False
+) -> list[Path]:
+    """Write RUN/masks/KIND+NAME/SPLIT/ for every kind of CAM and every split; returns these folders.
 
     Args:
-        settings: None = the run's own `refine:`.
+        name: None = the names of the chain's refiners; another one lets several settings stand side by side.
+        overwrite: remove these folders first.
 
     Raises:
         RunError: no CAMs of a split yet, a kind that was not inferred, or other settings in an output folder.
         DataError: shards that failed, each with its reason.
     """
-    config, _ = load_about(run)
-    settings = settings or config.refine
+    chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
+    parts = [refiner.name for refiner in settings.chain] if name is None else [name]
     outs, items = [], []
     for split in splits:
         cams = run / "cams" / split
@@ -44,9 +47,10 @@ def refine(run: Path, splits: Sequence[str], settings: RefineConfig | None = Non
         unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
         if unknown:
             raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
-        chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
         for kind in kinds:
-            out = run / "masks" / "+".join([kind, *(refiner.name for refiner in settings.chain)]) / split
+            out = run / "masks" / "+".join([kind, *parts]) / split
+            if overwrite:
+                shutil.rmtree(out, ignore_errors=True)
             jobs.open_output(out, {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold})
             outs.append(out)
             items += [Task(shards.folder, cams, out, kind, name) for name in jobs.missing(out, names)]

@@ -93,7 +93,24 @@ def test_refining_with_other_settings_or_unknown_kinds_is_refused(run):
     with pytest.raises(RunError, match="'saliency'. not among the inferred kinds"):
         refine(run, ["val"], RefineConfig(cams=("saliency",), chain=()))
     with pytest.raises(RunError, match="no CAMs here; run `wsss infer"):
-        refine(run, ["train"])
+        refine(run, ["train"], RefineConfig())
+
+
+def test_settings_stand_side_by_side_under_their_own_names(run):
+    for gamma in (1.0, 4.0):
+        settings = RefineConfig(cams=("project",), chain=(Named(name="crf", gamma=gamma),))
+        refine(run, ["val"], settings, name=f"g{gamma:g}")
+    assert {folder.name for folder in (run / "masks").iterdir()} == {"project+g1", "project+g4"}
+    chains = evaluate(run)["sources"]["project+g4"]["chain"]
+    assert [step["gamma"] for step in chains] == [4.0]
+
+
+def test_figures_say_the_views_that_the_cams_were_made_with(run, scenes):
+    shutil.rmtree(run / "cams/val")
+    infer(run, "val", scenes / "val", ["cam.scales=[0.5,1]", "cam.flip=true"])
+    assert "scales 0.5, 1 + flip" in evaluate(run)["protocol"]
+    with pytest.raises(RunError, match="made with other settings"):
+        infer(run, "val", scenes / "val")
 
 
 def test_a_damaged_cam_shard_is_named_and_leaves_no_mask_shard(run):

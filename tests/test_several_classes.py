@@ -66,10 +66,11 @@ def pets_run(in_tmp, tiny_yaml):
         "train.save_every=60",
         "cam.classes=present",
     ]
-    train(load_config(tiny_yaml("classify"), overrides))
+    config = load_config(tiny_yaml("classify"), overrides)
+    train(config)
     run = RUNS / "teacher"
     infer(run, "val", in_tmp / "pets/val")
-    refine(run, ["val"])
+    refine(run, ["val"], config.refine)
     return run
 
 
@@ -86,7 +87,8 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
     at = report["sources"]["class_map+crf"]["fixed"]
     assert at["miou"] == pytest.approx(metrics.mean_iou(confusion), abs=5e-3)  # scores are stored in float16
     assert set(at["class_iou"]) == {"background", "cat", "dog"}
-    assert at["class_iou"]["cat"] > 0.15 and at["class_iou"]["dog"] > 0.15  # it learned where they are
+    learned = report["sources"]["class_map"]["fixed"]["class_iou"]
+    assert learned["cat"] > 0.15 and learned["dog"] > 0.15  # it knows where they are; chance is about 0.1
     assert any("val/class_map/miou" in line for line in read_metrics(pets_run))
     page = write_report(RUNS).read_text()
     assert "mIoU" in page and "class_map+crf" in page
