@@ -25,5 +25,12 @@ def told() -> Iterator[None]:
         if not isinstance(error, ConfigError | DataError | RunError):
             raise
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-        print(f"error{rank}: {error}", file=sys.stderr, flush=True)
+        print(f"error{rank}: {without_traceback(str(error))}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def without_traceback(message: str) -> str:
+    """A loader process packs its traceback into the message; what it had to say is the last line."""
+    if "Original Traceback" not in message:
+        return message
+    return message.strip().splitlines()[-1].removeprefix("shards.schema.DataError: ")

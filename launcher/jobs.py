@@ -107,15 +107,16 @@ def outcomes(
             except Exception as error:
                 yield number, error
         return
-    # Workers must not share the parent's threads or CUDA state, and run one thread each: the pool is the parallelism.
+    # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
     context = multiprocessing.get_context("spawn")
-    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS",)}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-            for future in as_completed(futures):
-                yield futures[future], future.exception() or future.result()
-    finally:
-        for name, value in threads.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=use_one_thread) as pool:
+        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
+        for future in as_completed(futures):
+            yield futures[future], future.exception() or future.result()
+
+
+def use_one_thread() -> None:
+    """The pool is the parallelism: torch in a worker must not open threads of its own."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from networks import tiny_vit
 
-from launcher.errors import RunError
+from launcher.errors import RunError, told
 from launcher.topology import make_accelerator
 from launcher.tracking import RUNS, NoTracker, read_metrics
 from launcher.train import batches_from, train
@@ -88,6 +90,24 @@ def test_other_data_under_the_same_name_are_refused(in_tmp, tiny_config):
     path.write_text(json.dumps({**json.loads(path.read_text()), "dataset_fingerprint": "0" * 16}))
     with pytest.raises(RunError, match="dataset fingerprint: 0000000000000000 -> "):
         train(tiny_config("classify", "train.steps=0"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_decode_stops_the_run_and_is_named(in_tmp, tiny_config, scenes, workers, capsys):
+    folder = shutil.copytree(scenes / "train", in_tmp / "broken")
+    shards = ShardFolder(folder)
+    for number, (offset, size) in enumerate(shards.index.shards[4].members["jpg"]):
+        path = folder / shards.index.shards[4].name
+        data = bytearray(path.read_bytes())
+        data[offset : offset + size] = bytes(size)
+        path.write_bytes(data)
+        assert number < 4
+    with pytest.raises(SystemExit) as end, told():
+        train(tiny_config("classify", "train.steps=20", "data.train=broken", f"data.workers={workers}"))
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert re.search(r"^error: broken/train-00004.tar: sample 'train-\d+': image does not decode", said, re.M)
+    assert "Traceback" not in said
 
 
 def test_zero_steps_save_and_evaluate_the_untrained_model(in_tmp, tiny_config):
