@@ -1,14 +1,23 @@
-"""Joint transforms of an image and its valid box. The random generator comes in as an argument.
+"""Joint transforms of an image, its valid box and, where there is one, its mask. The generator comes in as an argument.
 
 Views are (S, S, 3) uint8; normalising and casting are done on the device, where they cost nothing.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from shards.schema import Box
+
+
+class View(NamedTuple):
+    """What a transform makes of a sample: image (S, S, 3) uint8, its valid box, mask (S, S) of class ids or None."""
+
+    image_SS3: np.ndarray
+    box: Box
+    mask_SS: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +34,20 @@ class Augment:
     min_crop: float = 1.0
     flip: float = 0.5
 
-    def __call__(self, image_HW3: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
+    def __call__(self, image_HW3: np.ndarray, rng: np.random.Generator, mask_HW: np.ndarray | None = None) -> View:
         height, width = image_HW3.shape[:2]
         share_y, share_x, at_y, at_x, coin = rng.random(5)
         crop_height = (self.min_crop + (1 - self.min_crop) * share_y) * height
         crop_width = (self.min_crop + (1 - self.min_crop) * share_x) * width
         y0, x0 = at_y * (height - crop_height), at_x * (width - crop_width)
-        view_SS3 = resize(image_HW3, (self.size, self.size), (x0, y0, x0 + crop_width, y0 + crop_height))
+        crop = (x0, y0, x0 + crop_width, y0 + crop_height)
+        size = (self.size, self.size)
+        view_SS3 = resize(image_HW3, size, crop)
+        mask_SS = None if mask_HW is None else resize_mask(mask_HW, size, crop)
         if coin < self.flip:
             view_SS3 = np.ascontiguousarray(view_SS3[:, ::-1])
-        return view_SS3, (0, self.size, 0, self.size)
+            mask_SS = None if mask_SS is None else np.ascontiguousarray(mask_SS[:, ::-1])
+        return View(view_SS3, (0, self.size, 0, self.size), mask_SS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +56,23 @@ class Squash:
 
     size: int
 
-    def __call__(self, image_HW3: np.ndarray, rng: np.random.Generator | None = None) -> tuple[np.ndarray, Box]:
-        return resize(image_HW3, (self.size, self.size)), (0, self.size, 0, self.size)
+    def __call__(
+        self, image_HW3: np.ndarray, rng: np.random.Generator | None = None, mask_HW: np.ndarray | None = None
+    ) -> View:
+        size = (self.size, self.size)
+        mask_SS = None if mask_HW is None else resize_mask(mask_HW, size)
+        return View(resize(image_HW3, size), (0, self.size, 0, self.size), mask_SS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The image as it is: for frames that are looked at through windows."""
+
+    def __call__(
+        self, image_HW3: np.ndarray, rng: np.random.Generator | None = None, mask_HW: np.ndarray | None = None
+    ) -> View:
+        height, width = image_HW3.shape[:2]
+        return View(image_HW3, (0, height, 0, width), mask_HW)
 
 
 def resize(
@@ -54,3 +82,12 @@ def resize(
     if box is None and image_HW3.shape[:2] == size:
         return image_HW3
     return np.asarray(Image.fromarray(image_HW3).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
+
+
+def resize_mask(
+    mask_HW: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """The same of a mask: each pixel takes the nearest one's class, since class ids cannot be mixed."""
+    if box is None and mask_HW.shape == size:
+        return mask_HW
+    return np.asarray(Image.fromarray(mask_HW).resize(size[::-1], Image.Resampling.NEAREST, box=box))

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from shards.augment import View
 from shards.index import Index
 from shards.schema import Box, DataError, Supervision, decode_image, decode_mask
 from shards.write import check_every_class_has_an_image
 
 Batch = dict[str, Any]
-Transform = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, Box]]
+Transform = Callable[[np.ndarray, np.random.Generator, np.ndarray | None], View]
+MaskOf = Callable[[int], np.ndarray]  # sample number -> (H, W) class ids
 
 WINDOW = 8  # shards whose samples are mixed with each other: bounds open files and, for remote shards, the cache
 OPEN_FILES = 4 * WINDOW
@@ -58,6 +60,7 @@ class ShardFolder:
         self.row_of = np.concatenate([np.arange(size) for size in sizes])
         self.keys = [key for shard in self.index.shards for key in shard.keys]
         self.groups = [group for shard in self.index.shards for group in shard.groups]
+        self.number_of_key = {key: number for number, key in enumerate(self.keys)}
         class_set = self.index.as_class_set()
         self.image_label_NK = np.stack(
             [class_set.multi_hot(label) for shard in self.index.shards for label in shard.image_labels]
@@ -92,10 +95,14 @@ class ShardFolder:
             raise DataError(f"{self.where(number)}: these shards are label-only, there is no mask to read")
         return decode_mask(self.read(number, "png"), self.where(number))
 
+    def about(self, number: int) -> dict[str, Any]:
+        """What the sample's json says: its label, size, source, group and, in pixel shards, regions."""
+        return json.loads(self.read(number, "json"))
+
     def regions(self, number: int) -> dict[str, list[Box]]:
         """Named boxes of a sample in pixel shards, {} where there are none."""
-        about = json.loads(self.read(number, "json"))
-        return {name: [tuple(box) for box in boxes] for name, boxes in about.get("regions", {}).items()}
+        regions = self.about(number).get("regions", {})
+        return {name: [tuple(box) for box in boxes] for name, boxes in regions.items()}
 
     def numbers_of(self, shard_name: str) -> list[int]:
         """The sample numbers of one shard, in the order of the file."""
@@ -176,27 +183,33 @@ class StepSampler:
             step += 1
 
 
-def view_of(shards: ShardFolder, number: int, transform: Transform, rng: np.random.Generator) -> Batch:
-    """One sample as the loaders give it, before batching."""
-    view_SS3, box = transform(shards.image(number), rng)
-    return {
+def view_of(
+    shards: ShardFolder, number: int, transform: Transform, rng: np.random.Generator, mask_of: MaskOf | None = None
+) -> Batch:
+    """One sample as the loaders give it, before batching; with its mask where `mask_of` gives one."""
+    view = transform(shards.image(number), rng, mask_of(number) if mask_of else None)
+    sample: Batch = {
         "key": shards.keys[number],
         "number": number,
-        "image": torch.from_numpy(np.ascontiguousarray(view_SS3.transpose(2, 0, 1))),
+        "image": torch.from_numpy(np.ascontiguousarray(view.image_SS3.transpose(2, 0, 1))),
         "image_label": torch.from_numpy(shards.image_label_NK[number]),
-        "box": torch.tensor(box),
+        "box": torch.tensor(view.box),
     }
+    if view.mask_SS is not None:
+        sample["mask"] = torch.from_numpy(np.array(view.mask_SS))
+    return sample
 
 
 class TrainSamples(Dataset):
     """(epoch, number) -> the augmented view of that sample; the same view whoever asks, whenever."""
 
-    def __init__(self, shards: ShardFolder, transform: Transform, seed: int) -> None:
-        self.shards, self.transform, self.seed = shards, transform, seed
+    def __init__(self, shards: ShardFolder, transform: Transform, seed: int, mask_of: MaskOf | None = None) -> None:
+        self.shards, self.transform, self.seed, self.mask_of = shards, transform, seed, mask_of
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, number = place
-        return view_of(self.shards, number, self.transform, np.random.default_rng((self.seed, epoch, number)))
+        rng = np.random.default_rng((self.seed, epoch, number))
+        return view_of(self.shards, number, self.transform, rng, self.mask_of)
 
 
 class EvalSamples(Dataset):
@@ -219,19 +232,30 @@ def collate(samples: list[Batch]) -> Batch:
 
 
 def train_loader(
-    shards: ShardFolder, transform: Transform, *, seed: int, part: Slice, workers: int, first_step: int = 0
+    shards: ShardFolder,
+    transform: Transform,
+    *,
+    seed: int,
+    part: Slice,
+    workers: int,
+    first_step: int = 0,
+    mask_of: MaskOf | None = None,
 ) -> DataLoader:
     """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
 
     Never hand it to `accelerator.prepare`, which would slice it a second time.
 
+    Args:
+        mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
+
     Raises:
-        DataError: masks in the shards, a class without a positive image, or more readers than shards.
+        DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
+            than shards.
     """
-    if shards.index.supervision != "label":
+    if shards.index.supervision != "label" and mask_of is None:
         raise DataError(
-            f"{shards.folder}: holds masks (supervision 'pixel'); training reads label-only shards: write the "
-            "training split with --supervision label"
+            f"{shards.folder}: holds masks (supervision 'pixel'); training from image labels reads label-only shards: "
+            "write the training split without --masks"
         )
     check_every_class_has_an_image(shards.index, str(shards.folder))
     readers = part.ranks * max(workers, 1)
@@ -241,7 +265,7 @@ def train_loader(
             f"= {readers} readers: write them again with --shards {4 * readers} or lower data.workers"
         )
     return DataLoader(
-        TrainSamples(shards, transform, seed),
+        TrainSamples(shards, transform, seed, mask_of),
         batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step),
         num_workers=workers,
         collate_fn=collate,

@@ -37,6 +37,7 @@ def write_split(
     supervision: Supervision,
     *,
     num_shards: int = DEFAULT_SHARDS,
+    may_lack_classes: bool = False,
     run: Callable[[Callable[[Any], Shard], Iterable[Any]], Iterable[Shard]] = map,
 ) -> Index:
     """Write OUT/SPLIT/: the shards and their index.
@@ -47,6 +48,8 @@ def write_split(
     Args:
         source: the samples. With supervision `label` they must carry no mask.
         num_shards: at most this many; never more than there are samples.
+        may_lack_classes: write label-only shards without a positive image of some class, to be joined with others;
+            training refuses them as they are.
         run: like `map`; a process pool's version writes shards in parallel. The bytes do not depend on it.
 
     Raises:
@@ -65,7 +68,7 @@ def write_split(
         jobs = [(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
         shards = tuple(run(partial(write_shard, source, supervision), jobs))
         index = Index.of(source.class_set, split, supervision, shards)
-        if supervision == "label":
+        if supervision == "label" and not may_lack_classes:
             check_every_class_has_an_image(index, str(final))
         index.save(folder)
     return index

@@ -1,0 +1,58 @@
+"""Machine-made masks that lie beside image shards: tars of the same names, written by a refinement job.
+
+Label-only shards hold no mask, and these do not change that: whoever trains on them names their folder.
+"""
+
+import os
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from shards.schema import DataError, decode_mask
+from shards.stream import ShardFolder
+
+
+class MaskFolder:
+    """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png.
+
+    Raises:
+        DataError: a tar is missing; when read: damaged, or without a sample's mask.
+    """
+
+    def __init__(self, folder: Path, shards: ShardFolder) -> None:
+        self.folder = Path(folder)
+        self.names = [shard.name for shard in shards.index.shards]
+        self.keys, self.shard_of = shards.keys, shards.shard_of
+        missing = [name for name in self.names if not (self.folder / name).is_file()]
+        if missing:
+            raise DataError(
+                f"{folder}: {len(missing)} of {len(self.names)} mask shards are missing, first {missing[0]}; write "
+                "them with `wsss infer RUN --split train` and `wsss refine RUN --split train`"
+            )
+
+    def __call__(self, number: int) -> np.ndarray:
+        """(H, W) uint8 class ids of a sample, 255 = ignore."""
+        path = self.folder / self.names[self.shard_of[number]]
+        key = self.keys[number]
+        spans = mask_spans(path)
+        if key not in spans:
+            raise DataError(f"{path}: has no mask of '{key}'; it belongs to other image shards: write it again")
+        offset, size = spans[key]
+        with path.open("rb") as file:
+            return decode_mask(os.pread(file.fileno(), size, offset), f"{path}: sample '{key}'")
+
+
+@lru_cache(maxsize=64)
+def mask_spans(path: Path) -> dict[str, tuple[int, int]]:
+    """{key: (offset, size)} of the masks of one tar; only its headers are read."""
+    try:
+        with tarfile.open(path) as tar:
+            return {
+                info.name.removesuffix(".png"): (info.offset_data, info.size)
+                for info in tar
+                if info.name.endswith(".png")
+            }
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path}: damaged tar ({error}); refine that split again") from error

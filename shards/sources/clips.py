@@ -1,0 +1,210 @@
+"""Labelled video clips as a source of frames.
+
+The two clip datasets of the smoke paper, IJmond and RISE, were labelled with one tool and share its label states
+(`label_state` of the volunteers, `label_state_admin` of the researchers); a row of their metadata is a video.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.schema import SMOKE, ClassSet, DataError, Sample, encode_image
+from shards.sources.video import frame_count, read_frames
+
+Strength = Literal["gold", "strong", "weak", "maybe"]
+LabelledBy = Literal["researchers_first", "volunteers", "researchers"]
+Row = Mapping[str, Any]
+
+STATES: Mapping[int, tuple[Strength, bool]] = {
+    47: ("gold", True),
+    32: ("gold", False),
+    23: ("strong", True),
+    16: ("strong", False),
+    19: ("weak", True),
+    20: ("weak", False),
+    5: ("maybe", True),
+    4: ("maybe", False),
+}
+DISCORD, NO_LABEL, BAD_VIDEO = 3, -1, -2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    name: str  # becomes a part of the keys
+    path: Path
+    smoke: bool
+    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """`frames` evenly spaced frames of each clip, under the clip's label: frame k*n // frames of n, k = 0, 1, ...
+
+    So 1 takes the first frame, 2 the first and the middle one, and as many as the clip has take all.
+
+    Attributes:
+        left_out: how many rows of the metadata were not taken, by reason.
+    """
+
+    clips: tuple[Clip, ...]
+    source: str
+    frames: int = 1
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    class_set: ClassSet = SMOKE
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise DataError(f"{self.source}: {self.frames} frames per clip; wanted at least 1")
+
+    def __len__(self) -> int:
+        return len(self.clips) * self.frames
+
+    def groups(self) -> list[str]:
+        return [clip.group for clip in self.clips for _ in range(self.frames)]
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        clip, k = self.clips[index // self.frames], index % self.frames
+        count = frame_count(clip.path)
+        if count < self.frames:
+            raise DataError(f"{clip.path}: has {count} frames, {self.frames} were asked for; take fewer per clip")
+        number = k * count // self.frames
+        return Sample(
+            key=f"{clip.name}_f{number:05d}",
+            image=encode_image(read_frames(clip.path, [number])[0]),
+            image_label=(1,) if clip.smoke else (),
+            group=clip.group,
+            source=self.source,
+        )
+
+
+def read_clips(
+    metadata: Path,
+    videos: Path,
+    *,
+    source: str,
+    group_of: Callable[[Row, str], str],
+    frames: int = 1,
+    states: Collection[Strength] = ("gold", "strong"),
+    labelled_by: LabelledBy = "researchers_first",
+    smoke: bool | None = None,
+    only: Path | None = None,
+    skip_missing: bool = False,
+) -> Clips:
+    """The clips of a metadata file whose label is strong enough and whose file NAME.mp4 lies somewhere below `videos`.
+
+    Args:
+        group_of: (row, place for an error) -> group.
+        states: label strengths to take.
+        labelled_by: whose label counts. `researchers_first`: theirs where they gave one, else the volunteers'.
+        smoke: only clips with (True) or without smoke (False).
+        only: text file of file names, one a line: the rows to choose from.
+        skip_missing: leave out clips without a file, counted, instead of refusing.
+
+    Raises:
+        DataError: a row lacks a column or has an unknown state, two rows or files go by one name, a file is missing,
+            or nothing is left.
+    """
+    rows = metadata_rows(metadata)
+    if only is not None:
+        rows = listed(rows, only)
+    files = videos_below(videos)
+    clips: list[Clip] = []
+    left_out: Counter[str] = Counter()
+    missing: list[str] = []
+    for name, row in rows.items():
+        where = f"{metadata}: video '{name}'"
+        strength, positive = label_of(row, labelled_by, where)
+        if strength not in states:
+            left_out[strength] += 1
+        elif smoke is not None and positive is not smoke:
+            left_out["with smoke" if positive else "without smoke"] += 1
+        elif name not in files:
+            missing.append(name)
+        else:
+            clips.append(Clip(name=name, path=files[name], smoke=positive, group=group_of(row, where)))
+    if missing and not skip_missing:
+        raise DataError(
+            f"{videos}: {len(missing)} of {len(clips) + len(missing)} videos are missing, first '{missing[0]}.mp4'; "
+            "print their addresses with `wsss shards video-urls` and fetch them, or use --skip-missing"
+        )
+    if missing:
+        left_out["file missing"] = len(missing)
+    if not clips:
+        raise DataError(f"{metadata}: none of {len(rows)} videos is left ({dict(left_out)}); see --state and --smoke")
+    return Clips(clips=tuple(clips), source=source, frames=frames, left_out=dict(left_out))
+
+
+def metadata_rows(path: Path) -> dict[str, Row]:
+    """{file name: row} of a json list of rows, or of an object whose values are rows."""
+    if not path.is_file():
+        raise DataError(f"{path}: metadata file is missing")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: not json ({error})") from error
+    rows: dict[str, Row] = {}
+    for number, row in enumerate(content.values() if isinstance(content, dict) else content):
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise DataError(f"{path}: row {number} is {str(row)[:80]}; wanted an object with 'file_name'")
+        if row["file_name"] in rows:
+            raise DataError(f"{path}: video '{row['file_name']}' is listed twice; remove one of its rows")
+        rows[row["file_name"]] = row
+    return rows
+
+
+def listed(rows: Mapping[str, Row], only: Path) -> dict[str, Row]:
+    """The rows that a text file names, in its order."""
+    if not only.is_file():
+        raise DataError(f"{only}: list of videos is missing")
+    names = only.read_text().split()
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        raise DataError(f"{only}: {len(unknown)} names are not in the metadata, first '{unknown[0]}'")
+    return {name: rows[name] for name in names}
+
+
+def videos_below(folder: Path) -> dict[str, Path]:
+    """{file name without .mp4: path} of the folder's whole tree."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.mp4")):
+        if path.stem in files:
+            raise DataError(f"{folder}: two videos go by the name '{path.stem}': {files[path.stem]} and {path}")
+        files[path.stem] = path
+    return files
+
+
+def label_of(row: Row, labelled_by: LabelledBy, where: str) -> tuple[str, bool]:
+    """(strength or why there is none, smoke)."""
+    codes = {
+        "volunteers": field_of(row, "label_state", where),
+        "researchers": field_of(row, "label_state_admin", where),
+    }
+    for who, code in codes.items():
+        if code not in STATES and code not in (DISCORD, NO_LABEL, BAD_VIDEO):
+            raise DataError(f"{where}: label state {code!r} of the {who}; wanted one of {sorted(STATES)}, 3, -1, -2")
+    if BAD_VIDEO in codes.values():
+        return "bad video", False
+    order = ("researchers", "volunteers") if labelled_by == "researchers_first" else (labelled_by,)
+    for who in order:
+        if codes[who] in STATES:
+            return STATES[codes[who]]
+    return ("discord" if DISCORD in (codes[who] for who in order) else "no label"), False
+
+
+def field_of(row: Row, name: str, where: str) -> Any:
+    if row.get(name) is None:
+        raise DataError(f"{where}: no '{name}'; it has {sorted(row)}")
+    return row[name]
+
+
+def join_url(row: Row, url_root: str | None, parts: Sequence[str], where: str) -> str:
+    """An address below `url_root`, or below the row's own `url_root` where None is given."""
+    root = url_root or row.get("url_root")
+    if not root:
+        raise DataError(f"{where}: no 'url_root'; say where the videos are with --url-root")
+    return "/".join(part.strip("/") if number else part.rstrip("/") for number, part in enumerate((root, *parts)))

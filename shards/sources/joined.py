@@ -1,0 +1,71 @@
+"""Several folders of shards as one source: a training set from several datasets, say IJmond, RISE and SMOKE5K."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.schema import ClassSet, DataError, Sample, Supervision
+from shards.stream import ShardFolder
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The samples of all folders, in their order. A key keeps its name, with its folder's in front where two are equal.
+
+    Raises:
+        DataError: no folder, or folders of other classes or another supervision than the first.
+    """
+
+    folders: tuple[Path, ...]
+    parts: tuple[ShardFolder, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise DataError("join: no folder named; give two or more")
+        parts = tuple(ShardFolder(folder) for folder in self.folders)
+        first = parts[0].index
+        for part in parts[1:]:
+            if (part.index.classes, part.index.supervision) != (first.classes, first.supervision):
+                raise DataError(
+                    f"{part.folder}: classes {part.index.classes}, supervision '{part.index.supervision}'; "
+                    f"{parts[0].folder} has {first.classes}, '{first.supervision}': they cannot be one split"
+                )
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def class_set(self) -> ClassSet:
+        return self.parts[0].index.as_class_set()
+
+    @property
+    def supervision(self) -> Supervision:
+        return self.parts[0].index.supervision
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def groups(self) -> list[str]:
+        return [group for part in self.parts for group in part.groups]
+
+    def __getitem__(self, index: int) -> Sample:
+        for number_of_part, part in enumerate(self.parts):
+            if index < len(part):
+                return self.sample(number_of_part, index)
+            index -= len(part)
+        raise IndexError(index)
+
+    def sample(self, number_of_part: int, number: int) -> Sample:
+        """One sample of one folder, its image's bytes as they are."""
+        part = self.parts[number_of_part]
+        key = part.keys[number]
+        others = (other for n, other in enumerate(self.parts) if n != number_of_part)
+        pixel = self.supervision == "pixel"
+        return Sample(
+            key=f"{number_of_part}_{key}" if any(key in other.number_of_key for other in others) else key,
+            image=part.read(number, "jpg"),
+            image_label=tuple((np.flatnonzero(part.image_label_NK[number]) + 1).tolist()),
+            group=part.groups[number],
+            source=str(part.about(number)["source"]),
+            mask=part.mask(number) if pixel else None,
+            regions=part.regions(number) if pixel else {},
+        )

@@ -1,0 +1,72 @@
+"""RISE: 36-frame clips of industrial sites in Pennsylvania with labels of smoke (Hsu et al., AAAI 2021; CC0).
+
+The smoke paper adds frames of clips whose `label_state` is 32 or 16, gold and strong negatives: the first and the
+middle frame of each (specification D4). These are images without smoke only, so they make no split of their own.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from shards.schema import DataError
+from shards.sources.clips import Clips, LabelledBy, Row, Strength, field_of, join_url, metadata_rows, read_clips
+
+NAME = re.compile(r"(\d+)-\d+-(\d{4}-\d\d-\d\d)-")  # camera-view-day-...
+GroupBy = Literal["scene", "clip", "camera"]
+
+
+def read_rise(
+    metadata: Path,
+    videos: Path,
+    *,
+    frames: int = 2,
+    group_by: GroupBy = "scene",
+    states: Collection[Strength] = ("gold", "strong"),
+    labelled_by: LabelledBy = "researchers_first",
+    smoke: bool | None = None,
+    only: Path | None = None,
+    skip_missing: bool = False,
+) -> Clips:
+    """Frames of the RISE clips; see clips.read_clips for what the options mean and what is raised.
+
+    Args:
+        group_by: `scene` is a camera on a day: clips of neighbouring minutes and views stay together.
+    """
+
+    def group_of(row: Row, where: str) -> str:
+        if group_by == "clip":
+            return str(row["file_name"])
+        if group_by == "camera":
+            return f"camera{field_of(row, 'camera_id', where)}"
+        match = NAME.match(row["file_name"])
+        if match is None:
+            raise DataError(f"{where}: wanted a name CAMERA-VIEW-YYYY-MM-DD-... to know its day; use --group-by clip")
+        return f"camera{match[1]}_{match[2]}"
+
+    return read_clips(
+        metadata,
+        videos,
+        source="rise",
+        group_of=group_of,
+        frames=frames,
+        states=states,
+        labelled_by=labelled_by,
+        smoke=smoke,
+        only=only,
+        skip_missing=skip_missing,
+    )
+
+
+def video_urls(metadata: Path, url_root: str | None = None) -> list[str]:
+    """Addresses of all videos: root / part / file name. The part of old snapshots ends with the file's name already.
+
+    Raises:
+        DataError: a row has no `url_part`, or neither it nor the caller gives a root.
+    """
+    urls = []
+    for name, row in metadata_rows(metadata).items():
+        where = f"{metadata}: video '{name}'"
+        part = str(field_of(row, "url_part", where))
+        urls.append(join_url(row, url_root, [part] if part.endswith(".mp4") else [part, f"{name}.mp4"], where))
+    return urls

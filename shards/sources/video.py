@@ -1,0 +1,71 @@
+"""Video files -> frames, exact by decoding. Rotation tags are not applied, as for images."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from shards.schema import DataError
+
+
+def frame_count(path: Path) -> int:
+    """How many frames decode; the header's number is not trusted.
+
+    Raises:
+        DataError: the file is missing, does not decode, or has no video stream.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: video is missing")
+    about = path.stat()
+    return counted(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=65536)
+def counted(path: Path, size: int, mtime_ns: int) -> int:
+    """Remembered, since every frame of a clip asks for it; size and time tell whether the file is still the same."""
+    return decode(path, lambda number: False)[0]
+
+
+def read_frames(path: Path, indices: Sequence[int]) -> list[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB by their position from 0, in the order asked for; exact, since all before are decoded.
+
+    Raises:
+        DataError: as frame_count, or an index is negative or beyond the end.
+    """
+    if not indices:
+        return []
+    wanted, last = set(indices), max(indices)
+    if min(indices) < 0:
+        raise DataError(f"{path}: frame {min(indices)} was asked for; frames are numbered from 0")
+    count, found = decode(path, wanted.__contains__, last)
+    if count <= last:
+        raise DataError(f"{path}: frame {last} was asked for; it has {count}, the last is {count - 1}")
+    return [found[index] for index in indices]
+
+
+def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> tuple[int, dict[int, np.ndarray]]:
+    """(frames decoded, kept frames by number), stopping after frame `last`."""
+    from av import open as open_video
+    from av.error import FFmpegError
+
+    if not path.is_file():
+        raise DataError(f"{path}: video is missing")
+    count, found = 0, {}
+    try:
+        with open_video(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: has no video stream; wanted a video such as mp4")
+            for frame in container.decode(container.streams.video[0]):
+                if frame.is_corrupt:
+                    raise DataError(f"{path}: frame {count} is damaged; fetch the file again")
+                if keep(count):
+                    found[count] = frame.to_ndarray(format="rgb24")
+                count += 1
+                if last is not None and count > last:
+                    break
+    except FFmpegError as error:
+        raise DataError(f"{path}: does not decode after {count} frames ({error}); fetch the file again") from error
+    if count == 0:
+        raise DataError(f"{path}: holds no frame; fetch the file again")
+    return count, found
