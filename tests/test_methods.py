@@ -1,20 +1,28 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import tiny_cnn, tiny_vit
+from networks import tiny_cnn, tiny_pcm, tiny_segmenter, tiny_vit
 
-from wsss.methods import METHODS, Classify, Distill
-from wsss.methods.base import Frozen, classification_loss
+from wsss.methods import METHODS, Classify, CoTrain, Distill, Mixed, Supervised
+from wsss.methods.base import Frozen, classification_loss, segmentation_loss
+from wsss.methods.consistency import orthonormal
+from wsss.methods.mixed import with_zero_background
 
 
 def batch_of(images=4, classes=1):
+    """A batch with everything that any method asks for."""
     label = (torch.arange(images)[:, None] % (classes + 1) == torch.arange(classes)).float()
-    return {"image": torch.rand(images, 3, 32, 32), "image_label": label}
+    mask = torch.randint(0, classes + 1, (images, 32, 32), dtype=torch.uint8)
+    mask[:, :4] = 255
+    batch = {"image": torch.rand(images, 3, 32, 32), "image_label": label, "mask": mask}
+    return {**batch, "pixel": {name: value[:2] for name, value in batch.items()}}
 
 
-def build(name, classes=1, **options):
-    student = tiny_vit(classes)
-    return METHODS[name](student, *([Frozen(tiny_cnn(classes))] if METHODS[name].needs_teacher else []), **options)
+def build(name, classes=1, teacher=tiny_cnn, **options):
+    student = tiny_segmenter(classes) if METHODS[name].supervision == "mask" else tiny_vit(classes)
+    others = [Frozen(teacher(classes))] if METHODS[name].needs_teacher else []
+    others += [teacher(classes)] if METHODS[name].needs_partner else []
+    return METHODS[name](student, *others, **options)
 
 
 VARIANTS = [
@@ -22,6 +30,16 @@ VARIANTS = [
     ("distill", {}),
     ("distill", {"align_weight": 0.0}),
     ("distill", {"target": "features", "level": "spatial", "metric": "l2", "standardise": True}),
+    ("distill", {"level": "logits", "tau": 2.0}),
+    ("distill", {"level": "map_max", "metric": "centred_cosine", "project": "none"}),
+    ("distill", {"target": "features", "project": "both", "project_dim": 5, "level": "channel"}),
+    ("distill", {"target": "features", "project_dim": 5, "level": "legacy.inner", "shuffle_teacher": True}),
+    ("cotrain", {}),
+    ("cotrain", {"gradient": "student", "level": "spatial"}),
+    ("cotrain", {"gradient": "alternate", "project": "both", "project_dim": 3}),
+    ("cotrain", {"align_weight": 0.0, "freeze_norm": True}),
+    ("mixed", {"pixel_weight": 0.2}),
+    ("supervised", {}),
 ]
 
 
@@ -29,10 +47,12 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_losses_are_finite_and_every_parameter_gets_a_gradient(name, options, classes):
     method = build(name, classes, **options)
-    losses = method(batch_of(classes=classes), 0)
-    losses["loss"].backward()
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert not [n for n, p in method.named_parameters() if p.grad is None]
+    for step in (0, 1):
+        method.zero_grad(set_to_none=True)
+        losses = method(batch_of(classes=classes), step)
+        losses["loss"].backward()
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        assert not [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_classification_loss_by_hand():
@@ -122,3 +142,114 @@ def test_projected_features_are_read_through_the_teachers_classifier():
 def test_a_negative_lambda_is_refused():
     with pytest.raises(ValueError, match="align_weight is -1"):
         build("distill", align_weight=-1)
+
+
+def test_what_a_teacher_does_not_have_is_named():
+    with pytest.raises(ValueError, match=r"no \['background'\], it has \['class_map', 'features'\]"):
+        build("distill", target="class_map+background")(batch_of(), 0)
+
+
+def test_the_published_target_has_the_random_channel_behind_the_class_map():
+    method = build("distill", teacher=tiny_pcm, target="class_map+background")
+    assert method.project.out_channels == 2
+    out = method.student(batch_of()["image"])
+    torch.testing.assert_close(method.maps_of(out)["project"], method.project(out.patches_BDhw)[:, :1])
+
+
+def test_without_a_projection_only_levels_of_any_width_are_taken():
+    with pytest.raises(ValueError, match="project is none, but level 'global' compares channel with channel"):
+        build("distill", project="none")
+    assert "project" not in build("distill", project="none", level="map_mean").state_dict()
+
+
+def test_a_width_of_its_own_leaves_the_target_fixed_and_keeps_its_angles():
+    method = build("distill", target="features", project_dim=16)  # as wide as the teacher's features
+    assert method.project_target is None
+    layer = orthonormal(4, 9)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(layer(x).norm(dim=1), x.norm(dim=1))
+    assert not layer.weight.requires_grad
+
+
+def test_a_shuffled_teacher_shows_the_map_of_another_image():
+    torch.manual_seed(3)
+    batch = batch_of()
+    teacher, student = Frozen(tiny_cnn()), tiny_vit()
+    shuffled = Distill(student, teacher, shuffle_teacher=True)
+    plain = Distill(student, teacher)
+    plain.project.load_state_dict(shuffled.project.state_dict())
+    out, seen = student(batch["image"]), teacher(batch["image"])
+    rolled = teacher(batch["image"].roll(1, 0))
+    torch.testing.assert_close(shuffled.align_loss(out, seen), plain.align_loss(out, rolled), atol=1e-5, rtol=1e-5)
+    assert abs(shuffled.align_loss(out, seen) - plain.align_loss(out, seen)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("gradient", "step", "student_moves", "partner_moves"),
+    [
+        ("both", 0, True, True),
+        ("student", 0, True, False),
+        ("alternate", 0, True, False),
+        ("alternate", 1, False, True),
+    ],
+)
+def test_co_training_aligns_whom_it_says(gradient, step, student_moves, partner_moves):
+    method = CoTrain(tiny_vit(), tiny_cnn(), gradient=gradient)
+    batch = batch_of()
+    losses = method(batch, step)
+    grads = torch.autograd.grad(
+        losses["align_loss"],
+        [method.student.backbone.blocks[0].attn.qkv.weight, method.partner.head.weight],
+        allow_unused=True,
+    )
+    assert [g is not None and bool(g.abs().sum() > 0) for g in grads] == [student_moves, partner_moves]
+
+
+def test_co_training_is_two_classifications_and_lambda_times_the_alignment():
+    method = CoTrain(tiny_vit(), tiny_cnn(), align_weight=0.5)
+    losses = method(batch_of(), 0)
+    expected = losses["cls_loss"] + losses["partner_loss"] + 0.5 * losses["align_loss"]
+    torch.testing.assert_close(losses["loss"], expected)
+    assert any(name.startswith("partner.") for name in method.state_dict())
+
+
+def test_frozen_norms_of_the_partner_keep_their_statistics():
+    for freeze_norm, moved in ((True, False), (False, True)):
+        method = CoTrain(tiny_vit(), tiny_cnn(), freeze_norm=freeze_norm).train()
+        before = {n: b.clone() for n, b in method.partner.named_buffers() if "running_mean" in n}
+        method(batch_of(), 0)
+        assert any(not torch.equal(before[n], b) for n, b in method.partner.named_buffers() if n in before) == moved
+
+
+def test_segmentation_loss_by_hand():
+    # two pixels right at +-20, one ignored, one undecided: (0 + 0 + log 2) / 3
+    logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[20.0, -20.0, -9.0, 0.0]]]])
+    mask = torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
+    assert segmentation_loss(logits, mask).item() == pytest.approx(0.693147 / 3, abs=1e-6)
+
+
+def test_segmentation_loss_without_a_labelled_pixel_is_zero_and_differentiable():
+    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_masks_reach_the_network_through_the_class_map():
+    # the published attempt cut the gradient at the CAM: here the pixel loss alone must move the first block
+    method = Mixed(tiny_vit())
+    losses = method(batch_of(), 0)
+    (gradient,) = torch.autograd.grad(losses["pixel_loss"], method.student.backbone.blocks[0].attn.qkv.weight)
+    assert gradient.abs().sum() > 0
+    assert with_zero_background(torch.ones(1, 1, 2, 2)).softmax(1)[0, 1, 0, 0].item() == pytest.approx(
+        0.731059, abs=1e-6
+    )
+
+
+def test_a_supervised_network_gives_probabilities_and_a_classifier_cannot_take_its_place():
+    method = build("supervised", 3).eval()
+    with torch.no_grad():
+        seg = method.maps_of(method.student(batch_of()["image"]))["seg"]
+    assert seg.shape[:2] == (4, 3) and seg.min() >= 0 and seg.sum(1).max() <= 1 + 1e-6
+    with pytest.raises(ValueError, match="gives no segmentation scores; choose setr"):
+        Supervised(tiny_vit())(batch_of(), 0)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from wsss.refine import REFINERS, mask_of
+from wsss.refine import CUED, REFINERS, mask_of
 from wsss.refine.crf import dense_crf, mean_field, with_background
+from wsss.refine.walk import AffinityCue
 
 NAMES = ("iterations", "gaussian_sxy", "gaussian_weight", "bilateral_sxy", "bilateral_srgb", "bilateral_weight")
 
@@ -61,9 +62,17 @@ def test_the_crf_follows_an_edge_of_the_image():
     assert mask[:, 11:16].all() and not mask[:, :9].any()
 
 
+CUES = {
+    "sam": np.ones((2, 4, 5), dtype=bool),
+    "clip": np.zeros((0, 2, 2), dtype=np.float32),
+    "walk": AffinityCue(np.ones((4, 1), dtype=np.float16), (2, 3), 2),
+}
+
+
 @pytest.mark.parametrize("name", REFINERS)
 def test_no_class_stays_no_class(name):
-    refined = REFINERS[name](np.zeros((4, 5, 3), dtype=np.uint8), np.zeros((0, 4, 5), dtype=np.float32))
+    cue = [CUES[name]] if name in CUED else []
+    refined = REFINERS[name](np.zeros((4, 5, 3), dtype=np.uint8), np.zeros((0, 4, 5), dtype=np.float32), *cue)
     assert refined.shape == (0, 4, 5)
     assert not mask_of(refined, [], threshold=0.3).any()
 
@@ -88,3 +97,9 @@ def test_mask_by_hand():
     assert mask_of(scores[:1], [4], threshold=0.3).tolist() == [[0, 4, 4]]  # the threshold itself is foreground
     with pytest.raises(ValueError, match="2 score maps for 1 classes"):
         mask_of(scores, [4], threshold=0.3)
+
+
+def test_what_lies_between_the_thresholds_is_ignored():
+    scores = np.array([[[0.9, 0.3, 0.29, 0.1, 0.05]]], dtype=np.float32)
+    assert mask_of(scores, [1], threshold=0.3, bg_threshold=0.1).tolist() == [[1, 1, 255, 255, 0]]
+    assert mask_of(scores, [1], threshold=0.3).tolist() == [[1, 1, 0, 0, 0]]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from networks import tiny_vit
+from networks import tiny_cnn, tiny_vit
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
@@ -125,3 +125,30 @@ def test_real_deit_weights_load(real_data):
         1, timm_name="deit_tiny_patch16_224", weights=str(real_data / "weights/deit_tiny_patch16_224_lnq.pth")
     )
     assert vit.backbone.pos_embed.abs().max() > 0.1
+
+
+def test_the_attention_beside_the_last_block_is_the_one_inside_it():
+    vit = tiny_vit().eval()
+    image = torch.rand(2, 3, 32, 32)
+    block = vit.backbone.blocks[-1]
+    block.attn.fused_attn = False
+    inside = []
+    handle = block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: inside.append(output))
+    out, attention = vit.with_attention(image)
+    handle.remove()
+    expected = inside[0].mean(dim=1)[:, 0, 1:].unflatten(1, (4, 4))
+    torch.testing.assert_close(attention, expected)
+    torch.testing.assert_close(out.cls_logits_BK, vit(image).cls_logits_BK)
+
+
+def test_the_dark_channel_prior_trains_the_attention():
+    from wsss.methods import Classify
+
+    vit = tiny_vit()
+    batch = {"image": torch.rand(2, 3, 32, 32), "image_label": torch.ones(2, 1)}
+    losses = Classify(vit, dark_weight=0.5)(batch, 0)
+    torch.testing.assert_close(losses["loss"], losses["cls_loss"] + 0.5 * losses["dark_loss"])
+    (gradient,) = torch.autograd.grad(losses["dark_loss"], vit.backbone.blocks[-1].attn.qkv.weight)
+    assert gradient.abs().sum() > 0
+    with pytest.raises(ValueError, match="0 unless the model is a vit"):
+        Classify(tiny_cnn(), dark_weight=0.5)

@@ -1,7 +1,18 @@
 """The training objectives by name. A method's keyword-only arguments are its options in the YAML."""
 
+from wsss.methods.affinity import Affinity
 from wsss.methods.base import Method
 from wsss.methods.classify import Classify
+from wsss.methods.cotrain import CoTrain
 from wsss.methods.distill import Distill
+from wsss.methods.mixed import Mixed
+from wsss.methods.supervised import Supervised
 
-METHODS: dict[str, type[Method]] = {"classify": Classify, "distill": Distill}
+METHODS: dict[str, type[Method]] = {
+    "classify": Classify,
+    "distill": Distill,
+    "cotrain": CoTrain,
+    "mixed": Mixed,
+    "supervised": Supervised,
+    "affinity": Affinity,
+}

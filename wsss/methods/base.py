@@ -4,13 +4,15 @@ Batch: image (B, 3, H, W) RGB in [0, 1], image_label (B, K) multi-hot, box (B, 4
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.metrics import IGNORE_INDEX
 from wsss.models.base import Network, Outputs
+from wsss.resize import resize
 
 Batch = Mapping[str, Any]
 
@@ -25,17 +27,24 @@ class Method(nn.Module):
     Attributes:
         student: the network that is trained and whose maps are read.
         needs_teacher: whether the constructor takes a Frozen teacher after the student.
+        needs_partner: whether it takes a second network to train after the student.
+        supervision: what it learns from: `label` image labels; `mask` batch["mask"], (B, H, W) class ids; `mixed`
+            image labels, and masks of a few more images in batch["pixel"], a batch of its own.
+        gives_maps: whether there are maps of classes to read.
     """
 
     student: Network
     needs_teacher: ClassVar[bool] = False
+    needs_partner: ClassVar[bool] = False
+    supervision: ClassVar[Literal["label", "mask", "mixed"]] = "label"
+    gives_maps: ClassVar[bool] = True
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
         """{kind: raw map (B, K, h, w)} that a forward pass of the student gives without gradients."""
-        return {"class_map": out.class_map_BKhw}
+        return {"class_map": out.class_map_BKhw, **out.maps}
 
 
 class Frozen:
@@ -67,3 +76,21 @@ def classification_loss(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor
     Source: smoke paper, section 4.2; multi-label form, so that K = 1, 20 and 80 share it.
     """
     return F.binary_cross_entropy_with_logits(cls_logits_BK.float(), image_label_BK.float())
+
+
+def image_label_loss(out: Outputs, image_label_BK: Tensor) -> Tensor:
+    """Sum of the classification losses of all classifiers of a network: one, or one for each of its branches."""
+    return sum(
+        (classification_loss(logits, image_label_BK) for logits in out.further_logits),
+        start=classification_loss(out.cls_logits_BK, image_label_BK),
+    )
+
+
+def segmentation_loss(seg_logits_BChw: Tensor, mask_BHW: Tensor) -> Tensor:
+    """Cross-entropy of the scores resized to the mask, averaged over its pixels that are not 255, in float32.
+
+    0 without such a pixel.
+    """
+    seg_logits_BCHW = resize(seg_logits_BChw.float(), mask_BHW.shape[-2:])
+    total = F.cross_entropy(seg_logits_BCHW, mask_BHW.long(), ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (mask_BHW != IGNORE_INDEX).sum().clamp(min=1)

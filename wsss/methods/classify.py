@@ -2,17 +2,36 @@
 
 from torch import Tensor
 
-from wsss.methods.base import Batch, Method, classification_loss
+from wsss.dark_channel import dark_channel_loss
+from wsss.methods.base import Batch, Method, image_label_loss
 from wsss.models.base import Network
+from wsss.models.vit import ViT
 
 
 class Classify(Method):
-    """L = L_cls. CAM kinds: `class_map` (the classifier at every position) and `grad`."""
+    """L = L_cls, summed over the network's classifiers, + dark_weight * dark_channel_loss(attention, image).
 
-    def __init__(self, student: Network) -> None:
+    CAM kinds: `class_map` (the classifier at every position), `grad`, `layer`, and those of the network's own.
+
+    Args:
+        dark_weight: of the dark channel prior on a ViT's attention, >= 0; 0 does not compute it.
+
+    Raises:
+        ValueError: dark_weight is negative, or not 0 for a network that is no ViT.
+    """
+
+    def __init__(self, student: Network, *, dark_weight: float = 0.0) -> None:
         super().__init__()
+        if dark_weight < 0 or (dark_weight and not isinstance(student, ViT)):
+            raise ValueError(f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit")
         self.student = student
+        self.dark_weight = dark_weight
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        cls_loss = classification_loss(self.student(batch["image"]).cls_logits_BK, batch["image_label"])
+        if self.dark_weight and isinstance(self.student, ViT):
+            out, attention_Bhw = self.student.with_attention(batch["image"])
+            cls_loss = image_label_loss(out, batch["image_label"])
+            dark_loss = dark_channel_loss(attention_Bhw, batch["image"])
+            return {"loss": cls_loss + self.dark_weight * dark_loss, "cls_loss": cls_loss, "dark_loss": dark_loss}
+        cls_loss = image_label_loss(self.student(batch["image"]), batch["image_label"])
         return {"loss": cls_loss, "cls_loss": cls_loss}

@@ -4,7 +4,24 @@ from collections.abc import Callable
 
 from torch import nn
 
+from wsss.models.affinity_net import build_affinity_net
 from wsss.models.cnn import build_cnn
+from wsss.models.conformer import build_conformer
+from wsss.models.deeplab import build_deeplab
+from wsss.models.pcm import build_pcm
+from wsss.models.sam_decoder import build_sam_decoder
+from wsss.models.segmenter import build_segmenter
+from wsss.models.setr import build_setr
 from wsss.models.vit import build_vit
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"vit": build_vit, "cnn": build_cnn}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vit": build_vit,
+    "cnn": build_cnn,
+    "pcm": build_pcm,
+    "conformer": build_conformer,
+    "setr": build_setr,
+    "segmenter": build_segmenter,
+    "deeplab": build_deeplab,
+    "sam_decoder": build_sam_decoder,
+    "affinity_net": build_affinity_net,
+}

@@ -5,7 +5,7 @@ Shapes: B images, K foreground classes, D feature channels, h x w feature grid, 
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,28 @@ class Outputs:
         cls_logits_BK: image-level class scores before the sigmoid.
         patches_BDhw: the last feature map (patch tokens of a ViT after its final norm; last stage of a CNN).
         class_map_BKhw: the classifier applied at every position, before any normalisation.
+        further_logits: (B, K) scores of further classifiers, for networks with several; each is trained by the labels.
+        maps: further raw maps (B, K, h, w) by CAM kind, for networks that have maps of their own.
+        seg_logits_BChw: class scores of every position with background first, for segmentation networks.
     """
 
     cls_logits_BK: Tensor
     patches_BDhw: Tensor
     class_map_BKhw: Tensor
+    further_logits: tuple[Tensor, ...] = ()
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    seg_logits_BChw: Tensor | None = None
+
+    def detached(self) -> "Outputs":
+        """The same values without their graph."""
+        return Outputs(
+            self.cls_logits_BK.detach(),
+            self.patches_BDhw.detach(),
+            self.class_map_BKhw.detach(),
+            tuple(logits.detach() for logits in self.further_logits),
+            {kind: raw.detach() for kind, raw in self.maps.items()},
+            None if self.seg_logits_BChw is None else self.seg_logits_BChw.detach(),
+        )
 
 
 class Network(nn.Module):

@@ -34,13 +34,18 @@ class CNN(Network):
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """A stage of the network, -1 the last."""
-        for stages in ("stages", "blocks"):
-            if hasattr(self.backbone, stages):
-                return getattr(self.backbone, stages)[index]
-        return [m for name, m in self.backbone.named_children() if name.startswith("layer")][index]
+        return stage_of(self.backbone, index)
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         return activation
+
+
+def stage_of(backbone: nn.Module, index: int) -> nn.Module:
+    """A stage of a timm CNN by its number, as in a list; timm calls them stages, blocks or layer1 .. layer4."""
+    for stages in ("stages", "blocks"):
+        if hasattr(backbone, stages):
+            return getattr(backbone, stages)[index]
+    return [module for name, module in backbone.named_children() if name.startswith("layer")][index]
 
 
 def build_cnn(

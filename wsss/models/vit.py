@@ -32,7 +32,31 @@ class ViT(Network):
 
     def forward(self, image: Tensor) -> Outputs:
         tokens_BND, grid = self.embed(self.normalise(image))
-        tokens_BND = self.backbone.norm(self.backbone.blocks(tokens_BND))
+        return self.read(self.backbone.blocks(tokens_BND), grid)
+
+    def with_attention(self, image: Tensor) -> tuple[Outputs, Tensor]:
+        """The forward pass, and the last block's attention from the class token to the patches, (B, h, w).
+
+        It is averaged over heads and computed beside the block, whose own attention stays fused.
+
+        Raises:
+            ValueError: a ViT without a class token.
+        """
+        if self.backbone.cls_token is None:
+            raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
+        tokens_BND, grid = self.embed(self.normalise(image))
+        blocks: Any = self.backbone.blocks
+        tokens_BND = blocks[:-1](tokens_BND)
+        attention, heads = blocks[-1].attn, blocks[-1].attn.num_heads
+        q, k, _ = attention.qkv(blocks[-1].norm1(tokens_BND)).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        q_BHE, k_BHNE = attention.q_norm(q)[:, :, 0], attention.k_norm(k)
+        weights_BHN = (torch.einsum("bhe,bhne->bhn", q_BHE, k_BHNE) * attention.scale).float().softmax(-1)
+        patches_BN = weights_BHN.mean(dim=1)[:, self.backbone.num_prefix_tokens :]
+        return self.read(blocks[-1](tokens_BND), grid), patches_BN.unflatten(1, grid)
+
+    def read(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Outputs:
+        """Tokens after the last block -> Outputs."""
+        tokens_BND = self.backbone.norm(tokens_BND)
         patches_BDhw = self.grid_of(tokens_BND, grid)
         pooled_BD = tokens_BND[:, 0] if self.backbone.cls_token is not None else patches_BDhw.mean(dim=(2, 3))
         return Outputs(self.head(pooled_BD[..., None, None]).flatten(1), patches_BDhw, self.head(patches_BDhw))

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wsss.metrics import IGNORE_INDEX
 
-def mask_of(scores_nHW: np.ndarray, class_ids: Sequence[int], *, threshold: float) -> np.ndarray:
+
+def mask_of(
+    scores_nHW: np.ndarray, class_ids: Sequence[int], *, threshold: float, bg_threshold: float | None = None
+) -> np.ndarray:
     """The class of the highest score where it reaches the threshold, else background.
 
     Args:
         scores_nHW: scores of the n classes, in [0, 1].
         class_ids: their ids 1..K.
+        bg_threshold: scores from here up to the threshold are 255 = ignore; None = nothing is.
 
     Returns:
         (H, W) uint8 class ids, 0 = background.
@@ -26,4 +31,8 @@ def mask_of(scores_nHW: np.ndarray, class_ids: Sequence[int], *, threshold: floa
         return np.zeros(scores_nHW.shape[1:], dtype=np.uint8)
     best_HW = scores_nHW.argmax(0)
     mask_HW = np.asarray(class_ids, dtype=np.uint8)[best_HW]
-    return np.where(scores_nHW.max(0) >= threshold, mask_HW, 0).astype(np.uint8)
+    score_HW = scores_nHW.max(0)
+    below_HW = np.zeros_like(mask_HW)
+    if bg_threshold is not None:
+        below_HW[score_HW >= bg_threshold] = IGNORE_INDEX
+    return np.where(score_HW >= threshold, mask_HW, below_HW)

@@ -1,0 +1,56 @@
+"""AffinityNet: which neighbouring positions belong together, learnt from seeds that are certain."""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss.affinity import affinity_loss, pair_affinity
+from wsss.methods.base import Batch, Method
+from wsss.models.affinity_net import AffinityNet
+
+
+class Affinity(Method):
+    """L = bg / 4 + fg / 4 + neg / 2 over the pairs of positions within a radius; see affinity.affinity_loss.
+
+    batch["mask"] holds the seeds: a class where a CAM is sure of it, 0 where it is sure of none, 255 between (refined
+    masks with refine.bg_threshold). Each cell of the grid takes the label of its middle pixel.
+
+    Args:
+        radius: pairs closer than this many cells, >= 2.
+
+    Raises:
+        ValueError: the radius is below 2, or the model is no affinity_net.
+
+    Source: Ahn & Kwak 2018; smoke paper, section 3.3 (spec 2.6).
+    """
+
+    supervision: ClassVar[Literal["label", "mask", "mixed"]] = "mask"
+    gives_maps: ClassVar[bool] = False
+    student: AffinityNet  # type: ignore[assignment]
+
+    def __init__(self, student: AffinityNet, *, radius: int = 5) -> None:
+        super().__init__()
+        if radius < 2:
+            raise ValueError(f"method.radius is {radius}; wanted 2 or more, else no two positions are a pair")
+        if not isinstance(student, AffinityNet):
+            raise ValueError(f"model: method affinity trains an affinity_net, not a {type(student).__name__}")
+        self.student = student
+        self.radius = radius
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        features_BDhw = self.student(batch["image"])
+        label_Bhw = labels_on_grid(batch["mask"], (features_BDhw.shape[-2], features_BDhw.shape[-1]))
+        return affinity_loss(pair_affinity(features_BDhw, self.radius), label_Bhw, self.radius)
+
+    @torch.no_grad()
+    def affinities(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """What the random walk needs of images in [0, 1]: (B, O, P) in [0, 1], and the grid (h, w)."""
+        features_BDhw = self.student(image)
+        return pair_affinity(features_BDhw, self.radius), (features_BDhw.shape[-2], features_BDhw.shape[-1])
+
+
+def labels_on_grid(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The label at the middle of each cell, int64 (B, h, w)."""
+    return F.interpolate(mask_BHW[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

@@ -1,0 +1,174 @@
+"""What both forms of cross-architecture consistency share: the student's projection and the term that it is trained by.
+
+Shapes: B images, K classes, D channels of the student, T of the target, h x w patch grid, N = h * w.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsss.align import (
+    ANY_CHANNELS,
+    DISTANCES,
+    LOGIT_DISTANCES,
+    Level,
+    LogitLevel,
+    Metric,
+    alignment_distance,
+    check_temperature,
+    listed,
+)
+from wsss.methods.base import Method
+from wsss.models.base import Network, Outputs
+from wsss.resize import resize
+
+AnyLevel = Literal[Level, LogitLevel]
+Target = Literal["class_map", "features", "no_pcm", "background", "class_map+background"]
+
+
+class Consistency(Method):
+    """The alignment of a student's patches with a teacher's map, and its options.
+
+        align_loss = distance(project(patches), target)                                          (Eq. 3.1-3.3)
+        project(F) = W_p F + b_p at every position
+
+    CAM kind `project`: the projected map read as the teacher's class map, which is what the consistency trains. It
+    is there wherever the target can be read as class maps.
+
+    Args:
+        align_weight: lambda of Eq. 3.4, >= 0. At 0 the term is not computed: the control at an equal schedule.
+        target: the teacher tensor: its `class_map` (T = K) or last `features`; of a PCM teacher also its map without
+            the module, `no_pcm`, and its random channel `background`, alone or behind the class map as published.
+        level, metric, standardise, tau: see align.alignment_distance. The level `logits` compares class logits.
+        project: `student`: one trained projection into the target's channels; `both`: one trained on either side, as
+            the paper's text says, which lets both shrink the loss by collapsing; `none`: channels as they are, for
+            levels that compare maps of different widths.
+        project_dim: channels that both sides are brought to; null = the target's own. With project `student` the
+            target then goes through a fixed random orthonormal map, so that it stays what it is.
+        shuffle_teacher: align with the map of the next image of the batch: a control, which can teach only what
+            maps have in common.
+
+    Raises:
+        ValueError: options that do not go together, or a target that this teacher does not have.
+
+    Source: smoke paper, section 3.2; Tables 4.7 to 4.10.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network,
+        *,
+        align_weight: float = 1.0,
+        target: Target = "class_map",
+        level: AnyLevel = "global",
+        metric: Metric = "cosine",
+        standardise: bool = False,
+        tau: float = 1.0,
+        project: Literal["student", "both", "none"] = "student",
+        project_dim: int | None = None,
+        shuffle_teacher: bool = False,
+    ) -> None:
+        super().__init__()
+        if align_weight < 0:
+            raise ValueError(f"method.align_weight is {align_weight}; wanted >= 0")
+        self.align_weight = align_weight
+        self.target: Target = target
+        self.level = level
+        self.metric: Metric = metric
+        self.standardise = standardise
+        self.tau = tau
+        self.shuffle_teacher = shuffle_teacher
+        self.student = student
+        self.check_level(project)
+        dim = channels_of(target, teacher)
+        width = project_dim or dim
+        projected = project != "none" and level not in LOGIT_DISTANCES
+        self.project = nn.Conv2d(student.feature_dim, width, kernel_size=1) if projected else None
+        self.project_target: nn.Module | None = None
+        if projected and project == "both":
+            self.project_target = nn.Conv2d(dim, width, kernel_size=1)
+        elif projected and width != dim:
+            self.project_target = orthonormal(dim, width)
+        self.readable = projected and self.project_target is None and target != "background"
+
+    def check_level(self, project: str) -> None:
+        if self.level in LOGIT_DISTANCES:
+            check_temperature(self.tau)
+        elif (self.level, self.metric) not in DISTANCES:
+            raise ValueError(
+                f"method.level '{self.level}' knows no metric '{self.metric}'; there are {listed(DISTANCES)}"
+            )
+        elif project == "none" and self.level not in ANY_CHANNELS:
+            raise ValueError(
+                f"method.project is none, but level '{self.level}' compares channel with channel; "
+                f"without a projection choose one of {', '.join(sorted(ANY_CHANNELS))}"
+            )
+
+    def align_loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """The alignment of one batch; the teacher's side keeps whatever graph it comes with."""
+        if self.level in LOGIT_DISTANCES:
+            logits = self.shuffled(teacher.cls_logits_BK)
+            return LOGIT_DISTANCES[self.level](student.cls_logits_BK, logits, tau=self.tau)
+        target_BThw = self.shuffled(target_map(self.target, teacher))
+        target_BThw = resize(target_BThw, student.patches_BDhw.shape[-2:])
+        if self.project_target is not None:
+            target_BThw = self.project_target(target_BThw)
+        patches_BDhw = student.patches_BDhw if self.project is None else self.project(student.patches_BDhw)
+        return alignment_distance(
+            patches_BDhw.flatten(2),
+            target_BThw.flatten(2),
+            level=self.level,  # type: ignore[arg-type]
+            metric=self.metric,
+            standardise=self.standardise,
+            tau=self.tau,
+        )
+
+    def shuffled(self, of_images: Tensor) -> Tensor:
+        return of_images.roll(1, dims=0) if self.shuffle_teacher else of_images
+
+    def unused(self) -> Tensor:
+        """0 times everything that the alignment trains, for steps without it."""
+        modules = [m for m in (self.project, self.project_target) if m is not None]
+        total = sum((p.sum() for m in modules for p in m.parameters() if p.requires_grad), torch.zeros(()))
+        return 0.0 * total
+
+    def projected_maps(self, out: Outputs, teacher: Network) -> dict[str, Tensor]:
+        """{`project`: (B, K, h, w)} where the projection can be read as class maps, else nothing."""
+        if not self.readable or self.project is None:
+            return {}
+        projected_BThw = self.project(out.patches_BDhw)
+        if self.target == "features":
+            return {"project": teacher.head(projected_BThw)}
+        return {"project": projected_BThw[:, : teacher.head.out_channels]}
+
+
+def channels_of(target: Target, teacher: Network) -> int:
+    """T, the channels of a teacher tensor."""
+    num_classes = teacher.head.out_channels
+    widths = {"features": teacher.feature_dim, "background": 1, "class_map+background": num_classes + 1}
+    return widths.get(target, num_classes)
+
+
+def target_map(target: Target, teacher: Outputs) -> Tensor:
+    """The teacher tensor (B, T, h, w) of this name.
+
+    Raises:
+        ValueError: this teacher has none such.
+    """
+    tensors = {"class_map": teacher.class_map_BKhw, "features": teacher.patches_BDhw, **teacher.maps}
+    parts = target.split("+")
+    if missing := [part for part in parts if part not in tensors]:
+        raise ValueError(
+            f"method.target: the teacher has no {missing}, it has {sorted(tensors)}; 'no_pcm' needs a teacher of model "
+            "pcm, 'background' one with background: true"
+        )
+    return torch.cat([tensors[part] for part in parts], dim=1) if len(parts) > 1 else tensors[target]
+
+
+def orthonormal(dim: int, width: int) -> nn.Conv2d:
+    """A fixed map of `dim` to `width` channels with orthonormal rows or columns: it keeps angles as far as it can."""
+    layer = nn.Conv2d(dim, width, kernel_size=1, bias=False)
+    nn.init.orthogonal_(layer.weight)
+    return layer.requires_grad_(False)

@@ -1,0 +1,40 @@
+"""Segmentation by masks: the supervised references, and a network trained on refined masks (stage 3)."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from wsss.methods.base import Batch, Method, segmentation_loss
+from wsss.models.base import Network, Outputs
+
+
+class Supervised(Method):
+    """L = cross-entropy of every labelled pixel. CAM kind: `seg`, the softmax probability of each class.
+
+    The masks are human truth where data.train is a folder of pixel shards, or the refined masks of a weakly supervised
+    run where data.masks names them: the same loss then is stage 3 of the classic pipeline.
+
+    Raises:
+        ValueError: the network gives no segmentation scores.
+
+    Source: smoke paper, Table 4.2.
+    """
+
+    supervision: ClassVar[Literal["label", "mask", "mixed"]] = "mask"
+
+    def __init__(self, student: Network) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        seg_loss = segmentation_loss(seg_logits_of(self.student(batch["image"])), batch["mask"])
+        return {"loss": seg_loss, "seg_loss": seg_loss}
+
+    def maps_of(self, out: Outputs) -> dict[str, Tensor]:
+        return {"seg": seg_logits_of(out).float().softmax(dim=1)[:, 1:]}
+
+
+def seg_logits_of(out: Outputs) -> Tensor:
+    if out.seg_logits_BChw is None:
+        raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab or sam_decoder")
+    return out.seg_logits_BChw

@@ -1,0 +1,239 @@
+"""SAM-enhanced refinement: a seed takes the shape of the Segment Anything proposals that agree with it.
+
+Shapes: M proposals, n score maps, H x W pixels, P = H * W.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+Variant = Literal["vit_b", "vit_l", "vit_h"]
+Strategy = Literal["copy", "and", "or"]
+
+PUBLISHED = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
+HEADER = struct.Struct("<4sIII")  # magic, M, H, W
+MAGIC = b"SAM1"
+BLOCK = 1 << 18  # pixels whose masks are floats at one time
+
+
+def load_sam(weights: str | Path | None, variant: Variant, device: str | torch.device = "cpu") -> "Sam":
+    """A published SAM in eval mode.
+
+    Args:
+        weights: a checkpoint of segment-anything; None = random weights, for tests.
+        variant: the image encoder that the checkpoint has.
+
+    Raises:
+        ValueError: file missing or unreadable, or of another variant.
+    """
+    from segment_anything import sam_model_registry
+
+    if weights is not None:
+        check_weights(weights, variant)
+    sam = sam_model_registry[variant](checkpoint=None)
+    if weights is not None:
+        load_into(sam, weights, variant)
+    return sam.to(device).eval()
+
+
+def load_into(sam: "Sam", weights: str | Path, variant: str) -> None:
+    """Load a checkpoint strictly; raises ValueError if it is missing, unreadable or of other sizes."""
+    from wsss.models.base import load_weights
+
+    check_weights(weights, variant)
+    try:
+        load_weights(sam, weights, head=())
+    except ValueError as error:
+        raise ValueError(f"{error} (read as SAM {variant}; the variants are {', '.join(PUBLISHED)})") from error
+
+
+def check_weights(weights: str | Path, variant: str) -> None:
+    """Raise ValueError unless the file is there."""
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"{weights}: SAM weights are missing; download {PUBLISHED[variant]} (link under 'Model Checkpoints' in the "
+            "README of github.com/facebookresearch/segment-anything) and name it; --weights PATH takes any path"
+        )
+
+
+def sam_proposals(
+    sam: "Sam",
+    image_HW3: np.ndarray,
+    *,
+    points_per_side: int = 32,
+    points_per_batch: int = 64,
+    pred_iou: float = 0.70,
+    stability: float = 0.85,
+    box_nms: float = 0.7,
+    crop_layers: int = 0,
+    crop_points_downscale: int = 2,
+    min_area_px: int = 20,
+) -> np.ndarray:
+    """Class-free masks of a whole image, prompted with a grid of points.
+
+    Args:
+        image_HW3: uint8 RGB.
+        points_per_side: the grid has its square of points.
+        points_per_batch: prompts decoded together; memory only (about 9.6 GB at 256 with ViT-B).
+        pred_iou, stability: a mask below either is dropped.
+        box_nms: masks whose boxes overlap more are duplicates.
+        crop_layers: repeat on 4^i crops for layer i, on a grid that shrinks by crop_points_downscale ** i.
+        min_area_px: smaller holes are filled and smaller islands dropped, see `drop_small_regions`.
+
+    Returns:
+        (M, H, W) bool; M may be 0.
+
+    Raises:
+        ValueError: no (H, W, 3) uint8 image.
+
+    Source: Kirillov et al. 2023, section 5.1, by segment_anything; defaults: smoke paper's code, with the 32 points of
+    its best row (spec 2.5).
+    """
+    from segment_anything import SamAutomaticMaskGenerator
+
+    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
+        raise ValueError(f"image is {image_HW3.shape} {image_HW3.dtype}; wanted (H, W, 3) uint8 RGB")
+    generator = SamAutomaticMaskGenerator(
+        sam,
+        points_per_side=points_per_side,
+        points_per_batch=points_per_batch,
+        pred_iou_thresh=pred_iou,
+        stability_score_thresh=stability,
+        box_nms_thresh=box_nms,
+        crop_n_layers=crop_layers,
+        crop_n_points_downscale_factor=crop_points_downscale,
+    )
+    masks = [drop_small_regions(record["segmentation"], min_area_px) for record in generator.generate(image_HW3)]
+    return np.stack(masks) if masks else np.zeros((0, *image_HW3.shape[:2]), dtype=bool)
+
+
+def drop_small_regions(mask_HW: np.ndarray, min_area_px: int) -> np.ndarray:
+    """Fill holes and drop islands below an area; neighbours may touch at a corner, and the largest island stays.
+
+    segment_anything does the same with OpenCV and then looks for duplicates once more, which a union does not need.
+    """
+    from scipy import ndimage  # type: ignore[import-untyped]
+
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    if min_area_px <= 0 or len(rows) == 0:
+        return mask_HW
+    box = tuple(slice(max(found[0] - 1, 0), found[-1] + 2) for found in (rows, columns))
+    mask = mask_HW[box].copy()
+    around = np.zeros_like(mask)  # the background that the box was cut from goes on outside: never a hole
+    for axis, found in enumerate((rows, columns)):
+        for end, cut in ((0, found[0] > 0), (-1, found[-1] + 1 < mask_HW.shape[axis])):
+            np.moveaxis(around, axis, 0)[end] |= cut
+    touching = np.ones((3, 3), dtype=bool)
+    labels, _ = ndimage.label(~mask, structure=touching)
+    small = np.bincount(labels.ravel()) < min_area_px
+    small[0] = False
+    small[np.unique(labels[around])] = False
+    mask |= small[labels]
+    labels, _ = ndimage.label(mask, structure=touching)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    kept = areas >= min_area_px
+    kept[areas.argmax()] = True
+    whole = np.zeros_like(mask_HW)
+    whole[box] = kept[labels]
+    return whole
+
+
+def pack(masks_MHW: np.ndarray) -> bytes:
+    """(M, H, W) bool -> bytes: a header, then one bit per pixel, deflated."""
+    return HEADER.pack(MAGIC, *masks_MHW.shape) + zlib.compress(np.packbits(masks_MHW).tobytes(), 6)
+
+
+def unpack(data: bytes) -> np.ndarray:
+    """What `pack` was given. Raises ValueError if the bytes are none of its."""
+    try:
+        magic, *shape = HEADER.unpack_from(data)
+        bits = np.frombuffer(zlib.decompress(data[HEADER.size :]), dtype=np.uint8)
+    except (struct.error, zlib.error) as error:
+        raise ValueError(f"{len(data)} bytes are no packed masks ({error}); write the cues again") from error
+    count = int(np.prod(shape, dtype=np.int64))
+    if magic != MAGIC or len(bits) != -(-count // 8):
+        raise ValueError(f"packed masks: {magic!r}, shape {shape} and {len(bits)} bytes do not fit; write them again")
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
+
+
+def sam_enhance(
+    image_HW3: np.ndarray,
+    scores_nHW: np.ndarray,
+    proposals_MHW: np.ndarray,
+    *,
+    strategy: Strategy = "copy",
+    seed_threshold: float = 0.3,
+    min_iou: float = 0.3,
+    max_area: float = 0.5,
+) -> np.ndarray:
+    """Replace the seed of each class by the union U of the proposals that agree with it.
+
+        s = score >= seed_threshold
+        valid = {m : |m| <= max_area * P  and  |m & s| / |m or s| >= min_iou}
+        U = union of valid, or s if there is none;   copy: U,  and: U & s,  or: U | s
+
+    "CRF+SAM" is this after `crf` in the chain: the seed is the CRF's marginal.
+
+    Args:
+        proposals_MHW: bool, at the size of the scores; see `sam_proposals`.
+        min_iou: above 0, or proposals without a common pixel would agree.
+
+    Returns:
+        (n, H, W) float32, 0 or 1.
+
+    Raises:
+        ValueError: proposals of another size or type, or min_iou <= 0.
+
+    Source: smoke paper, section 3.3.2 and Table 4.11; spec 2.5.
+    """
+    if proposals_MHW.dtype != bool or proposals_MHW.shape[1:] != scores_nHW.shape[1:]:
+        raise ValueError(
+            f"proposals are {proposals_MHW.shape} {proposals_MHW.dtype}, scores {scores_nHW.shape}: wanted bool masks "
+            "of one size with the scores; compute the cues from these shards"
+        )
+    if min_iou <= 0:
+        raise ValueError(f"min_iou is {min_iou}; wanted above 0")
+    seeds_nHW = scores_nHW >= seed_threshold
+    pixels = seeds_nHW.shape[1] * seeds_nHW.shape[2]
+    seeds_nP = seeds_nHW.reshape(len(seeds_nHW), pixels)
+    masks_MP = proposals_MHW.reshape(len(proposals_MHW), pixels)
+    valid_nM = agreeing(masks_MP, seeds_nP, min_iou, max_area)
+    found_n1 = valid_nM.any(1, keepdims=True)
+    united_nP = np.where(found_n1, union(valid_nM, masks_MP), seeds_nP)
+    united_nHW = united_nP.reshape(seeds_nHW.shape)
+    if strategy == "and":
+        united_nHW = united_nHW & seeds_nHW
+    elif strategy == "or":
+        united_nHW = united_nHW | seeds_nHW
+    return united_nHW.astype(np.float32)
+
+
+def agreeing(masks_MP: np.ndarray, seeds_nP: np.ndarray, min_iou: float, max_area: float) -> np.ndarray:
+    """(n, M) bool: which proposals are small enough and overlap each seed enough."""
+    shared_nM = np.zeros((len(seeds_nP), len(masks_MP)))
+    for block in blocks(masks_MP.shape[1]):
+        shared_nM += seeds_nP[:, block].astype(np.float32) @ masks_MP[:, block].astype(np.float32).T
+    area_M, area_n = masks_MP.sum(1), seeds_nP.sum(1)
+    either_nM = area_n[:, None] + area_M - shared_nM
+    return (area_M <= max_area * masks_MP.shape[1]) & (shared_nM >= min_iou * np.maximum(either_nM, 1))
+
+
+def union(valid_nM: np.ndarray, masks_MP: np.ndarray) -> np.ndarray:
+    """(n, P) bool: pixels that any valid proposal covers."""
+    covered_nP = np.zeros((len(valid_nM), masks_MP.shape[1]), dtype=bool)
+    for block in blocks(masks_MP.shape[1]):
+        covered_nP[:, block] = valid_nM.astype(np.float32) @ masks_MP[:, block].astype(np.float32) > 0
+    return covered_nP
+
+
+def blocks(pixels: int) -> list[slice]:
+    """Slices over the pixels, so that hundreds of masks of a large frame are not all floats at once."""
+    return [slice(first, first + BLOCK) for first in range(0, pixels, BLOCK)]
