@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from launcher import cues, sources
+from launcher.sources import Only, Out, Shards, Workers, describe, example, write
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -13,18 +16,20 @@ app = typer.Typer(
 )
 shards_app = typer.Typer(no_args_is_help=True, help="Raw data -> tar shards with an index; look at and check them.")
 app.add_typer(shards_app, name="shards")
+sources.register(shards_app)
+cues.register(app)
+study_app = typer.Typer(
+    no_args_is_help=True, help="The rows of a paper's table as runs, and a page beside its figures."
+)
+app.add_typer(study_app, name="study")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
+app.add_typer(bench_app, name="bench")
 
-Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.")]
-Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
 Overwrite = Annotated[bool, typer.Option(help="Remove what was made before with other settings.")]
+Study = Annotated[str, typer.Argument(help="Name of a study (see `wsss study list`) or path of its YAML.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
-
-
-def example(line: str) -> str:
-    return f"Example:  {line}"
 
 
 @shards_app.command(
@@ -65,7 +70,7 @@ def smoke(
     labels: Annotated[Path, typer.Option(help="csv or json of image labels, relative to --root.")],
     out: Out,
     split: Annotated[str, typer.Option(help="Name of the split that is written.")],
-    only: Annotated[Path | None, typer.Option("--list", help="Text file of keys to take, one per line.")] = None,
+    only: Only = None,
     masks: Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")] = False,
     hold_out: Annotated[
         float | None,
@@ -98,18 +103,6 @@ def smoke(
     write(replace(source, with_masks=masks), out, split, masks, shards, workers)
 
 
-def write(source: object, out: Path, split: str, masks: bool, num_shards: int, workers: int | None) -> None:
-    """Write one split in worker processes and say what it holds."""
-    from functools import partial
-
-    from launcher.jobs import run_pool
-    from shards.write import write_split
-
-    run = partial(run_pool, workers=workers, label=f"write {split}")
-    write_split(source, out, split, "pixel" if masks else "label", num_shards=num_shards, run=run)  # type: ignore[arg-type]
-    info(out / split)
-
-
 @shards_app.command(epilog=example("wsss shards verify data/demo/train"))
 def verify(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
     """Read every byte of a folder of shards and compare it with the index."""
@@ -122,16 +115,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder with index.json."
 @shards_app.command(epilog=example("wsss shards info data/demo/train"))
 def info(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
     """Say what a folder of shards holds."""
-    from shards.index import Index
-
-    index = Index.load(folder)
-    megabytes = sum(shard.bytes for shard in index.shards) / 1e6
-    counts = ", ".join(f"{name} in {count}" for name, count in index.class_counts().items())
-    print(
-        f"{folder}: split '{index.split}', supervision '{index.supervision}', {index.num_samples} images "
-        f"({counts}) of {len(index.groups)} groups in {len(index.shards)} shards, {megabytes:.1f} MB, "
-        f"fingerprint {index.fingerprint}"
-    )
+    print(describe(folder))
 
 
 @app.command(epilog=example("wsss train configs/demo/teacher.yaml train.seed=1 name=demo/teacher_seed1"))
@@ -164,21 +148,32 @@ def train(
 
 
 @app.command(epilog=example("wsss infer runs/demo/student cam.scales=[0.5,1,1.5] --overwrite"))
-def infer(run: Run, overrides: Overrides = None, split: Split = None, overwrite: Overwrite = False) -> None:
+def infer(
+    run: Run,
+    overrides: Overrides = None,
+    split: Split = None,
+    name: Annotated[
+        str | None, typer.Option(help="A further set of CAMs, in RUN/cams@NAME, beside the run's own.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """CAMs of every kind, as CAM shards below RUN/cams."""
     import shutil
 
     from launcher.build import load_about
+    from launcher.infer import cams_folder
     from launcher.infer import infer as infer_here
     from launcher.topology import launch, process_count, uses_cpu
 
     settings, _ = load_about(run, overrides or [])
-    for name, folder in splits(settings, split).items():
+    for of_split, folder in splits(settings, split).items():
         if overwrite:
-            shutil.rmtree(run / "cams" / name, ignore_errors=True)
+            shutil.rmtree(cams_folder(run, name) / of_split, ignore_errors=True)
         if uses_cpu(settings) or process_count(settings) == 1:
-            print(f"CAMs: {infer_here(run, name, folder, overrides or [])}")
-        elif code := launch(settings, "launcher.infer", [str(run), name, str(folder), *(overrides or [])]):
+            print(f"CAMs: {infer_here(run, of_split, folder, overrides or [], name)}")
+        elif code := launch(
+            settings, "launcher.infer", [str(run), of_split, str(folder), name or "-", *(overrides or [])]
+        ):
             raise typer.Exit(code)
 
 
@@ -190,6 +185,7 @@ def refine(
     name: Annotated[
         str | None, typer.Option(help="Masks go to RUN/masks/KIND+NAME; default: the chain's names.")
     ] = None,
+    cams: Annotated[str | None, typer.Option(help="Refine the set of CAMs of this name.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
@@ -197,7 +193,8 @@ def refine(
     from launcher.refine import refine as refine_run
 
     settings, _ = load_about(run, overrides or [])
-    for folder in refine_run(run, list(splits(settings, split)), settings.refine, name=name, overwrite=overwrite):
+    wanted = list(splits(settings, split))
+    for folder in refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite):
         print(f"masks: {folder}")
 
 
@@ -218,6 +215,76 @@ def report(folder: Annotated[Path, typer.Argument(help="A run, or a folder of ru
     from launcher.report import write_report
 
     print(f"report: {write_report(folder)}")
+
+
+@study_app.command("list", epilog=example("wsss study list"))
+def study_list() -> None:
+    """The studies that ship with the project: the tables of the papers."""
+    from launcher.study import load_study, studies
+
+    for name in studies():
+        study = load_study(name)
+        print(f"{name:32s} {len(study.rows):3d} rows x {len(study.seeds)} seeds  {study.title}")
+
+
+@study_app.command("run", epilog=example("wsss study run smoke_table_4_10 --row lambda_0 --seed 0"))
+def study_run(
+    name: Study,
+    overrides: Overrides = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, run nothing.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch array script, run nothing.")] = False,
+) -> None:
+    """Train, infer, refine and evaluate what is missing of a table."""
+    import shlex
+
+    from launcher.study import check, execute_here, load_study, run_study, slurm_array
+
+    study = load_study(name)
+    check(study)
+    if slurm:
+        print(slurm_array(name, study, row or [], seed or [], overrides or []), end="")
+        return
+
+    def show(command: list[str]) -> None:
+        print("wsss " + shlex.join(command))
+
+    execute = show if dry_run else execute_here
+    run_study(study, rows=row or [], seeds=seed or [], extra=overrides or [], execute=execute)
+    if not dry_run:
+        study_report(name)
+
+
+@study_app.command("report", epilog=example("wsss study report smoke_table_4_10"))
+def study_report(name: Study) -> None:
+    """One page: ours, with intervals, seeds and commits, beside the paper's column."""
+    from launcher.study import load_study
+    from launcher.study_report import as_text, write_study_report
+
+    study = load_study(name)
+    page = write_study_report(Path(name).stem, study)
+    print(as_text(Path(name).stem, study))
+    print(f"report: {page}")
+
+
+@bench_app.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))
+def lr_range(
+    config: Annotated[Path, typer.Argument(help="YAML that says the whole run.")],
+    overrides: Overrides = None,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=3)] = 100,
+) -> None:
+    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
+    from launcher.bench import lr_range as find
+    from launcher.build import run_folder
+    from launcher.config import load_config
+
+    settings = load_config(config, overrides or [])
+    found = find(settings, low=low, high=high, steps=steps)
+    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
+    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
 
 
 def splits(settings: object, only: str | None) -> dict[str, Path]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.checkpoint import latest, load_method
-from launcher.config import Config, load_config, options_of
-from launcher.errors import ConfigError, RunError
+from launcher.config import Config, Named, load_config, options_of
+from launcher.errors import ConfigError, RunError, reported_as
 from launcher.tracking import RUNS
 from shards.schema import ClassSet
 from wsss.methods import METHODS
@@ -22,26 +22,26 @@ def run_folder(config: Config) -> Path:
     return RUNS / config.name
 
 
-def build_network(config: Config, num_classes: int) -> Network:
-    """The network of `model:`.
+def build_network(named: Named, num_classes: int) -> Network:
+    """The network of `model:` or `partner:`.
 
     Raises:
         ConfigError: no such model, or weights that do not fit it.
     """
-    try:
-        return MODELS[config.model.name](num_classes, **options_of(config.model, MODELS))  # type: ignore[return-value]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    with reported_as(ConfigError):
+        return MODELS[named.name](num_classes, **options_of(named, MODELS))  # type: ignore[return-value]
 
 
 def build_method(config: Config, class_set: ClassSet) -> Method:
-    """The method of `method:` around a new network, with its teacher if it needs one."""
-    student = build_network(config, class_set.num_fg_classes)
-    collaborators = [load_teacher(config, class_set)] if METHODS[config.method.name].needs_teacher else []
-    try:
+    """The method of `method:` around a new network, with the teacher or partner that it needs."""
+    student = build_network(config.model, class_set.num_fg_classes)
+    collaborators: list[Frozen | Network] = []
+    if METHODS[config.method.name].needs_teacher:
+        collaborators.append(load_teacher(config, class_set))
+    if config.partner is not None:
+        collaborators.append(build_network(config.partner, class_set.num_fg_classes))
+    with reported_as(ConfigError):
         return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def load_teacher(config: Config, class_set: ClassSet) -> Frozen:
@@ -69,10 +69,15 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ClassSet
     config, about = load_about(run, overrides)
     class_set = ClassSet(name=about["class_set"], classes=tuple(about["classes"]))
     checkpoint = latest(run)
-    without_download = config.model.model_copy(update={"weights": None})  # the checkpoint has them all
-    method = build_method(config.model_copy(update={"model": without_download}), class_set)
+    parts = {"model": without_weights(config.model), "partner": config.partner and without_weights(config.partner)}
+    method = build_method(config.model_copy(update=parts), class_set)
     load_method(method, checkpoint)
     return config, class_set, method.eval(), checkpoint
+
+
+def without_weights(named: Named) -> Named:
+    """The network without its initial weights: a checkpoint has them all."""
+    return named.model_copy(update={"weights": None}) if "weights" in named.options else named
 
 
 def load_about(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict]:

@@ -45,6 +45,9 @@ class DataConfig(Section):
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
     min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
+    masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
+    pixel: Path | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
+    pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
     workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
 
 
@@ -57,6 +60,7 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
     accumulate: PositiveInt = 1  # micro-batches per update
     precision: Literal["no", "bf16"] = "no"
+    sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch has none for CPUs
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: PositiveInt = 10  # steps
     eval_every: PositiveInt | None = None  # steps; null = at the end only
@@ -79,9 +83,11 @@ class LaunchConfig(Section):
 
 class CamConfig(Section):
     kinds: tuple[str, ...] = ("grad", "class_map")  # what is read; the first is shown in galleries
-    layers: tuple[int, ...] = (-1,)  # of Grad-CAM: block or stage numbers as in a list
+    layers: tuple[int, ...] = (-1,)  # of Grad-CAM and LayerCAM: block or stage numbers as in a list; several are fused
     scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
     flip: bool = False
+    window_px: PositiveInt | None = None  # null = squash to data.image_size; else see frames whole, through windows
+    step_px: PositiveInt | None = None  # distance of neighbouring windows; null = half a window
     classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label
     batch_size: PositiveInt = 16
 
@@ -96,7 +102,9 @@ class CamConfig(Section):
 class RefineConfig(Section):
     cams: tuple[str, ...] | None = None  # kinds to refine; null = all of cam.kinds
     chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
+    cues: dict[str, Path] = {}  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
     threshold: Share = 0.3  # of the final mask
+    bg_threshold: Share | None = None  # scores from here to the threshold become 255 = ignore; null = nothing does
     workers: PositiveInt | None = None  # processes; null = one per core
 
 
@@ -115,6 +123,7 @@ class Config(Section):
     model: Named
     method: Named
     teacher: Path | None = None  # folder of a finished run, for methods that need a teacher
+    partner: Named | None = None  # second network, for methods that train two
     train: TrainConfig
     launch: LaunchConfig = LaunchConfig()
     cam: CamConfig = CamConfig()
@@ -133,14 +142,31 @@ class Config(Section):
     def _options_exist(self) -> "Config":
         from wsss.methods import METHODS
         from wsss.models import MODELS
-        from wsss.refine import REFINERS
+        from wsss.refine import CUED, REFINERS
 
         check_named("model", self.model, MODELS)
         check_named("method", self.method, METHODS)
+        if self.partner is not None:
+            check_named("partner", self.partner, MODELS)
         for number, refiner in enumerate(self.refine.chain):
             check_named(f"refine.chain.{number}", refiner, REFINERS)
-        if METHODS[self.method.name].needs_teacher and self.teacher is None:
+            if refiner.name in CUED and refiner.name not in self.refine.cues:
+                raise ValueError(
+                    f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
+                )
+        method = METHODS[self.method.name]
+        if method.needs_teacher and self.teacher is None:
             raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")
+        if method.needs_partner != (self.partner is not None):
+            wants = "needs a second network there" if method.needs_partner else "trains one network; leave it out"
+            raise ValueError(f"partner: method '{self.method.name}' {wants}")
+        if (method.supervision == "mixed") != (self.data.pixel is not None):
+            wants = "needs images with masks there" if method.supervision == "mixed" else "reads none; leave it out"
+            raise ValueError(f"data.pixel: method '{self.method.name}' {wants}")
+        if self.data.val is not None and not method.gives_maps:
+            raise ValueError(f"data.val: method '{self.method.name}' gives no maps to evaluate; leave it out")
+        if self.data.masks is not None and method.supervision != "mask":
+            raise ValueError(f"data.masks: method '{self.method.name}' learns from image labels; leave it out")
         return self
 
 
@@ -156,14 +182,21 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
 
 
 def options_model(function: Callable) -> type[BaseModel]:
-    """A strict model with one field per keyword-only argument of a function or constructor."""
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = get_type_hints(target)
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    """A strict model with one field per keyword-only argument of a function or constructor.
+
+    A constructor that takes **options hands them to its base class, so it has that one's arguments as well.
+    """
+    fields: dict[str, Any] = {}
+    targets = [base.__init__ for base in inspect.getmro(function)] if inspect.isclass(function) else [function]  # type: ignore[misc]
+    for target in targets:
+        parameters = inspect.signature(target).parameters
+        hints = get_type_hints(target)
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                fields.setdefault(name, (hints[name], default))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
     return create_model(function.__name__, __base__=Section, **fields)
 
 
@@ -187,15 +220,23 @@ def resolve(config: Config) -> Config:
         update={
             "model": full(config.model, MODELS),
             "method": full(config.method, METHODS),
+            "partner": full(config.partner, MODELS) if config.partner else None,
             "refine": config.refine.model_copy(update={"chain": chain}),
         }
     )
 
 
 class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e-4 is a float (YAML 1.1 reads it as text)."""
+    """YAML 1.2: 1e-4 is a float and `no` is a word (YAML 1.1 reads text and false)."""
 
 
+YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
 YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789")
 )

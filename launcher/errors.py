@@ -29,6 +29,15 @@ def told() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def reported_as(kind: type[ValueError]) -> Iterator[None]:
+    """A ValueError of the science, which knows no user, as one that is told without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise kind(str(error)) from error
+
+
 def without_traceback(message: str) -> str:
     """A loader process packs its traceback into the message; what it had to say is the last line."""
     if "Original Traceback" not in message:

@@ -42,16 +42,21 @@ def evaluate(run: Path) -> dict[str, Any]:
     fixed = config.evaluate.threshold
     report: dict[str, Any] = {
         "run": config.name,
-        "checkpoint": made_of(run / "cams" / "val")["checkpoint"],
+        "checkpoint": made_of(next(iter(sources.values()))[0])["checkpoint"],
         "dataset": {"folder": str(config.data.val), "fingerprint": val.index.fingerprint, "images": len(val)},
-        "protocol": protocol(made_of(run / "cams" / "val"), config.train.seed),
+        "protocol": protocol(made_of(next(iter(sources.values()))[0]), config.train.seed),
         "git_commit": about.get("git_commit"),
         "sources": {},
     }
     rows: list[dict[str, Any]] = []
     for name, (folder, kind) in sources.items():
         measure = measured(val, folder, kind, fixed)
-        figures = {"chain": made_of(folder).get("chain", []), "fixed": measure.figures_at(fixed), "tuned": None}
+        figures = {
+            "protocol": protocol(made_of(folder), config.train.seed),
+            "chain": made_of(folder).get("chain", []),
+            "fixed": measure.figures_at(fixed),
+            "tuned": None,
+        }
         if isinstance(measure, Tally):
             thresholds = {"fixed": fixed}
             if tune and folder.with_name("tune").is_dir():
@@ -77,16 +82,24 @@ def protocol(cams_made_of: dict[str, Any], seed: int) -> str:
     """How the scores came about, in words: from what the CAM folder says of itself, not from what a config wants."""
     cam = cams_made_of["cam"]
     scales = ", ".join(f"{scale:g}" for scale in cam["scales"])
-    size = cams_made_of["image_size"]
-    views = f"image squashed to {size} px, scales {scales}{' + flip' if cam['flip'] else ''}, classes {cam['classes']}"
+    size = f"image squashed to {cams_made_of['image_size']} px"
+    if cam["window_px"]:
+        size = f"whole image through windows of {cam['window_px']} px"
+    layers = f", layers {', '.join(map(str, cam['layers']))}" if list(cam["layers"]) != [-1] else ""
+    views = f"{size}, scales {scales}{' + flip' if cam['flip'] else ''}{layers}, classes {cam['classes']}"
     return f"{views}, scores resized to the image, training seed {seed}"
 
 
 def sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
-    """{name: (folder of score shards, kind of score)} of all that a run has inferred and refined."""
-    cams = run / "cams" / split
-    kinds = made_of(cams).get("cam", {}).get("kinds", [])
-    sources = {kind: (cams, kind) for kind in kinds}
+    """{name: (folder of score shards, kind of score)} of all that a run has inferred and refined.
+
+    A name is KIND of the run's own CAMs, KIND@SET of a further set, and either with +CHAIN once refined.
+    """
+    sources = {}
+    for cams in sorted(run.glob(f"cams*/{split}")):
+        _, at, name = cams.parent.name.partition("@")
+        for kind in made_of(cams).get("cam", {}).get("kinds", []):
+            sources[f"{kind}{at}{name}"] = (cams, kind)
     for folder in sorted((run / "masks").glob(f"*/{split}")):
         sources[folder.parent.name] = (folder, REFINED)
     return sources
@@ -137,9 +150,9 @@ def track(run: Path, report: dict[str, Any]) -> None:
 
 
 def final_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """{final/SOURCE/CHOICE/figure: value} of an evaluation. MLflow allows no '+' in a name."""
+    """{final/SOURCE/CHOICE/figure: value} of an evaluation. MLflow allows no '+' or '@' in a name."""
     return {
-        f"final/{source.replace('+', '_')}/{choice}/{figure}": value
+        f"final/{source.replace('+', '_').replace('@', '_')}/{choice}/{figure}": value
         for source, figures in report["sources"].items()
         for choice in ("fixed", "tuned")
         for figure, value in (figures[choice] or {}).items()

@@ -1,6 +1,7 @@
 """Checkpoint + image shards -> CAM shards.
 
-`accelerate launch -m launcher.infer RUN SPLIT FOLDER [section.key=value ...]`: each of n ranks takes every n-th shard.
+`accelerate launch -m launcher.infer RUN SPLIT FOLDER NAME [section.key=value ...]`: each of n ranks takes every n-th
+shard. NAME is '-' for the run's own CAMs, else the name of a further set with other settings.
 """
 
 import sys
@@ -18,15 +19,24 @@ from launcher.progress import Progress
 from launcher.scores import Scores
 from launcher.topology import make_accelerator
 from launcher.trainer import to_device
-from shards.augment import Squash
+from shards.augment import Squash, Whole
 from shards.stream import ShardFolder, eval_loader
 from shards.write import write_tar
-from wsss.cam import multi_scale_cam, view_maps
+from wsss.cam import Raw, multi_scale_cam, sliding_window, view_maps
 from wsss.methods.base import Method
 
 
-def infer(run: Path, split: str, folder: Path, overrides: Sequence[str] = ()) -> Path:
-    """Write RUN/cams/SPLIT/, one CAM shard per image shard of `folder`; returns that folder.
+def cams_folder(run: Path, name: str | None) -> Path:
+    """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings."""
+    return run / (f"cams@{name}" if name else "cams")
+
+
+def infer(run: Path, split: str, folder: Path, overrides: Sequence[str] = (), name: str | None = None) -> Path:
+    """Write one CAM shard per image shard of `folder` below cams_folder; returns the folder of the split.
+
+    Args:
+        overrides: section.key=value, such as cam.scales=[0.5,1]; what they change is kept in the output folder.
+        name: of a further set of CAMs, which stands beside the run's own.
 
     Raises:
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
@@ -36,7 +46,7 @@ def infer(run: Path, split: str, folder: Path, overrides: Sequence[str] = ()) ->
     if shards.index.classes != class_set.classes:
         raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")
     accelerator = make_accelerator(config, processes=None)
-    out = run / "cams" / split
+    out = cams_folder(run, name) / split
     if accelerator.is_main_process:
         jobs.open_output(
             out,
@@ -74,10 +84,11 @@ def score_samples(
     method: Method, shards: ShardFolder, numbers: Sequence[int], config: Config, device: torch.device
 ) -> Iterator[tuple[int, Scores]]:
     """(number, cams) of these samples, in order."""
+    whole = config.cam.window_px is not None  # frames of any size: one at a time, their windows make the batch
     loader = eval_loader(
         shards,
-        Squash(size=config.data.image_size),
-        batch_size=config.cam.batch_size,
+        Whole() if whole else Squash(size=config.data.image_size),
+        batch_size=1 if whole else config.cam.batch_size,
         numbers=numbers,
         workers=config.data.workers if numbers else 0,
     )
@@ -103,13 +114,18 @@ def score_samples(
 def cams_of(method: Method, image: torch.Tensor, cam: CamConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Cams of all kinds (B, K, h, w) and class probabilities (B, K), as the config's `cam:` says."""
     method.eval()
-    return multi_scale_cam(
-        lambda view: view_maps(method.student, method.maps_of, view, cam.kinds, cam.layers),
-        image,
-        stride=method.student.stride,
-        scales=cam.scales,
-        flip=cam.flip,
-    )
+    stride = method.student.stride
+
+    def view(image: torch.Tensor) -> tuple[dict[str, Raw], torch.Tensor]:
+        return view_maps(method.student, method.maps_of, image, cam.kinds, cam.layers)
+
+    if cam.window_px is not None:
+        step_px = cam.step_px or max(cam.window_px // 2 // stride, 1) * stride
+        windows = sliding_window(
+            view, window_px=cam.window_px, step_px=step_px, stride=stride, batch_size=cam.batch_size
+        )
+        return multi_scale_cam(windows, image, stride=stride, scales=cam.scales, flip=cam.flip)
+    return multi_scale_cam(view, image, stride=stride, scales=cam.scales, flip=cam.flip)
 
 
 def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
@@ -120,8 +136,8 @@ def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    run, split, folder, *overrides = arguments
-    infer(Path(run), split, Path(folder), overrides)
+    run, split, folder, name, *overrides = arguments
+    infer(Path(run), split, Path(folder), overrides, None if name == "-" else name)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def curves_svg(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     y_label: str = "",
+    log_x: bool = False,
     log_y: bool = False,
 ) -> str:
     """Line plot {name: (x, y)} as SVG text."""
@@ -75,6 +76,8 @@ def curves_svg(
     for name, (x, y) in lines.items():
         axes.plot(x, y, label=name, linewidth=1.4)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    if log_x:
+        axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)

@@ -1,31 +1,40 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from launcher import jobs
-from launcher.config import Named, RefineConfig, options_of
+from launcher.config import RefineConfig, options_of
+from launcher.cues import check_cues, of_classes, read_cues
 from launcher.errors import RunError
+from launcher.infer import cams_folder
 from launcher.scores import REFINED, Scores, read_scores
 from shards.stream import ShardFolder
 from shards.write import write_tar
-from wsss.cam import resize
-from wsss.refine import REFINERS, mask_of
+from wsss.refine import CUED, REFINERS, mask_of
+from wsss.resize import resize
 
 
 def refine(
-    run: Path, splits: Sequence[str], settings: RefineConfig, *, name: str | None = None, overwrite: bool = False
+    run: Path,
+    splits: Sequence[str],
+    settings: RefineConfig,
+    *,
+    name: str | None = None,
+    cams: str | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write RUN/masks/KIND+NAME/SPLIT/ for every kind of CAM and every split; returns these folders.
 
     Args:
         name: None = the names of the chain's refiners; another one lets several settings stand side by side.
+        cams: name of a further set of CAMs to refine, see infer.cams_folder; its masks are KIND@CAMS+NAME.
         overwrite: remove these folders first.
 
     Raises:
@@ -36,25 +45,28 @@ def refine(
     parts = [refiner.name for refiner in settings.chain] if name is None else [name]
     outs, items = [], []
     for split in splits:
-        cams = run / "cams" / split
-        inferred = jobs.made_of(cams)
+        folder = cams_folder(run, cams) / split
+        inferred = jobs.made_of(folder)
         if inferred is None:
-            raise RunError(f"{cams}: no CAMs here; run `wsss infer {run}` first")
+            raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
         shards = ShardFolder(Path(inferred["shards"]))
         names = [shard.name for shard in shards.index.shards]
-        jobs.finished(cams, names)
+        jobs.finished(folder, names)
+        cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if step.name in CUED}
         kinds = settings.cams or inferred["cam"]["kinds"]
         unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
         if unknown:
             raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
         for kind in kinds:
-            out = run / "masks" / "+".join([kind, *parts]) / split
+            out = run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split
             if overwrite:
                 shutil.rmtree(out, ignore_errors=True)
-            jobs.open_output(out, {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold})
+            made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
+            made_of |= {"bg_threshold": settings.bg_threshold, "cues": {n: jobs.made_of(f) for n, f in cues.items()}}
+            jobs.open_output(out, made_of)
             outs.append(out)
-            items += [Task(shards.folder, cams, out, kind, name) for name in jobs.missing(out, names)]
-    work = partial(refine_shard, settings.chain, settings.threshold)
+            items += [Task(shards.folder, folder, cues, out, kind, shard) for shard in jobs.missing(out, names)]
+    work = partial(refine_shard, settings)
     list(jobs.run_pool(work, items, workers=settings.workers, label="refine"))
     return outs
 
@@ -64,6 +76,7 @@ class Task(NamedTuple):
 
     images: Path
     cams: Path
+    cues: dict[str, Path]
     out: Path
     kind: str
     name: str
@@ -72,15 +85,36 @@ class Task(NamedTuple):
         return str(self.out / self.name)
 
 
-def refine_shard(chain: tuple[Named, ...], threshold: float, task: Task) -> None:
+def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Path:
+    """The finished cues of a refiner for these image shards.
+
+    Raises:
+        RunError: none named or none there, or made for another refiner or of other images.
+    """
+    if refiner not in settings.cues:
+        raise RunError(f"refine.cues: '{refiner}' needs what `wsss cues` computes for it; give its folder")
+    folder = settings.cues[refiner] / shards.index.split
+    kind = check_cues(folder, shards.index)
+    if kind != refiner:
+        raise RunError(f"refine.cues.{refiner}: {folder} holds cues for '{kind}'; name those for '{refiner}'")
+    return folder
+
+
+def refine_shard(settings: RefineConfig, task: Task) -> None:
     """One CAM shard -> one mask shard of the same name."""
     shards = open_shards(task.images)
+    cues = {refiner: read_cues(folder, task.name) for refiner, folder in task.cues.items()}
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
         for number, scores in zip(shards.numbers_of(task.name), read_scores(task.cams / task.name), strict=True):
             if scores.key != shards.keys[number]:
                 raise RunError(f"{task.cams / task.name}: holds '{scores.key}', images '{shards.keys[number]}'")
-            yield scores.key, refine_one(shards.image(number), scores, task.kind, chain, threshold).members()
+            of_image = {
+                refiner: of_classes(of_shard.kind, of_shard[scores.key], scores.class_ids)
+                for refiner, of_shard in cues.items()
+            }
+            refined = refine_one(shards.image(number), scores, task.kind, settings, of_image)
+            yield scores.key, refined.members()
 
     write_tar(task.out / task.name, samples())
 
@@ -91,18 +125,21 @@ def open_shards(folder: Path) -> ShardFolder:
     return ShardFolder(folder)
 
 
-def refine_one(image_HW3: np.ndarray, scores: Scores, kind: str, chain: tuple[Named, ...], threshold: float) -> Scores:
+def refine_one(
+    image_HW3: np.ndarray, scores: Scores, kind: str, settings: RefineConfig, cues: Mapping[str, Any]
+) -> Scores:
     """Resize the cam to the image, run the chain, threshold."""
     scores_nHW = at_size(scores.maps[kind], image_HW3.shape[:2])
-    for refiner in chain:
-        scores_nHW = REFINERS[refiner.name](image_HW3, scores_nHW, **options_of(refiner, REFINERS))
+    for refiner in settings.chain:
+        cue = (cues[refiner.name],) if refiner.name in CUED else ()
+        scores_nHW = REFINERS[refiner.name](image_HW3, scores_nHW, *cue, **options_of(refiner, REFINERS))
     return Scores(
         key=scores.key,
         group=scores.group,
         class_ids=scores.class_ids,
         cls_probs=scores.cls_probs,
         maps={REFINED: scores_nHW},
-        mask=mask_of(scores_nHW, scores.class_ids, threshold=threshold),
+        mask=mask_of(scores_nHW, scores.class_ids, threshold=settings.threshold, bg_threshold=settings.bg_threshold),
     )
 
 

@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from launcher import checkpoint
+from launcher import checkpoint, jobs
 from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
 from launcher.config import Config, flatten, load_config, to_yaml
-from launcher.errors import RunError, told
+from launcher.errors import ConfigError, RunError, reported_as, told
+from launcher.infer import cams_of
 from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Batch, Trainer
 from launcher.validate import validator
 from shards.augment import Augment
-from shards.stream import ShardFolder, Slice, train_loader
+from shards.masks import MaskFolder
+from shards.stream import MaskOf, ShardFolder, Slice, train_loader
+from wsss.methods import METHODS
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
 
@@ -52,6 +55,8 @@ def train(config: Config) -> Method:
     class_set = train_shards.index.as_class_set()
     torch.manual_seed(config.train.seed)  # the same initial weights on all ranks
     method = build_method(config, class_set)
+    if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
     optimizer = torch.optim.AdamW(parameter_groups(method, config.train.weight_decay), lr=config.train.lr, fused=True)
 
     found = checkpoint.checkpoints(run)
@@ -85,33 +90,65 @@ def train(config: Config) -> Method:
 
 
 def preflight(config: Config) -> None:
-    """Find in one process what would otherwise stop all of them: wrong data, a missing teacher, weights that do not
-    fit. Weights that must be downloaded are, before several processes want them at once."""
+    """Find in one process what would otherwise stop all of them, some of it after hours: wrong data, a missing teacher,
+    weights that do not fit, a kind of CAM that the method does not have. Weights that must be downloaded are, before
+    several processes want them at once."""
     shards, _ = check_inputs(config)
     loader_of(config, shards, 0, process_count(config), 0)
-    build_method(config, shards.index.as_class_set())
+    if config.data.pixel is not None:
+        pixel_loader_of(config, 0, process_count(config), 0)
+    method = build_method(config, shards.index.as_class_set())
+    if method.gives_maps:
+        small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
+        with reported_as(ConfigError):
+            cams_of(method, small, config.cam.model_copy(update={"window_px": None}))
 
 
 def check_inputs(config: Config) -> tuple[ShardFolder, ShardFolder | None]:
     """Open everything that a run reads, so that what is wrong is said before any process starts to train."""
     run = run_folder(config)
-    train_shards = ShardFolder(config.data.train, "label")
+    train_shards = training_shards(config)
     if (run / ABOUT).is_file():
         check_same_run(config, run, train_shards.index.fingerprint)
     val_shards = ShardFolder(config.data.val, "pixel") if config.data.val else None
-    for name, folder in (("data.val", config.data.val), ("data.tune", config.data.tune)):
+    train_groups = train_shards.index.groups
+    if config.data.pixel is not None:
+        train_groups = train_groups | ShardFolder(config.data.pixel, "pixel").index.groups
+    for name in ("val", "tune", "pixel"):
+        folder = getattr(config.data, name)
         if folder is None:
             continue
         other = ShardFolder(folder, "pixel").index
         if other.classes != train_shards.index.classes:
-            raise RunError(f"{name}: {folder} has classes {other.classes}, data.train {train_shards.index.classes}")
-        shared = sorted(other.groups & train_shards.index.groups)
-        if shared:
-            raise RunError(f"{name}: {folder} shares {len(shared)} groups with data.train, first '{shared[0]}'")
+            raise RunError(
+                f"data.{name}: {folder} has classes {other.classes}, data.train {train_shards.index.classes}"
+            )
+        shared = sorted(other.groups & train_groups)
+        if shared and name != "pixel":
+            raise RunError(f"data.{name}: {folder} shares {len(shared)} groups with training, first '{shared[0]}'")
     if config.teacher is not None:
         load_about(config.teacher)
         checkpoint.latest(config.teacher)
     return train_shards, val_shards
+
+
+def training_shards(config: Config) -> ShardFolder:
+    """The folder of data.train, which must hold masks if, and only if, the method learns from masks that lie there.
+
+    Raises:
+        DataError: it holds masks that the method must not see, or none where it needs them.
+        RunError: data.masks was made for other images.
+    """
+    needs_masks = METHODS[config.method.name].supervision == "mask" and config.data.masks is None
+    shards = ShardFolder(config.data.train, "pixel" if needs_masks else "label")
+    if config.data.masks is not None:
+        made_of = jobs.made_of(config.data.masks) or {}
+        if made_of.get("fingerprint") != shards.index.fingerprint:
+            raise RunError(
+                f"data.masks: {config.data.masks} was made for images of fingerprint {made_of.get('fingerprint')}, "
+                f"data.train has {shards.index.fingerprint}; infer and refine the training split of {config.data.train}"
+            )
+    return shards
 
 
 def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
@@ -133,15 +170,51 @@ def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
 
 
 def batches_from(config: Config, shards: ShardFolder, rank: int, ranks: int, step: int) -> Iterator[Batch]:
-    """This rank's endless micro-batches from a step on."""
-    return iter(loader_of(config, shards, rank, ranks, step))
+    """This rank's endless micro-batches from a step on, with the few images that have masks where there are any."""
+    batches = iter(loader_of(config, shards, rank, ranks, step))
+    if config.data.pixel is None:
+        return batches
+    pixel = iter(pixel_loader_of(config, rank, ranks, step))
+    return ({**batch, "pixel": few} for batch, few in zip(batches, pixel, strict=True))
 
 
 def loader_of(config: Config, shards: ShardFolder, rank: int, ranks: int, step: int) -> DataLoader:
-    data = config.data
-    part = Slice(rank=rank, ranks=ranks, global_batch_size=data.global_batch_size, accumulate=config.train.accumulate)
-    transform = Augment(size=data.image_size, min_crop=data.min_crop, flip=data.flip)
-    return train_loader(shards, transform, seed=config.train.seed, part=part, workers=data.workers, first_step=step)
+    mask_of: MaskOf | None = None
+    if METHODS[config.method.name].supervision == "mask":
+        mask_of = MaskFolder(config.data.masks, shards) if config.data.masks else shards.mask
+    part = Slice(
+        rank=rank, ranks=ranks, global_batch_size=config.data.global_batch_size, accumulate=config.train.accumulate
+    )
+    return train_loader(
+        shards,
+        augment_of(config),
+        seed=config.train.seed,
+        part=part,
+        workers=config.data.workers,
+        first_step=step,
+        mask_of=mask_of,
+    )
+
+
+def pixel_loader_of(config: Config, rank: int, ranks: int, step: int) -> DataLoader:
+    """The few images with masks, in the training process itself: they are too few for workers."""
+    assert config.data.pixel is not None
+    shards = ShardFolder(config.data.pixel, "pixel")
+    size, accumulate = config.data.pixel_batch_size, config.train.accumulate
+    part = Slice(rank=rank, ranks=ranks, global_batch_size=size, accumulate=accumulate)
+    return train_loader(
+        shards,
+        augment_of(config),
+        seed=config.train.seed,
+        part=part,
+        workers=0,
+        first_step=step,
+        mask_of=shards.mask,
+    )
+
+
+def augment_of(config: Config) -> Augment:
+    return Augment(size=config.data.image_size, min_crop=config.data.min_crop, flip=config.data.flip)
 
 
 def describe(config: Config, shards: ShardFolder, processes: int) -> dict[str, Any]:

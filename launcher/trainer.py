@@ -188,8 +188,13 @@ def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float | None)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors; the image arrives as uint8 and becomes float RGB in [0, 1] on the device."""
-    moved = {n: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for n, v in batch.items()}
+    """Move the tensors, also of a batch inside; images arrive as uint8 and become float RGB in [0, 1] on the device."""
+    moved: Batch = {}
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            moved[name] = to_device(value, device)
+        else:
+            moved[name] = value.to(device, non_blocking=True) if torch.is_tensor(value) else value
     return {**moved, "image": moved["image"].float() / 255}
 
 

@@ -81,6 +81,7 @@ method: {{name: {method}}}
 train: {{steps: 4, lr: 1e-3, log_every: 2, save_every: 2, eval_every: 4}}
 cam: {{kinds: [{kinds}], batch_size: 8}}
 evaluate: {{gallery: 4}}
+refine: {{workers: 1}}
 """
 VIT_SIZE = "{img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}"
 CNN_SIZE = "{channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}"

@@ -42,7 +42,9 @@ def test_help_needs_no_heavy_import():
 
 
 COMMANDS = ["shards synthetic", "shards smoke", "shards verify", "shards info"]
-COMMANDS += ["train", "infer", "refine", "evaluate", "report"]
+COMMANDS += [f"shards {name}" for name in ("ijmond", "ijmond-frames", "rise", "smoke5k", "video-urls", "join")]
+COMMANDS += ["train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
+COMMANDS += ["study list", "study run", "study report", "bench lr-range"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

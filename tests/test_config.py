@@ -54,8 +54,8 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("train.steps=2.5", "run.yaml: train.steps: got 2.5; input should be a valid integer"),
         ("train.steps='3'", "run.yaml: train.steps: got '3'; input should be a valid integer"),
         ("data.flip=2", "run.yaml: data.flip: got 2; input should be less than or equal to 1"),
-        ("method.level=pixel", "run.yaml: method.level: got 'pixel'; input should be 'global', 'spatial' or 'channel'"),
-        ("method.name=dstil", "method.name: there is no 'dstil'; choose one of classify, distill"),
+        ("method.level=pixel", "method.level: got 'pixel'; input should be 'global', 'pooled', .* or 'legacy.logits'"),
+        ("method.name=dstil", "method.name: there is no 'dstil'; choose one of affinity, classify, cotrain, distill"),
         ("teacher=null", "teacher: method 'distill' needs one; give the folder of a finished run"),
         ("train.warmup_steps=10", r"train: warmup_steps \(10\) must be smaller than steps \(10\)"),
         ("train=null", "run.yaml: train: got None"),
@@ -91,11 +91,37 @@ def test_a_missing_section_is_told(path):
 
 
 def test_options_are_the_keyword_only_arguments_of_the_constructor():
-    fields = options_model(METHODS["distill"]).model_fields
-    assert set(fields) == {"target", "level", "metric", "standardise", "align_weight"}
-    assert not options_model(METHODS["classify"]).model_fields
+    assert set(options_model(METHODS["classify"]).model_fields) == {"dark_weight"}
+    assert not options_model(METHODS["supervised"]).model_fields
+
+
+def test_options_that_a_constructor_hands_to_its_base_are_the_bases():
+    distill, cotrain = (set(options_model(METHODS[name]).model_fields) for name in ("distill", "cotrain"))
+    assert {"level", "metric", "align_weight", "project_dim"} < distill
+    assert cotrain - distill == {"gradient", "freeze_norm"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.name=cotrain"], "partner: method 'cotrain' needs a second network there"),
+        (["partner={name: cnn, timm_name: resnet10t}"], "partner: method 'distill' trains one network; leave it out"),
+        (["data.pixel=few"], "data.pixel: method 'distill' reads none; leave it out"),
+        (["data.masks=made"], "data.masks: method 'distill' learns from image labels"),
+        (["method={name: affinity}", "data.val=val"], "data.val: method 'affinity' gives no maps to evaluate"),
+        (["refine.chain=[{name: sam}]"], "refine.cues: refiner 'sam' needs what `wsss cues` computes"),
+    ],
+)
+def test_parts_that_do_not_go_with_the_method_are_refused(path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, overrides)
 
 
 def test_flatten_names_every_value_by_its_dotted_key(path):
     flat = flatten(load_config(path).model_dump(mode="json"))
     assert flat["train.lr"] == 1e-4 and flat["refine.chain.0.name"] == "crf" and flat["cam.scales"] == [1.0]
+
+
+def test_words_that_old_yaml_takes_for_booleans_stay_words(tiny_config):
+    assert tiny_config("classify", "train.precision=no").train.precision == "no"
+    assert tiny_config("classify", "cam.flip=true").cam.flip is True

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from shards.augment import Augment, Squash
-from shards.schema import DataError
+from shards.masks import MaskFolder
+from shards.schema import DataError, encode_mask
 from shards.stream import ShardFolder, Slice, StepSampler, epoch_order, eval_loader, train_loader
-from shards.write import write_split
+from shards.write import write_split, write_tar
 
 AUGMENT = Augment(size=16, min_crop=0.5)
 
@@ -140,9 +141,6 @@ def test_masks_and_regions_are_read_from_pixel_shards_only(scenes, train):
     assert train.regions(0) == {}
     with pytest.raises(DataError, match="supervision is 'pixel', wanted 'label'"):
         ShardFolder(scenes / "val", "label")
-    part = Slice(rank=0, ranks=1, global_batch_size=4)
-    with pytest.raises(DataError, match="training reads label-only shards"):
-        train_loader(val, AUGMENT, seed=0, part=part, workers=0)
 
 
 def test_a_shard_cut_short_is_told_before_the_first_step(scenes, tmp_path):
@@ -196,11 +194,53 @@ def test_squash_and_augment_by_hand():
     image = np.zeros((8, 16, 3), dtype=np.uint8)
     image[:, 8:] = 200
     rng = np.random.default_rng(0)
-    squashed, box = Squash(size=8)(image)
+    mask = image[..., 0] // 200
+    squashed, box, mask_squashed = Squash(size=8)(image, mask_HW=mask)
     assert squashed.shape == (8, 8, 3) and box == (0, 8, 0, 8)
     assert squashed[0, 0, 0] == 0 and squashed[0, -1, 0] == 200
-    always, _ = Augment(size=8, flip=1.0)(image, rng)
-    never, _ = Augment(size=8, flip=0.0)(image, rng)
-    assert np.array_equal(never, squashed) and np.array_equal(always, squashed[:, ::-1])
+    always, _, mask_always = Augment(size=8, flip=1.0)(image, rng, mask)
+    never, _, mask_never = Augment(size=8, flip=0.0)(image, rng)
+    assert np.array_equal(never, squashed) and np.array_equal(always, squashed[:, ::-1]) and mask_never is None
+    assert mask_squashed[0].tolist() == [0] * 4 + [1] * 4 and mask_always[0].tolist() == [1] * 4 + [0] * 4
     sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
     assert len(sizes) > 1
+
+
+def test_a_mask_goes_through_the_same_crop_and_flip_as_its_image():
+    rng = np.random.default_rng(3)
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    image[5:30, 20:50] = 255
+    for _ in range(5):
+        view, _, mask = Augment(size=32, min_crop=0.5)(image, rng, (image[..., 0] > 0).astype(np.uint8))
+        assert (mask == (view[..., 0] > 127)).mean() > 0.97 and 0 < mask.mean() < 1
+
+
+def test_masks_of_a_job_are_read_beside_label_only_shards(scenes, train, tmp_path):
+    masks = {number: np.full((32, 32), number % 3, dtype=np.uint8) for number in range(len(train))}
+    for shard in train.index.shards:
+        numbers = train.numbers_of(shard.name)
+        write_tar(tmp_path / shard.name, ((train.keys[n], {"png": encode_mask(masks[n])}) for n in numbers))
+    mask_of = MaskFolder(tmp_path, train)
+    assert all(np.array_equal(mask_of(n), masks[n]) for n in masks)
+    part = Slice(rank=0, ranks=1, global_batch_size=8)
+    batch = next(iter(train_loader(train, Squash(size=16), seed=0, part=part, workers=0, mask_of=mask_of)))
+    assert batch["mask"].shape == (8, 16, 16)
+    assert batch["mask"][:, 0, 0].tolist() == [number % 3 for number in batch["number"]]
+
+
+def test_mask_shards_that_are_missing_or_of_other_images_are_told(train, tmp_path):
+    with pytest.raises(DataError, match="12 of 12 mask shards are missing, first train-00000.tar; write them with"):
+        MaskFolder(tmp_path, train)
+    for shard in train.index.shards:
+        write_tar(tmp_path / shard.name, [("other", {"png": encode_mask(np.zeros((2, 2), dtype=np.uint8))})])
+    with pytest.raises(DataError, match=f"has no mask of '{train.keys[0]}'"):
+        MaskFolder(tmp_path, train)(0)
+
+
+def test_training_from_labels_refuses_shards_with_masks_unless_masks_are_asked_for(scenes):
+    val = ShardFolder(scenes / "val")
+    part = Slice(rank=0, ranks=1, global_batch_size=8)
+    with pytest.raises(DataError, match="holds masks .* reads label-only shards"):
+        train_loader(val, AUGMENT, seed=0, part=part, workers=0)
+    batch = next(iter(train_loader(val, AUGMENT, seed=0, part=part, workers=0, mask_of=val.mask)))
+    assert batch["mask"].shape == (8, 16, 16)

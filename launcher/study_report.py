@@ -1,0 +1,170 @@
+"""A study's runs -> one page: ours, with what it is worth, beside the paper's column."""
+
+import csv
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.build import load_about
+from launcher.errors import RunError
+from launcher.evaluate import EVALUATION, PER_IMAGE
+from launcher.study import Row, Study, run_of
+from launcher.tracking import RUNS
+from wsss.metrics import bootstrap_interval
+
+CHOICES = ("fixed", "tuned")
+
+
+def write_study_report(name: str, study: Study) -> Path:
+    """Write RUNS/FOLDER/NAME.html; returns its path.
+
+    Raises:
+        RunError: nothing of the study is done yet.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    rows = table(study)
+    if not any(row["seeds"] for row in rows):
+        raise RunError(f"study '{name}': no row is done yet; run it with `wsss study run {name}`")
+    environment = Environment(
+        loader=PackageLoader("launcher", "."), autoescape=select_autoescape(["html"]), undefined=StrictUndefined
+    )
+    page = environment.get_template("study_template.html").render(
+        name=name, study=study, rows=rows, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    )
+    out = RUNS / study.folder / f"{name}.html"
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(page)
+    temporary.replace(out)
+    return out
+
+
+def table(study: Study) -> list[dict[str, Any]]:
+    """One dict per row: the figures over its seeds in percent, the paper's, and where they come from."""
+    control = study.row(study.control) if study.control else None
+    return [row_figures(study, row, control) for row in study.rows]
+
+
+def row_figures(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
+    """What is known of one row so far."""
+    found = {seed: evaluation for seed in study.seeds if (evaluation := evaluation_of(study, row, seed))}
+    of_row: dict[str, Any] = {"name": row.name, "paper": row.paper, "source": row.source, "note": row.note}
+    of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocol": ""}
+    for choice in CHOICES:
+        values = figures_of(found, row, choice, row.figure)
+        alarms = figures_of(found, row, choice, "false_alarm_area")
+        of_row[choice] = {
+            "mean": mean_percent(values),
+            "deviation": 100 * float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "false_alarm_area": mean_percent(alarms),
+            "interval": interval_percent(study, row, found, choice),
+            "difference": difference(study, row, control, choice) if control and control.name != row.name else None,
+        }
+    if found:
+        of_row["protocol"] = next(iter(found.values()))["sources"][row.source]["protocol"]
+        abouts = [load_about(run_of(study, row.run, seed))[1] for seed in found]
+        of_row["commits"] = sorted({about["git_commit"][:10] for about in abouts})
+    return of_row
+
+
+def evaluation_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
+    """evaluation.json of the run that a row reads, if it holds the row's source."""
+    path = run_of(study, row.run, seed) / EVALUATION
+    if not path.is_file():
+        return None
+    evaluation = json.loads(path.read_text())
+    return evaluation if row.source in evaluation["sources"] else None
+
+
+def figures_of(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[float]:
+    """A figure of a row's source in [0, 1] for each seed: at a threshold, or one of the source as a whole."""
+    values = []
+    for evaluation in found.values():
+        figures = evaluation["sources"][row.source]
+        value = (figures[choice] or {}).get(figure, figures.get(figure) if choice == "fixed" else None)
+        if value is not None:
+            values.append(value)
+    return values
+
+
+def mean_percent(values: list[float]) -> float | None:
+    return 100 * float(np.mean(values)) if values else None
+
+
+def per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, tuple[str, float]]:
+    """{key: (group, IoU)} of the images that show the class."""
+    path = run_of(study, row.run, seed) / PER_IMAGE
+    if not path.is_file():
+        return {}
+    with path.open() as file:
+        return {
+            line["key"]: (line["group"], float(line[f"iou_{choice}"]))
+            for line in csv.DictReader(file)
+            if line["source"] == row.source and float(line["truth_area"]) > 0 and line.get(f"iou_{choice}")
+        }
+
+
+def over_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict[str, tuple[str, float]]:
+    """{key: (group, IoU averaged over the seeds)}."""
+    found = [images for seed in seeds if (images := per_image(study, row, seed, choice))]
+    if not found:
+        return {}
+    return {key: (group, float(np.mean([images[key][1] for images in found]))) for key, (group, _) in found[0].items()}
+
+
+def interval_percent(study: Study, row: Row, found: dict[int, Any], choice: str) -> tuple[float, float] | None:
+    """95 % bootstrap interval over groups of the per-image IoU averaged over the seeds."""
+    images = over_seeds(study, row, sorted(found), choice)
+    if not images or row.figure != "per_image_iou":
+        return None
+    groups, values = zip(*images.values(), strict=True)
+    low, high = bootstrap_interval(np.array(values), groups)
+    return 100 * low, 100 * high
+
+
+def difference(study: Study, row: Row, control: Row, choice: str) -> tuple[float, float, float] | None:
+    """Mean difference to the control row in per-image IoU and its interval: the same images, seeds and groups."""
+    seeds = [s for s in study.seeds if evaluation_of(study, row, s) and evaluation_of(study, control, s)]
+    ours, theirs = (over_seeds(study, one, seeds, choice) for one in (row, control))
+    keys = [key for key in ours if key in theirs]
+    if not keys:
+        return None
+    gaps = np.array([ours[key][1] - theirs[key][1] for key in keys])
+    low, high = bootstrap_interval(gaps, [ours[key][0] for key in keys])
+    return 100 * float(gaps.mean()), 100 * low, 100 * high
+
+
+def as_text(name: str, study: Study) -> str:
+    """The table in a terminal, and as it is put into docs/experiments.md."""
+    lines = [f"{name}: {study.title}", "figures in percent, ± deviation over seeds, [95 % interval over groups]"]
+    header = ("row", "scores", "paper", "seeds", "fixed", "alarms", "tuned", "alarms", "tuned - control")
+    rows = [header]
+    for row in table(study):
+        rows.append((
+            row["name"], row["source"], shown(row["paper"]), str(len(row["seeds"])),
+            with_interval(row["fixed"]), shown(row["fixed"]["false_alarm_area"]),
+            with_interval(row["tuned"]), shown(row["tuned"]["false_alarm_area"]),
+            gap(row["tuned"]["difference"]),
+        ))  # fmt: skip
+    widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
+    padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
+    return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded)])
+
+
+def shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def with_interval(at: dict[str, Any]) -> str:
+    if at["mean"] is None:
+        return "–"
+    deviation = "" if at["deviation"] is None else f" ± {at['deviation']:.1f}"
+    interval = "" if at["interval"] is None else f" [{at['interval'][0]:.1f}, {at['interval'][1]:.1f}]"
+    return f"{at['mean']:.1f}{deviation}{interval}"
+
+
+def gap(difference: tuple[float, float, float] | None) -> str:
+    return "–" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)
