@@ -20,18 +20,24 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_loads_and_its_method_can_be_built_at_full_size(path):
-    config = load_config(path, ["model.weights=null"])
-    options = options_of(config.model, MODELS)
-    if config.model.name == "vit":  # parameters without memory; a CNN probes itself and so needs some
-        with torch.device("meta"):
-            student = MODELS["vit"](1, **options)
-    else:
-        student = MODELS["cnn"](1, **options)
-    arguments = [student]
+    config = load_config(path)
+    networks = [built_at_full_size(named) for named in (config.model, config.partner) if named is not None]
+    arguments = networks[:1]
     if METHODS[config.method.name].needs_teacher:
         arguments.append(Frozen(MODELS["cnn"](1, timm_name="resnet10t")))
-    method = METHODS[config.method.name](*arguments, **options_of(config.method, METHODS))
+    method = METHODS[config.method.name](*arguments, *networks[1:], **options_of(config.method, METHODS))
     assert sum(p.numel() for p in method.parameters()) > 100_000
+
+
+def built_at_full_size(named):
+    """The network without its weights; parameters without memory, but for those that probe themselves."""
+    options = options_of(named, MODELS)
+    if "weights" in options:
+        options["weights"] = None
+    if named.name == "vit":
+        with torch.device("meta"):
+            return MODELS["vit"](1, **options)
+    return MODELS[named.name](1, **options)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
