@@ -189,7 +189,7 @@ def test_cues_of_other_images_or_unfinished_ones_are_refused(images, clip_folder
     (folder / "val-00002.tar").unlink()
     with pytest.raises(RunError, match="1 of 3 shards are missing, first val-00002.tar"):
         check_cues(folder, index)
-    with pytest.raises(RunError, match="no cues here; compute them with `wsss cues sam`"):
+    with pytest.raises(RunError, match="no cues here; compute them with `wsss cues`"):
         check_cues(tmp_path, index)
     for where, name in ((tmp_path, "val-00000.tar"), (folder, "val-00002.tar")):
         with pytest.raises(RunError, match="no cues here"):
