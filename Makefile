@@ -30,7 +30,8 @@ demo: install data/demo/train data/demo/tune data/demo/val
 	$(WSSS) train configs/demo/student.yaml
 	$(WSSS) train configs/demo/student.yaml name=demo/lambda0 method.align_weight=0
 	$(WSSS) train configs/demo/student.yaml name=demo/untrained train.steps=0 train.warmup_steps=0
-	for run in $(DEMO_RUNS); do $(WSSS) infer runs/demo/$$run && $(WSSS) refine runs/demo/$$run || exit 1; done
+	for run in $(DEMO_RUNS); do $(WSSS) infer runs/demo/$$run || exit 1; done
+	for run in teacher student; do $(WSSS) refine runs/demo/$$run || exit 1; done
 	for run in $(DEMO_RUNS); do $(WSSS) evaluate runs/demo/$$run || exit 1; done
 	$(WSSS) report runs/demo
 	@echo
