@@ -87,8 +87,9 @@ class Tracker(NoTracker):
             self.pending.append(self.client.log_batch(self.run_id, metrics=points, synchronous=False))
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
+        """Sent at once: MLflow can flush images that it sends in the background only by starting a run of its own."""
         if self.client:
-            self.client.log_image(self.run_id, image, key=name, step=step, synchronous=False)
+            self.client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
 
     def artifact(self, path: Path) -> None:
         if self.client:
@@ -97,11 +98,8 @@ class Tracker(NoTracker):
     def close(self, status: str = "FINISHED") -> None:
         """Wait until MLflow has written everything, and end its run."""
         if self.client:
-            import mlflow
-
             for operation in self.pending:
                 operation.wait()
-            mlflow.flush_artifact_async_logging()
             self.client.set_terminated(self.run_id, status)
 
 

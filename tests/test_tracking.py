@@ -40,6 +40,17 @@ def test_mlflow_gets_params_metrics_tags_dataset_pictures_and_artifacts(run):
     assert any("gallery" in file.path for file in client.list_artifacts(tracker.run_id, "images"))
 
 
+def test_a_store_holds_our_runs_and_no_others(run, in_tmp, monkeypatch):
+    mlflow.end_run()  # one that another test left open would take the place of a new one
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_tmp}/own.db")
+    tracker = Tracker(run, experiment="test")
+    tracker.image("gallery", Image.new("RGB", (4, 4)), 1)
+    tracker.close()
+    client = mlflow.MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert [found.info.run_id for found in client.search_runs(experiments)] == [tracker.run_id]
+
+
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run_and_drops_what_it_does_again(run):
     first = Tracker(run, experiment="test", params={"a": 1})
     for step in (1, 2, 3):
