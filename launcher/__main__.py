@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher import cues, sources
+from launcher import cue_commands, sources, study_commands
 from launcher.sources import Only, Out, Shards, Workers, describe, example, write
 
 app = typer.Typer(
@@ -17,18 +17,12 @@ app = typer.Typer(
 shards_app = typer.Typer(no_args_is_help=True, help="Raw data -> tar shards with an index; look at and check them.")
 app.add_typer(shards_app, name="shards")
 sources.register(shards_app)
-cues.register(app)
-study_app = typer.Typer(
-    no_args_is_help=True, help="The rows of a paper's table as runs, and a page beside its figures."
-)
-app.add_typer(study_app, name="study")
-bench_app = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
-app.add_typer(bench_app, name="bench")
+cue_commands.register(app)
+study_commands.register(app)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
 Overwrite = Annotated[bool, typer.Option(help="Remove what was made before with other settings.")]
-Study = Annotated[str, typer.Argument(help="Name of a study (see `wsss study list`) or path of its YAML.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 
 
@@ -215,76 +209,6 @@ def report(folder: Annotated[Path, typer.Argument(help="A run, or a folder of ru
     from launcher.report import write_report
 
     print(f"report: {write_report(folder)}")
-
-
-@study_app.command("list", epilog=example("wsss study list"))
-def study_list() -> None:
-    """The studies that ship with the project: the tables of the papers."""
-    from launcher.study import load_study, studies
-
-    for name in studies():
-        study = load_study(name)
-        print(f"{name:32s} {len(study.rows):3d} rows x {len(study.seeds)} seeds  {study.title}")
-
-
-@study_app.command("run", epilog=example("wsss study run smoke_table_4_10 --row lambda_0 --seed 0"))
-def study_run(
-    name: Study,
-    overrides: Overrides = None,
-    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, run nothing.")] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch array script, run nothing.")] = False,
-) -> None:
-    """Train, infer, refine and evaluate what is missing of a table."""
-    import shlex
-
-    from launcher.study import check, execute_here, load_study, run_study, slurm_array
-
-    study = load_study(name)
-    check(study)
-    if slurm:
-        print(slurm_array(name, study, row or [], seed or [], overrides or []), end="")
-        return
-
-    def show(command: list[str]) -> None:
-        print("wsss " + shlex.join(command))
-
-    execute = show if dry_run else execute_here
-    run_study(study, rows=row or [], seeds=seed or [], extra=overrides or [], execute=execute)
-    if not dry_run:
-        study_report(name)
-
-
-@study_app.command("report", epilog=example("wsss study report smoke_table_4_10"))
-def study_report(name: Study) -> None:
-    """One page: ours, with intervals, seeds and commits, beside the paper's column."""
-    from launcher.study import load_study
-    from launcher.study_report import as_text, write_study_report
-
-    study = load_study(name)
-    page = write_study_report(Path(name).stem, study)
-    print(as_text(Path(name).stem, study))
-    print(f"report: {page}")
-
-
-@bench_app.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))
-def lr_range(
-    config: Annotated[Path, typer.Argument(help="YAML that says the whole run.")],
-    overrides: Overrides = None,
-    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
-    high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=3)] = 100,
-) -> None:
-    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
-    from launcher.bench import lr_range as find
-    from launcher.build import run_folder
-    from launcher.config import load_config
-
-    settings = load_config(config, overrides or [])
-    found = find(settings, low=low, high=high, steps=steps)
-    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
-    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
 
 
 def splits(settings: object, only: str | None) -> dict[str, Path]:

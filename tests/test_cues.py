@@ -14,7 +14,7 @@ import typer
 from test_clip import write_tiny_clip
 from typer.testing import CliRunner
 
-from launcher import cues
+from launcher import cue_commands, cues
 from launcher.cues import check_cues, of_classes, read_cues, write_cues
 from launcher.errors import RunError
 from shards.index import Index
@@ -138,7 +138,17 @@ def test_two_processes_write_what_one_does(images, clip_folder, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    argv = [sys.executable, "-m", "launcher.cues", "clip", str(images), "--weights", str(clip_folder), "--size", "16"]
+    argv = [
+        sys.executable,
+        "-m",
+        "launcher.cue_commands",
+        "clip",
+        str(images),
+        "--weights",
+        str(clip_folder),
+        "--size",
+        "16",
+    ]
     argv += ["--out", str(tmp_path / "two")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "OMP"))}
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # what `accelerate launch` sets
@@ -215,7 +225,7 @@ def test_damaged_cues_are_told_with_their_place(images, clip_folder, tmp_path):
 
 def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
     app = typer.Typer()
-    cues.register(app)
+    cue_commands.register(app)
     arguments = [
         "cues",
         "clip",
@@ -240,5 +250,7 @@ def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
 
 
 def test_a_command_that_offers_cues_does_not_import_torch():
-    code = "import sys, launcher.cues; assert not {'torch', 'transformers', 'segment_anything'} & set(sys.modules)"
+    code = (
+        "import sys, launcher.cue_commands; assert not {'torch', 'transformers', 'segment_anything'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

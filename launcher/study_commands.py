@@ -1,0 +1,89 @@
+"""`wsss study` and `wsss bench`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.sources import example
+
+Study = Annotated[str, typer.Argument(help="Name of a study (see `wsss study list`) or path of its YAML.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `study list|run|report` and `bench lr-range` to a command."""
+    study = typer.Typer(no_args_is_help=True, help="The rows of a paper's table as runs, and a page beside them.")
+    study.command("list", epilog=example("wsss study list"))(study_list)
+    study.command("run", epilog=example("wsss study run smoke_table_4_10 --row lambda_0 --seed 0"))(study_run)
+    study.command("report", epilog=example("wsss study report smoke_table_4_10"))(study_report)
+    app.add_typer(study, name="study")
+    bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
+    bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
+    app.add_typer(bench, name="bench")
+
+
+def study_list() -> None:
+    """The studies that ship with the project: the tables of the papers."""
+    from launcher.study import load_study, studies
+
+    for name in studies():
+        study = load_study(name)
+        print(f"{name:32s} {len(study.rows):3d} rows x {len(study.seeds)} seeds  {study.title}")
+
+
+def study_run(
+    name: Study,
+    overrides: Overrides = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, run nothing.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch array script, run nothing.")] = False,
+) -> None:
+    """Train, infer, refine and evaluate what is missing of a table."""
+    import shlex
+
+    from launcher.study import check, execute_here, load_study, run_study, slurm_array
+
+    study = load_study(name)
+    check(study)
+    if slurm:
+        print(slurm_array(name, study, row or [], seed or [], overrides or []), end="")
+        return
+
+    def show(command: list[str]) -> None:
+        print("wsss " + shlex.join(command))
+
+    execute = show if dry_run else execute_here
+    run_study(study, rows=row or [], seeds=seed or [], extra=overrides or [], execute=execute)
+    if not dry_run:
+        study_report(name)
+
+
+def study_report(name: Study) -> None:
+    """One page: ours, with intervals, seeds and commits, beside the paper's column."""
+    from launcher.study import load_study
+    from launcher.study_report import as_text, write_study_report
+
+    study = load_study(name)
+    page = write_study_report(Path(name).stem, study)
+    print(as_text(Path(name).stem, study))
+    print(f"report: {page}")
+
+
+def lr_range(
+    config: Annotated[Path, typer.Argument(help="YAML that says the whole run.")],
+    overrides: Overrides = None,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=3)] = 100,
+) -> None:
+    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
+    from launcher.bench import lr_range as find
+    from launcher.build import run_folder
+    from launcher.config import load_config
+
+    settings = load_config(config, overrides or [])
+    found = find(settings, low=low, high=high, steps=steps)
+    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
+    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
