@@ -83,7 +83,7 @@ def protocol(cams_made_of: dict[str, Any], seed: int) -> str:
     cam = cams_made_of["cam"]
     scales = ", ".join(f"{scale:g}" for scale in cam["scales"])
     size = f"image squashed to {cams_made_of['image_size']} px"
-    if cam["window_px"]:
+    if cam.get("window_px"):
         size = f"whole image through windows of {cam['window_px']} px"
     layers = f", layers {', '.join(map(str, cam['layers']))}" if list(cam["layers"]) != [-1] else ""
     views = f"{size}, scales {scales}{' + flip' if cam['flip'] else ''}{layers}, classes {cam['classes']}"
