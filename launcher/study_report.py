@@ -126,7 +126,12 @@ def interval_percent(study: Study, row: Row, found: dict[int, Any], choice: str)
 
 
 def difference(study: Study, row: Row, control: Row, choice: str) -> tuple[float, float, float] | None:
-    """Mean difference to the control row in per-image IoU and its interval: the same images, seeds and groups."""
+    """Mean difference to the control row in per-image IoU and its interval: the same images, seeds and groups.
+
+    None for a row of another figure, or where nothing can be compared yet.
+    """
+    if row.figure != "per_image_iou":
+        return None
     seeds = [s for s in study.seeds if evaluation_of(study, row, s) and evaluation_of(study, control, s)]
     ours, theirs = (over_seeds(study, one, seeds, choice) for one in (row, control))
     keys = [key for key in ours if key in theirs]

@@ -64,6 +64,7 @@ rows:
   - {name: lambda_0, run: lambda_0}
   - {name: lambda_1, paper: 47.37, run: lambda_1, kind: project}
   - {name: scales, run: lambda_1, kind: project, cams: {name: ms, overrides: ["cam.scales=[1,2]"]}}
+  - {name: oracle, run: lambda_1, kind: project, figure: oracle_per_image_iou}
   - {name: crf, run: lambda_1, kind: project, masks: {name: crf2, overrides: ["refine.chain=[{name: crf, gamma: 2}]"]}}
 """
 
@@ -119,6 +120,8 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     gap, low, high = rows["lambda_1"]["fixed"]["difference"]
     assert gap == pytest.approx(rows["lambda_1"]["fixed"]["mean"] - rows["lambda_0"]["fixed"]["mean"], abs=0.01)
     assert low <= gap <= high
+    oracle = rows["oracle"]["fixed"]  # a figure of another kind: not compared, and no threshold changes it
+    assert oracle["difference"] is None and oracle["mean"] >= rows["lambda_1"]["fixed"]["mean"]
     page = write_study_report("tiny", tiny).read_text()
     assert "47.37" in page and "scales 1, 2" in page and "project+crf2" in as_text("tiny", tiny)
 
@@ -126,7 +129,7 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
 def test_rows_of_a_training_are_one_task_of_the_array(tiny):
     script = slurm_array("tiny", tiny, [], [], [])
     assert "--array=0-3" in script
-    assert "wsss study run tiny --row=lambda_1 --row=scales --row=crf --seed=1" in script
+    assert "wsss study run tiny --row=lambda_1 --row=scales --row=oracle --row=crf --seed=1" in script
 
 
 def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
