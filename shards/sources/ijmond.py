@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shards.schema import SMOKE, ClassSet, DataError, Sample, decode_image, encode_image
-from shards.sources.clips import Clips, LabelledBy, Row, Strength, field_of, join_url, metadata_rows, read_clips
+from shards.sources.clips import Clips, Row, field_of, join_url, metadata_rows, read_clips
 
 CAMERAS = ("hoogovens", "kooksfabriek_1", "kooksfabriek_2")  # by camera_id
 GROUP_PATTERN = r"(.+?)(?:[-_]\d+)?_frame_?\d+"  # VIDEO_VIEW_frameN and VIDEO_frame_N -> VIDEO
@@ -28,13 +28,9 @@ def read_ijmond(
     *,
     frames: int = 1,
     group_by: GroupBy = "scene",
-    states: Collection[Strength] = ("gold", "strong"),
-    labelled_by: LabelledBy = "researchers_first",
-    smoke: bool | None = None,
-    only: Path | None = None,
-    skip_missing: bool = False,
+    **options: Any,
 ) -> Clips:
-    """Frames of the IJmond clips; see clips.read_clips for what the options mean and what is raised.
+    """Frames of the IJmond clips; see clips.read_clips for the further options and what is raised.
 
     Args:
         group_by: `scene` is the panorama video (`url_part`) that a clip is cut from: its views share the sky and time.
@@ -45,18 +41,7 @@ def read_ijmond(
             return camera_of(row, where)
         return str(field_of(row, "url_part" if group_by == "scene" else "file_name", where))
 
-    return read_clips(
-        metadata,
-        videos,
-        source="ijmond",
-        group_of=group_of,
-        frames=frames,
-        states=states,
-        labelled_by=labelled_by,
-        smoke=smoke,
-        only=only,
-        skip_missing=skip_missing,
-    )
+    return read_clips(metadata, videos, source="ijmond", group_of=group_of, frames=frames, **options)
 
 
 def video_urls(metadata: Path, url_root: str | None = None) -> list[str]:

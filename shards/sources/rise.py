@@ -5,12 +5,11 @@ middle frame of each (specification D4). These are images without smoke only, so
 """
 
 import re
-from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shards.schema import DataError
-from shards.sources.clips import Clips, LabelledBy, Row, Strength, field_of, join_url, metadata_rows, read_clips
+from shards.sources.clips import Clips, Row, field_of, join_url, metadata_rows, read_clips
 
 NAME = re.compile(r"(\d+)-\d+-(\d{4}-\d\d-\d\d)-")  # camera-view-day-...
 GroupBy = Literal["scene", "clip", "camera"]
@@ -22,13 +21,9 @@ def read_rise(
     *,
     frames: int = 2,
     group_by: GroupBy = "scene",
-    states: Collection[Strength] = ("gold", "strong"),
-    labelled_by: LabelledBy = "researchers_first",
-    smoke: bool | None = None,
-    only: Path | None = None,
-    skip_missing: bool = False,
+    **options: Any,
 ) -> Clips:
-    """Frames of the RISE clips; see clips.read_clips for what the options mean and what is raised.
+    """Frames of the RISE clips; see clips.read_clips for the further options and what is raised.
 
     Args:
         group_by: `scene` is a camera on a day: clips of neighbouring minutes and views stay together.
@@ -44,18 +39,7 @@ def read_rise(
             raise DataError(f"{where}: wanted a name CAMERA-VIEW-YYYY-MM-DD-... to know its day; use --group-by clip")
         return f"camera{match[1]}_{match[2]}"
 
-    return read_clips(
-        metadata,
-        videos,
-        source="rise",
-        group_of=group_of,
-        frames=frames,
-        states=states,
-        labelled_by=labelled_by,
-        smoke=smoke,
-        only=only,
-        skip_missing=skip_missing,
-    )
+    return read_clips(metadata, videos, source="rise", group_of=group_of, frames=frames, **options)
 
 
 def video_urls(metadata: Path, url_root: str | None = None) -> list[str]:
