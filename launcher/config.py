@@ -19,6 +19,7 @@ from launcher.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -45,6 +46,7 @@ class DataConfig(Section):
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
     min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
+    scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
     masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
     pixel: Path | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
@@ -56,7 +58,9 @@ class TrainConfig(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-4  # peak learning rate
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     power: Annotated[float, Field(ge=0)] = 0.0  # of the polynomial decay; 0 = constant
+    new_lr_factor: Annotated[float, Field(gt=0)] = 1.0  # of the rate of layers without initial weights
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay_all: bool = False  # decay norms, biases and tokens too, as ToCo does
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
     accumulate: PositiveInt = 1  # micro-batches per update
     precision: Literal["no", "bf16"] = "no"
@@ -108,6 +112,37 @@ class RefineConfig(Section):
     workers: PositiveInt | None = None  # processes; null = one per core
 
 
+class MeanFieldConfig(Section):
+    """Arguments of wsss.refine.crf.mean_field. Defaults: ToCo's for segmentation (spec msee 3; golden `toco_seg`)."""
+
+    iterations: PositiveInt = 10
+    gaussian_sxy: PositiveFloat = 1.0
+    gaussian_weight: PositiveFloat = 1.0
+    bilateral_sxy: PositiveFloat = 121.0
+    bilateral_srgb: PositiveFloat = 5.0
+    bilateral_weight: PositiveFloat = 4.0
+
+
+class SegmentConfig(Section):
+    """How `wsss segment` turns a network's segmentation logits into masks. Defaults: M-SEE's Tables 1 and 2 on VOC."""
+
+    size: Literal["squash", "native"] = "native"  # squash: to data.image_size; native: padded to the network's stride
+    scales: tuple[PositiveFloat, ...] = (1.0,)
+    flip: bool = False  # also the mirrored image
+    rule: Literal["voc", "coco"] = "voc"  # voc: flips summed, scales maxed; coco: flips maxed, scales summed
+    crf: bool = True
+    mean_field: MeanFieldConfig = MeanFieldConfig()
+    crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, those that the model gives a chance; see crf.py
+    batch_size: PositiveInt = 16  # images, where they are squashed to one size
+    workers: Annotated[int, Field(ge=0)] | None = None  # CRF processes per rank; 0 = none; null = all cores shared out
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "SegmentConfig":
+        if not self.scales:
+            raise ValueError("scales is empty; wanted at least one")
+        return self
+
+
 class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows beside the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
@@ -128,6 +163,7 @@ class Config(Section):
     launch: LaunchConfig = LaunchConfig()
     cam: CamConfig = CamConfig()
     refine: RefineConfig = RefineConfig()
+    segment: SegmentConfig = SegmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -26,7 +26,8 @@ from launcher.trainer import Batch, Trainer
 from launcher.validate import validator
 from shards.augment import Augment
 from shards.masks import MaskFolder
-from shards.stream import MaskOf, ShardFolder, Slice, train_loader
+from shards.stream import MaskOf, ShardFolder, Slice, Transform, train_loader
+from shards.views import TwoViews
 from wsss.methods import METHODS
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
@@ -57,7 +58,13 @@ def train(config: Config) -> Method:
     method = build_method(config, class_set)
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    optimizer = torch.optim.AdamW(parameter_groups(method, config.train.weight_decay), lr=config.train.lr, fused=True)
+    groups = parameter_groups(
+        method,
+        config.train.weight_decay,
+        decay_all=config.train.decay_all,
+        new_lr_factor=config.train.new_lr_factor,
+    )
+    optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
 
     found = checkpoint.checkpoints(run)
     about = describe(config, train_shards, accelerator.num_processes)
@@ -213,7 +220,9 @@ def pixel_loader_of(config: Config, rank: int, ranks: int, step: int) -> DataLoa
     )
 
 
-def augment_of(config: Config) -> Augment:
+def augment_of(config: Config) -> Transform:
+    if METHODS[config.method.name].views == "two":
+        return TwoViews(size=config.data.image_size, scale=config.data.scale, flip=config.data.flip)
     return Augment(size=config.data.image_size, min_crop=config.data.min_crop, flip=config.data.flip)
 
 

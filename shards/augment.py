@@ -3,7 +3,9 @@
 Views are (S, S, 3) uint8; normalising and casting are done on the device, where they cost nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +15,19 @@ from shards.schema import Box
 
 
 class View(NamedTuple):
-    """What a transform makes of a sample: image (S, S, 3) uint8, its valid box, mask (S, S) of class ids or None."""
+    """What a transform makes of a sample.
+
+    Attributes:
+        image_SS3: uint8 RGB.
+        box: where the view shows the image.
+        mask_SS: class ids, or None where the transform got no mask.
+        more: further arrays by name, which join the batch under that name.
+    """
 
     image_SS3: np.ndarray
     box: Box
     mask_SS: np.ndarray | None
+    more: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +86,15 @@ class Whole:
 
 
 def resize(
-    image_HW3: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+    image_HW3: np.ndarray,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    by: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> np.ndarray:
-    """Antialiased bilinear resize of `box` (x0, y0, x1, y1; the whole image if None) to size (height, width)."""
+    """Antialiased resize of `box` (x0, y0, x1, y1; the whole image if None) to size (height, width)."""
     if box is None and image_HW3.shape[:2] == size:
         return image_HW3
-    return np.asarray(Image.fromarray(image_HW3).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
+    return np.asarray(Image.fromarray(image_HW3).resize(size[::-1], by, box=box))
 
 
 def resize_mask(

@@ -195,6 +195,10 @@ def view_of(
         "image_label": torch.from_numpy(shards.image_label_NK[number]),
         "box": torch.tensor(view.box),
     }
+    for name, array in view.more.items():
+        if name in sample:
+            raise DataError(f"{type(transform).__name__} gives '{name}', which every sample has: rename it")
+        sample[name] = torch.from_numpy(np.array(array))
     if view.mask_SS is not None:
         sample["mask"] = torch.from_numpy(np.array(view.mask_SS))
     return sample
@@ -223,12 +227,26 @@ class EvalSamples(Dataset):
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """Stack tensors, list the rest."""
+    """Stack tensors, list the rest, and add `present` (see present_classes)."""
     first = samples[0]
-    return {
+    batch: Batch = {
         name: torch.stack([s[name] for s in samples]) if torch.is_tensor(value) else [s[name] for s in samples]
         for name, value in first.items()
     }
+    return {**batch, "present": present_classes(batch["image_label"])}
+
+
+def present_classes(image_label_BK: torch.Tensor) -> torch.Tensor:
+    """(B, P) int64: the channels 0..K-1 of the classes in each image label, ascending, then -1 up to P.
+
+    P is the largest number of classes of an image in the batch, at least 1.
+    """
+    width = max(1, int(image_label_BK.sum(dim=1).max()))
+    present_BP = torch.full((len(image_label_BK), width), -1)
+    image_N, channel_N = image_label_BK.nonzero(as_tuple=True)
+    place_BK = image_label_BK.long().cumsum(dim=1) - 1
+    present_BP[image_N, place_BK[image_N, channel_N]] = channel_N
+    return present_BP
 
 
 def train_loader(

@@ -1,8 +1,11 @@
 """Small random networks that the tests share."""
 
+import torch
+
 from wsss.models.cnn import CNN, build_cnn
 from wsss.models.pcm import PCM, build_pcm
 from wsss.models.segmenter import Segmenter, build_segmenter
+from wsss.models.toco import ToCoNet, build_toco
 from wsss.models.vit import ViT, build_vit
 
 
@@ -37,3 +40,32 @@ def tiny_segmenter(num_classes: int = 1) -> Segmenter:
     """The tiny ViT with a mask transformer of one block."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
     return build_segmenter(num_classes, timm_name="vit_tiny_patch16_224", decoder_layers=1, timm_options=size)
+
+
+def tiny_toco(num_classes: int = 3, **options) -> ToCoNet:
+    """A three-block ToCo network for 32 px images: 4 x 4 patches, auxiliary classifier on the first block."""
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    return build_toco(
+        num_classes, timm_name="vit_tiny_patch16_224", decoder_dim=8, dilation=1, timm_options=size, **options
+    )
+
+
+def two_view_batch(num_classes: int = 3, images: int = 2, size: int = 32, seed: int = 0) -> dict:
+    """A random batch as the loader gives it to methods that look at two views; every image shows one or two classes."""
+    random = torch.Generator().manual_seed(seed)
+    present = torch.stack([torch.randperm(num_classes, generator=random)[:2] for _ in range(images)])
+    present[::2, 1] = -1
+    image_label = torch.zeros(images, num_classes + 1).scatter_(1, present % (num_classes + 1), 1.0)[:, :num_classes]
+    neutral = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])
+    photometric = neutral.repeat(images, 3, 1)
+    photometric[1::2, 2, -1] = 1.0  # every second local source is mirrored
+    return {
+        "image": torch.rand(images, 3, size, size, generator=random),
+        "view2": torch.randint(0, 256, (images, 3, size, size), generator=random, dtype=torch.uint8),
+        "photometric": photometric,
+        "main_flip": torch.zeros(images, dtype=torch.bool),
+        "seed": torch.arange(images),
+        "box": torch.tensor([[0, size, 0, size]] * (images - 1) + [[0, size, size // 4, size]]),
+        "image_label": image_label,
+        "present": present,
+    }

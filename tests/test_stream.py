@@ -5,10 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from shards.augment import Augment, Squash
+from shards.augment import Augment, Squash, View
 from shards.masks import MaskFolder
 from shards.schema import DataError, encode_mask
-from shards.stream import ShardFolder, Slice, StepSampler, epoch_order, eval_loader, train_loader
+from shards.stream import (
+    ShardFolder,
+    Slice,
+    StepSampler,
+    collate,
+    epoch_order,
+    eval_loader,
+    present_classes,
+    train_loader,
+    view_of,
+)
 from shards.write import write_split, write_tar
 
 AUGMENT = Augment(size=16, min_crop=0.5)
@@ -195,11 +205,11 @@ def test_squash_and_augment_by_hand():
     image[:, 8:] = 200
     rng = np.random.default_rng(0)
     mask = image[..., 0] // 200
-    squashed, box, mask_squashed = Squash(size=8)(image, mask_HW=mask)
-    assert squashed.shape == (8, 8, 3) and box == (0, 8, 0, 8)
+    squashed, box, mask_squashed, more = Squash(size=8)(image, mask_HW=mask)
+    assert squashed.shape == (8, 8, 3) and box == (0, 8, 0, 8) and not more
     assert squashed[0, 0, 0] == 0 and squashed[0, -1, 0] == 200
-    always, _, mask_always = Augment(size=8, flip=1.0)(image, rng, mask)
-    never, _, mask_never = Augment(size=8, flip=0.0)(image, rng)
+    always, _, mask_always, _ = Augment(size=8, flip=1.0)(image, rng, mask)
+    never, _, mask_never, _ = Augment(size=8, flip=0.0)(image, rng)
     assert np.array_equal(never, squashed) and np.array_equal(always, squashed[:, ::-1]) and mask_never is None
     assert mask_squashed[0].tolist() == [0] * 4 + [1] * 4 and mask_always[0].tolist() == [1] * 4 + [0] * 4
     sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
@@ -211,7 +221,7 @@ def test_a_mask_goes_through_the_same_crop_and_flip_as_its_image():
     image = np.zeros((40, 60, 3), dtype=np.uint8)
     image[5:30, 20:50] = 255
     for _ in range(5):
-        view, _, mask = Augment(size=32, min_crop=0.5)(image, rng, (image[..., 0] > 0).astype(np.uint8))
+        view, _, mask, _ = Augment(size=32, min_crop=0.5)(image, rng, (image[..., 0] > 0).astype(np.uint8))
         assert (mask == (view[..., 0] > 127)).mean() > 0.97 and 0 < mask.mean() < 1
 
 
@@ -244,3 +254,43 @@ def test_training_from_labels_refuses_shards_with_masks_unless_masks_are_asked_f
         train_loader(val, AUGMENT, seed=0, part=part, workers=0)
     batch = next(iter(train_loader(val, AUGMENT, seed=0, part=part, workers=0, mask_of=val.mask)))
     assert batch["mask"].shape == (8, 16, 16)
+
+
+def test_present_classes_by_hand():
+    image_label = torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1], [0, 0, 1, 0]])
+    present = present_classes(image_label)
+    assert present.tolist() == [[1, 3, -1], [-1, -1, -1], [0, 1, 3], [2, -1, -1]]
+    assert present.dtype == torch.int64
+    assert present_classes(torch.zeros(2, 4)).tolist() == [[-1], [-1]]
+
+
+def test_present_classes_say_the_same_as_the_image_label():
+    image_label = (torch.rand(50, 20) > 0.9).float()
+    present = present_classes(image_label)
+    back = torch.zeros(50, 21).scatter_(1, present % 21, 1.0)  # -1 goes to column 20
+    assert torch.equal(back[:, :20], image_label) and present.shape[1] == image_label.sum(dim=1).max()
+
+
+def test_a_batch_names_the_classes_of_its_images(train):
+    part = Slice(rank=0, ranks=1, global_batch_size=8)
+    batch = take(train_loader(train, AUGMENT, seed=0, part=part, workers=0), 1)[0]
+    assert batch["present"].tolist() == [[0] if shown else [-1] for shown in batch["image_label"][:, 0]]
+    assert {0, -1} == set(batch["present"].flatten().tolist())
+
+
+def also(**more):
+    """A transform that gives further arrays."""
+    return lambda image, rng, mask=None: View(image, (0, 32, 0, 32), None, more)
+
+
+def test_what_a_transform_gives_beside_the_view_joins_the_batch(train):
+    transform = also(colour=np.arange(3, dtype=np.float32), mirrored=np.array(True))
+    samples = [view_of(train, number, transform, np.random.default_rng(0)) for number in (0, 1)]
+    batch = collate(samples)
+    assert torch.equal(batch["colour"], torch.tensor([[0.0, 1, 2]] * 2))
+    assert torch.equal(batch["mirrored"], torch.tensor([True, True]))
+
+
+def test_a_transform_cannot_replace_what_every_sample_has(train):
+    with pytest.raises(DataError, match="gives 'box', which every sample has"):
+        view_of(train, 0, also(box=np.zeros(4)), np.random.default_rng(0))

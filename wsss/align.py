@@ -12,6 +12,7 @@ Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9; forms as in spec 2.3, "rec
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -121,6 +122,12 @@ def listed(pairs: dict[tuple[str, str], Distance]) -> str:
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Mixed precision is off inside, on the device of x."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def standardised(x_BDN: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.align import at_least_float32, full_precision
 from wsss.models.base import Network, Outputs
 from wsss.resize import resize
 
@@ -31,6 +32,26 @@ def normalise_cam(raw_BKhw: Tensor) -> Tensor:
     x = F.relu(raw_BKhw.float())
     x = x - x.amin(dim=(-2, -1), keepdim=True)
     return x / (x.amax(dim=(-2, -1), keepdim=True) + 1e-7)
+
+
+def maps_of_present(features_BDhw: Tensor, weight_KD: Tensor, present_BP: Tensor) -> Tensor:
+    """Raw maps of the classes that an image shows, and of no other.
+
+    Args:
+        weight_KD: of a classifier without bias.
+        present_BP: channels 0..K-1 of the classes of each image, padded with -1.
+
+    Returns:
+        (B, P, h, w) float32 or better; padded channels are 0.
+    """
+    weight_BPD = packed_rows(weight_KD, present_BP)
+    with full_precision(features_BDhw):  # what thresholds read keeps its digits
+        return torch.einsum("bpd,bdhw->bphw", at_least_float32(weight_BPD), at_least_float32(features_BDhw))
+
+
+def packed_rows(weight_KD: Tensor, present_BP: Tensor) -> Tensor:
+    """A classifier's rows (B, P, D) of the classes that each image shows; rows of 0 for padding (-1)."""
+    return weight_KD[present_BP.clamp(min=0)] * (present_BP >= 0).unsqueeze(-1)
 
 
 def gradient_maps(

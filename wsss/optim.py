@@ -2,15 +2,30 @@
 
 from torch import nn
 
+UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights, and what must not decay (norms, biases, tokens, position tables: all but matrices)."""
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    undecayed_names = ("pos_embed", "cls_token", "dist_token", "reg_token")
-    undecayed = [p for name, p in trained if p.ndim < 2 or name.endswith(undecayed_names)]
-    decayed = [p for name, p in trained if not (p.ndim < 2 or name.endswith(undecayed_names))]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, decay_all: bool = False, new_lr_factor: float = 1.0
+) -> list[dict]:
+    """Groups by weight decay and learning rate.
+
+    Args:
+        decay_all: decay everything, as ToCo does; else not norms, biases, tokens and position tables: only matrices.
+        new_lr_factor: of the learning rate of layers that have no initial weights: all outside a `backbone`. Each
+            group carries its own as `lr_factor`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = decay_all or (parameter.ndim >= 2 and not name.endswith(UNDECAYED))
+        factor = 1.0 if "backbone" in name.split(".") else new_lr_factor
+        groups.setdefault((factor, weight_decay if decays else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for (factor, decay), parameters in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
+    ]
 
 
 def lr_at(

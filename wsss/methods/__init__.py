@@ -6,7 +6,9 @@ from wsss.methods.classify import Classify
 from wsss.methods.cotrain import CoTrain
 from wsss.methods.distill import Distill
 from wsss.methods.mixed import Mixed
+from wsss.methods.msee import MSEE
 from wsss.methods.supervised import Supervised
+from wsss.methods.toco import ToCo
 
 METHODS: dict[str, type[Method]] = {
     "classify": Classify,
@@ -15,4 +17,6 @@ METHODS: dict[str, type[Method]] = {
     "mixed": Mixed,
     "supervised": Supervised,
     "affinity": Affinity,
+    "toco": ToCo,
+    "msee": MSEE,
 }

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.align import at_least_float32
+from wsss.contrast import sum_in_groups
 from wsss.metrics import IGNORE_INDEX
 from wsss.models.base import Network, Outputs
 from wsss.resize import resize
@@ -31,6 +33,8 @@ class Method(nn.Module):
         supervision: what it learns from: `label` image labels; `mask` batch["mask"], (B, H, W) class ids; `mixed`
             image labels, and masks of a few more images in batch["pixel"], a batch of its own.
         gives_maps: whether there are maps of classes to read.
+        segments: whether the student's `seg_logits_BChw` are what validation in training judges first.
+        views: what the loader makes of an image: `plain` one view, `two` a main and a second view and their colours.
     """
 
     student: Network
@@ -38,9 +42,15 @@ class Method(nn.Module):
     needs_partner: ClassVar[bool] = False
     supervision: ClassVar[Literal["label", "mask", "mixed"]] = "label"
     gives_maps: ClassVar[bool] = True
+    segments: ClassVar[bool] = False
+    views: ClassVar[Literal["plain", "two"]] = "plain"
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
+        """What is worth a look beside maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
+        return {}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
         """{kind: raw map (B, K, h, w)} that a forward pass of the student gives without gradients."""
@@ -75,7 +85,8 @@ def classification_loss(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor
 
     Source: smoke paper, section 4.2; multi-label form, so that K = 1, 20 and 80 share it.
     """
-    return F.binary_cross_entropy_with_logits(cls_logits_BK.float(), image_label_BK.float())
+    logits_BK = at_least_float32(cls_logits_BK)
+    return F.binary_cross_entropy_with_logits(logits_BK, image_label_BK.to(logits_BK.dtype))
 
 
 def image_label_loss(out: Outputs, image_label_BK: Tensor) -> Tensor:
@@ -94,3 +105,25 @@ def segmentation_loss(seg_logits_BChw: Tensor, mask_BHW: Tensor) -> Tensor:
     seg_logits_BCHW = resize(seg_logits_BChw.float(), mask_BHW.shape[-2:])
     total = F.cross_entropy(seg_logits_BCHW, mask_BHW.long(), ignore_index=IGNORE_INDEX, reduction="sum")
     return total / (mask_BHW != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def balanced_segmentation_loss(seg_logits_BChw: Tensor, label_BHW: Tensor, group_size: int | None = None) -> Tensor:
+    """Cross-entropy in which background and foreground weigh the same however large they are.
+
+        L = 1/2 mean over pixels of label 0 + 1/2 mean over pixels of labels 1..K
+
+    The scores are resized to the label; 255 does not count. A half without pixels is 0 (published: NaN).
+
+    Args:
+        group_size: images whose pixels share a mean; the loss is then averaged over groups. null = all images.
+
+    Source: ToCo (spec/msee 1.3, 10; golden segloss).
+    """
+    seg_logits_BCHW = resize(at_least_float32(seg_logits_BChw), label_BHW.shape[-2:])
+    ignored = label_BHW == IGNORE_INDEX
+    nll_BHW = F.cross_entropy(seg_logits_BCHW, label_BHW.long(), ignore_index=IGNORE_INDEX, reduction="none")
+    halves = []
+    for half_BHW in (label_BHW == 0, (label_BHW != 0) & ~ignored):
+        total_G = sum_in_groups((nll_BHW * half_BHW).sum(dim=(1, 2)), group_size)
+        halves.append((total_G / sum_in_groups(half_BHW.sum(dim=(1, 2)), group_size).clamp(min=1)).mean())
+    return 0.5 * (halves[0] + halves[1])

@@ -12,6 +12,7 @@ from wsss.models.pcm import build_pcm
 from wsss.models.sam_decoder import build_sam_decoder
 from wsss.models.segmenter import build_segmenter
 from wsss.models.setr import build_setr
+from wsss.models.toco import build_toco
 from wsss.models.vit import build_vit
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -19,6 +20,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": build_cnn,
     "pcm": build_pcm,
     "conformer": build_conformer,
+    "toco": build_toco,
     "setr": build_setr,
     "segmenter": build_segmenter,
     "deeplab": build_deeplab,

@@ -1,0 +1,150 @@
+"""M-SEE on ToCo: where another scale of the image sees a class better, the features learn from that scale.
+
+Shapes: see toco.py and regions.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsss.cam import packed_rows
+from wsss.methods.base import classification_loss
+from wsss.methods.looks import Look, Views
+from wsss.methods.toco import Seen, ToCo
+from wsss.models.toco import ToCoNet
+from wsss.pseudo_label import valid_tokens
+from wsss.regions import (
+    ClassHandling,
+    DistanceForm,
+    Reduction,
+    feature_distance,
+    fires,
+    region_loss,
+    reliable_regions,
+    scale_cams,
+    segmented_class,
+    thresholds,
+)
+
+
+class MSEE(ToCo):
+    """ToCo, and
+
+        msee = sum over scales of region_loss(distance(F, F_scale), B_scale)                     (Eq. 1-7)
+
+    The other scales' tokens are the teachers; those of ToCo's fused maps (0.5 and 1.5) are taken from there and cost
+    nothing.
+
+    Args:
+        scales: of the teachers, first priority first: a position learns from the first whose map fires there.
+        msee_weight: of the loss.
+        msee_from: first step (0-based) with it; null = that of the segmentation, whose regions set the thresholds.
+        classes: thresholds over all foreground (`agnostic`) or for each class (`per_class`).
+        present_only: regions of the segmentation only of classes that the image label names.
+        teacher_grad: gradients also through the teachers, in passes of their own.
+        distance: see regions.feature_distance; `l2norm` is the literal Eq. 5-6.
+        beta: of the smooth L1.
+        reduction: see regions.region_loss; `sum` is the literal Eq. 7.
+        region_masks: false = everywhere inside the image ("without B" of Table 4).
+        scale_cls_weight: of the classification losses of the teachers' images, which the text can be read to ask for;
+            only together with teacher_grad.
+        options: ToCo's.
+
+    Raises:
+        ValueError: options that contradict each other.
+
+    Source: M-SEE, section 4; spec/msee 2, whose letters a-l say why each default is what it is.
+    """
+
+    def __init__(
+        self,
+        student: ToCoNet,
+        *,
+        scales: tuple[float, ...] = (1.5, 0.5),
+        msee_weight: float = 1.0,
+        msee_from: int | None = None,
+        classes: ClassHandling = "agnostic",
+        present_only: bool = True,
+        teacher_grad: bool = False,
+        distance: DistanceForm = "elements",
+        beta: float = 2.0,
+        reduction: Reduction = "mean",
+        region_masks: bool = True,
+        scale_cls_weight: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(student, **options)
+        if not scales or 1.0 in scales or len(set(scales)) < len(scales) or min(scales) <= 0:
+            raise ValueError(f"method.scales is {scales}; wanted different scales other than 1, first priority first")
+        if beta <= 0:
+            raise ValueError(f"method.beta is {beta}; wanted > 0")
+        if scale_cls_weight and not teacher_grad:
+            raise ValueError("method.scale_cls_weight trains the teachers' passes; it needs method.teacher_grad: true")
+        self.scales = scales
+        self.weights |= {"msee": msee_weight, "scale_cls": scale_cls_weight}
+        self.starts["msee"] = self.starts["seg"] if msee_from is None else msee_from
+        self.starts["scale_cls"] = self.starts["msee"]
+        self.classes, self.present_only = classes, present_only
+        self.teacher_grad = teacher_grad
+        self.distance, self.beta, self.reduction = distance, beta, reduction
+        self.region_masks = region_masks
+
+    def decodes(self, step: int) -> bool:
+        return super().decodes(step) or self.uses("msee", step)
+
+    def teacher_scales(self, step: int) -> tuple[float, ...]:
+        return self.scales if self.uses("msee", step) else ()
+
+    def weighed_losses(
+        self, views: Views, seen: Seen, image_label_BK: Tensor, present_BP: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        losses = super().weighed_losses(views, seen, image_label_BK, present_BP, step)
+        if self.uses("msee", step):
+            losses["msee"] = self.msee_loss(views, seen, present_BP)
+        if self.uses("scale_cls", step):
+            losses["scale_cls"] = torch.stack(
+                [self.scale_cls_loss(seen.looks[scale], image_label_BK) for scale in self.scales]
+            ).sum()
+        return losses
+
+    def msee_loss(self, views: Views, seen: Seen, present_BP: Tensor) -> Tensor:
+        """Eq. 7, summed over the scales."""
+        regions_JBhw = self.regions(views.box, seen, present_BP)
+        parts = [
+            region_loss(
+                feature_distance(
+                    seen.main.patches_BDhw, seen.looks[scale].features["final"], form=self.distance, beta=self.beta
+                ),
+                region_Bhw,
+                reduction=self.reduction,
+                group_size=self.group_size,
+            )
+            for scale, region_Bhw in zip(self.scales, regions_JBhw, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    def drawn(self, views: Views, seen: Seen, present_BP: Tensor) -> dict[str, Tensor]:
+        """ToCo's pictures, and where each scale teaches."""
+        regions_JBhw = self.regions(views.box, seen, present_BP).float()
+        regions = {f"region of scale {s:g}": region for s, region in zip(self.scales, regions_JBhw, strict=True)}
+        return {**super().drawn(views, seen, present_BP), **regions}
+
+    def scale_cls_loss(self, look: Look, image_label_BK: Tensor) -> Tensor:
+        """Both classifiers' losses of one scale of the image (reading h of spec/msee 2)."""
+        scores = self.student.classify(look.features["final"], look.features["aux"])
+        return torch.stack([classification_loss(logits_BK, image_label_BK) for logits_BK in scores]).sum()
+
+    @torch.no_grad()
+    def regions(self, box_B4: Tensor, seen: Seen, present_BP: Tensor) -> Tensor:
+        """(J, B, h, w) reliable region of each scale, Eq. 1-4."""
+        assert seen.seg_logits_BChw is not None
+        grid = seen.main.grid
+        valid_Bhw = valid_tokens(box_B4, grid, self.student.stride)
+        segmented_Bhw = segmented_class(seen.seg_logits_BChw, present_BP, valid_Bhw, present_only=self.present_only)
+        weight_BPD = packed_rows(self.student.head.weight.flatten(1), present_BP)
+        fired = []
+        for scale in self.scales:
+            cam_BPhw = scale_cams(seen.looks[scale].features["final"], weight_BPD, grid)
+            fired.append(fires(cam_BPhw, thresholds(cam_BPhw, segmented_Bhw, present_BP, classes=self.classes)))
+        return reliable_regions(fired, valid_Bhw, region_masks=self.region_masks)

@@ -1,0 +1,72 @@
+"""What ToCo puts on top of its encoder: a decoder of patches, and a projection of class tokens.
+
+Shapes: B images, D encoder channels, C classes with background, h x w patch grid, n tokens, E outputs.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LargeFOV(nn.Sequential):
+    """Decoder of patch features into class scores: two dilated 3x3 convolutions and a 1x1, none with a bias.
+
+    (B, D, h, w) -> (B, C, h, w). The layers keep torch's own initial weights.
+
+    Args:
+        feature_dim: D.
+        num_classes: C.
+        dim: channels between the layers.
+        dilation: of both 3x3 convolutions; the grid keeps its size.
+
+    Source: DeepLab-LargeFOV as M-SEE 5.1 states it (dilation 5); golden 7.
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, *, dim: int = 512, dilation: int = 5) -> None:
+        def dilated(channels: int) -> nn.Conv2d:
+            return nn.Conv2d(channels, dim, 3, padding=dilation, dilation=dilation, bias=False)
+
+        last = nn.Conv2d(dim, num_classes, 1, bias=False)
+        super().__init__(dilated(feature_dim), nn.ReLU(), dilated(dim), nn.ReLU(), last)
+
+
+class ProjectionHead(nn.Module):
+    """Class tokens (n, D) -> (n, out_dim) for class token contrast.
+
+        x <- mlp(x),   x <- x / ||x||,   z_e = x . v_e / ||v_e||
+
+    The MLP has GELU between its linear layers. The rows v_e have no length of their own (published: weight
+    normalisation with its gain fixed to 1), so z is a cosine in [-1, 1].
+
+    Args:
+        layers: linear layers of the MLP.
+
+    Source: ToCo, section 3.3; golden 7 (`ctchead`).
+    """
+
+    def __init__(
+        self, feature_dim: int, *, dim: int = 2048, bottleneck: int = 256, out_dim: int = 1024, layers: int = 3
+    ) -> None:
+        super().__init__()
+        widths = [feature_dim, *[dim] * (layers - 1), bottleneck]
+        modules: list[nn.Module] = []
+        for width, following in itertools.pairwise(widths):
+            modules += [nn.Linear(width, following), nn.GELU()]
+        self.mlp = nn.Sequential(*modules[:-1])
+        self.rows = nn.Parameter(torch.empty(out_dim, bottleneck))
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.rows, std=0.02)
+
+    def forward(self, cls_nD: Tensor) -> Tensor:
+        return F.linear(F.normalize(self.mlp(cls_nD), dim=-1), F.normalize(self.rows, dim=-1))
+
+
+@torch.no_grad()
+def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, on every parameter."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
