@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher import cue_commands, sources, study_commands
+from launcher import benchmark_sources, cue_commands, segment_commands, sources, study_commands
 from launcher.sources import Only, Out, Shards, Workers, describe, example, write
 
 app = typer.Typer(
@@ -17,8 +17,10 @@ app = typer.Typer(
 shards_app = typer.Typer(no_args_is_help=True, help="Raw data -> tar shards with an index; look at and check them.")
 app.add_typer(shards_app, name="shards")
 sources.register(shards_app)
+benchmark_sources.register(shards_app)
 cue_commands.register(app)
 study_commands.register(app)
+segment_commands.register(app)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
@@ -234,9 +236,12 @@ def table_of(report: dict) -> str:
             at = figures[choice]
             if at is None:
                 continue
-            line = f"  {source:20s} threshold {at['threshold']:.2f} ({choice:5s})"
+            chosen = f"threshold {at['threshold']:.2f} ({choice:5s})" if "threshold" in at else f"{'masks':22s}"
+            line = f"  {source:20s} {chosen}"
             if "miou" in at:
-                lines.append(f"{line}  mIoU {100 * at['miou']:.2f}")
+                low, high = at["miou_interval"]
+                lines.append(f"{line}  mIoU {100 * at['miou']:.2f} [{100 * low:.2f}, {100 * high:.2f}]")
+                lines.append(f"    {figures['protocol']}")
                 continue
             low, high = at["per_image_iou_interval"]
             areas = [

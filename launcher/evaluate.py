@@ -16,6 +16,7 @@ import numpy as np
 from launcher import checkpoint, jobs
 from launcher.build import load_about
 from launcher.errors import RunError
+from launcher.evaluate_segments import evaluate_segments, segment_protocol, segment_sources_of
 from launcher.measure import Measure, Tally, measure_for
 from launcher.scores import REFINED, Scores, read_scores
 from launcher.tracking import Tracker
@@ -29,22 +30,25 @@ def evaluate(run: Path) -> dict[str, Any]:
     """Write RUN/evaluation.json and, for one class, RUN/per_image.csv from whatever CAMs and masks of `val` are there.
 
     Raises:
-        RunError: nothing inferred yet, or no validation split in the run's config.
+        RunError: nothing inferred or segmented yet, or no validation split in the run's config.
     """
     config, about = load_about(run)
     if config.data.val is None:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")
-    sources = sources_of(run, "val")
-    if not sources:
-        raise RunError(f"{run}: no CAMs of 'val' here; run `wsss infer {run}` first")
+    sources, segmented = sources_of(run, "val"), segment_sources_of(run, "val")
+    if not sources and not segmented:
+        raise RunError(f"{run}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
     val = ShardFolder(config.data.val, "pixel")
     tune = ShardFolder(config.data.tune, "pixel") if config.data.tune else None
-    fixed = config.evaluate.threshold
+    fixed, seed = config.evaluate.threshold, config.train.seed
+    first, extension = next(iter({**sources, **segmented}.values()))
     report: dict[str, Any] = {
         "run": config.name,
-        "checkpoint": made_of(next(iter(sources.values()))[0])["checkpoint"],
+        "checkpoint": made_of(first)["checkpoint"],
         "dataset": {"folder": str(config.data.val), "fingerprint": val.index.fingerprint, "images": len(val)},
-        "protocol": protocol(made_of(next(iter(sources.values()))[0]), config.train.seed),
+        "protocol": protocol(made_of(first), seed)
+        if sources
+        else segment_protocol(made_of(first), extension, "val", seed),
         "git_commit": about.get("git_commit"),
         "sources": {},
     }
@@ -52,7 +56,7 @@ def evaluate(run: Path) -> dict[str, Any]:
     for name, (folder, kind) in sources.items():
         measure = measured(val, folder, kind, fixed)
         figures = {
-            "protocol": protocol(made_of(folder), config.train.seed),
+            "protocol": protocol(made_of(folder), seed),
             "chain": made_of(folder).get("chain", []),
             "fixed": measure.figures_at(fixed),
             "tuned": None,
@@ -67,6 +71,7 @@ def evaluate(run: Path) -> dict[str, Any]:
             rows += [{"source": name, **row} for row in measure.rows(thresholds)]
             report["classification"] = measure.classification()
         report["sources"][name] = figures
+    report["sources"] |= evaluate_segments(run, val, seed)
     if rows:
         write_csv(run / PER_IMAGE, rows)
     report = without_nan(report)

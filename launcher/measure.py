@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from launcher.mask_measure import MaskTally
 from launcher.refine import at_size
 from launcher.scores import Scores
 from shards.schema import IGNORE_INDEX, Box, ClassSet
@@ -177,24 +178,14 @@ class Confusion:
     """Several classes: the confusion matrix of masks at one threshold, whatever `figures_at` is asked."""
 
     def __init__(self, class_set: ClassSet, threshold: float) -> None:
-        self.class_set, self.threshold = class_set, threshold
-        num_classes = class_set.num_fg_classes + 1
-        self.confusion_CC = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.tally, self.threshold = MaskTally(class_set), threshold
 
     def add(self, scores: Scores, kind: str, truth_HW: np.ndarray, regions: Regions) -> None:
         mask_HW = mask_of(at_size(scores.maps[kind], truth_HW.shape), scores.class_ids, threshold=self.threshold)
-        truth, mask = torch.from_numpy(truth_HW), torch.from_numpy(mask_HW)
-        self.confusion_CC += metrics.confusion_matrix(truth, mask, len(self.confusion_CC))
+        self.tally.add(mask_HW, truth_HW, scores.group)
 
     def extend(self, other: "Confusion") -> None:
-        self.confusion_CC += other.confusion_CC
+        self.tally.extend(other.tally)
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        iou_C = metrics.class_iou(self.confusion_CC).tolist()
-        return {
-            "threshold": self.threshold,
-            "miou": metrics.mean_iou(self.confusion_CC),
-            "pixel_accuracy": metrics.pixel_accuracy(self.confusion_CC),
-            "mean_accuracy": metrics.mean_accuracy(self.confusion_CC),
-            "class_iou": dict(zip(("background", *self.class_set.classes), iou_C, strict=True)),
-        }
+        return {"threshold": self.threshold, **self.tally.figures()}

@@ -10,11 +10,13 @@ from launcher.build import CONFIG, load_about
 from launcher.config import Config
 from launcher.errors import RunError
 from launcher.evaluate import EVALUATION, sources_of
+from launcher.evaluate_segments import labels_of, segment_sources_of
 from launcher.pictures import curves_svg, data_uri, gallery, heat, outlined
 from launcher.refine import at_size
 from launcher.scores import read_scores
 from launcher.tracking import Tracker, read_metrics
 from launcher.validate import gallery_numbers
+from launcher.validate_segmentation import KINDS, painted
 from shards.stream import ShardFolder
 from wsss.metrics import THRESHOLDS
 
@@ -24,6 +26,7 @@ COLUMNS = (
     ("per_image_iou", "per-image IoU", "mean over the images with smoke of the IoU of smoke: the smoke paper's mIoU"),
     ("per_image_iou_gated", "… gated", "the same, predicting nothing where the classifier sees no smoke (p < 0.5)"),
     ("miou", "mIoU", "mean IoU over the classes, background included, by one confusion matrix"),
+    ("pixel_accuracy", "pixel accuracy", "share of pixels named right"),
     ("pooled_iou", "pooled IoU", "IoU of smoke with the pixels of all images in one pot"),
     ("fg_bg_miou", "fg/bg mIoU", "mean of the pooled IoU of smoke and of background"),
     ("precision", "precision", "share of predicted pixels that are smoke"),
@@ -79,6 +82,7 @@ def describe(run: Path) -> dict[str, Any]:
         "about": about,
         "evaluation": evaluation,
         "metrics": read_metrics(run),
+        "class_table": class_table(evaluation),
         "rows": [row for source, figures in evaluation["sources"].items() for row in table_rows(source, figures)],
     }
 
@@ -101,14 +105,30 @@ def table_rows(source: str, figures: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         row = {name: percent(value) for name, value in at.items() if isinstance(value, float | None)}
         row |= {"source": source, "chain": chain_line(figures["chain"]), "choice": choice}
-        row["threshold"] = f"{at['threshold']:.2f}"
+        row["threshold"] = f"{at['threshold']:.2f}" if "threshold" in at else "–"
+        low, high = at.get("miou_interval") or at["per_image_iou_interval"]
+        row["interval"] = f"{percent(low)} – {percent(high)}"
         if "per_image_iou" in at:
-            low, high = at["per_image_iou_interval"]
-            row["interval"] = f"{percent(low)} – {percent(high)}"
             row["best_on_val"] = percent(figures["best_on_val"]["per_image_iou"])
             row["oracle"] = percent(figures["oracle_per_image_iou"])
         rows.append(row)
     return rows
+
+
+def class_table(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """IoU of every class, one column per source that has several classes; None without such a source."""
+    columns = {
+        source: figures["fixed"]["class_iou"]
+        for source, figures in evaluation["sources"].items()
+        if "class_iou" in figures["fixed"]
+    }
+    if not columns:
+        return None
+    names = list(next(iter(columns.values())))
+    return {
+        "sources": list(columns),
+        "rows": [(name, [percent(of_source[name]) for of_source in columns.values()]) for name in names],
+    }
 
 
 def chain_line(chain: list[dict[str, Any]]) -> str:
@@ -131,6 +151,8 @@ def curves(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         for name, into in (("train/cls_loss", losses), ("train/align_loss", losses)):
             add_line(into, f"{run['name']} {name.removeprefix('train/')}", run["metrics"], name)
+        for kind in KINDS:
+            add_line(validation, f"{run['name']} {kind}", run["metrics"], f"val/{kind}/miou")
         for source, figures in run["evaluation"]["sources"].items():
             for figure in ("per_image_iou", "miou"):
                 add_line(validation, f"{run['name']} {source}", run["metrics"], f"val/{source}/{figure}")
@@ -179,6 +201,11 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
                     rows[number][source] = heat(
                         image_HW3, at_size(scores.maps[kind], image_HW3.shape[:2]).max(0, initial=0)
                     )
+        for source, (folder, extension) in segment_sources_of(run, "val").items():
+            for number in chosen:
+                name = shards.index.shards[shards.shard_of[number]].name
+                labels = dict(zip(shards.numbers_of(name), labels_of(folder / name, extension, shards), strict=True))
+                rows[number][source] = painted(shards.image(number), labels[number])
         if rows:
             sheet = gallery([(f"{shards.keys[number]}", columns) for number, columns in rows.items()])
             pictures.append((html.escape(config.name), data_uri(sheet)))

@@ -52,6 +52,13 @@ class Masks(Section):
     cues: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
+class Segments(Section):
+    """Masks by the network's own segmentation: `wsss segment --cams --name NAME OVERRIDES`."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
 class Row(Section):
     """One figure of the table.
 
@@ -59,6 +66,7 @@ class Row(Section):
         paper: what the paper states, in percent; null where it states none or the row is not the paper's.
         run: the training that is read.
         kind: of CAM that the figure is read from; `seg` for a segmentation network.
+        segments: label maps that `wsss segment` makes instead; kind is then `seg`, `cam` or `aux_cam`.
         figure: key of an evaluation's figures.
         note: what a reader should know of this row.
     """
@@ -69,12 +77,15 @@ class Row(Section):
     kind: str = "grad"
     cams: Cams | None = None
     masks: Masks | None = None
+    segments: Segments | None = None
     figure: str = "per_image_iou"
     note: str = ""
 
     @property
     def source(self) -> str:
         """Name of the source in an evaluation."""
+        if self.segments:
+            return f"segments@{self.segments.name}{'' if self.kind == 'seg' else '.' + self.kind}"
         kind = f"{self.kind}@{self.cams.name}" if self.cams else self.kind
         return f"{kind}+{self.masks.name}" if self.masks else kind
 
@@ -178,6 +189,9 @@ def reading_commands(
     """Train, infer and refine what a row reads."""
     yield from training_commands(study, row.run, seed, extra)
     run = run_of(study, row.run, seed)
+    if row.segments:
+        yield ["segment", str(run), "--cams", "--name", row.segments.name, *row.segments.overrides]
+        return
     for split in splits:
         cams = ["--name", row.cams.name, *row.cams.overrides] if row.cams else []
         yield ["infer", str(run), "--split", split, *cams]

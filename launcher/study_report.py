@@ -79,7 +79,7 @@ def evaluation_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     return evaluation if row.source in evaluation["sources"] else None
 
 
-def figures_of(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[float]:
+def figures_of(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
     """A figure of a row's source in [0, 1] for each seed: at a threshold, or one of the source as a whole."""
     values = []
     for evaluation in found.values():
@@ -116,7 +116,12 @@ def over_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict[st
 
 
 def interval_percent(study: Study, row: Row, found: dict[int, Any], choice: str) -> tuple[float, float] | None:
-    """95 % bootstrap interval over groups of the per-image IoU averaged over the seeds."""
+    """95 % bootstrap interval over groups: of the per-image IoU averaged over the seeds; of other figures, the mean of
+    the ends that each seed's evaluation states."""
+    stated = figures_of(found, row, choice, f"{row.figure}_interval")
+    if row.figure != "per_image_iou" and stated:
+        low, high = np.mean(np.array(stated), axis=0)
+        return 100 * float(low), 100 * float(high)
     images = over_seeds(study, row, sorted(found), choice)
     if not images or row.figure != "per_image_iou":
         return None

@@ -25,8 +25,13 @@ def validator(
 ) -> Callable[[int], None]:
     """step -> log the figures of every CAM kind at the fixed threshold, and the gallery. All ranks must call it.
 
-    Each rank scores every ranks-th sample, once; rank 0 puts them together.
+    Each rank scores every ranks-th sample, once; rank 0 puts them together. A method that segments is judged by its
+    masks instead: see validate_segmentation.
     """
+    if method.segments:
+        from launcher.validate_segmentation import segmentation_validator
+
+        return segmentation_validator(config, method, shards, accelerator, tracker)
     drawn = gallery_numbers(shards, config.evaluate.gallery)
     threshold = config.evaluate.threshold
 

@@ -7,9 +7,10 @@ first step instead of quietly giving fewer samples, and any sample is one positi
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -124,7 +125,9 @@ class Index(BaseModel):
         """
         path = Path(folder) / INDEX_NAME
         if not path.is_file():
-            here = sorted(p.parent.name for p in Path(folder).glob(f"*/{INDEX_NAME}")) if Path(folder).is_dir() else []
+            here = (
+                sorted(p.parent.name for p in Path(folder).glob(f"[!.]*/{INDEX_NAME}")) if Path(folder).is_dir() else []
+            )
             hint = f"it holds the splits {here}: name one" if here else "write it with `wsss shards` (see --help)"
             raise DataError(f"{folder}: no shards here ({INDEX_NAME} is missing); {hint}")
         try:
@@ -207,24 +210,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verify(folder: Path) -> Index:
+def verify(folder: Path, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map) -> Index:
     """Check every byte of a shard folder against its index.
+
+    Args:
+        run: like `map`; a process pool's version reads shards in parallel.
 
     Raises:
         DataError: lists every shard that is missing, of another size, changed, or other than the index says.
     """
     index = Index.load(folder)
-    problems = []
-    for shard in index.shards:
-        path = folder / shard.name
-        if not path.is_file():
-            problems.append(f"{shard.name}: missing")
-        elif path.stat().st_size != shard.bytes:
-            problems.append(f"{shard.name}: {path.stat().st_size} bytes; the index says {shard.bytes}")
-        elif sha256_of(path) != shard.sha256:
-            problems.append(f"{shard.name}: its sha256 is not the index's: the bytes changed")
-        elif index_shard(path) != shard:
-            problems.append(f"{shard.name}: its members are not where the index says")
+    problems = [problem for problem in run(partial(problem_of, folder), index.shards) if problem]
     extra = {path.name for path in folder.glob("*.tar")} - {shard.name for shard in index.shards}
     problems += [f"{name}: not in the index" for name in sorted(extra)]
     if problems:
@@ -234,3 +230,17 @@ def verify(folder: Path) -> Index:
             "Write the shards again, or restore them from a copy."
         )
     return index
+
+
+def problem_of(folder: Path, shard: Shard) -> str:
+    """What is wrong with a shard; nothing said if it is as written."""
+    path = folder / shard.name
+    if not path.is_file():
+        return f"{shard.name}: missing"
+    if path.stat().st_size != shard.bytes:
+        return f"{shard.name}: {path.stat().st_size} bytes; the index says {shard.bytes}"
+    if sha256_of(path) != shard.sha256:
+        return f"{shard.name}: its sha256 is not the index's: the bytes changed"
+    if index_shard(path) != shard:
+        return f"{shard.name}: its members are not where the index says"
+    return ""

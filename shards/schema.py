@@ -124,6 +124,11 @@ def check_mask(mask_HW: np.ndarray, size: tuple[int, int], class_set: ClassSet, 
         )
 
 
+def classes_in(mask_HW: np.ndarray) -> tuple[int, ...]:
+    """The image label of a mask: the foreground class ids that it shows, sorted."""
+    return tuple(sorted(set(np.unique(mask_HW).tolist()) - {0, IGNORE_INDEX}))
+
+
 def decode_image(data: bytes, where: str) -> np.ndarray:
     """Encoded image -> (H, W, 3) uint8 RGB. EXIF rotation is not applied: masks are drawn on the stored pixels.
 

@@ -1,17 +1,22 @@
-"""Sources -> tar shards. A split appears under its final name whole and checked, or not at all."""
+"""Sources -> tar shards. A split appears under its final name whole and checked, or not at all.
 
+A write of a source that says what it is made of (`Traceable`) may be killed: the next identical one goes on with the
+finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
+"""
+
+import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from shards.index import INDEX_NAME, Index, Shard, index_shard
 from shards.schema import ClassSet, DataError, Sample, Supervision
+from shards.unfinished import MADE_OF, finished_shard, locked, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
 
@@ -27,6 +32,15 @@ class Source(Protocol):
 
     def groups(self) -> list[str]:
         """The group of each sample, known without reading an image."""
+        ...
+
+
+@runtime_checkable
+class Traceable(Protocol):
+    """A source that knows whether it would give the same samples as one of an earlier process."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values (json) that differ whenever a sample, its bytes or its place could differ."""
         ...
 
 
@@ -54,32 +68,77 @@ def write_split(
 
     Raises:
         DataError: empty split; a group that another split in OUT holds; a class without a positive image in a
-            label-only split; OUT/SPLIT exists; or a sample that is not what it should be.
+            label-only split; OUT/SPLIT exists or is being written; or a sample that is not what it should be.
     """
     final = out / split
-    if final.exists():
-        raise DataError(f"{final}: exists already; remove it or choose another --out")
     if len(source) == 0:
         raise DataError(f"split '{split}': the source has no sample for it; check --root and the split's list")
-    check_groups(set(source.groups()), out, split)
     order = np.random.default_rng(0).permutation(len(source))
     dealt = [rows.tolist() for rows in np.array_split(order, min(num_shards, len(source)))]
-    with temporary_folder(final) as folder:
-        jobs = [(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
-        shards = tuple(run(partial(write_shard, source, supervision), jobs))
-        index = Index.of(source.class_set, split, supervision, shards)
-        if supervision == "label" and not may_lack_classes:
-            check_every_class_has_an_image(index, str(final))
-        index.save(folder)
+    content = made_of(source, split, supervision, len(dealt))
+    with locked(final):
+        if final.exists():
+            raise DataError(f"{final}: exists already; remove it or choose another --out")
+        check_groups(set(source.groups()), out, split)
+        with temporary_folder(final, content) as folder:
+            jobs = [(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
+            shards = tuple(run(partial(write_shard, source, supervision), jobs))
+            index = Index.of(source.class_set, split, supervision, shards)
+            if supervision == "label" and not may_lack_classes:
+                check_every_class_has_an_image(index, str(final))
+            index.save(folder)
     return index
+
+
+def made_of(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
+    """All that the bytes of a write depend on; None if the source does not say what it is."""
+    if not isinstance(source, Traceable):
+        return None
+    content = {
+        "source": source.identity(),
+        "classes": source.class_set.classes,
+        "samples": len(source),
+        "split": split,
+        "supervision": supervision,
+        "num_shards": num_shards,
+        "versions": {name: version(name) for name in ("numpy", "pillow", "webdataset")},
+    }
+    return json.loads(json.dumps(content))
+
+
+def is_written(source: Source, out: Path, split: str, supervision: Supervision, num_shards: int) -> bool:
+    """Whether OUT/SPLIT is there and was made of this source in this way, by whatever versions of the packages.
+
+    Raises:
+        DataError: it is there, but made of something else; names the first difference.
+    """
+    final = out / split
+    if not final.exists():
+        return False
+    path = final / MADE_OF
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    now = made_of(source, split, supervision, min(num_shards, len(source))) or {}
+    different = [name for name in now if name != "versions" and before.get(name) != now[name]]
+    if different or not now:
+        name = different[0] if different else "source"
+        raise DataError(
+            f"{final}: exists already, made of something else ({name}: {before.get(name)!r}, now {now.get(name)!r}); "
+            "remove it or choose another --out"
+        )
+    return True
 
 
 def write_shard(source: Source, supervision: Supervision, job: tuple[Path, list[int]]) -> Shard:
     """Write the samples of these rows to one tar; the bytes depend on nothing else (no times, no user names)."""
     path, rows = job
+    finished = finished_shard(path)
+    if finished is not None:
+        return finished
     encoded = ((s.key, s.members(source.class_set, supervision)) for s in (source[row] for row in rows))
     write_tar(path, encoded)
-    return index_shard(path)
+    shard = index_shard(path)
+    save_note(path, shard)
+    return shard
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
@@ -99,21 +158,9 @@ def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> No
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def temporary_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final` that takes its name when the block succeeds and is removed when it fails."""
-    folder = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.rename(final)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def check_groups(groups: set[str], out: Path, split: str) -> None:
     """Raise DataError if another split in OUT holds one of these groups: its frames would leak into this split."""
-    for other in sorted(path.parent for path in out.glob(f"*/{INDEX_NAME}")):
+    for other in sorted(path.parent for path in out.glob(f"[!.]*/{INDEX_NAME}")):
         shared = sorted(groups & Index.load(other).groups)
         if shared:
             raise DataError(
@@ -122,11 +169,28 @@ def check_groups(groups: set[str], out: Path, split: str) -> None:
             )
 
 
+def check_classes(class_set: ClassSet, out: Path, split: str) -> None:
+    """Raise DataError if another split in OUT has other classes: their ids would not mean the same."""
+    for other in sorted(path.parent for path in out.glob(f"[!.]*/{INDEX_NAME}")):
+        classes = Index.load(other).classes
+        if classes != class_set.classes:
+            raise DataError(
+                f"split '{split}' has {class_set.num_fg_classes} classes, split '{other.name}' in {out} has "
+                f"{len(classes)}, or others: {sorted({*classes} ^ {*class_set.classes})[:3]}; choose another --out"
+            )
+
+
 def check_every_class_has_an_image(index: Index, where: str) -> None:
     """Raise DataError if a class has no positive image, since nothing could be learned of it."""
     without = [name for name, count in index.class_counts().items() if count == 0]
+    if index.split == "test" and len(without) == len(index.classes):
+        raise DataError(
+            f"{where}: a test split without truth: none of its {index.num_samples} images has a label, so nothing can "
+            "be learned of it; predict on it, and train on another split"
+        )
     if without:
         raise DataError(
             f"{where}: no image is labelled {', '.join(without)} among {index.num_samples}; "
-            "check the label column, or leave the class out of the class set"
+            "check the labels, leave the class out of the class set, or, for a part that is not trained on by itself, "
+            "give --may-lack-classes where the command has it"
         )

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.bench import lr_range, steepest
+from launcher.bench import crf_ratio, lr_range, steepest
 
 
 def test_the_rate_grows_exponentially_and_the_loss_is_smoothed_without_a_bias(in_tmp, tiny_config):
@@ -25,3 +25,11 @@ def test_the_suggested_rate_is_where_the_loss_falls_fastest_per_decade():
     assert steepest([1e-4, 1e-3, 1e-2, 1e-1], [1.0, 0.9, 0.5, 0.6]) == 1e-2
     assert steepest([1e-4, 1e-3], [1.0, 1.1]) is None
     assert steepest([1e-4], [1.0]) is None
+
+
+def test_a_crf_of_the_proposed_classes_is_faster_and_names_the_same_pixels():
+    found = crf_ratio(classes=41, height=96, width=128, images=2)
+    assert found["classes"] == 41 and found["proposed"] <= 6
+    assert found["ratio"] == pytest.approx(found["all_s"] / found["proposed_s"])
+    assert found["ratio"] > 1.3 and found["agreement"] > 0.999
+    assert 0 < found["moved"] < found["left_out"] + 0.01

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from wsss.refine import CUED, REFINERS, mask_of
-from wsss.refine.crf import dense_crf, mean_field, with_background
+from wsss.refine.crf import dense_crf, mean_field, mean_field_of_proposed, proposed_classes, with_background
 from wsss.refine.walk import AffinityCue
 
 NAMES = ("iterations", "gaussian_sxy", "gaussian_weight", "bilateral_sxy", "bilateral_srgb", "bilateral_weight")
@@ -60,6 +60,45 @@ def test_the_crf_follows_an_edge_of_the_image():
     scores[:, :, 8:16] = 0.7  # crosses the edge on the left, ends early on the right
     mask = mask_of(dense_crf(image, scores, gamma=2.0), [1], threshold=0.5)
     assert mask[:, 11:16].all() and not mask[:, :9].any()
+
+
+def test_proposed_are_background_the_winners_of_any_pixel_and_who_reaches_the_floor():
+    probs = np.zeros((6, 1, 4))
+    probs[1, 0] = [0.9, 0.5, 0.5, 0.35]
+    probs[2, 0] = [0.1, 0.5, 0.0, 0.0]  # reaches the floor and never wins
+    probs[4, 0] = [0.0, 0.0, 0.5, 0.25]
+    probs[5, 0] = [0.0, 0.0, 0.0, 0.4]  # wins a pixel
+    assert proposed_classes(probs, floor=0.45) == [0, 1, 2, 4, 5]
+    assert proposed_classes(probs, floor=0.55) == [0, 1, 5]
+    assert proposed_classes(probs, floor=0.0) == list(range(6))
+    assert proposed_classes(probs.astype(np.float32)[:2]) == [0, 1]
+
+
+@pytest.mark.parametrize("extra", [0, 16])
+def test_the_crf_of_proposed_classes_is_near_the_full_one_and_puts_the_others_mass_back(golden, extra):
+    """Golden probabilities, and the same with 16 further classes that share 2 % of every pixel."""
+    arrays = golden("crf_p0")
+    rng = np.random.default_rng(0)
+    weak = rng.random((extra, *arrays["probs"].shape[1:])) * (0.04 / max(extra, 1))
+    probs = np.concatenate([arrays["probs"], weak])
+    probs = (probs / probs.sum(0)).astype(np.float32)
+    options = arguments(arrays["toco_seg_params"])
+    full, few = mean_field(arrays["image"], probs, **options), mean_field_of_proposed(arrays["image"], probs, **options)
+    np.testing.assert_allclose(few.sum(0), 1, atol=1e-5)
+    assert (few.argmax(0) == full.argmax(0)).mean() >= 0.999
+    dropped = sorted(set(range(len(probs))) - set(proposed_classes(probs)))
+    assert np.abs(few - full).sum(0).mean() / 2 < probs[dropped].sum(0).mean() + 0.01
+    assert set(range(5, 5 + extra)) <= set(dropped)
+    np.testing.assert_array_equal(few[dropped], probs[dropped])
+
+
+def test_where_only_background_is_proposed_no_crf_is_run():
+    probs = np.full((3, 4, 5), 0.02, dtype=np.float32)
+    probs[0] = 0.96
+    few = mean_field_of_proposed(
+        np.zeros((4, 5, 3), dtype=np.uint8), probs, **{**dict.fromkeys(NAMES, 1.0), "iterations": 1}
+    )
+    np.testing.assert_allclose(few, probs)
 
 
 CUES = {

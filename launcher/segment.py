@@ -1,0 +1,251 @@
+"""Checkpoint + image shards -> mask shards, by the network's own segmentation.
+
+`accelerate launch -m launcher.segment RUN SPLIT FOLDER NAME CAMS [section.key=value ...]`: each of n ranks takes every
+n-th shard. NAME is '-' for the run's own masks, CAMS is 'cams' or '-'.
+
+Shapes: B images, K foreground classes, C = K + 1, n classes a CRF looks at, S x S the squashed view, H x W pixels of an
+image as its owner published it.
+
+    KEY.png     class ids at the image's own size
+    KEY.json    {"class_ids": those in the mask, "group", "size": [H, W]}
+    KEY.cam.png, KEY.aux_cam.png    with `cams`: label maps of the CAMs, by the image label
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from launcher import jobs
+from launcher.build import load_run
+from launcher.config import Config, SegmentConfig
+from launcher.errors import RunError, told
+from launcher.progress import Progress
+from launcher.segment_finish import QUEUED, Task, crf_pool, crf_workers, finish, in_order
+from launcher.topology import make_accelerator
+from launcher.trainer import Batch, to_device
+from shards.augment import Squash, Whole
+from shards.stream import EvalSamples, ShardFolder, collate
+from shards.write import write_tar
+from wsss.fusion import RULES, View, fuse_cams, fuse_seg_logits, packed, scaled_views
+from wsss.methods.base import Method
+from wsss.models.base import Network
+from wsss.pseudo_label import seed_label
+from wsss.refine.crf import proposed_classes
+from wsss.resize import resize
+
+CAM_KINDS = ("cam", "aux_cam")
+CAM_SCALES = (1.0, 0.5, 1.5)  # of the squashed view, each with its mirror image: ToCo's protocol (spec msee 1.3, 3)
+
+
+def segments_folder(run: Path, name: str | None) -> Path:
+    """RUN/segments, or RUN/segments@NAME for masks made with other settings."""
+    return run / (f"segments@{name}" if name else "segments")
+
+
+def segment(
+    run: Path,
+    split: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    *,
+    cams: bool = False,
+) -> Path:
+    """Write one mask shard per image shard of `folder` below segments_folder; returns the folder of the split.
+
+    Safe to kill and to run again: finished shards stay, the others are done.
+
+    Args:
+        overrides: section.key=value, such as segment.scales=[1,1.5]; what they change is kept in the output folder.
+        name: of a further set of masks, which stands beside the run's own.
+        cams: also the label maps of the CAMs, by the image labels.
+
+    Raises:
+        RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
+            labels, or an output folder made with other settings.
+    """
+    config, class_set, method, checkpoint = load_run(run, overrides)
+    shards = ShardFolder(folder)
+    if shards.index.classes != class_set.classes:
+        raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")
+    if cams and not shards.image_label_NK.any():
+        raise RunError(f"{folder}: no image has a label, so its CAMs cannot be judged; leave out --cams")
+    accelerator = make_accelerator(config, processes=None)
+    out = segments_folder(run, name) / split
+    if accelerator.is_main_process:
+        jobs.open_output(out, made_of(config, shards, checkpoint, cams))
+    accelerator.wait_for_everyone()
+    names = [shard.name for shard in shards.index.shards]
+    todo = jobs.missing(out, names)[accelerator.process_index :: accelerator.num_processes]
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    method.to(accelerator.device).eval()
+    workers = crf_workers(config.segment, accelerator.num_processes)
+    total = sum(len(shards.numbers_of(shard)) for shard in todo)
+    with (
+        Progress(total, f"segment {split}", "image", enabled=accelerator.is_main_process) as progress,
+        crf_pool(workers if todo else 0) as pool,
+    ):
+        tasks = tasks_of(method, shards, todo, config, accelerator, cams)
+        done = in_order(pool, partial(finish, folder, config.segment), tasks, QUEUED * max(workers, 1))
+        for shard_number, of_shard in groupby(done, key=lambda item: int(shards.shard_of[item[0]])):
+            write_tar(out / names[shard_number], counted(of_shard, progress))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        jobs.finished(out, names)
+    return out
+
+
+def made_of(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
+    """What the masks were made of: all that their pixels depend on."""
+    unused = {"batch_size", "workers"} | (set() if config.segment.crf else {"mean_field", "crf_classes"})
+    return {
+        "shards": str(shards.folder.resolve()),
+        "fingerprint": shards.index.fingerprint,
+        "checkpoint": checkpoint.name,
+        "image_size": config.data.image_size,
+        "precision": config.train.precision,
+        "segment": config.segment.model_dump(mode="json", exclude=unused),
+        "cam_threshold": config.evaluate.threshold if cams else None,
+    }
+
+
+def counted(of_shard: Iterable[tuple[int, str, dict[str, bytes]]], progress: Progress) -> Iterator[Any]:
+    for _, key, members in of_shard:
+        yield key, members
+        progress.advance()
+
+
+def maps_reader(network: Network, accelerator: Accelerator) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
+    """image -> ({"seg": (B, C, h, w), "cam", "aux_cam": (B, K, h, w) raw}, class scores (B, K)).
+
+    In the precision of training, without gradients. `aux_cam` only where the network has an auxiliary classifier.
+    """
+
+    def read(image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        with torch.no_grad(), accelerator.autocast():
+            out = network(image)
+        if out.seg_logits_BChw is None:
+            raise RunError(f"{type(network).__name__} gives no segmentation: choose a model and method that segment")
+        maps = {"seg": out.seg_logits_BChw, "cam": out.class_map_BKhw}
+        if "aux_map" in out.maps:
+            maps["aux_cam"] = out.maps["aux_map"]
+        return maps, out.cls_logits_BK
+
+    return read
+
+
+def tasks_of(
+    method: Method, shards: ShardFolder, names: Sequence[str], config: Config, accelerator: Accelerator, cams: bool
+) -> Iterator[Task]:
+    """Segment every image of these shards, in order."""
+    settings, stride = config.segment, method.student.stride
+    read = maps_reader(method.student, accelerator)
+    flips, scales = RULES[settings.rule]
+    for batch in loader_of(shards, names, config):
+        cam_labels = cam_labels_of(batch, shards, read, stride, config, accelerator.device) if cams else None
+        on_device = to_device(batch, accelerator.device)
+        views = [
+            view["seg"]
+            for view in scaled_views(
+                lambda image: read(image)[0],
+                on_device["image"],
+                stride=stride,
+                scales=settings.scales,
+                flip=settings.flip,
+            )
+        ]
+        for i, number in enumerate(batch["number"]):
+            own = size_of(shards, number)
+            one: list[View] = [tuple(logits[i : i + 1] for logits in view) for view in views]
+            seg_logits_CHW = fuse_seg_logits(one, own, flips=flips, scales=scales)[0]
+            yield task_of(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
+
+
+def task_of(number: int, seg_logits_CHW: Tensor, settings: SegmentConfig, cams: Mapping[str, np.ndarray]) -> Task:
+    """Bring what the rest needs to the host: class ids, or the probabilities of the classes that a CRF looks at."""
+    if not settings.crf:
+        return Task(number, seg_logits_CHW.argmax(dim=0).to(torch.uint8).cpu().numpy(), None, (), cams)
+    probs_CHW = seg_logits_CHW.softmax(dim=0)
+    class_ids = proposed_classes(probs_CHW) if settings.crf_classes == "proposed" else list(range(len(probs_CHW)))
+    return Task(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams)
+
+
+def cam_labels_of(
+    batch: Batch,
+    shards: ShardFolder,
+    read: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]],
+    stride: int,
+    config: Config,
+    device: torch.device,
+) -> list[dict[str, np.ndarray]]:
+    """Of every image of a batch from the loader: {kind: (H, W) class ids} of its CAMs, by ToCo's protocol."""
+    squash = Squash(size=config.data.image_size)
+    images = [squash(image_3HW.permute(1, 2, 0).numpy()).image_SS3 for image_3HW in batch["image"]]
+    image_B3SS = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).to(device).float() / 255
+    views = list(scaled_views(lambda image: read(image)[0], image_B3SS, stride=stride, scales=CAM_SCALES, flip=True))
+    present_BP = batch["present"].to(device)
+    cams = fused_cams(views, present_BP, image_B3SS.shape[-2:])
+    threshold = config.evaluate.threshold
+    return [
+        {
+            kind: cam_label(cam_BPSS[i : i + 1], present_BP[i : i + 1], size_of(shards, number), threshold)
+            .to(torch.uint8)
+            .cpu()
+            .numpy()
+            for kind, cam_BPSS in cams.items()
+        }
+        for i, number in enumerate(batch["number"])
+    ]
+
+
+def fused_cams(views: Sequence[Mapping[str, View]], present_BP: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+    """{kind: cam (B, P, *size)} of the present classes, from the raw maps of all scales."""
+    return {
+        kind: fuse_cams([tuple(packed(maps_BKhw, present_BP) for maps_BKhw in view[kind]) for view in views], size)
+        for kind in CAM_KINDS
+        if kind in views[0]
+    }
+
+
+def cam_label(cam_1PSS: Tensor, present_1P: Tensor, size: Sequence[int], threshold: float) -> Tensor:
+    """The CAM of one image at its own size -> (H, W) int64 class ids; background where it is <= threshold."""
+    return seed_label(resize(cam_1PSS, size), present_1P, bg_threshold=threshold, fg_threshold=threshold)[0]
+
+
+def size_of(shards: ShardFolder, number: int) -> tuple[int, int]:
+    height, width = shards.about(number)["size"]
+    return height, width
+
+
+def loader_of(shards: ShardFolder, names: Sequence[str], config: Config) -> DataLoader:
+    """Batches of the squashed views, or one image as it is at a time. None crosses a shard, so that no pixel of a shard
+    depends on which others are still to do."""
+    squash = config.segment.size == "squash"
+    size = config.segment.batch_size if squash else 1
+    of_shards = [shards.numbers_of(name) for name in names]
+    return DataLoader(
+        EvalSamples(shards, Squash(size=config.data.image_size) if squash else Whole()),
+        batch_sampler=[numbers[i : i + size] for numbers in of_shards for i in range(0, len(numbers), size)],
+        num_workers=config.data.workers if names else 0,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    run, split, folder, name, cams, *overrides = arguments
+    segment(Path(run), split, Path(folder), overrides, None if name == "-" else name, cams=cams == "cams")
+
+
+if __name__ == "__main__":
+    with told():
+        main(sys.argv[1:])

@@ -1,0 +1,195 @@
+"""Files of raw data where they lie, in folders, zips and tars: listed once, read without unpacking.
+
+A `Blob` says where one file is and can be sent to worker processes; each opens an archive once.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from shards.schema import DataError, decode_image, encode_image
+
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+ARCHIVES = (".zip", ".tar", *COMPRESSED)
+MAX_DEPTH = 8  # of folders below a root
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One file: a plain one at `path`, a member of the zip at `path`, or a span of the tar at `path`."""
+
+    path: str
+    member: str = ""
+    offset: int = -1
+    size: int = -1
+
+    @property
+    def name(self) -> str:
+        return (self.member or self.path).rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else self.path
+
+    def read(self) -> bytes:
+        """All bytes.
+
+        Raises:
+            DataError: the file is gone, cut short, or its check sum is wrong.
+        """
+        try:
+            if not self.member:
+                return Path(self.path).read_bytes()
+            if self.offset < 0:
+                return opened_zip(self.path).read(self.member)
+            data = os.pread(opened(self.path).fileno(), self.size, self.offset)
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{self}: cannot be read ({error}); fetch it again") from error
+        if len(data) != self.size:
+            raise DataError(f"{self}: ends after {len(data)} of {self.size} bytes; fetch the archive again")
+        return data
+
+    def read_jpeg(self, mask_size: tuple[int, ...] | None = None) -> bytes:
+        """The bytes of a JPEG as they are; another format is encoded once, since shards hold JPEGs.
+
+        Raises:
+            DataError: no image, or not of the (height, width) of its mask.
+        """
+        data = self.read()
+        try:
+            with Image.open(io.BytesIO(data)) as image:  # reads the header
+                size = image.height, image.width
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self}: is no image ({len(data)} bytes: {error}); replace or remove it") from error
+        if mask_size not in (None, size):
+            raise DataError(f"{self}: is {size}, its mask is {mask_size} (height, width): they must be equal")
+        return data if data.startswith(b"\xff\xd8") else encode_image(decode_image(data, str(self)))
+
+
+@lru_cache(maxsize=8)
+def opened_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+@lru_cache(maxsize=8)
+def opened(path: str) -> BinaryIO:
+    return open(path, "rb")  # closed when it leaves the cache
+
+
+def digest_of(blobs: Iterable[Blob]) -> str:
+    """16 hex digits that change with any file's name, size or time of change, but not with the folder they lie in."""
+    stamps: dict[str, tuple[str, int, int]] = {}
+    digest = hashlib.sha256()
+    for blob in blobs:
+        if blob.path not in stamps:
+            stat = os.stat(blob.path)
+            stamps[blob.path] = (os.path.basename(blob.path), stat.st_size, stat.st_mtime_ns)
+        digest.update(repr((stamps[blob.path], blob.member, blob.offset, blob.size)).encode())
+    return digest.hexdigest()[:16]
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def list_archive(path: Path) -> dict[str, Blob]:
+    """{NAME/member: blob} of a zip or an uncompressed tar, NAME being the archive's own without its ending.
+
+    Raises:
+        DataError: not there, damaged, or a compressed tar, in which nothing can be found without reading all of it.
+    """
+    if path.name.lower().endswith(COMPRESSED):
+        raise DataError(f"{path}: is a compressed tar: unpack it, or `gunzip` it into a plain tar")
+    place = str(path.absolute())
+    try:
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                return {
+                    f"{path.stem}/{name}": Blob(place, name) for name in map(str, archive.namelist()) if is_wanted(name)
+                }
+        with tarfile.open(path, "r:") as tar:
+            return {
+                f"{path.stem}/{info.name.removeprefix('./')}": Blob(place, info.name, info.offset_data, info.size)
+                for info in tar
+                if info.isreg() and is_wanted(info.name)
+            }
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as an archive ({error}); fetch it again") from error
+
+
+def is_wanted(name: str) -> bool:
+    """Not a folder, and none of the twins of files that macOS packs beside them."""
+    return not name.endswith("/") and not name.rpartition("/")[2].startswith("._") and "__MACOSX" not in name
+
+
+def list_folder(root: Path) -> dict[str, Blob]:
+    """{NAME/path below the root: blob}, NAME being the root's own. Hidden files are left out, links followed.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder or archive")
+    root = root.absolute()
+    files: dict[str, Blob] = {}
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        below = os.path.relpath(folder, root.parent)
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if real in seen or below.count("/") >= MAX_DEPTH:
+            folders.clear()
+        if real in seen:
+            continue
+        seen.add(real)
+        files.update({f"{below}/{name}": Blob(f"{folder}/{name}") for name in sorted(names) if name[0] != "."})
+    return files
+
+
+def repacked(path: Path, keep: Callable[[str], bool], folder: Path) -> Path:
+    """The members of a compressed tar that `keep` names, as an uncompressed tar in FOLDER; made once, hidden there.
+
+    Raises:
+        DataError: damaged.
+    """
+    made = folder / f".{path.name}.{digest_of([Blob(str(path))])}.tar"
+    if made.is_file():
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = made.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with tarfile.open(path, "r|*") as packed, tarfile.open(temporary, "w") as plain:
+            for info in packed:
+                if info.isreg() and keep(info.name):
+                    reader = packed.extractfile(info)
+                    plain.addfile(info, io.BytesIO(reader.read() if reader else b""))
+        stat = path.stat()
+        os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # made again, it has the same digest
+        temporary.replace(made)
+    except (EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return made
+
+
+def remove_repacked(paths: Iterable[Path], folder: Path) -> None:
+    """Remove what `repacked` made of these archives in FOLDER, also what a killed process left."""
+    for path in paths:
+        for made in folder.glob(f".{path.name}.*"):
+            if made.suffix in (".tar", ".tmp"):
+                made.unlink(missing_ok=True)
+
+
+def digest_of_text(lines: Iterable[str]) -> str:
+    """16 hex digits of lines of text."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,189 @@
+"""MS COCO 2014 (train 82,081, val 40,137 images with annotations) and any data set in its format, 2017's split say.
+
+A class id is 1 + the rank of the category's id: 1..80 for COCO. The mask of an image is painted from its annotations:
+regions of crowds first, as 255 (ignore), then the objects, each over what was there, in one of two orders:
+
+    order   as the file lists them
+    area    the largest first, so that small objects stay visible
+
+An image label is the set of classes that the mask shows. So a class that only a crowd shows is in no label.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from shards.schema import IGNORE_INDEX, ClassSet, DataError, Sample, classes_in
+from shards.sources.archives import Blob, digest_of, digest_of_text, opened
+from shards.sources.coco_files import key_of, read_json, write_lines
+
+Paint = Literal["order", "area"]
+NUM_CLASSES = 80  # of COCO; another number makes another class set
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image and the span of its annotations in the file of lines."""
+
+    key: str
+    group: str
+    image: Blob
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coco14:
+    """Images of one split.
+
+    Attributes:
+        lines: file of the annotations, a json line per image, which workers read instead of the whole json.
+        annotations: digest of the json that the lines were made of.
+        left_out: images of the json without an annotation, which were not taken.
+    """
+
+    pictures: tuple[Picture, ...]
+    lines: str
+    annotations: str
+    class_set: ClassSet
+    left_out: int = 0
+    paint: Paint = "order"
+    with_masks: bool = False
+    source: str = "coco14"
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def groups(self) -> list[str]:
+        return [picture.group for picture in self.pictures]
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.source,
+            "annotations": self.annotations,
+            "left_out": self.left_out,
+            "paint": self.paint,
+            "images": digest_of(picture.image for picture in self.pictures),
+            "groups": digest_of_text(f"{picture.key} {picture.group}" for picture in self.pictures),
+        }
+
+    def __getitem__(self, index: int) -> Sample:
+        picture = self.pictures[index]
+        line = json.loads(os.pread(opened(self.lines).fileno(), picture.size, picture.offset))
+        height, width = line["size"]
+        mask_HW = painted(line["annotations"], height, width, self.paint, f"image '{picture.key}'")
+        return Sample(
+            key=picture.key,
+            image=picture.image.read_jpeg(mask_HW.shape),
+            image_label=classes_in(mask_HW),
+            group=picture.group,
+            source=self.source,
+            mask=mask_HW if self.with_masks else None,
+        )
+
+
+def painted(annotations: Sequence[Mapping[str, Any]], height: int, width: int, paint: Paint, where: str) -> np.ndarray:
+    """Annotations with `class_id`, `iscrowd`, `segmentation` -> (H, W) uint8 class ids, 255 where only a crowd is."""
+    mask_HW = np.zeros((height, width), dtype=np.uint8)
+    regions = [region(one["segmentation"], height, width, f"{where}, annotation {one['id']}") for one in annotations]
+    order = list(range(len(regions)))
+    if paint == "area":
+        areas = [int(inside_HW.sum()) for inside_HW in regions]
+        order.sort(key=lambda number: -areas[number])
+    order.sort(key=lambda number: not annotations[number]["iscrowd"])  # stable: crowds first, else as it was
+    for number in order:
+        one = annotations[number]
+        mask_HW[regions[number]] = IGNORE_INDEX if one["iscrowd"] else one["class_id"]
+    return mask_HW
+
+
+def region(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
+    """Polygons or a run-length code -> (H, W) bool.
+
+    Raises:
+        DataError: neither, or of another size than the image.
+    """
+    from pycocotools import mask as codes
+
+    if isinstance(segmentation, list):
+        bad = [flat for flat in segmentation if not isinstance(flat, list) or len(flat) < 6 or len(flat) % 2]
+        if bad or not segmentation:  # four numbers would be taken for a box
+            raise DataError(f"{where}: polygon {str(bad)[:60]}; wanted x0, y0, x1, y1, ... of at least three points")
+        code = codes.merge(codes.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation, dict) and segmentation.get("size") == [height, width] and "counts" in segmentation:
+        code = segmentation
+        if isinstance(code["counts"], list):
+            code = codes.frPyObjects(code, height, width)
+    else:
+        raise DataError(
+            f"{where}: segmentation {str(segmentation)[:60]}; wanted polygons, or size {[height, width]} and counts"
+        )
+    return codes.decode(code).astype(bool)
+
+
+def read_coco(
+    annotations: Blob,
+    images: Mapping[str, Blob],
+    lines: Path,
+    *,
+    all_images: bool = False,
+    paint: Paint = "order",
+    with_masks: bool = False,
+) -> Coco14:
+    """The images of a json of instances.
+
+    Args:
+        images: {file name without folders: file}.
+        lines: file that is written with the annotations, to be kept until all samples are read.
+        all_images: take images without any annotation too: they show background only.
+
+    Raises:
+        DataError: not such a json, an annotation of an unknown image or category, or an image's file is missing.
+    """
+    content = read_json(annotations)
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    class_ids = {one: n + 1 for n, one in enumerate(sorted(names))}
+    of_image = annotations_of(content, class_ids, str(annotations))
+    taken = [image for image in content["images"] if all_images or of_image[image["id"]]]
+    files = [image["file_name"].rpartition("/")[2] for image in taken]
+    missing = [name for name in files if name not in images]
+    if missing:
+        raise DataError(f"{annotations}: {len(missing)} of {len(taken)} images are missing, first '{missing[0]}'")
+    spans = write_lines(
+        lines,
+        ({"size": [image["height"], image["width"]], "annotations": of_image[image["id"]]} for image in taken),
+    )
+    return Coco14(
+        pictures=tuple(
+            Picture(key_of(name), str(image["id"]), images[name], *span)
+            for image, name, span in zip(taken, files, spans, strict=True)
+        ),
+        lines=str(lines.absolute()),
+        annotations=digest_of([annotations]),
+        class_set=ClassSet(
+            name="coco14" if len(names) == NUM_CLASSES else f"coco{len(names)}",
+            classes=tuple(names[one] for one in class_ids),
+        ),
+        left_out=len(content["images"]) - len(taken),
+        paint=paint,
+        with_masks=with_masks,
+    )
+
+
+def annotations_of(content: Mapping[str, Any], class_ids: Mapping[int, int], where: str) -> dict[int, list[dict]]:
+    """{image id: its annotations in the order of the file, with what painting needs}."""
+    of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+    for one in content["annotations"]:
+        if one["image_id"] not in of_image or one["category_id"] not in class_ids:
+            raise DataError(
+                f"{where}: annotation {one['id']} is of image {one['image_id']} and category {one['category_id']}; "
+                "one of them is not listed"
+            )
+        about = {"id": one["id"], "class_id": class_ids[one["category_id"]], "iscrowd": one.get("iscrowd", 0)}
+        of_image[one["image_id"]].append({**about, "segmentation": one["segmentation"]})
+    return of_image

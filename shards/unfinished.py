@@ -1,0 +1,105 @@
+"""A split while it is being written: what of it outlives a kill, and who may write.
+
+It lies in the hidden folder OUT/.SPLIT.DIGEST.tmp, the digest being of all that its bytes depend on. Beside each
+finished shard lies a note of its sha256. The next write of the same content compares and keeps the shards; one of
+other content removes them. Workers of a killed writer may live on: they can only finish shards of the same bytes.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shards.index import Shard, sha256_of
+from shards.schema import DataError
+
+MADE_OF = "made_of.json"
+
+
+@contextmanager
+def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Path]:
+    """A folder beside `final` that takes its name when the block succeeds.
+
+    When the block fails, finished shards stay for the next write of the same content; without content all is removed.
+    Folders of writes of other content, which were interrupted, are removed: the caller holds the lock.
+    """
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    folder = final.with_name(f".{final.name}.{digest}.tmp")
+    of_this_split = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{12}}\.tmp")
+    for other in final.parent.iterdir():
+        if of_this_split.fullmatch(other.name) and (other != folder or content is None):
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    if content is not None:
+        (folder / MADE_OF).write_text(json.dumps(content, indent=1) + "\n")
+    try:
+        yield folder
+        for left_over in folder.glob(".*"):  # notes, and parts of shards whose writer was killed
+            left_over.unlink(missing_ok=True)
+        folder.rename(final)
+    except BaseException:
+        if content is None or not any(folder.glob("*.tar")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def locked(final: Path) -> Iterator[None]:
+    """Keep other processes from writing the same split. A killed process's lock is free again at once.
+
+    Raises:
+        DataError: another process holds it, or the file system has no locks.
+    """
+    path = final.with_name(f".{final.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
+                break  # else its last holder removed it after we had opened it
+            os.close(lock)
+        except BlockingIOError as error:
+            holder = os.read(lock, 200).decode(errors="replace") or "another process"
+            os.close(lock)
+            raise DataError(f"{final}: {holder} is writing it; wait for it, or end it and begin again") from error
+        except OSError as error:
+            os.close(lock)
+            raise DataError(f"{path}: cannot be locked ({error}); write to a local disk and copy the shards") from error
+    try:
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def note_of(path: Path) -> Path:
+    """Where the index of a finished shard is kept until the whole split is there."""
+    return path.with_name(f".{path.name}.json")
+
+
+def save_note(path: Path, shard: Shard) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(shard.model_dump_json())
+    temporary.replace(note_of(path))
+
+
+def finished_shard(path: Path) -> Shard | None:
+    """What an interrupted write noted of this shard, if its bytes are still those."""
+    try:
+        shard = Shard.model_validate_json(note_of(path).read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+    same = path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
+    return shard if same else None
