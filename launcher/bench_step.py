@@ -9,7 +9,7 @@ Shapes: B images, K classes, n local crops, h x w patches, H x W pixels.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from wsss.regions import feature_distance, fires, region_loss, reliable_regions,
 from wsss.resize import resize
 
 NUM_CLASSES = 20
-STEP = 10**6  # after every start: all losses are on
+STEP = 0
 
 
 def plain_losses(method: MSEE, views: Views, image_label_BK: Tensor) -> dict[str, Tensor]:
@@ -146,10 +146,10 @@ def plain_label(method: MSEE, views: Views, cam_BKHW: Tensor, image_label_BK: Te
     return torch.where(high == IGNORE_INDEX, IGNORE_INDEX, torch.where(high > 0, high, uncertain))
 
 
-def make_method(timm_name: str, image_px: int, **options: Any) -> MSEE:
-    """A randomly initialised method in the published proportions."""
-    student = build_toco(NUM_CLASSES, timm_name=timm_name)
-    return MSEE(student, crop_px=round(image_px * 96 / 448 / 16) * 16, **options).train()
+def make_method(timm_name: str, image_px: int, timm_options: Mapping[str, Any] | None = None, **options: Any) -> MSEE:
+    """A randomly initialised method with all losses on, in the published proportions."""
+    student = build_toco(NUM_CLASSES, timm_name=timm_name, timm_options=timm_options)
+    return MSEE(student, crop_px=round(image_px * 96 / 448 / 16) * 16, seg_from=0, **options).train()
 
 
 def make_views(images: int, image_px: int, seed: int = 0) -> tuple[Views, Tensor, Tensor]:
@@ -170,7 +170,9 @@ def make_views(images: int, image_px: int, seed: int = 0) -> tuple[Views, Tensor
     return Views(main, view2, local, main, box, mirrored, torch.arange(images)), label, present
 
 
-def compare(*, timm_name: str, image_px: int, images: int, repeats: int) -> dict[str, Any]:
+def compare(
+    *, timm_name: str, image_px: int, images: int, repeats: int, timm_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Run both steps on the same weights and inputs, check that they agree, and measure them.
 
     Returns:
@@ -179,7 +181,7 @@ def compare(*, timm_name: str, image_px: int, images: int, repeats: int) -> dict
     Raises:
         RuntimeError: losses or gradients that differ.
     """
-    method = make_method(timm_name, image_px, seg_from=0)
+    method = make_method(timm_name, image_px, timm_options)
     views, label, present = make_views(images, image_px)
     start = {name: value.clone() for name, value in method.state_dict().items()}
     steps: dict[str, Callable[[], dict[str, Tensor]]] = {
@@ -220,7 +222,7 @@ def measured(run: Callable[[], Any]) -> dict[str, float]:
         run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         run()
-    changes = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    changes = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     level = peak = 0
     for event in sorted(changes, key=lambda e: e.start_ns()):
         level += event.nbytes()
@@ -241,7 +243,8 @@ def check_equal(
     """Raise RuntimeError where losses differ by more than 1e-4 of themselves or gradients by 1e-3 of their length."""
     if plain.keys() != ours.keys() or plain_gradients.keys() != our_gradients.keys():
         raise RuntimeError(f"the two steps give other parts: {sorted(plain)} and {sorted(ours)}")
-    for name, value in plain.items():
+    for name in sorted(plain, key=lambda name: name == "loss"):  # the parts first: they say more
+        value = plain[name]
         if not torch.allclose(value, ours[name], rtol=1e-4, atol=1e-6):
             raise RuntimeError(f"{name}: plain {value.item()}, shipped {ours[name].item()}")
     for name, gradient in plain_gradients.items():
@@ -253,9 +256,25 @@ def check_equal(
 def counted_on_meta(timm_name: str = "vit_base_patch16_224", image_px: int = 448) -> dict[str, float]:
     """FLOPs per image of the shipped step, forward and backward, counted without computing; no energy term."""
     with torch.device("meta"):
-        method = make_method(timm_name, image_px, seg_from=0, energy_weight=0.0, group_size=None)
+        method = make_method(timm_name, image_px, energy_weight=0.0, group_size=None)
     views, label, present = make_views(1, image_px)
     on_meta = replace(views, **{name: getattr(views, name).to("meta") for name in views.__dataclass_fields__})
     with FlopCounterMode(display=False) as counter:
         method.losses(on_meta, label.to("meta"), present.to("meta"), STEP)["loss"].backward()
-    return {"network": timm_name, "image_px": image_px, "flops_per_image": counter.get_total_flops()}  # type: ignore[dict-item]
+    return {"network": timm_name, "image_px": image_px, "flops_per_image": counter.get_total_flops()}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """What `compare` found, and the count of `counted_on_meta` under vit_base_448, as lines."""
+    lines = [
+        f"{found['network']}, {found['image_px']} px, {found['images']} images, {found['threads']} threads: "
+        "all losses and gradients agree",
+        f"{'':8s} {'GFLOP':>10s} {'seconds':>9s} {'peak MB':>9s}",
+    ]
+    for name in ("plain", "shipped"):
+        of = found[name]
+        lines.append(f"{name:8s} {of['flops'] / 1e9:10.1f} {of['seconds']:9.2f} {of['peak_bytes'] / 1e6:9.0f}")
+    ratios = (found["flops_ratio"], found["time_ratio"], found["memory_ratio"])
+    lines.append(f"{'ratio':8s} {ratios[0]:10.3f} {ratios[1]:9.3f} {ratios[2]:9.3f}   shipped / plain")
+    count = found["vit_base_448"]["flops_per_image"] / 1e9
+    return "\n".join([*lines, f"ViT-B/16 at 448 px: {count:.0f} GFLOP per image and step, counted, not run"])

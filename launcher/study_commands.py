@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(study, name="study")
     bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
     bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
+    bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
     app.add_typer(bench, name="bench")
 
 
@@ -87,3 +88,20 @@ def lr_range(
     found = find(settings, low=low, high=high, steps=steps)
     suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
     print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
+
+
+def msee_step(
+    network: Annotated[str, typer.Option(help="timm name of the ViT, with random weights.")] = "vit_tiny_patch16_224",
+    image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
+    images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print only a JSON object.")] = False,
+) -> None:
+    """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
+    from json import dumps
+
+    from launcher.bench_step import as_text, compare, counted_on_meta
+
+    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats)
+    found["vit_base_448"] = counted_on_meta()
+    print(dumps(found, indent=1) if json else as_text(found))

@@ -65,7 +65,8 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
 def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     """Print the launch command and run it; returns its exit code."""
     argv, environment = launch_command(config, module, arguments)
-    shown = [f"{name}={value}" for name, value in environment.items()] + [shlex.quote(part) for part in argv]
+    effective = {**environment, **os.environ, **forced(environment)}
+    shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
     print("launching: " + " ".join(shown), flush=True)
     return subprocess.run(argv, env={**environment, **os.environ, **forced(environment)}, check=False).returncode
 
