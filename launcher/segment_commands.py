@@ -1,7 +1,8 @@
-"""`wsss segment`, `wsss pack-voc` and `wsss bench crf`."""
+"""`wsss segment`, `wsss pack-voc`, `wsss trajectory` and `wsss bench crf`."""
 
 import json
 import shutil
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,12 @@ import typer
 
 from launcher.errors import ConfigError
 from launcher.sources import example
+
+
+class DataSet(str, Enum):
+    voc = "voc"
+    coco = "coco"
+
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/voc/toco_vitb.")]
 Name = Annotated[str | None, typer.Option(help="A further set of masks, in RUN/segments@NAME.")]
@@ -20,6 +27,7 @@ def register(app: typer.Typer) -> None:
         epilog=example("wsss segment runs/voc/toco_vitb segment.scales=[1,1.5,1.25] segment.flip=true --name ms_crf")
     )(segment)
     app.command("pack-voc", epilog=example("wsss pack-voc runs/voc/toco_vitb --name ms_crf"))(pack_voc)
+    app.command(epilog=example("wsss trajectory runs/voc/toco_vitb --beside voc"))(trajectory)
     bench = next(group.typer_instance for group in app.registered_groups if group.name == "bench")
     assert bench is not None
     bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
@@ -65,6 +73,14 @@ def pack_voc(
 
     path, count = pack(run, name=name, split=split, out=out)
     print(f"{path}: {count} images, reopened and checked")
+
+
+def trajectory(run: Run, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs.")] = DataSet.voc) -> None:
+    """A run's losses and mIoU beside ToCo's published training log, at the same steps."""
+    from launcher.trajectory import as_text, write_trajectory
+
+    print(as_text(run, beside.value))
+    print(f"page: {write_trajectory(run, beside.value)}")
 
 
 def crf(
