@@ -215,6 +215,12 @@ def test_the_kernels_sum_what_the_formula_says(kind, classes, dtype, tolerance):
     assert_sums("cpu", kind, classes, dtype, tolerance)
 
 
+def test_points_may_have_more_features_than_there_are_values():
+    points, values = torch.randn(1, 30, 11, dtype=torch.float64), torch.rand(1, 30, 2, dtype=torch.float64)
+    expected = (torch.cdist(points, points).square() / -2).exp() @ values
+    torch.testing.assert_close(gaussian_sum(points, values), expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_cuda_kernel_sums_what_the_formula_says():
     for kind in EXTREMES:
@@ -239,7 +245,10 @@ def test_the_cuda_kernel_is_called_with_shapes_that_it_takes():
     assert mean.shape == (2, 70, 21) and log_Z.shape == (2, 70)
 
 
-def test_half_precision_logits_under_autocast_give_the_float32_energy():
+@pytest.mark.parametrize("fused", [True, False])
+def test_half_precision_logits_under_autocast_give_the_float32_energy(fused, monkeypatch):
+    if not fused:
+        monkeypatch.delitem(FUSED, ("cpu", torch.float32))
     image, logits, label, box = scene()
     image, logits = image.bfloat16(), logits.detach().bfloat16()
     expected = dense_energy(image.float(), logits.float(), label, box)

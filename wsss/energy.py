@@ -78,7 +78,7 @@ def dense_energy(
             gate_B1N = torch.ones_like(inside_B1N)
             if gate:
                 unlabelled_B1N = nearest(label_BHW == IGNORE_INDEX, size).flatten(1)[:, None]
-                unsure_B1N = (inside_B1N - core_BCN.amax(dim=1, keepdim=True)).clamp(min=0)
+                unsure_B1N = (1 - core_BCN.amax(dim=1, keepdim=True)).clamp(min=0)  # resizing may round above 1
                 gate_B1N = unsure_B1N.masked_fill(unlabelled_B1N, 1)
             colours_B3hw = nearest(image_B3HW, size).to(core_BCN) * 255
             features_BND = bilateral_features(colours_B3hw, sigma_rgb, scale * sigma_xy)

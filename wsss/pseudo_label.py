@@ -108,7 +108,9 @@ def refined_label(
     small = height // down_scale, width // down_scale
     if min(small) < 1:
         raise ValueError(f"refined_label: {height} x {width} pixels have nothing left at 1 / down_scale {down_scale}")
-    probs_BTQhw = scores_with_background(resize(cam_BPHW, small), present_BP, (bg_threshold, fg_threshold)).softmax(2)
+    probs_BTQhw = scores_with_background(
+        resize(at_least_float32(cam_BPHW), small), present_BP, (bg_threshold, fg_threshold)
+    ).softmax(2)
     image_B3hw = resize(at_least_float32(image_B3HW), small)
     refined_BRhw = pixel_adaptive_refinement(
         image_B3hw, probs_BTQhw.flatten(1, 2), dilations=dilations, num_iter=num_iter
@@ -122,7 +124,7 @@ def refined_label(
 def scores_with_background(cam_BPhw: Tensor, present_BP: Tensor, thresholds: Sequence[float]) -> Tensor:
     """[t, cam_1, ..., cam_P] for each threshold t, (B, T, Q, h, w): -inf where a channel is padding, so that it has no
     share in a softmax over Q."""
-    cam_BPhw = at_least_float32(cam_BPhw).masked_fill((present_BP < 0)[:, :, None, None], -torch.inf)
+    cam_BPhw = cam_BPhw.masked_fill((present_BP < 0)[:, :, None, None], -torch.inf)
     of_thresholds = [
         torch.cat([torch.full_like(cam_BPhw[:, :1], threshold), cam_BPhw], dim=1) for threshold in thresholds
     ]
