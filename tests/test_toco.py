@@ -5,6 +5,7 @@ from networks import tiny_toco, two_view_batch
 from timm.models.vision_transformer import VisionTransformer
 
 from wsss.methods import toco as toco_module
+from wsss.methods.base import balanced_segmentation_loss
 from wsss.methods.looks import Views, channels_of, mirrored_box
 from wsss.methods.toco import ToCo
 from wsss.models.toco import ToCoNet
@@ -154,3 +155,25 @@ def test_options_that_contradict_each_other_are_refused():
         ToCo(tiny_toco(3), cam_scales=(0.5, 1.5))
     with pytest.raises(ValueError, match="bg_threshold"):
         ToCo(tiny_toco(3), bg_threshold=0.8)
+
+
+@pytest.mark.parametrize("case", ["segloss_p0", "segloss_p1"])
+def test_the_balanced_loss_equals_the_golden_vectors(golden, case):
+    arrays = golden(case)
+    for labels, name in (("labels", "guard_"), ("up_labels", "up_")):
+        if labels not in arrays:
+            continue
+        logits = torch.from_numpy(arrays["logits"]).double().requires_grad_()
+        loss = balanced_segmentation_loss(logits, torch.from_numpy(arrays[labels]))
+        loss.backward()
+        assert loss.item() == pytest.approx(float(arrays[f"{name}loss_f64"]), rel=1e-9)
+        expected = arrays[f"{name}grad_logits_f64"]
+        assert np.abs(logits.grad.numpy() - expected).max() <= 1e-6 * np.abs(expected).max() + 1e-9
+
+
+def test_the_balanced_loss_weighs_a_small_object_like_a_large_background():
+    scores = torch.log(torch.tensor([[0.8, 0.2]]))[..., None, None].expand(1, 2, 1, 4)
+    label = torch.tensor([[[0, 0, 0, 1]]])
+    by_hand = 0.5 * -np.log(0.8) + 0.5 * -np.log(0.2)
+    assert balanced_segmentation_loss(scores, label).item() == pytest.approx(by_hand)
+    assert balanced_segmentation_loss(scores, torch.full((1, 1, 4), 255)).item() == 0
