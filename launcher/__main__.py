@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher import benchmark_sources, cue_commands, segment_commands, sources, study_commands
+from launcher import bench_commands, benchmark_sources, cue_commands, segment_commands, sources, study_commands
 from launcher.sources import Only, Out, Shards, Workers, describe, example, write
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ sources.register(shards_app)
 benchmark_sources.register(shards_app)
 cue_commands.register(app)
 study_commands.register(app)
+bench_commands.register(app)
 segment_commands.register(app)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]

@@ -50,6 +50,7 @@ class DataConfig(Section):
     masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
     pixel: Path | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
+    may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
     workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
 
 

@@ -1,6 +1,5 @@
-"""`wsss segment`, `wsss pack-voc`, `wsss trajectory` and `wsss bench crf`."""
+"""`wsss segment`, `wsss pack-voc` and `wsss trajectory`."""
 
-import json
 import shutil
 from enum import Enum
 from pathlib import Path
@@ -22,15 +21,12 @@ Name = Annotated[str | None, typer.Option(help="A further set of masks, in RUN/s
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands; `bench crf` joins the group that is there already."""
+    """Add the commands."""
     app.command(
         epilog=example("wsss segment runs/voc/toco_vitb segment.scales=[1,1.5,1.25] segment.flip=true --name ms_crf")
     )(segment)
     app.command("pack-voc", epilog=example("wsss pack-voc runs/voc/toco_vitb --name ms_crf"))(pack_voc)
     app.command(epilog=example("wsss trajectory runs/voc/toco_vitb --beside voc"))(trajectory)
-    bench = next(group.typer_instance for group in app.registered_groups if group.name == "bench")
-    assert bench is not None
-    bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
 
 
 def segment(
@@ -81,16 +77,3 @@ def trajectory(run: Run, beside: Annotated[DataSet, typer.Option(help="Which of 
 
     print(as_text(run, beside.value))
     print(f"page: {write_trajectory(run, beside.value)}")
-
-
-def crf(
-    classes: Annotated[
-        int, typer.Option(min=3, help="All classes, background included: 21 for VOC, 81 for COCO.")
-    ] = 21,
-    shown: Annotated[int, typer.Option(min=1, help="Classes that an image shows.")] = 2,
-    images: Annotated[int, typer.Option(min=1)] = 3,
-) -> None:
-    """How much faster the CRF is on background and the proposed classes than on all, and what it changes."""
-    from launcher.bench import crf_ratio
-
-    print(json.dumps(crf_ratio(classes=classes, shown=min(shown, classes - 1), images=images), indent=1))

@@ -1,4 +1,4 @@
-"""`wsss study` and `wsss bench`."""
+"""`wsss study`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,16 +12,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 
 
 def register(app: typer.Typer) -> None:
-    """Add `study list|run|report` and `bench lr-range` to a command."""
+    """Add `study list|run|report` to a command."""
     study = typer.Typer(no_args_is_help=True, help="The rows of a paper's table as runs, and a page beside them.")
     study.command("list", epilog=example("wsss study list"))(study_list)
     study.command("run", epilog=example("wsss study run smoke_table_4_10 --row lambda_0 --seed 0"))(study_run)
     study.command("report", epilog=example("wsss study report smoke_table_4_10"))(study_report)
     app.add_typer(study, name="study")
-    bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
-    bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
-    bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
-    app.add_typer(bench, name="bench")
 
 
 def study_list() -> None:
@@ -70,38 +66,3 @@ def study_report(name: Study) -> None:
     page = write_study_report(Path(name).stem, study)
     print(as_text(Path(name).stem, study))
     print(f"report: {page}")
-
-
-def lr_range(
-    config: Annotated[Path, typer.Argument(help="YAML that says the whole run.")],
-    overrides: Overrides = None,
-    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
-    high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=3)] = 100,
-) -> None:
-    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
-    from launcher.bench import lr_range as find
-    from launcher.build import run_folder
-    from launcher.config import load_config
-
-    settings = load_config(config, overrides or [])
-    found = find(settings, low=low, high=high, steps=steps)
-    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
-    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
-
-
-def msee_step(
-    network: Annotated[str, typer.Option(help="timm name of the ViT, with random weights.")] = "vit_tiny_patch16_224",
-    image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
-    images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print only a JSON object.")] = False,
-) -> None:
-    """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
-    from json import dumps
-
-    from launcher.bench_step import as_text, compare, counted_on_meta
-
-    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats)
-    found["vit_base_448"] = counted_on_meta()
-    print(dumps(found, indent=1) if json else as_text(found))

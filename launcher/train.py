@@ -35,7 +35,7 @@ from wsss.optim import lr_at, parameter_groups
 PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
 # Settings that do not change the trained weights, so that a run may go on with others.
 FREE_TO_CHANGE = (
-    *("launch.", "tracking.", "cam.", "refine.", "evaluate.", "data.val", "data.tune", "data.workers"),
+    *("launch.", "tracking.", "cam.", "refine.", "segment.", "evaluate.", "data.val", "data.tune", "data.workers"),
     *("train.log_every", "train.eval_every", "train.save_every", "train.keep"),
 )
 
@@ -200,6 +200,7 @@ def loader_of(config: Config, shards: ShardFolder, rank: int, ranks: int, step: 
         workers=config.data.workers,
         first_step=step,
         mask_of=mask_of,
+        may_lack_classes=config.data.may_lack_classes,
     )
 
 

@@ -258,6 +258,7 @@ def train_loader(
     workers: int,
     first_step: int = 0,
     mask_of: MaskOf | None = None,
+    may_lack_classes: bool = False,
 ) -> DataLoader:
     """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
 
@@ -265,6 +266,7 @@ def train_loader(
 
     Args:
         mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
+        may_lack_classes: train although some class has no positive image, as in a small part of a data set.
 
     Raises:
         DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
@@ -275,7 +277,8 @@ def train_loader(
             f"{shards.folder}: holds masks (supervision 'pixel'); training from image labels reads label-only shards: "
             "write the training split without --masks"
         )
-    check_every_class_has_an_image(shards.index, str(shards.folder))
+    if not may_lack_classes:
+        check_every_class_has_an_image(shards.index, str(shards.folder))
     readers = part.ranks * max(workers, 1)
     if readers > len(shards.index.shards):
         raise DataError(

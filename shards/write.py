@@ -191,6 +191,6 @@ def check_every_class_has_an_image(index: Index, where: str) -> None:
     if without:
         raise DataError(
             f"{where}: no image is labelled {', '.join(without)} among {index.num_samples}; "
-            "check the labels, leave the class out of the class set, or, for a part that is not trained on by itself, "
-            "give --may-lack-classes where the command has it"
+            "check the labels, leave the class out of the class set, or allow it for a part of a data set "
+            "(--may-lack-classes when writing, data.may_lack_classes: true when training)"
         )

@@ -51,9 +51,10 @@ def test_image_f1_equals_the_golden_vectors(golden):
 
 
 def test_image_f1_by_hand():
-    logits = torch.tensor([[1.0, 1.0, -1.0], [0.0, -1.0, -2.0], [0.1, -1, -1]])
-    # two predicted, one right; nothing there and nothing predicted (a logit of 0 is not above 0) counts 0; a miss
-    assert label_f1(logits, torch.tensor([[1, 0, 0], [0, 0, 0], [0, 1, 1]])).tolist() == pytest.approx([2 / 3, 0, 0])
+    logits = torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, -2.0], [0.1, -1, -1], [0.0, -1, -1]])
+    labels = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]])
+    # two predicted, one right; nothing there and nothing predicted is 0; a miss; a logit of 0 predicts nothing
+    assert label_f1(logits, labels).tolist() == pytest.approx([2 / 3, 0, 0, 0])
 
 
 def test_the_interval_draws_groups_and_sums_pixels_before_it_divides():

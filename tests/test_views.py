@@ -136,7 +136,9 @@ def test_parts_have_their_area_ratio_and_place():
     rng, shares = np.random.default_rng(0), []
     ratios, corners = [], []
     for _ in range(2000):
-        x0, y0, x1, y1 = random_part(300, 400, (0.4, 1.0), iter(rng.random(22)))
+        u = iter(rng.random(22))
+        x0, y0, x1, y1 = random_part(300, 400, (0.4, 1.0), u)
+        assert next(u, None) is None
         assert 0 <= x0 < x1 <= 400 and 0 <= y0 < y1 <= 300
         shares.append((x1 - x0) * (y1 - y0) / 120_000)
         ratios.append((x1 - x0) / (y1 - y0))
@@ -144,6 +146,7 @@ def test_parts_have_their_area_ratio_and_place():
     assert 0.39 < min(shares) < 0.41 and 0.9 < max(shares) <= 1.0
     assert 0.74 < min(ratios) < 0.77 and 1.29 < max(ratios) < 1.35
     assert np.abs(np.mean(corners, axis=0) - 0.5).max() < 0.03
+    assert abs(np.corrcoef(np.transpose(corners))[0, 1]) < 0.1
 
 
 def test_a_shape_that_no_part_fits_shows_its_centre():
@@ -195,14 +198,15 @@ def test_views_depend_on_the_generator_alone():
     assert min(seeds) >= 0 and max(seeds) > 2**60 and len(set(seeds)) == 50
 
 
-def test_every_image_takes_the_same_number_of_draws():
-    after = set()
+def test_every_image_takes_the_same_draws_for_the_same_things():
+    after, colours = set(), set()
     for height, width in SHAPES.values():
         for options in ({}, {"flip": 0.0, "scale": (0.1, 0.1), "view2_scale": (1.0, 1.0)}):
             rng = np.random.default_rng(3)
-            TwoViews(size=32, **options)(np.zeros((height, width, 3), dtype=np.uint8), rng)
+            view = TwoViews(size=32, **options)(np.zeros((height, width, 3), dtype=np.uint8), rng)
             after.add(rng.random())
-    assert len(after) == 1
+            colours.add(view.more["photometric"].tobytes())
+    assert len(after) == 1 and len(colours) == 1
 
 
 def test_an_image_of_one_pixel_stays_visible():

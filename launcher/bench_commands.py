@@ -1,0 +1,66 @@
+"""`wsss bench`: ratios and ranges, each measured in one run."""
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.sources import example
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `bench lr-range|msee-step|crf` to a command."""
+    bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
+    bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
+    bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
+    bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
+    app.add_typer(bench, name="bench")
+
+
+def lr_range(
+    config: Annotated[Path, typer.Argument(help="YAML that says the whole run.")],
+    overrides: Overrides = None,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=3)] = 100,
+) -> None:
+    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
+    from launcher.bench import lr_range as find
+    from launcher.build import run_folder
+    from launcher.config import load_config
+
+    settings = load_config(config, overrides or [])
+    found = find(settings, low=low, high=high, steps=steps)
+    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
+    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
+
+
+def msee_step(
+    network: Annotated[str, typer.Option(help="timm name of the ViT, with random weights.")] = "vit_tiny_patch16_224",
+    image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
+    images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print only a JSON object.")] = False,
+) -> None:
+    """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
+    from launcher.bench_step import as_text, compare, counted_on_meta
+
+    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats)
+    found["vit_base_448"] = counted_on_meta()
+    print(json_format.dumps(found, indent=1) if json else as_text(found))
+
+
+def crf(
+    classes: Annotated[
+        int, typer.Option(min=3, help="All classes, background included: 21 for VOC, 81 for COCO.")
+    ] = 21,
+    shown: Annotated[int, typer.Option(min=1, help="Classes that an image shows.")] = 2,
+    images: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """How much faster the CRF is on background and the proposed classes than on all, and what it changes."""
+    from launcher.bench import crf_ratio
+
+    print(json_format.dumps(crf_ratio(classes=classes, shown=min(shown, classes - 1), images=images), indent=1))
