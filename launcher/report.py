@@ -6,6 +6,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from launcher.build import CONFIG, load_about
 from launcher.config import Config
 from launcher.errors import RunError
@@ -16,7 +18,7 @@ from launcher.refine import at_size
 from launcher.scores import read_scores
 from launcher.tracking import Tracker, read_metrics
 from launcher.validate import gallery_numbers
-from launcher.validate_segmentation import KINDS, painted
+from launcher.validate_segmentation import GALLERY, KINDS, painted
 from shards.stream import ShardFolder
 from wsss.metrics import THRESHOLDS
 
@@ -179,7 +181,8 @@ def plottable(values: list[float | None]) -> list[float]:
 
 
 def galleries(runs: list[Path]) -> list[tuple[str, str]]:
-    """(run, picture) of the fixed validation images: truth, every kind of CAM and every mask."""
+    """(run, picture) of the fixed validation images: truth, every kind of CAM and every mask; and what the last
+    evaluation in training showed."""
     pictures = []
     for run in runs:
         config, _ = load_about(run)
@@ -206,9 +209,12 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
                 name = shards.index.shards[shards.shard_of[number]].name
                 labels = dict(zip(shards.numbers_of(name), labels_of(folder / name, extension, shards), strict=True))
                 rows[number][source] = painted(shards.image(number), labels[number])
-        if rows:
+        if any(len(columns) > 1 for columns in rows.values()):
             sheet = gallery([(f"{shards.keys[number]}", columns) for number, columns in rows.items()])
             pictures.append((html.escape(config.name), data_uri(sheet)))
+        if (run / GALLERY).is_file():
+            with Image.open(run / GALLERY) as sheet:
+                pictures.append((html.escape(f"{config.name}, last evaluation while training"), data_uri(sheet)))
     return pictures
 
 

@@ -11,14 +11,17 @@ own size before they become class ids.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 
+from launcher.build import run_folder
 from launcher.config import Config
 from launcher.mask_measure import confusion_of, label_f1
 from launcher.pictures import gallery, heat, outlined
@@ -34,6 +37,7 @@ from wsss.fusion import View, scaled_views
 from wsss.methods.base import Method
 from wsss.resize import resize
 
+GALLERY = "gallery.jpg"
 KINDS = ("seg", *CAM_KINDS)
 PAINT = 0.65  # opacity of a class's colour over the image
 
@@ -76,12 +80,20 @@ def segmentation_validator(
             figures = figures_of(confusion.cpu(), f1.cpu())
             tracker.log({**{f"val/{name}": value for name, value in figures.items()}, "val/seconds": seconds}, step)
             if rows:
-                tracker.image("gallery", gallery([rows[number] for number in sorted(rows)]), step)
+                picture = gallery([rows[number] for number in sorted(rows)])
+                keep_picture(picture, run_folder(config))
+                tracker.image("gallery", picture, step)
             said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
             print(f"step {step}: {said}; {len(shards)} images in {seconds:.1f} s")
         accelerator.wait_for_everyone()
 
     return validate
+
+
+def keep_picture(picture: Image.Image, run: Path) -> None:
+    """RUN/gallery.jpg, which the report shows: what no mask shard holds, such as regions and pseudo labels."""
+    run.mkdir(parents=True, exist_ok=True)
+    picture.save(run / GALLERY, quality=88)
 
 
 def figures_of(confusion: Tensor, f1: Tensor) -> dict[str, float]:

@@ -152,3 +152,14 @@ def test_impossible_scales_are_refused():
     for scales in ((), (1.0,), (0.5, 0.5), (-1.0,)):
         with pytest.raises(ValueError, match="scales"):
             msee(scales=scales)
+
+
+def test_a_step_never_waits_for_the_device():
+    """Tensors without values cannot be read by the host: a step that runs on them reads none."""
+    method = msee().to("meta")
+    batch = {name: value.to("meta") for name, value in two_view_batch(3).items()}
+    losses = method(batch, 1)
+    losses["loss"].backward()
+    assert set(losses) >= {"ptc_loss", "ctc_loss", "seg_loss", "energy_loss", "msee_loss"}
+    with pytest.raises(RuntimeError):
+        losses["loss"].item()

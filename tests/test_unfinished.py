@@ -25,13 +25,14 @@ class Logged:
     dies_at: int = -1
     fails_at: int = -1
     shade: int = 10
+    prefix: str = ""
     class_set = SMOKE
 
     def __len__(self):
         return 20
 
     def groups(self):
-        return [str(number) for number in range(20)]
+        return [f"{self.prefix}{number}" for number in range(20)]
 
     def identity(self):
         return {"shade": self.shade}
@@ -44,7 +45,8 @@ class Logged:
         if number == self.fails_at:
             raise OSError("no space left on device")
         image = encode_image(np.full((8, 8, 3), self.shade + number, dtype=np.uint8))
-        return Sample(key=f"k{number}", image=image, image_label=(1,), group=str(number), source="logged")
+        group = f"{self.prefix}{number}"
+        return Sample(key=f"k{number}", image=image, image_label=(1,), group=group, source="logged")
 
 
 def digests(folder):
@@ -121,14 +123,12 @@ def test_another_source_or_other_options_begin_anew_and_remove_what_was_left(tmp
 
 def test_an_interrupted_write_of_another_split_stays(tmp_path):
     folder = failed(tmp_path)
-
-    @dataclass(frozen=True)
-    class Others(Logged):
-        def groups(self):
-            return [f"other{number}" for number in range(20)]
-
-    write_split(Others(str(tmp_path / "log")), tmp_path, "tune", "label", num_shards=5)
+    write_split(Logged(str(tmp_path / "log"), prefix="other"), tmp_path, "tune", "label", num_shards=5)
+    longer = tmp_path / ".train.2.0123456789ab.tmp"  # of the split "train.2"
+    longer.mkdir()
     assert folder.exists()
+    write_split(Logged(str(tmp_path / "log")), tmp_path, "train", "label", num_shards=4)
+    assert longer.exists() and not folder.exists()
 
 
 def test_a_half_written_folder_is_no_split_that_others_could_share_groups_with(tmp_path):

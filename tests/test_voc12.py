@@ -160,6 +160,7 @@ def test_the_original_archives_give_the_bytes_of_the_unpacked_tree(tmp_path):
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["test", "train", "val"]
     made = json.loads((tmp_path / "b/train/made_of.json").read_text())["source"]
     assert made["masks_from"] == {"mask": 1, "SBD mask": 3}
+    assert shards_voc12("--root", raw, "--out", tmp_path / "b").count("is there already") == 3
 
 
 def test_augmented_masks_may_lie_in_a_zip_beside_a_tar(tmp_path):
@@ -259,6 +260,7 @@ def test_the_same_file_in_two_folders_is_refused(tmp_path):
 
 def test_training_refuses_a_test_split_and_says_why(tmp_path):
     source = read_voc12(find_files([unpacked(tmp_path, voc_tree())], tmp_path), "test")
+    shards_voc12("--root", tmp_path / "VOCdevkit", "--out", tmp_path / "plain", "--split", "test")
     index = write_split(source, tmp_path / "out", "test", "label", may_lack_classes=True)
     with pytest.raises(DataError, match="a test split without truth: none of its 1 images has a label"):
         check_every_class_has_an_image(index, "out/test")

@@ -66,7 +66,7 @@ def alignment_distance(
         raise ValueError(f"tau is {tau} at the level '{level}'; only channel_softmax has one: leave it at 1")
     if standardise and level == "pooled":
         raise ValueError("standardise makes every spatial mean 0, and pooled compares those: choose another level")
-    with torch.autocast(student_BDN.device.type, enabled=False):
+    with full_precision(student_BDN):
         student_BDN, teacher_BDN = at_least_float32(student_BDN), at_least_float32(teacher_BDN)
         if standardise:
             student_BDN, teacher_BDN = standardised(student_BDN), standardised(teacher_BDN)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.align import at_least_float32
+from wsss.align import at_least_float32, full_precision
 from wsss.metrics import IGNORE_INDEX
 from wsss.pseudo_label import inside_box
 from wsss.resize import resize
@@ -70,7 +70,7 @@ def dense_energy(
     """
     check_options(sigma_rgb, sigma_xy, scale)
     size = core_size(image_B3HW, seg_logits_BChw, label_BHW, scale)
-    with torch.autocast(seg_logits_BChw.device.type, enabled=False):
+    with full_precision(seg_logits_BChw):
         probs_BCHW = resize(at_least_float32(seg_logits_BChw), image_B3HW.shape[-2:]).softmax(dim=1)
         core_BCN = resize(probs_BCHW, size).flatten(2)
         with torch.no_grad():

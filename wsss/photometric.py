@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.align import at_least_float32
+from wsss.align import at_least_float32, full_precision
 
 COLUMNS = (
     "brightness",  # factor; 1 = none
@@ -51,7 +51,7 @@ def photometric(image_B3HW: Tensor, params_B8: Tensor) -> Tensor:
             f"photometric: parameters {tuple(params_B8.shape)} of {len(image_B3HW)} images; "
             f"wanted ({len(image_B3HW)}, {len(COLUMNS)}): {', '.join(COLUMNS)}"
         )
-    with torch.autocast(image_B3HW.device.type, enabled=False):
+    with full_precision(image_B3HW):
         x_B3HW = at_least_float32(image_B3HW)
         columns_B111 = params_B8.to(x_B3HW.dtype)[:, :, None, None, None].unbind(dim=1)
         brightness, contrast, saturation, hue, grey, blur, solarise, mirror = columns_B111

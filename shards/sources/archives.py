@@ -128,7 +128,7 @@ def list_archive(path: Path) -> dict[str, Blob]:
 
 def is_wanted(name: str) -> bool:
     """Not a folder, and none of the twins of files that macOS packs beside them."""
-    return not name.endswith("/") and not name.rpartition("/")[2].startswith("._") and "__MACOSX" not in name
+    return not name.endswith("/") and not name.rpartition("/")[2].startswith("._")
 
 
 def list_folder(root: Path) -> dict[str, Blob]:
@@ -145,11 +145,10 @@ def list_folder(root: Path) -> dict[str, Blob]:
     for folder, folders, names in os.walk(root, followlinks=True):
         below = os.path.relpath(folder, root.parent)
         real = os.path.realpath(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if real in seen or below.count("/") >= MAX_DEPTH:
+        if real in seen or below.count("/") > MAX_DEPTH:
             folders.clear()
-        if real in seen:
             continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         seen.add(real)
         files.update({f"{below}/{name}": Blob(f"{folder}/{name}") for name in sorted(names) if name[0] != "."})
     return files

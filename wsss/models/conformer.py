@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.align import full_precision
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, load_weights
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
 
@@ -146,7 +147,7 @@ def transcam(class_map_BKhw: Tensor, attention_BNN: Tensor, grid: tuple[int, int
     cam_BKhw = F.relu(class_map_BKhw.float())
     if cam_BKhw.shape[-2:] != grid:
         cam_BKhw = F.interpolate(cam_BKhw, size=grid, mode="bilinear", align_corners=False)
-    with torch.autocast(cam_BKhw.device.type, enabled=False):
+    with full_precision(cam_BKhw):
         return (cam_BKhw.flatten(2) @ attention_BNN.transpose(1, 2)).unflatten(2, grid)
 
 

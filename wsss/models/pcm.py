@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.align import at_least_float32
+from wsss.align import at_least_float32, full_precision
 from wsss.models.base import Network, Outputs, create_backbone
 from wsss.models.cnn import stage_of
 
@@ -29,7 +29,7 @@ def affinity_of(features_BDhw: Tensor) -> Tensor:
     Source: Wang et al. 2020 (SEAM), Eq. 6-7, in the form of the smoke paper's teacher (spec 2.1, golden `pcm`).
     """
     features_BDN = at_least_float32(features_BDhw.flatten(2))
-    with torch.autocast(features_BDN.device.type, enabled=False):
+    with full_precision(features_BDN):
         unit_BDN = features_BDN / (torch.linalg.vector_norm(features_BDN, dim=1, keepdim=True) + EPS)
         affinity_BNN = F.relu(unit_BDN.transpose(1, 2) @ unit_BDN)
         return affinity_BNN / (affinity_BNN.sum(dim=1, keepdim=True) + EPS)
@@ -37,7 +37,7 @@ def affinity_of(features_BDhw: Tensor) -> Tensor:
 
 def correlate(map_BKhw: Tensor, affinity_BNN: Tensor) -> Tensor:
     """Y_j = sum_i X_i A_ij for every channel: (B, K, h, w) in the affinity's precision or better."""
-    with torch.autocast(map_BKhw.device.type, enabled=False):
+    with full_precision(map_BKhw):
         map_BKN = at_least_float32(map_BKhw.flatten(2))
         return (map_BKN @ affinity_BNN).unflatten(2, map_BKhw.shape[-2:])
 
