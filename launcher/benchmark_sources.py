@@ -106,7 +106,7 @@ def coco14(
     all_images: Annotated[bool, typer.Option("--all-images", help="Also images without any annotation.")] = False,
     paint: Annotated[
         PaintOrder, typer.Option(help="Later annotations over earlier ones, or small objects over large ones.")
-    ] = PaintOrder.order,
+    ] = PaintOrder.area,
     masks: WithMasks = None,
     may_lack_classes: LackClasses = False,
     shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,

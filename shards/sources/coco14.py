@@ -4,7 +4,7 @@ A class id is 1 + the rank of the category's id: 1..80 for COCO. The mask of an 
 regions of crowds first, as 255 (ignore), then the objects, each over what was there, in one of two orders:
 
     order   as the file lists them
-    area    the largest first, so that small objects stay visible
+    area    the largest first, so that small objects stay visible (the default, and what the usual conversion does)
 
 An image label is the set of classes that the mask shows. So a class that only a crowd shows is in no label.
 """
@@ -52,7 +52,7 @@ class Coco14:
     annotations: str
     class_set: ClassSet
     left_out: int = 0
-    paint: Paint = "order"
+    paint: Paint = "area"
     with_masks: bool = False
     source: str = "coco14"
 
@@ -132,7 +132,7 @@ def read_coco(
     lines: Path,
     *,
     all_images: bool = False,
-    paint: Paint = "order",
+    paint: Paint = "area",
     with_masks: bool = False,
 ) -> Coco14:
     """The images of a json of instances.
