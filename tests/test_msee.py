@@ -138,6 +138,19 @@ def test_classification_of_the_teachers_is_added_where_it_is_asked_for():
         msee(scale_cls_weight=1.0)
 
 
+def test_what_a_scale_teaches_can_be_watched():
+    method = msee()
+    losses = method(two_view_batch(3), 1)
+    for scale in (1.5, 0.5):
+        assert 0 <= losses[f"region_{scale}"] <= 1 and losses[f"distance_{scale}"] > 0
+        assert not losses[f"distance_{scale}"].requires_grad
+    everywhere = msee(region_masks=False)(two_view_batch(3), 1)
+    assert everywhere["region_0.5"] == pytest.approx(
+        (16 + 12) / 32
+    )  # all cells of one image, three columns of the other
+    assert "region_1.5" not in msee(msee_from=5)(two_view_batch(3), 4)
+
+
 def test_before_its_start_it_neither_decodes_nor_adds():
     method = msee(seg_from=10, msee_from=5)
     batch = two_view_batch(3)

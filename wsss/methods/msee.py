@@ -89,6 +89,13 @@ class MSEE(ToCo):
         self.teacher_grad = teacher_grad
         self.distance, self.beta, self.reduction = distance, beta, reduction
         self.region_masks = region_masks
+        self.watched: dict[str, Tensor] = {}
+
+    def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
+        """ToCo's and M-SEE's; and, to be watched, the share of the grid and the mean distance of each scale."""
+        self.watched = {}
+        losses = super().losses(views, image_label_BK, present_BP, step)
+        return {**losses, **self.watched}
 
     def decodes(self, step: int) -> bool:
         return super().decodes(step) or self.uses("msee", step)
@@ -111,17 +118,15 @@ class MSEE(ToCo):
     def msee_loss(self, views: Views, seen: Seen, present_BP: Tensor) -> Tensor:
         """Eq. 7, summed over the scales."""
         regions_JBhw = self.regions(views.box, seen, present_BP)
-        parts = [
-            region_loss(
-                feature_distance(
-                    seen.main.patches_BDhw, seen.looks[scale].features["final"], form=self.distance, beta=self.beta
-                ),
-                region_Bhw,
-                reduction=self.reduction,
-                group_size=self.group_size,
-            )
-            for scale, region_Bhw in zip(self.scales, regions_JBhw, strict=True)
-        ]
+        parts = []
+        for scale, region_Bhw in zip(self.scales, regions_JBhw, strict=True):
+            teacher_BDhw = seen.looks[scale].features["final"]
+            distance_Bhw = feature_distance(seen.main.patches_BDhw, teacher_BDhw, form=self.distance, beta=self.beta)
+            parts.append(region_loss(distance_Bhw, region_Bhw, reduction=self.reduction, group_size=self.group_size))
+            self.watched |= {
+                f"region_{scale:g}": region_Bhw.float().mean(),
+                f"distance_{scale:g}": distance_Bhw.detach().mean(),
+            }
         return torch.stack(parts).sum()
 
     def drawn(self, views: Views, seen: Seen, present_BP: Tensor) -> dict[str, Tensor]:
