@@ -303,7 +303,7 @@ class ToCo(Method):
 
     @torch.no_grad()
     def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
-        """Maps of every scale, the pseudo label and the segmentation, as a step with all losses sees them."""
+        """Maps of every scale and the pseudo label, as a step with all losses sees them."""
         box_B4 = torch.tensor([0, image.shape[-2], 0, image.shape[-1]], device=image.device).expand(len(image), -1)
         seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
         views = Views(image, image, image, image, box_B4, seed_B > 0, seed_B)
@@ -312,16 +312,13 @@ class ToCo(Method):
 
     def drawn(self, views: Views, seen: Seen, present_BP: Tensor) -> dict[str, Tensor]:
         """The pictures of what was seen."""
-        grid, extent = seen.main.grid, views.main.shape[-2:]
         weight_BPD = packed_rows(self.student.head.weight.flatten(1), present_BP)
         maps = {
-            f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, grid).amax(dim=1)
+            f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, seen.main.grid).amax(dim=1)
             for scale, look in sorted(seen.looks.items())
         }
         if "final" in seen.cams:
             maps["pseudo label"] = self.pseudo_label(views, seen, present_BP, LATE)
-        if seen.seg_logits_BChw is not None:
-            maps["segmentation"] = resize(seen.seg_logits_BChw, extent).argmax(dim=1)
         return maps
 
     def unused(self, weighed: dict[str, Tensor], seen: Seen) -> Tensor:
