@@ -97,3 +97,17 @@ def test_other_ranks_write_nothing(run):
     tracker.log({"train/loss": 1.0}, 1)
     tracker.close()
     assert list(run.iterdir()) == []
+
+
+def test_a_store_that_two_runs_create_at_once_costs_a_warning_and_no_metric(run, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    def collide():
+        raise OperationalError("ALTER TABLE metrics ADD COLUMN step", {}, Exception("duplicate column name: step"))
+
+    monkeypatch.setattr("launcher.tracking.open_client", collide)
+    with pytest.warns(UserWarning, match="duplicate column name"):
+        tracker = Tracker(run, experiment="test")
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.close()
+    assert [line["train/loss"] for line in read_metrics(run)] == [1.0]
