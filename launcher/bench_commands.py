@@ -43,12 +43,15 @@ def msee_step(
     image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
     images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
+    energy_scale: Annotated[
+        float, typer.Option(help="Resolution of the dense energy, which both compute alike.")
+    ] = 0.25,
     json: Annotated[bool, typer.Option("--json", help="Print only a JSON object.")] = False,
 ) -> None:
     """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
     from launcher.bench_step import as_text, compare, counted_on_meta
 
-    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats)
+    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats, energy_scale=energy_scale)
     found["vit_base_448"] = counted_on_meta()
     print(json_format.dumps(found, indent=1) if json else as_text(found))
 

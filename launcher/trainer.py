@@ -94,7 +94,7 @@ class Trainer:
         """One optimizer update from `accumulate` micro-batches, without waiting for the device."""
         seed_step(self.config.seed, self.step, self.accelerator.process_index)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(self.step) * group["lr_factor"]
+            group["lr"] = self.lr_at(self.step) * group.get("lr_factor", 1.0)
         self.method.train()
         for micro in range(self.config.accumulate):
             batch = to_device(next(batches), self.accelerator.device)
