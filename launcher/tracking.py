@@ -21,6 +21,7 @@ from launcher.mlflow_store import RUNS as RUNS
 from launcher.mlflow_store import load_mlflow
 
 CLOSE_S = 30.0  # how long a run that ends waits for MLflow
+EVERY_S = 2.0  # what is logged meanwhile goes into one request: the thread and the step share the interpreter
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0  # between attempts while MLflow does not answer
 
 
@@ -191,6 +192,7 @@ class Tracker(NoTracker):
             if last:
                 break
             self.wake.wait()
+            self.closing.wait(EVERY_S)
         self.delivery.release()
 
 

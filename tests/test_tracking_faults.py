@@ -124,16 +124,6 @@ def test_a_metric_that_mlflow_refuses_is_left_out_and_named_and_the_others_arriv
     assert all(line["train/a+b"] == 0.0 for line in read_metrics(run))
 
 
-def test_more_points_and_parameters_than_one_request_takes_all_arrive(run):
-    tracker = tracked(run, params={f"p{n}": n for n in range(250)}, send=False)
-    for step in range(3):
-        tracker.log({f"m{n}": step for n in range(700)}, step)
-    assert sync(run)
-    stored = mlflow.get_run(read_sent(run)["run_id"])
-    assert len(stored.data.params) == 250 and len(stored.data.metrics) == 700
-    assert points(run, "m699") == [(0, 0.0), (1, 1.0), (2, 2.0)]
-
-
 def test_a_run_that_somebody_deleted_from_mlflow_is_begun_anew_with_all_its_points(run):
     first = tracked(run, params={"a": 1})
     first.log({"train/loss": 1}, 1)
