@@ -19,7 +19,7 @@ from launcher.mlflow_store import begin_run, find_experiment, find_run, has_run,
 METRICS = "metrics.jsonl"
 TRACKING = "tracking"
 WANTED, SENT, FILES, LOCK = (f"{TRACKING}/{name}" for name in ("wanted.json", "sent.json", "files.jsonl", "lock"))
-BATCH = 1000  # points in one request; MLflow takes no more
+BATCH = 1000  # points that are read and sent together; as many as MLflow takes in one request
 
 
 class Busy(RuntimeError):
@@ -111,24 +111,19 @@ class Delivery:
     def send_points(self, points: list[Any]) -> None:
         from mlflow.exceptions import MlflowException
 
-        for first in range(0, len(points), BATCH):
-            self.go_on()
-            batch = [
-                point for point in points[first : first + BATCH] if f"metric {point.key}" not in self.sent["refused"]
-            ]
-            if not batch:
-                continue
-            try:
-                self.client.log_batch(self.sent["run_id"], metrics=batch)
-                self.counts["points"] += len(batch)
-            except MlflowException as error:
-                if not is_refusal(error) or not has_run(self.client, self.sent["run_id"]):
-                    raise
-                if len(batch) == 1:
-                    self.refuse(f"metric {batch[0].key}", error)
-                    continue
-                for point in batch:  # only what is wrong is left out
-                    self.send_points([point])
+        self.go_on()
+        points = [point for point in points if f"metric {point.key}" not in self.sent["refused"]]
+        try:
+            self.client.log_batch(self.sent["run_id"], metrics=points)  # the client cuts it into requests
+            self.counts["points"] += len(points)
+        except MlflowException as error:
+            if not is_refusal(error) or not has_run(self.client, self.sent["run_id"]):
+                raise
+            if len(points) == 1:
+                self.refuse(f"metric {points[0].key}", error)
+                return
+            for point in points:  # only what is wrong is left out
+                self.send_points([point])
 
     def send_files(self) -> None:
         from mlflow.exceptions import MlflowException

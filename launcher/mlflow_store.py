@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path("runs")
-PER_REQUEST = 100  # parameters or tags; MLflow takes no more
 
 
 def uri_and_artifacts() -> tuple[str, str | None]:
@@ -93,16 +92,13 @@ def begin_run(
     from mlflow.entities import Param, RunTag
     from mlflow.exceptions import MlflowException
 
-    parts: list[tuple[str, dict[str, Any]]] = []
-    for name, rows in (
-        ("params", [Param(key, value) for key, value in params.items()]),
-        ("tags", [RunTag(key, value) for key, value in tags.items()]),
-    ):
-        for first in range(0, len(rows), PER_REQUEST):
-            parts.append((name, {name: rows[first : first + PER_REQUEST]}))
-    for name, part in parts:
+    parts = {
+        "params": [Param(key, value) for key, value in params.items()],
+        "tags": [RunTag(key, value) for key, value in tags.items()],
+    }
+    for name, part in parts.items():
         try:
-            client.log_batch(run_id, **part)
+            client.log_batch(run_id, **{name: part})  # the client cuts it into requests
         except MlflowException as error:
             if not is_refusal(error) or not has_run(client, run_id):
                 raise

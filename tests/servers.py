@@ -4,7 +4,6 @@ import http.client
 import socket
 import threading
 import time
-from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,7 +35,6 @@ class Proxy:
 
     def __init__(self, port: int, *, delay_s: float = 0.0, lose: int = 0) -> None:
         lost: dict[str, int] = {}
-        seen: Counter[str] = Counter()
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
@@ -48,7 +46,6 @@ class Proxy:
                 data = answer.read()
                 time.sleep(delay_s)
                 path = self.path.split("?")[0]
-                seen[path.rsplit("/", 1)[1]] += 1
                 if self.command == "POST" and lost.get(path, 0) < lose:
                     lost[path] = lost.get(path, 0) + 1
                     self.close_connection = True
@@ -64,7 +61,7 @@ class Proxy:
 
             def log_message(self, *_: Any) -> None: ...
 
-        self.lost, self.seen = lost, seen
+        self.lost = lost
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
 
