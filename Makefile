@@ -36,7 +36,7 @@ demo: install data/demo/train data/demo/tune data/demo/val
 	$(WSSS) report runs/demo
 	@echo
 	@echo "Figures, curves and overlays:  runs/demo/report.html"
-	@echo "Runs and CAM galleries:        $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+	@echo "Runs and CAM galleries:        $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///runs/mlflow.db"
 
 # In training, nine of ten times a chimney says whether there is smoke; in validation it says nothing.
 data/demo/train: | install

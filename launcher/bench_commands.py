@@ -12,11 +12,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 
 
 def register(app: typer.Typer) -> None:
-    """Add `bench lr-range|msee-step|crf` to a command."""
+    """Add `bench lr-range|msee-step|crf|tracking` to a command."""
     bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
     bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
     bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
     bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
+    bench.command("tracking", epilog=example("wsss bench tracking --steps 100 --json"))(tracking)
     app.add_typer(bench, name="bench")
 
 
@@ -67,3 +68,16 @@ def crf(
     from launcher.bench import crf_ratio
 
     print(json_format.dumps(crf_ratio(classes=classes, shown=min(shown, classes - 1), images=images), indent=1))
+
+
+def tracking(
+    steps: Annotated[int, typer.Option(min=20, help="Tracked steps for each store, and as many untracked.")] = 200,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between figures; a run's default is 10.")] = 1,
+    side_px: Annotated[int, typer.Option(min=16, help="Side of the images; sets how long a step takes.")] = 128,
+    json: Annotated[bool, typer.Option("--json", help="Print only a JSON object.")] = False,
+) -> None:
+    """Share of a step that tracking takes, with MLflow local, absent and silent."""
+    from launcher.bench_tracking import as_text, measure
+
+    found = measure(steps=steps, log_every=log_every, side_px=side_px)
+    print(json_format.dumps(found, indent=1) if json else as_text(found))

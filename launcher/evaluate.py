@@ -147,11 +147,11 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def track(run: Path, report: dict[str, Any]) -> None:
     """Send the final figures to the run's MLflow run."""
-    config, about = load_about(run)
-    tracker = Tracker(run, experiment=config.tracking.experiment, run_id=about["mlflow_run_id"])
+    config, _ = load_about(run)
+    tracker = Tracker(run, experiment=config.tracking.experiment)
     tracker.log(final_metrics(report), checkpoint.step_of(Path(report["checkpoint"])))
     tracker.artifact(run / EVALUATION)
-    tracker.close()
+    tracker.close(None)
 
 
 def final_metrics(report: dict[str, Any]) -> dict[str, float]:

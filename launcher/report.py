@@ -68,8 +68,9 @@ def write_report(folder: Path) -> Path:
     temporary = out.with_name(f".{REPORT}.tmp")
     temporary.write_text(page)
     temporary.replace(out)
+    answers = True
     for run in runs:
-        attach(run, out)
+        answers = attach(run, out, send=answers)
     return out
 
 
@@ -218,10 +219,9 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
     return pictures
 
 
-def attach(run: Path, report: Path) -> None:
-    """Lay the page beside the run in MLflow."""
-    config, about = load_about(run)
-    if about.get("mlflow_run_id"):
-        tracker = Tracker(run, experiment=config.tracking.experiment, run_id=about["mlflow_run_id"])
-        tracker.artifact(report)
-        tracker.close()
+def attach(run: Path, report: Path, *, send: bool) -> bool:
+    """Lay the page beside the run in MLflow, now or (`send` = False) when the run is synced; True: MLflow has it."""
+    config, _ = load_about(run)
+    tracker = Tracker(run, experiment=config.tracking.experiment, send=send)
+    tracker.artifact(report)
+    return tracker.close(None)

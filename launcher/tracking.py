@@ -1,21 +1,28 @@
 """Where figures go while a run goes on: RUN/metrics.jsonl always, and MLflow beside it. Rank 0 only.
 
-MLflow is an SQLite file below runs/ unless MLFLOW_TRACKING_URI says otherwise. Calls in the step loop are
-asynchronous; an unreachable MLflow costs a warning, never the run.
+The run writes to its own folder and never waits for MLflow: one thread brings what the folder holds to MLflow
+(delivery.py). What MLflow did not take stays in the folder; `wsss track sync RUN` sends it later.
+MLflow is an SQLite file below runs/ unless MLFLOW_TRACKING_URI says otherwise.
 """
 
 import json
-import os
+import threading
 import time
-import warnings
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-RUNS = Path("runs")
-METRICS = "metrics.jsonl"
+from launcher.delivery import FILES, METRICS, TRACKING, WANTED, Busy, Delivery, Left, read_sent, waiting
+from launcher.journal import Journal, read_lines, tell, write_whole
+from launcher.mlflow_store import RUNS as RUNS
+from launcher.mlflow_store import load_mlflow
+
+CLOSE_S = 30.0  # how long a run that ends waits for MLflow
+EVERY_S = 2.0  # what is logged meanwhile goes into one request: the thread and the step share the interpreter
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0  # between attempts while MLflow does not answer
 
 
 class NoTracker:
@@ -29,19 +36,24 @@ class NoTracker:
 
     def artifact(self, path: Path) -> None: ...
 
-    def close(self, status: str = "FINISHED") -> None: ...
+    def close(self, status: str | None = "FINISHED") -> bool:
+        """True: nothing is left to send."""
+        return True
 
 
 class Tracker(NoTracker):
-    """MLflow and metrics.jsonl of one run.
+    """MLflow and metrics.jsonl of one run. No method but `close` waits for anything but the local disk.
 
     Args:
         run: the run's folder.
         experiment: of MLflow.
-        run_id: of MLflow, to go on with an earlier run.
         params: logged when the run begins; MLflow lets nobody change them afterwards.
         datasets: {context: (name, folder, fingerprint)}.
         resumed_at: lines of metrics.jsonl after this step are dropped, since the run writes them again; None = keep.
+        send: False = only write the folder; `wsss track sync` sends it.
+
+    Raises:
+        OSError: the run's folder cannot be written at the start.
     """
 
     def __init__(
@@ -49,130 +61,153 @@ class Tracker(NoTracker):
         run: Path,
         *,
         experiment: str,
-        run_id: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         datasets: Mapping[str, tuple[str, Path, str]] | None = None,
         resumed_at: int | None = None,
+        send: bool = True,
     ) -> None:
-        self.path = run / METRICS
+        self.run = run
+        (run / TRACKING).mkdir(exist_ok=True)
+        sent = read_sent(run)
+        self.metrics = Journal(run / METRICS, floor=sent["metrics_until"])
+        self.files = Journal(run / FILES, floor=sent["files_until"])
         if resumed_at is not None:
-            kept = [line for line in read_metrics(run) if line["step"] <= resumed_at]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.pending: list[Any] = []  # what MLflow is still writing
-        try:
-            self.client, artifacts = open_client()
-            if run_id is None or not has_run(self.client, run_id):
-                experiment_id = find_experiment(self.client, experiment, artifacts)
-                name = "/".join(run.parts[1:])
-                run_id = begin_run(self.client, experiment_id, name, params or {}, tags or {}, datasets or {})
-            else:
-                self.client.update_run(run_id, status="RUNNING")
-            self.run_id = run_id
-        except Exception as error:  # its store may raise anything: two runs that create one database at once, for one
-            warnings.warn(f"MLflow is not available, metrics go to {self.path} alone: {error}", stacklevel=2)
-            self.client = None
+            self.metrics.keep(lambda line: line["step"] <= resumed_at)
+        if not (run / WANTED).is_file():
+            self.want(experiment, params or {}, tags or {}, datasets or {})
+        if resumed_at is not None:
+            self.want_status("RUNNING")
+        self.delivery = Delivery(run)
+        self.wake, self.closing = threading.Event(), threading.Event()
+        self.thread: threading.Thread | None = None
+        if send:
+            load_mlflow()
+            self.thread = threading.Thread(target=self.send_on, name="tracking", daemon=True)
+            self.thread.start()
+
+    @property
+    def run_id(self) -> str | None:  # type: ignore[override]
+        """Of MLflow; None as long as MLflow did not answer."""
+        return read_sent(self.run)["run_id"]
+
+    def want(
+        self,
+        experiment: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        datasets: Mapping[str, tuple[str, Path, str]],
+    ) -> None:
+        """Write down what the MLflow run is to look like, for whoever creates it."""
+        wanted = {
+            "key": uuid.uuid4().hex,  # finds the run again if the answer to its creation was lost
+            "experiment": experiment,
+            "name": "/".join(self.run.parts[1:]),
+            "params": {key: str(value) for key, value in params.items()},
+            "tags": dict(tags),
+            "datasets": {use: (name, str(path.resolve()), print_) for use, (name, path, print_) in datasets.items()},
+            "status": None,  # as MLflow has it
+        }
+        write_whole(self.run / WANTED, json.dumps(wanted, indent=1))
+
+    def want_status(self, status: str) -> None:
+        wanted = json.loads((self.run / WANTED).read_text())
+        write_whole(self.run / WANTED, json.dumps({**wanted, "status": status}, indent=1))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        now_s = time.time()
-        metrics = {name: float(value) for name, value in metrics.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": now_s, **metrics}) + "\n")
-        if self.client:
-            from mlflow.entities import Metric
-
-            points = [Metric(name, value, int(now_s * 1000), step) for name, value in metrics.items()]
-            self.pending.append(self.client.log_batch(self.run_id, metrics=points, synchronous=False))
+        self.metrics.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+        self.wake.set()
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
-        """Sent at once: MLflow can flush images that it sends in the background only by starting a run of its own."""
-        if self.client:
-            self.client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
+        """Kept in RUN/images under the name by which MLflow's pages know a picture's step."""
+        at_ms = int(time.time() * 1000)
+        file = f"images/{name.replace('/', '~')}+step+{step}+timestamp+{at_ms}+{uuid.uuid4()}.png"
+        try:
+            (self.run / "images").mkdir(exist_ok=True)
+            image.save(self.run / file, compress_level=1)
+        except OSError as error:
+            tell(f"cannot write {self.run / file} ({error}); this picture is lost, the run goes on")
+            return
+        self.files.append({"file": file, "step": step})
+        self.wake.set()
 
     def artifact(self, path: Path) -> None:
-        if self.client:
-            self.client.log_artifact(self.run_id, str(path))
+        """Send a file as it is when its turn comes."""
+        file = path.relative_to(self.run) if path.is_relative_to(self.run) else path.resolve()
+        self.files.append({"file": str(file), "step": None})
+        self.wake.set()
 
-    def close(self, status: str = "FINISHED") -> None:
-        """Wait until MLflow has written everything, and end its run."""
-        if self.client:
-            for operation in self.pending:
-                operation.wait()
-            self.client.set_terminated(self.run_id, status)
+    def close(self, status: str | None = "FINISHED") -> bool:
+        """Wait a bounded time until MLflow has everything, and end its run; say what is left.
 
+        Args:
+            status: of the MLflow run; None = as it is.
 
-def open_client() -> tuple[Any, str | None]:
-    """A client of the store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
+        Returns:
+            Whether MLflow has everything.
+        """
+        try:
+            if status is not None:
+                self.want_status(status)
+        except OSError as error:
+            tell(f"cannot write {self.run / WANTED} ({error}); MLflow will not learn that the run is {status}")
+        for journal in (self.metrics, self.files):
+            journal.flush()
+            if lost := journal.lost + len(journal.held):
+                tell(f"{journal.path}: the disk did not take {lost} lines, they are lost")
+        self.closing.set()
+        self.wake.set()
+        if self.thread is not None:
+            self.thread.join(CLOSE_S)
+            self.delivery.left.set()
+        return not left_over(self.run)
 
-    By default both are below runs/; a named store decides for itself where artifacts go.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks for minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    import mlflow
-
-    RUNS.mkdir(exist_ok=True)
-    here = f"sqlite:///{(RUNS / 'mlflow.db').resolve()}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI", here)
-    mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
-    return mlflow.MlflowClient(uri), (RUNS / "mlartifacts").resolve().as_uri() if uri == here else None
-
-
-def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """Id of an experiment, created if it is new."""
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
-
-
-def begin_run(
-    client: Any,
-    experiment_id: str,
-    name: str,
-    params: Mapping[str, Any],
-    tags: Mapping[str, str],
-    datasets: Mapping[str, tuple[str, Path, str]],
-) -> str:
-    """Create an MLflow run with its parameters, tags and datasets; returns its id."""
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag, Param, RunTag
-
-    run_id = client.create_run(experiment_id, run_name=name).info.run_id
-    client.log_batch(
-        run_id,
-        params=[Param(key, str(value)) for key, value in params.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
-    inputs = []
-    for context, (dataset_name, folder, fingerprint) in datasets.items():
-        with warnings.catch_warnings():  # it finds its own local source twice and says so
-            warnings.simplefilter("ignore")
-            source = resolve_dataset_source(str(folder.resolve()))
-        dataset = MetaDataset(source, name=dataset_name, digest=fingerprint)  # type: ignore[abstract]
-        inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
-    client.log_inputs(run_id, inputs)
-    return run_id
+    def send_on(self) -> None:
+        """The thread: send, wait for more; while MLflow does not answer, try again in growing intervals."""
+        pause_s = FIRST_PAUSE_S
+        failed = last = False
+        while not self.delivery.left.is_set():
+            if self.closing.is_set() and not last:
+                last, pause_s = True, FIRST_PAUSE_S
+            self.wake.clear()
+            try:
+                self.delivery.send()
+            except Left:
+                break
+            except Exception as error:  # whatever it is, it must not end the run, which needs no MLflow
+                if not failed:
+                    tell(reason(self.run, error))
+                failed = True
+                if last and isinstance(error, Busy):
+                    break
+                (self.delivery.left if last else self.closing).wait(pause_s)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                continue
+            if failed:
+                tell(f"MLflow answers again and has everything of {self.run}")
+            failed, pause_s = False, FIRST_PAUSE_S
+            if last:
+                break
+            self.wake.wait()
+            self.closing.wait(EVERY_S)
+        self.delivery.release()
 
 
-def has_run(client: Any, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
+def reason(run: Path, error: Exception) -> str:
+    if isinstance(error, Busy):
+        return f"{error}; it also sends what this one wrote"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"MLflow does not take the figures of {run} ({text[:300]}); the run goes on and keeps them in its folder"
 
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False
+
+def left_over(run: Path) -> bool:
+    """Whether MLflow lacks something of a run; says what, and how to send it."""
+    lines, files, state = waiting(run)
+    if lines or files or state:
+        tell(f"MLflow lacks {lines} lines of metrics and {files} files of {run}; later: wsss track sync {run}")
+    return bool(lines or files or state)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """The lines of RUN/metrics.jsonl; a last line that a killed process left half written is dropped."""
-    path = run / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines()
-    parsed = []
-    for number, line in enumerate(lines):
-        try:
-            parsed.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number + 1 < len(lines):
-                raise
-    return parsed
+    return list(read_lines(run / METRICS))

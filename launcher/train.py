@@ -273,7 +273,6 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[P
     tracker = Tracker(
         run,
         experiment=config.tracking.experiment,
-        run_id=before.get("mlflow_run_id"),
         params=flatten(config.model_dump(mode="json")),
         tags={
             "mlflow.source.git.commit": about["git_commit"],
@@ -284,8 +283,7 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[P
         datasets={"train": (config.data.train.name, config.data.train, about["dataset_fingerprint"])},
         resumed_at=checkpoint.step_of(found[-1]) if found else 0,
     )
-    about = {**about, "started": before.get("started", about["started"]), "mlflow_run_id": tracker.run_id}
-    path.write_text(json.dumps(about, indent=1))
+    path.write_text(json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
     tracker.artifact(run / CONFIG)
     return tracker
 

@@ -26,7 +26,7 @@ def digest(method):
 def test_a_run_leaves_checkpoints_metrics_config_and_facts(in_tmp, tiny_config):
     train(tiny_config("classify"))
     run = RUNS / "teacher"
-    assert {"config.yaml", "run.json", "metrics.jsonl", "step_0000002", "step_0000004"} == {
+    assert {"config.yaml", "run.json", "metrics.jsonl", "tracking", "images", "step_0000002", "step_0000004"} == {
         p.name for p in run.iterdir()
     }
     lines = read_metrics(run)
