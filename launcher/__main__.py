@@ -1,12 +1,15 @@
 """The `wsss` command. Each subcommand is one short call into a module; heavy imports wait until one is chosen."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher import bench_commands, benchmark_sources, cue_commands, segment_commands, sources, study_commands
 from launcher.sources import Only, Out, Shards, Workers, describe, example, write
+
+if TYPE_CHECKING:
+    from shards.remote import Place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +104,7 @@ def smoke(
 
 
 @shards_app.command(epilog=example("wsss shards verify data/demo/train"))
-def verify(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
+def verify(folder: Annotated[str, typer.Argument(help="Folder or URL with index.json.")]) -> None:
     """Read every byte of a folder of shards and compare it with the index."""
     from shards.index import verify as check
 
@@ -110,7 +113,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder with index.json."
 
 
 @shards_app.command(epilog=example("wsss shards info data/demo/train"))
-def info(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
+def info(folder: Annotated[str, typer.Argument(help="Folder or URL with index.json.")]) -> None:
     """Say what a folder of shards holds."""
     print(describe(folder))
 
@@ -214,7 +217,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run, or a folder of ru
     print(f"report: {write_report(folder)}")
 
 
-def splits(settings: object, only: str | None) -> dict[str, Path]:
+def splits(settings: object, only: str | None) -> dict[str, "Place"]:
     """{split: folder of shards} of a run's config."""
     from launcher.config import Config
     from launcher.errors import ConfigError

@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from shards.remote import Place, absolute
+
 RUNS = Path("runs")
 METRICS = "metrics.jsonl"
 
@@ -52,7 +54,7 @@ class Tracker(NoTracker):
         run_id: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-        datasets: Mapping[str, tuple[str, Path, str]] | None = None,
+        datasets: Mapping[str, tuple[str, Place, str]] | None = None,
         resumed_at: int | None = None,
     ) -> None:
         self.path = run / METRICS
@@ -131,7 +133,7 @@ def begin_run(
     name: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
-    datasets: Mapping[str, tuple[str, Path, str]],
+    datasets: Mapping[str, tuple[str, Place, str]],
 ) -> str:
     """Create an MLflow run with its parameters, tags and datasets; returns its id."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
@@ -148,7 +150,7 @@ def begin_run(
     for context, (dataset_name, folder, fingerprint) in datasets.items():
         with warnings.catch_warnings():  # it finds its own local source twice and says so
             warnings.simplefilter("ignore")
-            source = resolve_dataset_source(str(folder.resolve()))
+            source = resolve_dataset_source(absolute(folder))
         dataset = MetaDataset(source, name=dataset_name, digest=fingerprint)  # type: ignore[abstract]
         inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
     client.log_inputs(run_id, inputs)
