@@ -106,7 +106,7 @@ def smoke(
 @shards_app.command(epilog=example("wsss shards verify data/demo/train"))
 def verify(folder: Annotated[str, typer.Argument(help="Folder or URL with index.json.")]) -> None:
     """Read every byte of a folder of shards and compare it with the index."""
-    from shards.index import verify as check
+    from shards.verify import verify as check
 
     index = check(folder)
     print(f"{folder}: {len(index.shards)} shards, {index.num_samples} samples, every byte as written")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.index import verify
+from shards.verify import verify
 from shards.sources.archives import Blob
 from shards.sources.coco14 import read_coco
 from shards.sources.coco_files import find_files as find_coco

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from shards.augment import Squash
-from shards.index import Index, index_shard, tar_members, verify
+from shards.index import Index, index_shard, tar_members
 from shards.schema import ClassSet, DataError, SampleError
 from shards.sources.synthetic import Synthetic
 from shards.stream import ShardFolder, Slice, train_loader
+from shards.verify import verify
 from shards.write import write_split, write_tar
 
 pytestmark = pytest.mark.timeout(60)

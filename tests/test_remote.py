@@ -13,10 +13,11 @@ from store import Store
 from shards import cache, remote
 from shards.augment import Augment
 from shards.cache import Cache, Wanted, release
-from shards.index import Index, verify
+from shards.index import Index
 from shards.remote import place_of
 from shards.schema import DataError
 from shards.stream import ShardFolder, Slice, train_loader
+from shards.verify import verify
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*try . of")]
 
@@ -70,8 +71,8 @@ def test_a_failure_that_passes_is_tried_again_and_changes_nothing(store, scenes,
     [
         ("503", "not fetched after 9 tries in . s; last error: .*503.*check the store and the network"),
         ("403", "not fetched after 1 try in 0 s; last error: .*403.*check the address and the credentials"),
-        ("flipped", "after 9 tries .*WrongBytes: its sha256 is not the index's"),
-        ("cut without a length", r"after 9 tries .*WrongBytes: \d+ bytes came, the index says \d+"),
+        ("flipped", "not fetched after 9 tries .*WrongBytes: its sha256 is not the index's"),
+        ("cut without a length", r"not fetched after 9 tries .*WrongBytes: \d+ bytes came, the index says \d+"),
     ],
 )
 def test_a_failure_that_stays_is_told_with_address_tries_and_reason(store, cached, fault, message):

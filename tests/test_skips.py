@@ -13,7 +13,7 @@ from shards.index import Index
 from shards.schema import SampleError
 from shards.stream import ShardFolder, Slice, epoch_order, train_loader
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def garbage(folder, numbers):
