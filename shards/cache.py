@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 from shards.remote import download
@@ -168,16 +169,16 @@ class Prefetch:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.asked: tuple[int, int] | None = None  # process and number of the window: a fork inherits no thread
+        self.asked: tuple[int, Any] | None = None  # process and its newest list: a fork inherits no thread
 
-    def ask(self, window: int, files: Iterable[Wanted]) -> None:
-        """Fetch these files in their order, unless this was asked already."""
-        mine = (os.getpid(), window)
+    def ask(self, name: Any, files: Iterable[Wanted]) -> None:
+        """Fetch these files in their order, unless the list of this name is the newest already."""
+        mine = (os.getpid(), name)
         if self.asked != mine:
             self.asked = mine
             threading.Thread(target=self.work, args=(mine, list(files)), daemon=True).start()
 
-    def work(self, mine: tuple[int, int], files: list[Wanted]) -> None:
+    def work(self, mine: tuple[int, Any], files: list[Wanted]) -> None:
         for wanted in files:
             if self.asked != mine:
                 return

@@ -138,10 +138,10 @@ class ShardFolder:
             return
         order = order_of(epoch)
         window = int(np.flatnonzero(order == self.shard_of[number])[0]) // WINDOW
-        following = order[window * WINDOW : (window + 2) * WINDOW]  # first this window, for the readers to come
+        following = order[window * WINDOW : (window + 2) * WINDOW].tolist()  # first what is left of this window
         if len(following) <= WINDOW:
-            following = [*following, *order_of(epoch + 1)[:WINDOW]]
-        self.prefetching.ask((epoch, window), [self._wanted(int(s)) for s in dict.fromkeys(following)])
+            following += order_of(epoch + 1)[:WINDOW].tolist()
+        self.prefetching.ask((epoch, window), [self._wanted(s) for s in dict.fromkeys(following)])
 
     def _wanted(self, shard_number: int) -> Wanted:
         shard = self.index.shards[shard_number]

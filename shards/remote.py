@@ -156,9 +156,9 @@ def is_full(error: BaseException) -> bool:
 
 
 def described(error: BaseException | None) -> str:
-    text = error.message if hasattr(error, "message") and hasattr(error, "status") else str(error)
-    status = f" {error.status}" if hasattr(error, "status") else ""
-    return f"{type(error).__name__}{status}: {text}".rstrip(": ")
+    status, message = getattr(error, "status", None), getattr(error, "message", "")
+    text = str(error) if status is None else f"{status} {message}"
+    return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def what_to_do(error: BaseException) -> str:

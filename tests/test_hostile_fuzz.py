@@ -117,6 +117,16 @@ def test_a_damaged_tar(sound, tmp_path, edits):
     assert shard is None or len(shard.keys) == 3  # never fewer samples without a word
 
 
+def test_a_tar_cut_at_every_block_or_with_any_block_of_zeros(sound, tmp_path):
+    whole = next(sound.glob("*.tar")).read_bytes()
+    found = []
+    for at in range(0, len(whole), 512):
+        for damaged in (whole[:at], whole[: at + 1], whole[:at] + bytes(512) + whole[at + 512 :]):
+            found.append(read_tar(tmp_path, damaged))
+    assert all(shard is None or len(shard.keys) == 3 for shard in found)
+    assert None in found and any(found)
+
+
 NAMES = st.sampled_from(["a.jpg", "a.json", "b.jpg", "../../a.json", "/a.json", ".", "", "a" * 99]) | st.text(
     max_size=20
 )

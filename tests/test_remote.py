@@ -179,7 +179,7 @@ def test_the_least_recently_used_make_room_but_nothing_in_use(store, cached):
     own = Cache(folder=cached, limit=3 * max(s.bytes for s in shards))
     cached.mkdir()
     held = own.open(files[0])
-    for number, wanted in enumerate(files[1:3]):
+    for number, wanted in enumerate(files[1:3], start=1):
         release(own.open(wanted))
         os.utime(cached / wanted.sha256, (number, number))
     os.utime(cached / files[0].sha256, (0, 0))  # the oldest, but in use
