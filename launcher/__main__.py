@@ -1,7 +1,7 @@
 """The `wsss` command. Each subcommand is one short call into a module; heavy imports wait until one is chosen."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from launcher import (
     track_commands,
 )
 from launcher.sources import Only, Out, Shards, Workers, describe, example, write
+
+if TYPE_CHECKING:
+    from shards.remote import Place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -110,16 +113,16 @@ def smoke(
 
 
 @shards_app.command(epilog=example("wsss shards verify data/demo/train"))
-def verify(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
+def verify(folder: Annotated[str, typer.Argument(help="Folder or URL with index.json.")]) -> None:
     """Read every byte of a folder of shards and compare it with the index."""
-    from shards.index import verify as check
+    from shards.verify import verify as check
 
     index = check(folder)
     print(f"{folder}: {len(index.shards)} shards, {index.num_samples} samples, every byte as written")
 
 
 @shards_app.command(epilog=example("wsss shards info data/demo/train"))
-def info(folder: Annotated[Path, typer.Argument(help="Folder with index.json.")]) -> None:
+def info(folder: Annotated[str, typer.Argument(help="Folder or URL with index.json.")]) -> None:
     """Say what a folder of shards holds."""
     print(describe(folder))
 
@@ -223,7 +226,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run, or a folder of ru
     print(f"report: {write_report(folder)}")
 
 
-def splits(settings: object, only: str | None) -> dict[str, Path]:
+def splits(settings: object, only: str | None) -> dict[str, "Place"]:
     """{split: folder of shards} of a run's config."""
     from launcher.config import Config
     from launcher.errors import ConfigError

@@ -173,7 +173,7 @@ def write_verified(
 ) -> None:
     """Write a split unless it is there, made of the same files; then compare every byte with its index."""
     from launcher.jobs import run_pool
-    from shards.index import verify
+    from shards.verify import verify
     from shards.write import check_classes, is_written
 
     shards = min(shards, len(source))

@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from launcher.errors import ConfigError
+from shards.remote import Place, place_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
 
 
 class Section(BaseModel):
@@ -39,18 +50,21 @@ class Named(BaseModel):
 
 
 class DataConfig(Section):
-    train: Path  # folder of label-only shards
-    val: Path | None = None  # folder of pixel shards: what figures are reported on
-    tune: Path | None = None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
+    train: Folder  # label-only shards: a folder, or a URL such as s3://bucket/train
+    val: Folder | None = None  # folder of pixel shards: what figures are reported on
+    tune: Folder | None = (
+        None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
+    )
     image_size: PositiveInt = 224  # side of the square view, in pixels
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
     min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
     scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
     masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
-    pixel: Path | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
+    pixel: Folder | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
     may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
+    max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
     workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
 
 

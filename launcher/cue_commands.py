@@ -11,7 +11,7 @@ import typer
 from launcher.cues import write_cues
 from launcher.errors import RunError, told
 
-Shards = Annotated[Path, typer.Argument(help="Folder of one split's image shards.")]
+Shards = Annotated[str, typer.Argument(help="Folder or URL of one split's image shards.")]
 Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.")]
 
 

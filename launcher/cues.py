@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from shards.index import Index
+    from shards.remote import Place
     from wsss.refine.sam import Variant
 
 Kind = Literal["sam", "clip", "walk"]
@@ -168,7 +169,7 @@ class WalkCues:
 MAKERS: dict[str, Callable[..., SamCues | ClipCues | WalkCues]] = {"sam": SamCues, "clip": ClipCues, "walk": WalkCues}
 
 
-def write_cues(kind: Kind, shards: Path, out: Path, **settings: Any) -> Path:
+def write_cues(kind: Kind, shards: "Place", out: Path, **settings: Any) -> Path:
     """Write OUT/SPLIT/, one cue shard per image shard; goes on where it was stopped.
 
     Args:

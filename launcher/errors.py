@@ -42,4 +42,10 @@ def without_traceback(message: str) -> str:
     """A loader process packs its traceback into the message; what it had to say is the last line."""
     if "Original Traceback" not in message:
         return message
-    return message.strip().splitlines()[-1].removeprefix("shards.schema.DataError: ")
+    return (
+        message.strip()
+        .splitlines()[-1]
+        .removeprefix("shards.schema.")
+        .removeprefix("DataError: ")
+        .removeprefix("SampleError: ")
+    )

@@ -20,6 +20,7 @@ from launcher.scores import Scores
 from launcher.topology import make_accelerator
 from launcher.trainer import to_device
 from shards.augment import Squash, Whole
+from shards.remote import Place, absolute
 from shards.stream import ShardFolder, eval_loader
 from shards.write import write_tar
 from wsss.cam import Raw, multi_scale_cam, sliding_window, view_maps
@@ -31,7 +32,7 @@ def cams_folder(run: Path, name: str | None) -> Path:
     return run / (f"cams@{name}" if name else "cams")
 
 
-def infer(run: Path, split: str, folder: Path, overrides: Sequence[str] = (), name: str | None = None) -> Path:
+def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), name: str | None = None) -> Path:
     """Write one CAM shard per image shard of `folder` below cams_folder; returns the folder of the split.
 
     Args:
@@ -51,7 +52,7 @@ def infer(run: Path, split: str, folder: Path, overrides: Sequence[str] = (), na
         jobs.open_output(
             out,
             {
-                "shards": str(folder.resolve()),
+                "shards": absolute(shards.folder),
                 "fingerprint": shards.index.fingerprint,
                 "checkpoint": checkpoint.name,
                 "image_size": config.data.image_size,
@@ -137,7 +138,7 @@ def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
 
 def main(arguments: Sequence[str]) -> None:
     run, split, folder, name, *overrides = arguments
-    infer(Path(run), split, Path(folder), overrides, None if name == "-" else name)
+    infer(Path(run), split, folder, overrides, None if name == "-" else name)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from launcher.cues import check_cues, of_classes, read_cues
 from launcher.errors import RunError
 from launcher.infer import cams_folder
 from launcher.scores import REFINED, Scores, read_scores
+from shards.remote import Place
 from shards.stream import ShardFolder
 from shards.write import write_tar
 from wsss.refine import CUED, REFINERS, mask_of
@@ -49,7 +50,7 @@ def refine(
         inferred = jobs.made_of(folder)
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
-        shards = ShardFolder(Path(inferred["shards"]))
+        shards = ShardFolder(inferred["shards"])
         names = [shard.name for shard in shards.index.shards]
         jobs.finished(folder, names)
         cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if step.name in CUED}
@@ -74,7 +75,7 @@ def refine(
 class Task(NamedTuple):
     """One shard of one kind of CAM to refine."""
 
-    images: Path
+    images: Place
     cams: Path
     cues: dict[str, Path]
     out: Path
@@ -120,7 +121,7 @@ def refine_shard(settings: RefineConfig, task: Task) -> None:
 
 
 @lru_cache(maxsize=4)
-def open_shards(folder: Path) -> ShardFolder:
+def open_shards(folder: Place) -> ShardFolder:
     """Opened once per worker process."""
     return ShardFolder(folder)
 

@@ -33,6 +33,7 @@ from launcher.segment_finish import QUEUED, Task, crf_pool, crf_workers, finish,
 from launcher.topology import make_accelerator
 from launcher.trainer import Batch, to_device
 from shards.augment import Squash, Whole
+from shards.remote import Place, absolute
 from shards.stream import EvalSamples, ShardFolder, collate
 from shards.write import write_tar
 from wsss.fusion import RULES, View, fuse_cams, fuse_seg_logits, packed, scaled_views
@@ -54,7 +55,7 @@ def segments_folder(run: Path, name: str | None) -> Path:
 def segment(
     run: Path,
     split: str,
-    folder: Path,
+    folder: Place,
     overrides: Sequence[str] = (),
     name: str | None = None,
     *,
@@ -95,7 +96,7 @@ def segment(
         crf_pool(workers if todo else 0) as pool,
     ):
         tasks = tasks_of(method, shards, todo, config, accelerator, cams)
-        done = in_order(pool, partial(finish, folder, config.segment), tasks, QUEUED * max(workers, 1))
+        done = in_order(pool, partial(finish, shards.folder, config.segment), tasks, QUEUED * max(workers, 1))
         for shard_number, of_shard in groupby(done, key=lambda item: int(shards.shard_of[item[0]])):
             write_tar(out / names[shard_number], counted(of_shard, progress))
     accelerator.wait_for_everyone()
@@ -108,7 +109,7 @@ def made_of(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -
     """What the masks were made of: all that their pixels depend on."""
     unused = {"batch_size", "workers"} | (set() if config.segment.crf else {"mean_field", "crf_classes"})
     return {
-        "shards": str(shards.folder.resolve()),
+        "shards": absolute(shards.folder),
         "fingerprint": shards.index.fingerprint,
         "checkpoint": checkpoint.name,
         "image_size": config.data.image_size,
@@ -243,7 +244,7 @@ def loader_of(shards: ShardFolder, names: Sequence[str], config: Config) -> Data
 
 def main(arguments: Sequence[str]) -> None:
     run, split, folder, name, cams, *overrides = arguments
-    segment(Path(run), split, Path(folder), overrides, None if name == "-" else name, cams=cams == "cams")
+    segment(Path(run), split, folder, overrides, None if name == "-" else name, cams=cams == "cams")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def segment(
     run: Run,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
     split: Annotated[str, typer.Option(help="val, tune or train; or the name of --shards.")] = "val",
-    shards: Annotated[Path | None, typer.Option(help="Other image shards, such as VOC's test split.")] = None,
+    shards: Annotated[str | None, typer.Option(help="Other image shards, such as VOC's test split.")] = None,
     name: Name = None,
     cams: Annotated[bool, typer.Option("--cams", help="Also label maps of the CAMs, by the image labels.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Remove what was made before with other settings.")] = False,

@@ -14,7 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from launcher import jobs
 from launcher.config import SegmentConfig
 from launcher.errors import RunError
+from shards.remote import Place
 from shards.schema import encode_mask
 from shards.stream import ShardFolder
 from wsss.refine.crf import mean_field
@@ -85,7 +85,7 @@ def in_order(
         raise RunError("a CRF process died, most likely for want of memory: lower segment.workers") from error
 
 
-def finish(folder: Path, settings: SegmentConfig, task: Task) -> tuple[int, str, dict[str, bytes]]:
+def finish(folder: Place, settings: SegmentConfig, task: Task) -> tuple[int, str, dict[str, bytes]]:
     """CRF where wanted, and the members of the output shard: (number, key, {extension: bytes})."""
     shards = opened(folder)
     label_HW = task.label_HW
@@ -116,6 +116,6 @@ def crf_label(
 
 
 @lru_cache(maxsize=4)
-def opened(folder: Path) -> ShardFolder:
+def opened(folder: Place) -> ShardFolder:
     """Once per process."""
     return ShardFolder(folder)

@@ -280,7 +280,7 @@ def write(
     print(describe(out / split))
 
 
-def describe(folder: Path) -> str:
+def describe(folder: Path | str) -> str:
     """What a folder of shards holds, in a line."""
     from shards.index import Index
 

@@ -19,6 +19,7 @@ from launcher.delivery import FILES, METRICS, TRACKING, WANTED, Busy, Delivery, 
 from launcher.journal import Journal, read_lines, tell, write_whole
 from launcher.mlflow_store import RUNS as RUNS
 from launcher.mlflow_store import load_mlflow
+from shards.remote import Place, absolute
 
 CLOSE_S = 30.0  # how long a run that ends waits for MLflow
 EVERY_S = 2.0  # what is logged meanwhile goes into one request: the thread and the step share the interpreter
@@ -63,7 +64,7 @@ class Tracker(NoTracker):
         experiment: str,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-        datasets: Mapping[str, tuple[str, Path, str]] | None = None,
+        datasets: Mapping[str, tuple[str, Place, str]] | None = None,
         resumed_at: int | None = None,
         send: bool = True,
     ) -> None:
@@ -96,7 +97,7 @@ class Tracker(NoTracker):
         experiment: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        datasets: Mapping[str, tuple[str, Path, str]],
+        datasets: Mapping[str, tuple[str, Place, str]],
     ) -> None:
         """Write down what the MLflow run is to look like, for whoever creates it."""
         wanted = {
@@ -105,7 +106,7 @@ class Tracker(NoTracker):
             "name": "/".join(self.run.parts[1:]),
             "params": {key: str(value) for key, value in params.items()},
             "tags": dict(tags),
-            "datasets": {use: (name, str(path.resolve()), print_) for use, (name, path, print_) in datasets.items()},
+            "datasets": {use: (name, absolute(path), print_) for use, (name, path, print_) in datasets.items()},
             "status": None,  # as MLflow has it
         }
         write_whole(self.run / WANTED, json.dumps(wanted, indent=1))

@@ -20,12 +20,14 @@ from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
 from launcher.config import Config, flatten, load_config, to_yaml
 from launcher.errors import ConfigError, RunError, reported_as, told
 from launcher.infer import cams_of
+from launcher.skips import Skips
 from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Batch, Trainer
 from launcher.validate import validator
 from shards.augment import Augment
 from shards.masks import MaskFolder
+from shards.remote import name_of
 from shards.stream import MaskOf, ShardFolder, Slice, Transform, train_loader
 from shards.views import TwoViews
 from wsss.methods import METHODS
@@ -35,7 +37,18 @@ from wsss.optim import lr_at, parameter_groups
 PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
 # Settings that do not change the trained weights, so that a run may go on with others.
 FREE_TO_CHANGE = (
-    *("launch.", "tracking.", "cam.", "refine.", "segment.", "evaluate.", "data.val", "data.tune", "data.workers"),
+    *(
+        "launch.",
+        "tracking.",
+        "cam.",
+        "refine.",
+        "segment.",
+        "evaluate.",
+        "data.val",
+        "data.tune",
+        "data.workers",
+        "data.max_skipped",
+    ),
     *("train.log_every", "train.eval_every", "train.save_every", "train.keep"),
 )
 
@@ -86,6 +99,7 @@ def train(config: Config) -> Method:
         evaluate=validator(config, method, val_shards, accelerator, tracker) if val_shards else None,
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
+        skips=Skips(run, config.data.max_skipped, accelerator),
     )
     status = "FAILED"
     try:
@@ -201,6 +215,7 @@ def loader_of(config: Config, shards: ShardFolder, rank: int, ranks: int, step: 
         first_step=step,
         mask_of=mask_of,
         may_lack_classes=config.data.may_lack_classes,
+        max_skipped=config.data.max_skipped,
     )
 
 
@@ -280,7 +295,7 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[P
             "mlflow.user": getpass.getuser(),
             "dataset_fingerprint": about["dataset_fingerprint"],
         },
-        datasets={"train": (config.data.train.name, config.data.train, about["dataset_fingerprint"])},
+        datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
         resumed_at=checkpoint.step_of(found[-1]) if found else 0,
     )
     path.write_text(json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))

@@ -15,6 +15,7 @@ from launcher import checkpoint
 from launcher.config import TrainConfig
 from launcher.errors import RunError
 from launcher.progress import Progress
+from launcher.skips import Skips
 from launcher.tracking import NoTracker
 from wsss.methods.base import Method
 
@@ -30,6 +31,7 @@ class Trainer:
         lr_at: step (0-based) -> learning rate.
         evaluate: step -> None, called by all ranks; None = never.
         global_batch_size: images per step, for the rate.
+        skips: counts damaged samples; None = there can be none.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Trainer:
         evaluate: Callable[[int], None] | None,
         tracker: NoTracker,
         global_batch_size: int,
+        skips: Skips | None = None,
     ) -> None:
         self.config = config
         self.run = run
@@ -56,6 +59,7 @@ class Trainer:
         self.evaluate = evaluate
         self.tracker = tracker
         self.global_batch_size = global_batch_size
+        self.skips = skips or Skips(run, 0, accelerator)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.step = 0
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
@@ -80,6 +84,7 @@ class Trainer:
                 if self.due(self.config.eval_every):
                     self.run_evaluation()
                 progress.advance(note=note)
+        self.skips.tell()
         if self.step == 0:  # the untrained control: its checkpoint and its figures
             self.save()
             self.run_evaluation()
@@ -98,6 +103,7 @@ class Trainer:
         self.method.train()
         for micro in range(self.config.accumulate):
             batch = to_device(next(batches), self.accelerator.device)
+            self.skips.see(batch)
             last = micro + 1 == self.config.accumulate
             with self.accelerator.no_sync(self.method) if not last else nullcontext():
                 losses = self.method(batch, self.step)
@@ -146,6 +152,7 @@ class Trainer:
         rate = images / (now - self.window_at)
         self.window, self.window_batches, self.window_at = {}, 0, now
         metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        metrics |= self.skips.count(self.step)
         metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
         self.tracker.log(metrics, self.step)
         return f"loss {metrics['train/loss']:.4f}, {rate:.1f} images/s"

@@ -52,7 +52,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
     made_of = jobs.made_of(folder)
     if made_of is None:
         raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
-    shards = ShardFolder(Path(made_of["shards"]))
+    shards = ShardFolder(made_of["shards"])
     if shards.index.fingerprint != made_of["fingerprint"]:
         raise RunError(f"{shards.folder}: not the images that {folder} was made of any more; segment them again")
     if shards.index.classes != VOC_CLASSES:

@@ -6,17 +6,21 @@ first step instead of quietly giving fewer samples, and any sample is one positi
 
 import hashlib
 import json
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from shards.remote import Place, place_of, read_bytes
 from shards.schema import IGNORE_INDEX, KEY_PATTERN, ClassSet, DataError, Supervision, check_image_label
+from shards.tars import Span, sha256_of, shown, tar_members, unreadable
 
 INDEX_NAME = "index.json"
+SHARD_NAME = re.compile(r"[\w\-.]+\.tar")  # becomes part of a path and of a URL
+SHA256 = re.compile(r"[0-9a-f]{64}")  # becomes a file's name in the cache
 
 
 class Shard(BaseModel):
@@ -34,14 +38,16 @@ class Shard(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Shard":
-        if Path(self.name).name != self.name or not self.name.endswith(".tar"):
-            raise ValueError(f"shard name '{self.name}' must be a plain NAME.tar")
+        if not SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"shard name {shown(self.name)} must be a plain NAME.tar")
+        if not SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.name}: sha256 is {shown(self.sha256)}; wanted 64 hex digits")
         lengths = {len(self.keys), len(self.groups), len(self.image_labels), *map(len, self.members.values())}
         if lengths != {len(self.keys)} or not self.keys:
             raise ValueError(f"{self.name}: lists of {sorted(lengths)} samples; wanted equal, non-empty lists")
         bad_keys = [key for key in self.keys if not KEY_PATTERN.fullmatch(key)]
         if bad_keys:
-            raise ValueError(f"{self.name}: unusable keys {bad_keys[:3]}")
+            raise ValueError(f"{self.name}: unusable keys {[*map(shown, bad_keys[:3])]}")
         for extension, spans in self.members.items():
             if any(offset < 0 or size <= 0 or offset + size > self.bytes for offset, size in spans):
                 raise ValueError(f"{self.name}: a '{extension}' member lies outside the {self.bytes} bytes")
@@ -65,6 +71,10 @@ class Index(BaseModel):
         if not 1 <= len(self.classes) < IGNORE_INDEX:
             raise ValueError(f"{len(self.classes)} classes; wanted 1 to {IGNORE_INDEX - 1}")
         wanted = {"jpg", "json", "png"} if self.supervision == "pixel" else {"jpg", "json"}
+        names = [shard.name for shard in self.shards]
+        for what, words in (("shards", names), ("classes", self.classes)):
+            if twice := twice_in(words):
+                raise ValueError(f"{what} appear twice: {sorted(twice)[:3]}")
         seen: set[str] = set()
         for shard in self.shards:
             if set(shard.members) != wanted:
@@ -74,8 +84,8 @@ class Index(BaseModel):
                 )
             for key, label in zip(shard.keys, shard.image_labels, strict=True):
                 check_image_label(label, self.as_class_set(), f"{shard.name}: {key}")
-            twice = seen.intersection(shard.keys)
-            if twice or len(set(shard.keys)) < len(shard.keys):
+            twice = seen.intersection(shard.keys) or twice_in(shard.keys)
+            if twice:
                 raise ValueError(f"{shard.name}: keys appear twice: {sorted(twice)[:3]}")
             seen.update(shard.keys)
         if not seen:
@@ -117,23 +127,34 @@ class Index(BaseModel):
         (folder / INDEX_NAME).write_text(self.model_dump_json() + "\n")
 
     @staticmethod
-    def load(folder: Path) -> "Index":
-        """Read and check FOLDER/index.json.
+    def load(folder: Place) -> "Index":
+        """Read and check FOLDER/index.json, here or at a URL.
 
         Raises:
             DataError: not there, not JSON, or not an index (the first wrong place is named).
         """
-        path = Path(folder) / INDEX_NAME
+        folder = place_of(folder)
+        if not isinstance(folder, Path):
+            url = f"{folder}/{INDEX_NAME}"
+            return Index.parse(read_bytes(url), url)
+        path = folder / INDEX_NAME
         if not path.is_file():
-            here = (
-                sorted(p.parent.name for p in Path(folder).glob(f"[!.]*/{INDEX_NAME}")) if Path(folder).is_dir() else []
-            )
+            here = sorted(p.parent.name for p in folder.glob(f"[!.]*/{INDEX_NAME}")) if folder.is_dir() else []
             hint = f"it holds the splits {here}: name one" if here else "write it with `wsss shards` (see --help)"
             raise DataError(f"{folder}: no shards here ({INDEX_NAME} is missing); {hint}")
         try:
-            return Index.model_validate_json(path.read_text())
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: {first_line(error)}; write the shards again") from error
+            content = path.read_bytes()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return Index.parse(content, str(path))
+
+    @staticmethod
+    def parse(content: bytes, where: str) -> "Index":
+        """The index in these bytes; raises DataError if they are none."""
+        try:
+            return Index.model_validate_json(content)
+        except ValidationError as error:
+            raise DataError(f"{where}: {first_line(error)}; write the shards again") from error
 
     def class_counts(self) -> dict[str, int]:
         """How many images each class is in."""
@@ -145,102 +166,70 @@ class Index(BaseModel):
         return counts
 
 
-def first_line(error: ValidationError | UnicodeDecodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "is not text"
-    problem = error.errors()[0]
+def twice_in(words: Iterable[str]) -> set[str]:
+    return {word for word, count in Counter(words).items() if count > 1}
+
+
+def first_line(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"])) or "index"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def index_shard(path: Path) -> Shard:
+def index_shard(path: Path, name: str | None = None) -> Shard:
     """Read a finished shard once and say what it holds.
 
+    Args:
+        name: of the shard, where the file has another one, as in the cache.
+
     Raises:
-        DataError: the tar is damaged, or a sample lacks a member that others have.
+        DataError: the tar is damaged, a sample lacks a member that others have, or its json does not say its group and
+            label.
     """
-    rows: dict[str, dict[str, tuple[int, int]]] = {}
-    about: dict[str, dict] = {}
+    rows: dict[str, dict[str, Span]] = {}
+    about: dict[str, About] = {}
     for key, extension, span, data in tar_members(path):
         row = rows.setdefault(key, {})
         if extension in row:
-            raise DataError(f"{path}: '{key}.{extension}' is there twice: two samples have one key; rename one")
+            twice = shown(f"{key}.{extension}")
+            raise DataError(f"{path}: {twice} is there twice: two samples have one key; rename one")
         row[extension] = span
         if extension == "json":
-            about[key] = json.loads(data)
+            about[key] = about_of(data, f"{path}: sample {shown(key)}")
     extensions = sorted({extension for row in rows.values() for extension in row})
     for key, row in rows.items():
-        if sorted(row) != extensions:
-            raise DataError(f"{path}: sample '{key}' has members {sorted(row)}; others have {extensions}")
-    return Shard(
-        name=path.name,
-        bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-        keys=list(rows),
-        groups=[about[key]["group"] for key in rows],
-        image_labels=[about[key]["image_label"] for key in rows],
-        members={extension: [row[extension] for row in rows.values()] for extension in extensions},
-    )
-
-
-def tar_members(path: Path) -> Iterator[tuple[str, str, tuple[int, int], bytes]]:
-    """(key, extension, (offset, size), bytes) of each member of a tar shard.
-
-    Raises:
-        DataError: the tar ends early or is no tar.
-    """
+        if sorted(row) != extensions or "json" not in row:
+            raise DataError(
+                f"{path}: sample {shown(key)} has members {[*map(shown, sorted(row))]}; others have "
+                f"{[*map(shown, extensions)]}, and each has a json"
+            )
     try:
-        with tarfile.open(path) as tar:
-            for info in tar:
-                key, _, extension = info.name.partition(".")
-                reader = tar.extractfile(info)
-                data = reader.read() if reader else b""
-                if len(data) != info.size:
-                    raise DataError(f"{path}: member {info.name} ends after {len(data)} of {info.size} bytes")
-                yield key, extension, (info.offset_data, info.size), data
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: damaged tar ({error}); write or fetch it again") from error
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def verify(folder: Path, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map) -> Index:
-    """Check every byte of a shard folder against its index.
-
-    Args:
-        run: like `map`; a process pool's version reads shards in parallel.
-
-    Raises:
-        DataError: lists every shard that is missing, of another size, changed, or other than the index says.
-    """
-    index = Index.load(folder)
-    problems = [problem for problem in run(partial(problem_of, folder), index.shards) if problem]
-    extra = {path.name for path in folder.glob("*.tar")} - {shard.name for shard in index.shards}
-    problems += [f"{name}: not in the index" for name in sorted(extra)]
-    if problems:
-        listed = "\n  ".join(problems)
-        raise DataError(
-            f"{folder}: {len(problems)} of {len(index.shards)} shards are not what was written:\n  {listed}\n"
-            "Write the shards again, or restore them from a copy."
+        return Shard(
+            name=name or path.name,
+            bytes=path.stat().st_size,
+            sha256=sha256_of(path),
+            keys=list(rows),
+            groups=[about[key].group for key in rows],
+            image_labels=[about[key].image_label for key in rows],
+            members={extension: [row[extension] for row in rows.values()] for extension in extensions},
         )
-    return index
+    except ValidationError as error:
+        raise DataError(f"{path}: {first_line(error)}; write it with `wsss shards`") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
-def problem_of(folder: Path, shard: Shard) -> str:
-    """What is wrong with a shard; nothing said if it is as written."""
-    path = folder / shard.name
-    if not path.is_file():
-        return f"{shard.name}: missing"
-    if path.stat().st_size != shard.bytes:
-        return f"{shard.name}: {path.stat().st_size} bytes; the index says {shard.bytes}"
-    if sha256_of(path) != shard.sha256:
-        return f"{shard.name}: its sha256 is not the index's: the bytes changed"
-    if index_shard(path) != shard:
-        return f"{shard.name}: its members are not where the index says"
-    return ""
+class About(BaseModel):
+    """What the index takes from a sample's json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    group: str
+    image_label: list[int]
+
+
+def about_of(data: bytes, where: str) -> About:
+    try:
+        return About.model_validate_json(data)
+    except ValidationError as error:
+        raise DataError(f"{where}: json: {first_line(error)}; write it again") from error

@@ -4,7 +4,6 @@ Label-only shards hold no mask, and these do not change that: whoever trains on 
 """
 
 import os
-import tarfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from shards.schema import DataError, decode_mask
 from shards.stream import ShardFolder
+from shards.tars import tar_spans
 
 
 class MaskFolder:
@@ -47,12 +47,4 @@ class MaskFolder:
 @lru_cache(maxsize=64)
 def mask_spans(path: Path) -> dict[str, tuple[int, int]]:
     """{key: (offset, size)} of the masks of one tar; only its headers are read."""
-    try:
-        with tarfile.open(path) as tar:
-            return {
-                info.name.removesuffix(".png"): (info.offset_data, info.size)
-                for info in tar
-                if info.name.endswith(".png")
-            }
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: damaged tar ({error}); refine that split again") from error
+    return {name.removesuffix(".png"): span for name, span in tar_spans(path).items() if name.endswith(".png")}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 IGNORE_INDEX = 255
 Supervision = Literal["label", "pixel"]
@@ -26,6 +26,10 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_\-]+")  # no dot: WebDataset cuts the key 
 
 class DataError(ValueError):
     """The user's data are not what they should be. The message says where, got, wanted, what to do."""
+
+
+class SampleError(DataError):
+    """The bytes of one sample are no image, mask or description. The others are not touched: it may be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,29 +137,38 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     """Encoded image -> (H, W, 3) uint8 RGB. EXIF rotation is not applied: masks are drawn on the stored pixels.
 
     Raises:
-        DataError: the bytes are no complete image.
+        SampleError: the bytes are no complete image, or one of so many pixels that it must be an attack.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: image does not decode ({len(data)} bytes: {error}); replace or remove it") from error
+        raise SampleError(
+            f"{where}: image does not decode ({len(data)} bytes: {reason(error)}); replace or remove it"
+        ) from error
 
 
 def decode_mask(data: bytes, where: str) -> np.ndarray:
     """Encoded palette or grey PNG -> (H, W) uint8 class ids.
 
     Raises:
-        DataError: the bytes are no complete image, or a colour image (whose class ids nobody can know).
+        SampleError: the bytes are no complete image, or a colour image (whose class ids nobody can know).
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             if image.mode not in ("P", "L", "1"):
-                raise DataError(f"{where}: mask has mode {image.mode}; wanted a palette or grey image of class ids")
+                raise SampleError(f"{where}: mask has mode {image.mode}; wanted a palette or grey image of class ids")
             return np.array(image, dtype=np.uint8)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: mask does not decode ({len(data)} bytes: {error}); replace or remove it") from error
+        raise SampleError(
+            f"{where}: mask does not decode ({len(data)} bytes: {reason(error)}); replace or remove it"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why an image does not decode; the same words in every process (PIL's have an address of memory in them)."""
+    return "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def encode_image(image_HW3: np.ndarray, quality: int = 95) -> bytes:

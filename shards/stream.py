@@ -5,13 +5,9 @@ Positions run on over the epochs, so step t holds positions t*G .. t*G+G-1 whate
 workers or restarts, and resuming costs one integer. Augmentation is keyed by (seed, epoch, sample).
 """
 
-import json
-import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,108 +15,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.augment import View
-from shards.index import Index
-from shards.schema import Box, DataError, Supervision, decode_image, decode_mask
+from shards.folder import WINDOW, ShardFolder
+from shards.schema import DataError, SampleError
 from shards.write import check_every_class_has_an_image
 
 Batch = dict[str, Any]
 Transform = Callable[[np.ndarray, np.random.Generator, np.ndarray | None], View]
 MaskOf = Callable[[int], np.ndarray]  # sample number -> (H, W) class ids
-
-WINDOW = 8  # shards whose samples are mixed with each other: bounds open files and, for remote shards, the cache
-OPEN_FILES = 4 * WINDOW
-
-
-class ShardFolder:
-    """The samples of one folder of shards by number, 0..N-1 in index order.
-
-    Raises:
-        DataError: no index, a shard missing or cut short, or masks where there must be none.
-    """
-
-    def __init__(self, folder: Path, supervision: Supervision | None = None) -> None:
-        self.folder = Path(folder)
-        self.index = Index.load(self.folder)
-        if supervision and self.index.supervision != supervision:
-            raise DataError(
-                f"{folder}: supervision is '{self.index.supervision}', wanted '{supervision}'; "
-                + ("training takes label-only shards, which hold no mask" if supervision == "label" else "masks needed")
-            )
-        for shard in self.index.shards:
-            path = self.folder / shard.name
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.bytes:
-                got = "missing" if size is None else f"{size} bytes"
-                raise DataError(
-                    f"{path}: {got}, the index says {shard.bytes} bytes; write or fetch it again, "
-                    f"then check with `wsss shards verify {folder}`"
-                )
-        sizes = [len(shard.keys) for shard in self.index.shards]
-        self.shard_of = np.repeat(np.arange(len(sizes)), sizes)
-        self.row_of = np.concatenate([np.arange(size) for size in sizes])
-        self.keys = [key for shard in self.index.shards for key in shard.keys]
-        self.groups = [group for shard in self.index.shards for group in shard.groups]
-        self.number_of_key = {key: number for number, key in enumerate(self.keys)}
-        class_set = self.index.as_class_set()
-        self.image_label_NK = np.stack(
-            [class_set.multi_hot(label) for shard in self.index.shards for label in shard.image_labels]
-        )
-        self._files: OrderedDict[int, int] = OrderedDict()  # shard number -> file descriptor, least recent first
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
-
-    def where(self, number: int) -> str:
-        return f"{self.folder / self.index.shards[self.shard_of[number]].name}: sample '{self.keys[number]}'"
-
-    def read(self, number: int, extension: str) -> bytes:
-        """One member's bytes: one positioned read."""
-        shard_number = int(self.shard_of[number])
-        offset, size = self.index.shards[shard_number].members[extension][self.row_of[number]]
-        data = os.pread(self._file(shard_number), size, offset)
-        if len(data) != size:
-            raise DataError(f"{self.where(number)}: {extension} ends after {len(data)} of {size} bytes: cut short")
-        return data
-
-    def image(self, number: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return decode_image(self.read(number, "jpg"), self.where(number))
-
-    def mask(self, number: int) -> np.ndarray:
-        """(H, W) uint8 class ids, 255 = ignore. Raises DataError for label-only shards."""
-        if self.index.supervision != "pixel":
-            raise DataError(f"{self.where(number)}: these shards are label-only, there is no mask to read")
-        return decode_mask(self.read(number, "png"), self.where(number))
-
-    def about(self, number: int) -> dict[str, Any]:
-        """What the sample's json says: its label, size, source, group and, in pixel shards, regions."""
-        return json.loads(self.read(number, "json"))
-
-    def regions(self, number: int) -> dict[str, list[Box]]:
-        """Named boxes of a sample in pixel shards, {} where there are none."""
-        regions = self.about(number).get("regions", {})
-        return {name: [tuple(box) for box in boxes] for name, boxes in regions.items()}
-
-    def numbers_of(self, shard_name: str) -> list[int]:
-        """The sample numbers of one shard, in the order of the file."""
-        first = 0
-        for shard in self.index.shards:
-            if shard.name == shard_name:
-                return list(range(first, first + len(shard.keys)))
-            first += len(shard.keys)
-        raise DataError(f"{self.folder}: has no shard '{shard_name}'")
-
-    def _file(self, shard_number: int) -> int:
-        if shard_number in self._files:
-            self._files.move_to_end(shard_number)
-        else:
-            if len(self._files) >= OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard_number] = os.open(self.folder / self.index.shards[shard_number].name, os.O_RDONLY)
-        return self._files[shard_number]
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
@@ -130,12 +31,17 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int =
     """
     rng = np.random.default_rng((seed, epoch))
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
-    shards = rng.permutation(len(shard_sizes))
+    shards = rng.permutation(len(shard_sizes))  # as shard_order says, of the same generator
     order = []
     for first in range(0, len(shards), window):
         together = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + window]]
         order.append(rng.permutation(np.concatenate(together)))
     return np.concatenate(order)
+
+
+def shard_order(num_shards: int, seed: int, epoch: int) -> np.ndarray:
+    """The shards in the order of this epoch; each run of WINDOW of them is read together."""
+    return np.random.default_rng((seed, epoch)).permutation(num_shards)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,15 +111,59 @@ def view_of(
 
 
 class TrainSamples(Dataset):
-    """(epoch, number) -> the augmented view of that sample; the same view whoever asks, whenever."""
+    """(epoch, number) -> the augmented view of that sample; the same view whoever asks, whenever.
 
-    def __init__(self, shards: ShardFolder, transform: Transform, seed: int, mask_of: MaskOf | None = None) -> None:
+    Args:
+        max_skipped: damaged samples that may be replaced by the next sound sample in index order. What a place of the
+            order shows then depends on the bytes of the shards alone, so all other places show what they showed
+            before. With a number above 0 every sample says in `skipped` what it replaces, None for nothing.
+
+    Raises:
+        SampleError: a damaged sample too many for this reader; the run counts over all readers.
+    """
+
+    def __init__(
+        self,
+        shards: ShardFolder,
+        transform: Transform,
+        seed: int,
+        mask_of: MaskOf | None = None,
+        max_skipped: int = 0,
+    ) -> None:
         self.shards, self.transform, self.seed, self.mask_of = shards, transform, seed, mask_of
+        self.max_skipped = max_skipped
+        self.damaged: dict[int, str] = {}  # number -> what is wrong, as far as this process knows
+        self.order_of = partial(shard_order, len(shards.index.shards), seed)
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, number = place
+        self.shards.prefetch(epoch, number, self.order_of)
+        if not self.max_skipped:
+            return self.view(epoch, number, number)
+        for shown in (*range(number, len(self.shards)), *range(number)):
+            try:
+                if shown not in self.damaged:
+                    return {**self.view(epoch, number, shown), "skipped": self.skip(number, shown)}
+            except SampleError as error:
+                self.damaged[shown] = str(error)
+                if len(self.damaged) > self.max_skipped:
+                    listed = "\n  ".join(self.damaged.values())
+                    raise SampleError(
+                        f"{len(self.damaged)} damaged samples, data.max_skipped allows {self.max_skipped}:\n  {listed}"
+                    ) from error
+        raise DataError(f"{self.shards.folder}: no sound sample is left")
+
+    def view(self, epoch: int, number: int, shown: int) -> Batch:
+        """The view of sample `shown` at the place of `number`."""
         rng = np.random.default_rng((self.seed, epoch, number))
-        return view_of(self.shards, number, self.transform, rng, self.mask_of)
+        return view_of(self.shards, shown, self.transform, rng, self.mask_of)
+
+    def skip(self, number: int, shown: int) -> dict[str, str] | None:
+        """What was skipped at the place of `number`, if something was."""
+        if shown == number:
+            return None
+        keys = self.shards.keys
+        return {"key": keys[number], "replaced_by": keys[shown], "why": self.damaged[number]}
 
 
 class EvalSamples(Dataset):
@@ -259,6 +209,7 @@ def train_loader(
     first_step: int = 0,
     mask_of: MaskOf | None = None,
     may_lack_classes: bool = False,
+    max_skipped: int = 0,
 ) -> DataLoader:
     """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
 
@@ -267,6 +218,7 @@ def train_loader(
     Args:
         mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
         may_lack_classes: train although some class has no positive image, as in a small part of a data set.
+        max_skipped: damaged samples that may be replaced, see TrainSamples.
 
     Raises:
         DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
@@ -286,7 +238,7 @@ def train_loader(
             f"= {readers} readers: write them again with --shards {4 * readers} or lower data.workers"
         )
     return DataLoader(
-        TrainSamples(shards, transform, seed, mask_of),
+        TrainSamples(shards, transform, seed, mask_of, max_skipped),
         batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step),
         num_workers=workers,
         collate_fn=collate,

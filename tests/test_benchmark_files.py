@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.index import verify
 from shards.sources.archives import Blob
 from shards.sources.coco14 import read_coco
 from shards.sources.coco_files import find_files as find_coco
@@ -15,6 +14,7 @@ from shards.sources.coco_files import list_images
 from shards.sources.voc12 import read_voc12
 from shards.sources.voc_files import find_files as find_voc
 from shards.stream import ShardFolder
+from shards.verify import verify
 from shards.write import write_split
 
 pytestmark = pytest.mark.real_data

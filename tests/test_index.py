@@ -3,8 +3,9 @@ import shutil
 
 import pytest
 
-from shards.index import Index, sha256_of, verify
+from shards.index import Index, sha256_of
 from shards.schema import DataError
+from shards.verify import verify
 
 
 @pytest.fixture

@@ -189,15 +189,15 @@ def test_a_batch_that_does_not_divide_is_told():
 
 
 def test_open_files_stay_bounded(tmp_path):
-    from shards import stream
+    from shards.folder import OPEN_FILES
     from shards.sources.synthetic import Synthetic
 
-    source = Synthetic(split="train", num_images=stream.OPEN_FILES + 5, size=32)
-    write_split(source, tmp_path, "train", "label", num_shards=stream.OPEN_FILES + 5)
+    source = Synthetic(split="train", num_images=OPEN_FILES + 5, size=32)
+    write_split(source, tmp_path, "train", "label", num_shards=OPEN_FILES + 5)
     shards = ShardFolder(tmp_path / "train")
     for number in range(len(shards)):
         shards.image(number)
-    assert len(shards._files) == stream.OPEN_FILES
+    assert len(shards._files) == OPEN_FILES
 
 
 def test_squash_and_augment_by_hand():

@@ -1,0 +1,262 @@
+"""The cache of files at a distance: named by their sha256, verified before they get that name, least recently used out.
+
+    WSSS_CACHE     its folder; default ~/.cache/wsss. A local disk: network file systems may lack locks.
+    WSSS_CACHE_GB  its size limit in GB; default 50. The least recently used files make room.
+
+Data sets whose shards have equal names never mix, and a second run finds what the first one fetched. Locks (flock) make
+it safe for any number of processes: one fetches, the others wait for it, and what a process has open is not evicted.
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+from shards.remote import download
+from shards.schema import DataError
+from shards.tars import sha256_of
+
+LOOK_AGAIN_S = 0.05  # while another process fetches what this one waits for
+STUCK_S = 900.0  # without a byte: that process is stopped or its disk hangs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A file at a distance, and what it must be."""
+
+    url: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A folder of verified files.
+
+    Attributes:
+        limit: of its size, in bytes. Files in use stay even where they alone are more.
+    """
+
+    folder: Path
+    limit: int
+
+    @staticmethod
+    def from_environment() -> "Cache":
+        """As WSSS_CACHE and WSSS_CACHE_GB say; raises DataError if the folder or the number cannot be."""
+        folder = Path(os.environ.get("WSSS_CACHE") or "~/.cache/wsss").expanduser()
+        text = os.environ.get("WSSS_CACHE_GB") or "50"
+        try:
+            limit = int(float(text) * 1e9)
+        except (ValueError, OverflowError):
+            limit = 0
+        if limit <= 0:
+            raise DataError(f"WSSS_CACHE_GB is '{text}'; wanted the cache's size limit in GB, for example 50")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"WSSS_CACHE: {folder} cannot be made ({error}); name a folder on a local disk") from error
+        return Cache(folder=folder, limit=limit)
+
+    def open(self, wanted: Wanted) -> int:
+        """A descriptor of the file, fetched if it is not there. Close it with `release`: until then it stays.
+
+        Raises:
+            DataError: not fetched after several tries, or the cache cannot be written.
+        """
+        waits = Patience(self.part(wanted), wanted)
+        while True:
+            descriptor = self.held(wanted)
+            if descriptor is None:
+                descriptor = self.fetch(wanted)
+            if descriptor is not None:
+                return descriptor
+            waits.once()
+
+    def held(self, wanted: Wanted) -> int | None:
+        """The file if it is there, locked against eviction and marked as used now."""
+        path = self.folder / wanted.sha256
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        if not locked(descriptor, fcntl.LOCK_SH, path):
+            release(descriptor)
+            return None
+        if os.fstat(descriptor).st_size != wanted.bytes:
+            path.unlink(missing_ok=True)
+            release(descriptor)
+            return None
+        with suppress(PermissionError, FileNotFoundError):  # another user's file: theirs to mark
+            os.utime(path)
+        return descriptor
+
+    def fetch(self, wanted: Wanted) -> int | None:
+        """Fetch, check, and take in the file; None if another process does so now, or has just done."""
+        path, part = self.folder / wanted.sha256, self.part(wanted)
+        try:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise DataError(f"{part}: cannot be written ({error}); name another cache with WSSS_CACHE") from error
+        try:
+            if not locked(descriptor, fcntl.LOCK_EX, part) or not is_still(descriptor, part):
+                release(descriptor)
+                return None
+            if path.exists():
+                part.unlink(missing_ok=True)
+                release(descriptor)
+                return None
+            self.make_room(wanted.bytes)
+            try:
+                download(wanted.url, part, wanted.bytes, wanted.sha256)
+                os.fsync(descriptor)
+                part.rename(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            locked(descriptor, fcntl.LOCK_SH, path)
+            self.make_room(0)
+        except BaseException:
+            release(descriptor)
+            raise
+        return descriptor
+
+    def part(self, wanted: Wanted) -> Path:
+        """The file while it comes; its lock says who fetches it."""
+        return self.folder / f".{wanted.sha256}.part"
+
+    def make_room(self, size: int) -> None:
+        """Remove the least recently used files that nobody has open, until `size` more bytes keep to the limit."""
+        with exclusive(self.folder / ".lock"):
+            files = sorted(self.files())
+            total = sum(size_of_file for _, size_of_file, _ in files)
+            for _, size_of_file, path in files:
+                if total + size <= self.limit:
+                    return
+                if remove_unused(path):
+                    total -= size_of_file
+        if size and total + size > self.limit:
+            warn(
+                f"{self.folder}: {total / 1e9:.1f} GB are in use and {size / 1e9:.1f} GB come; the limit of "
+                f"{self.limit / 1e9:.1f} GB does not hold: raise WSSS_CACHE_GB, or write smaller shards",
+                stacklevel=2,
+            )
+
+    def files(self) -> Iterator[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of all finished and unfinished files."""
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if path.name != ".lock" and path.is_file():
+                    stat = path.stat()
+                    yield stat.st_mtime, stat.st_size, path
+
+    def drop_if_damaged(self, wanted: Wanted) -> bool:
+        """Whether the file's bytes rotted in the cache; then it is removed, and the next `open` fetches it again."""
+        path = self.folder / wanted.sha256
+        if path.is_file() and sha256_of(path) == wanted.sha256:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+
+class Prefetch:
+    """Fetches in the background what will be wanted next; one thread, which ends with its list or on a newer one."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.asked: tuple[int, Any] | None = None  # process and its newest list: a fork inherits no thread
+
+    def ask(self, name: Any, files: Iterable[Wanted]) -> None:
+        """Fetch these files in their order, unless the list of this name is the newest already."""
+        mine = (os.getpid(), name)
+        if self.asked != mine:
+            self.asked = mine
+            threading.Thread(target=self.work, args=(mine, list(files)), daemon=True).start()
+
+    def work(self, mine: tuple[int, Any], files: list[Wanted]) -> None:
+        for wanted in files:
+            if self.asked != mine:
+                return
+            with suppress(DataError):  # the reader who wants it will ask again, and tell
+                descriptor = self.cache.held(wanted)
+                if descriptor is None:
+                    descriptor = self.cache.fetch(wanted)
+                if descriptor is not None:
+                    release(descriptor)
+
+
+class Patience:
+    """Waits while another process fetches a file, and loses patience when no byte has come for STUCK_S."""
+
+    def __init__(self, part: Path, wanted: Wanted) -> None:
+        self.part, self.wanted = part, wanted
+        self.seen, self.since = -1, time.monotonic()
+
+    def once(self) -> None:
+        time.sleep(LOOK_AGAIN_S)
+        try:
+            came = self.part.stat().st_size
+        except FileNotFoundError:
+            came = -1
+        if came != self.seen:
+            self.seen, self.since = came, time.monotonic()
+        if time.monotonic() - self.since > STUCK_S:
+            raise DataError(
+                f"{self.wanted.url}: another process fetches it into {self.part}, of which {came} of "
+                f"{self.wanted.bytes} bytes have come, and none for {STUCK_S:.0f} s; end that process and start again"
+            )
+
+
+def locked(descriptor: int, kind: int, path: Path) -> bool:
+    """Take a lock, if it is free. Raises DataError where the file system has none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise DataError(f"{path}: cannot be locked ({error}); name a local folder with WSSS_CACHE") from error
+
+
+def release(descriptor: int) -> None:
+    """Give up a file: unlocked by name, since a fork may have a copy of the descriptor, which would keep the lock."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def is_still(descriptor: int, path: Path) -> bool:
+    """Whether the file is the one of this name, not one renamed or removed between opening and locking."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file unless a process holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        if not locked(descriptor, fcntl.LOCK_EX, path):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        release(descriptor)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One process and thread at a time; what is done inside is short."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        release(descriptor)

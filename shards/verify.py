@@ -1,0 +1,69 @@
+"""Every byte of a folder of shards against its index."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shards.cache import Cache, Wanted, release
+from shards.index import Index, Shard, index_shard
+from shards.remote import Place, place_of
+from shards.schema import DataError
+from shards.tars import sha256_of
+
+
+def verify(folder: Place, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map) -> Index:
+    """Check every byte of a shard folder against its index. Of a URL, every shard is fetched into the cache.
+
+    Args:
+        run: like `map`; a process pool's version reads shards in parallel.
+
+    Raises:
+        DataError: lists every shard that is missing, of another size, changed, or other than the index says.
+    """
+    folder = place_of(folder)
+    index = Index.load(folder)
+    problems = [problem for problem in run(partial(problem_of, folder), index.shards) if problem]
+    if isinstance(folder, Path):
+        extra = {path.name for path in folder.glob("*.tar")} - {shard.name for shard in index.shards}
+        problems += [f"{name}: not in the index" for name in sorted(extra)]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise DataError(
+            f"{folder}: {len(problems)} of {len(index.shards)} shards are not what was written:\n  {listed}\n"
+            "Write the shards again, or restore them from a copy."
+        )
+    return index
+
+
+def problem_of(folder: Place, shard: Shard) -> str:
+    """What is wrong with a shard; nothing said if it is as written."""
+    try:
+        return difference(folder / shard.name, shard) if isinstance(folder, Path) else remote_problem(folder, shard)
+    except DataError as error:
+        return f"{shard.name}: {error}"
+
+
+def difference(path: Path, shard: Shard) -> str:
+    """What is wrong with the bytes of a file that should be this shard. Raises DataError if it cannot be read."""
+    if not path.is_file():
+        return f"{shard.name}: missing"
+    if path.stat().st_size != shard.bytes:
+        return f"{shard.name}: {path.stat().st_size} bytes; the index says {shard.bytes}"
+    if sha256_of(path) != shard.sha256:
+        return f"{shard.name}: its sha256 is not the index's: the bytes changed"
+    if index_shard(path, shard.name) != shard:
+        return f"{shard.name}: its members are not where the index says"
+    return ""
+
+
+def remote_problem(folder: str, shard: Shard) -> str:
+    """The same of a shard at a distance: fetched and checked, or if it is in the cache, checked again there."""
+    cache = Cache.from_environment()
+    wanted = Wanted(url=f"{folder}/{shard.name}", bytes=shard.bytes, sha256=shard.sha256)
+    cache.drop_if_damaged(wanted)
+    descriptor = cache.open(wanted)
+    try:
+        return difference(cache.folder / shard.sha256, shard)
+    finally:
+        release(descriptor)
