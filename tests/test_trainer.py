@@ -26,7 +26,7 @@ def digest(method):
 def test_a_run_leaves_checkpoints_metrics_config_and_facts(in_tmp, tiny_config):
     train(tiny_config("classify"))
     run = RUNS / "teacher"
-    assert {"config.yaml", "run.json", "metrics.jsonl", "step_0000002", "step_0000004"} == {
+    assert {".lock", "config.yaml", "run.json", "metrics.jsonl", "step_0000002", "step_0000004"} == {
         p.name for p in run.iterdir()
     }
     lines = read_metrics(run)
@@ -160,6 +160,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
     trainer = Watch(
         config=config.train,
         run=RUNS / "breaks",
+        resume_from=None,
         accelerator=make_accelerator(config, processes=None),
         method=method,
         optimizer=torch.optim.AdamW(method.parameters(), fused=True),
