@@ -149,7 +149,7 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
     load_method(method, folder)
     try:
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise RunError(f"{folder / OPTIMIZER}: is no optimizer state of tensors and numbers: {error}") from error
     optimizer.load_state_dict(state)
     return step_of(folder)

@@ -75,6 +75,9 @@ def describe(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelera
 
 
 def told(rank: Culprit) -> str:
-    keys = ", ".join(rank.keys[:SHOWN]) + (f" and {len(rank.keys) - SHOWN} more" if len(rank.keys) > SHOWN else "")
     losses = " | ".join(", ".join(f"{name} {value:g}" for name, value in part.items()) for part in rank.losses)
-    return f"rank {rank.rank}: {losses}, samples {keys}"
+    return f"rank {rank.rank}: {losses}, samples {shown(rank.keys)}"
+
+
+def shown(keys: list[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

@@ -106,6 +106,12 @@ class Trainer:
         """Is it time, after this step? Always at the last one."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
+    def window_means(self) -> dict[str, float]:
+        """Every loss, averaged over the micro-batches since the last log and over the ranks, which must all call it."""
+        names = sorted(self.window)
+        means = torch.stack([self.window[name] for name in names]) / self.window_batches
+        return dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+
     def evaluates(self) -> bool:
         return self.evaluate is not None and self.due(self.config.eval_every)
 
@@ -168,14 +174,12 @@ class Trainer:
     def log(self) -> str:
         """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
         self.stop_if_not_finite()
-        names = sorted(self.window)
-        means = torch.stack([self.window[name] for name in names]) / self.window_batches
-        values = self.accelerator.reduce(means, "mean").tolist()
+        means = self.window_means()
         now = time.perf_counter()
         images = self.window_batches / self.config.accumulate * self.global_batch_size
         rate = images / (now - self.window_at)
         self.window, self.window_batches, self.window_at = {}, 0, now
-        metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
         self.tracker.log(metrics, self.step)
         return f"loss {metrics['train/loss']:.4f}, {rate:.1f} images/s"
