@@ -21,6 +21,7 @@ from launcher.train import batches_from, train
 from launcher.trainer import Trainer, poisoned, seed_step, to_device
 from shards.stream import ShardFolder
 from wsss.methods import Classify
+from wsss.optim import parameter_groups
 
 
 def digest(method):
@@ -292,7 +293,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
         resume_from=None,
         accelerator=make_accelerator(config, processes=None),
         method=method,
-        optimizer=torch.optim.AdamW(method.parameters(), fused=True),
+        optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), fused=True),
         lr_at=lambda step: 1e-3,
         batches_from=partial(batches_from, config, shards, 0, 1),
         evaluate=None,
