@@ -167,7 +167,7 @@ def test_the_best_checkpoint_of_a_run_stays(in_tmp, tiny_config, monkeypatch):
 
 
 def test_a_best_of_a_figure_that_is_not_there_is_told(in_tmp, tiny_config):
-    with pytest.raises(RunError, match="keep_best: evaluation gave no figure 'val/miou'; it gave val/average"):
+    with pytest.raises(RunError, match="keep_best: evaluation gave no figure 'val/miou'; it gave val/accuracy"):
         train(tiny_config("classify", "train.steps=2", "train.keep_best=val/miou"))
     assert (RUNS / "teacher/step_0000002").is_dir()
 

@@ -36,9 +36,10 @@ def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, d
     """Body of a child: train; die at the call of this number. `calls.value` ends as the number of calls."""
     os.chdir(folder)
     os.environ.update(environment)
-    with open(os.devnull if "CHAOS_SHOW" not in os.environ else "/dev/stderr", "w") as quiet:
-        os.dup2(quiet.fileno(), 1)
-        os.dup2(quiet.fileno(), 2)
+    if "CHAOS_SHOW" not in os.environ:
+        with open(os.devnull, "w") as quiet:
+            os.dup2(quiet.fileno(), 1)
+            os.dup2(quiet.fileno(), 2)
     import torch
 
     torch.set_num_threads(1)
