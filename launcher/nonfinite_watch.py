@@ -42,7 +42,8 @@ class Watch(TorchDispatchMode):
     def place(self) -> str:
         node = torch._C._current_autograd_node()
         if node is not None:
-            lines = [line for entry in node.metadata.get("traceback_", []) for line in entry.splitlines()]
+            metadata: Any = node.metadata  # torch's stub takes the property for a method
+            lines = [line for entry in metadata.get("traceback_", []) for line in entry.splitlines()]
             ours = [line.strip() for line in lines if line.strip().startswith("File") and TORCH not in line]
             return f"in the backward pass of {node.name()}, forward at {ours[-1] if ours else 'an unknown line'}"
         return f"in the forward pass {self.forward_place(sys._getframe(2))}"
