@@ -95,6 +95,17 @@ def test_numbers_that_stay_finite_leave_no_trace():
     assert watch.first == {}
 
 
+def test_who_only_reads_a_nan_is_not_blamed_for_it():
+    bad, good = torch.tensor([float("nan")]), torch.tensor([0.0])
+    watch = Watch(Classify(tiny_vit()))
+    with watch:
+        bad * 2
+    assert watch.first == {}
+    with watch:
+        good / 0
+    assert list(watch.first) == ["NaN"]
+
+
 def test_the_steps_before_are_trained_and_not_saved(run, monkeypatch):
     steps = []
     plain = Trainer.train_step

@@ -2,9 +2,11 @@
 
 A child is forked from a clean server that has imported everything, so that a trial costs little more than its steps.
 It counts the calls that launcher/, shards/ and wsss/ make, of Python and of C functions alike, and kills itself with
-SIGKILL at the n-th: in the middle of a step, a save, a rename, a line of metrics.
+SIGKILL at the n-th: in the middle of a step, a save, a rename, a line of metrics. The n-th is drawn from a phase of the
+run (its start, one of its steps, saves, evaluations), each as likely, since calls are not spread evenly over them.
 """
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOMS = tuple(str(Path(__file__).parents[2] / room) + os.sep for room in ("launcher", "shards", "wsss"))
+PHASES = ("fit", "train_step", "log", "save", "run_evaluation")  # functions of the Trainer that begin a phase
 BOUND_S = 150  # until a process whose partner died must have ended by itself
 
 MSEE = """
@@ -32,8 +35,11 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["launcher.train", "launcher.validate_segmentation", "mlflow", "arena"])
 
 
-def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, dies_at: int | None, calls) -> None:
-    """Body of a child: train; die at the call of this number. `calls.value` ends as the number of calls."""
+def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, dies_at: int | None) -> None:
+    """Body of a child: train; die at the call of this number.
+
+    Leaves calls_RANK.json: the numbers of the calls at which phases begin, and of the last one.
+    """
     os.chdir(folder)
     os.environ.update(environment)
     if "CHAOS_SHOW" not in os.environ:
@@ -45,12 +51,14 @@ def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, d
     torch.set_num_threads(1)
     from launcher.train import main
 
-    count = 0
+    count, begin = 0, [1]
 
     def counted(frame, event, _):
         nonlocal count
         if event in ("call", "c_call") and frame.f_code.co_filename.startswith(ROOMS):
             count += 1
+            if event == "call" and frame.f_code.co_name in PHASES:
+                begin.append(count)
             if count == dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -59,7 +67,7 @@ def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, d
         main([str(yaml), *overrides])
     finally:
         sys.setprofile(None)
-        calls.value = count
+        Path(f"calls_{os.environ.get('RANK', 0)}.json").write_text(json.dumps([*begin, count]))
 
 
 def write_msee_yaml(path: Path, tiny: Path) -> Path:
@@ -75,20 +83,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@dataclass
-class Ended:
-    """Exit codes by rank (-9 = killed) and calls by rank (0 where it was killed)."""
-
-    codes: list[int]
-    calls: list[int]
-
-    @property
-    def killed(self) -> bool:
-        return -signal.SIGKILL in self.codes
-
-
-def start(yaml, overrides, folder, processes, dies: dict[int, int]) -> Ended:
+def start(yaml, overrides, folder, processes, dies: dict[int, int]) -> list[int]:
     """Train with so many processes; dies = {rank: number of the call at which it dies}. Waits for all to end.
+
+    Returns:
+        Exit codes by rank; -9 = killed.
 
     Raises:
         TimeoutError: a process did not end after another one died.
@@ -101,15 +100,13 @@ def start(yaml, overrides, folder, processes, dies: dict[int, int]) -> Ended:
     }
     if processes > 1:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-    children, counters = [], []
+    children = []
     for rank in range(processes):
         environment = {**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})}
-        counter = context.Value("q", 0)
         wanted = [*overrides, f"launch.processes={processes}"]
-        child = context.Process(target=trained, args=(yaml, wanted, folder, environment, dies.get(rank), counter))
+        child = context.Process(target=trained, args=(yaml, wanted, folder, environment, dies.get(rank)))
         child.start()
         children.append(child)
-        counters.append(counter)
     deadline = time.monotonic() + BOUND_S
     while any(child.exitcode is None for child in children):
         multiprocessing.connection.wait([c.sentinel for c in children if c.exitcode is None], timeout=BOUND_S)
@@ -124,19 +121,27 @@ def start(yaml, overrides, folder, processes, dies: dict[int, int]) -> Ended:
             child.kill()
             child.join()
         raise TimeoutError(f"{len(stuck)} of {processes} processes had not ended after {BOUND_S} s")
-    return Ended([child.exitcode for child in children], [counter.value for counter in counters])
+    return [child.exitcode for child in children]
 
 
 @dataclass
 class Count:
-    """What the trials came to."""
+    """What the trials came to.
+
+    Attributes:
+        kills: processes killed.
+        midway: of these, kills after which the run had to go on from a checkpoint between its first and last step.
+        compared: runs that reached their end.
+    """
 
     kills: int = 0
+    midway: int = 0
     compared: int = 0
     failures: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        said = f"{self.kills} kills, {self.compared} finished runs compared, {len(self.failures)} failures"
+        ends = f"{self.compared} finished runs compared, {len(self.failures)} failures"
+        said = f"{self.kills} kills, {self.midway} of them midway, {ends}"
         return "\n".join([said, *self.failures])
 
 
@@ -176,35 +181,38 @@ def difference(run: Path, reference: Path) -> str | None:
 
 
 def slaughter(yaml: Path, folder: Path, *, processes: int, kills: int, seed: int, overrides=()) -> Count:
-    """Kill a run at random calls and start it again until it has ended; again with new runs until there were `kills`.
+    """Kill a run at random calls and start it again until it has ended; again with new runs, until there were so many
+    kills midway.
 
     Every run that reaches its end is compared with one that nobody touched.
     """
-    draw, count = random.Random(seed), Count()
-    whole = start(yaml, [*overrides, "name=whole"], folder, processes, {})
-    if any(whole.codes):
-        raise RuntimeError(f"the undisturbed run ended with {whole.codes}; set CHAOS_SHOW=1 to see why")
+    from launcher import checkpoint
+
+    draw, count, runs = random.Random(seed), Count(), folder / "runs"
+    codes = start(yaml, [*overrides, "name=whole"], folder, processes, {})
+    if any(codes):
+        raise RuntimeError(f"the undisturbed run ended with {codes}; set CHAOS_SHOW=1 to see why")
+    phases = [json.loads((folder / f"calls_{rank}.json").read_text()) for rank in range(processes)]
+    last = checkpoint.step_of(checkpoint.latest(runs / "whole"))
     number, began = 0, False
-    while count.kills < kills or began:
-        name, began = f"cut{number}", True
-        dies = {}
-        if count.kills < kills:
+    while count.midway < kills or began:
+        run, began, dies = runs / f"cut{number}", True, {}
+        if count.midway < kills:
             rank = draw.randrange(processes)
-            dies = {rank: draw.randint(1, whole.calls[rank])}
+            phase = draw.randrange(len(phases[rank]) - 1)
+            dies = {rank: draw.randint(phases[rank][phase], phases[rank][phase + 1])}
         try:
-            ended = start(yaml, [*overrides, f"name={name}"], folder, processes, dies)
+            codes = start(yaml, [*overrides, f"name={run.name}"], folder, processes, dies)
+            if -signal.SIGKILL in codes:
+                good = checkpoint.checkpoints(run)
+                count.kills += 1
+                count.midway += bool(good) and 0 < checkpoint.step_of(good[-1]) < last
+                continue
+            wrong = f"ended with {codes}" if any(codes) else difference(run, runs / "whole")
+            count.compared += not any(codes)
         except TimeoutError as error:
-            count.failures.append(f"{name}, {dies}: {error}")
-            number, began = number + 1, False
-            continue
-        if ended.killed:
-            count.kills += 1
-        elif any(ended.codes):
-            count.failures.append(f"{name}, {dies}: ended with {ended.codes}")
-            number, began = number + 1, False
-        else:
-            count.compared += 1
-            if different := difference(folder / "runs" / name, folder / "runs/whole"):
-                count.failures.append(f"{name}: {different}")
-            number, began = number + 1, False
+            wrong = str(error)
+        if wrong:
+            count.failures.append(f"{run.name}, {dies}: {wrong}")
+        number, began = number + 1, False
     return count
