@@ -1,13 +1,14 @@
 # make install   the environment in .venv, with everything
 # make demo      synthetic smoke -> teacher -> student -> CAMs -> masks -> figures -> runs/demo/report.html
 # make test      lint, types and the test suite
+# make chaos     the long tests: runs that are killed at random and must go on bit for bit
 # make clean     forget the demo's shards and runs
 
 PYTHON ?= python3
 BIN := .venv/bin
 WSSS := $(BIN)/wsss
 
-.PHONY: install demo test clean
+.PHONY: install demo test chaos clean
 
 install: .venv/installed
 
@@ -22,6 +23,10 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# CHAOS_KILLS=50 CHAOS_SEED=1 for more, or other, kills
+chaos: install
+	$(BIN)/pytest -m slow -s
 
 DEMO_RUNS := teacher student lambda0 untrained
 

@@ -9,6 +9,7 @@ from launcher import (
     bench_commands,
     benchmark_sources,
     cue_commands,
+    run_commands,
     segment_commands,
     sources,
     study_commands,
@@ -33,6 +34,7 @@ cue_commands.register(app)
 study_commands.register(app)
 bench_commands.register(app)
 segment_commands.register(app)
+run_commands.register(app)
 track_commands.register(app)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]

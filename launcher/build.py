@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.checkpoint import latest, load_method
+from launcher.checkpoint import latest, load_method, refuse_damaged
 from launcher.config import Config, Named, load_config, options_of
 from launcher.errors import ConfigError, RunError, reported_as
 from launcher.tracking import RUNS
@@ -69,6 +69,7 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ClassSet
     config, about = load_about(run, overrides)
     class_set = ClassSet(name=about["class_set"], classes=tuple(about["classes"]))
     checkpoint = latest(run)
+    refuse_damaged(checkpoint)
     parts = {"model": without_weights(config.model), "partner": config.partner and without_weights(config.partner)}
     method = build_method(config.model_copy(update=parts), class_set)
     load_method(method, checkpoint)

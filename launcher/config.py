@@ -85,11 +85,14 @@ class TrainConfig(Section):
     eval_every: PositiveInt | None = None  # steps; null = at the end only
     save_every: PositiveInt | None = None  # steps; null = at the end only
     keep: PositiveInt = 2  # newest checkpoints that stay
+    keep_best: str | None = None  # figure of evaluation, as val/seg/miou: the highest one's checkpoint stays too
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainConfig":
         if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if self.keep_best is not None and self.keep_best.endswith("_area"):
+            raise ValueError(f"keep_best is '{self.keep_best}', of which less is better; wanted one to be high")
         return self
 
 
@@ -98,6 +101,7 @@ class LaunchConfig(Section):
 
     processes: PositiveInt | None = None  # data-parallel processes; null = one per GPU, or one
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes after one died; needs two processes or more
 
 
 class CamConfig(Section):
@@ -216,6 +220,8 @@ class Config(Section):
             raise ValueError(f"data.pixel: method '{self.method.name}' {wants}")
         if self.data.val is not None and not method.gives_maps:
             raise ValueError(f"data.val: method '{self.method.name}' gives no maps to evaluate; leave it out")
+        if self.train.keep_best is not None and self.data.val is None:
+            raise ValueError("train.keep_best: there is no data.val to find the best on; give it or leave this out")
         if self.data.masks is not None and method.supervision != "mask":
             raise ValueError(f"data.masks: method '{self.method.name}' learns from image labels; leave it out")
         return self

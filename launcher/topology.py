@@ -7,7 +7,6 @@ every run asserts what it got.
 
 import os
 import shlex
-import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config import Config
 from launcher.errors import ConfigError
+from launcher.stopping import join_group, run_and_forward
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +48,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     argv = [sys.executable, "-m", "accelerate.commands.launch"]
     argv += ["--num_machines", "1", "--num_processes", str(processes), "--main_process_port", "0"]
     argv += ["--mixed_precision", config.train.precision, "--dynamo_backend", "no"]
-    argv += ["--multi_gpu"] if processes > 1 else []
+    argv += ["--multi_gpu", *max_restarts(config)] if processes > 1 else []
     argv += ["-m", module, *arguments]
     environment = {}
     if cpu:
@@ -68,7 +68,11 @@ def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     effective = {**environment, **os.environ, **forced(environment)}
     shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
     print("launching: " + " ".join(shown), flush=True)
-    return subprocess.run(argv, env={**environment, **os.environ, **forced(environment)}, check=False).returncode
+    return run_and_forward(argv, {**environment, **os.environ, **forced(environment)})
+
+
+def max_restarts(config: Config) -> list[str]:
+    return ["--max_restarts", str(config.launch.max_restarts)] if config.launch.max_restarts else []
 
 
 def forced(environment: dict[str, str]) -> dict[str, str]:
@@ -93,6 +97,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     handlers: list[Any] = []
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT))
+        join_group("gloo" if cpu else "nccl", GROUP_TIMEOUT)
     # Each rank keeps the BatchNorm statistics of its own images; checkpoint.average_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

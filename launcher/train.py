@@ -2,10 +2,12 @@
 
 import getpass
 import json
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from launcher import checkpoint, jobs
@@ -21,6 +24,7 @@ from launcher.config import Config, flatten, load_config, to_yaml
 from launcher.errors import ConfigError, RunError, reported_as, told
 from launcher.infer import cams_of
 from launcher.skips import Skips
+from launcher.stopping import STOPPED, Stopped, end_with_launcher, only_writer, stop_on_sigterm
 from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Batch, Trainer
@@ -60,15 +64,43 @@ def train(config: Config) -> Method:
         The trained method, not wrapped.
 
     Raises:
-        ConfigError, DataError, RunError: what the user can mend, before the first step.
+        ConfigError, DataError, RunError: what the user can mend, nearly all of it before the first step.
+        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written.
     """
     run = run_folder(config)
     train_shards, val_shards = check_inputs(config)
     accelerator = make_accelerator(config, processes=config.launch.processes)
     main = accelerator.is_main_process
-    class_set = train_shards.index.as_class_set()
-    torch.manual_seed(config.train.seed)  # the same initial weights on all ranks
-    method = build_method(config, class_set)
+    with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
+        found = checkpoint.newest_good(run, accelerator)
+        method, optimizer = build_trained(config, train_shards, accelerator)
+        about = describe(config, train_shards, accelerator.num_processes)
+        tracker = open_tracker(config, run, about, found) if main else NoTracker()
+        trainer = make_trainer(
+            config,
+            train_shards,
+            accelerator,
+            method,
+            optimizer,
+            resume_from=found,
+            evaluate=validator(config, method, val_shards, accelerator, tracker) if val_shards else None,
+            asked_to_stop=asked_to_stop,
+            tracker=tracker,
+        )
+        status = "FAILED"
+        try:
+            status = "FINISHED" if trainer.fit() else "KILLED"
+        finally:
+            tracker.close(status)
+    if status == "KILLED":
+        raise Stopped(f"{run}: told to stop, did so after step {trainer.step}; start it again to go on")
+    return method
+
+
+def build_trained(config: Config, shards: ShardFolder, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
+    """The method with its initial weights, equal on all ranks, and its optimizer."""
+    torch.manual_seed(config.train.seed)
+    method = build_method(config, shards.index.as_class_set())
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
     groups = parameter_groups(
@@ -77,14 +109,26 @@ def train(config: Config) -> Method:
         decay_all=config.train.decay_all,
         new_lr_factor=config.train.new_lr_factor,
     )
-    optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
+    return method, torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
 
-    found = checkpoint.checkpoints(run)
-    about = describe(config, train_shards, accelerator.num_processes)
-    tracker = open_tracker(config, run, about, found) if main else NoTracker()
-    trainer = Trainer(
+
+def make_trainer(
+    config: Config,
+    shards: ShardFolder,
+    accelerator: Accelerator,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    *,
+    resume_from: Path | None,
+    evaluate: Callable[[int], Mapping[str, float]] | None,
+    asked_to_stop: Callable[[], bool],
+    tracker: NoTracker,
+) -> Trainer:
+    """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
+    return Trainer(
         config=config.train,
-        run=run,
+        run=run_folder(config),
+        resume_from=resume_from,
         accelerator=accelerator,
         method=method,
         optimizer=optimizer,
@@ -95,19 +139,13 @@ def train(config: Config) -> Method:
             warmup_steps=config.train.warmup_steps,
             power=config.train.power,
         ),
-        batches_from=partial(batches_from, config, train_shards, accelerator.process_index, accelerator.num_processes),
-        evaluate=validator(config, method, val_shards, accelerator, tracker) if val_shards else None,
+        batches_from=partial(batches_from, config, shards, accelerator.process_index, accelerator.num_processes),
+        evaluate=evaluate,
+        asked_to_stop=asked_to_stop,
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
-        skips=Skips(run, config.data.max_skipped, accelerator),
+        skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
     )
-    status = "FAILED"
-    try:
-        trainer.fit()
-        status = "FINISHED"
-    finally:
-        tracker.close(status)
-    return method
 
 
 def preflight(config: Config) -> None:
@@ -279,7 +317,7 @@ def git_commit() -> str:
         return "unknown"
 
 
-def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[Path]) -> Tracker:
+def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path | None) -> Tracker:
     """Write the run's config.yaml and run.json, and begin or go on with its MLflow run."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / ABOUT
@@ -296,7 +334,7 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[P
             "dataset_fingerprint": about["dataset_fingerprint"],
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
-        resumed_at=checkpoint.step_of(found[-1]) if found else 0,
+        resumed_at=checkpoint.step_of(found) if found else 0,
     )
     path.write_text(json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
     tracker.artifact(run / CONFIG)
@@ -304,8 +342,14 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: list[P
 
 
 def main(arguments: Sequence[str]) -> None:
+    end_with_launcher()
     try:
         train(load_config(Path(arguments[0]), arguments[1:]))
+    except Stopped as stopped:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(stopped, flush=True)
+        # An elastic launcher would take any other code for a failure and start again.
+        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

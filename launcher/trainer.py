@@ -1,7 +1,7 @@
 """The training loop. It knows losses, steps and time, and nothing of the science."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from launcher import checkpoint
 from launcher.config import TrainConfig
 from launcher.errors import RunError
+from launcher.nonfinite import Micro, describe
 from launcher.progress import Progress
 from launcher.skips import Skips
 from launcher.tracking import NoTracker
@@ -23,13 +24,15 @@ Batch = dict[str, Any]
 
 
 class Trainer:
-    """Steps from the last checkpoint to the last step.
+    """Steps from a checkpoint to the last step.
 
     Args:
         run: the run's folder, for checkpoints.
+        resume_from: the checkpoint to go on from (see checkpoint.newest_good); None = begin at step 0.
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
         lr_at: step (0-based) -> learning rate.
-        evaluate: step -> None, called by all ranks; None = never.
+        evaluate: step -> figures on rank 0, {} elsewhere; called by all ranks; None = never.
+        asked_to_stop: has this process been told to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
     """
@@ -39,24 +42,28 @@ class Trainer:
         *,
         config: TrainConfig,
         run: Path,
+        resume_from: Path | None,
         accelerator: Accelerator,
         method: Method,
         optimizer: torch.optim.Optimizer,
         lr_at: Callable[[int], float],
         batches_from: Callable[[int], Iterator[Batch]],
-        evaluate: Callable[[int], None] | None,
+        evaluate: Callable[[int], Mapping[str, float]] | None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
         tracker: NoTracker,
         global_batch_size: int,
         skips: Skips | None = None,
     ) -> None:
         self.config = config
         self.run = run
+        self.resume_from = resume_from
         self.accelerator = accelerator
         self.unwrapped = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.method, self.optimizer = accelerator.prepare(method, optimizer)
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
+        self.asked_to_stop = asked_to_stop
         self.tracker = tracker
         self.global_batch_size = global_batch_size
         self.skips = skips or Skips(run, 0, accelerator)
@@ -65,12 +72,17 @@ class Trainer:
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
         self.window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
         self.window_batches = 0
+        self.unchecked: list[Micro] = []  # what this rank saw since somebody last looked whether all was finite
         self.window_at = time.perf_counter()
 
-    def fit(self) -> None:
-        """Train to the last step; raises RunError if a loss or gradient stops being finite."""
+    def fit(self) -> bool:
+        """Train to the last step, or until told to stop; returns whether the last step is done.
+
+        Raises:
+            RunError: a loss or gradient stopped being finite, or a checkpoint could not be written.
+        """
         self.resume()
-        done_before = self.step == self.config.steps and bool(checkpoint.checkpoints(self.run))
+        done_before = self.step == self.config.steps and self.resume_from is not None
         batches = self.batches_from(self.step) if self.step < self.config.steps else iter(())
         with Progress(
             self.config.steps, "train", "step", initial=self.step, enabled=self.accelerator.is_main_process
@@ -79,9 +91,12 @@ class Trainer:
                 self.train_step(batches)
                 self.step += 1
                 note = self.log() if self.due(self.config.log_every) else ""
-                if self.due(self.config.save_every):
+                stopping = self.agreed_to_stop()
+                if stopping or self.due(self.config.save_every) or (self.config.keep_best and self.evaluates()):
                     self.save()
-                if self.due(self.config.eval_every):
+                if stopping and self.step < self.config.steps:
+                    return False  # an evaluation that is due comes after the next start
+                if self.evaluates():
                     self.run_evaluation()
                 progress.advance(note=note)
         self.skips.tell()
@@ -90,17 +105,34 @@ class Trainer:
             self.run_evaluation()
         elif done_before and self.accelerator.is_main_process:
             print(f"{self.run}: all {self.step} steps were done already")
+        return True
 
     def due(self, every: int | None) -> bool:
         """Is it time, after this step? Always at the last one."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
+    def window_means(self) -> dict[str, float]:
+        """Every loss, averaged over the micro-batches since the last log and over the ranks, which must all call it."""
+        names = sorted(self.window)
+        means = torch.stack([self.window[name] for name in names]) / self.window_batches
+        return dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+
+    def evaluates(self) -> bool:
+        return self.evaluate is not None and self.due(self.config.eval_every)
+
+    def agreed_to_stop(self) -> bool:
+        """Has any rank been told to stop? All hear the same, since all ask after the same steps.
+
+        On a GPU they ask where the host waits for the device anyway: when it logs.
+        """
+        if self.accelerator.device.type != "cpu" and not self.due(self.config.log_every):
+            return False
+        asked = torch.tensor(float(self.asked_to_stop()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum").item())
+
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer update from `accumulate` micro-batches, without waiting for the device."""
-        seed_step(self.config.seed, self.step, self.accelerator.process_index)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(self.step) * group.get("lr_factor", 1.0)
-        self.method.train()
+        self.prepare_step()
         for micro in range(self.config.accumulate):
             batch = to_device(next(batches), self.accelerator.device)
             self.skips.see(batch)
@@ -108,12 +140,19 @@ class Trainer:
             with self.accelerator.no_sync(self.method) if not last else nullcontext():
                 losses = self.method(batch, self.step)
                 self.accelerator.backward(poisoned(losses["loss"]) / self.config.accumulate)
-            self.add_to_window(losses)
+            self.add_to_window(batch["key"], losses)
         self.guard(clip_gradients(self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.accelerator.device.type == "cpu":
             self.stop_if_not_finite()
+
+    def prepare_step(self) -> None:
+        """Set all that depends on the number of the step alone."""
+        seed_step(self.config.seed, self.step, self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(self.step) * group.get("lr_factor", 1.0)
+        self.method.train()
 
     def guard(self, grad_norm: Tensor) -> None:
         """Forbid this and all further updates from the first gradient on that is not finite.
@@ -126,32 +165,27 @@ class Trainer:
         self.optimizer.optimizer.found_inf = (self.bad_step > 0).float()
 
     def stop_if_not_finite(self) -> None:
+        """Raises RunError on all ranks if a step since the last look was not finite."""
+        seen, self.unchecked = self.unchecked, []
         if bad_step := int(self.bad_step.item()):
-            parts = {name: total.item() / max(self.window_batches, 1) for name, total in self.window.items()}
-            good = checkpoint.checkpoints(self.run)
-            raise RunError(
-                f"non-finite loss or gradient at step {bad_step}; mean losses since the last log on rank "
-                f"{self.accelerator.process_index}: {parts}; last good checkpoint: {good[-1] if good else 'none'}. "
-                "No update was made from it; lower train.lr, set train.max_grad_norm or look at the data"
-            )
+            raise RunError(describe(bad_step, seen, self.run, self.accelerator))
 
-    def add_to_window(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            value = value.detach().float()
+    def add_to_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
+        values = {name: value.detach().float() for name, value in losses.items()}
+        for name, value in values.items():
             self.window[name] = self.window[name] + value if name in self.window else value
         self.window_batches += 1
+        self.unchecked.append(Micro(self.step + 1, list(keys), values))
 
     def log(self) -> str:
         """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
         self.stop_if_not_finite()
-        names = sorted(self.window)
-        means = torch.stack([self.window[name] for name in names]) / self.window_batches
-        values = self.accelerator.reduce(means, "mean").tolist()
+        means = self.window_means()
         now = time.perf_counter()
         images = self.window_batches / self.config.accumulate * self.global_batch_size
         rate = images / (now - self.window_at)
         self.window, self.window_batches, self.window_at = {}, 0, now
-        metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= self.skips.count(self.step)
         metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
         self.tracker.log(metrics, self.step)
@@ -160,26 +194,41 @@ class Trainer:
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
             checkpoint.average_buffers(self.unwrapped)
-            self.evaluate(self.step)
+            figures = self.evaluate(self.step)
             self.window_at = time.perf_counter()  # evaluation is not training time
+            if self.accelerator.is_main_process:
+                self.note_figures(figures)
+
+    def note_figures(self, figures: Mapping[str, float]) -> None:
+        """Write them to the checkpoint of this step, if there is one, and see whether it is the best."""
+        best = self.config.keep_best
+        if best is not None and best not in figures:
+            raise RunError(f"train.keep_best: evaluation gave no figure '{best}'; it gave {', '.join(sorted(figures))}")
+        if (folder := checkpoint.folder_of(self.run, self.step)).is_dir():
+            checkpoint.write_figures(folder, figures)
+            checkpoint.prune(self.run, keep=self.config.keep, keep_best=best)
 
     def save(self) -> None:
         self.stop_if_not_finite()
         checkpoint.average_buffers(self.unwrapped)
         started = time.perf_counter()
-        keep = self.config.keep
-        checkpoint.save(self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep)
+        keep, best = self.config.keep, self.config.keep_best
+        checkpoint.save(
+            self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep, keep_best=best
+        )
         stall_s = time.perf_counter() - started
         self.tracker.log({"train/save_s": stall_s}, self.step)
         self.window_at += stall_s
 
     def resume(self) -> None:
-        """Go on from the newest complete checkpoint, if there is one."""
-        found = checkpoint.checkpoints(self.run)
-        if found:
-            self.step = checkpoint.load(found[-1], self.unwrapped, self.optimizer)
-            if self.accelerator.is_main_process:
-                print(f"resuming from {found[-1]}")
+        """Load the checkpoint to go on from, and evaluate it if the run ended before it did."""
+        if self.resume_from is None:
+            return
+        if self.accelerator.is_main_process:
+            print(f"resuming from {self.resume_from}", flush=True)
+        self.step = checkpoint.load(self.resume_from, self.unwrapped, self.optimizer)
+        if self.step and self.evaluates() and not (self.resume_from / checkpoint.FIGURES).is_file():
+            self.run_evaluation()
 
 
 def poisoned(loss: Tensor) -> Tensor:

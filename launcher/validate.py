@@ -22,8 +22,9 @@ IN_TRAINING = ("per_image_iou", "pooled_iou", "precision", "recall", "miou")
 
 def validator(
     config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: NoTracker
-) -> Callable[[int], None]:
-    """step -> log the figures of every CAM kind at the fixed threshold, and the gallery. All ranks must call it.
+) -> Callable[[int], dict[str, float]]:
+    """step -> log the figures of every CAM kind at the fixed threshold, and the gallery. All ranks must call it; rank 0
+    gets the figures as they are logged, the others {}.
 
     Each rank scores every ranks-th sample, once; rank 0 puts them together. A method that segments is judged by its
     masks instead: see validate_segmentation.
@@ -35,7 +36,7 @@ def validator(
     drawn = gallery_numbers(shards, config.evaluate.gallery)
     threshold = config.evaluate.threshold
 
-    def validate(step: int) -> None:
+    def validate(step: int) -> dict[str, float]:
         numbers = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
         measures = {kind: measure_for(shards.index.as_class_set(), threshold) for kind in config.cam.kinds}
         rows = {}
@@ -49,6 +50,7 @@ def validator(
             rows.update(other_rows)
             for kind, measure in measures.items():
                 measure.extend(other[kind])
+        figures: dict[str, float] = {}
         if accelerator.is_main_process:
             figures = {f"val/{name}": value for name, value in figures_of(measures, threshold).items()}
             tracker.log(figures, step)
@@ -56,6 +58,7 @@ def validator(
                 tracker.image("gallery", gallery([rows[number] for number in sorted(rows)]), step)
             print(f"step {step}: " + ", ".join(f"{n.removeprefix('val/')} {v:.3f}" for n, v in figures.items()))
         accelerator.wait_for_everyone()
+        return figures
 
     return validate
 

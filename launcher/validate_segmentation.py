@@ -59,14 +59,15 @@ class Judged:
 
 def segmentation_validator(
     config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: NoTracker
-) -> Callable[[int], None]:
-    """step -> log val/{seg,cam,aux_cam}/miou and val/f1, and the gallery. All ranks must call it.
+) -> Callable[[int], dict[str, float]]:
+    """step -> log val/{seg,cam,aux_cam}/miou and val/f1, and the gallery. All ranks must call it; rank 0 gets these
+    figures, the others {}.
 
     Each rank judges every ranks-th sample, once; confusion matrices are summed over the ranks as int64.
     """
     drawn = gallery_numbers(shards, config.evaluate.gallery)
 
-    def validate(step: int) -> None:
+    def validate(step: int) -> dict[str, float]:
         started = time.perf_counter()
         numbers = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
         judged = judge(config, method, shards, accelerator, numbers, drawn)
@@ -75,10 +76,12 @@ def segmentation_validator(
         rows = dict(judged.rows)
         for other in gather_object([judged.rows]) if accelerator.num_processes > 1 else []:
             rows.update(other)
+        logged: dict[str, float] = {}
         if accelerator.is_main_process:
             seconds = time.perf_counter() - started
             figures = figures_of(confusion.cpu(), f1.cpu())
-            tracker.log({**{f"val/{name}": value for name, value in figures.items()}, "val/seconds": seconds}, step)
+            logged = {f"val/{name}": value for name, value in figures.items()}
+            tracker.log({**logged, "val/seconds": seconds}, step)
             if rows:
                 picture = gallery([rows[number] for number in sorted(rows)])
                 keep_picture(picture, run_folder(config))
@@ -86,6 +89,7 @@ def segmentation_validator(
             said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
             print(f"step {step}: {said}; {len(shards)} images in {seconds:.1f} s")
         accelerator.wait_for_everyone()
+        return logged
 
     return validate
 

@@ -1,4 +1,6 @@
 import json
+import resource
+import subprocess
 
 import pytest
 import torch
@@ -57,16 +59,100 @@ def test_a_damaged_checkpoint_does_not_count(tmp_path, trained, file, damage):
     assert checkpoint.latest(tmp_path).name == "step_0000001"
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, trained, monkeypatch):
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_flipped_byte_makes_a_resume_fall_back_and_say_why(tmp_path, trained, file, capsys):
+    good, bad = save(tmp_path, 1, trained), save(tmp_path, 2, trained)
+    data = bytearray((bad / file).read_bytes())
+    place = data.index(b"sha256") + 40 if file == "state.json" else len(data) // 2
+    data[place] ^= 1
+    (bad / file).write_bytes(data)
+    assert checkpoint.newest_good(tmp_path, OneProcess()) == good
+    assert "step_0000002: " in (said := capsys.readouterr().out) and "set aside as step_0000002.damaged" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000002.damaged"]
+    assert checkpoint.latest(tmp_path) == good
+
+
+def test_a_damaged_model_is_not_used_unseen(tmp_path, trained):
+    folder = save(tmp_path, 1, trained)
+    checkpoint.refuse_damaged(folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(RunError, match="the bytes of model.safetensors are not those that were written"):
+        checkpoint.refuse_damaged(folder)
+
+
+def test_a_checkpoint_from_before_there_were_hashes_still_counts(tmp_path, trained):
+    folder = save(tmp_path, 1, trained)
+    state = json.loads((folder / "state.json").read_text())
+    del state["sha256"]
+    (folder / "state.json").write_text(json.dumps(state))
+    assert checkpoint.newest_good(tmp_path, OneProcess()) == folder
+
+
+def test_nothing_to_resume_from_is_none(tmp_path):
+    assert checkpoint.newest_good(tmp_path, OneProcess()) is None
+
+
+def test_the_best_stays_beside_the_newest(tmp_path, trained):
+    values = {1: 0.1, 2: 0.7, 3: 0.7, 4: 0.3, 5: None, 6: 0.2}
+    for step, value in values.items():
+        folder = checkpoint.save(tmp_path, step, *trained, OneProcess(), keep=2, keep_best="val/miou")
+        if value is not None:
+            checkpoint.write_figures(folder, {"val/miou": value})
+    checkpoint.prune(tmp_path, keep=2, keep_best="val/miou")
+    assert [path.name[-1] for path in checkpoint.checkpoints(tmp_path)] == ["2", "5", "6"]
+    checkpoint.prune(tmp_path, keep=2, keep_best=None)
+    assert [path.name[-1] for path in checkpoint.checkpoints(tmp_path)] == ["5", "6"]
+
+
+def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):
     save(tmp_path, 1, trained)
+    half = tmp_path / ".step_0000002.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "step_0000000").mkdir()  # an old one, half removed
+    assert checkpoint.newest_good(tmp_path, OneProcess()).name == "step_0000001"
+    save(tmp_path, 3, trained)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000003"]
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        save(tmp_path, 2, trained)
-    assert checkpoint.latest(tmp_path).name == "step_0000001"
+def assert_full_disk_is_told(run, trained):
+    with pytest.raises(RunError, match=r"step_0000002: could not be saved: .*last good checkpoint: .*step_0000001"):
+        save(run, 2, trained)
+    assert sorted(path.name for path in run.iterdir()) == ["step_0000001"]
+    assert checkpoint.newest_good(run, OneProcess()).name == "step_0000001"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_that_may_not_grow_leaves_the_old_checkpoint(tmp_path, trained, share):
+    """As a full disk or a quota: in the model's file, or in the optimizer's, which is twice as large."""
+    folder = save(tmp_path, 1, trained)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * (folder / "optimizer.pt").stat().st_size), hard))
+    try:
+        assert_full_disk_is_told(tmp_path, trained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    save(tmp_path, 2, trained)
+    assert checkpoint.latest(tmp_path).name == "step_0000002"
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, trained):
+    one = sum(path.stat().st_size for path in save(tmp_path / "size", 1, trained).iterdir())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={int(1.5 * one / 4096 + 4) * 4096}", "tmpfs", str(disk)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no small disk to be had: {mounted.stderr.decode().strip()}")
+    try:
+        save(disk, 1, trained)
+        assert_full_disk_is_told(disk, trained)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_no_checkpoint_is_told(tmp_path):

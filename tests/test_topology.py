@@ -47,15 +47,11 @@ def test_all_gpus_are_the_default_where_there_are_some(tiny_config, monkeypatch)
 
 def test_the_users_environment_cannot_turn_off_what_makes_processes_find_each_other(tiny_config, monkeypatch):
     started = {}
-    monkeypatch.setattr(topology.subprocess, "run", lambda argv, env, check: started.update(env) or Done())
+    monkeypatch.setattr(topology, "run_and_forward", lambda argv, env: started.update(env) or 5)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert topology.launch(config_of(tiny_config, "launch.processes=2"), "launcher.train", []) == 5
     assert started["ACCELERATE_USE_CPU"] == "true" and started["OMP_NUM_THREADS"] == "7"
-
-
-class Done:
-    returncode = 5
 
 
 def test_another_number_of_processes_than_configured_is_refused(tiny_config):

@@ -1,7 +1,11 @@
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -10,12 +14,14 @@ import torch
 from networks import tiny_vit
 
 from launcher.errors import RunError, told
+from launcher.stopping import Stopped, only_writer
 from launcher.topology import make_accelerator
 from launcher.tracking import RUNS, NoTracker, read_metrics
 from launcher.train import batches_from, train
 from launcher.trainer import Trainer, poisoned, seed_step, to_device
 from shards.stream import ShardFolder
 from wsss.methods import Classify
+from wsss.optim import parameter_groups
 
 
 def digest(method):
@@ -26,9 +32,8 @@ def digest(method):
 def test_a_run_leaves_checkpoints_metrics_config_and_facts(in_tmp, tiny_config):
     train(tiny_config("classify"))
     run = RUNS / "teacher"
-    assert {"config.yaml", "run.json", "metrics.jsonl", "tracking", "images", "step_0000002", "step_0000004"} == {
-        p.name for p in run.iterdir()
-    }
+    names = {".lock", "config.yaml", "run.json", "metrics.jsonl", "tracking", "images", "step_0000002", "step_0000004"}
+    assert names == {p.name for p in run.iterdir()}
     lines = read_metrics(run)
     assert [line["step"] for line in lines if "train/loss" in line] == [2, 4]
     assert all(line["train/images_per_s"] > 0 for line in lines if "train/loss" in line)
@@ -69,6 +74,130 @@ def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(in_tmp, tiny_
     assert resumed == whole
     logged = [line["step"] for line in read_metrics(RUNS / "cut") if "train/loss" in line]
     assert logged == [2, 4, 6]  # no step twice
+
+
+def at_step(monkeypatch, step, act):
+    """Do something before a step (0-based) is trained, once."""
+    plain_step, done = Trainer.train_step, []
+
+    def acting(self, batches):
+        if self.step == step and not done:
+            done.append(step)
+            act()
+        plain_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", acting)
+
+
+@pytest.mark.parametrize("method", ["classify", "msee"])
+def test_sigterm_ends_in_a_checkpoint_after_the_step_and_the_rest_follows_bit_equal(
+    in_tmp, tiny_config, method, monkeypatch
+):
+    settings = ["train.steps=6", "train.save_every=4", "train.log_every=1", "train.eval_every=3"]
+    config = {
+        name: tiny_config("classify", *settings, f"name={name}", *(MSEE if method == "msee" else []))
+        for name in ("whole", "cut")
+    }
+    whole = digest(train(config["whole"]))
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="told to stop, did so after step 3; start it again to go on"):
+        train(config["cut"])
+    assert [path.name for path in (RUNS / "cut").glob("step_*")] == ["step_0000003"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert digest(train(config["cut"])) == whole
+    logged = [without_clock(read_metrics(RUNS / name)) for name in ("whole", "cut")]
+    assert logged[0] == logged[1]  # losses, and the evaluation of step 3, which the stop had put off
+
+
+MSEE = [
+    "model={name: toco, timm_name: vit_tiny_patch16_224, decoder_dim: 8, dilation: 1, "
+    "timm_options: {img_size: 32, patch_size: 8, embed_dim: 16, depth: 3, num_heads: 2}}",
+    "method={name: msee, crop_px: 16, crop_num: 2, projection_dim: 8, projection_out: 6, bottleneck: 4, "
+    "par_iterations: 2, par_dilations: [1, 2], seg_from: 3, msee_from: 4, group_size: 2}",
+]
+
+
+def without_clock(lines):
+    """{(step, figure): value} of what does not depend on the time that it took."""
+    clock = {"step", "time", "train/images_per_s", "train/save_s", "val/seconds"}
+    return {(line["step"], name): value for line in lines for name, value in line.items() if name not in clock}
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(in_tmp, tiny_config, monkeypatch):
+    config = tiny_config("classify", "train.steps=4", "train.eval_every=2")
+    whole = train(config.model_copy(update={"name": "whole"}))
+    plain = Trainer.run_evaluation
+
+    def dies(self):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        plain(self)
+
+    monkeypatch.setattr(Trainer, "run_evaluation", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(Trainer, "run_evaluation", plain)
+    assert digest(train(config)) == digest(whole)
+    assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
+    lines = len(read_metrics(RUNS / "teacher"))
+    train(config)
+    assert len(read_metrics(RUNS / "teacher")) == lines  # nothing was left to make up for
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(in_tmp, tiny_config, capsys):
+    settings = ["train.steps=6", "train.log_every=1"]
+    whole = digest(train(tiny_config("classify", *settings, "name=whole")))
+    assert digest(train(tiny_config("classify", *settings))) == whole
+    path = RUNS / "teacher/step_0000006/optimizer.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert digest(train(tiny_config("classify", *settings))) == whole
+    assert "set aside as step_0000006.damaged" in capsys.readouterr().out
+    assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
+
+
+def test_the_best_checkpoint_of_a_run_stays(in_tmp, tiny_config, monkeypatch):
+    figures = iter([0.9, 0.2, 0.3])
+    monkeypatch.setattr("launcher.train.validator", lambda *_: lambda step: {"val/class_map/iou": next(figures)})
+    keep = ["train.keep=1", "train.eval_every=2", "train.save_every=null", "train.keep_best=val/class_map/iou"]
+    train(tiny_config("classify", "train.steps=6", *keep))
+    assert sorted(path.name for path in (RUNS / "teacher").glob("step_*")) == ["step_0000002", "step_0000006"]
+
+
+def test_a_best_of_a_figure_that_is_not_there_is_told(in_tmp, tiny_config):
+    with pytest.raises(RunError, match="keep_best: evaluation gave no figure 'val/miou'; it gave val/accuracy"):
+        train(tiny_config("classify", "train.steps=2", "train.keep_best=val/miou"))
+    assert (RUNS / "teacher/step_0000002").is_dir()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(in_tmp, tiny_config, monkeypatch):
+    (RUNS / "teacher").mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(RUNS / "teacher")], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with (
+            pytest.raises(RunError, match=rf"is being trained by process {holder.pid} on"),
+            only_writer(RUNS / "teacher", wait_s=0.3),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with only_writer(RUNS / "teacher", wait_s=10):
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from launcher.stopping import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_finished_run_is_not_trained_again(in_tmp, tiny_config, capsys):
@@ -160,17 +289,24 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
     trainer = Watch(
         config=config.train,
         run=RUNS / "breaks",
+        resume_from=None,
         accelerator=make_accelerator(config, processes=None),
         method=method,
-        optimizer=torch.optim.AdamW(method.parameters(), fused=True),
+        optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), fused=True),
         lr_at=lambda step: 1e-3,
         batches_from=partial(batches_from, config, shards, 0, 1),
         evaluate=None,
         tracker=NoTracker(),
         global_batch_size=8,
     )
-    with pytest.raises(RunError, match="non-finite loss or gradient at step 4; .*last good checkpoint: .*step_0000002"):
+    with pytest.raises(
+        RunError, match="non-finite loss or gradient at step 4; .*last good checkpoint: .*step_0000002"
+    ) as e:
         trainer.fit()
+    keys = next(batches_from(config, shards, 0, 1, 3))["key"]
+    assert f"samples {', '.join(keys)}" in str(e.value)
+    assert "wsss replay runs/breaks --step 4" in str(e.value)
+    assert ("rank 0: loss nan, cls_loss 0." in str(e.value)) == (how == "value")
     assert all(torch.equal(tensor, method.state_dict()[name]) for name, tensor in before_step_3.items())
     assert sorted(p.name for p in (RUNS / "breaks").iterdir()) == ["step_0000002"]
 

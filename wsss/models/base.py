@@ -149,13 +149,13 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """{name: tensor} of a weights file; a dict of dicts is entered at 'state_dict' or 'model'."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each way in which a file is none of its own
+    except Exception as error:  # both libraries raise a different type for each way in which a file is none of its own
         raise ValueError(f"{path}: not a weights file that can be loaded safely ({error})") from error
     for wrapper in ("state_dict", "model"):
         state = state.get(wrapper, state)
