@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher import bench_commands, benchmark_sources, cue_commands, segment_commands, sources, study_commands
+from launcher import bench_commands, benchmark_sources, cue_commands, export, segment_commands, sources, study_commands
 from launcher.sources import Only, Out, Shards, Workers, describe, example, write
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ cue_commands.register(app)
 study_commands.register(app)
 bench_commands.register(app)
 segment_commands.register(app)
+export.register(app)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from launcher import checkpoint, jobs
+from launcher import checkpoint, jobs, zero
 from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
 from launcher.config import Config, flatten, load_config, to_yaml
 from launcher.errors import ConfigError, RunError, reported_as, told
@@ -66,6 +66,8 @@ def train(config: Config) -> Method:
     )
     optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
 
+    whole = zero.whole_of(accelerator, method)
+
     found = checkpoint.checkpoints(run)
     about = describe(config, train_shards, accelerator.num_processes)
     tracker = open_tracker(config, run, about, found) if main else NoTracker()
@@ -83,9 +85,10 @@ def train(config: Config) -> Method:
             power=config.train.power,
         ),
         batches_from=partial(batches_from, config, train_shards, accelerator.process_index, accelerator.num_processes),
-        evaluate=validator(config, method, val_shards, accelerator, tracker) if val_shards else None,
+        evaluate=validator(config, whole, val_shards, accelerator, tracker) if val_shards else None,
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
+        whole=whole,
     )
     status = "FAILED"
     try:
@@ -93,7 +96,7 @@ def train(config: Config) -> Method:
         status = "FINISHED"
     finally:
         tracker.close(status)
-    return method
+    return whole
 
 
 def preflight(config: Config) -> None:
