@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from launcher.checkpoint import average_buffers
 from launcher.errors import RunError
 from launcher.zero_settings import check_engine
-from wsss.methods.base import Frozen
+from wsss.methods.base import Frozen, Method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def whole_of(accelerator: "Accelerator", method: nn.Module) -> nn.Module:
+def whole_of(accelerator: "Accelerator", method: Method) -> Method:
     """The module in which all weights of a method are whole: what is saved, evaluated and handed back.
 
     It is the method itself, but for stage 3, which leaves a process only its share: there it is a second copy, which
@@ -159,8 +159,8 @@ class ZeroOptimizer:
             with self.all_weights(), torch.no_grad():
                 for here, there in zip(self.method.parameters(), self.whole.parameters(), strict=True):
                     there.copy_(here)
-            for here, there in zip(self.method.buffers(), self.whole.buffers(), strict=True):
-                there.copy_(here)
+            for mine, its in zip(self.method.buffers(), self.whole.buffers(), strict=True):
+                its.copy_(mine)
         self.gathered = {}
         if not moments or not self.optimizer.state:  # before the first update there are none
             return
@@ -227,10 +227,10 @@ class ZeroOptimizer:
         with self.all_weights(modifier_rank=0), torch.no_grad():
             for here, there in zip(self.method.parameters(), self.whole.parameters(), strict=True):
                 here.copy_(there)
-        for here, there in zip(self.method.buffers(), self.whole.buffers(), strict=True):
-            here.copy_(there)
+        for mine, its in zip(self.method.buffers(), self.whole.buffers(), strict=True):
+            mine.copy_(its)
         for parameter in self.parameters:
-            safe_set_local_fp32_param(parameter, parameter.ds_tensor.detach())
+            safe_set_local_fp32_param(parameter, parameter.ds_tensor.detach())  # type: ignore[attr-defined]
 
     def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
@@ -238,7 +238,7 @@ class ZeroOptimizer:
         if not self.partitioned:
             safe_set_full_optimizer_state(parameter, value, key)
             return
-        size = parameter.ds_tensor.numel()  # every rank has as many, so the last share may end in padding
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # every rank has as many, so the last share may end in padding
         padded = value.new_zeros(size * torch.distributed.get_world_size())
         padded[: value.numel()] = value.flatten()
         safe_set_local_optimizer_state(parameter, padded[torch.distributed.get_rank() * size :][:size], key)

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import VIT
 from safetensors import safe_open
 from safetensors.torch import load_file
 from together import together, trained
 
-from launcher.config import load_config
+from launcher.build import ABOUT, CONFIG, load_about
+from launcher.config import load_config, to_yaml
 from launcher.errors import ConfigError, RunError
 from launcher.export import write_student
 from launcher.zero import ZeroOptimizer
@@ -67,6 +69,19 @@ def test_a_checkpoint_of_any_stage_and_number_of_processes_goes_on_under_any_oth
     last = [load_file(f"runs/{name}/step_0000003/model.safetensors") for name in ("whole", "moved")]  # DDP's, ZeRO-3's
     assert {name: tensor.shape for name, tensor in last[0].items()} == {n: t.shape for n, t in last[1].items()}
     assert not any("teacher" in name for name in last[1])  # it was never prepared
+
+
+def test_two_networks_that_train_each_other_are_one_module_in_one_engine(in_tmp, tiny_yaml):
+    """Through two engines with one joint loss, the second network would silently not train."""
+    networks = ["method.name=cotrain", f"model={VIT}", f"partner={VIT.replace('depth: 2', 'depth: 1')}"]
+    runs = [[*FOUR_STEPS, *networks, f"launch.zero={zero}", f"name=co{zero}"] for zero in (0, 2, 3)]
+    ddp, *others = together(2, trained, tiny_yaml("classify"), runs)[0]
+    for other in others:
+        assert other["losses"] == five_digits(ddp["losses"])
+        assert other["sum"] == five_digits(ddp["sum"])
+    first, last = (load_file(f"runs/co2/step_000000{step}/model.safetensors") for step in (2, 4))
+    for network in ("student.", "partner."):
+        assert any((first[name] != last[name]).any() for name in first if name.startswith(network))
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_update(distill):
@@ -145,6 +160,18 @@ def test_an_optimizer_state_of_other_parameters_is_refused():
     optimizer = ZeroOptimizer(Stage2(), None, None, [[1, 2], [3]])
     with pytest.raises(RunError, match=r"groups of \[3\] parameters, this run of \[2, 1\]"):
         optimizer.load_state_dict({"param_groups": [{"params": [0, 1, 2]}], "state": {}})
+
+
+def test_a_run_of_a_cluster_is_read_on_one_machine_without_deepspeed(tiny_config, tmp_path):
+    """CAMs and masks of a run trained with ZeRO on 2 machines: no engine, and the processes of this machine."""
+    places = ["launch.machines=2", "launch.machine_rank=1", "launch.main_address=a", "launch.port=1"]
+    trained_as = tiny_config("classify", "launch.zero=2", "launch.processes=16", *places)
+    (tmp_path / CONFIG).write_text(to_yaml(trained_as))
+    (tmp_path / ABOUT).write_text("{}")
+    assert load_about(tmp_path)[0].launch == tiny_config("classify").launch
+    assert load_about(tmp_path, ["launch.processes=4"])[0].launch.processes == 4
+    (tmp_path / CONFIG).write_text(to_yaml(tiny_config("classify", "launch.zero=2", "launch.processes=3")))
+    assert load_about(tmp_path)[0].launch == tiny_config("classify", "launch.processes=3").launch
 
 
 def test_the_student_is_exported_as_one_plain_file(run, tmp_path):
