@@ -9,6 +9,7 @@ from launcher import (
     bench_commands,
     benchmark_sources,
     cue_commands,
+    export,
     run_commands,
     segment_commands,
     sources,
@@ -36,6 +37,7 @@ bench_commands.register(app)
 segment_commands.register(app)
 run_commands.register(app)
 track_commands.register(app)
+export.register(app)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]

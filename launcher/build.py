@@ -16,6 +16,8 @@ from wsss.models.base import Network
 
 CONFIG = "config.yaml"
 ABOUT = "run.json"
+# Reading a trained run needs neither the machines nor the ZeRO stage that trained it.
+HERE = ("launch.zero=0", "launch.machines=1", "launch.machine_rank=0", "launch.main_address=null", "launch.port=0")
 
 
 def run_folder(config: Config) -> Path:
@@ -82,9 +84,11 @@ def without_weights(named: Named) -> Named:
 
 
 def load_about(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict]:
-    """Config and run.json of a run's folder."""
+    """Config and run.json of a run's folder; the config is launched on this machine, unless overridden."""
     if not (run / CONFIG).is_file() or not (run / ABOUT).is_file():
         below = sorted(str(path.parent) for path in run.glob(f"**/{CONFIG}"))[:5] if run.is_dir() else []
         hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
         raise RunError(f"{run}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
-    return load_config(run / CONFIG, overrides), json.loads((run / ABOUT).read_text())
+    several = load_config(run / CONFIG).launch.machines > 1  # then `processes` counts those of all of them
+    here = [*HERE, "launch.processes=null"] if several else HERE
+    return load_config(run / CONFIG, [*here, *overrides]), json.loads((run / ABOUT).read_text())

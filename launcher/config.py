@@ -99,9 +99,28 @@ class TrainConfig(Section):
 class LaunchConfig(Section):
     """What `wsss train` starts and what the run asserts that it got."""
 
-    processes: PositiveInt | None = None  # data-parallel processes; null = one per GPU, or one
+    processes: PositiveInt | None = None  # data-parallel processes of all machines; null = one per GPU, or one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes after one died; needs two processes or more
+    zero: Annotated[int, Field(ge=0, le=3)] | Path = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = plain DDP
+    machines: PositiveInt = 1  # that train this run together; each starts its own share of the processes
+    machine_rank: Annotated[int, Field(ge=0)] = 0  # of this machine; 0 is the one at main_address
+    main_address: str | None = None  # host name or IP of machine 0, as the others reach it; null = one machine
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # on machine 0; 0 = any free one, on one machine only
+
+    @model_validator(mode="after")
+    def _machines(self) -> "LaunchConfig":
+        if self.machine_rank >= self.machines:
+            raise ValueError(
+                f"machine_rank is {self.machine_rank} of {self.machines} machines; wanted 0 and up to one less"
+            )
+        if self.machines > 1 and (self.main_address is None or self.port == 0):
+            raise ValueError("several machines need main_address and a port that is free on machine 0, such as 29500")
+        if self.processes is not None and self.processes % self.machines:
+            raise ValueError(
+                f"processes is {self.processes}, the number over all machines; wanted a multiple of {self.machines}"
+            )
+        return self
 
 
 class CamConfig(Section):

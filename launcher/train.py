@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from launcher import checkpoint, jobs
+from launcher import checkpoint, jobs, zero
 from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
 from launcher.config import Config, flatten, load_config, to_yaml
 from launcher.errors import ConfigError, RunError, reported_as, told
@@ -74,6 +74,7 @@ def train(config: Config) -> Method:
     with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
         found = checkpoint.newest_good(run, accelerator)
         method, optimizer = build_trained(config, train_shards, accelerator)
+        whole = zero.whole_of(accelerator, method)
         about = describe(config, train_shards, accelerator.num_processes)
         tracker = open_tracker(config, run, about, found) if main else NoTracker()
         trainer = make_trainer(
@@ -83,9 +84,10 @@ def train(config: Config) -> Method:
             method,
             optimizer,
             resume_from=found,
-            evaluate=validator(config, method, val_shards, accelerator, tracker) if val_shards else None,
+            evaluate=validator(config, whole, val_shards, accelerator, tracker) if val_shards else None,
             asked_to_stop=asked_to_stop,
             tracker=tracker,
+            whole=whole,
         )
         status = "FAILED"
         try:
@@ -94,7 +96,7 @@ def train(config: Config) -> Method:
             tracker.close(status)
     if status == "KILLED":
         raise Stopped(f"{run}: told to stop, did so after step {trainer.step}; start it again to go on")
-    return method
+    return whole
 
 
 def build_trained(config: Config, shards: ShardFolder, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
@@ -123,6 +125,7 @@ def make_trainer(
     evaluate: Callable[[int], Mapping[str, float]] | None,
     asked_to_stop: Callable[[], bool],
     tracker: NoTracker,
+    whole: Method | None = None,
 ) -> Trainer:
     """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
     return Trainer(
@@ -145,6 +148,7 @@ def make_trainer(
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
         skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
+        whole=whole,
     )
 
 

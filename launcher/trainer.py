@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from launcher import checkpoint
+from launcher import checkpoint, zero
 from launcher.config import TrainConfig
 from launcher.errors import RunError
 from launcher.nonfinite import Micro, describe
@@ -35,6 +34,7 @@ class Trainer:
         asked_to_stop: has this process been told to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
+        whole: see zero.whole_of; None = the method.
     """
 
     def __init__(
@@ -53,13 +53,14 @@ class Trainer:
         tracker: NoTracker,
         global_batch_size: int,
         skips: Skips | None = None,
+        whole: Method | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.resume_from = resume_from
         self.accelerator = accelerator
-        self.unwrapped = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
-        self.method, self.optimizer = accelerator.prepare(method, optimizer)
+        self.unwrapped = whole or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
+        self.method, self.optimizer = zero.prepare(accelerator, method, self.unwrapped, optimizer)
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
@@ -137,11 +138,11 @@ class Trainer:
             batch = to_device(next(batches), self.accelerator.device)
             self.skips.see(batch)
             last = micro + 1 == self.config.accumulate
-            with self.accelerator.no_sync(self.method) if not last else nullcontext():
+            with zero.accumulating(self.accelerator, self.method, last=last):
                 losses = self.method(batch, self.step)
                 self.accelerator.backward(poisoned(losses["loss"]) / self.config.accumulate)
             self.add_to_window(batch["key"], losses)
-        self.guard(clip_gradients(self.parameters, self.config.max_grad_norm))
+        self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.accelerator.device.type == "cpu":
@@ -193,7 +194,7 @@ class Trainer:
 
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
-            checkpoint.average_buffers(self.unwrapped)
+            zero.make_whole(self.optimizer, self.unwrapped, moments=False)
             figures = self.evaluate(self.step)
             self.window_at = time.perf_counter()  # evaluation is not training time
             if self.accelerator.is_main_process:
@@ -210,8 +211,8 @@ class Trainer:
 
     def save(self) -> None:
         self.stop_if_not_finite()
-        checkpoint.average_buffers(self.unwrapped)
         started = time.perf_counter()
+        zero.make_whole(self.optimizer, self.unwrapped, moments=True)
         keep, best = self.config.keep, self.config.keep_best
         checkpoint.save(
             self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep, keep_best=best
@@ -236,8 +237,10 @@ def poisoned(loss: Tensor) -> Tensor:
     return loss * (1 + 0 * loss.detach())
 
 
-def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
-    """Length of the whole gradient; scales it in place to at most `max_norm`."""
+def clip_gradients(optimizer: Any, parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
+    """Length of the whole gradient; scales it in place to at most `max_norm`. DeepSpeed updates the weights, too."""
+    if isinstance(optimizer, zero.ZeroOptimizer):
+        return optimizer.clip_and_step()
     if max_norm is None:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -1,0 +1,48 @@
+"""`wsss export`: the trained student of a run as one plain safetensors file, whatever it was trained with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.sources import example
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export", epilog=example("wsss export runs/demo/student --out student.safetensors"))(export)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+) -> None:
+    """The student of a run's newest checkpoint as one safetensors file: no teacher, no projections, no optimizer."""
+    print(f"{write_student(run, out)}: the student of {run}")
+
+
+def write_student(run: Path, out: Path) -> Path:
+    """The student's parameters and buffers, under its own names, with what is needed to build it as metadata.
+
+    Raises:
+        RunError: no run there, or no complete checkpoint in it.
+    """
+    import json
+    import os
+
+    from safetensors.torch import save_file
+
+    from launcher.build import load_run
+
+    config, class_set, method, checkpoint = load_run(run)
+    facts = {
+        "format": "pt",
+        "run": str(run),
+        "checkpoint": checkpoint.name,
+        "model": json.dumps(config.model.model_dump(mode="json")),
+        "classes": json.dumps(class_set.classes),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    save_file({name: t.contiguous() for name, t in method.student.state_dict().items()}, temporary, metadata=facts)
+    os.replace(temporary, out)
+    return out
