@@ -261,13 +261,15 @@ def load_method(method: nn.Module, folder: Path) -> None:
 
 
 def average_buffers(method: nn.Module) -> None:
-    """Give all ranks the mean of their floating-point buffers, so that they end equal.
+    """Give all ranks the mean of their BatchNorm statistics, so that they end equal; all other buffers are so anyway.
 
-    BatchNorm statistics are those of each rank's own images; the mean is what any one of them estimates.
+    The statistics are those of each rank's own images; the mean is what any one of them estimates.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return
-    for buffer in method.buffers():
-        if buffer.is_floating_point():
-            torch.distributed.all_reduce(buffer)
-            buffer /= torch.distributed.get_world_size()
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None:
+                    torch.distributed.all_reduce(buffer)
+                    buffer /= torch.distributed.get_world_size()

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from wsss.models.heads import LargeFOV, ProjectionHead, move_towards
+from wsss.models.heads import LargeFOV, ProjectionHead, follower_of, move_towards
 
 
 def test_the_decoder_equals_the_golden_vectors(golden):
@@ -32,12 +32,23 @@ def head_of(arrays, which) -> ProjectionHead:
 def test_the_projection_head_equals_the_golden_vectors_before_and_after_it_follows(golden):
     arrays = golden("ctchead_p0")
     x = torch.from_numpy(arrays["x"]).double()
-    student, teacher = head_of(arrays, "student"), head_of(arrays, "teacher")
+    student, teacher = head_of(arrays, "student"), follower_of(head_of(arrays, "teacher"))
     np.testing.assert_allclose(student(x).detach(), arrays["out_student_f64"], atol=1e-9)
     np.testing.assert_allclose(teacher(x).detach(), arrays["out_teacher_f64"], atol=1e-9)
     move_towards(teacher, student, momentum=0.9)
     np.testing.assert_allclose(teacher(x).detach(), arrays["out_teacher_after_ema_f64"], atol=1e-9)
     np.testing.assert_allclose(teacher.rows.detach(), arrays["ema_teacher.last_layer.weight_v_f64"], atol=1e-12)
+
+
+def test_a_follower_has_the_same_names_and_weights_but_nothing_to_train():
+    head = ProjectionHead(8, dim=6, bottleneck=4, out_dim=5)
+    follower = follower_of(head)
+    assert not list(follower.parameters())
+    assert list(follower.state_dict()) == list(head.state_dict())
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(follower(x), head(x), rtol=0, atol=0)
+    head.rows.data += 1
+    assert not torch.equal(follower.rows, head.rows)
 
 
 def test_the_projection_does_not_depend_on_the_length_of_a_row():

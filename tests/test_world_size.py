@@ -41,12 +41,22 @@ def test_msee_trains_alike_on_one_two_and_four_processes(msee):
         assert ranks[0]["sum"] == pytest.approx(one[0]["sum"], rel=1e-4)
 
 
-def test_a_run_may_stop_on_two_processes_and_go_on_with_one(msee):
+def test_msee_trains_under_zero_as_under_ddp(msee):
+    runs = [[*msee, "launch.processes=2", f"launch.zero={zero}", f"name=z{zero}"] for zero in (0, 2, 3)]
+    ddp, *others = together(2, trained, MSEE, runs)[0]
+    for other in others:
+        assert other["losses"] == pytest.approx(ddp["losses"], rel=1e-5)
+        assert other["norms"] == pytest.approx(ddp["norms"], rel=1e-5)
+        assert other["sum"] == pytest.approx(ddp["sum"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 1)])
+def test_a_run_may_stop_on_some_processes_and_go_on_with_others(msee, before, after):
     def until(step, processes, name):
         return [*msee, f"train.steps={step}", f"launch.processes={processes}", f"name={name}"]
 
-    (whole, first), _ = together(2, trained, MSEE, [until(4, 2, "whole"), until(2, 2, "moved")])
-    ((rest,),) = together(1, trained, MSEE, [until(4, 1, "moved")])
+    whole, first = together(before, trained, MSEE, [until(4, before, "whole"), until(2, before, "moved")])[0]
+    rest = together(after, trained, MSEE, [until(4, after, "moved")])[0][0]
     assert len(first["losses"]) == len(rest["losses"]) == 2
     assert first["losses"] + rest["losses"] == pytest.approx(whole["losses"], rel=1e-4)
 

@@ -4,7 +4,6 @@ Shapes: B images, K foreground classes, P classes of an image (packed: the chann
 D channels, N = h * w patches, H x W pixels, n local crops.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,7 +24,7 @@ from wsss.fusion import fuse_cams
 from wsss.methods.base import Batch, Method, balanced_segmentation_loss, classification_loss
 from wsss.methods.looks import Look, Views, channels_of, looks_at_scales, mirrored_box
 from wsss.metrics import IGNORE_INDEX
-from wsss.models.heads import ProjectionHead, move_towards
+from wsss.models.heads import ProjectionHead, follower_of, move_towards
 from wsss.models.toco import ToCoNet, Tokens
 from wsss.par import DILATIONS
 from wsss.photometric import photometric
@@ -139,7 +138,7 @@ class ToCo(Method):
         self.project = ProjectionHead(
             student.feature_dim, dim=projection_dim, bottleneck=bottleneck, out_dim=projection_out
         )
-        self.project_teacher = copy.deepcopy(self.project).requires_grad_(False)
+        self.project_teacher = follower_of(self.project)
         self.followed: int | None = None  # step at which the teacher's head was moved last
         self.cam_scales = cam_scales
         self.bg_threshold, self.fg_threshold = bg_threshold, fg_threshold

@@ -3,6 +3,7 @@
 Shapes: B images, D encoder channels, C classes with background, h x w patch grid, n tokens, E outputs.
 """
 
+import copy
 import itertools
 
 import torch
@@ -66,7 +67,19 @@ class ProjectionHead(nn.Module):
         return F.linear(F.normalize(self.mlp(cls_nD), dim=-1), F.normalize(self.rows, dim=-1))
 
 
+def follower_of(student: nn.Module) -> nn.Module:
+    """A copy that `move_towards` moves. Its weights are buffers under the names that they have in the student: saved
+    like these and trained by nobody, and ZeRO-3, which would throw away what is changed outside of its optimizer,
+    leaves them alone."""
+    teacher = copy.deepcopy(student)
+    for module in teacher.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return teacher
+
+
 @torch.no_grad()
 def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, on every parameter."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    """teacher <- momentum * teacher + (1 - momentum) * student, on every weight of a `follower_of` the student."""
+    torch._foreach_lerp_(list(teacher.buffers()), list(student.parameters()), 1 - momentum)
