@@ -143,7 +143,7 @@ def train(
     """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
     from launcher.build import run_folder
     from launcher.checkpoint import latest
-    from launcher.config import load_config
+    from launcher.config_file import load_config
     from launcher.topology import launch, launch_command
     from launcher.train import preflight
 

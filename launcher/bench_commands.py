@@ -31,7 +31,7 @@ def lr_range(
     """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
     from launcher.bench import lr_range as find
     from launcher.build import run_folder
-    from launcher.config import load_config
+    from launcher.config_file import load_config
 
     settings = load_config(config, overrides or [])
     found = find(settings, low=low, high=high, steps=steps)

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.checkpoint import latest, load_method, refuse_damaged
-from launcher.config import Config, Named, load_config, options_of
+from launcher.config import Config
+from launcher.config_file import load_config
 from launcher.errors import ConfigError, RunError, reported_as
+from launcher.options import Named, options_of
 from launcher.tracking import RUNS
 from shards.schema import ClassSet
 from wsss.methods import METHODS

@@ -1,52 +1,21 @@
 """One YAML says the whole run: one frozen model per section; no inheritance, no interpolation, unknown keys refused.
 
-The options of a model, a method or a refiner are the keyword-only arguments of its function, so that adding one
-is a change in one file. Overrides are `section.key=value`, the value in YAML.
+The options of a model, a method or a refiner are not here: see options.py.
 """
 
-import difflib
-import inspect
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
-from launcher.errors import ConfigError
+from launcher.options import Named, Section, check_named
 from shards.remote import Place, place_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Named(BaseModel):
-    """`{name: ..., option: ...}`: something chosen by name, with the options of its function."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class DataConfig(Section):
@@ -144,7 +113,9 @@ class CamConfig(Section):
 class RefineConfig(Section):
     cams: tuple[str, ...] | None = None  # kinds to refine; null = all of cam.kinds
     chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
-    cues: dict[str, Path] = {}  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
+    cues: dict[str, Path] = Field(
+        default={}
+    )  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
     threshold: Share = 0.3  # of the final mask
     bg_threshold: Share | None = None  # scores from here to the threshold become 255 = ignore; null = nothing does
     workers: PositiveInt | None = None  # processes; null = one per core
@@ -244,183 +215,3 @@ class Config(Section):
         if self.data.masks is not None and method.supervision != "mask":
             raise ValueError(f"data.masks: method '{self.method.name}' learns from image labels; leave it out")
         return self
-
-
-def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None:
-    """Raise ValueError unless the name is in the table and the options fit its function's keyword-only arguments."""
-    if named.name not in table:
-        raise ValueError(f"{place}.name: there is no '{named.name}'; choose one of {', '.join(sorted(table))}")
-    allowed = options_model(table[named.name])
-    try:
-        allowed.model_validate_json(json.dumps(named.options))
-    except ValidationError as error:
-        raise ValueError(describe(error.errors()[0], allowed, (place,))) from error
-
-
-def options_model(function: Callable) -> type[BaseModel]:
-    """A strict model with one field per keyword-only argument of a function or constructor.
-
-    A constructor that takes **options hands them to its base class, so it has that one's arguments as well.
-    """
-    fields: dict[str, Any] = {}
-    targets = [base.__init__ for base in inspect.getmro(function)] if inspect.isclass(function) else [function]  # type: ignore[misc]
-    for target in targets:
-        parameters = inspect.signature(target).parameters
-        hints = get_type_hints(target)
-        for name, parameter in parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                default = ... if parameter.default is parameter.empty else parameter.default
-                fields.setdefault(name, (hints[name], default))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            break
-    return create_model(function.__name__, __base__=Section, **fields)
-
-
-def options_of(named: Named, table: Mapping[str, Callable]) -> dict[str, Any]:
-    """The options as the function takes them (lists become tuples where it wants tuples)."""
-    model = options_model(table[named.name]).model_validate_json(json.dumps(named.options))
-    return {name: getattr(model, name) for name in type(model).model_fields}
-
-
-def resolve(config: Config) -> Config:
-    """Write out the defaults of the chosen model, method and refiners, so that the saved config says all."""
-    from wsss.methods import METHODS
-    from wsss.models import MODELS
-    from wsss.refine import REFINERS
-
-    def full(named: Named, table: Mapping[str, Callable]) -> Named:
-        return Named(name=named.name, **options_of(named, table))
-
-    chain = tuple(full(refiner, REFINERS) for refiner in config.refine.chain)
-    return config.model_copy(
-        update={
-            "model": full(config.model, MODELS),
-            "method": full(config.method, METHODS),
-            "partner": full(config.partner, MODELS) if config.partner else None,
-            "refine": config.refine.model_copy(update={"chain": chain}),
-        }
-    )
-
-
-class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2: 1e-4 is a float and `no` is a word (YAML 1.1 reads text and false)."""
-
-
-YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789")
-)
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides and check everything.
-
-    Raises:
-        ConfigError: file missing, not YAML, unknown key (with the nearest valid one), wrong type or value.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: config file is missing; see configs/ for complete examples")
-    try:
-        content = yaml.load(path.read_text(), YamlLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {type(content).__name__}; wanted sections such as data: and train:")
-    for override in overrides:
-        apply_override(content, override)
-    try:
-        return resolve(Config.model_validate_json(json.dumps(content)))
-    except ValidationError as error:
-        problems = "\n".join(f"{path}: {describe(problem, Config)}" for problem in error.errors())
-        raise ConfigError(problems) from error
-    except TypeError as error:  # a date or a binary: YAML knows types that no option has
-        raise ConfigError(f"{path}: {error}; put quotes around it") from error
-
-
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set one dotted key in place.
-
-    Raises:
-        ConfigError: not of the form section.key=value, or a part of the path is no section.
-    """
-    dotted, equals, text = override.partition("=")
-    parts = dotted.split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"override '{override}': wanted section.key=value, for example train.steps=100")
-    try:
-        value = yaml.load(text, YamlLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from error
-    place: Any = content
-    for part in parts[:-1]:
-        if isinstance(place, dict) and not part.isdigit():
-            place = place.setdefault(part, {})
-        else:
-            place = place[index_of(part, place, override)]
-    if isinstance(place, dict) and not parts[-1].isdigit():
-        place[parts[-1]] = value
-    else:
-        place[index_of(parts[-1], place, override)] = value
-
-
-def index_of(part: str, place: Any, override: str) -> int:
-    """A part of an override's path as the index of a list that the file writes out."""
-    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
-        return int(part)
-    raise ConfigError(
-        f"override '{override}': the file has no list entry or section '{part}' there; give the whole list"
-    )
-
-
-def describe(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
-    """One validation problem in words: place, got, wanted."""
-    location = [str(part) for part in problem["loc"]]
-    place = ".".join([*prefix, *location])
-    if problem["type"] == "extra_forbidden":
-        known = sorted(field_names(model, location[:-1]))
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known) or 'none'}"
-        where = ".".join([*prefix, *location[:-1]])
-        return f"{where + ': ' if where else ''}unknown key '{location[-1]}'; {hint}"
-    if problem["type"] == "missing":
-        return f"{place}: is missing; it has no default"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{place + ': ' if place else ''}{message}"
-    return f"{place}: got {problem['input']!r}; {message[0].lower()}{message[1:]}"
-
-
-def field_names(model: type[BaseModel], location: Sequence[str]) -> Iterator[str]:
-    """The keys that are known at a place inside a config."""
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
-            return
-        model = annotation
-    yield from model.model_fields
-
-
-def to_yaml(config: Config) -> str:
-    """The config in a form that load_config reads back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
-
-
-def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts and lists -> {dotted key: value}."""
-    if isinstance(content, Mapping):
-        items: Any = content.items()
-    elif isinstance(content, list | tuple) and any(isinstance(v, Mapping) for v in content):
-        items = enumerate(content)
-    else:
-        return {prefix: content}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from launcher import jobs
-from launcher.config import RefineConfig, options_of
+from launcher.config import RefineConfig
 from launcher.cues import check_cues, of_classes, read_cues
 from launcher.errors import RunError
 from launcher.infer import cams_folder
+from launcher.options import options_of
 from launcher.scores import REFINED, Scores, read_scores
 from shards.remote import Place
 from shards.stream import ShardFolder

@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from launcher.config import Section, YamlLoader, describe, load_config
+from launcher.config_file import YamlLoader, load_config
 from launcher.errors import ConfigError, RunError
+from launcher.options import Section, describe
 from launcher.tracking import RUNS
 
 STUDIES = Path("configs/studies")

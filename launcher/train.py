@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from launcher import checkpoint, jobs, zero
 from launcher.build import ABOUT, CONFIG, build_method, load_about, run_folder
-from launcher.config import Config, flatten, load_config, to_yaml
+from launcher.config import Config
+from launcher.config_file import flatten, load_config, to_yaml
 from launcher.errors import ConfigError, RunError, reported_as, told
 from launcher.infer import cams_of
 from launcher.skips import Skips

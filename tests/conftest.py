@@ -113,7 +113,7 @@ def tiny_yaml(tmp_path: Path, scenes: Path):
 @pytest.fixture
 def tiny_config(tiny_yaml):
     """(method, overrides) -> Config."""
-    from launcher.config import load_config
+    from launcher.config_file import load_config
 
     return lambda method, *overrides: load_config(tiny_yaml(method), overrides)
 
@@ -121,7 +121,7 @@ def tiny_config(tiny_yaml):
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory, scenes: Path, mlflow_store: str) -> Path:
     """A folder with runs/teacher and runs/student, trained for two steps; the student has CAMs of val and tune."""
-    from launcher.config import load_config
+    from launcher.config_file import load_config
     from launcher.infer import infer
     from launcher.train import train
 

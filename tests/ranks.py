@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.train import train
 
 method = train(load_config(Path(sys.argv[1]), sys.argv[2:]))

@@ -4,7 +4,7 @@ import pytest
 from test_msee_studies import TOY
 
 from launcher.build import run_folder
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.evaluate import evaluate
 from launcher.segment import segment
 from launcher.train import train

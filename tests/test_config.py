@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.config import flatten, load_config, options_model, to_yaml
+from launcher.config_file import flatten, load_config, to_yaml
 from launcher.errors import ConfigError
+from launcher.options import options_model
 from wsss.methods import METHODS
 
 GOOD = """

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.config import load_config, options_of
+from launcher.config_file import load_config
+from launcher.options import options_of
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen
 from wsss.models import MODELS

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from together import together, trained
 
 from launcher.build import ABOUT, CONFIG, load_about
-from launcher.config import load_config, to_yaml
+from launcher.config_file import load_config, to_yaml
 from launcher.errors import ConfigError, RunError
 from launcher.export import write_student
 from launcher.zero import ZeroOptimizer

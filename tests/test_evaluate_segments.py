@@ -5,7 +5,7 @@ import torch
 from photographs import PETS, Photographs
 
 from launcher.__main__ import table_of
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.errors import RunError
 from launcher.evaluate import evaluate, final_metrics
 from launcher.evaluate_segments import segment_sources_of

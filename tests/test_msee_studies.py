@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_several_classes import Squares
 
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.study import load_study, run_study
 from launcher.study_report import table, write_study_report
 from launcher.train import train

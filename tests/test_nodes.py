@@ -9,7 +9,7 @@ import time
 import pytest
 from test_two_processes import children, environment
 
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.topology import launch_command
 from launcher.tracking import read_metrics
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from launcher.build import load_run
-from launcher.config import Named, RefineConfig
+from launcher.config import RefineConfig
 from launcher.errors import RunError
 from launcher.evaluate import evaluate, measured
 from launcher.infer import infer
 from launcher.measure import Tally, inside
+from launcher.options import Named
 from launcher.refine import refine
 from launcher.report import write_report
 from launcher.scores import Scores, read_scores

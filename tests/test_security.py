@@ -15,7 +15,7 @@ from wsss.models.base import load_weights
 
 ROOT = Path(__file__).parent.parent
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "YamlLoader"}  # YamlLoader: launcher.config's, a SafeLoader
+SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "YamlLoader"}  # YamlLoader: launcher.config_file's, a SafeLoader
 
 
 def dangers(source: str) -> list[str]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from launcher import segment as job
 from launcher.__main__ import app
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.errors import ConfigError, RunError
 from launcher.segment import segment
 from launcher.segment_finish import in_order

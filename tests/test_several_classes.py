@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.evaluate import evaluate
 from launcher.infer import infer
 from launcher.refine import refine

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher import study as studies
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.errors import ConfigError
 from launcher.study import check, load_study, row_commands, run_of, run_study, slurm_array
 from launcher.study_report import as_text, table, write_study_report

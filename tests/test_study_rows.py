@@ -9,7 +9,7 @@ from test_clip import write_tiny_clip
 from test_cues import LOOSE
 
 from launcher import cues
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.study import load_study, run_study
 from launcher.study_report import table, write_study_report
 from shards.sources.synthetic import Synthetic

@@ -8,7 +8,7 @@ from launcher.errors import RunError
 
 @pytest.fixture
 def run(in_tmp, tiny_yaml):
-    from launcher.config import load_config, to_yaml
+    from launcher.config_file import load_config, to_yaml
 
     folder = in_tmp / "runs/teacher"
     folder.mkdir(parents=True)

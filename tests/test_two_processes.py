@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.topology import launch_command
 
 ROOT = Path(__file__).parent.parent

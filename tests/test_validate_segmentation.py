@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from photographs import SIZES, Colours, Photographs, Segmenting
 
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.tracking import NoTracker
 from launcher.validate import validator
 from launcher.validate_segmentation import figures_of, gallery_row, judge, painted

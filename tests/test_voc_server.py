@@ -9,7 +9,7 @@ from PIL import Image
 
 from launcher import segment as job
 from launcher import voc_server
-from launcher.config import load_config
+from launcher.config_file import load_config
 from launcher.errors import RunError
 from launcher.segment import segment
 from launcher.voc_server import INSIDE, VOC_CLASSES, check_archive, pack_voc, png_problems

@@ -6,7 +6,7 @@ from test_several_classes import Squares
 from together import together, trained
 
 from launcher.build import ABOUT, CONFIG
-from launcher.config import to_yaml
+from launcher.config_file import to_yaml
 from launcher.errors import RunError
 from launcher.train import check_same_run
 from shards.write import write_split

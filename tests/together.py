@@ -63,7 +63,7 @@ def trained(path, runs):
 
     import launcher.train
     from launcher import trainer
-    from launcher.config import load_config
+    from launcher.config_file import load_config
 
     without_shm()
     said = []

@@ -25,7 +25,7 @@ if "RANK" in os.environ:
     with told():
         main(sys.argv[1:])
 else:
-    from launcher.config import load_config
+    from launcher.config_file import load_config
     from launcher.stopping import run_and_forward
 
     yaml, *overrides = sys.argv[2:]

@@ -1,0 +1,92 @@
+"""Things that a config chooses by name, with options that are the keyword-only arguments of their functions.
+
+So adding an option is a change in one file: its function's.
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Named(BaseModel):
+    """`{name: ..., option: ...}`: something chosen by name, with the options of its function."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None:
+    """Raise ValueError unless the name is in the table and the options fit its function's keyword-only arguments."""
+    if named.name not in table:
+        raise ValueError(f"{place}.name: there is no '{named.name}'; choose one of {', '.join(sorted(table))}")
+    allowed = options_model(table[named.name])
+    try:
+        allowed.model_validate_json(json.dumps(named.options))
+    except ValidationError as error:
+        raise ValueError(describe(error.errors()[0], allowed, (place,))) from error
+
+
+def options_model(function: Callable) -> type[BaseModel]:
+    """A strict model with one field per keyword-only argument of a function or constructor.
+
+    A constructor that takes **options hands them to its base class, so it has that one's arguments as well.
+    """
+    fields: dict[str, Any] = {}
+    targets = [base.__init__ for base in inspect.getmro(function)] if inspect.isclass(function) else [function]  # type: ignore[misc]
+    for target in targets:
+        parameters = inspect.signature(target).parameters
+        hints = get_type_hints(target)
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                fields.setdefault(name, (hints[name], default))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return create_model(function.__name__, __base__=Section, **fields)
+
+
+def options_of(named: Named, table: Mapping[str, Callable]) -> dict[str, Any]:
+    """The options as the function takes them (lists become tuples where it wants tuples)."""
+    model = options_model(table[named.name]).model_validate_json(json.dumps(named.options))
+    return {name: getattr(model, name) for name in type(model).model_fields}
+
+
+def describe(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
+    """One validation problem in words: place, got, wanted."""
+    location = [str(part) for part in problem["loc"]]
+    place = ".".join([*prefix, *location])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(field_names(model, location[:-1]))
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known) or 'none'}"
+        where = ".".join([*prefix, *location[:-1]])
+        return f"{where + ': ' if where else ''}unknown key '{location[-1]}'; {hint}"
+    if problem["type"] == "missing":
+        return f"{place}: is missing; it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{place + ': ' if place else ''}{message}"
+    return f"{place}: got {problem['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def field_names(model: type[BaseModel], location: Sequence[str]) -> Iterator[str]:
+    """The keys that are known at a place inside a config."""
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
+            return
+        model = annotation
+    yield from model.model_fields
