@@ -8,6 +8,7 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from launcher.errors import RunError
 from launcher.progress import Progress
+from launcher.stopping import end_with_parent
 from shards.schema import DataError
 
 JOB = "job.json"
@@ -109,14 +111,19 @@ def outcomes(
         return
     # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=use_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
         futures = {pool.submit(work, item): number for number, item in enumerate(items)}
         for future in as_completed(futures):
             yield futures[future], future.exception() or future.result()
 
 
-def use_one_thread() -> None:
-    """The pool is the parallelism: torch in a worker must not open threads of its own."""
+def begin_worker() -> None:
+    """First thing in each worker: it ends with its parent, and torch opens no threads, since the pool is the
+    parallelism."""
+    end_with_parent(signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it was killed before the kernel was asked
+        os._exit(1)
     import torch
 
     torch.set_num_threads(1)

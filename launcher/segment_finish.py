@@ -59,7 +59,7 @@ def crf_pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=jobs.use_one_thread)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=jobs.begin_worker)
     try:
         yield pool
     finally:

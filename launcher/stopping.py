@@ -44,11 +44,16 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
 
 
 def end_with_launcher() -> None:
-    """Get SIGTERM when the launcher dies, be it by kill -9: nothing must go on training that nobody watches."""
+    """Get SIGTERM when the launcher dies, be it by kill -9: nothing must go on that nobody watches."""
     if os.environ.get(LAUNCHED):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "prctl"):
-            libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        end_with_parent(signal.SIGTERM)
+
+
+def end_with_parent(how: signal.Signals) -> None:
+    """Get a signal from the kernel when the parent process dies (Linux; elsewhere nothing happens)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(SET_PARENT_DEATH_SIGNAL, how)
 
 
 def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:

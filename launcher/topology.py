@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config import Config
 from launcher.errors import ConfigError
-from launcher.stopping import join_group, run_and_forward
+from launcher.stopping import end_with_launcher, join_group, run_and_forward
 from launcher.zero import uses_zero
 from launcher.zero_settings import read_zero, settings_for
 
@@ -103,6 +103,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    end_with_launcher()
     cpu = uses_cpu(config)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = []

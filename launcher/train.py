@@ -25,7 +25,7 @@ from launcher.config_file import flatten, load_config, to_yaml
 from launcher.errors import ConfigError, RunError, reported_as, told
 from launcher.infer import cams_of
 from launcher.skips import Skips
-from launcher.stopping import STOPPED, Stopped, end_with_launcher, only_writer, stop_on_sigterm
+from launcher.stopping import STOPPED, Stopped, only_writer, stop_on_sigterm
 from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Batch, Trainer
@@ -347,7 +347,6 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path |
 
 
 def main(arguments: Sequence[str]) -> None:
-    end_with_launcher()
     try:
         train(load_config(Path(arguments[0]), arguments[1:]))
     except Stopped as stopped:

@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher import jobs
@@ -35,6 +37,28 @@ def test_one_bad_shard_does_not_hold_up_the_others_and_is_named(tmp_path):
     with pytest.raises(DataError, match=r"test: 2 of 5 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2"):
         list(jobs.run_pool(partial(touch, tmp_path), ["a", "bad1", "b", "bad2", "c"], workers=1, label="test"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def wait_forever(out: Path, name: str) -> None:
+    (out / name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def begin_pool(out: Path) -> None:
+    list(jobs.run_pool(partial(wait_forever, out), ["a", "b"], workers=2, label="test"))
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=begin_pool, args=(tmp_path,))
+    parent.start()
+    deadline = time.monotonic() + 120
+    while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+        assert parent.is_alive() and time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = [psutil.Process(int(path.read_text())) for path in tmp_path.iterdir()]
+    parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path):
