@@ -23,7 +23,6 @@ from torch import Tensor
 
 from launcher.build import run_folder
 from launcher.config import Config
-from launcher.mask_measure import confusion_of, label_f1
 from launcher.pictures import gallery, heat, outlined
 from launcher.segment import CAM_KINDS, CAM_SCALES, cam_label, fused_cams, maps_reader
 from launcher.tracking import NoTracker
@@ -32,9 +31,10 @@ from launcher.validate import gallery_numbers
 from shards.augment import Squash
 from shards.schema import voc_palette
 from shards.stream import ShardFolder, eval_loader
-from wsss import metrics
+from wsss.confusion import confusion_matrix, mean_iou
 from wsss.fusion import View, scaled_views
 from wsss.methods.base import Method
+from wsss.metrics import label_f1
 from wsss.resize import resize
 
 GALLERY = "gallery.jpg"
@@ -103,7 +103,7 @@ def keep_picture(picture: Image.Image, run: Path) -> None:
 def figures_of(confusion: Tensor, f1: Tensor) -> dict[str, float]:
     """mIoU of the kinds that were judged, and the mean F1 of the image labels."""
     found = {
-        f"{kind}/miou": metrics.mean_iou(confusion_CC)
+        f"{kind}/miou": mean_iou(confusion_CC)
         for kind, confusion_CC in zip(KINDS, confusion, strict=True)
         if confusion_CC.any()
     }
@@ -148,7 +148,7 @@ def judge(
                 threshold = config.evaluate.threshold
                 labels[kind] = cam_label(cam_BPSS[one], batch["present"][one], truth_HW.shape, threshold)
             for kind, label_HW in labels.items():
-                judged.confusion[KINDS.index(kind)] += confusion_of(truth_HW, label_HW, num_classes)
+                judged.confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
             if number in drawn:
                 pictures = pictures_of(method, batch["image"][one], batch["image_label"][one])
                 judged.rows[number] = gallery_row(shards, number, {**labels, **pictures})

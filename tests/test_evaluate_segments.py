@@ -18,7 +18,7 @@ from shards.masks import MaskFolder
 from shards.schema import DataError, decode_mask
 from shards.stream import ShardFolder
 from shards.write import write_split
-from wsss import metrics
+from wsss.confusion import confusion_matrix, mean_iou, pixel_accuracy
 
 SEGMENTER = (
     "{name: segmenter, timm_name: vit_tiny_patch16_224, decoder_layers: 1, timm_options: {img_size: 32, patch_size: 8, "
@@ -62,10 +62,10 @@ def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_an
     masks = MaskFolder(run / "segments@crf/val", val)
     confusion = torch.zeros(3, 3, dtype=torch.int64)
     for number in range(len(val)):
-        confusion += metrics.confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(masks(number)), 3)
+        confusion += confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(masks(number)), 3)
     at = report["sources"]["segments@crf"]["fixed"]
-    assert at["miou"] == pytest.approx(metrics.mean_iou(confusion), abs=1e-12)
-    assert at["pixel_accuracy"] == pytest.approx(metrics.pixel_accuracy(confusion), abs=1e-12)
+    assert at["miou"] == pytest.approx(mean_iou(confusion), abs=1e-12)
+    assert at["pixel_accuracy"] == pytest.approx(pixel_accuracy(confusion), abs=1e-12)
     assert set(at["class_iou"]) == {"background", *PETS.classes} and at["images"] == 8 and at["classes_in_truth"] == 3
     assert at["miou_interval"][0] <= at["miou"] <= at["miou_interval"][1]
     protocols = {name: figures["protocol"] for name, figures in report["sources"].items()}
@@ -86,9 +86,9 @@ def test_cam_maps_are_judged_by_their_own_member(run, place):
         for key, extension, _, data in tar_members(run / "segments/val" / shard.name):
             if extension == "cam.png":
                 truth = torch.from_numpy(val.mask(val.number_of_key[key]))
-                confusion += metrics.confusion_matrix(truth, torch.from_numpy(decode_mask(data, key)), 3)
+                confusion += confusion_matrix(truth, torch.from_numpy(decode_mask(data, key)), 3)
     at = evaluate(run)["sources"]["segments.cam"]["fixed"]
-    assert at["miou"] == pytest.approx(metrics.mean_iou(confusion), abs=1e-12)
+    assert at["miou"] == pytest.approx(mean_iou(confusion), abs=1e-12)
 
 
 def test_the_command_and_the_page_show_masks_like_the_other_sources(run):

@@ -15,7 +15,7 @@ from launcher.train import train
 from shards.schema import ClassSet, Sample, encode_image
 from shards.stream import ShardFolder
 from shards.write import write_split
-from wsss import metrics
+from wsss.confusion import confusion_matrix, mean_iou
 
 PETS = ClassSet(name="pets", classes=("cat", "dog"))
 
@@ -83,9 +83,9 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
             val.numbers_of(shard.name), read_scores(pets_run / "masks/class_map+crf/val" / shard.name), strict=True
         ):
             assert scores.class_ids == tuple(np.flatnonzero(val.image_label_NK[number]) + 1)  # only present classes
-            confusion += metrics.confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(scores.mask), 3)
+            confusion += confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(scores.mask), 3)
     at = report["sources"]["class_map+crf"]["fixed"]
-    assert at["miou"] == pytest.approx(metrics.mean_iou(confusion), abs=5e-3)  # scores are stored in float16
+    assert at["miou"] == pytest.approx(mean_iou(confusion), abs=5e-3)  # scores are stored in float16
     assert set(at["class_iou"]) == {"background", "cat", "dog"}
     learned = report["sources"]["class_map"]["fixed"]["class_iou"]
     assert learned["cat"] > 0.15 and learned["dog"] > 0.15  # it knows where they are; chance is about 0.1

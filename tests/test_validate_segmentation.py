@@ -11,7 +11,7 @@ from launcher.validate import validator
 from launcher.validate_segmentation import figures_of, gallery_row, judge, painted
 from shards.stream import ShardFolder
 from shards.write import write_split
-from wsss import metrics
+from wsss.confusion import confusion_matrix, mean_iou
 
 
 class Kept(NoTracker):
@@ -77,10 +77,10 @@ def test_every_image_is_judged_at_its_own_size_by_the_published_protocol(config,
     wanted = {kind: torch.zeros(3, 3, dtype=torch.int64) for kind in ("seg", "cam", "aux_cam")}
     for number in range(len(shards)):
         for kind, label in plain(shards, number, 0.45).items():
-            wanted[kind] += metrics.confusion_matrix(torch.from_numpy(shards.mask(number)), label, 3)
+            wanted[kind] += confusion_matrix(torch.from_numpy(shards.mask(number)), label, 3)
     figures = tracker.figures[7]
     for kind, confusion in wanted.items():
-        assert figures[f"val/{kind}/miou"] == pytest.approx(metrics.mean_iou(confusion), abs=1e-3)
+        assert figures[f"val/{kind}/miou"] == pytest.approx(mean_iou(confusion), abs=1e-3)
     assert len({round(figures[f"val/{kind}/miou"], 3) for kind in wanted}) == 3  # the three are different maps
     assert figures["val/seg/miou"] > 0.6 and 0.6 < figures["val/f1"] <= 0.8  # every fourth image shows nothing: F1 0
     assert figures["val/seconds"] > 0 and not tracker.images
