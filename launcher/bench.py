@@ -11,9 +11,9 @@ import torch
 
 from launcher.build import build_method, run_folder
 from launcher.config import Config, MeanFieldConfig
+from launcher.inputs import batches_from, training_shards
 from launcher.pictures import curves_svg
 from launcher.topology import uses_cpu
-from launcher.train import batches_from, training_shards
 from launcher.trainer import seed_step, to_device
 from wsss.optim import parameter_groups
 from wsss.refine.crf import mean_field, mean_field_of_proposed, proposed_classes

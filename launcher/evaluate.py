@@ -17,6 +17,7 @@ from launcher import checkpoint, jobs
 from launcher.build import load_about
 from launcher.errors import RunError
 from launcher.evaluate_segments import evaluate_segments, segment_protocol, segment_sources_of
+from launcher.journal import write_whole
 from launcher.measure import Measure, Tally, measure_for
 from launcher.scores import REFINED, Scores, read_scores
 from launcher.tracking import Tracker
@@ -75,7 +76,7 @@ def evaluate(run: Path) -> dict[str, Any]:
     if rows:
         write_csv(run / PER_IMAGE, rows)
     report = without_nan(report)
-    (run / EVALUATION).write_text(json.dumps(report, indent=1))
+    write_whole(run / EVALUATION, json.dumps(report, indent=1))
     return report
 
 

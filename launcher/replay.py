@@ -19,12 +19,13 @@ from launcher import checkpoint
 from launcher.build import load_about
 from launcher.config import Config
 from launcher.errors import RunError, told
+from launcher.inputs import training_shards
 from launcher.nonfinite import shown
 from launcher.nonfinite_watch import Watch, not_finite
 from launcher.progress import Progress
 from launcher.topology import make_accelerator
 from launcher.tracking import NoTracker, read_metrics
-from launcher.train import build_trained, make_trainer, training_shards
+from launcher.train import build_trained, make_trainer
 from launcher.trainer import Batch, Trainer, to_device
 
 

@@ -5,10 +5,11 @@ import torch
 from networks import tiny_vit
 
 from launcher.errors import RunError
+from launcher.inputs import batches_from
 from launcher.nonfinite_watch import Watch
 from launcher.replay import gradient_norms, replay_here
 from launcher.tracking import RUNS, read_metrics
-from launcher.train import batches_from, train
+from launcher.train import train
 from launcher.trainer import Trainer
 from shards.stream import ShardFolder
 from wsss.methods import Classify

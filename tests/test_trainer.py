@@ -14,10 +14,11 @@ import torch
 from networks import tiny_vit
 
 from launcher.errors import RunError, told
+from launcher.inputs import batches_from
 from launcher.stopping import Stopped, only_writer
 from launcher.topology import make_accelerator
 from launcher.tracking import RUNS, NoTracker, read_metrics
-from launcher.train import batches_from, train
+from launcher.train import train
 from launcher.trainer import Trainer, poisoned, seed_step, to_device
 from shards.stream import ShardFolder
 from wsss.methods import Classify

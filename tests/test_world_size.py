@@ -8,7 +8,7 @@ from together import together, trained
 from launcher.build import ABOUT, CONFIG
 from launcher.config_file import to_yaml
 from launcher.errors import RunError
-from launcher.train import check_same_run
+from launcher.inputs import check_same_run
 from shards.write import write_split
 
 MSEE = ROOT / "configs/voc_mini/msee.yaml"
