@@ -9,6 +9,7 @@ There is nothing else to keep: data order and randomness are functions of (seed,
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -23,13 +24,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from launcher.errors import RunError
-from shards.index import sha256_of
+from launcher.journal import write_whole
+from shards.schema import DataError
+from shards.tars import sha256_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MODEL, OPTIMIZER, STATE, FIGURES = "model.safetensors", "optimizer.pt", "state.json", "figures.json"
-CANNOT_WRITE = (OSError, SafetensorError, RuntimeError)  # a full disk, as Python, safetensors and torch.save tell it
+# A full disk, as Python, our reader, safetensors and torch.save tell it.
+CANNOT_WRITE = (OSError, DataError, SafetensorError, RuntimeError)
 
 
 def save(
@@ -57,7 +61,6 @@ def save(
     if accelerator.is_main_process:
         try:
             write(final, method, optimizer, accelerator.num_processes)
-            prune(run, keep=keep, keep_best=keep_best)
         except CANNOT_WRITE as error:
             good = checkpoints(run)
             problem = (
@@ -67,6 +70,8 @@ def save(
             )
     if said := from_first_rank(problem, accelerator):
         raise RunError(said)
+    if accelerator.is_main_process:
+        prune(run, keep=keep, keep_best=keep_best)
     return final
 
 
@@ -115,16 +120,20 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
     stay = set(found[-keep:])
     if keep_best is not None and (best := best_of(found, keep_best)):
         stay.add(best)
-    for folder in step_folders(run):
-        if folder not in stay and step_of(folder) < step_of(found[-1]):
-            folder.rename(folder.with_name(f".{folder.name}.old"))  # never seen half removed
-    for leftover in run.glob(".step_*"):
-        shutil.rmtree(leftover)
+    try:
+        for folder in step_folders(run):
+            if folder not in stay and step_of(folder) < step_of(found[-1]):
+                folder.rename(folder.with_name(f".{folder.name}.old"))  # never seen half removed
+        for leftover in run.glob(".step_*"):
+            shutil.rmtree(leftover)
+    except OSError as error:  # as where another machine reads what goes
+        print(f"{run}: an old checkpoint could not be removed ({error}); the next save tries again", flush=True)
 
 
 def best_of(folders: list[Path], metric: str) -> Path | None:
     """The first of those with the highest value of a figure; None if none of them has it."""
-    values = {folder: figures_of(folder)[metric] for folder in folders if metric in figures_of(folder)}
+    values = {folder: figures_of(folder).get(metric, math.nan) for folder in folders}
+    values = {folder: value for folder, value in values.items() if not math.isnan(value)}
     return max(values, key=lambda folder: values[folder]) if values else None
 
 
@@ -135,9 +144,10 @@ def figures_of(folder: Path) -> dict[str, float]:
 
 def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
     """Note that this checkpoint was evaluated, and what came out."""
-    temporary = folder / f".{FIGURES}.tmp"
-    temporary.write_text(json.dumps(dict(figures), indent=1))
-    temporary.rename(folder / FIGURES)
+    try:
+        write_whole(folder / FIGURES, json.dumps(dict(figures), indent=1))
+    except OSError as error:
+        print(f"{folder / FIGURES}: could not be written ({error}); metrics.jsonl has the figures", flush=True)
 
 
 def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -193,7 +203,11 @@ def damage(folder: Path) -> str | None:
     if "sha256" not in state:  # of before there were hashes: sizes are all there is
         return None
     for name in state["files"]:
-        if sha256_of(folder / name) != state["sha256"].get(name):
+        try:
+            digest = sha256_of(folder / name)
+        except DataError as error:
+            return str(error)
+        if digest != state["sha256"].get(name):
             return f"the bytes of {name} are not those that were written"
     return None
 

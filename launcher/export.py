@@ -1,5 +1,6 @@
 """`wsss export`: the trained student of a run as one plain safetensors file, whatever it was trained with."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +25,16 @@ def write_student(run: Path, out: Path) -> Path:
     """The student's parameters and buffers, under its own names, with what is needed to build it as metadata.
 
     Raises:
-        RunError: no run there, or no complete checkpoint in it.
+        RunError: no run there, no complete checkpoint in it, or the file cannot be written.
     """
     import json
     import os
 
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from launcher.build import load_run
+    from launcher.errors import RunError
 
     config, class_set, method, checkpoint = load_run(run)
     facts = {
@@ -41,8 +44,13 @@ def write_student(run: Path, out: Path) -> Path:
         "model": json.dumps(config.model.model_dump(mode="json")),
         "classes": json.dumps(class_set.classes),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
-    save_file({name: t.contiguous() for name, t in method.student.state_dict().items()}, temporary, metadata=facts)
-    os.replace(temporary, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in method.student.state_dict().items()}, temporary, metadata=facts)
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"{out}: cannot be written ({error}); name another file, or make room") from error
     return out

@@ -1,5 +1,7 @@
 """What a run reads: checked before anything trains, and as batches."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,21 @@ def training_shards(config: Config) -> ShardFolder:
     return shards
 
 
+def learns_from(config: Config) -> dict[str, str]:
+    """{what: its identity} of all beside data.train that a run learns from. Paths alone would not tell: a teacher may
+    be trained on, masks may be made anew."""
+    found = {}
+    if config.teacher is not None:
+        folder = checkpoint.latest(config.teacher)
+        found["teacher"] = f"{folder.name}, sha256 {checkpoint.read_state(folder)['sha256'][checkpoint.MODEL]}"
+    if config.data.masks is not None:
+        made_of = json.dumps(jobs.made_of(config.data.masks), sort_keys=True)
+        found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
+    if config.data.pixel is not None:
+        found["data.pixel"] = f"fingerprint {ShardFolder(config.data.pixel, 'pixel').index.fingerprint}"
+    return found
+
+
 def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
     """Raise RunError if the run was begun on other data, or with other settings that change its weights."""
     config_before, about = load_about(run)
@@ -81,6 +98,8 @@ def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
         for key in {**before, **now}
         if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
     ]
+    then, here = about.get("learns_from", {}), learns_from(config)
+    different += [f"{what}: {then[what]} -> {here[what]}" for what in then if here.get(what, then[what]) != then[what]]
     if about["dataset_fingerprint"] != fingerprint:
         different.append(f"dataset fingerprint: {about['dataset_fingerprint']} -> {fingerprint}")
     if different:

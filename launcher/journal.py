@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from launcher.errors import RunError
+
 HELD = 10_000  # lines kept in memory while the disk takes none
 TAIL = 1 << 20  # bytes; more than any line
 
@@ -72,7 +74,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file, none if it is absent. A last line that a killed process left half written is dropped.
 
     Raises:
-        json.JSONDecodeError: any other line is not JSON.
+        RunError: any other line is not JSON.
     """
     return (line for line, _ in lines_from(path, 0))
 
@@ -81,7 +83,7 @@ def lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
     """(line, byte at which the next begins) of a file that may grow meanwhile; `start` is where a line begins.
 
     Raises:
-        json.JSONDecodeError: a line that has its end is not JSON.
+        RunError: a line that has its end is not JSON.
     """
     if not path.is_file():
         return
@@ -91,7 +93,13 @@ def lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
             if not line.endswith(b"\n"):  # not whole yet, or never
                 return
             start += len(line)
-            yield json.loads(line), start
+            try:
+                yield json.loads(line), start
+            except ValueError as error:
+                raise RunError(
+                    f"{path}: the line that ends at byte {start} is no JSON ({error}): something changed it; mend "
+                    "or remove this line"
+                ) from error
 
 
 def write_whole(path: Path, text: str) -> None:

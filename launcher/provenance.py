@@ -15,12 +15,17 @@ from shards.stream import ShardFolder
 PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
 
 
-def describe(shards: ShardFolder, processes: int) -> dict[str, Any]:
-    """What run.json holds: where this run came from."""
+def describe(shards: ShardFolder, learns_from: dict[str, str], processes: int) -> dict[str, Any]:
+    """What run.json holds: where this run came from.
+
+    Args:
+        learns_from: see inputs.learns_from.
+    """
     return {
         "class_set": shards.index.class_set,
         "classes": shards.index.classes,
         "dataset_fingerprint": shards.index.fingerprint,
+        "learns_from": learns_from,
         "processes": processes,
         "git_commit": git_commit(),
         "command": " ".join(sys.argv),

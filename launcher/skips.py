@@ -1,6 +1,5 @@
 """Damaged training samples that were replaced: counted over all ranks and listed in RUN/skipped.jsonl."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from launcher.errors import RunError
+from launcher.journal import Journal, read_lines
 
 SKIPPED = "skipped.jsonl"
 Skip = dict[str, Any]  # key, replaced_by, why; in the file also the step that was logged next
@@ -42,8 +42,9 @@ class Skips:
         new = {skip["key"]: {"step": step, **skip} for skip in everywhere if skip["key"] not in self.known}
         self.known |= new
         if new and self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(skip) + "\n" for skip in new.values())
+            journal = Journal(self.path)
+            for skip in new.values():
+                journal.append(skip)
             print(f"step {step}: damaged samples replaced:\n  {listed(new)}", flush=True)
         if len(self.known) > self.limit:
             raise RunError(
@@ -64,13 +65,5 @@ def listed(skips: dict[str, Skip]) -> str:
 
 
 def read_skipped(run: Path) -> dict[str, Skip]:
-    """{key: skip} of earlier starts of a run; a last line that a killed process left half written is dropped."""
-    path = run / SKIPPED
-    known = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            skip = json.loads(line)
-            known[skip["key"]] = skip
-        except json.JSONDecodeError:
-            continue
-    return known
+    """{key: skip} of earlier starts of a run."""
+    return {skip["key"]: skip for skip in read_lines(run / SKIPPED)}

@@ -1,7 +1,9 @@
 """How a run is told to stop, how it starts again, and that only one of it writes into a folder.
 
-SIGTERM to `wsss train`, to `accelerate launch` or to a training process ends in a checkpoint at the next step: the
-handler only sets a flag, on which all ranks agree between two steps (Trainer.agreed_to_stop).
+`wsss train` starts the launcher in a session of its own and with SIGTERM blocked, which all processes below inherit. So
+what is sent to a terminal, a process group or a whole Slurm step waits in each process: for ever in the launchers,
+which would kill what they watch, and in a training process until it has its handler. That sets a flag, on which all
+ranks agree between two steps (Trainer.agreed_to_stop). The run ends with a checkpoint and leaves a mark.
 """
 
 import ctypes
@@ -10,6 +12,8 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +24,10 @@ from pathlib import Path
 from launcher.errors import RunError
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that was told to stop and did
-LAUNCHED = "WSSS_LAUNCHED"  # set for processes whose launcher is ours: they end with it
+LAUNCHED = "WSSS_LAUNCHED"  # set for processes whose launcher is ours: the file that says that the run was stopped
 LOCK, LOCK_WAIT_S = ".lock", 20.0
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+libc = ctypes.CDLL(None)
 
 
 class Stopped(Exception):
@@ -30,67 +35,117 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only sets a flag; gives the function that tells whether it came. Other threads get no signals."""
-    asked = threading.Event()
+def noted(*signals: signal.Signals) -> Iterator[list[int]]:
+    """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes."""
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield came
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in signals}
     try:
-        yield asked.is_set
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def end_with_launcher() -> None:
-    """Get SIGTERM when the launcher dies, be it by kill -9: nothing must go on that nobody watches."""
-    if os.environ.get(LAUNCHED):
-        end_with_parent(signal.SIGTERM)
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM only sets a flag; gives the function that tells whether it came."""
+    with noted(signal.SIGTERM) as came:
+        yield lambda: bool(came)
 
 
 def end_with_parent(how: signal.Signals) -> None:
     """Get a signal from the kernel when the parent process dies (Linux; elsewhere nothing happens)."""
-    libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(SET_PARENT_DEATH_SIGNAL, how)
 
 
-def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a launch command to its end; SIGTERM goes on to the training processes, past the launcher.
+def begin_under_launcher() -> None:
+    """First thing in a process that `launch` started, after its handlers are there: from now on SIGTERM reaches it, and
+    it gets one when the launcher dies, be it by kill -9: nothing must go on that nobody watches."""
+    if not os.environ.get(LAUNCHED):
+        return
+    import psutil
 
-    Accelerate's launcher of one process dies of SIGTERM and leaves its process alone; that of several gives it on
-    but ends with an error. So the training processes, which are its children, are told themselves.
+    end_with_parent(signal.SIGTERM)
+    if not any("accelerate" in part for part in psutil.Process(os.getppid()).cmdline()):
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher died before the kernel was asked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def code_of_stop() -> int:
+    """The exit code of a process of a run that was stopped; leaves the mark for `run_and_forward`.
+
+    Launchers take any code but 0 for a failure: one starts everything again, the other prints a traceback.
+    """
+    if mark := os.environ.get(LAUNCHED):
+        Path(mark).touch()
+        return 0
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
+
+
+def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a launch command to its end. SIGTERM and Ctrl-C ask the processes below the launcher to stop; a second
+    Ctrl-C kills them.
 
     Returns:
-        The launcher's exit code; STOPPED after a SIGTERM that it did not take ill.
+        The launcher's exit code; STOPPED if the run was told to stop, on this machine or another, and did.
     """
-    process = subprocess.Popen(argv, env={**environment, LAUNCHED: "1"})
-    with stop_on_sigterm() as asked:
-        told = False
-        while True:
-            try:
-                code = process.wait(timeout=0.2)
-                break
-            except subprocess.TimeoutExpired:
-                if asked() and not told:
-                    told = True
-                    terminate_children(process)
-    return STOPPED if told and code == 0 else code
+    with tempfile.TemporaryDirectory() as folder, noted(signal.SIGTERM, signal.SIGINT) as came:
+        mark, told = Path(folder) / "stopped", set[int]()
+        process = start(argv, {**environment, LAUNCHED: str(mark)})
+        while (code := wait(process)) is None:
+            if came and not told:
+                print("told to stop; waiting for the step to end. Ctrl-C kills the run at once", file=sys.stderr)
+            if came:
+                terminate_children(process, told)
+            if len(came) > 1 and came[-1] == signal.SIGINT:
+                kill_all(process)
+        return STOPPED if mark.exists() else code
 
 
-def terminate_children(process: subprocess.Popen) -> None:
-    """SIGTERM to the children of a launcher, or to itself while it has none."""
+def start(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
+    """A launcher that ends with us, with SIGTERM blocked in it and all below."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return subprocess.Popen(
+            argv, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGKILL)
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def wait(process: subprocess.Popen) -> int | None:
+    try:
+        return process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def terminate_children(process: subprocess.Popen, told: set[int]) -> None:
+    """SIGTERM to each child of a launcher once, also to those that it starts later; `told` are their ids."""
     import psutil
 
     try:
-        children = psutil.Process(process.pid).children()
-        for child in children:
-            child.terminate()
+        for child in psutil.Process(process.pid).children():
+            if child.pid not in told:
+                told.add(child.pid)
+                child.terminate()
     except psutil.NoSuchProcess:
         return
-    if not children:
-        process.terminate()
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    import psutil
+
+    try:
+        launcher = psutil.Process(process.pid)
+        for one in [*launcher.children(recursive=True), launcher]:
+            one.kill()
+    except psutil.NoSuchProcess:
+        return
 
 
 def join_group(backend: str, timeout: timedelta) -> None:
@@ -133,8 +188,11 @@ def only_writer(run: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
                         "give this run another name"
                     ) from error
                 time.sleep(0.2)
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as error:
+            raise RunError(f"{run / LOCK}: cannot be written ({error}); make room on this disk") from error
         yield

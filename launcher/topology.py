@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config import Config
 from launcher.errors import ConfigError
-from launcher.stopping import end_with_launcher, join_group, run_and_forward
+from launcher.stopping import begin_under_launcher, join_group, run_and_forward
 from launcher.zero import uses_zero
 from launcher.zero_settings import read_zero, settings_for
 
@@ -48,7 +48,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     """The `accelerate launch` argument list that starts a module as configured, and the environment it needs."""
     processes, cpu = process_count(config), uses_cpu(config)
     zero, where = read_zero(config), config.launch
-    argv = [sys.executable, "-m", "accelerate.commands.launch"]
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # of one process: no traceback of its own
     argv += ["--num_machines", str(where.machines), "--num_processes", str(processes)]
     argv += ["--main_process_port", str(where.port)]
     if where.machines > 1:
@@ -103,7 +103,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    end_with_launcher()
+    begin_under_launcher()
     cpu = uses_cpu(config)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = []

@@ -51,6 +51,7 @@ class Tracker(NoTracker):
         params: logged when the run begins; MLflow lets nobody change them afterwards.
         datasets: {context: (name, folder, fingerprint)}.
         resumed_at: lines of metrics.jsonl after this step are dropped, since the run writes them again; None = keep.
+        evaluates_again: and so are those of its evaluation at this step.
         send: False = only write the folder; `wsss track sync` sends it.
 
     Raises:
@@ -66,6 +67,7 @@ class Tracker(NoTracker):
         tags: Mapping[str, str] | None = None,
         datasets: Mapping[str, tuple[str, Place, str]] | None = None,
         resumed_at: int | None = None,
+        evaluates_again: bool = False,
         send: bool = True,
     ) -> None:
         self.run = run
@@ -75,6 +77,8 @@ class Tracker(NoTracker):
         self.files = Journal(run / FILES, floor=sent["files_until"])
         if resumed_at is not None:
             self.metrics.keep(lambda line: line["step"] <= resumed_at)
+            if evaluates_again:
+                self.metrics.keep(lambda line: line["step"] < resumed_at or not is_evaluation(line))
         if not (run / WANTED).is_file():
             self.want(experiment, params or {}, tags or {}, datasets or {})
         if resumed_at is not None:
@@ -199,6 +203,10 @@ def reason(run: Path, error: Exception) -> str:
         return f"{error}; it also sends what this one wrote"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"MLflow does not take the figures of {run} ({text[:300]}); the run goes on and keeps them in its folder"
+
+
+def is_evaluation(line: Mapping[str, float]) -> bool:
+    return any(name.startswith("val/") for name in line)
 
 
 def left_over(run: Path) -> bool:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from launcher.config import Config
 from launcher.config_file import flatten, load_config, to_yaml
 from launcher.errors import ConfigError, reported_as, told
 from launcher.infer import cams_of
-from launcher.inputs import batches_from, check_inputs, loader_of, pixel_loader_of
+from launcher.inputs import batches_from, check_inputs, learns_from, loader_of, pixel_loader_of
 from launcher.journal import write_whole
 from launcher.provenance import describe
 from launcher.skips import Skips
-from launcher.stopping import STOPPED, Stopped, only_writer, stop_on_sigterm
+from launcher.stopping import Stopped, code_of_stop, only_writer, stop_on_sigterm
 from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Trainer
@@ -46,13 +46,15 @@ def train(config: Config) -> Method:
     """
     run = run_folder(config)
     train_shards, val_shards = check_inputs(config)
-    accelerator = make_accelerator(config, processes=config.launch.processes)
-    main = accelerator.is_main_process
-    with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
+    with stop_on_sigterm() as asked_to_stop, ExitStack() as held:
+        accelerator = make_accelerator(config, processes=config.launch.processes)
+        main = accelerator.is_main_process
+        if main:
+            held.enter_context(only_writer(run))
         found = checkpoint.newest_good(run, accelerator)
         method, optimizer = build_trained(config, train_shards, accelerator)
         whole = zero.whole_of(accelerator, method)
-        about = describe(train_shards, accelerator.num_processes)
+        about = describe(train_shards, learns_from(config), accelerator.num_processes)
         tracker = open_tracker(config, run, about, found) if main else NoTracker()
         trainer = make_trainer(
             config,
@@ -162,6 +164,7 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path |
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
         resumed_at=checkpoint.step_of(found) if found else 0,
+        evaluates_again=found is not None and not (found / checkpoint.FIGURES).is_file(),
     )
     write_whole(path, json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
     tracker.artifact(run / CONFIG)
@@ -174,8 +177,7 @@ def main(arguments: Sequence[str]) -> None:
     except Stopped as stopped:
         if int(os.environ.get("RANK", 0)) == 0:
             print(stopped, flush=True)
-        # An elastic launcher would take any other code for a failure and start again.
-        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED)
+        sys.exit(code_of_stop())
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -96,6 +96,7 @@ class Trainer:
                 if stopping or self.due(self.config.save_every) or (self.config.keep_best and self.evaluates()):
                     self.save()
                 if stopping and self.step < self.config.steps:
+                    self.skips.tell()
                     return False  # an evaluation that is due comes after the next start
                 if self.evaluates():
                     self.run_evaluation()
@@ -211,6 +212,7 @@ class Trainer:
 
     def save(self) -> None:
         self.stop_if_not_finite()
+        self.skips.count(self.step)  # whoever goes on from here does not meet these samples again
         started = time.perf_counter()
         zero.make_whole(self.optimizer, self.unwrapped, moments=True)
         keep, best = self.config.keep, self.config.keep_best

@@ -5,9 +5,12 @@ Positions run on over the epochs, so step t holds positions t*G .. t*G+G-1 whate
 workers or restarts, and resuming costs one integer. Augmentation is keyed by (seed, epoch, sample).
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -242,8 +245,25 @@ def train_loader(
         batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step),
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=stay_while_parent_does,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def stay_while_parent_does(worker: int) -> None:
+    """Let a loader process take a SIGTERM as its parent does, since it may be sent to a whole job: a run that catches
+    it decides itself when to stop, and needs batches until then."""
+
+    def end_unless_parent_stays(*_: Any) -> None:
+        try:
+            status = Path(f"/proc/{os.getppid()}/status").read_text()
+        except OSError:
+            os._exit(128 + signal.SIGTERM)
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        if not caught >> (signal.SIGTERM - 1) & 1:
+            os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end_unless_parent_stays)
 
 
 def eval_loader(
@@ -256,5 +276,6 @@ def eval_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=stay_while_parent_does,
         pin_memory=torch.cuda.is_available(),
     )

@@ -8,6 +8,7 @@ from networks import tiny_vit
 
 from launcher import checkpoint
 from launcher.errors import RunError
+from shards.schema import DataError
 from wsss.methods import Classify
 
 
@@ -104,6 +105,43 @@ def test_the_best_stays_beside_the_newest(tmp_path, trained):
     assert [path.name[-1] for path in checkpoint.checkpoints(tmp_path)] == ["2", "5", "6"]
     checkpoint.prune(tmp_path, keep=2, keep_best=None)
     assert [path.name[-1] for path in checkpoint.checkpoints(tmp_path)] == ["5", "6"]
+
+
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path, trained):
+    values = {1: float("nan"), 2: 0.5, 3: 0.75, 4: float("nan")}
+    for step, value in values.items():
+        checkpoint.write_figures(save(tmp_path, step, trained, keep=9), {"val/miou": value})
+    assert checkpoint.best_of(checkpoint.checkpoints(tmp_path), "val/miou").name == "step_0000003"
+
+
+def test_what_cannot_be_removed_or_noted_costs_a_line_and_no_run(tmp_path, trained, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(39, "Directory not empty")
+
+    save(tmp_path, 1, trained, keep=1)
+    monkeypatch.setattr(
+        "launcher.checkpoint.shutil.rmtree", lambda path, ignore_errors=False: ignore_errors or refuse()
+    )
+    folder = save(tmp_path, 2, trained, keep=1)
+    assert "an old checkpoint could not be removed ([Errno 39]" in capsys.readouterr().out
+    monkeypatch.setattr("launcher.checkpoint.write_whole", refuse)
+    checkpoint.write_figures(folder, {"val/miou": 0.5})
+    assert "figures.json: could not be written ([Errno 39]" in capsys.readouterr().out
+    assert checkpoint.latest(tmp_path) == folder
+
+
+def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(tmp_path, trained, monkeypatch, capsys):
+    save(tmp_path, 1, trained, keep=2)
+    newest, plain = save(tmp_path, 2, trained, keep=2), checkpoint.sha256_of
+
+    def fails(path):
+        if path.parent == newest:
+            raise DataError(f"{path}: unreadable (Input/output error)")
+        return plain(path)
+
+    monkeypatch.setattr("launcher.checkpoint.sha256_of", fails)
+    assert checkpoint.newest_good(tmp_path, OneProcess()).name == "step_0000001"
+    assert "unreadable (Input/output error); set aside" in capsys.readouterr().out
 
 
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):

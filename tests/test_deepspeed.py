@@ -186,3 +186,12 @@ def test_the_student_is_exported_as_one_plain_file(run, tmp_path):
         facts = file.metadata()
     assert facts["checkpoint"] == "step_0000002" and json.loads(facts["classes"]) == ["smoke"]
     assert json.loads(facts["model"])["name"] == load_config(run / "config.yaml").model.name
+
+
+def test_a_file_that_cannot_be_exported_is_told(run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "folder", tmp_path / "file/student.safetensors"):
+        with pytest.raises(RunError, match=f"{out}: cannot be written"):
+            write_student(run, out)
+    assert not list(tmp_path.glob(".*tmp"))

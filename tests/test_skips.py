@@ -8,6 +8,8 @@ import torch
 
 from launcher import skips
 from launcher.errors import RunError
+from launcher.stopping import Stopped
+from launcher.train import train
 from shards.augment import Augment
 from shards.index import Index
 from shards.schema import SampleError
@@ -108,8 +110,6 @@ def damaged_config(scenes, in_tmp, tiny_config):
 
 
 def test_the_log_and_the_last_message_say_how_many_and_a_resumed_run_goes_on_counting(damaged_config, capsys):
-    from launcher.train import train
-
     keys, config = damaged_config
     train(config(2, steps=2))
     assert "1 damaged samples were replaced by their neighbours; runs/teacher/skipped.jsonl" in capsys.readouterr().out
@@ -123,6 +123,18 @@ def test_the_log_and_the_last_message_say_how_many_and_a_resumed_run_goes_on_cou
     listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert [line["step"] for line in listed] == [1, 4]
     assert [line["key"] for line in listed] == keys == list(skips.read_skipped(run))
+
+
+def test_what_was_replaced_since_the_last_log_is_counted_before_a_checkpoint(damaged_config, monkeypatch):
+    """The next start does not meet it again."""
+    keys, config = damaged_config
+    config = config(2).model_copy(update={"train": config(2).train.model_copy(update={"log_every": 4})})
+    monkeypatch.setattr("launcher.trainer.Trainer.agreed_to_stop", lambda self: True)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            train(config)
+    train(config)
+    assert list(skips.read_skipped(skips.Path("runs/teacher"))) == keys
 
 
 class OneOfTwo:

@@ -1,5 +1,7 @@
 import json
+import multiprocessing
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -294,3 +296,22 @@ def test_what_a_transform_gives_beside_the_view_joins_the_batch(train):
 def test_a_transform_cannot_replace_what_every_sample_has(train):
     with pytest.raises(DataError, match="gives 'box', which every sample has"):
         view_of(train, 0, also(box=np.zeros(4)), np.random.default_rng(0))
+
+
+def test_a_loader_process_takes_a_sigterm_as_its_parent_does(scenes):
+    """Slurm may send it to every process of a job; a run that catches it needs batches until it stops."""
+    shards = ShardFolder(scenes / "train", "label")
+    part = Slice(rank=0, ranks=1, global_batch_size=4)
+    batches = iter(train_loader(shards, Augment(size=16), seed=0, part=part, workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        worker.terminate()
+        for _ in range(8):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 128 + signal.SIGTERM

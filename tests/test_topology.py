@@ -24,7 +24,7 @@ def test_the_exact_launch_command_on_a_cpu(tiny_config, monkeypatch):
     )
     assert argv[0] == sys.executable
     assert " ".join(argv[1:]) == (
-        "-m accelerate.commands.launch --num_machines 1 --num_processes 2 --main_process_port 0 "
+        "-m accelerate.commands.launch --quiet --num_machines 1 --num_processes 2 --main_process_port 0 "
         "--mixed_precision no --dynamo_backend no --multi_gpu -m launcher.train c.yaml a=1"
     )
     assert environment["ACCELERATE_USE_CPU"] == "true"  # without it: two trainings that never talk to each other

@@ -1,9 +1,8 @@
-import json
-
 import mlflow
 import pytest
 from PIL import Image
 
+from launcher.errors import RunError
 from launcher.mlflow_store import open_client
 from launcher.tracking import NoTracker, Tracker, read_metrics
 
@@ -91,7 +90,7 @@ def test_a_half_written_last_line_is_dropped_and_any_other_is_an_error(run):
     path.write_text('{"step": 1}\n{"step": 2, "tra')
     assert read_metrics(run) == [{"step": 1}]
     path.write_text('{"step": 1, "tra\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(RunError, match=r"metrics.jsonl: the line that ends at byte \d+ is no JSON"):
         read_metrics(run)
 
 

@@ -124,22 +124,24 @@ def without_clock(lines):
     return {(line["step"], name): value for line in lines for name, value in line.items() if name not in clock}
 
 
-def test_an_evaluation_that_was_killed_is_made_up_for(in_tmp, tiny_config, monkeypatch):
+@pytest.mark.parametrize("dies_in", ["run_evaluation", "note_figures"])  # before it, and after its line was logged
+def test_an_evaluation_that_was_killed_is_made_up_for(in_tmp, tiny_config, monkeypatch, dies_in):
     config = tiny_config("classify", "train.steps=4", "train.eval_every=2")
     whole = train(config.model_copy(update={"name": "whole"}))
-    plain = Trainer.run_evaluation
+    plain = getattr(Trainer, dies_in)
 
-    def dies(self):
+    def dies(self, *arguments):
         if self.step == 4:
             raise KeyboardInterrupt
-        plain(self)
+        plain(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "run_evaluation", dies)
+    monkeypatch.setattr(Trainer, dies_in, dies)
     with pytest.raises(KeyboardInterrupt):
         train(config)
-    monkeypatch.setattr(Trainer, "run_evaluation", plain)
+    monkeypatch.setattr(Trainer, dies_in, plain)
     assert digest(train(config)) == digest(whole)
     assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
+    assert [line["step"] for line in read_metrics(RUNS / "teacher") if "val/average_precision" in line] == [2, 4]
     lines = len(read_metrics(RUNS / "teacher"))
     train(config)
     assert len(read_metrics(RUNS / "teacher")) == lines  # nothing was left to make up for
@@ -212,6 +214,15 @@ def test_other_settings_in_the_same_folder_are_refused(in_tmp, tiny_config):
     with pytest.raises(RunError, match=r"begun with other settings \(train.lr: 0.001 -> 0.1\)"):
         train(tiny_config("classify", "train.steps=2", "train.lr=0.1"))
     train(tiny_config("classify", "train.steps=2", "train.log_every=1", "evaluate.gallery=2"))
+
+
+def test_a_student_does_not_go_on_with_another_teacher(in_tmp, tiny_config):
+    train(tiny_config("classify"))
+    train(tiny_config("distill"))
+    train(tiny_config("distill"))  # the same one
+    (RUNS / "teacher/step_0000004/optimizer.pt").unlink()  # not complete: the one before would be taken
+    with pytest.raises(RunError, match=r"teacher: step_0000004, sha256 \w+ -> step_0000002, sha256 \w+"):
+        train(tiny_config("distill"))
 
 
 def test_other_data_under_the_same_name_are_refused(in_tmp, tiny_config):

@@ -64,6 +64,7 @@ def trained(path, runs):
     import launcher.train
     from launcher import trainer
     from launcher.config_file import load_config
+    from launcher.errors import RunError
 
     without_shm()
     said = []
@@ -90,7 +91,7 @@ def trained(path, runs):
         try:
             method = launcher.train.train(load_config(Path(path), [t for t in overrides if not t.startswith("nan@")]))
             facts["sum"] = sum(float(p.detach().double().abs().sum()) for p in method.parameters())
-        except launcher.train.RunError as error:
+        except RunError as error:
             facts["error"] = str(error)
         said.append(facts)
     return said

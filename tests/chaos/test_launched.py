@@ -84,9 +84,31 @@ def test_sigterm_reaches_the_one_process_of_a_run_past_its_launcher(place):
     process = start(place, "name=one", "launch.processes=1")
     wait_for_checkpoint(process, place / "runs/one")
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=WAIT_S)[0]
-    assert process.returncode != 0 and "told to stop, did so after step" in said
+    said = finish(process, 128 + signal.SIGTERM)
+    assert "told to stop, did so after step" in said and "Traceback" not in said
     finish(start(place, "name=one", "launch.processes=1"))
+    finish(start(place, "name=whole_of_one", "launch.processes=1"))
+    assert difference(place / "runs/one", place / "runs/whole_of_one") is None
+
+
+def test_a_sigterm_to_every_process_of_a_run_with_loader_processes_ends_in_a_checkpoint(place):
+    process = start(place, "name=all", "data.workers=2")
+    wait_for_checkpoint(process, place / "runs/all")
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.terminate()
+    said = finish(process, 128 + signal.SIGTERM)
+    assert "told to stop, did so after step" in said and "Traceback" not in said
+    assert_goes_on_bit_equal(place, "all")
+
+
+def test_when_wsss_train_is_killed_its_ranks_end_with_a_checkpoint(place):
+    process = start(place, "name=unwatched")
+    wait_for_checkpoint(process, place / "runs/unwatched")
+    launcher, ranks = launcher_and_ranks(process)
+    process.kill()
+    _, alive = psutil.wait_procs([launcher, *ranks], timeout=120)
+    assert not alive
+    assert_goes_on_bit_equal(place, "unwatched")
 
 
 def test_a_rank_that_is_killed_is_restarted_in_place(place):
