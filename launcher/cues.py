@@ -257,8 +257,10 @@ class Cues(Mapping[str, Any]):
                 height, width = found["size"].tolist()
                 return AffinityCue(found["affinity"], (height, width), int(found["radius"]))
             return found.astype(np.float32)
-        except ValueError as error:
-            raise DataError(f"{self.path}: '{key}': {error}") from error
+        except Exception as error:  # numpy and zipfile tell damage in many ways
+            raise DataError(
+                f"{self.path}: '{key}' is damaged ({error!r}); remove this shard and run `wsss cues` again"
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)
@@ -278,11 +280,7 @@ def check_cues(folder: Path, index: "Index") -> str:
     made_of = jobs.made_of(folder)
     if made_of is None or made_of.get("kind") not in EXTENSIONS:
         raise RunError(f"{folder}: no cues here; compute them with `wsss cues` (see --help)")
-    if made_of["fingerprint"] != index.fingerprint:
-        raise RunError(
-            f"{folder}: cues of other images (fingerprint {made_of['fingerprint']}, these shards {index.fingerprint}); "
-            "compute them from these shards"
-        )
+    jobs.of_same_images(folder, index.fingerprint, "compute the cues of these images")
     jobs.finished(folder, [shard.name for shard in index.shards])
     return made_of["kind"]
 

@@ -1,6 +1,7 @@
 """Errors that the user can mend, and how they are told."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,13 +40,7 @@ def reported_as(kind: type[ValueError]) -> Iterator[None]:
 
 
 def without_traceback(message: str) -> str:
-    """A loader process packs its traceback into the message; what it had to say is the last line."""
+    """A loader process packs its traceback into the message; what it had to say begins at its last error's name."""
     if "Original Traceback" not in message:
         return message
-    return (
-        message.strip()
-        .splitlines()[-1]
-        .removeprefix("shards.schema.")
-        .removeprefix("DataError: ")
-        .removeprefix("SampleError: ")
-    )
+    return re.split(r"^[\w.]+Error: ", message.strip(), flags=re.MULTILINE)[-1]

@@ -7,7 +7,6 @@ what the best threshold on `val` itself would give stands beside it, named as wh
 import csv
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from launcher.errors import RunError
 from launcher.evaluate_segments import evaluate_segments, segment_protocol, segment_sources_of
 from launcher.journal import write_whole
 from launcher.measure import Measure, Tally, measure_for
-from launcher.scores import REFINED, Scores, read_scores
+from launcher.scores import REFINED, scores_beside
 from launcher.tracking import Tracker
 from shards.stream import ShardFolder
 
@@ -112,21 +111,14 @@ def sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
 
 
 def measured(shards: ShardFolder, folder: Path, kind: str, threshold: float) -> Measure:
-    """Count every sample of one source."""
+    """Count every sample of one source. Raises RunError if a shard is missing or the source is of other images."""
     measure = measure_for(shards.index.as_class_set(), threshold)
-    for number, scores in scores_of(shards, folder):
-        measure.add(scores, kind, shards.mask(number), shards.regions(number))
-    return measure
-
-
-def scores_of(shards: ShardFolder, folder: Path) -> Iterator[tuple[int, Scores]]:
-    """(number, scores) of every sample; raises RunError if a shard is missing or holds other samples."""
+    jobs.of_same_images(folder, shards.index.fingerprint, "infer, and refine, these images again with --overwrite")
     jobs.finished(folder, [shard.name for shard in shards.index.shards])
     for shard in shards.index.shards:
-        for number, scores in zip(shards.numbers_of(shard.name), read_scores(folder / shard.name), strict=True):
-            if scores.key != shards.keys[number]:
-                raise RunError(f"{folder / shard.name}: holds '{scores.key}', truth has '{shards.keys[number]}'")
-            yield number, scores
+        for number, scores in scores_beside(shards, folder, shard.name, kind):
+            measure.add(scores, kind, shards.mask(number), shards.regions(number))
+    return measure
 
 
 def without_nan(value: Any) -> Any:

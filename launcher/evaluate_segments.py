@@ -40,12 +40,8 @@ def evaluate_segments(run: Path, truth: ShardFolder, seed: int) -> dict[str, dic
     """
     found: dict[str, dict[str, Any]] = {}
     for name, (folder, extension) in segment_sources_of(run, truth.index.split).items():
-        made_of = jobs.made_of(folder) or {}
-        if made_of.get("fingerprint") != truth.index.fingerprint:
-            raise RunError(
-                f"{folder}: masks of other images (fingerprint {made_of.get('fingerprint')}, {truth.folder} has "
-                f"{truth.index.fingerprint}); remove the folder and run `wsss segment {run}` again"
-            )
+        mend = f"remove the folder and run `wsss segment {run}` again"
+        made_of = jobs.of_same_images(folder, truth.index.fingerprint, mend)
         found[name] = {
             "protocol": segment_protocol(made_of, extension, truth.index.split, seed),
             "chain": [],

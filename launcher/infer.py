@@ -91,7 +91,7 @@ def score_samples(
         Whole() if whole else Squash(size=config.data.image_size),
         batch_size=1 if whole else config.cam.batch_size,
         numbers=numbers,
-        workers=config.data.workers if numbers else 0,
+        workers=config.data.workers,
     )
     for batch in loader:
         batch = to_device(batch, device)

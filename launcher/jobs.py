@@ -8,10 +8,12 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,16 +44,36 @@ def open_output(out: Path, content: dict[str, Any]) -> None:
                 "remove the folder first"
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{JOB}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(out / JOB)
+    temporary = out / f".{JOB}.{secrets.token_hex(4)}.tmp"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1))
+        os.link(temporary, out / JOB)  # unlike a rename it does not replace what another process has just written
+    except FileExistsError:
+        open_output(out, content)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); mend its permissions or make room") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def made_of(out: Path) -> dict[str, Any] | None:
-    """What an output folder was made of; None if there is none."""
+    """What an output folder was made of; None if there is none. Raises RunError if what it says is damaged."""
     path = out / JOB
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise RunError(f"{path}: is no JSON ({error}); remove the folder and run the job again") from error
+
+
+def of_same_images(out: Path, fingerprint: str, mend: str) -> dict[str, Any]:
+    """What an output folder was made of; raises RunError unless that was images of this fingerprint."""
+    content = made_of(out) or {}
+    got = content.get("fingerprint")
+    if got != fingerprint:
+        raise RunError(f"{out}: made of other images (fingerprint {got}, these shards {fingerprint}); {mend}")
+    return content
 
 
 def missing(out: Path, names: Sequence[str]) -> list[str]:
@@ -74,14 +96,12 @@ def run_pool(
     All items are tried before an error is raised, so that one bad shard does not hold up the others.
 
     Args:
-        workers: processes; None = one per core. More than items are refused: the rest would idle.
+        workers: processes, of which those that have no item are not started; None = one per core.
 
     Raises:
-        DataError: more workers than items, or the failed items with their errors.
+        DataError: the failed items with their errors.
     """
-    if workers is not None and workers > len(items) > 0:
-        raise DataError(f"{len(items)} shards cannot feed {workers} workers: lower the number of workers")
-    workers = workers or min(os.cpu_count() or 1, max(len(items), 1))
+    workers = min(workers or os.cpu_count() or 1, max(len(items), 1))
     results: dict[int, Result] = {}
     errors: list[str] = []
     with Progress(len(items), label, "shard") as progress:

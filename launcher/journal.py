@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import secrets
 import sys
 import time
 from collections import deque
@@ -108,7 +109,7 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: the disk does not take it; the file is as it was before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_text(text)
         temporary.replace(path)

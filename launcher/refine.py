@@ -15,7 +15,7 @@ from launcher.cues import check_cues, of_classes, read_cues
 from launcher.errors import RunError
 from launcher.infer import cams_folder
 from launcher.options import options_of
-from launcher.scores import REFINED, Scores, read_scores
+from launcher.scores import REFINED, Scores, scores_beside
 from shards.remote import Place
 from shards.stream import ShardFolder
 from shards.write import write_tar
@@ -52,6 +52,7 @@ def refine(
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
         shards = ShardFolder(inferred["shards"])
+        jobs.of_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
         names = [shard.name for shard in shards.index.shards]
         jobs.finished(folder, names)
         cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if step.name in CUED}
@@ -108,9 +109,7 @@ def refine_shard(settings: RefineConfig, task: Task) -> None:
     cues = {refiner: read_cues(folder, task.name) for refiner, folder in task.cues.items()}
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for number, scores in zip(shards.numbers_of(task.name), read_scores(task.cams / task.name), strict=True):
-            if scores.key != shards.keys[number]:
-                raise RunError(f"{task.cams / task.name}: holds '{scores.key}', images '{shards.keys[number]}'")
+        for number, scores in scores_beside(shards, task.cams, task.name, task.kind):
             of_image = {
                 refiner: of_classes(of_shard.kind, of_shard[scores.key], scores.class_ids)
                 for refiner, of_shard in cues.items()

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.index import tar_members
-from shards.schema import decode_mask, encode_mask
+from shards.schema import DataError, decode_mask, encode_mask
+from shards.stream import ShardFolder
+from shards.tars import tar_members
 
+AGAIN = "remove this shard and run what wrote it again"
 REFINED = "refined"  # the kind of the scores in a mask shard
 
 
@@ -71,18 +73,49 @@ def read_scores(path: Path) -> Iterator[Scores]:
         yield parse(current, members, path)
 
 
+def scores_beside(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iterator[tuple[int, Scores]]:
+    """(number, scores) of every sample of the image shard `name`, from FOLDER/name.
+
+    Args:
+        kind: must be among the maps.
+
+    Raises:
+        DataError: the tar is damaged, holds other samples, other classes, or no maps of this kind.
+    """
+    path, numbers = folder / name, shards.numbers_of(name)
+    found = 0
+    for scores in read_scores(path):
+        wanted = shards.keys[numbers[found]] if found < len(numbers) else "no more"
+        if scores.key != wanted:
+            raise DataError(f"{path}: holds '{scores.key}', the images have '{wanted}'; {AGAIN}")
+        known = range(1, shards.index.as_class_set().num_fg_classes + 1)
+        if len(scores.maps.get(kind, ())) != len(scores.class_ids):
+            raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
+        if not set(scores.class_ids) <= set(known):
+            raise DataError(f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {known[-1]}; {AGAIN}")
+        yield numbers[found], scores
+        found += 1
+    if found < len(numbers):
+        raise DataError(f"{path}: holds {found} samples, the images {len(numbers)}; {AGAIN}")
+
+
 def parse(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
-    about = json.loads(members["json"])
-    maps = {
-        extension.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
-        for extension, data in members.items()
-        if extension.endswith(".npy")
-    }
-    return Scores(
-        key=key,
-        group=about["group"],
-        class_ids=tuple(about["class_ids"]),
-        cls_probs=tuple(about["cls_probs"]),
-        maps=maps,
-        mask=decode_mask(members["png"], f"{path}: {key}") if "png" in members else None,
-    )
+    try:
+        about = json.loads(members["json"])
+        maps = {
+            extension.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+            for extension, data in members.items()
+            if extension.endswith(".npy")
+        }
+        return Scores(
+            key=key,
+            group=about["group"],
+            class_ids=tuple(about["class_ids"]),
+            cls_probs=tuple(about["cls_probs"]),
+            maps=maps,
+            mask=decode_mask(members["png"], f"{path}: {key}") if "png" in members else None,
+        )
+    except DataError:
+        raise
+    except Exception as error:  # numpy and json tell damage in many ways
+        raise DataError(f"{path}: '{key}' is damaged ({error!r}); {AGAIN}") from error

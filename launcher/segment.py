@@ -34,7 +34,8 @@ from launcher.topology import make_accelerator
 from launcher.trainer import Batch, to_device
 from shards.augment import Squash, Whole
 from shards.remote import Place, absolute
-from shards.stream import EvalSamples, ShardFolder, collate
+from shards.schema import DataError
+from shards.stream import ShardFolder, eval_loader
 from shards.write import write_tar
 from wsss.fusion import RULES, View, fuse_cams, fuse_seg_logits, packed, scaled_views
 from wsss.methods.base import Method
@@ -223,22 +224,21 @@ def cam_label(cam_1PSS: Tensor, present_1P: Tensor, size: Sequence[int], thresho
 
 
 def size_of(shards: ShardFolder, number: int) -> tuple[int, int]:
-    height, width = shards.about(number)["size"]
-    return height, width
+    size = shards.about(number).get("size")
+    if not (isinstance(size, list) and len(size) == 2):
+        raise DataError(f"{shards.where(number)}: its json has no size [height, width]; write the shards again")
+    return size[0], size[1]
 
 
 def loader_of(shards: ShardFolder, names: Sequence[str], config: Config) -> DataLoader:
-    """Batches of the squashed views, or one image as it is at a time. None crosses a shard, so that no pixel of a shard
-    depends on which others are still to do."""
+    """Batches of the squashed views, or one image as it is at a time."""
     squash = config.segment.size == "squash"
-    size = config.segment.batch_size if squash else 1
-    of_shards = [shards.numbers_of(name) for name in names]
-    return DataLoader(
-        EvalSamples(shards, Squash(size=config.data.image_size) if squash else Whole()),
-        batch_sampler=[numbers[i : i + size] for numbers in of_shards for i in range(0, len(numbers), size)],
-        num_workers=config.data.workers if names else 0,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+    return eval_loader(
+        shards,
+        Squash(size=config.data.image_size) if squash else Whole(),
+        batch_size=config.segment.batch_size if squash else 1,
+        numbers=[number for name in names for number in shards.numbers_of(name)],
+        workers=config.data.workers,
     )
 
 

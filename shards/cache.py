@@ -67,13 +67,18 @@ class Cache:
         """A descriptor of the file, fetched if it is not there. Close it with `release`: until then it stays.
 
         Raises:
-            DataError: not fetched after several tries, or the cache cannot be written.
+            DataError: not fetched after several tries, or the cache cannot be read or written.
         """
         waits = Patience(self.part(wanted), wanted)
         while True:
-            descriptor = self.held(wanted)
-            if descriptor is None:
-                descriptor = self.fetch(wanted)
+            try:
+                descriptor = self.held(wanted)
+                if descriptor is None:
+                    descriptor = self.fetch(wanted)
+            except OSError as error:
+                raise DataError(
+                    f"WSSS_CACHE: {self.folder}: {error}; users who share it need write access to all in it"
+                ) from error
             if descriptor is not None:
                 return descriptor
             waits.once()
@@ -256,6 +261,8 @@ def exclusive(path: Path) -> Iterator[None]:
     """One process and thread at a time; what is done inside is short."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
+        with suppress(PermissionError):  # other users may have another umask
+            os.fchmod(descriptor, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.schema import DataError, decode_mask
 from shards.stream import ShardFolder
-from shards.tars import tar_spans
+from shards.tars import tar_spans, unreadable
 
 
 class MaskFolder:
@@ -40,8 +40,12 @@ class MaskFolder:
         if key not in spans:
             raise DataError(f"{path}: has no mask of '{key}'; it belongs to other image shards: write it again")
         offset, size = spans[key]
-        with path.open("rb") as file:
-            return decode_mask(os.pread(file.fileno(), size, offset), f"{path}: sample '{key}'")
+        try:
+            with path.open("rb") as file:
+                data = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return decode_mask(data, f"{path}: sample '{key}'")
 
 
 @lru_cache(maxsize=64)

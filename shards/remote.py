@@ -35,7 +35,11 @@ def place_of(text: Place) -> Place:
         raise DataError(f"{text!r} is no place of shards; wanted a folder or a URL such as s3://bucket/train")
     if not is_url(text):
         return Path(text)
-    if "@" in urlsplit(text).netloc or {"?", "#"} & set(text):
+    try:
+        netloc = urlsplit(text).netloc
+    except ValueError as error:
+        raise DataError(f"{text}: is no URL ({error}); wanted one such as s3://bucket/train") from error
+    if "@" in netloc or {"?", "#"} & set(text):
         raise DataError(
             f"{re.sub('//[^/]*@', '//...@', text.partition('?')[0])}: a URL of shards holds no user, password, '?' or "
             "'#', since it is written into logs and reports; give credentials through the environment (AWS_...)"
@@ -70,8 +74,8 @@ def read_bytes(url: str) -> bytes:
     return patiently(url, once)
 
 
-def download(url: str, target: Path, size: int, sha256: str) -> None:
-    """Fetch a file and check it. Raises DataError after the last try."""
+def download(url: str, target: Path, size: int, sha256: str, *, tries: int | None = None) -> None:
+    """Fetch a file and check it. Raises DataError after the last try (TRIES)."""
     from fsspec.callbacks import Callback
 
     class Bound(Callback):
@@ -89,7 +93,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
         if sha256_of(target) != sha256:
             raise WrongBytes("its sha256 is not the index's: damaged on the way, or changed after it was indexed")
 
-    patiently(url, once)
+    patiently(url, once, tries)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -109,7 +113,7 @@ def file_system(url: str) -> tuple[Any, str]:
     return url_to_fs(url, **options)
 
 
-def patiently(url: str, once: Callable[[], Result]) -> Result:
+def patiently(url: str, once: Callable[[], Result], tries: int | None = None) -> Result:
     """Do it; where trying again can help, again with growing waits, each told in a warning.
 
     Raises:
@@ -120,7 +124,7 @@ def patiently(url: str, once: Callable[[], Result]) -> Result:
     def tell(state: RetryCallState) -> None:
         assert state.outcome is not None and state.next_action is not None
         warn(
-            f"{url}: try {state.attempt_number} of {TRIES} failed ({described(state.outcome.exception())}); "
+            f"{url}: try {state.attempt_number} of {tries or TRIES} failed ({described(state.outcome.exception())}); "
             f"the next in {state.next_action.sleep:.1f} s",
             stacklevel=2,
         )
@@ -128,7 +132,7 @@ def patiently(url: str, once: Callable[[], Result]) -> Result:
     began = time.monotonic()
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and not is_lasting(error)),
-        stop=stop_after_attempt(TRIES),
+        stop=stop_after_attempt(tries or TRIES),
         wait=wait_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S) + wait_random(0, min(1, FIRST_WAIT_S)),
         before_sleep=tell,
         reraise=True,
@@ -136,9 +140,9 @@ def patiently(url: str, once: Callable[[], Result]) -> Result:
     try:
         return retrying(once)
     except Exception as error:
-        tries, took_s = retrying.statistics["attempt_number"], time.monotonic() - began
+        made, took_s = retrying.statistics["attempt_number"], time.monotonic() - began
         raise DataError(
-            f"{url}: not fetched after {tries} {'try' if tries == 1 else 'tries'} in {took_s:.0f} s; last error: "
+            f"{url}: not fetched after {made} {'try' if made == 1 else 'tries'} in {took_s:.0f} s; last error: "
             f"{described(error)}; {what_to_do(error)}"
         ) from error
 
@@ -148,7 +152,8 @@ def is_lasting(error: BaseException) -> bool:
     status = getattr(error, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
     kinds = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)
-    return refused or isinstance(error, kinds) or is_full(error)
+    nobody = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")  # of botocore
+    return refused or nobody or isinstance(error, kinds) or is_full(error)
 
 
 def is_full(error: BaseException) -> bool:

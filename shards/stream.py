@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -269,12 +270,14 @@ def stay_while_parent_does(worker: int) -> None:
 def eval_loader(
     shards: ShardFolder, transform: Transform, *, batch_size: int, numbers: Sequence[int], workers: int
 ) -> DataLoader:
-    """The samples of these numbers in order, each once, the last batch short."""
-    batches = [list(numbers[i : i + batch_size]) for i in range(0, len(numbers), batch_size)]
+    """The samples of these numbers in order, each once. No batch crosses a shard, so that what is computed of a shard
+    does not depend, in its last bits, on which others are still to do."""
+    of_shards = [list(of_shard) for _, of_shard in groupby(numbers, key=lambda number: shards.shard_of[number])]
+    batches = [part[i : i + batch_size] for part in of_shards for i in range(0, len(part), batch_size)]
     return DataLoader(
         EvalSamples(shards, transform),
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=workers if batches else 0,
         collate_fn=collate,
         worker_init_fn=stay_while_parent_does,
         pin_memory=torch.cuda.is_available(),

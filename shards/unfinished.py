@@ -2,7 +2,7 @@
 
 It lies in the hidden folder OUT/.SPLIT.DIGEST.tmp, the digest being of all that its bytes depend on. Beside each
 finished shard lies a note of its sha256. The next write of the same content compares and keeps the shards; one of
-other content removes them. Workers of a killed writer may live on: they can only finish shards of the same bytes.
+other content removes them.
 """
 
 import fcntl
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def note_of(path: Path) -> Path:
 
 
 def save_note(path: Path, shard: Shard) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_text(shard.model_dump_json())
     temporary.replace(note_of(path))
 

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from shards.cache import Cache, Wanted, release
+from shards.cache import Cache
 from shards.index import Index, Shard, index_shard
-from shards.remote import Place, place_of
+from shards.remote import Place, download, place_of
 from shards.schema import DataError
 from shards.tars import sha256_of
 
+TRIES = 2  # of one shard: who verifies wants to know now
+
 
 def verify(folder: Place, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map) -> Index:
-    """Check every byte of a shard folder against its index. Of a URL, every shard is fetched into the cache.
+    """Check every byte of a shard folder against its index. Of a URL, every shard is fetched anew.
 
     Args:
         run: like `map`; a process pool's version reads shards in parallel.
@@ -58,12 +61,8 @@ def difference(path: Path, shard: Shard) -> str:
 
 
 def remote_problem(folder: str, shard: Shard) -> str:
-    """The same of a shard at a distance: fetched and checked, or if it is in the cache, checked again there."""
-    cache = Cache.from_environment()
-    wanted = Wanted(url=f"{folder}/{shard.name}", bytes=shard.bytes, sha256=shard.sha256)
-    cache.drop_if_damaged(wanted)
-    descriptor = cache.open(wanted)
-    try:
-        return difference(cache.folder / shard.sha256, shard)
-    finally:
-        release(descriptor)
+    """The same of a shard at a distance, fetched anew whatever is cached. Raises DataError if it does not come."""
+    with TemporaryDirectory(dir=Cache.from_environment().folder) as here:
+        path = Path(here) / shard.name
+        download(f"{folder}/{shard.name}", path, shard.bytes, shard.sha256, tries=TRIES)
+        return difference(path, shard)

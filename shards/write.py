@@ -6,11 +6,14 @@ finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -81,7 +84,7 @@ def write_split(
             raise DataError(f"{final}: exists already; remove it or choose another --out")
         check_groups(set(source.groups()), out, split)
         with temporary_folder(final, content) as folder:
-            jobs = [(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
+            jobs = [Task(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
             shards = tuple(run(partial(write_shard, source, supervision), jobs))
             index = Index.of(source.class_set, split, supervision, shards)
             if supervision == "label" and not may_lack_classes:
@@ -128,9 +131,19 @@ def is_written(source: Source, out: Path, split: str, supervision: Supervision, 
     return True
 
 
-def write_shard(source: Source, supervision: Supervision, job: tuple[Path, list[int]]) -> Shard:
+class Task(NamedTuple):
+    """One shard to write, of these rows of a source."""
+
+    path: Path
+    rows: list[int]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def write_shard(source: Source, supervision: Supervision, task: Task) -> Shard:
     """Write the samples of these rows to one tar; the bytes depend on nothing else (no times, no user names)."""
-    path, rows = job
+    path, rows = task
     finished = finished_shard(path)
     if finished is not None:
         return finished
@@ -145,7 +158,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> No
     """Write (key, {extension: bytes}) samples as a WebDataset tar: temporary name, then rename."""
     import webdataset
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             with webdataset.TarWriter(file, encoder=False, mtime=0, user="wsss", group="wsss") as tar:
@@ -154,8 +167,14 @@ def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> No
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        free_mb = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0.0
+        raise DataError(
+            f"{path}: cannot be written ({error}; {free_mb:.1f} MB are free there); make room and start again"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_groups(groups: set[str], out: Path, split: str) -> None:

@@ -72,9 +72,31 @@ def test_a_mistake_of_ours_is_not_dressed_up_as_the_users():
         list(jobs.run_pool(len, [3], workers=1, label="test"))
 
 
-def test_more_workers_than_shards_are_told():
-    with pytest.raises(DataError, match="2 shards cannot feed 3 workers"):
-        list(jobs.run_pool(len, ["a", "b"], workers=3, label="test"))
+def test_the_rest_of_a_job_needs_no_fewer_workers():
+    assert list(jobs.run_pool(len, ["aa"], workers=3, label="test")) == [2]
+
+
+def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, monkeypatch):
+    plain = jobs.os.link
+
+    def late(temporary, path):
+        path.write_text('{"threshold": 0.3}')
+        monkeypatch.setattr(jobs.os, "link", plain)
+        plain(temporary, path)
+
+    monkeypatch.setattr(jobs.os, "link", late)
+    with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.6\)"):
+        jobs.open_output(tmp_path, {"threshold": 0.6})
+    assert jobs.made_of(tmp_path) == {"threshold": 0.3} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
+    (tmp_path / "job.json").write_text('{"thres')
+    with pytest.raises(RunError, match=r"job.json: is no JSON .* remove the folder"):
+        jobs.made_of(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/out: cannot be written"):
+        jobs.open_output(tmp_path / "file/out", {})
 
 
 def test_nothing_to_do_is_no_error():

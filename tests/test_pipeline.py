@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from launcher import jobs
 from launcher.build import load_run
 from launcher.config import RefineConfig
 from launcher.errors import RunError
@@ -18,11 +19,13 @@ from launcher.measure import Tally, inside
 from launcher.options import Named
 from launcher.refine import refine
 from launcher.report import write_report
-from launcher.scores import Scores, read_scores
+from launcher.scores import Scores, read_scores, scores_beside
 from launcher.tracking import RUNS
 from launcher.train import train
 from shards.schema import DataError
+from shards.sources.synthetic import Synthetic
 from shards.stream import ShardFolder
+from shards.write import write_split
 from wsss.cam import normalise_cam
 from wsss.metrics import THRESHOLDS
 
@@ -212,8 +215,22 @@ def test_tallies_name_shards_that_do_not_belong_together(run, scenes, tmp_path):
     other = shutil.copytree(run / "cams/tune", tmp_path / "cams/val")
     for path in list(other.glob("tune-*.tar")):
         path.rename(other / path.name.replace("tune", "val"))
-    with pytest.raises((RunError, ValueError), match="holds 'tune-|argument 2|shorter|longer"):
+    with pytest.raises(RunError, match="val: made of other images"):
         measured(ShardFolder(scenes / "val"), other, "grad", 0.3)
+    with pytest.raises(DataError, match="holds 'tune-"):
+        list(scores_beside(ShardFolder(scenes / "val"), other, "val-00000.tar", "grad"))
+
+
+def test_cams_of_images_that_were_written_anew_are_refused(run, scenes, tmp_path, monkeypatch):
+    """Same names, same keys."""
+    source = Synthetic(split="val", num_images=24, size=32, cooccurrence=0.8, with_masks=True, seed=7)
+    write_split(source, tmp_path, "val", "pixel", num_shards=12)
+    inferred = jobs.made_of(run / "cams/val")
+    monkeypatch.setattr(jobs, "made_of", lambda _: {**inferred, "shards": str(tmp_path / "val")})
+    with pytest.raises(RunError, match=r"cams/val: made of other images \(fingerprint .*infer again"):
+        refine(run, ["val"], RefineConfig(cams=("grad",), chain=()))
+    with pytest.raises(RunError, match="cams/val: made of other images"):
+        measured(ShardFolder(tmp_path / "val"), run / "cams/val", "grad", 0.3)
 
 
 def test_shards_of_other_classes_are_refused(run, scenes, tmp_path):

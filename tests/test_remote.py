@@ -213,7 +213,7 @@ def test_bytes_that_rot_in_the_cache_are_fetched_anew(store, cached, scenes):
 
 def test_verify_reads_every_shard_of_a_url(store, cached):
     assert verify(f"{store.url}/train").num_samples == 48
-    (cached / first_wanted(store).sha256).write_bytes(bytes(first_wanted(store).bytes))
+    release(Cache.from_environment().open(first_wanted(store)))  # whatever the cache holds
     store.faults = {"00000.tar": ["403"]}
     with pytest.raises(DataError, match="1 of 12 shards are not what was written:\n  train-00000.tar: .*403"):
         verify(f"{store.url}/train")
@@ -223,7 +223,7 @@ def test_a_url_stays_as_it_is_and_holds_no_secret(tiny_config):
     config = tiny_config("classify", "data.train=s3://bucket/set/train", "data.val=data/val")
     assert config.data.train == "s3://bucket/set/train" and config.data.val == remote.Path("data/val")
     assert config.model_dump(mode="json")["data"]["train"] == "s3://bucket/set/train"
-    for text in ("https://me:secret@host/train", "https://host/train?sig=secret", ""):
+    for text in ("https://me:secret@host/train", "https://host/train?sig=secret", "", "http://[::1/x"):
         with pytest.raises(DataError) as told:
             place_of(text)
         assert "secret" not in str(told.value)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launcher import skips
-from launcher.errors import RunError
+from launcher.errors import RunError, told
 from launcher.stopping import Stopped
 from launcher.train import train
 from shards.augment import Augment
@@ -95,6 +95,15 @@ def test_replacements_do_not_depend_on_ranks_workers_or_restarts(damaged, ranks,
     other = batches(folder, 3, ranks=ranks, workers=workers, first_step=first_step, steps=6 - first_step)
     for (keys, images, skipped), (keys_2, images_2, skipped_2) in zip(one, other, strict=True):
         assert (keys, skipped) == (keys_2, skipped_2) and torch.equal(images, images_2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_list_reaches_the_user_from_loader_processes_too(damaged, workers, capsys):
+    with pytest.raises(SystemExit), told():
+        batches(damaged[0], 1, workers=workers)
+    said = capsys.readouterr().err
+    assert said.startswith("error: 2 damaged samples, data.max_skipped allows 1:") and "Traceback" not in said
+    assert sum(f"'{key}'" in said for key in damaged[2]) == 2
 
 
 @pytest.fixture

@@ -143,6 +143,15 @@ def test_evaluation_sees_each_sample_once_over_all_ranks(scenes, workers):
     assert sorted(seen) == list(range(24))
 
 
+def test_no_batch_of_an_evaluation_crosses_a_shard(scenes):
+    """What is computed of a shard must not depend on which others are still to do."""
+    val = ShardFolder(scenes / "val", "pixel")
+    loader = eval_loader(val, Squash(size=16), batch_size=16, numbers=range(24), workers=0)
+    batches = [batch["number"] for batch in loader]
+    assert all(len({val.shard_of[number] for number in numbers}) == 1 for numbers in batches)
+    assert [number for numbers in batches for number in numbers] == list(range(24))
+
+
 def test_masks_and_regions_are_read_from_pixel_shards_only(scenes, train):
     val = ShardFolder(scenes / "val", "pixel")
     shown = [n for n in range(len(val)) if val.mask(n).any()]
