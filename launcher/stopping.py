@@ -36,7 +36,11 @@ class Stopped(Exception):
 
 @contextmanager
 def noted(*signals: signal.Signals) -> Iterator[list[int]]:
-    """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes."""
+    """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes.
+
+    A process below a launcher that was told to stop ignores them afterwards: who tells all processes and who forwards
+    it tell twice, and an end by a signal looks like a failure.
+    """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield came
@@ -46,7 +50,7 @@ def noted(*signals: signal.Signals) -> Iterator[list[int]]:
         yield came
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if came and os.environ.get(LAUNCHED) else handler)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ with stop_on_sigterm() as asked:
     while not asked() or "stubborn" in sys.argv:
         time.sleep(0.05)
 Path("saved").touch()
+time.sleep(1)
 sys.exit(code_of_stop())
 """
 WSSS = """
@@ -85,8 +86,10 @@ def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, 
 def test_so_does_one_that_every_process_of_the_tree_gets(begin, tmp_path, when):
     """As Slurm sends it."""
     process = begin(when)
-    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        one.terminate()
+    for pause_s in (0.0, 0.5):
+        time.sleep(pause_s)
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            one.terminate()
     assert process.wait(60) == STOPPED and (tmp_path / "saved").exists()
 
 
