@@ -6,6 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Set for processes that `launch` started: a file that says that the run was stopped; beside it FILE.errors for what the
+# launcher of several processes would bury below its own account.
+LAUNCHED = "WSSS_LAUNCHED"
+
 
 class ConfigError(ValueError):
     """The configuration is wrong. The message says file, key, got, wanted."""
@@ -26,7 +30,11 @@ def told() -> Iterator[None]:
         if not isinstance(error, ConfigError | DataError | RunError):
             raise
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-        print(f"error{rank}: {without_traceback(str(error))}", file=sys.stderr, flush=True)
+        message = f"error{rank}: {without_traceback(str(error))}"
+        print(message, file=sys.stderr, flush=True)
+        if (mark := os.environ.get(LAUNCHED)) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            with open(f"{mark}.errors", "a") as file:
+                file.write(f"{message}\n")
         sys.exit(2)
 
 

@@ -21,10 +21,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from launcher.errors import RunError
+from launcher.errors import LAUNCHED, RunError
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that was told to stop and did
-LAUNCHED = "WSSS_LAUNCHED"  # set for processes whose launcher is ours: the file that says that the run was stopped
 LOCK, LOCK_WAIT_S = ".lock", 20.0
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 libc = ctypes.CDLL(None)
@@ -107,6 +106,8 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
                 terminate_children(process, told)
             if len(came) > 1 and came[-1] == signal.SIGINT:
                 kill_all(process)
+        if code and (errors := mark.with_suffix(".errors")).exists():
+            print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
         return STOPPED if mark.exists() else code
 
 

@@ -21,6 +21,11 @@ from launcher.stopping import begin_under_launcher, code_of_stop, stop_on_sigter
 Path("pid").write_text(str(os.getpid()))
 if "5" in sys.argv:
     sys.exit(5)
+if "wrong" in sys.argv:
+    from launcher.errors import RunError, told
+    os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
+    with told():
+        raise RunError("no such thing")
 time.sleep(1)  # imports
 with stop_on_sigterm() as asked:
     begin_under_launcher()
@@ -48,8 +53,9 @@ def begin(tmp_path):
     def start(wait_for, *words):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            [sys.executable, "-c", WSSS, *words], cwd=tmp_path, env=environment, start_new_session=True
-        )
+            [sys.executable, "-c", WSSS, *words], cwd=tmp_path, env=environment, start_new_session=True,
+            stderr=(tmp_path / "stderr").open("w"),
+        )  # fmt: skip
         started.append(process)
         until((tmp_path / wait_for).exists)
         return process
@@ -73,6 +79,12 @@ def gone(tmp_path):
 
 def test_the_exit_code_of_the_launcher_is_ours(begin):
     assert begin("pid", "5").wait(60) == 5
+
+
+def test_the_error_of_a_rank_is_the_last_word(begin, tmp_path):
+    """An elastic launcher has said much since."""
+    assert begin("pid", "wrong").wait(60) == 2
+    assert (tmp_path / "stderr").read_text().endswith("what ended it: error (rank 1): no such thing\n")
 
 
 @pytest.mark.parametrize("when", ["pid", "begun"])  # while the child imports, and later
