@@ -32,7 +32,7 @@ def told() -> Iterator[None]:
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         message = f"error{rank}: {without_traceback(str(error))}"
         print(message, file=sys.stderr, flush=True)
-        if (mark := os.environ.get(LAUNCHED)) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if mark := os.environ.get(LAUNCHED):
             with open(f"{mark}.errors", "a") as file:
                 file.write(f"{message}\n")
         sys.exit(2)

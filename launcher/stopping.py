@@ -2,8 +2,9 @@
 
 `wsss train` starts the launcher in a session of its own and with SIGTERM blocked, which all processes below inherit. So
 what is sent to a terminal, a process group or a whole Slurm step waits in each process: for ever in the launchers,
-which would kill what they watch, and in a training process until it has its handler. That sets a flag, on which all
-ranks agree between two steps (Trainer.agreed_to_stop). The run ends with a checkpoint and leaves a mark.
+which would kill what they watch, and in a training process until it has imported. Before it trains it just ends; then a
+handler sets a flag, on which all ranks agree between two steps (Trainer.agreed_to_stop), and the run ends with a
+checkpoint and leaves a mark.
 """
 
 import ctypes
@@ -66,8 +67,11 @@ def end_with_parent(how: signal.Signals) -> None:
 
 
 def begin_under_launcher() -> None:
-    """First thing in a process that `launch` started, after its handlers are there: from now on SIGTERM reaches it, and
-    it gets one when the launcher dies, be it by kill -9: nothing must go on that nobody watches."""
+    """First thing in a process that `launch` started, once it has imported: from now on SIGTERM reaches it, and it gets
+    one when the launcher dies, be it by kill -9: nothing must go on that nobody watches.
+
+    As long as it only waits for the others, which it does for minutes where one of them never comes, it dies of it.
+    """
     if not os.environ.get(LAUNCHED):
         return
     import psutil
@@ -94,7 +98,8 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     Ctrl-C kills them.
 
     Returns:
-        The launcher's exit code; STOPPED if the run was told to stop, on this machine or another, and did.
+        The launcher's exit code; STOPPED if the run was told to stop, on this machine or another, and did, or here and
+        ended before it trained.
     """
     with tempfile.TemporaryDirectory() as folder, noted(signal.SIGTERM, signal.SIGINT) as came:
         mark, told = Path(folder) / "stopped", set[int]()
@@ -107,8 +112,11 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
             if len(came) > 1 and came[-1] == signal.SIGINT:
                 kill_all(process)
         if code and (errors := mark.with_suffix(".errors")).exists():
-            print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
-        return STOPPED if mark.exists() else code
+            if "--multi_gpu" in argv or "--use_deepspeed" in argv:  # those launchers have said much since
+                print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
+        elif mark.exists() or (came and code):
+            return STOPPED
+        return code
 
 
 def start(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,9 @@ def train(config: Config) -> Method:
     """
     run = run_folder(config)
     train_shards, val_shards = check_inputs(config)
-    with stop_on_sigterm() as asked_to_stop, ExitStack() as held:
-        accelerator = make_accelerator(config, processes=config.launch.processes)
-        main = accelerator.is_main_process
-        if main:
-            held.enter_context(only_writer(run))
+    accelerator = make_accelerator(config, processes=config.launch.processes)
+    main = accelerator.is_main_process
+    with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
         found = checkpoint.newest_good(run, accelerator)
         method, optimizer = build_trained(config, train_shards, accelerator)
         whole = zero.whole_of(accelerator, method)

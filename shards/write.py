@@ -8,8 +8,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -160,21 +160,34 @@ def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> No
 
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            with webdataset.TarWriter(file, encoder=False, mtime=0, user="wsss", group="wsss") as tar:
-                for key, members in samples:
+        with writing(path):
+            file = temporary.open("wb")
+        with file:
+            tar = webdataset.TarWriter(file, encoder=False, mtime=0, user="wsss", group="wsss")
+            for key, members in samples:
+                with writing(path):
                     tar.write({"__key__": key, **members})
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            with writing(path):
+                tar.close()
+                file.flush()
+                os.fsync(file.fileno())
+        with writing(path):
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what the disk refuses inside: DataError with the free space. What fails while samples are made is not it."""
+    try:
+        yield
     except OSError as error:
         free_mb = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0.0
         raise DataError(
             f"{path}: cannot be written ({error}; {free_mb:.1f} MB are free there); make room and start again"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_groups(groups: set[str], out: Path, split: str) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import multiprocessing
 import shutil
@@ -322,5 +323,6 @@ def test_a_loader_process_takes_a_sigterm_as_its_parent_does(scenes):
     finally:
         signal.signal(signal.SIGTERM, before)
     worker.terminate()
-    worker.join(30)
+    with contextlib.suppress(RuntimeError):  # torch tells the parent of a loader process that died
+        worker.join(30)
     assert worker.exitcode == 128 + signal.SIGTERM
