@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # Set for processes that `launch` started: a file that says that the run was stopped; beside it FILE.errors for what the
 # launcher of several processes would bury below its own account.
@@ -33,7 +33,7 @@ def told() -> Iterator[None]:
         message = f"error{rank}: {without_traceback(str(error))}"
         print(message, file=sys.stderr, flush=True)
         if mark := os.environ.get(LAUNCHED):
-            with open(f"{mark}.errors", "a") as file:
+            with suppress(OSError), open(f"{mark}.errors", "a") as file:  # who launched us may be gone
                 file.write(f"{message}\n")
         sys.exit(2)
 

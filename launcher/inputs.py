@@ -80,7 +80,8 @@ def learns_from(config: Config) -> dict[str, str]:
     found = {}
     if config.teacher is not None:
         folder = checkpoint.latest(config.teacher)
-        found["teacher"] = f"{folder.name}, sha256 {checkpoint.read_state(folder)['sha256'][checkpoint.MODEL]}"
+        digests = checkpoint.read_state(folder).get("sha256", {})  # none of before there were hashes
+        found["teacher"] = f"{folder.name}, sha256 {digests.get(checkpoint.MODEL, 'unknown')}"
     if config.data.masks is not None:
         made_of = json.dumps(jobs.made_of(config.data.masks), sort_keys=True)
         found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"

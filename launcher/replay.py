@@ -23,6 +23,7 @@ from launcher.inputs import training_shards
 from launcher.nonfinite import shown
 from launcher.nonfinite_watch import Watch, not_finite
 from launcher.progress import Progress
+from launcher.stopping import group_left
 from launcher.topology import make_accelerator
 from launcher.tracking import NoTracker, read_metrics
 from launcher.train import build_trained, make_trainer
@@ -145,11 +146,8 @@ def beside_log(means: dict[str, float], run: Path, step: int, log_every: int) ->
 
 def main(arguments: list[str]) -> None:
     run, step, rank = arguments
-    try:
+    with group_left():
         replay_here(Path(run), int(step), None if rank == "all" else int(rank))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

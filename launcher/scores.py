@@ -83,16 +83,17 @@ def scores_beside(shards: ShardFolder, folder: Path, name: str, kind: str) -> It
         DataError: the tar is damaged, holds other samples, other classes, or no maps of this kind.
     """
     path, numbers = folder / name, shards.numbers_of(name)
-    found = 0
+    num_classes, found = shards.index.as_class_set().num_fg_classes, 0
     for scores in read_scores(path):
         wanted = shards.keys[numbers[found]] if found < len(numbers) else "no more"
         if scores.key != wanted:
             raise DataError(f"{path}: holds '{scores.key}', the images have '{wanted}'; {AGAIN}")
-        known = range(1, shards.index.as_class_set().num_fg_classes + 1)
         if len(scores.maps.get(kind, ())) != len(scores.class_ids):
             raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
-        if not set(scores.class_ids) <= set(known):
-            raise DataError(f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {known[-1]}; {AGAIN}")
+        if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
+            raise DataError(
+                f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}"
+            )
         yield numbers[found], scores
         found += 1
     if found < len(numbers):

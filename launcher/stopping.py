@@ -74,12 +74,20 @@ def begin_under_launcher() -> None:
     """
     if not os.environ.get(LAUNCHED):
         return
-    import psutil
-
     end_with_parent(signal.SIGTERM)
-    if not any("accelerate" in part for part in psutil.Process(os.getppid()).cmdline()):
+    if not launcher_lives():
         os.kill(os.getpid(), signal.SIGTERM)  # the launcher died before the kernel was asked
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def launcher_lives() -> bool:
+    """Is the parent a launcher, and not who inherits the children of dead ones?"""
+    import psutil
+
+    try:
+        return any("accelerate" in part for part in psutil.Process(os.getppid()).cmdline())
+    except psutil.Error:
+        return False
 
 
 def code_of_stop() -> int:
@@ -103,9 +111,10 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """
     with tempfile.TemporaryDirectory() as folder, noted(signal.SIGTERM, signal.SIGINT) as came:
         mark, told = Path(folder) / "stopped", set[int]()
-        process = start(argv, {**environment, LAUNCHED: str(mark)})
+        process, announced = start(argv, {**environment, LAUNCHED: str(mark)}), False
         while (code := wait(process)) is None:
-            if came and not told:
+            if came and not announced:
+                announced = True
                 print("told to stop; waiting for the step to end. Ctrl-C kills the run at once", file=sys.stderr)
             if came:
                 terminate_children(process, told)
@@ -177,6 +186,18 @@ def join_group(backend: str, timeout: timedelta) -> None:
     store = dist.TCPStore(host, port, world_size, is_master=is_master, timeout=timeout, multi_tenant=True)
     attempt = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=timeout)
+
+
+@contextmanager
+def group_left() -> Iterator[None]:
+    """Leave the process group at the end, however it ends."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager

@@ -76,9 +76,12 @@ class Tracker(NoTracker):
         self.metrics = Journal(run / METRICS, floor=sent["metrics_until"])
         self.files = Journal(run / FILES, floor=sent["files_until"])
         if resumed_at is not None:
-            self.metrics.keep(lambda line: line["step"] <= resumed_at)
-            if evaluates_again:
-                self.metrics.keep(lambda line: line["step"] < resumed_at or not is_evaluation(line))
+            again = evaluates_again
+            self.metrics.keep(
+                lambda line: (
+                    line["step"] <= resumed_at and not (again and line["step"] == resumed_at and is_evaluation(line))
+                )
+            )
         if not (run / WANTED).is_file():
             self.want(experiment, params or {}, tags or {}, datasets or {})
         if resumed_at is not None:

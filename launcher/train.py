@@ -23,7 +23,7 @@ from launcher.inputs import batches_from, check_inputs, learns_from, loader_of, 
 from launcher.journal import write_whole
 from launcher.provenance import describe
 from launcher.skips import Skips
-from launcher.stopping import Stopped, code_of_stop, only_writer, stop_on_sigterm
+from launcher.stopping import Stopped, code_of_stop, group_left, only_writer, stop_on_sigterm
 from launcher.topology import make_accelerator, process_count
 from launcher.tracking import NoTracker, Tracker
 from launcher.trainer import Trainer
@@ -171,14 +171,12 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path |
 
 def main(arguments: Sequence[str]) -> None:
     try:
-        train(load_config(Path(arguments[0]), arguments[1:]))
+        with group_left():
+            train(load_config(Path(arguments[0]), arguments[1:]))
     except Stopped as stopped:
         if int(os.environ.get("RANK", 0)) == 0:
             print(stopped, flush=True)
         sys.exit(code_of_stop())
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

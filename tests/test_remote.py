@@ -227,3 +227,20 @@ def test_a_url_stays_as_it_is_and_holds_no_secret(tiny_config):
         with pytest.raises(DataError) as told:
             place_of(text)
         assert "secret" not in str(told.value)
+
+
+def test_what_cannot_get_better_is_not_tried_again():
+    class NoCredentialsError(Exception):
+        """botocore's, which is there only with wsss[s3]."""
+
+    assert remote.is_lasting(NoCredentialsError()) and remote.is_lasting(PermissionError())
+    assert not remote.is_lasting(ConnectionError()) and not remote.is_lasting(TimeoutError())
+
+
+def test_a_cache_that_another_user_owns_is_told_as_such(store, cached, monkeypatch):
+    def refuse(self, wanted):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Cache, "fetch", refuse)
+    with pytest.raises(DataError, match="WSSS_CACHE: .*Permission denied; users who share it"):
+        ShardFolder(f"{store.url}/train").image(0)

@@ -14,7 +14,13 @@ import pytest
 from launcher.stopping import STOPPED
 
 ROOT = Path(__file__).parent.parent
-LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, 'child.py', *sys.argv[1:]]))"
+LAUNCHER = """
+import subprocess, sys, time
+from pathlib import Path
+Path("launching").touch()
+time.sleep("late" in sys.argv)
+sys.exit(subprocess.call([sys.executable, "child.py", *sys.argv[1:]]))
+"""
 CHILD = """
 import os, sys, time
 from pathlib import Path
@@ -106,6 +112,13 @@ def test_so_does_one_that_every_process_of_the_tree_gets(begin, tmp_path, when):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.terminate()
     assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == (when == "begun")
+
+
+def test_one_before_there_is_a_child_is_announced_once_and_reaches_it(begin, tmp_path):
+    process = begin("launching", "late")
+    process.terminate()
+    assert process.wait(60) == STOPPED and not (tmp_path / "saved").exists()
+    assert (tmp_path / "stderr").read_text().count("told to stop") == 1
 
 
 def test_a_run_that_was_stopped_elsewhere_is_stopped_here(begin, tmp_path):

@@ -115,3 +115,16 @@ def test_a_jpeg_is_stored_byte_for_byte(tmp_path):
     assert decode_image(image, "").shape == (4, 4, 3)
     members = Sample(key="k", image=image, image_label=(), group="g", source="s").members(SOURCE.class_set, "label")
     assert members["jpg"] == image
+
+
+def test_a_disk_that_takes_no_shard_is_told_and_a_source_that_fails_is_not_the_disk(tmp_path):
+    with pytest.raises(DataError, match=r"gone/x.tar: cannot be written .* make room"):
+        write_tar(tmp_path / "gone/x.tar", [])
+
+    def fails():
+        yield "a", {"json": b"{}"}
+        raise OSError("the source")
+
+    with pytest.raises(OSError, match="the source"):
+        write_tar(tmp_path / "x.tar", fails())
+    assert not list(tmp_path.iterdir())
