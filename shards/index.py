@@ -233,3 +233,19 @@ def about_of(data: bytes, where: str) -> About:
         return About.model_validate_json(data)
     except ValidationError as error:
         raise DataError(f"{where}: json: {first_line(error)}; write it again") from error
+
+
+def check_every_class_has_an_image(index: Index, where: str) -> None:
+    """Raise DataError if a class has no positive image, since nothing could be learned of it."""
+    without = [name for name, count in index.class_counts().items() if count == 0]
+    if index.split == "test" and len(without) == len(index.classes):
+        raise DataError(
+            f"{where}: a test split without truth: none of its {index.num_samples} images has a label, so nothing can "
+            "be learned of it; predict on it, and train on another split"
+        )
+    if without:
+        raise DataError(
+            f"{where}: no image is labelled {', '.join(without)} among {index.num_samples}; "
+            "check the labels, leave the class out of the class set, or allow it for a part of a data set "
+            "(--may-lack-classes when writing, data.may_lack_classes: true when training)"
+        )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.folder import ShardFolder
 from shards.schema import DataError, decode_mask
-from shards.stream import ShardFolder
 from shards.tars import tar_spans, unreadable
 
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -195,3 +195,26 @@ def voc_palette() -> list[int]:
         for channel in range(3):
             rgb[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
     return rgb.reshape(-1).tolist()
+
+
+class Source(Protocol):
+    """Where samples come from: a lazy sequence that can be sent to worker processes."""
+
+    class_set: ClassSet
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def groups(self) -> list[str]:
+        """The group of each sample, known without reading an image."""
+        ...
+
+
+@runtime_checkable
+class Traceable(Protocol):
+    """A source that knows whether it would give the same samples as one of an earlier process."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values (json) that differ whenever a sample, its bytes or its place could differ."""
+        ...

@@ -20,8 +20,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shards.index import Shard, sha256_of
+from shards.index import Shard
 from shards.schema import DataError
+from shards.tars import sha256_of
 
 MADE_OF = "made_of.json"
 

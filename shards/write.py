@@ -13,38 +13,15 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.index import INDEX_NAME, Index, Shard, index_shard
-from shards.schema import ClassSet, DataError, Sample, Supervision
+from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
+from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
 from shards.unfinished import MADE_OF, finished_shard, locked, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
-
-
-class Source(Protocol):
-    """Where samples come from: a lazy sequence that can be sent to worker processes."""
-
-    class_set: ClassSet
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-    def groups(self) -> list[str]:
-        """The group of each sample, known without reading an image."""
-        ...
-
-
-@runtime_checkable
-class Traceable(Protocol):
-    """A source that knows whether it would give the same samples as one of an earlier process."""
-
-    def identity(self) -> dict[str, Any]:
-        """Plain values (json) that differ whenever a sample, its bytes or its place could differ."""
-        ...
 
 
 def write_split(
@@ -210,19 +187,3 @@ def check_classes(class_set: ClassSet, out: Path, split: str) -> None:
                 f"split '{split}' has {class_set.num_fg_classes} classes, split '{other.name}' in {out} has "
                 f"{len(classes)}, or others: {sorted({*classes} ^ {*class_set.classes})[:3]}; choose another --out"
             )
-
-
-def check_every_class_has_an_image(index: Index, where: str) -> None:
-    """Raise DataError if a class has no positive image, since nothing could be learned of it."""
-    without = [name for name, count in index.class_counts().items() if count == 0]
-    if index.split == "test" and len(without) == len(index.classes):
-        raise DataError(
-            f"{where}: a test split without truth: none of its {index.num_samples} images has a label, so nothing can "
-            "be learned of it; predict on it, and train on another split"
-        )
-    if without:
-        raise DataError(
-            f"{where}: no image is labelled {', '.join(without)} among {index.num_samples}; "
-            "check the labels, leave the class out of the class set, or allow it for a part of a data set "
-            "(--may-lack-classes when writing, data.may_lack_classes: true when training)"
-        )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.tiny import write_tiny_yaml
 
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split
@@ -67,43 +68,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-TINY = """
-name: {name}
-data:
-  train: {scenes}/train
-  val: {scenes}/val
-  tune: {scenes}/tune
-  image_size: 32
-  global_batch_size: 8
-  workers: 0
-model: {model}
-method: {{name: {method}}}
-train: {{steps: 4, lr: 1e-3, log_every: 2, save_every: 2, eval_every: 4}}
-cam: {{kinds: [{kinds}], batch_size: 8}}
-evaluate: {{gallery: 4}}
-refine: {{workers: 1}}
-"""
-VIT_SIZE = "{img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}"
-CNN_SIZE = "{channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}"
-VIT = f"{{name: vit, timm_name: vit_tiny_patch16_224, timm_options: {VIT_SIZE}}}"
-CNN = f"{{name: cnn, timm_name: resnet10t, output_stride: 8, timm_options: {CNN_SIZE}}}"
-
-
-def write_tiny_yaml(folder: Path, scenes: Path, method: str) -> Path:
-    """A YAML that trains a method in seconds; distill wants a run in runs/teacher."""
-    student = method == "distill"
-    text = TINY.format(
-        name="student" if student else "teacher",
-        scenes=scenes,
-        model=VIT if student else CNN,
-        method=method,
-        kinds="grad, class_map, project" if student else "class_map",
-    )
-    path = folder / f"{method}.yaml"
-    path.write_text(text + ("teacher: runs/teacher\n" if student else ""))
-    return path
-
-
 @pytest.fixture
 def tiny_yaml(tmp_path: Path, scenes: Path):
     """method -> path of its tiny YAML."""
@@ -113,7 +77,7 @@ def tiny_yaml(tmp_path: Path, scenes: Path):
 @pytest.fixture
 def tiny_config(tiny_yaml):
     """(method, overrides) -> Config."""
-    from launcher.config_file import load_config
+    from launcher.config.file import load_config
 
     return lambda method, *overrides: load_config(tiny_yaml(method), overrides)
 
@@ -121,9 +85,9 @@ def tiny_config(tiny_yaml):
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory, scenes: Path, mlflow_store: str) -> Path:
     """A folder with runs/teacher and runs/student, trained for two steps; the student has CAMs of val and tune."""
-    from launcher.config_file import load_config
-    from launcher.infer import infer
-    from launcher.train import train
+    from launcher.config.file import load_config
+    from launcher.jobs.infer import infer
+    from launcher.training.run import train
 
     place = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.align import at_least_float32, full_precision
+from wsss.tensors import at_least_float32, full_precision
 
 COLUMNS = (
     "brightness",  # factor; 1 = none

@@ -22,14 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from launcher.build import load_run
-from launcher.measure import nearest
-from shards.augment import Squash
-from shards.stream import ShardFolder, eval_loader
-from wsss.cam import gradient_maps, normalise_cam
-from wsss.metrics import Counts, count, iou_per_image
+from launcher.evaluation.measure import nearest
+from launcher.run.build import load_run
+from shards.batches.augment import Squash
+from shards.batches.loaders import eval_loader
+from shards.folder import ShardFolder
+from wsss.maps.cam import normalise_cam
+from wsss.maps.gradients import gradient_maps
+from wsss.metrics.counts import Counts, count, iou_per_image
 from wsss.models.vit import ViT
-from wsss.resize import resize
+from wsss.tensors import resize
 
 
 def terms(vit: ViT, image: Tensor) -> dict[str, Tensor]:

@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
-from launcher.build import load_run
-from shards.augment import Squash
-from shards.stream import ShardFolder, eval_loader
-from wsss.cam import packed_rows
+from launcher.run.build import load_run
+from shards.batches.augment import Squash
+from shards.batches.loaders import eval_loader
+from shards.folder import ShardFolder
+from wsss.losses.regions import feature_distance, fires, reliable_regions, scale_cams, segmented_class, thresholds
+from wsss.maps.cam import packed_rows
+from wsss.maps.pseudo_label import seed_label
 from wsss.methods.looks import channels_of
-from wsss.metrics import confusion_matrix, mean_iou
-from wsss.pseudo_label import seed_label
-from wsss.regions import feature_distance, fires, reliable_regions, scale_cams, segmented_class, thresholds
-from wsss.resize import resize
+from wsss.metrics.confusion import confusion_matrix, mean_iou
+from wsss.tensors import resize
 
 SCALES = (1.5, 0.5)
 

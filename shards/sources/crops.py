@@ -10,8 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from shards.schema import IGNORE_INDEX, Box, ClassSet, DataError, Sample, decode_image, encode_image
-from shards.write import Source
+from shards.schema import IGNORE_INDEX, Box, ClassSet, DataError, Sample, Source, decode_image, encode_image
 
 Protocol = Literal["legacy", "grid"]
 SMOKE_ID = 1

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.folder import ShardFolder
 from shards.schema import ClassSet, DataError, Sample, Supervision
-from shards.stream import ShardFolder
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.affinity import affinity_loss, pair_affinity
+from wsss.losses.affinity import affinity_loss
+from wsss.maps.affinity import pair_affinity
 from wsss.methods.base import Batch, Method
 from wsss.models.affinity_net import AffinityNet
 

@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.align import at_least_float32
-from wsss.contrast import sum_in_groups
-from wsss.metrics import IGNORE_INDEX
+from wsss.losses.labels import classification_loss
 from wsss.models.base import Network, Outputs
-from wsss.resize import resize
 
 Batch = Mapping[str, Any]
 
@@ -78,52 +74,9 @@ class Frozen:
         return self.network
 
 
-def classification_loss(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:
-    """Binary cross-entropy of each class, averaged over images and classes, in float32.
-
-        L_cls = -mean_bk [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ]
-
-    Source: smoke paper, section 4.2; multi-label form, so that K = 1, 20 and 80 share it.
-    """
-    logits_BK = at_least_float32(cls_logits_BK)
-    return F.binary_cross_entropy_with_logits(logits_BK, image_label_BK.to(logits_BK.dtype))
-
-
 def image_label_loss(out: Outputs, image_label_BK: Tensor) -> Tensor:
     """Sum of the classification losses of all classifiers of a network: one, or one for each of its branches."""
     return sum(
         (classification_loss(logits, image_label_BK) for logits in out.further_logits),
         start=classification_loss(out.cls_logits_BK, image_label_BK),
     )
-
-
-def segmentation_loss(seg_logits_BChw: Tensor, mask_BHW: Tensor) -> Tensor:
-    """Cross-entropy of the scores resized to the mask, averaged over its pixels that are not 255, in float32.
-
-    0 without such a pixel.
-    """
-    seg_logits_BCHW = resize(seg_logits_BChw.float(), mask_BHW.shape[-2:])
-    total = F.cross_entropy(seg_logits_BCHW, mask_BHW.long(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (mask_BHW != IGNORE_INDEX).sum().clamp(min=1)
-
-
-def balanced_segmentation_loss(seg_logits_BChw: Tensor, label_BHW: Tensor, group_size: int | None = None) -> Tensor:
-    """Cross-entropy in which background and foreground weigh the same however large they are.
-
-        L = 1/2 mean over pixels of label 0 + 1/2 mean over pixels of labels 1..K
-
-    The scores are resized to the label; 255 does not count. A half without pixels is 0 (published: NaN).
-
-    Args:
-        group_size: images whose pixels share a mean; the loss is then averaged over groups. null = all images.
-
-    Source: ToCo (spec/msee 1.3, 10; golden segloss).
-    """
-    seg_logits_BCHW = resize(at_least_float32(seg_logits_BChw), label_BHW.shape[-2:])
-    ignored = label_BHW == IGNORE_INDEX
-    nll_BHW = F.cross_entropy(seg_logits_BCHW, label_BHW.long(), ignore_index=IGNORE_INDEX, reduction="none")
-    halves = []
-    for half_BHW in (label_BHW == 0, (label_BHW != 0) & ~ignored):
-        total_G = sum_in_groups((nll_BHW * half_BHW).sum(dim=(1, 2)), group_size)
-        halves.append((total_G / sum_in_groups(half_BHW.sum(dim=(1, 2)), group_size).clamp(min=1)).mean())
-    return 0.5 * (halves[0] + halves[1])

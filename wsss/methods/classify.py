@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from wsss.dark_channel import dark_channel_loss
+from wsss.losses.dark_channel import dark_channel_loss
 from wsss.methods.base import Batch, Method, image_label_loss
 from wsss.models.base import Network
 from wsss.models.vit import ViT

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wsss.align import (
+from wsss.losses.align import (
     ANY_CHANNELS,
     DISTANCES,
     LOGIT_DISTANCES,
@@ -21,7 +21,7 @@ from wsss.align import (
 )
 from wsss.methods.base import Method
 from wsss.models.base import Network, Outputs
-from wsss.resize import resize
+from wsss.tensors import resize
 
 AnyLevel = Literal[Level, LogitLevel]
 Target = Literal["class_map", "features", "no_pcm", "background", "class_map+background"]

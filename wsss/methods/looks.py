@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsss.cam import maps_of_present
+from wsss.maps.cam import maps_of_present
 from wsss.models.toco import ToCoNet, Tokens
-from wsss.resize import resize
+from wsss.tensors import resize
 
 
 @dataclass(frozen=True)

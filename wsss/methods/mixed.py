@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from wsss.methods.base import Batch, Method, image_label_loss, segmentation_loss
+from wsss.losses.labels import segmentation_loss
+from wsss.methods.base import Batch, Method, image_label_loss
 from wsss.models.base import Network
 
 

@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsss.cam import packed_rows
-from wsss.methods.base import classification_loss
-from wsss.methods.looks import Look, Views
-from wsss.methods.toco import Seen, ToCo
-from wsss.models.toco import ToCoNet
-from wsss.pseudo_label import valid_tokens
-from wsss.regions import (
+from wsss.losses.labels import classification_loss
+from wsss.losses.regions import (
     ClassHandling,
     DistanceForm,
     Reduction,
@@ -26,6 +21,11 @@ from wsss.regions import (
     segmented_class,
     thresholds,
 )
+from wsss.maps.boxes import valid_tokens
+from wsss.maps.cam import packed_rows
+from wsss.methods.looks import Look, Views
+from wsss.methods.toco import Seen, ToCo
+from wsss.models.toco import ToCoNet
 
 
 class MSEE(ToCo):

@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from wsss.methods.base import Batch, Method, segmentation_loss
+from wsss.losses.labels import segmentation_loss
+from wsss.methods.base import Batch, Method
 from wsss.models.base import Network, Outputs
 
 

@@ -10,8 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from wsss.cam import packed_rows
-from wsss.contrast import (
+from wsss.losses.contrast import (
     class_token_contrast,
     crop_flags,
     draw_crops,
@@ -19,18 +18,20 @@ from wsss.contrast import (
     patch_token_contrast,
     take_crops,
 )
-from wsss.energy import dense_energy
-from wsss.fusion import fuse_cams
-from wsss.methods.base import Batch, Method, balanced_segmentation_loss, classification_loss
+from wsss.losses.energy import dense_energy
+from wsss.losses.labels import balanced_segmentation_loss, classification_loss
+from wsss.losses.regions import scale_cams
+from wsss.maps.boxes import valid_tokens
+from wsss.maps.cam import packed_rows
+from wsss.maps.fusion import fuse_cams
+from wsss.maps.par import DILATIONS
+from wsss.maps.pseudo_label import certainty, refined_label, seed_label
+from wsss.methods.base import Batch, Method
 from wsss.methods.looks import Look, Views, channels_of, looks_at_scales, mirrored_box
-from wsss.metrics import IGNORE_INDEX
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
 from wsss.models.toco import ToCoNet, Tokens
-from wsss.par import DILATIONS
 from wsss.photometric import photometric
-from wsss.pseudo_label import certainty, refined_label, seed_label, valid_tokens
-from wsss.regions import scale_cams
-from wsss.resize import resize
+from wsss.tensors import IGNORE_INDEX, resize
 
 LATE = 2**62  # a step at which every loss has begun
 PUBLISHED_ENERGY = 1e-7  # factor inside the published loss

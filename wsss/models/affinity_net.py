@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.models.pcm import create_stages, last_stages
-from wsss.resize import resize
+from wsss.tensors import resize
 
 
 class AffinityHead(nn.Module):

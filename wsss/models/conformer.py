@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.align import full_precision
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, load_weights
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
+from wsss.tensors import full_precision
 
 STEM_DIM = 64
 CONV_STRIDE = 16  # of the last convolutional map

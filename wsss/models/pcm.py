@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.align import at_least_float32, full_precision
 from wsss.models.base import Network, Outputs, create_backbone
 from wsss.models.cnn import stage_of
+from wsss.tensors import at_least_float32, full_precision
 
 EPS = 1e-5
 BACKGROUND_SEED = 0

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.models.base import Network, Outputs
+from wsss.models.sam import Variant, load_into, load_sam
 from wsss.models.vit import resize_positions
-from wsss.refine.sam import Variant, load_into, load_sam
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

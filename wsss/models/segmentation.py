@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wsss.align import at_least_float32
 from wsss.models.base import Network, Outputs
+from wsss.tensors import at_least_float32
 
 
 class SegmentationNetwork(Network):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.resize import resize
+from wsss.tensors import resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

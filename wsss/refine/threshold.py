@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsss.metrics import IGNORE_INDEX
+from wsss.tensors import IGNORE_INDEX
 
 
 def mask_of(

@@ -1,6 +1,6 @@
 """Random walk: scores spread to the places that AffinityNet ties them to.
 
-Shapes: n score maps, H x W pixels, h x w grid of the affinities, O offsets, P positions (see wsss.affinity).
+Shapes: n score maps, H x W pixels, h x w grid of the affinities, O offsets, P positions (see maps.affinity).
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss.affinity import random_walk, transition_matrix
-from wsss.resize import resize
+from wsss.maps.affinity import random_walk, transition_matrix
+from wsss.tensors import resize
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,138 @@
+"""What tracking takes of a step: the same loop with and without it, in turns, in one run."""
+
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.tracking import tracker as tracking
+from launcher.tracking.mlflow_store import load_mlflow
+
+BLOCK = 10  # steps in a row with tracking, then as many without; what else the machine does falls on both
+SETTLE_S = 0.1
+URI = "MLFLOW_TRACKING_URI"
+
+
+def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -> dict[str, Any]:
+    """Time tracked and untracked steps against a local SQLite store, an absent server and one that never answers.
+
+    Args:
+        steps: of each kind, for each store.
+        side_px: of the square images of the small network whose steps are timed; sets how long a step takes.
+        close_s: how long each tracker may wait at its end; is not part of a step.
+
+    Returns:
+        for each store: share (time in `Tracker.log` per step time), ratio (median tracked step to median untracked
+        one), step_ms, log_ms and longest_log_ms.
+    """
+    load_mlflow()
+    step = small_step(side_px)
+    for _ in range(BLOCK):
+        step()
+    found: dict[str, Any] = {"steps": steps, "log_every": log_every}
+    waits_s, tracking.CLOSE_S = tracking.CLOSE_S, close_s
+    try:
+        with tempfile.TemporaryDirectory() as folder, silent_server() as silent:
+            for name, uri in (
+                ("local sqlite", f"sqlite:///{folder}/mlflow.db"),
+                ("absent server", "http://127.0.0.1:9"),
+                ("server that never answers", silent),
+            ):
+                with store(uri):
+                    run = Path(folder) / name.replace(" ", "_")
+                    run.mkdir()
+                    tracker = tracking.Tracker(run, experiment="bench", resumed_at=0)
+                    found[name] = loop(step, tracker, steps=steps, log_every=log_every)
+                    tracker.close()
+    finally:
+        tracking.CLOSE_S = waits_s
+    return found
+
+
+def loop(step: Callable[[], float], tracker: tracking.NoTracker, *, steps: int, log_every: int) -> dict[str, float]:
+    """Blocks of steps with and without tracking in turns; times in milliseconds."""
+    logs_s, tracked_s, plain_s = [], [], []
+    for number in range(2 * steps):
+        if number % (2 * BLOCK) == BLOCK:
+            time.sleep(SETTLE_S)  # what the thread still has to send must not slow the untracked steps
+        started = time.perf_counter()
+        loss = step()
+        if number // BLOCK % 2:
+            plain_s.append(time.perf_counter() - started)
+            continue
+        if number % log_every == 0:
+            at = time.perf_counter()
+            tracker.log({f"train/{name}": loss for name in ("loss", "class_loss", "align_loss", "lr", "rate")}, number)
+            logs_s.append(time.perf_counter() - at)
+        tracked_s.append(time.perf_counter() - started)
+    return {
+        "share": sum(logs_s) / sum(tracked_s),
+        "ratio": statistics.median(tracked_s) / statistics.median(plain_s),
+        "step_ms": 1000 * statistics.median(plain_s),
+        "log_ms": 1000 * statistics.median(logs_s),
+        "longest_log_ms": 1000 * max(logs_s),
+    }
+
+
+def small_step(side_px: int) -> Callable[[], float]:
+    """One training step of a small network on the CPU; returns its loss."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    image_B3HW = torch.rand(8, 3, side_px, side_px)
+
+    def step() -> float:
+        loss = network(image_B3HW).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+@contextmanager
+def store(uri: str) -> Iterator[None]:
+    """MLflow's store for a while. Its own setting of the global state is undone as well."""
+    before = os.environ.get(URI)
+    os.environ[URI] = uri
+    try:
+        yield
+    finally:
+        os.environ.pop(URI, None)
+        if before is not None:
+            os.environ[URI] = before
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """A loopback server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def as_text(found: dict[str, Any]) -> str:
+    lines = [f"{found['steps']} steps each, tracked and not in turns, figures sent every {found['log_every']}"]
+    for name, row in found.items():
+        if isinstance(row, dict):
+            lines.append(
+                f"  {name:26s} tracking takes {100 * row['share']:.2f} % of a step of {row['step_ms']:.1f} ms; "
+                f"tracked to untracked {row['ratio']:.3f}; "
+                f"one log {row['log_ms']:.2f} ms, longest {row['longest_log_ms']:.2f} ms"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,31 @@
+"""Arguments and options that several commands share, declared once, and what commands print of themselves."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML that says the whole run.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
+Overwrite = Annotated[bool, typer.Option(help="Remove what was made before with other settings.")]
+SegmentSet = Annotated[str | None, typer.Option(help="A further set of masks, in RUN/segments@NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only a JSON object.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the commands, run nothing.")]
+
+ShardFolderPlace = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder or URL with index.json.")]
+Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.")]
+SplitName = Annotated[str, typer.Option(help="Name of the split that is written.")]
+Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]
+Only = Annotated[Path | None, typer.Option("--list", help="Text file of names to take, one per line.")]
+Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
+
+# The panels of `wsss --help`, in the order in which a user works.
+TRAINING, MASKS, FIGURES, CARE = "Data and training", "Maps and masks", "Figures", "Looking after runs"
+
+
+def example(line: str) -> str:
+    """The line that ends a command's help."""
+    return f"Example:  {line}"

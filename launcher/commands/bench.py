@@ -1,0 +1,80 @@
+"""`wsss bench`: ratios and ranges, each measured in one run."""
+
+import json as json_format
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import CARE, ConfigFile, Json, Overrides, example
+
+
+def register(app: typer.Typer) -> None:
+    """Add `bench lr-range|msee-step|crf|tracking` to a command."""
+    bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
+    bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
+    bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
+    bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
+    bench.command("tracking", epilog=example("wsss bench tracking --steps 100 --json"))(tracking)
+    app.add_typer(bench, name="bench", rich_help_panel=CARE)
+
+
+def lr_range(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=3)] = 100,
+) -> None:
+    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
+    from launcher.bench.lr_range import lr_range as find
+    from launcher.config.file import load_config
+    from launcher.run.folder import run_folder
+
+    settings = load_config(config, overrides or [])
+    found = find(settings, low=low, high=high, steps=steps)
+    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
+    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
+
+
+def msee_step(
+    network: Annotated[str, typer.Option(help="timm name of the ViT, with random weights.")] = "vit_tiny_patch16_224",
+    image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
+    images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
+    energy_scale: Annotated[
+        float, typer.Option(help="Resolution of the dense energy, which both compute alike.")
+    ] = 0.25,
+    json: Json = False,
+) -> None:
+    """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
+    from launcher.bench.msee_step import as_text, compare, counted_on_meta
+
+    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats, energy_scale=energy_scale)
+    found["vit_base_448"] = counted_on_meta()
+    print(json_format.dumps(found, indent=1) if json else as_text(found))
+
+
+def crf(
+    classes: Annotated[
+        int, typer.Option(min=3, help="All classes, background included: 21 for VOC, 81 for COCO.")
+    ] = 21,
+    shown: Annotated[int, typer.Option(min=1, help="Classes that an image shows.")] = 2,
+    images: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """How much faster the CRF is on background and the proposed classes than on all, and what it changes."""
+    from launcher.bench.crf import crf_ratio
+
+    print(json_format.dumps(crf_ratio(classes=classes, shown=min(shown, classes - 1), images=images), indent=1))
+
+
+def tracking(
+    steps: Annotated[int, typer.Option(min=20, help="Tracked steps for each store, and as many untracked.")] = 200,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between figures; a run's default is 10.")] = 1,
+    side_px: Annotated[int, typer.Option(min=16, help="Side of the images; sets how long a step takes.")] = 128,
+    json: Json = False,
+) -> None:
+    """Share of a step that tracking takes, with MLflow local, absent and silent."""
+    from launcher.bench.tracking import as_text, measure
+
+    found = measure(steps=steps, log_every=log_every, side_px=side_px)
+    print(json_format.dumps(found, indent=1) if json else as_text(found))

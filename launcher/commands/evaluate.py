@@ -1,0 +1,21 @@
+"""`wsss evaluate`."""
+
+import typer
+
+from launcher.commands.arguments import FIGURES, Run, example
+
+
+def register(app: typer.Typer) -> None:
+    """Add `evaluate` to a command."""
+    app.command(epilog=example("wsss evaluate runs/demo/student"), rich_help_panel=FIGURES)(evaluate)
+
+
+def evaluate(run: Run) -> None:
+    """Figures of all CAMs and masks on the validation split, thresholds chosen on `tune`."""
+    from launcher.evaluation.evaluate import evaluate as evaluate_run
+    from launcher.evaluation.evaluate import track
+    from launcher.evaluation.table import table_of
+
+    report = evaluate_run(run)
+    print(table_of(report))
+    track(run, report)

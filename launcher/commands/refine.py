@@ -1,0 +1,33 @@
+"""`wsss refine`."""
+
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import MASKS, Overrides, Overwrite, Run, Split, example
+
+
+def register(app: typer.Typer) -> None:
+    """Add `refine` to a command."""
+    line = "wsss refine runs/demo/student --name crf_g2 'refine.chain=[{name: crf, gamma: 2}]'"
+    app.command(epilog=example(line), rich_help_panel=MASKS)(refine)
+
+
+def refine(
+    run: Run,
+    overrides: Overrides = None,
+    split: Split = None,
+    name: Annotated[
+        str | None, typer.Option(help="Masks go to RUN/masks/KIND+NAME; default: the chain's names.")
+    ] = None,
+    cams: Annotated[str | None, typer.Option(help="Refine the set of CAMs of this name.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
+    from launcher.jobs.refine import refine as refine_run
+    from launcher.run.folder import load_about, split_folders
+
+    settings, _ = load_about(run, overrides or [])
+    wanted = list(split_folders(settings, split))
+    for folder in refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite):
+        print(f"masks: {folder}")

@@ -1,0 +1,33 @@
+"""`wsss replay`: what one looks at when a run went wrong."""
+
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import CARE, Run, example
+
+
+def register(app: typer.Typer) -> None:
+    """Add `replay` to a command."""
+    app.command(epilog=example("wsss replay runs/demo/student --step 120"), rich_help_panel=CARE)(replay)
+
+
+def replay(
+    run: Run,
+    step: Annotated[int, typer.Option(min=1, help="As messages and metrics.jsonl count: the first step is 1.")],
+    rank: Annotated[int | None, typer.Option(min=0, help="Only what this rank saw. Default: all ranks.")] = None,
+) -> None:
+    """Run one step of a run again, without saving: losses, gradients, samples, and where the first NaN comes from."""
+    from launcher.processes.launch import launch
+    from launcher.run.folder import load_about
+    from launcher.training.replay import arguments_for, replay_here
+
+    settings, processes = arguments_for(load_about(run))
+    if rank is not None and rank >= processes:
+        raise typer.BadParameter(f"the run has {processes} processes, ranks 0 to {processes - 1}", param_hint="--rank")
+    if processes == 1:
+        replay_here(run, step)
+    elif code := launch(
+        settings, "launcher.training.replay", [str(run), str(step), "all" if rank is None else str(rank)]
+    ):
+        raise typer.Exit(code)

@@ -1,0 +1,61 @@
+"""`wsss segment` and `wsss pack-voc`."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import MASKS, Overrides, Overwrite, Run, SegmentSet, example
+from launcher.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add `segment` and `pack-voc` to a command."""
+    line = "wsss segment runs/voc/toco_vitb segment.scales=[1,1.5,1.25] segment.flip=true --name ms_crf"
+    app.command(epilog=example(line), rich_help_panel=MASKS)(segment)
+    line = "wsss pack-voc runs/voc/toco_vitb --name ms_crf"
+    app.command("pack-voc", epilog=example(line), rich_help_panel=MASKS)(pack_voc)
+
+
+def segment(
+    run: Run,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="val, tune or train; or the name of --shards.")] = "val",
+    shards: Annotated[str | None, typer.Option(help="Other image shards, such as VOC's test split.")] = None,
+    name: SegmentSet = None,
+    cams: Annotated[bool, typer.Option("--cams", help="Also label maps of the CAMs, by the image labels.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Masks by the network's own segmentation, as mask shards below RUN/segments."""
+    from launcher.jobs.segment import segment as segment_here
+    from launcher.jobs.segment import segments_folder
+    from launcher.processes.accelerator import process_count, uses_cpu
+    from launcher.processes.launch import launch
+    from launcher.run.folder import load_about
+
+    settings, _ = load_about(run, overrides or [])
+    folder = shards or {"val": settings.data.val, "tune": settings.data.tune, "train": settings.data.train}.get(split)
+    if folder is None:
+        raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")
+    if overwrite:
+        shutil.rmtree(segments_folder(run, name) / split, ignore_errors=True)
+    if uses_cpu(settings) or process_count(settings) == 1:
+        print(f"masks: {segment_here(run, split, folder, overrides or [], name, cams=cams)}")
+        return
+    arguments = [str(run), split, str(folder), name or "-", "cams" if cams else "-", *(overrides or [])]
+    if code := launch(settings, "launcher.jobs.segment", arguments):
+        raise typer.Exit(code)
+
+
+def pack_voc(
+    run: Run,
+    name: SegmentSet = None,
+    split: Annotated[str, typer.Option(help="The split that was segmented.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="The archive; default: RUN/voc2012_SET_SPLIT.tar.gz.")] = None,
+) -> None:
+    """Archive for the PASCAL VOC evaluation server, from the masks of `wsss segment RUN --split test`; checks it."""
+    from launcher.jobs.voc_archive import pack_voc as pack
+
+    path, count = pack(run, name=name, split=split, out=out)
+    print(f"{path}: {count} images, reopened and checked")

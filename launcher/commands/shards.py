@@ -1,0 +1,130 @@
+"""`wsss shards`: raw data -> tar shards with an index; `verify`, `info` and `join` of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands import benchmark_shards, smoke_shards
+from launcher.commands.arguments import (
+    TRAINING,
+    Masks,
+    Only,
+    Out,
+    ShardFolderPlace,
+    Shards,
+    SplitName,
+    Workers,
+    example,
+)
+from launcher.jobs.write_shards import describe, write
+
+
+def register(app: typer.Typer) -> None:
+    """Add `shards` with all its sources to a command."""
+    shards = typer.Typer(no_args_is_help=True, help="Raw data -> tar shards with an index; look at and check them.")
+    lines: dict[Callable[..., None], str] = {
+        synthetic: "wsss shards synthetic --out data/demo --split train --images 640 --cooccurrence 0.9",
+        smoke: "wsss shards smoke --root frames --labels labels.csv --out data/mine --split train --hold-out 0.15",
+        verify: "wsss shards verify data/demo/train",
+        info: "wsss shards info data/demo/train",
+        join: "wsss shards join data/ijmond/train data/rise/train --out data/smoke --split train",
+    }
+    for command, line in lines.items():
+        shards.command(epilog=example(line))(command)
+    smoke_shards.register(shards)
+    benchmark_shards.register(shards)
+    app.add_typer(shards, name="shards", rich_help_panel=TRAINING)
+
+
+def synthetic(
+    out: Out,
+    split: Annotated[str, typer.Option(help="Name of the split; also keys its random scenes.")],
+    images: Annotated[int, typer.Option(min=1, help="Number of frames.")] = 256,
+    size: Annotated[int, typer.Option(help="Side of the square frame, in pixels.")] = 128,
+    cooccurrence: Annotated[float, typer.Option(help="P(chimney | smoke) = P(no chimney | no smoke).")] = 0.5,
+    smoke_rate: Annotated[float, typer.Option(help="Share of frames with smoke.")] = 0.5,
+    seed: int = 0,
+    masks: Masks = False,
+    shards: Shards = 32,
+    workers: Workers = None,
+) -> None:
+    """Procedural factory scenes with exact masks, in which chimneys and smoke may occur together."""
+    from shards.sources.synthetic import Synthetic
+
+    source = Synthetic(
+        split=split,
+        num_images=images,
+        size=size,
+        cooccurrence=cooccurrence,
+        smoke_rate=smoke_rate,
+        seed=seed,
+        with_masks=masks,
+    )
+    write(source, out, split, masks, shards, workers)
+
+
+def smoke(
+    root: Annotated[Path, typer.Option(help="Folder of your frames.")],
+    labels: Annotated[Path, typer.Option(help="csv or json of image labels, relative to --root.")],
+    out: Out,
+    split: SplitName,
+    only: Only = None,
+    masks: Masks = False,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.9, help="Write whole groups of this share, with masks, as 'tune'."),
+    ] = None,
+    image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
+    mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    label_column: Annotated[str, typer.Option(help="Column that says 1 (smoke) or 0.")] = "label",
+    group_column: Annotated[str, typer.Option(help="Column that names the video or scene.")] = "group",
+    shards: Shards = 32,
+    workers: Workers = None,
+) -> None:
+    """Folders of smoke frames with a table of image labels."""
+    from dataclasses import replace
+
+    from shards.sources.smoke_images import read_table
+
+    source = read_table(
+        root,
+        labels,
+        only=only,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+        label_column=label_column,
+        group_column=group_column,
+    )
+    if hold_out is not None:
+        source, held = source.hold_out(hold_out)
+        write(replace(held, with_masks=True), out, "tune", True, shards, workers)
+    write(replace(source, with_masks=masks), out, split, masks, shards, workers)
+
+
+def verify(folder: ShardFolderPlace) -> None:
+    """Read every byte of a folder of shards and compare it with the index."""
+    from shards.verify import verify as check
+
+    index = check(folder)
+    print(f"{folder}: {len(index.shards)} shards, {index.num_samples} samples, every byte as written")
+
+
+def info(folder: ShardFolderPlace) -> None:
+    """Say what a folder of shards holds."""
+    print(describe(folder))
+
+
+def join(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of shards, all label-only or all with masks.")],
+    out: Out,
+    split: SplitName,
+    shards: Shards = 32,
+    workers: Workers = None,
+) -> None:
+    """Several folders of shards as one split, such as a training set from several datasets."""
+    from shards.sources.joined import Joined
+
+    source = Joined(tuple(folders))
+    write(source, out, split, source.supervision == "pixel", shards, workers)

@@ -1,0 +1,69 @@
+"""`wsss study`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import FIGURES, DryRun, Overrides, example
+
+Study = Annotated[str, typer.Argument(help="Name of a study (see `wsss study list`) or path of its YAML.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `study list|run|report` to a command."""
+    study = typer.Typer(no_args_is_help=True, help="The rows of a paper's table as runs, and a page of them.")
+    study.command("list", epilog=example("wsss study list"))(study_list)
+    study.command("run", epilog=example("wsss study run smoke_table_4_10 --row lambda_0 --seed 0"))(study_run)
+    study.command("report", epilog=example("wsss study report smoke_table_4_10"))(study_report)
+    app.add_typer(study, name="study", rich_help_panel=FIGURES)
+
+
+def study_list() -> None:
+    """The studies that ship with the project: the tables of the papers."""
+    from launcher.studies.table import load_study, studies
+
+    for name in studies():
+        study = load_study(name)
+        print(f"{name:32s} {len(study.rows):3d} rows x {len(study.seeds)} seeds  {study.title}")
+
+
+def study_run(
+    name: Study,
+    overrides: Overrides = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
+    dry_run: DryRun = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch array script, run nothing.")] = False,
+) -> None:
+    """Train, infer, refine and evaluate what is missing of a table."""
+    import shlex
+
+    from launcher.studies.plan import check
+    from launcher.studies.run import execute_here, run_study, slurm_array
+    from launcher.studies.table import load_study
+
+    study = load_study(name)
+    check(study)
+    if slurm:
+        print(slurm_array(name, study, row or [], seed or [], overrides or []), end="")
+        return
+
+    def show(command: list[str]) -> None:
+        print("wsss " + shlex.join(command))
+
+    execute = show if dry_run else execute_here
+    run_study(study, rows=row or [], seeds=seed or [], extra=overrides or [], execute=execute)
+    if not dry_run:
+        study_report(name)
+
+
+def study_report(name: Study) -> None:
+    """One page: ours, with intervals, seeds and commits, beside the paper's column."""
+    from launcher.studies.page import as_text, write_study_report
+    from launcher.studies.table import load_study
+
+    study = load_study(name)
+    page = write_study_report(Path(name).stem, study)
+    print(as_text(Path(name).stem, study))
+    print(f"report: {page}")

@@ -1,0 +1,24 @@
+"""`wsss track`: what MLflow did not take while a run went on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import CARE, example
+
+
+def register(app: typer.Typer) -> None:
+    """Add `track sync` to a command."""
+    track = typer.Typer(no_args_is_help=True, help="What runs keep for MLflow in their folders.")
+    track.callback()(lambda: None)  # one command stays a subcommand
+    track.command("sync", epilog=example("wsss track sync runs/demo"))(sync)
+    app.add_typer(track, name="track", rich_help_panel=CARE)
+
+
+def sync(folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")]) -> None:
+    """Send to MLflow what it does not have of these runs; doing it again sends nothing twice."""
+    from launcher.tracking.sync import sync as sync_all
+
+    if not sync_all(folder):
+        raise typer.Exit(1)

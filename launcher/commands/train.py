@@ -1,0 +1,39 @@
+"""`wsss train`."""
+
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import TRAINING, ConfigFile, DryRun, Overrides, example
+
+
+def register(app: typer.Typer) -> None:
+    """Add `train` to a command."""
+    line = "wsss train configs/demo/teacher.yaml train.seed=1 name=demo/teacher_seed1"
+    app.command(epilog=example(line), rich_help_panel=TRAINING)(train)
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin anew if there is no checkpoint.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
+    from launcher.config.file import load_config
+    from launcher.processes.launch import launch, launch_command
+    from launcher.run.folder import run_folder
+    from launcher.run.steps import latest
+    from launcher.training.inputs import preflight
+
+    settings = load_config(config, overrides or [])
+    if resume:
+        latest(run_folder(settings))
+    preflight(settings)
+    arguments = [str(config), *(overrides or [])]
+    if dry_run:
+        print(" ".join(launch_command(settings, "launcher.train", arguments)[0]))
+        return
+    code = launch(settings, "launcher.train", arguments)
+    if code:
+        raise typer.Exit(code)

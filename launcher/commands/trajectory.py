@@ -1,0 +1,27 @@
+"""`wsss trajectory`."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import FIGURES, Run, example
+
+
+class DataSet(str, Enum):
+    voc = "voc"
+    coco = "coco"
+
+
+def register(app: typer.Typer) -> None:
+    """Add `trajectory` to a command."""
+    line = "wsss trajectory runs/voc/toco_vitb --beside voc"
+    app.command(epilog=example(line), rich_help_panel=FIGURES)(trajectory)
+
+
+def trajectory(run: Run, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs.")] = DataSet.voc) -> None:
+    """A run's losses and mIoU next to ToCo's published training log, at the same steps."""
+    from launcher.studies.trajectory import as_text, write_trajectory
+
+    print(as_text(run, beside.value))
+    print(f"page: {write_trajectory(run, beside.value)}")

@@ -1,0 +1,130 @@
+"""YAML file + overrides `section.key=value` -> Config, and back."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from launcher.config.options import Named, describe, options_of
+from launcher.config.sections import Config
+from launcher.errors import ConfigError
+
+
+class YamlLoader(yaml.SafeLoader):
+    """YAML 1.2: 1e-4 is a float and `no` is a word (YAML 1.1 reads text and false)."""
+
+
+YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides and check everything.
+
+    Raises:
+        ConfigError: file missing, not YAML, unknown key (with the nearest valid one), wrong type or value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: config file is missing; see configs/ for complete examples")
+    try:
+        content = yaml.load(path.read_text(), YamlLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {type(content).__name__}; wanted sections such as data: and train:")
+    for override in overrides:
+        apply_override(content, override)
+    try:
+        return resolve(Config.model_validate_json(json.dumps(content)))
+    except ValidationError as error:
+        problems = "\n".join(f"{path}: {describe(problem, Config)}" for problem in error.errors())
+        raise ConfigError(problems) from error
+    except TypeError as error:  # a date or a binary: YAML knows types that no option has
+        raise ConfigError(f"{path}: {error}; put quotes around it") from error
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place.
+
+    Raises:
+        ConfigError: not of the form section.key=value, or a part of the path is no section.
+    """
+    dotted, equals, text = override.partition("=")
+    parts = dotted.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override '{override}': wanted section.key=value, for example train.steps=100")
+    try:
+        value = yaml.load(text, YamlLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from error
+    place: Any = content
+    for part in parts[:-1]:
+        if isinstance(place, dict) and not part.isdigit():
+            place = place.setdefault(part, {})
+        else:
+            place = place[index_of(part, place, override)]
+    if isinstance(place, dict) and not parts[-1].isdigit():
+        place[parts[-1]] = value
+    else:
+        place[index_of(parts[-1], place, override)] = value
+
+
+def index_of(part: str, place: Any, override: str) -> int:
+    """A part of an override's path as the index of a list that the file writes out."""
+    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+        return int(part)
+    raise ConfigError(
+        f"override '{override}': the file has no list entry or section '{part}' there; give the whole list"
+    )
+
+
+def resolve(config: Config) -> Config:
+    """Write out the defaults of the chosen model, method and refiners, so that the saved config says all."""
+    from wsss.methods import METHODS
+    from wsss.models import MODELS
+    from wsss.refine import REFINERS
+
+    def full(named: Named, table: Mapping[str, Callable]) -> Named:
+        return Named(name=named.name, **options_of(named, table))
+
+    chain = tuple(full(refiner, REFINERS) for refiner in config.refine.chain)
+    return config.model_copy(
+        update={
+            "model": full(config.model, MODELS),
+            "method": full(config.method, METHODS),
+            "partner": full(config.partner, MODELS) if config.partner else None,
+            "refine": config.refine.model_copy(update={"chain": chain}),
+        }
+    )
+
+
+def to_yaml(config: Config) -> str:
+    """The config in a form that load_config reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and lists -> {dotted key: value}."""
+    if isinstance(content, Mapping):
+        items: Any = content.items()
+    elif isinstance(content, list | tuple) and any(isinstance(v, Mapping) for v in content):
+        items = enumerate(content)
+    else:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -1,0 +1,217 @@
+"""One YAML says the whole run: one frozen model per section; no inheritance, no interpolation, unknown keys refused.
+
+The options of a model, a method or a refiner are not here: see options.py.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainValidator, field_validator, model_validator
+
+from launcher.config.options import Named, Section, check_named
+from shards.remote import Place, place_of
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
+
+
+class DataConfig(Section):
+    train: Folder  # label-only shards: a folder, or a URL such as s3://bucket/train
+    val: Folder | None = None  # folder of pixel shards: what figures are reported on
+    tune: Folder | None = (
+        None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
+    )
+    image_size: PositiveInt = 224  # side of the square view, in pixels
+    global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
+    min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
+    flip: Share = 0.5  # probability of a horizontal flip
+    scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
+    masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
+    pixel: Folder | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
+    pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
+    may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
+    max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
+    workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
+
+
+class TrainConfig(Section):
+    steps: Annotated[int, Field(ge=0)]  # optimizer updates; 0 saves the untrained model, a control
+    lr: Annotated[float, Field(gt=0)] = 1e-4  # peak learning rate
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    power: Annotated[float, Field(ge=0)] = 0.0  # of the polynomial decay; 0 = constant
+    new_lr_factor: Annotated[float, Field(gt=0)] = 1.0  # of the rate of layers without initial weights
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay_all: bool = False  # decay norms, biases and tokens too, as ToCo does
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
+    accumulate: PositiveInt = 1  # micro-batches per update
+    precision: Literal["no", "bf16"] = "no"
+    sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch has none for CPUs
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: PositiveInt = 10  # steps
+    eval_every: PositiveInt | None = None  # steps; null = at the end only
+    save_every: PositiveInt | None = None  # steps; null = at the end only
+    keep: PositiveInt = 2  # newest checkpoints that stay
+    keep_best: str | None = None  # figure of evaluation, as val/seg/miou: the highest one's checkpoint stays too
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainConfig":
+        if self.steps and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if self.keep_best is not None and self.keep_best.endswith("_area"):
+            raise ValueError(f"keep_best is '{self.keep_best}', of which less is better; wanted one to be high")
+        return self
+
+
+class LaunchConfig(Section):
+    """What `wsss train` starts and what the run asserts that it got."""
+
+    processes: PositiveInt | None = None  # data-parallel processes of all machines; null = one per GPU, or one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes after one died; needs two processes or more
+    zero: Annotated[int, Field(ge=0, le=3)] | Path = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = plain DDP
+    machines: PositiveInt = 1  # that train this run together; each starts its own share of the processes
+    machine_rank: Annotated[int, Field(ge=0)] = 0  # of this machine; 0 is the one at main_address
+    main_address: str | None = None  # host name or IP of machine 0, as the others reach it; null = one machine
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # on machine 0; 0 = any free one, on one machine only
+
+    @model_validator(mode="after")
+    def _machines(self) -> "LaunchConfig":
+        if self.machine_rank >= self.machines:
+            raise ValueError(
+                f"machine_rank is {self.machine_rank} of {self.machines} machines; wanted 0 and up to one less"
+            )
+        if self.machines > 1 and (self.main_address is None or self.port == 0):
+            raise ValueError("several machines need main_address and a port that is free on machine 0, such as 29500")
+        if self.processes is not None and self.processes % self.machines:
+            raise ValueError(
+                f"processes is {self.processes}, the number over all machines; wanted a multiple of {self.machines}"
+            )
+        return self
+
+
+class CamConfig(Section):
+    kinds: tuple[str, ...] = ("grad", "class_map")  # what is read; the first is shown in galleries
+    layers: tuple[int, ...] = (-1,)  # of Grad-CAM and LayerCAM: block or stage numbers as in a list; several are fused
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    flip: bool = False
+    window_px: PositiveInt | None = None  # null = squash to data.image_size; else see frames whole, through windows
+    step_px: PositiveInt | None = None  # distance of neighbouring windows; null = half a window
+    classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label
+    batch_size: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "CamConfig":
+        for name in ("kinds", "layers", "scales"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; wanted at least one")
+        return self
+
+
+class RefineConfig(Section):
+    cams: tuple[str, ...] | None = None  # kinds to refine; null = all of cam.kinds
+    chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
+    cues: dict[str, Path] = Field(
+        default={}
+    )  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
+    threshold: Share = 0.3  # of the final mask
+    bg_threshold: Share | None = None  # scores from here to the threshold become 255 = ignore; null = nothing does
+    workers: PositiveInt | None = None  # processes; null = one per core
+
+
+class MeanFieldConfig(Section):
+    """Arguments of wsss.refine.crf.mean_field. Defaults: ToCo's for segmentation (spec msee 3; golden `toco_seg`)."""
+
+    iterations: PositiveInt = 10
+    gaussian_sxy: PositiveFloat = 1.0
+    gaussian_weight: PositiveFloat = 1.0
+    bilateral_sxy: PositiveFloat = 121.0
+    bilateral_srgb: PositiveFloat = 5.0
+    bilateral_weight: PositiveFloat = 4.0
+
+
+class SegmentConfig(Section):
+    """How `wsss segment` turns a network's segmentation logits into masks. Defaults: M-SEE's Tables 1 and 2 on VOC."""
+
+    size: Literal["squash", "native"] = "native"  # squash: to data.image_size; native: padded to the network's stride
+    scales: tuple[PositiveFloat, ...] = (1.0,)
+    flip: bool = False  # also the mirrored image
+    rule: Literal["voc", "coco"] = "voc"  # voc: flips summed, scales maxed; coco: flips maxed, scales summed
+    crf: bool = True
+    mean_field: MeanFieldConfig = MeanFieldConfig()
+    crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, those that the model gives a chance; see crf.py
+    batch_size: PositiveInt = 16  # images, where they are squashed to one size
+    workers: Annotated[int, Field(ge=0)] | None = None  # CRF processes per rank; 0 = none; null = all cores shared out
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "SegmentConfig":
+        if not self.scales:
+            raise ValueError("scales is empty; wanted at least one")
+        return self
+
+
+class EvaluateConfig(Section):
+    threshold: Share = 0.3  # the fixed threshold that every table shows beside the tuned one
+    gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
+
+
+class TrackingConfig(Section):
+    experiment: str = "wsss"
+
+
+class Config(Section):
+    name: str  # the run's folder below runs/; may have parts: demo/student
+    data: DataConfig
+    model: Named
+    method: Named
+    teacher: Path | None = None  # folder of a finished run, for methods that need a teacher
+    partner: Named | None = None  # second network, for methods that train two
+    train: TrainConfig
+    launch: LaunchConfig = LaunchConfig()
+    cam: CamConfig = CamConfig()
+    refine: RefineConfig = RefineConfig()
+    segment: SegmentConfig = SegmentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or ".." in name:
+            raise ValueError(f"'{name}' must be made of letters, digits, '.', '_', '-', with '/' between parts")
+        return name
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> "Config":
+        from wsss.methods import METHODS
+        from wsss.models import MODELS
+        from wsss.refine import CUED, REFINERS
+
+        check_named("model", self.model, MODELS)
+        check_named("method", self.method, METHODS)
+        if self.partner is not None:
+            check_named("partner", self.partner, MODELS)
+        for number, refiner in enumerate(self.refine.chain):
+            check_named(f"refine.chain.{number}", refiner, REFINERS)
+            if refiner.name in CUED and refiner.name not in self.refine.cues:
+                raise ValueError(
+                    f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
+                )
+        method = METHODS[self.method.name]
+        if method.needs_teacher and self.teacher is None:
+            raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")
+        if method.needs_partner != (self.partner is not None):
+            wants = "needs a second network there" if method.needs_partner else "trains one network; leave it out"
+            raise ValueError(f"partner: method '{self.method.name}' {wants}")
+        if (method.supervision == "mixed") != (self.data.pixel is not None):
+            wants = "needs images with masks there" if method.supervision == "mixed" else "reads none; leave it out"
+            raise ValueError(f"data.pixel: method '{self.method.name}' {wants}")
+        if self.data.val is not None and not method.gives_maps:
+            raise ValueError(f"data.val: method '{self.method.name}' gives no maps to evaluate; leave it out")
+        if self.train.keep_best is not None and self.data.val is None:
+            raise ValueError("train.keep_best: there is no data.val to find the best on; give it or leave this out")
+        if self.data.masks is not None and method.supervision != "mask":
+            raise ValueError(f"data.masks: method '{self.method.name}' learns from image labels; leave it out")
+        return self

@@ -1,0 +1,1 @@
+"""Figures with their protocol, validation while training, pictures, galleries and the report."""

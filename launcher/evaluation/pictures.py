@@ -1,0 +1,101 @@
+"""Pictures that people look at: overlays, galleries, curves. PIL and matplotlib, no files."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shards.schema import voc_palette
+
+TILE_PX = 160
+LABEL_PX = 14
+
+
+def heat(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
+    """A score map in [0, 1] over the image: transparent at 0, yellow to dark red towards 1."""
+    import matplotlib
+
+    colour_HW3 = matplotlib.colormaps["YlOrRd"](score_HW)[..., :3] * 255
+    opacity_HW1 = 0.75 * score_HW.clip(0, 1)[..., None]
+    return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)
+
+
+def outlined(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int] = (0, 255, 255)) -> np.ndarray:
+    """The image with the border of the mask (any class) drawn on it."""
+    inside_HW = (mask_HW > 0) & (mask_HW < 255)
+    eroded_HW = inside_HW.copy()
+    for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        eroded_HW &= np.roll(inside_HW, shift, axis)
+    drawn_HW3 = image_HW3.copy()
+    drawn_HW3[inside_HW & ~eroded_HW] = colour
+    return drawn_HW3
+
+
+def gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
+    """One row per image, one column per picture of it; all tiles alike in size.
+
+    Args:
+        rows: (title, {column: (H, W, 3) uint8}); the columns of the first row name them all.
+    """
+    columns = list(rows[0][1])
+    sheet = Image.new("RGB", (len(columns) * TILE_PX, LABEL_PX + len(rows) * (TILE_PX + LABEL_PX)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, column in enumerate(columns):
+        draw.text((x * TILE_PX + 2, 1), column, fill="black")
+    for y, (title, pictures) in enumerate(rows):
+        top = LABEL_PX + y * (TILE_PX + LABEL_PX)
+        for x, column in enumerate(columns):
+            tile = Image.fromarray(pictures[column]).resize((TILE_PX - 2, TILE_PX - 2), Image.Resampling.BILINEAR)
+            sheet.paste(tile, (x * TILE_PX, top))
+        draw.text((2, top + TILE_PX - 2), title, fill="black")
+    return sheet
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture that lives inside the page."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves_svg(
+    title: str,
+    x_label: str,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    y_label: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
+    """Line plot {name: (x, y)} as SVG text."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (x, y) in lines.items():
+        axes.plot(x, y, label=name, linewidth=1.4)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+PAINT = 0.65  # opacity of a class's colour over the image
+
+
+def painted(image_HW3: np.ndarray, label_HW: np.ndarray) -> np.ndarray:
+    """The image with every class but the background in the colour that PASCAL VOC gives its id."""
+    colour_HW3 = np.array(voc_palette(), dtype=np.float32).reshape(256, 3)[label_HW]
+    opacity_HW1 = PAINT * (label_HW > 0)[..., None]
+    return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)

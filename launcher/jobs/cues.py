@@ -1,0 +1,167 @@
+"""Image shards -> cue shards: what a refiner needs of each image beside its scores, computed once per split.
+
+OUT/SPLIT/NAME.tar beside job.json, one per image shard, read by every setting of every run:
+
+    KEY.masks      SAM proposals, packed (wsss.refine.sam.pack)
+    KEY.clip.npy   CLIP maps of all K classes, (K, h, w) float16
+    KEY.walk.npz   AffinityNet's affinities, (O, P) float16, their grid (h, w) and radius
+
+Each of N processes takes every N-th missing shard; see launcher/commands/cues.py. Heavy imports wait until a job starts.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import RunError
+from launcher.jobs.cue_makers import EXTENSIONS, MAKERS, Kind, Make
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from shards.index import Index
+    from shards.remote import Place
+
+LONGEST_SHARD = timedelta(days=7)  # a process waits that long for one that still has a shard to finish
+
+
+def write_cues(kind: Kind, shards: "Place", out: Path, **settings: Any) -> Path:
+    """Write OUT/SPLIT/, one cue shard per image shard; goes on where it was stopped.
+
+    Args:
+        shards: folder of one split's image shards.
+        settings: fields of SamCues, ClipCues or WalkCues.
+
+    Returns:
+        OUT/SPLIT.
+
+    Raises:
+        DataError: the image shards are not what they should be.
+        RunError: weights missing or of another network, or OUT/SPLIT was made of other data or settings.
+    """
+    from launcher.jobs import output as jobs
+    from launcher.progress import Progress
+    from shards.folder import ShardFolder
+    from shards.write import write_tar
+
+    maker, images = MAKERS[kind](**settings), ShardFolder(shards)
+    classes, target, state = images.index.classes, out / images.index.split, join()
+    try:
+        if state.is_main_process:
+            content = {"kind": kind, "fingerprint": images.index.fingerprint, **maker.made_of(classes)}
+            jobs.open_output(target, content)
+        state.wait_for_everyone()
+        names = [shard.name for shard in images.index.shards]
+        todo = jobs.missing(target, names)[state.process_index :: state.num_processes]
+        state.wait_for_everyone()  # nobody writes before everybody has looked
+        make = maker.start(state.device, classes) if todo else None
+    except ValueError as error:  # from wsss, which knows no user
+        raise RunError(str(error)) from error
+    total = sum(len(images.numbers_of(name)) for name in todo)
+    with Progress(total, f"{kind} cues of {images.index.split}", "image", enabled=state.is_main_process) as progress:
+
+        def samples(name: str, make: Make) -> Iterator[tuple[str, dict[str, bytes]]]:
+            numbers = images.numbers_of(name)
+            for first in range(0, len(numbers), maker.batch_size):
+                batch = numbers[first : first + maker.batch_size]
+                for number, members in zip(batch, make([images.image(number) for number in batch]), strict=True):
+                    yield images.keys[number], members
+                    progress.advance()
+
+        for name in todo:
+            assert make is not None
+            write_tar(target / name, samples(name, make))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        jobs.finished(target, names)
+    return target
+
+
+def join() -> "PartialState":
+    """This process among those that `accelerate launch` started; raises RunError if they do not know of each other."""
+    import torch
+    from accelerate import PartialState
+
+    cpu, started = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
+    group = {"backend": "gloo" if cpu else "nccl", "timeout": LONGEST_SHARD} if started > 1 else {}
+    state = PartialState(cpu=cpu, **group)
+    if state.num_processes != started:
+        raise RunError(f"{started} processes were started, but Accelerate joined {state.num_processes}")
+    return state
+
+
+class Cues(Mapping[str, Any]):
+    """The cues of one shard by key. Decoded when asked for: the masks of one large frame are hundreds of MB."""
+
+    def __init__(self, kind: str, members: Mapping[str, bytes], path: Path) -> None:
+        self.kind, self.members, self.path = kind, members, path
+
+    def __getitem__(self, key: str) -> Any:
+        import numpy as np
+
+        from shards.schema import DataError
+        from wsss.refine.sam import unpack
+        from wsss.refine.walk import AffinityCue
+
+        if key not in self.members:
+            raise DataError(f"{self.path}: has no cue for '{key}'; compute the cues of these image shards")
+        try:
+            if self.kind == "sam":
+                return unpack(self.members[key])
+            found = np.load(io.BytesIO(self.members[key]), allow_pickle=False)
+            if self.kind == "walk":
+                height, width = found["size"].tolist()
+                return AffinityCue(found["affinity"], (height, width), int(found["radius"]))
+            return found.astype(np.float32)
+        except Exception as error:  # numpy and zipfile tell damage in many ways
+            raise DataError(
+                f"{self.path}: '{key}' is damaged ({error!r}); remove this shard and run `wsss cues` again"
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+def check_cues(folder: Path, index: "Index") -> str:
+    """The kind of the cues in OUT/SPLIT.
+
+    Raises:
+        RunError: none there, unfinished, or of other images than this index's.
+    """
+    from launcher.jobs import output as jobs
+
+    made_of = jobs.made_of(folder)
+    if made_of is None or made_of.get("kind") not in EXTENSIONS:
+        raise RunError(f"{folder}: no cues here; compute them with `wsss cues` (see --help)")
+    jobs.of_same_images(folder, index.fingerprint, "compute the cues of these images")
+    jobs.finished(folder, [shard.name for shard in index.shards])
+    return made_of["kind"]
+
+
+def read_cues(folder: Path, shard_name: str) -> Cues:
+    """{key: cue} of one shard of OUT/SPLIT: (M, H, W) bool SAM proposals, (K, h, w) float32 CLIP maps, or AffinityCue.
+
+    Raises:
+        RunError: no cues there.
+        DataError: the tar is damaged.
+    """
+    from launcher.jobs import output as jobs
+    from shards.tars import tar_members
+
+    made_of, path = jobs.made_of(folder), folder / shard_name
+    if made_of is None or not path.is_file():
+        raise RunError(f"{path}: no cues here; compute them with `wsss cues` (see --help)")
+    extension = EXTENSIONS[made_of["kind"]]
+    members = {key: data for key, found, _, data in tar_members(path) if found == extension}
+    return Cues(made_of["kind"], members, path)
+
+
+def of_classes(kind: str, cue: Any, class_ids: Sequence[int]) -> Any:
+    """The part of a cue that belongs to these class ids 1..K; proposals and affinities know no class."""
+    return cue[[class_id - 1 for class_id in class_ids]] if kind == "clip" else cue

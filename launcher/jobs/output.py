@@ -1,0 +1,79 @@
+"""Jobs that turn one input shard into one output shard of the same name: safe to kill, to run again, to share.
+
+An output folder holds job.json, which says what made it (inputs and settings), and the finished shards. A shard
+appears under its name whole; a second run does the missing ones; other settings are refused, not mixed in.
+Nothing in an output depends on the number of workers, so its bytes do not either.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import RunError
+
+JOB = "job.json"
+
+
+def open_output(out: Path, content: dict[str, Any]) -> None:
+    """Create the output folder, or check that it was made of the same inputs and settings.
+
+    Raises:
+        RunError: it was made of something else; names the first difference.
+    """
+    content = json.loads(json.dumps(content))
+    before = made_of(out)
+    if before is not None:
+        different = [name for name in {**before, **content} if before.get(name) != content.get(name)]
+        if different:
+            name = different[0]
+            raise RunError(
+                f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); "
+                "remove the folder first"
+            )
+        return
+    temporary = out / f".{JOB}.{secrets.token_hex(4)}.tmp"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1))
+        os.link(temporary, out / JOB)  # unlike a rename it does not replace what another process has just written
+    except FileExistsError:
+        open_output(out, content)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); mend its permissions or make room") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def made_of(out: Path) -> dict[str, Any] | None:
+    """What an output folder was made of; None if there is none. Raises RunError if what it says is damaged."""
+    path = out / JOB
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise RunError(f"{path}: is no JSON ({error}); remove the folder and run the job again") from error
+
+
+def of_same_images(out: Path, fingerprint: str, mend: str) -> dict[str, Any]:
+    """What an output folder was made of; raises RunError unless that was images of this fingerprint."""
+    content = made_of(out) or {}
+    got = content.get("fingerprint")
+    if got != fingerprint:
+        raise RunError(f"{out}: made of other images (fingerprint {got}, these shards {fingerprint}); {mend}")
+    return content
+
+
+def missing(out: Path, names: Sequence[str]) -> list[str]:
+    """The shards that are not there yet, in order."""
+    return [name for name in names if not (out / name).is_file()]
+
+
+def finished(out: Path, names: Sequence[str]) -> None:
+    """Raise RunError unless all shards are there."""
+    gone = missing(out, names)
+    if gone:
+        raise RunError(f"{out}: {len(gone)} of {len(names)} shards are missing, first {gone[0]}; run the job again")

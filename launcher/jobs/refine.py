@@ -1,0 +1,144 @@
+"""CAM shards + image shards -> mask shards, in parallel worker processes."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launcher.config.options import options_of
+from launcher.config.sections import RefineConfig
+from launcher.errors import RunError
+from launcher.jobs import output as jobs
+from launcher.jobs import pool
+from launcher.jobs.cues import check_cues, of_classes, read_cues
+from launcher.jobs.infer import cams_folder
+from launcher.jobs.scores import REFINED, Scores, at_size, scores_beside
+from shards.folder import ShardFolder
+from shards.remote import Place
+from shards.write import write_tar
+from wsss.refine import CUED, REFINERS
+from wsss.refine.threshold import mask_of
+
+
+def refine(
+    run: Path,
+    splits: Sequence[str],
+    settings: RefineConfig,
+    *,
+    name: str | None = None,
+    cams: str | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write RUN/masks/KIND+NAME/SPLIT/ for every kind of CAM and every split; returns these folders.
+
+    Args:
+        name: None = the names of the chain's refiners; another one lets several settings stand side by side.
+        cams: name of a further set of CAMs to refine, see infer.cams_folder; its masks are KIND@CAMS+NAME.
+        overwrite: remove these folders first.
+
+    Raises:
+        RunError: no CAMs of a split yet, a kind that was not inferred, or other settings in an output folder.
+        DataError: shards that failed, each with its reason.
+    """
+    chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
+    parts = [refiner.name for refiner in settings.chain] if name is None else [name]
+    outs, items = [], []
+    for split in splits:
+        folder = cams_folder(run, cams) / split
+        inferred = jobs.made_of(folder)
+        if inferred is None:
+            raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
+        shards = ShardFolder(inferred["shards"])
+        jobs.of_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
+        names = [shard.name for shard in shards.index.shards]
+        jobs.finished(folder, names)
+        cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if step.name in CUED}
+        kinds = settings.cams or inferred["cam"]["kinds"]
+        unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
+        if unknown:
+            raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
+        for kind in kinds:
+            out = run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split
+            if overwrite:
+                shutil.rmtree(out, ignore_errors=True)
+            made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
+            made_of |= {"bg_threshold": settings.bg_threshold, "cues": {n: jobs.made_of(f) for n, f in cues.items()}}
+            jobs.open_output(out, made_of)
+            outs.append(out)
+            items += [Task(shards.folder, folder, cues, out, kind, shard) for shard in jobs.missing(out, names)]
+    work = partial(refine_shard, settings)
+    list(pool.run_pool(work, items, workers=settings.workers, label="refine"))
+    return outs
+
+
+class Task(NamedTuple):
+    """One shard of one kind of CAM to refine."""
+
+    images: Place
+    cams: Path
+    cues: dict[str, Path]
+    out: Path
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return str(self.out / self.name)
+
+
+def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Path:
+    """The finished cues of a refiner for these image shards.
+
+    Raises:
+        RunError: none named or none there, or made for another refiner or of other images.
+    """
+    if refiner not in settings.cues:
+        raise RunError(f"refine.cues: '{refiner}' needs what `wsss cues` computes for it; give its folder")
+    folder = settings.cues[refiner] / shards.index.split
+    kind = check_cues(folder, shards.index)
+    if kind != refiner:
+        raise RunError(f"refine.cues.{refiner}: {folder} holds cues for '{kind}'; name those for '{refiner}'")
+    return folder
+
+
+def refine_shard(settings: RefineConfig, task: Task) -> None:
+    """One CAM shard -> one mask shard of the same name."""
+    shards = open_shards(task.images)
+    cues = {refiner: read_cues(folder, task.name) for refiner, folder in task.cues.items()}
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for number, scores in scores_beside(shards, task.cams, task.name, task.kind):
+            of_image = {
+                refiner: of_classes(of_shard.kind, of_shard[scores.key], scores.class_ids)
+                for refiner, of_shard in cues.items()
+            }
+            refined = refine_one(shards.image(number), scores, task.kind, settings, of_image)
+            yield scores.key, refined.members()
+
+    write_tar(task.out / task.name, samples())
+
+
+@lru_cache(maxsize=4)
+def open_shards(folder: Place) -> ShardFolder:
+    """Opened once per worker process."""
+    return ShardFolder(folder)
+
+
+def refine_one(
+    image_HW3: np.ndarray, scores: Scores, kind: str, settings: RefineConfig, cues: Mapping[str, Any]
+) -> Scores:
+    """Resize the cam to the image, run the chain, threshold."""
+    scores_nHW = at_size(scores.maps[kind], image_HW3.shape[:2])
+    for refiner in settings.chain:
+        cue = (cues[refiner.name],) if refiner.name in CUED else ()
+        scores_nHW = REFINERS[refiner.name](image_HW3, scores_nHW, *cue, **options_of(refiner, REFINERS))
+    return Scores(
+        key=scores.key,
+        group=scores.group,
+        class_ids=scores.class_ids,
+        cls_probs=scores.cls_probs,
+        maps={REFINED: scores_nHW},
+        mask=mask_of(scores_nHW, scores.class_ids, threshold=settings.threshold, bg_threshold=settings.bg_threshold),
+    )

@@ -1,0 +1,131 @@
+"""What lies in CAM shards and mask shards.
+
+KEY.json      classes of the maps, class probabilities, group
+KEY.KIND.npy  (n, h, w) float16 scores in [0, 1] of the n classes: a CAM at its own grid, or refined at the image's size
+KEY.png       mask shards only: the final mask, class ids at the image's size
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.folder import ShardFolder
+from shards.schema import DataError, decode_mask, encode_mask
+from shards.tars import tar_members
+from wsss.tensors import resize
+
+AGAIN = "remove this shard and run what wrote it again"
+REFINED = "refined"  # the kind of the scores in a mask shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one image.
+
+    Attributes:
+        class_ids: ids 1..K of the n maps.
+        cls_probs: (K) probability that each class is in the image.
+        maps: {kind: (n, h, w) float32}.
+        mask: (H, W) class ids, in mask shards.
+    """
+
+    key: str
+    group: str
+    class_ids: tuple[int, ...]
+    cls_probs: tuple[float, ...]
+    maps: Mapping[str, np.ndarray]
+    mask: np.ndarray | None = None
+
+    def members(self) -> dict[str, bytes]:
+        about = {"class_ids": self.class_ids, "cls_probs": [round(p, 6) for p in self.cls_probs], "group": self.group}
+        members = {"json": json.dumps(about, sort_keys=True).encode()}
+        for kind, scores_nhw in self.maps.items():
+            members[f"{kind}.npy"] = npy_bytes(scores_nhw.astype(np.float16))
+        if self.mask is not None:
+            members["png"] = encode_mask(self.mask)
+        return members
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_scores(path: Path) -> Iterator[Scores]:
+    """The samples of a CAM or mask shard, in order.
+
+    Raises:
+        DataError: the tar is damaged.
+    """
+    members: dict[str, bytes] = {}
+    current = None
+    for key, extension, _, data in tar_members(path):
+        if current is not None and key != current:
+            yield parse(current, members, path)
+            members = {}
+        current = key
+        members[extension] = data
+    if current is not None:
+        yield parse(current, members, path)
+
+
+def scores_beside(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iterator[tuple[int, Scores]]:
+    """(number, scores) of every sample of the image shard `name`, from FOLDER/name.
+
+    Args:
+        kind: must be among the maps.
+
+    Raises:
+        DataError: the tar is damaged, holds other samples, other classes, or no maps of this kind.
+    """
+    path, numbers = folder / name, shards.numbers_of(name)
+    num_classes, found = shards.index.as_class_set().num_fg_classes, 0
+    for scores in read_scores(path):
+        wanted = shards.keys[numbers[found]] if found < len(numbers) else "no more"
+        if scores.key != wanted:
+            raise DataError(f"{path}: holds '{scores.key}', the images have '{wanted}'; {AGAIN}")
+        if len(scores.maps.get(kind, ())) != len(scores.class_ids):
+            raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
+        if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
+            raise DataError(
+                f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}"
+            )
+        yield numbers[found], scores
+        found += 1
+    if found < len(numbers):
+        raise DataError(f"{path}: holds {found} samples, the images {len(numbers)}; {AGAIN}")
+
+
+def parse(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
+    try:
+        about = json.loads(members["json"])
+        maps = {
+            extension.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+            for extension, data in members.items()
+            if extension.endswith(".npy")
+        }
+        return Scores(
+            key=key,
+            group=about["group"],
+            class_ids=tuple(about["class_ids"]),
+            cls_probs=tuple(about["cls_probs"]),
+            maps=maps,
+            mask=decode_mask(members["png"], f"{path}: {key}") if "png" in members else None,
+        )
+    except DataError:
+        raise
+    except Exception as error:  # numpy and json tell damage in many ways
+        raise DataError(f"{path}: '{key}' is damaged ({error!r}); {AGAIN}") from error
+
+
+def at_size(scores_nhw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Score maps at the image's size, bilinear."""
+    if len(scores_nhw) == 0:
+        return np.zeros((0, *size), dtype=np.float32)
+    return resize(torch.from_numpy(scores_nhw)[None], size)[0].numpy()

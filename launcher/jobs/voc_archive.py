@@ -1,0 +1,132 @@
+"""The archive that the PASCAL VOC evaluation server takes, from the masks of `wsss segment`.
+
+    results/VOC2012/Segmentation/comp6_test_cls/ID.png     palette PNG of the image's own size, class ids 0..20
+
+comp6: trained on other data than VOC's own segmentation set (ImageNet weights, SBD labels).
+Source: PASCAL VOC 2012 devkit, "Best practice" and results format; spec msee 3.
+"""
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from launcher.errors import RunError
+from launcher.jobs import output as jobs
+from launcher.jobs.label_maps import labels_of
+from launcher.jobs.segment import segments_folder
+from launcher.progress import Progress
+from shards.folder import ShardFolder
+from shards.schema import encode_mask, voc_palette
+
+INSIDE = "results/VOC2012/Segmentation/comp6_test_cls"
+# fmt: off
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+IMAGE_ID = re.compile(r"\d{4}_\d{6}")  # as VOC 2012 names its images
+
+
+def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Path | None = None) -> tuple[Path, int]:
+    """Write the archive, reopen it and check every file against the image shards.
+
+    Args:
+        name: of the set of masks; None = the run's own.
+        out: None = RUN/voc2012_SET_SPLIT.tar.gz.
+
+    Returns:
+        The archive and its number of images.
+
+    Raises:
+        RunError: no masks of this split or not all, other classes than VOC's, keys that are no VOC image ids, ids above
+            20 in a mask, or an archive that does not hold what it should.
+    """
+    folder = segments_folder(run, name) / split
+    made_of = jobs.made_of(folder)
+    if made_of is None:
+        raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
+    shards = ShardFolder(made_of["shards"])
+    if shards.index.fingerprint != made_of["fingerprint"]:
+        raise RunError(f"{shards.folder}: not the images that {folder} was made of any more; segment them again")
+    if shards.index.classes != VOC_CLASSES:
+        raise RunError(f"{shards.folder}: has the classes {shards.index.classes}; the server wants VOC's 20, in order")
+    strange = [key for key in shards.keys if not IMAGE_ID.fullmatch(key)]
+    if strange:
+        raise RunError(
+            f"{shards.folder}: {len(strange)} keys are no VOC image ids such as 2008_000001, first '{strange[0]}'"
+        )
+    jobs.finished(folder, [shard.name for shard in shards.index.shards])
+    out = out or run / f"voc2012_{folder.parent.name}_{split}.tar.gz"
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with tarfile.open(temporary, "w:gz") as archive, Progress(len(shards), "pack", "image") as progress:
+            for key, label_HW in all_labels(folder, shards):
+                add_file(archive, f"{INSIDE}/{key}.png", encode_mask(label_HW))
+                progress.advance()
+        check_archive(temporary, shards)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out, len(shards)
+
+
+def all_labels(folder: Path, shards: ShardFolder) -> Iterator[tuple[str, np.ndarray]]:
+    """(image id, (H, W) class ids) of every image."""
+    for shard in shards.index.shards:
+        yield from zip(shard.keys, labels_of(folder / shard.name, "png", shards), strict=True)
+
+
+def add_file(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    archive.addfile(info, io.BytesIO(data))
+
+
+def check_archive(path: Path, shards: ShardFolder) -> None:
+    """Reopen an archive and look at every file: names, PNG mode, palette, size, class ids.
+
+    Raises:
+        RunError: lists what is wrong.
+    """
+    wanted = {f"{INSIDE}/{key}.png": number for number, key in enumerate(shards.keys)}
+    seen, problems = set(), []
+    with tarfile.open(path) as archive:
+        for info in archive:
+            if info.name not in wanted or info.name in seen:
+                problems.append(f"{info.name}: {'twice' if info.name in seen else 'nobody asked for it'}")
+                continue
+            seen.add(info.name)
+            reader = archive.extractfile(info)
+            height, width = shards.about(wanted[info.name])["size"]
+            problems += [f"{info.name}: {p}" for p in png_problems(reader.read() if reader else b"", (height, width))]
+    gone = sorted(set(wanted) - seen)
+    problems += [f"{name}: missing" for name in gone]
+    if problems:
+        listed = "\n  ".join(problems[:10])
+        raise RunError(f"{path}: {len(problems)} of {len(wanted)} files are not what the server takes:\n  {listed}")
+
+
+def png_problems(data: bytes, size: tuple[int, int]) -> Iterator[str]:
+    """What is wrong with one result file, in words."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            file_format, mode, palette, label_HW = image.format, image.mode, image.getpalette(), np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        yield f"does not decode ({error})"
+        return
+    if (file_format, mode) != ("PNG", "P"):
+        yield f"is {file_format} of mode {mode}; wanted a PNG of mode P"
+    elif palette is None or palette != voc_palette()[: len(palette)] or len(palette) < 3 * 21:
+        yield "has another palette than VOC's"
+    if label_HW.shape[:2] != size:
+        yield f"is {label_HW.shape[:2]}, the image {size} (height, width)"
+    if label_HW.max() > len(VOC_CLASSES):
+        yield f"holds class id {label_HW.max()}; wanted 0..{len(VOC_CLASSES)}"

@@ -1,0 +1,77 @@
+"""A source of raw data -> a verified folder of shards, as the `wsss shards` commands do it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+WORTH_A_POOL = 1 << 30  # bytes; fewer are read sooner than worker processes start
+
+
+def write_verified(
+    source: Any, out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
+) -> None:
+    """Write a split unless it is there, made of the same files; then compare every byte with its index."""
+    from launcher.jobs.pool import run_pool
+    from shards.verify import verify
+    from shards.write import check_classes, is_written
+
+    shards = min(shards, len(source))
+    workers = workers and min(workers, shards)
+    check_classes(source.class_set, out, split)
+    if is_written(source, out, split, "pixel" if masks else "label", shards):
+        print(f"{out / split}: is there already, made of the same files with the same options")
+    else:
+        write(source, out, split, masks, shards, workers, may_lack_classes)
+    large = sum(path.stat().st_size for path in (out / split).glob("*.tar")) > WORTH_A_POOL
+    index = verify(out / split, run=partial(run_pool, workers=workers, label=f"verify {split}") if large else map)
+    empty = sum(not label for shard in index.shards for label in shard.image_labels)
+    print(f"{out / split}: every byte as written; {empty} of {index.num_samples} images have no foreground label")
+
+
+def write_clips(source: Any, out: Path, split: str, smoke: bool | None, shards: int, workers: int | None) -> None:
+    """Write the clips' frames, then say what was not taken. Who asks for clips without smoke alone gets them."""
+    write(source, out, split, False, shards, workers, may_lack_classes=smoke is False)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in source.left_out.items())
+    print(f"{len(source.clips)} clips taken, left out: {left_out or 'none'}")
+
+
+def write(
+    source: object,
+    out: Path,
+    split: str,
+    masks: bool,
+    num_shards: int,
+    workers: int | None,
+    may_lack_classes: bool = False,
+) -> None:
+    """Write one split in worker processes and say what it holds."""
+    from functools import partial
+
+    from launcher.jobs.pool import run_pool
+    from shards.write import write_split
+
+    run = partial(run_pool, workers=workers, label=f"write {split}")
+    write_split(
+        source,  # type: ignore[arg-type]
+        out,
+        split,
+        "pixel" if masks else "label",
+        num_shards=num_shards,
+        may_lack_classes=may_lack_classes,
+        run=run,
+    )
+    print(describe(out / split))
+
+
+def describe(folder: Path | str) -> str:
+    """What a folder of shards holds, in a line."""
+    from shards.index import Index
+
+    index = Index.load(folder)
+    megabytes = sum(shard.bytes for shard in index.shards) / 1e6
+    counts = ", ".join(f"{name} in {count}" for name, count in index.class_counts().items())
+    return (
+        f"{folder}: split '{index.split}', supervision '{index.supervision}', {index.num_samples} images "
+        f"({counts}) of {len(index.groups)} groups in {len(index.shards)} shards, {megabytes:.1f} MB, "
+        f"fingerprint {index.fingerprint}"
+    )

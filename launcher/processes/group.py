@@ -1,0 +1,67 @@
+"""The group of processes of one run: joined, left, and made to agree."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+
+def from_first_rank(value: Any, accelerator: "Accelerator") -> Any:
+    """What rank 0 has; the others wait for it."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def average_buffers(method: nn.Module) -> None:
+    """Give all ranks the mean of their BatchNorm statistics, so that they end equal; all other buffers are so anyway.
+
+    The statistics are those of each rank's own images; the mean is what any one of them estimates.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None:
+                    torch.distributed.all_reduce(buffer)
+                    buffer /= torch.distributed.get_world_size()
+
+
+def join_group(backend: str, timeout: timedelta) -> None:
+    """Join the processes that elastic launch started, before Accelerate does it.
+
+    The launcher's store outlives a restart, and stale keys in it make new processes connect to dead ones: so each
+    attempt has keys of its own. Accelerate uses the group that it finds.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized() or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(host, port, world_size, is_master=is_master, timeout=timeout, multi_tenant=True)
+    attempt = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=timeout)
+
+
+@contextmanager
+def group_left() -> Iterator[None]:
+    """Leave the process group at the end, however it ends."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,136 @@
+"""Start `accelerate launch` with the arguments that fit a config, pass signals on, and leave nothing running."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.config.sections import Config
+from launcher.errors import LAUNCHED
+from launcher.processes.accelerator import process_count, uses_cpu
+from launcher.processes.signals import STOPPED, end_with_parent, noted
+from launcher.processes.zero_settings import read_zero
+
+if TYPE_CHECKING:
+    pass
+
+
+def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a launch command to its end. SIGTERM and Ctrl-C ask the processes below the launcher to stop; a second
+    Ctrl-C kills them.
+
+    Returns:
+        The launcher's exit code; STOPPED if the run was told to stop, on this machine or another, and did, or here and
+        ended before it trained.
+    """
+    with tempfile.TemporaryDirectory() as folder, noted(signal.SIGTERM, signal.SIGINT) as came:
+        mark, told = Path(folder) / "stopped", set[int]()
+        process, announced = start(argv, {**environment, LAUNCHED: str(mark)}), False
+        while (code := wait(process)) is None:
+            if came and not announced:
+                announced = True
+                print("told to stop; waiting for the step to end. Ctrl-C kills the run at once", file=sys.stderr)
+            if came:
+                terminate_children(process, told)
+            if len(came) > 1 and came[-1] == signal.SIGINT:
+                kill_all(process)
+        if code and (errors := mark.with_suffix(".errors")).exists():
+            if "--multi_gpu" in argv or "--use_deepspeed" in argv:  # those launchers have said much since
+                print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
+        elif mark.exists() or (came and code):
+            return STOPPED
+        return code
+
+
+def start(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
+    """A launcher that ends with us, with SIGTERM blocked in it and all below."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return subprocess.Popen(
+            argv, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGKILL)
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def wait(process: subprocess.Popen) -> int | None:
+    try:
+        return process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def terminate_children(process: subprocess.Popen, told: set[int]) -> None:
+    """SIGTERM to each child of a launcher once, also to those that it starts later; `told` are their ids."""
+    import psutil
+
+    try:
+        for child in psutil.Process(process.pid).children():
+            if child.pid not in told:
+                told.add(child.pid)
+                child.terminate()
+    except psutil.NoSuchProcess:
+        return
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    import psutil
+
+    try:
+        launcher = psutil.Process(process.pid)
+        for one in [*launcher.children(recursive=True), launcher]:
+            one.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The `accelerate launch` argument list that starts a module as configured, and the environment it needs."""
+    processes, cpu = process_count(config), uses_cpu(config)
+    zero, where = read_zero(config), config.launch
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # of one process: no traceback of its own
+    argv += ["--num_machines", str(where.machines), "--num_processes", str(processes)]
+    argv += ["--main_process_port", str(where.port)]
+    if where.machines > 1:
+        argv += ["--machine_rank", str(where.machine_rank), "--main_process_ip", str(where.main_address)]
+    argv += ["--mixed_precision", config.train.precision, "--dynamo_backend", "no"]
+    if zero is not None:
+        argv += ["--use_deepspeed", "--zero_stage", str(zero["zero_optimization"]["stage"])]
+        # the default would start the other machines itself, through pdsh
+        argv += ["--deepspeed_multinode_launcher", "standard"]
+    elif processes > 1:
+        argv += ["--multi_gpu"]
+    if processes > 1 and where.max_restarts:
+        argv += ["--max_restarts", str(where.max_restarts)]
+    argv += ["-m", module, *arguments]
+    environment: dict[str, str] = {}
+    if cpu:
+        environment |= {"DS_ACCELERATOR": "cpu"} if zero is not None else {}
+        environment |= {
+            # with it Accelerate runs DDP where DeepSpeed was asked for, without it two trainings where DDP was
+            "ACCELERATE_USE_CPU": "true" if zero is None else "false",
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) * where.machines // processes)),
+            # glibc returns every large buffer to the kernel and asks for it again: half of a CPU step's time
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": "100000000000",
+        }
+    return argv, environment
+
+
+def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
+    """Print the launch command and run it; returns its exit code. A SIGTERM goes on to the processes that train."""
+    argv, environment = launch_command(config, module, arguments)
+    effective = {**environment, **os.environ, **forced(environment)}
+    shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
+    print("launching: " + " ".join(shown), flush=True)
+    return run_and_forward(argv, effective)
+
+
+def forced(environment: dict[str, str]) -> dict[str, str]:
+    """What the user's own environment must not change: it decides whether the processes find each other, and how."""
+    return {name: value for name, value in environment.items() if name == "ACCELERATE_USE_CPU"}

@@ -1,0 +1,93 @@
+"""How a run is told to stop, how it starts again, and that only one of it writes into a folder.
+
+`wsss train` starts the launcher in a session of its own and with SIGTERM blocked, which all processes below inherit. So
+what is sent to a terminal, a process group or a whole Slurm step waits in each process: for ever in the launchers,
+which would kill what they watch, and in a training process until it has imported. Before it trains it just ends; then a
+handler sets a flag, on which all ranks agree between two steps (Trainer.agreed_to_stop), and the run ends with a
+checkpoint and leaves a mark.
+"""
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.errors import LAUNCHED
+
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that was told to stop and did
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+libc = ctypes.CDLL(None)
+
+
+class Stopped(Exception):
+    """A run was told to stop and did, with a checkpoint; it is not finished."""
+
+
+@contextmanager
+def noted(*signals: signal.Signals) -> Iterator[list[int]]:
+    """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes.
+
+    A process below a launcher that was told to stop ignores them afterwards: who tells all processes and who forwards
+    it tell twice, and an end by a signal looks like a failure.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in signals}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if came and os.environ.get(LAUNCHED) else handler)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM only sets a flag; gives the function that tells whether it came."""
+    with noted(signal.SIGTERM) as came:
+        yield lambda: bool(came)
+
+
+def end_with_parent(how: signal.Signals) -> None:
+    """Get a signal from the kernel when the parent process dies (Linux; elsewhere nothing happens)."""
+    if hasattr(libc, "prctl"):
+        libc.prctl(SET_PARENT_DEATH_SIGNAL, how)
+
+
+def begin_under_launcher() -> None:
+    """First thing in a process that `launch` started, once it has imported: from now on SIGTERM reaches it, and it gets
+    one when the launcher dies, be it by kill -9: nothing must go on that nobody watches.
+
+    As long as it only waits for the others, which it does for minutes where one of them never comes, it dies of it.
+    """
+    if not os.environ.get(LAUNCHED):
+        return
+    end_with_parent(signal.SIGTERM)
+    if not launcher_lives():
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher died before the kernel was asked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def launcher_lives() -> bool:
+    """Is the parent a launcher, and not who inherits the children of dead ones?"""
+    import psutil
+
+    try:
+        return any("accelerate" in part for part in psutil.Process(os.getppid()).cmdline())
+    except psutil.Error:
+        return False
+
+
+def code_of_stop() -> int:
+    """The exit code of a process of a run that was stopped; leaves the mark for `run_and_forward`.
+
+    Launchers take any code but 0 for a failure: one starts everything again, the other prints a traceback.
+    """
+    if mark := os.environ.get(LAUNCHED):
+        Path(mark).touch()
+        return 0
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED

@@ -1,0 +1,94 @@
+"""What DeepSpeed is told, made from our config in one place, and compared with what its engine got.
+
+DeepSpeed has settings of its own for what our config says too, and silently takes its own where they differ (a
+gradient clipping of 1 if nothing is said).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from launcher.config.sections import Config
+from launcher.errors import ConfigError
+
+# Keys of a DeepSpeed JSON that say what our config says, and where it says it.
+OURS = {
+    "train_batch_size": "data.global_batch_size",
+    "train_micro_batch_size_per_gpu": "data.global_batch_size, launch.processes and train.accumulate",
+    "gradient_accumulation_steps": "train.accumulate",
+    "gradient_clipping": "train.max_grad_norm",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+    "optimizer": "train.lr and train.weight_decay",
+    "scheduler": "train.warmup_steps and train.power",
+}
+
+
+def read_zero(config: Config) -> dict[str, Any] | None:
+    """What `launch.zero` says as DeepSpeed's own settings; None = DDP.
+
+    Raises:
+        ConfigError: no such file, not a DeepSpeed JSON, or it says what our config says.
+    """
+    zero = config.launch.zero
+    if isinstance(zero, int):
+        return {"zero_optimization": {"stage": zero}} if zero else None
+    try:
+        settings = json.loads(Path(zero).read_text())
+        stage = settings["zero_optimization"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"launch.zero: {zero} is no readable DeepSpeed JSON with zero_optimization.stage ({error!r}); "
+            "give 0, 1, 2, 3 or a file like configs/deepspeed/zero2.json"
+        ) from error
+    if stage not in (1, 2, 3):
+        raise ConfigError(f"launch.zero: {zero} asks for stage {stage!r}; wanted 1, 2 or 3 (launch.zero=0 is DDP)")
+    for key, place in OURS.items():
+        if settings.get(key, "auto") != "auto":
+            raise ConfigError(f"launch.zero: {zero} sets {key}; leave it out, this run's is made from {place}")
+    for key in ("offload_optimizer", "offload_param"):
+        if settings["zero_optimization"].get(key, {}).get("device", "none") != "none":
+            raise ConfigError(f"launch.zero: {zero} sets {key}, which checkpoints here cannot gather; leave it out")
+    return {key: value for key, value in settings.items() if key not in OURS}
+
+
+def settings_for(config: Config, processes: int) -> dict[str, Any] | None:
+    """All that DeepSpeed must know of this run, with nothing left for it to choose; None = DDP."""
+    zero = read_zero(config)
+    if zero is None:
+        return None
+    accumulate, images = config.train.accumulate, config.data.global_batch_size
+    if images % (processes * accumulate):
+        raise ConfigError(
+            f"data.global_batch_size is {images}, which {processes} processes with train.accumulate {accumulate} "
+            "cannot share out evenly"
+        )
+    autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}  # [] = gradients stay float32
+    return {
+        **zero,
+        "train_batch_size": images,
+        "train_micro_batch_size_per_gpu": images // (processes * accumulate),
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": config.train.max_grad_norm or 0.0,
+        "torch_autocast": autocast if config.train.precision == "bf16" else {"enabled": False},
+    }
+
+
+def check_engine(engine: Any, wanted: dict[str, Any]) -> None:
+    """Raise ConfigError if DeepSpeed's engine has other settings than `settings_for` gave it."""
+    got = {
+        "stage": engine.zero_optimization_stage(),
+        "train_batch_size": engine.train_batch_size(),
+        "train_micro_batch_size_per_gpu": engine.train_micro_batch_size_per_gpu(),
+        "gradient_accumulation_steps": engine.gradient_accumulation_steps(),
+        "gradient_clipping": engine.gradient_clipping(),
+        "autocast": engine.torch_autocast_enabled(),
+        "half weights": engine.bfloat16_enabled() or engine.fp16_enabled(),
+    }
+    asked = {key: wanted[key] for key in got if key in wanted}
+    asked["stage"] = wanted["zero_optimization"]["stage"]
+    asked["autocast"], asked["half weights"] = wanted["torch_autocast"]["enabled"], False
+    different = [f"{key}: wanted {asked[key]}, got {got[key]}" for key in got if got[key] != asked[key]]
+    if different:
+        raise ConfigError(f"DeepSpeed runs with other settings than this run's: {'; '.join(different)}")

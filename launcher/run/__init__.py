@@ -1,0 +1,1 @@
+"""What lies in runs/NAME: its files, checkpoints, lock, and what is built from them."""

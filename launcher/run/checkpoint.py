@@ -1,0 +1,147 @@
+"""What a step_NNNNNNN/ folder holds, and how it gets there whole.
+
+    model.safetensors  the method's parameters and buffers: the student, projections, heads; never a teacher
+    optimizer.pt       the optimizer's state, tensors and numbers only
+    state.json         step, world size, size and sha256 of every other file: written last
+    figures.json       what evaluation found at this step; comes later, not there if nobody evaluated
+
+There is nothing else to keep: data order and randomness are functions of (seed, step).
+"""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from launcher.errors import RunError
+from launcher.files import sync_to_disk
+from launcher.processes.group import from_first_rank
+from launcher.run.steps import MODEL, OPTIMIZER, STATE, best_of, checkpoints, folder_of, step_folders, step_of
+from shards.schema import DataError
+from shards.tars import sha256_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# A full disk, as Python, our reader, safetensors and torch.save tell it.
+CANNOT_WRITE = (OSError, DataError, SafetensorError, RuntimeError)
+
+
+def save(
+    run: Path,
+    step: int,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: "Accelerator",
+    *,
+    keep: int,
+    keep_best: str | None = None,
+) -> Path:
+    """Write RUN/step_NNNNNNN/ under a temporary name, then rename. Every rank must call it.
+
+    Older checkpoints go after the new one stands; see prune.
+
+    Args:
+        method: not wrapped for data parallelism; equal on all ranks.
+
+    Raises:
+        RunError: on all ranks, if it could not be written; the older ones are still there.
+    """
+    final = folder_of(run, step)
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            write(final, method, optimizer, accelerator.num_processes)
+        except CANNOT_WRITE as error:
+            good = checkpoints(run)
+            problem = (
+                f"{final}: could not be saved: {error}; {shutil.disk_usage(run).free / 1e6:.1f} MB are free on this "
+                f"disk; last good checkpoint: {good[-1] if good else 'none'}. Make room and start again: the run goes "
+                "on from there"
+            )
+    if said := from_first_rank(problem, accelerator):
+        raise RunError(said)
+    if accelerator.is_main_process:
+        prune(run, keep=keep, keep_best=keep_best)
+    return final
+
+
+def write(final: Path, method: nn.Module, optimizer: torch.optim.Optimizer, world_size: int) -> None:
+    """One checkpoint: all bytes on the disk under a hidden name before it gets its own."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, temporary / MODEL)
+        torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
+        files = sorted(temporary.iterdir())
+        state = {
+            "step": step_of(final),
+            "world_size": world_size,
+            "files": {path.name: path.stat().st_size for path in files},
+            "sha256": {path.name: sha256_of(path) for path in files},
+        }
+        (temporary / STATE).write_text(json.dumps(state, indent=1))
+        for path in (*files, temporary / STATE, temporary):
+            sync_to_disk(path)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sync_to_disk(final.parent)
+    except CANNOT_WRITE:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
+    """Remove all but the newest `keep` complete checkpoints, the best one, and what a killed process left behind.
+
+    Args:
+        keep_best: name of the figure of figures.json whose highest value marks the best; None = there is no best.
+    """
+    found = checkpoints(run)
+    stay = set(found[-keep:])
+    if keep_best is not None and (best := best_of(found, keep_best)):
+        stay.add(best)
+    try:
+        for folder in step_folders(run):
+            if folder not in stay and step_of(folder) < step_of(found[-1]):
+                folder.rename(folder.with_name(f".{folder.name}.old"))  # never seen half removed
+        for leftover in run.glob(".step_*"):
+            shutil.rmtree(leftover)
+    except OSError as error:  # as where another machine reads what goes
+        print(f"{run}: an old checkpoint could not be removed ({error}); the next save tries again", flush=True)
+
+
+def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint into an unwrapped method and its optimizer, wherever they are; returns its step.
+
+    Raises:
+        RunError: it is of another method or model, or holds more than tensors and numbers.
+    """
+    load_method(method, folder)
+    try:
+        state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise RunError(f"{folder / OPTIMIZER}: is no optimizer state of tensors and numbers: {error}") from error
+    optimizer.load_state_dict(state)
+    return step_of(folder)
+
+
+def load_method(method: nn.Module, folder: Path) -> None:
+    """Load a checkpoint's parameters into an unwrapped method, strictly.
+
+    Raises:
+        RunError: the checkpoint is of another method or model, or its file is no safetensors file.
+    """
+    try:
+        method.load_state_dict(load_file(folder / MODEL))
+    except RuntimeError as error:
+        raise RunError(f"{folder}: belongs to another method or model than its config says: {error}") from error
+    except SafetensorError as error:
+        raise RunError(f"{folder / MODEL}: is no safetensors file: {error}") from error

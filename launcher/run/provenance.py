@@ -1,0 +1,55 @@
+"""Where a run came from: code, packages, data, machine."""
+
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import distributions, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.folder import ShardFolder
+
+PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
+
+
+def describe(shards: ShardFolder, learns_from: dict[str, str], processes: int) -> dict[str, Any]:
+    """What run.json holds: where this run came from.
+
+    Args:
+        learns_from: see inputs.learns_from.
+    """
+    return {
+        "class_set": shards.index.class_set,
+        "classes": shards.index.classes,
+        "dataset_fingerprint": shards.index.fingerprint,
+        "learns_from": learns_from,
+        "processes": processes,
+        "git_commit": git_commit(),
+        "command": " ".join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES if name in installed()},
+        "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
+    }
+
+
+def installed() -> set[str]:
+    return {d.metadata["Name"] for d in distributions()}
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, with '+changes' if files differ from it; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,127 @@
+"""The checkpoints in a run's folder: which there are, which are complete, damaged, newest, best."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import RunError
+from launcher.files import write_whole
+from launcher.processes.group import from_first_rank
+from shards.schema import DataError
+from shards.tars import sha256_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+MODEL, OPTIMIZER, STATE, FIGURES = "model.safetensors", "optimizer.pt", "state.json", "figures.json"
+
+
+def best_of(folders: list[Path], metric: str) -> Path | None:
+    """The first of those with the highest value of a figure; None if none of them has it."""
+    values = {folder: figures_of(folder).get(metric, math.nan) for folder in folders}
+    values = {folder: value for folder, value in values.items() if not math.isnan(value)}
+    return max(values, key=lambda folder: values[folder]) if values else None
+
+
+def figures_of(folder: Path) -> dict[str, float]:
+    path = folder / FIGURES
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
+    """Note that this checkpoint was evaluated, and what came out."""
+    try:
+        write_whole(folder / FIGURES, json.dumps(dict(figures), indent=1))
+    except OSError as error:
+        print(f"{folder / FIGURES}: could not be written ({error}); metrics.jsonl has the figures", flush=True)
+
+
+def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
+    """The newest checkpoint whose every byte is as it was written; None if there is none. Every rank must call it.
+
+    One that is not is renamed to step_NNNNNNN.damaged, with a printed reason.
+    """
+    found = None
+    if accelerator.is_main_process:
+        for folder in reversed(step_folders(run)):
+            reason = damage(folder)
+            if reason is None:
+                found = folder
+                break
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"{folder}: {reason}; set aside as {aside.name}, the one before it is tried", flush=True)
+    return from_first_rank(found, accelerator)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, read byte by byte; None if nothing is."""
+    if not is_complete(folder):
+        return f"{STATE} is missing or does not fit the files: not written to its end"
+    state = read_state(folder)
+    if state.get("step") != step_of(folder):
+        return f"{STATE} says step {state.get('step')}"
+    if "sha256" not in state:  # of before there were hashes: sizes are all there is
+        return None
+    for name in state["files"]:
+        try:
+            digest = sha256_of(folder / name)
+        except DataError as error:
+            return str(error)
+        if digest != state["sha256"].get(name):
+            return f"the bytes of {name} are not those that were written"
+    return None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raises RunError if a byte of a checkpoint has changed since it was written."""
+    if reason := damage(folder):
+        raise RunError(f"{folder}: {reason}; remove it to use the one before it, if there is one")
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / f"step_{step:07d}"
+
+
+def step_folders(run: Path) -> list[Path]:
+    """Whatever is named like a checkpoint, oldest first."""
+    return sorted((path for path in run.glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)), key=step_of)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first. One that lost a file or a byte does not count."""
+    return [path for path in step_folders(run) if is_complete(path)]
+
+
+def is_complete(folder: Path) -> bool:
+    try:
+        files = read_state(folder)["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / STATE).read_text())
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def latest(run: Path) -> Path:
+    """The newest complete checkpoint.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = checkpoints(run)
+    if not found:
+        raise RunError(f"{run}: no complete checkpoint here; train it first, or name the right run folder")
+    return found[-1]

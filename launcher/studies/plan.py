@@ -1,0 +1,92 @@
+"""The commands of a study's rows: train, make masks, evaluate."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from launcher.config.file import load_config
+from launcher.errors import ConfigError
+from launcher.files import RUNS
+from launcher.studies.table import Row, Study
+
+Command = list[str]
+
+
+def run_of(study: Study, training: str, seed: int) -> Path:
+    """The run's folder of a training for a seed: the training's first seed serves those that it does not have."""
+    seeds = study.trainings[training].seeds
+    return RUNS / study.folder / f"{training}_seed{seed if seeds is None or seed in seeds else seeds[0]}"
+
+
+def training_commands(study: Study, name: str, seed: int, extra: Sequence[str] = ()) -> Iterator[Command]:
+    """Train a run, after everything that it builds on."""
+    training = study.trainings[name]
+    run = run_of(study, name, seed)
+    needs: list[str] = []
+    if training.teacher:
+        yield from training_commands(study, training.teacher, seed, extra)
+        needs.append(f"teacher={run_of(study, training.teacher, seed)}")
+    if training.masks:
+        source, masks = training.masks
+        yield from mask_commands(study, source, masks, seed, extra)
+        needs.append(f"data.masks={run_of(study, source, seed) / 'masks' / masks / 'train'}")
+    own_seed = run.name.rpartition("_seed")[2]
+    names = [f"name={run.relative_to(RUNS)}", f"train.seed={own_seed}"]
+    yield ["train", training.config, *names, *needs, *study.overrides, *training.overrides, *extra]
+
+
+def mask_commands(study: Study, training: str, masks: str, seed: int, extra: Sequence[str]) -> Iterator[Command]:
+    """The masks of the training split that another training learns from: those of the row that makes them."""
+    rows = [row for row in study.rows if row.run == training and row.source == masks]
+    if not rows:
+        raise ConfigError(f"masks: no row reads '{masks}' of training '{training}', so nobody says how they are made")
+    yield from reading_commands(study, rows[0], seed, extra, splits=("train",))
+
+
+def reading_commands(
+    study: Study, row: Row, seed: int, extra: Sequence[str], splits: Sequence[str] = ("val", "tune")
+) -> Iterator[Command]:
+    """Train, infer and refine what a row reads."""
+    yield from training_commands(study, row.run, seed, extra)
+    run = run_of(study, row.run, seed)
+    if row.segments:
+        yield ["segment", str(run), "--cams", "--name", row.segments.name, *row.segments.overrides]
+        return
+    for split in splits:
+        cams = ["--name", row.cams.name, *row.cams.overrides] if row.cams else []
+        yield ["infer", str(run), "--split", split, *cams]
+        if row.masks is None:
+            continue
+        settings = [f"refine.cams=[{row.kind}]", *row.masks.overrides]
+        for refiner, arguments in row.masks.cues.items():
+            folder = RUNS / study.folder / "cues" / f"{refiner}_{row.masks.name}"
+            source = [shards_of(study, row.run, seed, split, extra), *arguments]
+            if refiner == "walk":  # its cues come from a training of this study
+                yield from training_commands(study, arguments[0], seed, extra)
+                trained = run_of(study, arguments[0], seed)
+                folder, source = trained / "cues", [source[0], "--run", str(trained)]
+            yield ["cues", refiner, *source, "--out", str(folder)]
+            settings.append(f"refine.cues.{refiner}={folder}")
+        of_set = ["--cams", row.cams.name] if row.cams else []
+        yield ["refine", str(run), "--split", split, "--name", row.masks.name, *of_set, *settings]
+
+
+def shards_of(study: Study, training: str, seed: int, split: str, extra: Sequence[str]) -> str:
+    """The image shards of a split of a training."""
+    *_, (_, config, *overrides) = training_commands(study, training, seed, extra)
+    return str(getattr(load_config(Path(config), overrides).data, split))
+
+
+def row_commands(study: Study, row: Row, seed: int, extra: Sequence[str] = ()) -> list[Command]:
+    """All commands of a row and seed, each once, in order."""
+    commands = [*reading_commands(study, row, seed, extra), ["evaluate", str(run_of(study, row.run, seed))]]
+    return [command for n, command in enumerate(commands) if command not in commands[:n]]
+
+
+def check(study: Study) -> None:
+    """Load the config of every training with its overrides, so that a typing mistake is found before the first run."""
+    for name, training in study.trainings.items():
+        folder = run_of(study, name, study.seeds[0])
+        overrides = [f"name={folder.relative_to(RUNS)}", *study.overrides, *training.overrides]
+        overrides += [f"teacher={folder}"] if training.teacher else []
+        overrides += [f"data.masks={folder}"] if training.masks else []
+        load_config(Path(training.config), overrides)

@@ -1,0 +1,68 @@
+"""Run a study's commands here, or write them as a Slurm array."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from launcher.errors import RunError
+from launcher.studies.plan import Command, row_commands
+from launcher.studies.table import Study
+
+
+def run_study(
+    study: Study,
+    *,
+    rows: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    extra: Sequence[str] = (),
+    execute: Callable[[Command], None],
+) -> None:
+    """Run every row and seed. Each command does only what is missing.
+
+    Evaluation comes once per run, after all that its rows read of it is there.
+
+    Raises:
+        RunError: a command failed; names it.
+    """
+    done: list[Command] = []
+    last: dict[str, Command] = {}
+    for row in [study.row(name) for name in rows] or study.rows:
+        for seed in seeds or study.seeds:
+            *makes, evaluates = row_commands(study, row, seed, extra)
+            for command in makes:
+                if command not in done:
+                    execute(command)
+                    done.append(command)
+            last[evaluates[1]] = evaluates
+    for command in last.values():
+        execute(command)
+
+
+def execute_here(command: Command) -> None:
+    """Run one `wsss` command as its own process."""
+    print("wsss " + shlex.join(command), flush=True)
+    code = subprocess.run([sys.executable, "-m", "launcher", *command]).returncode
+    if code:
+        raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; mend it and run the study again")
+
+
+def slurm_array(name: str, study: Study, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str]) -> str:
+    """An sbatch script with one array task per row and seed. Add your partition and GPUs.
+
+    Rows that share a training must not run at once, so the tasks of a training are one task.
+    """
+    tasks: dict[tuple[str, int], list[str]] = {}
+    for row in [study.row(row_name) for row_name in rows] or study.rows:
+        for seed in seeds or study.seeds:
+            tasks.setdefault((row.run, seed), []).append(row.name)
+    lines = [
+        shlex.join(["wsss", "study", "run", name, *extra, *(f"--row={row}" for row in of_run), f"--seed={s}"])
+        for (_, s), of_run in tasks.items()
+    ]
+    listed = "\n".join(f"  {shlex.quote(line)}" for line in lines)
+    return (
+        f"#!/bin/bash\n#SBATCH --job-name={name}\n#SBATCH --array=0-{len(lines) - 1}\n#SBATCH --gpus=1\n"
+        "# Trainings that others build on (teachers) must be there before: run their rows first.\n"
+        f'tasks=(\n{listed}\n)\neval "${{tasks[$SLURM_ARRAY_TASK_ID]}}"\n'
+    )

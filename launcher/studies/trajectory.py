@@ -1,0 +1,90 @@
+"""A run's losses and mIoU beside ToCo's published training logs, at the same steps.
+
+A run that leaves the published path early is wrong long before its last figure says so.
+"""
+
+import html
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from launcher.errors import RunError
+from launcher.evaluation.pictures import curves_svg
+from launcher.run.folder import load_about
+from launcher.tracking.tracker import read_metrics
+
+Beside = Literal["voc", "coco"]
+PERCENT = {"val/cam/miou": 0, "val/aux_cam/miou": 1, "val/seg/miou": 2}  # our metric -> column of `miou`
+LOSSES = {f"train/{name}_loss": n for n, name in enumerate(("cls", "cls_aux", "ptc", "ctc", "seg"))}
+
+
+def published(beside: Beside) -> dict[str, Any]:
+    """what, miou {step: [...]}, losses {step: [...]} of one data set."""
+    return yaml.safe_load(files("launcher.studies").joinpath("toco_logs.yaml").read_text())[beside]
+
+
+def trajectory(run: Path, beside: Beside) -> dict[str, list[tuple[int, float, float | None]]]:
+    """{metric: [(step, published, ours)]}; ours is None at steps that the run has not logged. mIoU in percent.
+
+    Raises:
+        RunError: a run that has logged nothing.
+    """
+    ours: dict[str, dict[int, float]] = {}
+    for line in read_metrics(run):
+        for name, value in line.items():
+            ours.setdefault(name, {})[int(line["step"])] = value
+    if not ours:
+        raise RunError(f"{run}: nothing is logged here yet; begin the run with `wsss train`")
+    logs = published(beside)
+    found: dict[str, list[tuple[int, float, float | None]]] = {}
+    for columns, table, factor in ((PERCENT, logs["miou"], 100), (LOSSES, logs["losses"], 1)):
+        for metric, column in columns.items():
+            at = ours.get(metric, {})
+            found[metric] = [
+                (step, values[column], factor * at[step] if step in at else None) for step, values in table.items()
+            ]
+    return found
+
+
+def as_text(run: Path, beside: Beside) -> str:
+    """One line per step and metric that both have."""
+    lines = [
+        f"{run} beside ToCo's log ({published(beside)['what']})",
+        f"{'':20s} {'step':>6s} {'ToCo':>8s} {'ours':>8s}",
+    ]
+    for metric, points in trajectory(run, beside).items():
+        lines += [
+            f"{metric:20s} {step:6d} {theirs:8.3f} {mine:8.3f}" for step, theirs, mine in points if mine is not None
+        ]
+    if len(lines) == 2:
+        lines.append("no step of the log is reached yet, or train.log_every and train.eval_every miss them")
+    return "\n".join(lines)
+
+
+def write_trajectory(run: Path, beside: Beside) -> Path:
+    """Write RUN/trajectory.html: one plot per metric, ToCo's points and the run's; returns its path."""
+    config, _ = load_about(run)
+    points_of = trajectory(run, beside)
+    plots = []
+    for metric, points in points_of.items():
+        of_run = [(line["step"], line[metric]) for line in read_metrics(run) if metric in line]
+        factor = 100 if metric in PERCENT else 1
+        theirs = ([float(p[0]) for p in points], [p[1] for p in points])
+        lines = {"ToCo": theirs}
+        lines[config.name] = ([float(step) for step, _ in of_run], [factor * value for _, value in of_run])
+        unit = "percent" if metric in PERCENT else ""
+        plots.append(curves_svg(metric, "step", lines, y_label=unit, log_y=metric in LOSSES))
+    title = html.escape(f"{config.name} beside ToCo's log")
+    what = html.escape(published(beside)["what"])
+    out = run / "trajectory.html"
+    out.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        "<style>body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "svg{width:100%;height:auto}pre{overflow-x:auto}</style>"
+        f"<h1>{title}</h1><p>ToCo, ViT-B/16: {what}. Losses are means since the last log: compare them with "
+        f"train.log_every 200. mIoU: image squashed to data.image_size, single scale, no CRF.</p>{''.join(plots)}"
+        f"<pre>{html.escape(as_text(run, beside))}</pre></html>"
+    )
+    return out

@@ -1,0 +1,1 @@
+"""Metrics, pictures and files to trackers, without a step waiting for them."""

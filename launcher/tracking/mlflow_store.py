@@ -1,0 +1,117 @@
+"""MLflow's client, an experiment, a run: found or created so that doing it twice changes nothing."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launcher.files import RUNS
+
+
+def uri_and_artifacts() -> tuple[str, str | None]:
+    """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
+
+    By default both are below runs/; a named store decides for itself where artifacts go.
+    """
+    here = f"sqlite:///{(RUNS / 'mlflow.db').resolve()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", here)
+    return uri, (RUNS / "mlartifacts").resolve().as_uri() if uri == here else None
+
+
+def load_mlflow() -> None:
+    """Import what a delivery needs, in the main thread: a process forked while another thread imports may hang."""
+    # One request waits so long and is tried so often; the defaults, 120 s and 7, would hide an outage for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    import mlflow
+    import mlflow.data.meta_dataset
+    import mlflow.tracking.multimedia
+
+    if not uri_and_artifacts()[0].startswith("http"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def open_client() -> tuple[Any, str | None]:
+    """A client of the store, and where new experiments keep their artifacts (None: the store decides)."""
+    load_mlflow()
+    import mlflow
+
+    uri, artifacts = uri_and_artifacts()
+    if artifacts is not None:
+        RUNS.mkdir(exist_ok=True)
+    mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
+    return mlflow.MlflowClient(uri), artifacts
+
+
+def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """Id of an experiment, created if it is new."""
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+
+
+def find_run(client: Any, experiment_id: str, key: str) -> str | None:
+    """Id of the run that carries our key: one whose creation was never answered, or that an earlier sync made."""
+    found = client.search_runs([experiment_id], f"tags.`wsss.key` = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def has_run(client: Any, run_id: str) -> bool:
+    """Whether the store has this run, and nobody deleted it.
+
+    Raises:
+        MlflowException: the store does not say.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def is_refusal(error: Any) -> bool:
+    """Whether MLflow says that it will never take this, rather than not now."""
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+def begin_run(
+    client: Any,
+    run_id: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    datasets: Mapping[str, tuple[str, str, str]],
+) -> Iterator[tuple[str, Exception]]:
+    """Give a run its parameters, tags and datasets {context: (name, folder, fingerprint)}.
+
+    Yields:
+        (what, why) of the parts that MLflow refuses.
+    """
+    from mlflow.entities import Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    parts = {
+        "params": [Param(key, value) for key, value in params.items()],
+        "tags": [RunTag(key, value) for key, value in tags.items()],
+    }
+    for name, part in parts.items():
+        try:
+            client.log_batch(run_id, **{name: part})  # the client cuts it into requests
+        except MlflowException as error:
+            if not is_refusal(error) or not has_run(client, run_id):
+                raise
+            yield name, error
+    client.log_inputs(run_id, [dataset_input(context, *dataset) for context, dataset in datasets.items()])
+
+
+def dataset_input(context: str, name: str, folder: str, fingerprint: str) -> Any:
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    with warnings.catch_warnings():  # it finds its own local source twice and says so
+        warnings.simplefilter("ignore")
+        source = resolve_dataset_source(folder)
+    dataset = MetaDataset(source, name=name, digest=fingerprint)  # type: ignore[abstract]
+    return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])

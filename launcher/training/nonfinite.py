@@ -1,0 +1,83 @@
+"""What is said when a loss or gradient stops being finite, put together from all ranks."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from launcher.run import steps
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SHOWN = 64  # sample keys of a rank that a message names
+
+
+class Micro(NamedTuple):
+    """One micro-batch as a rank saw it.
+
+    Attributes:
+        step: 1-based, the one that its update would have ended.
+        losses: detached scalars on the device.
+    """
+
+    step: int
+    keys: list[str]
+    losses: dict[str, Tensor]
+
+
+class Culprit(NamedTuple):
+    """What one rank has to say about the bad step."""
+
+    rank: int
+    losses: list[dict[str, float]]  # per micro-batch
+    keys: list[str]
+
+    @property
+    def is_finite(self) -> bool:
+        return all(math.isfinite(value) for losses in self.losses for value in losses.values())
+
+
+def describe(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelerator") -> str:
+    """The whole story on rank 0, a line on the others. Every rank must call it.
+
+    Args:
+        bad_step: the first one that was not finite, equal on all ranks.
+        seen: this rank's micro-batches, those of the bad step among them.
+    """
+    micros = [micro for micro in seen if micro.step == bad_step]
+    mine = Culprit(
+        accelerator.process_index,
+        [{name: value.item() for name, value in micro.losses.items()} for micro in micros],
+        [key for micro in micros for key in micro.keys],
+    )
+    everyone = [mine]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        everyone = gather_object([mine])
+    head = f"non-finite loss or gradient at step {bad_step}"
+    if not accelerator.is_main_process:
+        return f"{head}; rank 0 says more"
+    guilty = [rank for rank in everyone if not rank.is_finite]
+    good = steps.checkpoints(run)
+    parts = [head, *map(told, guilty)]
+    if not guilty:
+        parts += ["all losses are finite, a gradient is not", *map(told, everyone)]
+    parts += [
+        f"last good checkpoint: {good[-1] if good else 'none'}",
+        "no update was made from it",
+        f"to see where it begins: `wsss replay {run} --step {bad_step}`",
+        "to go on: lower train.lr, set train.max_grad_norm or look at these samples",
+    ]
+    return "; ".join(parts)
+
+
+def told(rank: Culprit) -> str:
+    losses = " | ".join(", ".join(f"{name} {value:g}" for name, value in part.items()) for part in rank.losses)
+    return f"rank {rank.rank}: {losses}, samples {shown(rank.keys)}"
+
+
+def shown(keys: list[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

@@ -1,0 +1,157 @@
+"""`wsss replay RUN --step N`: one step of a run again, exactly, with everything about it on the page.
+
+The newest checkpoint before the step is loaded, the steps between are trained and not saved, and the step itself is run
+without an update, each rank on its own samples, with every operation watched. Processes are as many as the run had:
+then it is the same arithmetic, bit for bit.
+"""
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.config.sections import Config
+from launcher.errors import RunError, told
+from launcher.processes import group
+from launcher.processes.accelerator import make_accelerator
+from launcher.processes.group import group_left
+from launcher.progress import Progress
+from launcher.run import steps
+from launcher.run.folder import load_about
+from launcher.tracking.tracker import NoTracker, read_metrics
+from launcher.training.loaders import training_shards
+from launcher.training.nonfinite import shown
+from launcher.training.run import build_trained, make_trainer
+from launcher.training.trainer import Trainer
+from launcher.training.watch import Watch, not_finite
+from shards.batches.batch import Batch, to_device
+
+
+def arguments_for(about: tuple[Config, dict[str, Any]]) -> tuple[Config, int]:
+    """A run's config for as many processes as trained it, and how many these are."""
+    config, facts = about
+    processes = int(facts["processes"])
+    launch = config.launch.model_copy(update={"processes": processes})
+    return config.model_copy(update={"launch": launch}), processes
+
+
+def replay_here(run: Path, step: int, rank: int | None = None) -> None:
+    """Repeat a step and print what it did. Called by every process.
+
+    Args:
+        step: 1-based, as in metrics.jsonl.
+        rank: whose account is printed; None = all.
+
+    Raises:
+        RunError: the run has no such step, or a step before it is not finite.
+    """
+    config, processes = arguments_for(load_about(run))
+    if step > config.train.steps:
+        raise RunError(f"{run}: has steps 1 to {config.train.steps}, not {step}")
+    accelerator = make_accelerator(config, processes=processes)
+    shards = training_shards(config)
+    method, optimizer = build_trained(config, shards, accelerator)
+    trainer = make_trainer(
+        config,
+        shards,
+        accelerator,
+        method,
+        optimizer,
+        resume_from=group.from_first_rank(newest_before(run, step), accelerator),
+        evaluate=None,
+        asked_to_stop=lambda: False,
+        tracker=NoTracker(),
+    )
+    trainer.resume()
+    begun_at = trainer.step
+    batches = trainer.batches_from(begun_at)
+    main = accelerator.is_main_process
+    with Progress(step - 1, "to the step", "step", initial=begun_at, enabled=main) as progress:
+        while trainer.step < step - 1:
+            trainer.train_step(batches)
+            trainer.step += 1
+            progress.advance()
+    account = "\n".join(account_of(trainer, batches))
+    means = trainer.window_means()
+    if main:
+        print(f"step {step} of {run}, {processes} processes, trained again from step {begun_at}; no update is made")
+    for number, text in enumerate(from_all_ranks(account, trainer)):
+        if main and rank in (None, number):
+            print(text)
+    if main:
+        print("\n".join(beside_log(means, run, step, config.train.log_every)), flush=True)
+
+
+def newest_before(run: Path, step: int) -> Path | None:
+    """The newest good checkpoint from which a step can be reached; None = it must begin anew."""
+    found = [folder for folder in steps.checkpoints(run) if steps.step_of(folder) < step]
+    return next((folder for folder in reversed(found) if steps.damage(folder) is None), None)
+
+
+def account_of(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
+    """Run the trainer's next step on this rank alone, without an update; what there is to say about it."""
+    method, accelerator = trainer.unwrapped, trainer.accelerator
+    trainer.prepare_step()
+    trainer.window, trainer.window_batches, trainer.unchecked = {}, 0, []
+    method.zero_grad(set_to_none=True)
+    lines = [f"rank {accelerator.process_index}:"]
+    lines += [f"  {name} is not finite before the step" for name in not_finite(method.state_dict().items())]
+    watch = Watch(method)
+    for _ in range(trainer.config.accumulate):
+        batch = to_device(next(batches), accelerator.device)
+        lines += [f"  batch['{name}'] is not finite" for name in not_finite(batch.items())]
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), watch:
+            losses = method(batch, trainer.step)
+            accelerator.backward(losses["loss"] / trainer.config.accumulate)
+        trainer.add_to_window(batch["key"], losses)
+    for micro in trainer.unchecked:
+        lines.append("  losses: " + ", ".join(f"{name} {value.item():.9g}" for name, value in micro.losses.items()))
+        lines.append(f"  samples: {shown(micro.keys)}")
+    norms = gradient_norms(method)
+    lines.append("  gradient norms, of this rank alone: " + ", ".join(f"{n} {v:.6g}" for n, v in norms.items()))
+    lines += [f"  first {kind}: {where}" for kind, where in watch.first.items()] or ["  no NaN, no infinity anywhere"]
+    return lines
+
+
+def gradient_norms(method: nn.Module) -> dict[str, float]:
+    """Length of the gradient of each part, by the first two names of its parameters, and of all."""
+    squares: dict[str, float] = defaultdict(float)
+    for name, parameter in method.named_parameters():
+        if parameter.grad is not None:
+            square = float(parameter.grad.double().square().sum())
+            squares[".".join(name.split(".")[:2])] += square
+            squares["all"] += square
+    return {name: math.sqrt(square) for name, square in squares.items()}
+
+
+def from_all_ranks(text: str, trainer: Trainer) -> list[str]:
+    if trainer.accelerator.num_processes == 1:
+        return [text]
+    from accelerate.utils import gather_object
+
+    return gather_object([text])
+
+
+def beside_log(means: dict[str, float], run: Path, step: int, log_every: int) -> Iterator[str]:
+    """The step's mean losses, and whether they are those that the run logged, where it logged every step."""
+    yield "mean losses: " + ", ".join(f"{name} {value:.9g}" for name, value in means.items())
+    logged = [line for line in read_metrics(run) if line["step"] == step and "train/loss" in line]
+    if log_every == 1 and logged:
+        same = all(logged[-1].get(f"train/{name}") == value for name, value in means.items())
+        yield "as logged, bit for bit" if same else f"NOT as logged: {logged[-1]}"
+
+
+def main(arguments: list[str]) -> None:
+    run, step, rank = arguments
+    with group_left():
+        replay_here(Path(run), int(step), None if rank == "all" else int(rank))
+
+
+if __name__ == "__main__":
+    with told():
+        main(sys.argv[1:])

@@ -1,0 +1,154 @@
+"""One training: config -> objects -> Trainer.fit."""
+
+import getpass
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from launcher.config.file import flatten, to_yaml
+from launcher.config.sections import Config
+from launcher.evaluation.validate import validator
+from launcher.files import write_whole
+from launcher.processes import zero
+from launcher.processes.accelerator import make_accelerator
+from launcher.processes.signals import Stopped, stop_on_sigterm
+from launcher.run import steps
+from launcher.run.build import build_method
+from launcher.run.folder import ABOUT, CONFIG, run_folder
+from launcher.run.lock import only_writer
+from launcher.run.provenance import describe
+from launcher.tracking.tracker import NoTracker, Tracker
+from launcher.training.inputs import check_inputs, learns_from
+from launcher.training.loaders import batches_from
+from launcher.training.skips import Skips
+from launcher.training.trainer import Trainer
+from shards.folder import ShardFolder
+from shards.remote import name_of
+from wsss.methods.base import Method
+from wsss.optim import lr_at, parameter_groups
+
+
+def train(config: Config) -> Method:
+    """Train a run to its end, from its last checkpoint if it has one. Called by every process.
+
+    Returns:
+        The trained method, not wrapped.
+
+    Raises:
+        ConfigError, DataError, RunError: what the user can mend, nearly all of it before the first step.
+        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written.
+    """
+    run = run_folder(config)
+    train_shards, val_shards = check_inputs(config)
+    accelerator = make_accelerator(config, processes=config.launch.processes)
+    main = accelerator.is_main_process
+    with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
+        found = steps.newest_good(run, accelerator)
+        method, optimizer = build_trained(config, train_shards, accelerator)
+        whole = zero.whole_of(accelerator, method)
+        about = describe(train_shards, learns_from(config), accelerator.num_processes)
+        tracker = open_tracker(config, run, about, found) if main else NoTracker()
+        trainer = make_trainer(
+            config,
+            train_shards,
+            accelerator,
+            method,
+            optimizer,
+            resume_from=found,
+            evaluate=validator(config, whole, val_shards, accelerator, tracker) if val_shards else None,
+            asked_to_stop=asked_to_stop,
+            tracker=tracker,
+            whole=whole,
+        )
+        status = "FAILED"
+        try:
+            status = "FINISHED" if trainer.fit() else "KILLED"
+        finally:
+            tracker.close(status)
+    if status == "KILLED":
+        raise Stopped(f"{run}: told to stop, did so after step {trainer.step}; start it again to go on")
+    return whole
+
+
+def build_trained(config: Config, shards: ShardFolder, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
+    """The method with its initial weights, equal on all ranks, and its optimizer."""
+    torch.manual_seed(config.train.seed)
+    method = build_method(config, shards.index.as_class_set())
+    if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    groups = parameter_groups(
+        method,
+        config.train.weight_decay,
+        decay_all=config.train.decay_all,
+        new_lr_factor=config.train.new_lr_factor,
+    )
+    return method, torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
+
+
+def make_trainer(
+    config: Config,
+    shards: ShardFolder,
+    accelerator: Accelerator,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    *,
+    resume_from: Path | None,
+    evaluate: Callable[[int], Mapping[str, float]] | None,
+    asked_to_stop: Callable[[], bool],
+    tracker: NoTracker,
+    whole: Method | None = None,
+) -> Trainer:
+    """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
+    return Trainer(
+        config=config.train,
+        run=run_folder(config),
+        resume_from=resume_from,
+        accelerator=accelerator,
+        method=method,
+        optimizer=optimizer,
+        lr_at=partial(
+            lr_at,
+            lr=config.train.lr,
+            steps=max(config.train.steps, 1),
+            warmup_steps=config.train.warmup_steps,
+            power=config.train.power,
+        ),
+        batches_from=partial(batches_from, config, shards, accelerator.process_index, accelerator.num_processes),
+        evaluate=evaluate,
+        asked_to_stop=asked_to_stop,
+        tracker=tracker,
+        global_batch_size=config.data.global_batch_size,
+        skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
+        whole=whole,
+    )
+
+
+def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path | None) -> Tracker:
+    """Write the run's config.yaml and run.json, and begin or go on with its MLflow run."""
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / ABOUT
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_whole(run / CONFIG, to_yaml(config))
+    tracker = Tracker(
+        run,
+        experiment=config.tracking.experiment,
+        params=flatten(config.model_dump(mode="json")),
+        tags={
+            "mlflow.source.git.commit": about["git_commit"],
+            "mlflow.source.name": about["command"],
+            "mlflow.user": getpass.getuser(),
+            "dataset_fingerprint": about["dataset_fingerprint"],
+        },
+        datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
+        resumed_at=steps.step_of(found) if found else 0,
+        evaluates_again=found is not None and not (found / steps.FIGURES).is_file(),
+    )
+    write_whole(path, json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
+    tracker.artifact(run / CONFIG)
+    return tracker

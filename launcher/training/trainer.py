@@ -1,0 +1,253 @@
+"""The training loop. It knows losses, steps and time, and nothing of the science."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from launcher.config.sections import TrainConfig
+from launcher.errors import RunError
+from launcher.processes import zero
+from launcher.progress import Progress
+from launcher.run import checkpoint, steps
+from launcher.tracking.tracker import NoTracker
+from launcher.training.nonfinite import Micro, describe
+from launcher.training.skips import Skips
+from shards.batches.batch import Batch, to_device
+from wsss.methods.base import Method
+
+
+class Trainer:
+    """Steps from a checkpoint to the last step.
+
+    Args:
+        run: the run's folder, for checkpoints.
+        resume_from: the checkpoint to go on from (see checkpoint.newest_good); None = begin at step 0.
+        batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
+        lr_at: step (0-based) -> learning rate.
+        evaluate: step -> figures on rank 0, {} elsewhere; called by all ranks; None = never.
+        asked_to_stop: has this process been told to stop? All ranks then stop after the same step.
+        global_batch_size: images per step, for the rate.
+        skips: counts damaged samples; None = there can be none.
+        whole: see zero.whole_of; None = the method.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        run: Path,
+        resume_from: Path | None,
+        accelerator: Accelerator,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        lr_at: Callable[[int], float],
+        batches_from: Callable[[int], Iterator[Batch]],
+        evaluate: Callable[[int], Mapping[str, float]] | None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        tracker: NoTracker,
+        global_batch_size: int,
+        skips: Skips | None = None,
+        whole: Method | None = None,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.resume_from = resume_from
+        self.accelerator = accelerator
+        self.unwrapped = whole or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
+        self.method, self.optimizer = zero.prepare(accelerator, method, self.unwrapped, optimizer)
+        self.lr_at = lr_at
+        self.batches_from = batches_from
+        self.evaluate = evaluate
+        self.asked_to_stop = asked_to_stop
+        self.tracker = tracker
+        self.global_batch_size = global_batch_size
+        self.skips = skips or Skips(run, 0, accelerator)
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self.step = 0
+        self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
+        self.window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
+        self.window_batches = 0
+        self.unchecked: list[Micro] = []  # what this rank saw since somebody last looked whether all was finite
+        self.window_at = time.perf_counter()
+
+    def fit(self) -> bool:
+        """Train to the last step, or until told to stop; returns whether the last step is done.
+
+        Raises:
+            RunError: a loss or gradient stopped being finite, or a checkpoint could not be written.
+        """
+        self.resume()
+        done_before = self.step == self.config.steps and self.resume_from is not None
+        batches = self.batches_from(self.step) if self.step < self.config.steps else iter(())
+        with Progress(
+            self.config.steps, "train", "step", initial=self.step, enabled=self.accelerator.is_main_process
+        ) as progress:
+            while self.step < self.config.steps:
+                self.train_step(batches)
+                self.step += 1
+                note = self.log() if self.due(self.config.log_every) else ""
+                stopping = self.agreed_to_stop()
+                if stopping or self.due(self.config.save_every) or (self.config.keep_best and self.evaluates()):
+                    self.save()
+                if stopping and self.step < self.config.steps:
+                    self.skips.tell()
+                    return False  # an evaluation that is due comes after the next start
+                if self.evaluates():
+                    self.run_evaluation()
+                progress.advance(note=note)
+        self.skips.tell()
+        if self.step == 0:  # the untrained control: its checkpoint and its figures
+            self.save()
+            self.run_evaluation()
+        elif done_before and self.accelerator.is_main_process:
+            print(f"{self.run}: all {self.step} steps were done already")
+        return True
+
+    def due(self, every: int | None) -> bool:
+        """Is it time, after this step? Always at the last one."""
+        return self.step == self.config.steps or bool(every and self.step % every == 0)
+
+    def window_means(self) -> dict[str, float]:
+        """Every loss, averaged over the micro-batches since the last log and over the ranks, which must all call it."""
+        names = sorted(self.window)
+        means = torch.stack([self.window[name] for name in names]) / self.window_batches
+        return dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+
+    def evaluates(self) -> bool:
+        return self.evaluate is not None and self.due(self.config.eval_every)
+
+    def agreed_to_stop(self) -> bool:
+        """Has any rank been told to stop? All hear the same, since all ask after the same steps.
+
+        On a GPU they ask where the host waits for the device anyway: when it logs.
+        """
+        if self.accelerator.device.type != "cpu" and not self.due(self.config.log_every):
+            return False
+        asked = torch.tensor(float(self.asked_to_stop()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum").item())
+
+    def train_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer update from `accumulate` micro-batches, without waiting for the device."""
+        self.prepare_step()
+        for micro in range(self.config.accumulate):
+            batch = to_device(next(batches), self.accelerator.device)
+            self.skips.see(batch)
+            last = micro + 1 == self.config.accumulate
+            with zero.accumulating(self.accelerator, self.method, last=last):
+                losses = self.method(batch, self.step)
+                self.accelerator.backward(poisoned(losses["loss"]) / self.config.accumulate)
+            self.add_to_window(batch["key"], losses)
+        self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cpu":
+            self.stop_if_not_finite()
+
+    def prepare_step(self) -> None:
+        """Set all that depends on the number of the step alone."""
+        seed_step(self.config.seed, self.step, self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(self.step) * group.get("lr_factor", 1.0)
+        self.method.train()
+
+    def guard(self, grad_norm: Tensor) -> None:
+        """Forbid this and all further updates from the first gradient on that is not finite.
+
+        Gradients are equal on all ranks here, so all ranks decide alike. The fused optimizer skips the update
+        on the device; the host looks when it logs, and finds the weights of the last good step.
+        """
+        bad = ~torch.isfinite(grad_norm)
+        self.bad_step = torch.where(bad & (self.bad_step == 0), float(self.step + 1), self.bad_step)
+        self.optimizer.optimizer.found_inf = (self.bad_step > 0).float()
+
+    def stop_if_not_finite(self) -> None:
+        """Raises RunError on all ranks if a step since the last look was not finite."""
+        seen, self.unchecked = self.unchecked, []
+        if bad_step := int(self.bad_step.item()):
+            raise RunError(describe(bad_step, seen, self.run, self.accelerator))
+
+    def add_to_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
+        values = {name: value.detach().float() for name, value in losses.items()}
+        for name, value in values.items():
+            self.window[name] = self.window[name] + value if name in self.window else value
+        self.window_batches += 1
+        self.unchecked.append(Micro(self.step + 1, list(keys), values))
+
+    def log(self) -> str:
+        """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
+        self.stop_if_not_finite()
+        means = self.window_means()
+        now = time.perf_counter()
+        images = self.window_batches / self.config.accumulate * self.global_batch_size
+        rate = images / (now - self.window_at)
+        self.window, self.window_batches, self.window_at = {}, 0, now
+        metrics = {f"train/{name}": value for name, value in means.items()}
+        metrics |= self.skips.count(self.step)
+        metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
+        self.tracker.log(metrics, self.step)
+        return f"loss {metrics['train/loss']:.4f}, {rate:.1f} images/s"
+
+    def run_evaluation(self) -> None:
+        if self.evaluate is not None:
+            zero.make_whole(self.optimizer, self.unwrapped, moments=False)
+            figures = self.evaluate(self.step)
+            self.window_at = time.perf_counter()  # evaluation is not training time
+            if self.accelerator.is_main_process:
+                self.note_figures(figures)
+
+    def note_figures(self, figures: Mapping[str, float]) -> None:
+        """Write them to the checkpoint of this step, if there is one, and see whether it is the best."""
+        best = self.config.keep_best
+        if best is not None and best not in figures:
+            raise RunError(f"train.keep_best: evaluation gave no figure '{best}'; it gave {', '.join(sorted(figures))}")
+        if (folder := steps.folder_of(self.run, self.step)).is_dir():
+            steps.write_figures(folder, figures)
+            checkpoint.prune(self.run, keep=self.config.keep, keep_best=best)
+
+    def save(self) -> None:
+        self.stop_if_not_finite()
+        self.skips.count(self.step)  # whoever goes on from here does not meet these samples again
+        started = time.perf_counter()
+        zero.make_whole(self.optimizer, self.unwrapped, moments=True)
+        keep, best = self.config.keep, self.config.keep_best
+        checkpoint.save(
+            self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep, keep_best=best
+        )
+        stall_s = time.perf_counter() - started
+        self.tracker.log({"train/save_s": stall_s}, self.step)
+        self.window_at += stall_s
+
+    def resume(self) -> None:
+        """Load the checkpoint to go on from, and evaluate it if the run ended before it did."""
+        if self.resume_from is None:
+            return
+        if self.accelerator.is_main_process:
+            print(f"resuming from {self.resume_from}", flush=True)
+        self.step = checkpoint.load(self.resume_from, self.unwrapped, self.optimizer)
+        if self.step and self.evaluates() and not (self.resume_from / steps.FIGURES).is_file():
+            self.run_evaluation()
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss, but with NaN for gradient if its value is not finite: then every rank sees it after the reduction."""
+    return loss * (1 + 0 * loss.detach())
+
+
+def clip_gradients(optimizer: Any, parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
+    """Length of the whole gradient; scales it in place to at most `max_norm`. DeepSpeed updates the weights, too."""
+    if isinstance(optimizer, zero.ZeroOptimizer):
+        return optimizer.clip_and_step()
+    if max_norm is None:
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Key whatever randomness a method draws on the device by (seed, step, rank): resuming needs no state of it."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))

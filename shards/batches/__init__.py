@@ -1,0 +1,1 @@
+"""Samples -> batches: their order, transforms, views, collation and loaders."""

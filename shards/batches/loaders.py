@@ -1,0 +1,192 @@
+"""Shards -> batches.
+
+The order contract: which samples make global step t is a pure function of (seed, t, global batch size).
+Positions run on over the epochs, so step t holds positions t*G .. t*G+G-1 whatever the number of ranks,
+workers or restarts, and resuming costs one integer. Augmentation is keyed by (seed, epoch, sample).
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from shards.batches.batch import Batch, MaskOf, Transform, collate
+from shards.batches.order import Slice, StepSampler, shard_order
+from shards.folder import ShardFolder
+from shards.index import check_every_class_has_an_image
+from shards.schema import DataError, SampleError
+
+
+def view_of(
+    shards: ShardFolder, number: int, transform: Transform, rng: np.random.Generator, mask_of: MaskOf | None = None
+) -> Batch:
+    """One sample as the loaders give it, before batching; with its mask where `mask_of` gives one."""
+    view = transform(shards.image(number), rng, mask_of(number) if mask_of else None)
+    sample: Batch = {
+        "key": shards.keys[number],
+        "number": number,
+        "image": torch.from_numpy(np.ascontiguousarray(view.image_SS3.transpose(2, 0, 1))),
+        "image_label": torch.from_numpy(shards.image_label_NK[number]),
+        "box": torch.tensor(view.box),
+    }
+    for name, array in view.more.items():
+        if name in sample:
+            raise DataError(f"{type(transform).__name__} gives '{name}', which every sample has: rename it")
+        sample[name] = torch.from_numpy(np.array(array))
+    if view.mask_SS is not None:
+        sample["mask"] = torch.from_numpy(np.array(view.mask_SS))
+    return sample
+
+
+class TrainSamples(Dataset):
+    """(epoch, number) -> the augmented view of that sample; the same view whoever asks, whenever.
+
+    Args:
+        max_skipped: damaged samples that may be replaced by the next sound sample in index order. What a place of the
+            order shows then depends on the bytes of the shards alone, so all other places show what they showed
+            before. With a number above 0 every sample says in `skipped` what it replaces, None for nothing.
+
+    Raises:
+        SampleError: a damaged sample too many for this reader; the run counts over all readers.
+    """
+
+    def __init__(
+        self,
+        shards: ShardFolder,
+        transform: Transform,
+        seed: int,
+        mask_of: MaskOf | None = None,
+        max_skipped: int = 0,
+    ) -> None:
+        self.shards, self.transform, self.seed, self.mask_of = shards, transform, seed, mask_of
+        self.max_skipped = max_skipped
+        self.damaged: dict[int, str] = {}  # number -> what is wrong, as far as this process knows
+        self.order_of = partial(shard_order, len(shards.index.shards), seed)
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        epoch, number = place
+        self.shards.prefetch(epoch, number, self.order_of)
+        if not self.max_skipped:
+            return self.view(epoch, number, number)
+        for shown in (*range(number, len(self.shards)), *range(number)):
+            try:
+                if shown not in self.damaged:
+                    return {**self.view(epoch, number, shown), "skipped": self.skip(number, shown)}
+            except SampleError as error:
+                self.damaged[shown] = str(error)
+                if len(self.damaged) > self.max_skipped:
+                    listed = "\n  ".join(self.damaged.values())
+                    raise SampleError(
+                        f"{len(self.damaged)} damaged samples, data.max_skipped allows {self.max_skipped}:\n  {listed}"
+                    ) from error
+        raise DataError(f"{self.shards.folder}: no sound sample is left")
+
+    def view(self, epoch: int, number: int, shown: int) -> Batch:
+        """The view of sample `shown` at the place of `number`."""
+        rng = np.random.default_rng((self.seed, epoch, number))
+        return view_of(self.shards, shown, self.transform, rng, self.mask_of)
+
+    def skip(self, number: int, shown: int) -> dict[str, str] | None:
+        """What was skipped at the place of `number`, if something was."""
+        if shown == number:
+            return None
+        keys = self.shards.keys
+        return {"key": keys[number], "replaced_by": keys[shown], "why": self.damaged[number]}
+
+
+class EvalSamples(Dataset):
+    """number -> the plain view of that sample; its transform must not be random."""
+
+    def __init__(self, shards: ShardFolder, transform: Transform) -> None:
+        self.shards, self.transform = shards, transform
+
+    def __getitem__(self, number: int) -> Batch:
+        return view_of(self.shards, number, self.transform, np.random.default_rng(0))
+
+
+def train_loader(
+    shards: ShardFolder,
+    transform: Transform,
+    *,
+    seed: int,
+    part: Slice,
+    workers: int,
+    first_step: int = 0,
+    mask_of: MaskOf | None = None,
+    may_lack_classes: bool = False,
+    max_skipped: int = 0,
+) -> DataLoader:
+    """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
+
+    Never hand it to `accelerator.prepare`, which would slice it a second time.
+
+    Args:
+        mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
+        may_lack_classes: train although some class has no positive image, as in a small part of a data set.
+        max_skipped: damaged samples that may be replaced, see TrainSamples.
+
+    Raises:
+        DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
+            than shards.
+    """
+    if shards.index.supervision != "label" and mask_of is None:
+        raise DataError(
+            f"{shards.folder}: holds masks (supervision 'pixel'); training from image labels reads label-only shards: "
+            "write the training split without --masks"
+        )
+    if not may_lack_classes:
+        check_every_class_has_an_image(shards.index, str(shards.folder))
+    readers = part.ranks * max(workers, 1)
+    if readers > len(shards.index.shards):
+        raise DataError(
+            f"{len(shards.index.shards)} shards in {shards.folder} cannot feed {part.ranks} ranks x {workers} workers "
+            f"= {readers} readers: write them again with --shards {4 * readers} or lower data.workers"
+        )
+    return DataLoader(
+        TrainSamples(shards, transform, seed, mask_of, max_skipped),
+        batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step),
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=stay_while_parent_does,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def stay_while_parent_does(worker: int) -> None:
+    """Let a loader process take a SIGTERM as its parent does, since it may be sent to a whole job: a run that catches
+    it decides itself when to stop, and needs batches until then."""
+
+    def end_unless_parent_stays(*_: Any) -> None:
+        try:
+            status = Path(f"/proc/{os.getppid()}/status").read_text()
+        except OSError:
+            os._exit(128 + signal.SIGTERM)
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        if not caught >> (signal.SIGTERM - 1) & 1:
+            os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end_unless_parent_stays)
+
+
+def eval_loader(
+    shards: ShardFolder, transform: Transform, *, batch_size: int, numbers: Sequence[int], workers: int
+) -> DataLoader:
+    """The samples of these numbers in order, each once. No batch crosses a shard, so that what is computed of a shard
+    does not depend, in its last bits, on which others are still to do."""
+    of_shards = [list(of_shard) for _, of_shard in groupby(numbers, key=lambda number: shards.shard_of[number])]
+    batches = [part[i : i + batch_size] for part in of_shards for i in range(0, len(part), batch_size)]
+    return DataLoader(
+        EvalSamples(shards, transform),
+        batch_sampler=batches,
+        num_workers=workers if batches else 0,
+        collate_fn=collate,
+        worker_init_fn=stay_while_parent_does,
+        pin_memory=torch.cuda.is_available(),
+    )

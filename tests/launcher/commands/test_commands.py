@@ -1,0 +1,125 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from support.places import ROOT
+from typer.testing import CliRunner
+
+from launcher.__main__ import app, main
+
+
+def wsss(*arguments, cwd, code=0):
+    """Run the command as a user does; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", *map(str, arguments)],
+        cwd=cwd,
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def clean_environment():
+    import os
+
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "ACCELERATE"))}
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        "import sys\nfrom launcher.__main__ import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'timm', 'mlflow', 'accelerate', 'deepspeed', 'webdataset', 'segment_anything'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+COMMANDS = ["shards synthetic", "shards smoke", "shards verify", "shards info"]
+COMMANDS += [f"shards {name}" for name in ("ijmond", "ijmond-frames", "rise", "smoke5k", "video-urls", "join")]
+COMMANDS += ["train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
+COMMANDS += ["shards voc12", "shards coco14", "segment", "pack-voc", "trajectory", "export"]
+COMMANDS += ["study list", "study run", "study report", "bench lr-range", "bench msee-step", "bench crf"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_ends_with_an_example_of_it(command):
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    assert f"Example:  wsss {command}" in shown.output
+
+
+def test_shards_are_written_verified_and_described(tmp_path):
+    said = wsss("shards", "synthetic", "--out", "d", "--split", "train", "--images", 12, "--size", 32, cwd=tmp_path)
+    assert "split 'train', supervision 'label', 12 images" in said
+    assert "12 shards, 12 samples, every byte as written" in wsss("shards", "verify", "d/train", cwd=tmp_path)
+    path = tmp_path / "d/train/train-00004.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    said = wsss("shards", "verify", "d/train", cwd=tmp_path, code=2)
+    assert "train-00004.tar" in said and "Traceback" not in said
+    assert "exists already" in wsss("shards", "synthetic", "--out", "d", "--split", "train", cwd=tmp_path, code=2)
+
+
+def test_own_frames_become_train_and_tune(tmp_path):
+    from PIL import Image
+
+    rows = ["image,label,group"]
+    for n in range(12):
+        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(tmp_path / f"{n}.jpg")
+        rows.append(f"{n}.jpg,{n % 2},video{n // 3}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    for n in range(1, 12, 2):
+        Image.new("L", (8, 8), 1).save(tmp_path / f"{n}.png")
+    said = wsss(
+        *("shards", "smoke", "--root", ".", "--labels", "labels.csv", "--out", "d", "--split", "train"),
+        *("--hold-out", 0.3, "--mask-folder", "."),
+        cwd=tmp_path,
+    )
+    assert "split 'tune', supervision 'pixel', 3 images" in said
+    assert "split 'train', supervision 'label', 9 images" in said
+
+
+def wsss_here(*arguments, monkeypatch, capsys):
+    """The command in this process, which spares the imports; returns what it printed and its exit code."""
+    monkeypatch.setattr(sys, "argv", ["wsss", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    shown = capsys.readouterr()
+    return shown.out + shown.err, end.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "CONFIG", "train.stepz=3"), "classify.yaml: train: unknown key 'stepz'; did you mean 'steps'?"),
+        (("train", "gone.yaml"), "gone.yaml: config file is missing"),
+        (("train", "CONFIG", "data.train=nowhere"), "nowhere: no shards here"),
+        (("train", "CONFIG", "data.train=SCENES/val"), "supervision is 'pixel', wanted 'label'"),
+        (("train", "CONFIG", "--resume"), "no complete checkpoint here"),
+        (("train", "CONFIG", "model.weights=gone.pth"), "gone.pth: weights file is missing"),
+        (("train", "CONFIG", "model.timm_name=resnet10"), "timm has no 'resnet10'; near: "),
+        (("train", "CONFIG", "data.workers=13"), "12 shards in .* cannot feed 1 ranks x 13 workers = 13 readers"),
+        (("train", "CONFIG", "launch.processes=3"), "global batch size 8 does not divide into 3 ranks"),
+        (("infer", "runs/none"), "runs/none: no run here"),
+        (("evaluate", "runs/none"), "runs/none: no run here"),
+        (("report", "runs"), "no run with figures"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2_and_leave_nothing(
+    in_tmp, tiny_yaml, scenes, arguments, message, monkeypatch, capsys
+):
+    config = str(tiny_yaml("classify"))
+    arguments = [a.replace("CONFIG", config).replace("SCENES", str(scenes)) for a in arguments]
+    said, code = wsss_here(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2 and re.search(f"error: .*{message}", said, re.S)
+    assert not (in_tmp / "runs").exists()
+
+
+def test_a_dry_run_checks_and_prints_the_launch_command(tmp_path, tiny_yaml):
+    said = wsss("train", tiny_yaml("classify"), "train.seed=3", "--dry-run", cwd=tmp_path)
+    assert "accelerate.commands.launch" in said and said.strip().endswith("train.seed=3")
+    assert not (tmp_path / "runs").exists()

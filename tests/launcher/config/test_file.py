@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.config.file import flatten, load_config, to_yaml
+from launcher.config.options import options_model
+from launcher.errors import ConfigError
+from wsss.methods import METHODS
+
+GOOD = """
+name: some/run
+data: {train: data/x/train}
+model: {name: vit, timm_name: deit_tiny_patch16_224}
+method: {name: distill}
+teacher: runs/teacher
+train: {steps: 10, lr: 1e-4}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(GOOD)
+    return file
+
+
+def test_a_config_says_every_default_and_reads_back_to_itself(path):
+    config = load_config(path)
+    assert config.train.lr == 1e-4  # which YAML 1.1 reads as text
+    assert config.method.options["align_weight"] == 1.0
+    path.write_text(to_yaml(config))
+    assert load_config(path) == config
+    assert "standardise: false" in path.read_text()
+
+
+def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
+    config = load_config(
+        path, ["train.steps=7", "cam.scales=[0.5, 1]", "cam.scales.0=2", "method.align_weight=0", "data.val=v"]
+    )
+    assert (config.train.steps, config.cam.scales, config.data.val) == (7, (2.0, 1.0), Path("v"))
+    assert config.method.options["align_weight"] == 0
+    assert load_config(path, ["data.val=null"]).data.val is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.warmup_step=3", "run.yaml: train: unknown key 'warmup_step'; did you mean 'warmup_steps'?"),
+        ("trian.steps=3", "run.yaml: unknown key 'trian'; did you mean 'train'?"),
+        ("method.align_weigth=2", "run.yaml: method: unknown key 'align_weigth'; did you mean 'align_weight'?"),
+        ("model.timm=x", "run.yaml: model: unknown key 'timm'; did you mean 'timm_name'?"),
+        ("refine.chain=[{name: crf, gama: 2}]", "refine.chain.0: unknown key 'gama'; did you mean 'gamma'?"),
+        ("train.lr=fast", "run.yaml: train.lr: got 'fast'; input should be a valid number"),
+        ("train.steps=2.5", "run.yaml: train.steps: got 2.5; input should be a valid integer"),
+        ("train.steps='3'", "run.yaml: train.steps: got '3'; input should be a valid integer"),
+        ("data.flip=2", "run.yaml: data.flip: got 2; input should be less than or equal to 1"),
+        ("method.level=pixel", "method.level: got 'pixel'; input should be 'global', 'pooled', .* or 'legacy.logits'"),
+        ("method.name=dstil", "method.name: there is no 'dstil'; choose one of affinity, classify, cotrain, distill"),
+        ("teacher=null", "teacher: method 'distill' needs one; give the folder of a finished run"),
+        ("train.warmup_steps=10", r"train: warmup_steps \(10\) must be smaller than steps \(10\)"),
+        ("train=null", "run.yaml: train: got None"),
+        ("name=../up", "'../up' must be made of letters"),
+        ("cam.kinds=[]", "kinds is empty"),
+        ("cam.kinds.0=x", "no list entry or section '0' there; give the whole"),
+        ("train.steps", "override 'train.steps': wanted section.key=value"),
+        ("train.steps=[", "the value is not YAML"),
+        ("name.x=1", "no list entry or section 'x' there"),
+    ],
+)
+def test_mistakes_are_told_with_file_key_and_what_to_do(path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override])
+
+
+def test_unreadable_files_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="gone.yaml: config file is missing"):
+        load_config(tmp_path / "gone.yaml")
+    bad = tmp_path / "bad.yaml"
+    for text, message in (("a: [", "not YAML"), ("- 1", "holds list; wanted sections"), ("", "holds NoneType")):
+        bad.write_text(text)
+        with pytest.raises(ConfigError, match=f"bad.yaml: {message}"):
+            load_config(bad)
+
+
+def test_a_missing_section_is_told(path):
+    content = yaml.safe_load(GOOD)
+    del content["model"]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="run.yaml: model: is missing; it has no default"):
+        load_config(path)
+
+
+def test_options_are_the_keyword_only_arguments_of_the_constructor():
+    assert set(options_model(METHODS["classify"]).model_fields) == {"dark_weight"}
+    assert not options_model(METHODS["supervised"]).model_fields
+
+
+def test_options_that_a_constructor_hands_to_its_base_are_the_bases():
+    distill, cotrain = (set(options_model(METHODS[name]).model_fields) for name in ("distill", "cotrain"))
+    assert {"level", "metric", "align_weight", "project_dim"} < distill
+    assert cotrain - distill == {"gradient", "freeze_norm"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.name=cotrain"], "partner: method 'cotrain' needs a second network there"),
+        (["partner={name: cnn, timm_name: resnet10t}"], "partner: method 'distill' trains one network; leave it out"),
+        (["data.pixel=few"], "data.pixel: method 'distill' reads none; leave it out"),
+        (["data.masks=made"], "data.masks: method 'distill' learns from image labels"),
+        (["method={name: affinity}", "data.val=val"], "data.val: method 'affinity' gives no maps to evaluate"),
+        (["refine.chain=[{name: sam}]"], "refine.cues: refiner 'sam' needs what `wsss cues` computes"),
+    ],
+)
+def test_parts_that_do_not_go_with_the_method_are_refused(path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, overrides)
+
+
+def test_flatten_names_every_value_by_its_dotted_key(path):
+    flat = flatten(load_config(path).model_dump(mode="json"))
+    assert flat["train.lr"] == 1e-4 and flat["refine.chain.0.name"] == "crf" and flat["cam.scales"] == [1.0]
+
+
+def test_words_that_old_yaml_takes_for_booleans_stay_words(tiny_config):
+    assert tiny_config("classify", "train.precision=no").train.precision == "no"
+    assert tiny_config("classify", "cam.flip=true").cam.flip is True

@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from support.photographs import PETS, Photographs
+
+from launcher.config.file import load_config
+from launcher.errors import RunError
+from launcher.evaluation.evaluate import evaluate, final_metrics
+from launcher.evaluation.report import write_report
+from launcher.evaluation.table import table_of
+from launcher.files import RUNS
+from launcher.jobs.label_maps import segment_sources_of
+from launcher.jobs.segment import segment
+from launcher.training.run import train
+from shards.folder import ShardFolder
+from shards.masks import MaskFolder
+from shards.schema import DataError, decode_mask
+from shards.tars import tar_members
+from shards.write import write_split
+from wsss.metrics.confusion import confusion_matrix, mean_iou, pixel_accuracy
+
+SEGMENTER = (
+    "{name: segmenter, timm_name: vit_tiny_patch16_224, decoder_layers: 1, timm_options: {img_size: 32, patch_size: 8, "
+    "embed_dim: 16, depth: 2, num_heads: 2}}"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, mlflow_store):
+    """A folder with a supervised run on the photographs, for two steps, and its masks of val."""
+    from support.tiny import TINY
+
+    out = tmp_path_factory.mktemp("segmented")
+    for split, images in (("train", 12), ("val", 8)):
+        write_split(Photographs(split, images), out / "pets", split, "pixel", num_shards=2)
+    text = TINY.format(name="teacher", scenes=out / "pets", model=SEGMENTER, method="supervised", kinds="seg")
+    (out / "run.yaml").write_text(text)
+    overrides = ["data.tune=null", "train.steps=2", "train.eval_every=2", "evaluate.threshold=0.4", "segment.workers=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(out)
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+        train(load_config(out / "run.yaml", overrides))
+        segment(RUNS / "teacher", "val", out / "pets/val", ["segment.crf=false"], cams=True)
+        segment(RUNS / "teacher", "val", out / "pets/val", ["segment.flip=true", "segment.size=squash"], "crf")
+    return out
+
+
+@pytest.fixture
+def run(place, monkeypatch, mlflow_store):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    return RUNS / "teacher"
+
+
+def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_and_its_protocol(run, place):
+    report = evaluate(run)
+    assert json.loads((run / "evaluation.json").read_text()) == report
+    assert list(segment_sources_of(run, "val")) == ["segments", "segments.cam", "segments@crf"]
+    assert set(report["sources"]) == {"segments", "segments.cam", "segments@crf"}
+    val = ShardFolder(place / "pets/val", "pixel")
+    masks = MaskFolder(run / "segments@crf/val", val)
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    for number in range(len(val)):
+        confusion += confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(masks(number)), 3)
+    at = report["sources"]["segments@crf"]["fixed"]
+    assert at["miou"] == pytest.approx(mean_iou(confusion), abs=1e-12)
+    assert at["pixel_accuracy"] == pytest.approx(pixel_accuracy(confusion), abs=1e-12)
+    assert set(at["class_iou"]) == {"background", *PETS.classes} and at["images"] == 8 and at["classes_in_truth"] == 3
+    assert at["miou_interval"][0] <= at["miou"] <= at["miou_interval"][1]
+    protocols = {name: figures["protocol"] for name, figures in report["sources"].items()}
+    assert protocols["segments@crf"] == (
+        "image squashed to 32 px, scales 1 + flip (summed), argmax over all classes, CRF of all classes "
+        "(iterations 10, gaussian_sxy 1, gaussian_weight 1, bilateral_sxy 121, bilateral_srgb 5, bilateral_weight 4), "
+        "float32, split val, checkpoint step_0000002, training seed 0"
+    )
+    assert "image at its own size, scales 1, no flip, argmax over all classes, no CRF" in protocols["segments"]
+    assert "background at <= 0.4, no CRF" in protocols["segments.cam"]
+    assert final_metrics(report)["final/segments_crf/fixed/miou"] == at["miou"]
+
+
+def test_cam_maps_are_judged_by_their_own_member(run, place):
+    val = ShardFolder(place / "pets/val", "pixel")
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    for shard in val.index.shards:
+        for key, extension, _, data in tar_members(run / "segments/val" / shard.name):
+            if extension == "cam.png":
+                truth = torch.from_numpy(val.mask(val.number_of_key[key]))
+                confusion += confusion_matrix(truth, torch.from_numpy(decode_mask(data, key)), 3)
+    at = evaluate(run)["sources"]["segments.cam"]["fixed"]
+    assert at["miou"] == pytest.approx(mean_iou(confusion), abs=1e-12)
+
+
+def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
+    report = evaluate(run)
+    said = table_of(report)
+    at = report["sources"]["segments"]["fixed"]
+    low, high = at["miou_interval"]
+    assert f"mIoU {100 * at['miou']:.2f} [{100 * low:.2f}, {100 * high:.2f}]" in said
+    assert report["sources"]["segments"]["protocol"] in said
+    page = write_report(RUNS).read_text()
+    assert f"<td>{100 * at['miou']:.1f}</td>" in page and "segments@crf" in page
+    assert "IoU of each class" in page and f"<td>{100 * at['class_iou']['dog']:.1f}</td>" in page
+    assert page.count("CRF of all classes") >= 1 and f"{100 * low:.1f} – {100 * high:.1f}" in page
+
+
+def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
+    import shutil
+
+    copy = tmp_path / "runs/copy"
+    shutil.copytree(run, copy)
+    gone = next((copy / "segments@crf/val").glob("*.tar"))
+    gone.unlink()
+    with pytest.raises(RunError, match="1 of 2 shards are missing"):
+        evaluate(copy)
+    other = next(path for path in (copy / "segments/val").glob("*.tar") if path.name != gone.name)
+    shutil.copy(other, copy / "segments/val" / gone.name)
+    with pytest.raises(DataError, match="belongs to other image shards"):
+        evaluate(copy)
+    made = json.loads((copy / "segments/val/job.json").read_text())
+    (copy / "segments/val/job.json").write_text(json.dumps({**made, "fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match=r"made of other images .*wsss segment"):
+        evaluate(copy)

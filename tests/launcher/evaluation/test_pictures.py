@@ -1,0 +1,58 @@
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from launcher.evaluation.pictures import LABEL_PX, TILE_PX, curves_svg, data_uri, gallery, heat, outlined
+from launcher.progress import Progress
+
+
+def test_heat_leaves_the_image_where_the_score_is_zero_and_colours_it_where_it_is_one():
+    image = np.full((2, 2, 3), 100, dtype=np.uint8)
+    shown = heat(image, np.array([[0.0, 1.0], [0.0, 0.5]]))
+    assert shown[0, 0].tolist() == [100, 100, 100]
+    red, green, blue = shown[0, 1].tolist()
+    assert red > green and red > blue
+
+
+def test_the_outline_runs_along_the_mask_and_leaves_its_inside():
+    mask = np.zeros((7, 7), dtype=np.uint8)
+    mask[2:5, 2:5] = 1
+    mask[0, 0] = 255  # ignored pixels are not outlined
+    shown = outlined(np.zeros((7, 7, 3), dtype=np.uint8), mask, (9, 9, 9))
+    assert shown[..., 0].sum() == 9 * 8 and shown[3, 3].sum() == 0
+
+
+def test_a_gallery_has_a_tile_for_every_picture():
+    row = {"image": np.zeros((4, 6, 3), dtype=np.uint8), "cam": np.full((4, 6, 3), 255, dtype=np.uint8)}
+    sheet = gallery([("a", row), ("b", row)])
+    assert sheet.size == (2 * TILE_PX, LABEL_PX + 2 * (TILE_PX + LABEL_PX))
+    assert sheet.getpixel((5, LABEL_PX + 5)) == (0, 0, 0)
+    uri = data_uri(sheet)
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == sheet.size
+
+
+def test_curves_are_svg_with_their_names():
+    svg = curves_svg("Loss", "step", {"run a": ([1, 2], [0.5, 0.25])}, log_y=True)
+    assert svg.startswith("<svg") and "Loss" in svg and "run a" in svg
+
+
+def test_progress_says_count_rate_and_time_left_in_plain_lines_off_a_terminal(capsys, monkeypatch):
+    import launcher.progress as module
+
+    clock = iter(range(0, 10_000, 16))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    with Progress(4, "train", "step", initial=1) as progress:
+        progress.advance(note="loss 0.5")
+        progress.advance(2, note="loss 0.4")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("train: 2/4 [") and "step" in lines[0] and lines[0].endswith("loss 0.5")
+    assert "<" in lines[0]  # elapsed < remaining
+    assert lines[-1].startswith("train: 4/4 [")
+
+
+def test_other_ranks_show_no_progress(capsys):
+    with Progress(1, "train", "step", enabled=False) as progress:
+        progress.advance()
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from support.photographs import SIZES, Colours, Photographs, Segmenting
+
+from launcher.config.file import load_config
+from launcher.evaluation.pictures import painted
+from launcher.evaluation.validate import validator
+from launcher.evaluation.validate_masks import figures_of, gallery_row, judge
+from launcher.tracking.tracker import NoTracker
+from shards.folder import ShardFolder
+from shards.write import write_split
+from wsss.metrics.confusion import confusion_matrix, mean_iou
+
+
+class Kept(NoTracker):
+    def __init__(self):
+        self.figures, self.images = {}, {}
+
+    def log(self, figures, step):
+        self.figures[step] = figures
+
+    def image(self, name, image, step):
+        self.images[name] = image
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pets")
+    write_split(Photographs("val", 10), out, "val", "pixel", num_shards=3)
+    return out
+
+
+@pytest.fixture
+def config(tiny_yaml, pets):
+    def make(*overrides):
+        return load_config(tiny_yaml("classify"), [f"data.val={pets}/val", "evaluate.threshold=0.45", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def shards(pets):
+    return ShardFolder(pets / "val", "pixel")
+
+
+def up(x, size):
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def plain(shards, number, threshold, size=32):
+    """{kind: class ids} of one image, by ToCo's protocol step by step."""
+    from PIL import Image
+
+    image = Image.fromarray(shards.image(number)).resize((size, size), Image.Resampling.BILINEAR)
+    image = torch.from_numpy(np.asarray(image).astype(np.float32) / 255).permute(2, 0, 1)[None]
+    network, own = Colours(), shards.mask(number).shape
+    found = {"seg": up(network(image).seg_logits_BChw, own).argmax(1)[0]}
+    for kind, raw_of in (("cam", lambda out: out.class_map_BKhw), ("aux_cam", lambda out: out.maps["aux_map"])):
+        total = 0
+        for side in (32, 16, 48):
+            view = up(image, (side, side))
+            raw, mirrored = up(raw_of(network(view)), (size, size)), up(raw_of(network(view.flip(-1))), (size, size))
+            total = total + F.relu(torch.maximum(raw, mirrored.flip(-1)))
+        total = total - total.amin((2, 3), keepdim=True)
+        cam = up(total / (total.amax((2, 3), keepdim=True) + 1e-5), own)[0]
+        cam = cam * torch.from_numpy(shards.image_label_NK[number])[:, None, None]
+        found[kind] = torch.where(cam.amax(0) <= threshold, 0, 1 + cam.argmax(0))
+    return found
+
+
+def test_every_image_is_judged_at_its_own_size_by_the_published_protocol(config, shards):
+    tracker, accelerator = Kept(), Accelerator(cpu=True)
+    method = Segmenting().train()
+    validator(config("evaluate.gallery=0"), method, shards, accelerator, tracker)(7)
+    wanted = {kind: torch.zeros(3, 3, dtype=torch.int64) for kind in ("seg", "cam", "aux_cam")}
+    for number in range(len(shards)):
+        for kind, label in plain(shards, number, 0.45).items():
+            wanted[kind] += confusion_matrix(torch.from_numpy(shards.mask(number)), label, 3)
+    figures = tracker.figures[7]
+    for kind, confusion in wanted.items():
+        assert figures[f"val/{kind}/miou"] == pytest.approx(mean_iou(confusion), abs=1e-3)
+    assert len({round(figures[f"val/{kind}/miou"], 3) for kind in wanted}) == 3  # the three are different maps
+    assert figures["val/seg/miou"] > 0.6 and 0.6 < figures["val/f1"] <= 0.8  # every fourth image shows nothing: F1 0
+    assert figures["val/seconds"] > 0 and not tracker.images
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shares_of_the_ranks_add_up_to_the_whole_and_no_sample_counts_twice(config, shards, ranks):
+    accelerator, method = Accelerator(cpu=True), Segmenting()
+    whole = judge(config(), method, shards, accelerator, list(range(len(shards))), set())
+    shares = [
+        judge(config("segment.batch_size=3"), method, shards, accelerator, list(range(len(shards)))[r::ranks], set())
+        for r in range(ranks)
+    ]
+    assert torch.equal(sum(share.confusion for share in shares), whole.confusion)
+    torch.testing.assert_close(sum(share.f1 for share in shares), whole.f1)
+    valid = sum(int((shards.mask(n) != 255).sum()) for n in range(len(shards)))
+    assert whole.confusion.sum(dim=(1, 2)).tolist() == [valid] * 3 and whole.f1[1] == len(shards)
+
+
+def test_a_rank_without_a_sample_counts_nothing(config, shards):
+    judged = judge(config("data.workers=1"), Segmenting(), shards, Accelerator(cpu=True), [], set())
+    assert not judged.confusion.any() and not judged.f1.any()
+
+
+def test_a_network_without_an_auxiliary_classifier_has_no_auxiliary_figures(config, shards):
+    tracker = Kept()
+    validator(config(), Segmenting(Colours(aux=False)), shards, Accelerator(cpu=True), tracker)(0)
+    assert {"val/seg/miou", "val/cam/miou"} <= set(tracker.figures[0])
+    assert "val/aux_cam/miou" not in tracker.figures[0]
+
+
+def test_a_method_that_does_not_segment_keeps_its_validator(config, shards):
+    class Classifying(Segmenting):
+        segments = False
+
+    tracker = Kept()
+    validator(config("cam.kinds=[class_map]"), Classifying(), shards, Accelerator(cpu=True), tracker)(0)
+    assert "val/class_map/miou" in tracker.figures[0] and "val/seg/miou" not in tracker.figures[0]
+
+
+def test_views_of_all_scales_come_from_three_passes_over_a_batch(config, shards):
+    method = Segmenting()
+    judge(config("segment.batch_size=4"), method, shards, Accelerator(cpu=True), [0, 1, 2, 3], set())
+    assert method.student.seen == [(8, 3, 32, 32), (8, 3, 16, 16), (8, 3, 48, 48)]
+
+
+def test_the_gallery_shows_truth_segmentation_cams_and_the_methods_own_pictures(config, shards):
+    class Drawing(Segmenting):
+        def pictures(self, image, label):
+            assert image.shape == (1, 3, 32, 32) and label.shape == (1, 2)
+            return {"sure": image.mean(1), "target": torch.ones(1, 4, 4, dtype=torch.int64)}
+
+    tracker = Kept()
+    validator(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)
+    width, height = tracker.images["gallery"].size
+    assert (width, height) == (6 * 160, 14 + 4 * 174)  # image, seg, cam, aux_cam, sure, target; four images
+    number = next(n for n in range(len(shards)) if shards.mask(n).shape == SIZES[1])
+    _, tiles = gallery_row(shards, number, {"target": torch.tensor([[0, 1], [2, 255]]), "score": torch.zeros(2, 2)})
+    assert {tile.shape for tile in tiles.values()} == {(*SIZES[1], 3)}
+    assert (tiles["score"] == shards.image(number)).all()  # a score of 0 is transparent
+
+
+def test_a_label_map_is_painted_in_the_colours_of_voc_and_background_stays_as_it_is():
+    image = np.full((1, 4, 3), 100, dtype=np.uint8)
+    drawn = painted(image, np.array([[0, 1, 2, 255]]))
+    assert drawn[0, 0].tolist() == [100, 100, 100]
+    assert drawn[0, 1].tolist() == [118, 35, 35]  # 0.35 * 100 + 0.65 * (128, 0, 0)
+    assert drawn[0, 2].tolist() == [35, 118, 35]
+    assert (drawn[0, 3] > 100).all()
+
+
+def test_figures_by_hand():
+    confusion = torch.zeros(3, 2, 2, dtype=torch.int64)
+    confusion[0] = torch.tensor([[3, 1], [0, 4]])
+    assert figures_of(confusion, torch.tensor([3.0, 4.0])) == {
+        "seg/miou": pytest.approx((3 / 4 + 4 / 5) / 2),
+        "f1": 0.75,
+    }

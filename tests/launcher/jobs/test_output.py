@@ -1,0 +1,116 @@
+import multiprocessing
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.errors import RunError
+from launcher.jobs import output as jobs
+from launcher.jobs import pool
+from shards.schema import DataError
+
+
+def touch(out: Path, name: str) -> int:
+    if name.startswith("bad"):
+        raise ValueError(f"no good: {name}")
+    (out / name).write_text(name)
+    return os.getpid()
+
+
+def die(out: Path, name: str) -> None:
+    if name == "b":
+        os._exit(1)  # as a segmentation fault in a library would
+    time.sleep(0.1)
+    (out / name).write_text(name)
+
+
+def test_a_pool_does_every_item_in_other_processes_and_keeps_their_order(tmp_path):
+    names = [f"{n}.tar" for n in range(6)]
+    pids = list(pool.run_pool(partial(touch, tmp_path), names, workers=2, label="test"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert len(pids) == 6 and os.getpid() not in pids
+
+
+def test_one_bad_shard_does_not_hold_up_the_others_and_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"test: 2 of 5 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2"):
+        list(pool.run_pool(partial(touch, tmp_path), ["a", "bad1", "b", "bad2", "c"], workers=1, label="test"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def wait_forever(out: Path, name: str) -> None:
+    (out / name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def begin_pool(out: Path) -> None:
+    list(pool.run_pool(partial(wait_forever, out), ["a", "b"], workers=2, label="test"))
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=begin_pool, args=(tmp_path,))
+    parent.start()
+    deadline = time.monotonic() + 120
+    while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+        assert parent.is_alive() and time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = [psutil.Process(int(path.read_text())) for path in tmp_path.iterdir()]
+    parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path):
+    with pytest.raises(DataError, match="shards failed"):
+        list(pool.run_pool(partial(die, tmp_path), ["a", "b", "c", "d"], workers=2, label="test"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_mistake_of_ours_is_not_dressed_up_as_the_users():
+    with pytest.raises(TypeError):
+        list(pool.run_pool(len, [3], workers=1, label="test"))
+
+
+def test_the_rest_of_a_job_needs_no_fewer_workers():
+    assert list(pool.run_pool(len, ["aa"], workers=3, label="test")) == [2]
+
+
+def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, monkeypatch):
+    plain = jobs.os.link
+
+    def late(temporary, path):
+        path.write_text('{"threshold": 0.3}')
+        monkeypatch.setattr(jobs.os, "link", plain)
+        plain(temporary, path)
+
+    monkeypatch.setattr(jobs.os, "link", late)
+    with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.6\)"):
+        jobs.open_output(tmp_path, {"threshold": 0.6})
+    assert jobs.made_of(tmp_path) == {"threshold": 0.3} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
+    (tmp_path / "job.json").write_text('{"thres')
+    with pytest.raises(RunError, match=r"job.json: is no JSON .* remove the folder"):
+        jobs.made_of(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/out: cannot be written"):
+        jobs.open_output(tmp_path / "file/out", {})
+
+
+def test_nothing_to_do_is_no_error():
+    assert list(pool.run_pool(len, [], workers=2, label="test")) == []
+
+
+def test_an_output_folder_is_made_once_and_refuses_other_settings(tmp_path):
+    out = tmp_path / "out"
+    jobs.open_output(out, {"threshold": 0.3, "shards": "x"})
+    jobs.open_output(out, {"threshold": 0.3, "shards": "x"})
+    with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.5\)"):
+        jobs.open_output(out, {"threshold": 0.5, "shards": "x"})
+    (out / "a.tar").touch()
+    assert jobs.missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
+    with pytest.raises(RunError, match="1 of 2 shards are missing, first b.tar"):
+        jobs.finished(out, ["a.tar", "b.tar"])

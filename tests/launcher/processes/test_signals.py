@@ -1,0 +1,153 @@
+"""Signals on their way: a launcher like Accelerate's (its name says so) between `wsss train` and a training process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from support.places import ROOT
+
+from launcher.processes.signals import STOPPED
+
+LAUNCHER = """
+import subprocess, sys, time
+from pathlib import Path
+Path("launching").touch()
+time.sleep("late" in sys.argv)
+sys.exit(subprocess.call([sys.executable, "child.py", *sys.argv[1:]]))
+"""
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from launcher.processes.signals import begin_under_launcher, code_of_stop, stop_on_sigterm
+Path("pid").write_text(str(os.getpid()))
+if "5" in sys.argv:
+    sys.exit(5)
+if "wrong" in sys.argv:
+    from launcher.errors import RunError, told
+    os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
+    with told():
+        raise RunError("no such thing")
+time.sleep(1)  # imports
+begin_under_launcher()
+with stop_on_sigterm() as asked:
+    Path("begun").touch()
+    while not asked() or "stubborn" in sys.argv:
+        time.sleep(0.05)
+Path("saved").touch()
+time.sleep(1)
+sys.exit(code_of_stop())
+"""
+WSSS = """
+import os, sys
+from launcher.processes.launch import run_and_forward
+sys.exit(run_and_forward([sys.executable, "accelerate_like.py", *sys.argv[1:]], os.environ))
+"""
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Start `wsss train` with these words for the child, and wait until a file of the child's is there."""
+    started = []
+    for name, source in (("accelerate_like.py", LAUNCHER), ("child.py", CHILD)):
+        (tmp_path / name).write_text(source)
+
+    def start(wait_for, *words):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", WSSS, *words], cwd=tmp_path, env=environment, start_new_session=True,
+            stderr=(tmp_path / "stderr").open("w"),
+        )  # fmt: skip
+        started.append(process)
+        until((tmp_path / wait_for).exists)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(tmp_path):
+    pid = int((tmp_path / "pid").read_text())
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_exit_code_of_the_launcher_is_ours(begin):
+    assert begin("pid", "5").wait(60) == 5
+
+
+def test_the_error_of_a_rank_is_the_last_word(begin, tmp_path):
+    """An elastic launcher has said much since."""
+    assert begin("pid", "wrong", "--multi_gpu").wait(60) == 2
+    assert (tmp_path / "stderr").read_text().endswith("what ended it: error (rank 1): no such thing\n")
+
+
+# While the child imports, when there is nothing to save, and later.
+@pytest.mark.parametrize("when", ["pid", "begun"])
+def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, when):
+    process = begin(when)
+    process.terminate()
+    assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == (when == "begun")
+
+
+@pytest.mark.parametrize("when", ["pid", "begun"])
+def test_so_does_one_that_every_process_of_the_tree_gets(begin, tmp_path, when):
+    """As Slurm sends it."""
+    process = begin(when)
+    for pause_s in (0.0, 0.5):
+        time.sleep(pause_s)
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+    assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == (when == "begun")
+
+
+def test_one_before_there_is_a_child_is_announced_once_and_reaches_it(begin, tmp_path):
+    process = begin("launching", "late")
+    process.terminate()
+    assert process.wait(60) == STOPPED and not (tmp_path / "saved").exists()
+    assert (tmp_path / "stderr").read_text().count("told to stop") == 1
+
+
+def test_a_run_that_was_stopped_elsewhere_is_stopped_here(begin, tmp_path):
+    """A partner on another machine was told: the child stops though nobody told us."""
+    process = begin("begun")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    assert process.wait(60) == STOPPED
+
+
+def test_ctrl_c_stops_and_a_second_one_kills(begin, tmp_path):
+    process = begin("begun")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == STOPPED and (tmp_path / "saved").exists()
+    for name in ("saved", "begun"):
+        (tmp_path / name).unlink()
+    process = begin("begun", "stubborn")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0 and not (tmp_path / "saved").exists()
+    until(lambda: gone(tmp_path))
+
+
+@pytest.mark.parametrize("when", ["pid", "begun"])
+@pytest.mark.parametrize("whom", ["wsss", "launcher"])
+def test_a_child_whose_launchers_are_killed_ends_with_a_checkpoint(begin, tmp_path, whom, when):
+    process = begin(when)
+    (launcher,) = psutil.Process(process.pid).children()
+    (process if whom == "wsss" else launcher).kill()
+    until(lambda: gone(tmp_path))
+    assert (tmp_path / "saved").exists() == (when == "begun")
+    until(lambda: not launcher.is_running() or launcher.status() == psutil.STATUS_ZOMBIE)

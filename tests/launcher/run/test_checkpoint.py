@@ -1,0 +1,210 @@
+import json
+import resource
+import subprocess
+
+import pytest
+import torch
+from support.networks import tiny_vit
+
+from launcher.errors import RunError
+from launcher.run import checkpoint, steps
+from shards import tars
+from shards.schema import DataError
+from wsss.methods.classify import Classify
+
+
+class OneProcess:
+    is_main_process = True
+    num_processes = 1
+
+    def wait_for_everyone(self):
+        pass
+
+
+@pytest.fixture
+def trained():
+    method = Classify(tiny_vit())
+    optimizer = torch.optim.AdamW(method.parameters())
+    method({"image": torch.rand(2, 3, 32, 32), "image_label": torch.ones(2, 1)}, 0)["loss"].backward()
+    optimizer.step()
+    return method, optimizer
+
+
+def save(run, step, trained, keep=2):
+    return checkpoint.save(run, step, *trained, OneProcess(), keep=keep)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, trained):
+    folder = save(tmp_path, 5, trained)
+    method = Classify(tiny_vit())
+    optimizer = torch.optim.AdamW(method.parameters())
+    assert checkpoint.load(folder, method, optimizer) == 5
+    for name, tensor in trained[0].state_dict().items():
+        assert torch.equal(tensor, method.state_dict()[name])
+    old, new = (list(o.state_dict()["state"].values()) for o in (trained[1], optimizer))
+    assert all(torch.equal(a["exp_avg_sq"], b["exp_avg_sq"]) for a, b in zip(old, new, strict=True))
+
+
+def test_only_the_newest_are_kept(tmp_path, trained):
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step, trained)
+    assert [path.name for path in steps.checkpoints(tmp_path)] == ["step_0000003", "step_0000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000003", "step_0000010"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_does_not_count(tmp_path, trained, file, damage):
+    save(tmp_path, 1, trained)
+    path = save(tmp_path, 2, trained) / file
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-3])
+    assert steps.latest(tmp_path).name == "step_0000001"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_flipped_byte_makes_a_resume_fall_back_and_say_why(tmp_path, trained, file, capsys):
+    good, bad = save(tmp_path, 1, trained), save(tmp_path, 2, trained)
+    data = bytearray((bad / file).read_bytes())
+    place = data.index(b"sha256") + 40 if file == "state.json" else len(data) // 2
+    data[place] ^= 1
+    (bad / file).write_bytes(data)
+    assert steps.newest_good(tmp_path, OneProcess()) == good
+    assert "step_0000002: " in (said := capsys.readouterr().out) and "set aside as step_0000002.damaged" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000002.damaged"]
+    assert steps.latest(tmp_path) == good
+
+
+def test_a_damaged_model_is_not_used_unseen(tmp_path, trained):
+    folder = save(tmp_path, 1, trained)
+    steps.refuse_damaged(folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(RunError, match="the bytes of model.safetensors are not those that were written"):
+        steps.refuse_damaged(folder)
+
+
+def test_a_checkpoint_from_before_there_were_hashes_still_counts(tmp_path, trained):
+    folder = save(tmp_path, 1, trained)
+    state = json.loads((folder / "state.json").read_text())
+    del state["sha256"]
+    (folder / "state.json").write_text(json.dumps(state))
+    assert steps.newest_good(tmp_path, OneProcess()) == folder
+
+
+def test_nothing_to_resume_from_is_none(tmp_path):
+    assert steps.newest_good(tmp_path, OneProcess()) is None
+
+
+def test_the_best_stays_beside_the_newest(tmp_path, trained):
+    values = {1: 0.1, 2: 0.7, 3: 0.7, 4: 0.3, 5: None, 6: 0.2}
+    for step, value in values.items():
+        folder = checkpoint.save(tmp_path, step, *trained, OneProcess(), keep=2, keep_best="val/miou")
+        if value is not None:
+            steps.write_figures(folder, {"val/miou": value})
+    checkpoint.prune(tmp_path, keep=2, keep_best="val/miou")
+    assert [path.name[-1] for path in steps.checkpoints(tmp_path)] == ["2", "5", "6"]
+    checkpoint.prune(tmp_path, keep=2, keep_best=None)
+    assert [path.name[-1] for path in steps.checkpoints(tmp_path)] == ["5", "6"]
+
+
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path, trained):
+    values = {1: float("nan"), 2: 0.5, 3: 0.75, 4: float("nan")}
+    for step, value in values.items():
+        steps.write_figures(save(tmp_path, step, trained, keep=9), {"val/miou": value})
+    assert steps.best_of(steps.checkpoints(tmp_path), "val/miou").name == "step_0000003"
+
+
+def test_what_cannot_be_removed_or_noted_costs_a_line_and_no_run(tmp_path, trained, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(39, "Directory not empty")
+
+    save(tmp_path, 1, trained, keep=1)
+    monkeypatch.setattr(
+        "launcher.run.checkpoint.shutil.rmtree", lambda path, ignore_errors=False: ignore_errors or refuse()
+    )
+    folder = save(tmp_path, 2, trained, keep=1)
+    assert "an old checkpoint could not be removed ([Errno 39]" in capsys.readouterr().out
+    monkeypatch.setattr("launcher.run.steps.write_whole", refuse)
+    steps.write_figures(folder, {"val/miou": 0.5})
+    assert "figures.json: could not be written ([Errno 39]" in capsys.readouterr().out
+    assert steps.latest(tmp_path) == folder
+
+
+def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(tmp_path, trained, monkeypatch, capsys):
+    save(tmp_path, 1, trained, keep=2)
+    newest, plain = save(tmp_path, 2, trained, keep=2), tars.sha256_of
+
+    def fails(path):
+        if path.parent == newest:
+            raise DataError(f"{path}: unreadable (Input/output error)")
+        return plain(path)
+
+    monkeypatch.setattr("launcher.run.steps.sha256_of", fails)
+    assert steps.newest_good(tmp_path, OneProcess()).name == "step_0000001"
+    assert "unreadable (Input/output error); set aside" in capsys.readouterr().out
+
+
+def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):
+    save(tmp_path, 1, trained)
+    half = tmp_path / ".step_0000002.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "step_0000000").mkdir()  # an old one, half removed
+    assert steps.newest_good(tmp_path, OneProcess()).name == "step_0000001"
+    save(tmp_path, 3, trained)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000003"]
+
+
+def assert_full_disk_is_told(run, trained):
+    with pytest.raises(RunError, match=r"step_0000002: could not be saved: .*last good checkpoint: .*step_0000001"):
+        save(run, 2, trained)
+    assert sorted(path.name for path in run.iterdir()) == ["step_0000001"]
+    assert steps.newest_good(run, OneProcess()).name == "step_0000001"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_that_may_not_grow_leaves_the_old_checkpoint(tmp_path, trained, share):
+    """As a full disk or a quota: in the model's file, or in the optimizer's, which is twice as large."""
+    folder = save(tmp_path, 1, trained)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * (folder / "optimizer.pt").stat().st_size), hard))
+    try:
+        assert_full_disk_is_told(tmp_path, trained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    save(tmp_path, 2, trained)
+    assert steps.latest(tmp_path).name == "step_0000002"
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, trained):
+    one = sum(path.stat().st_size for path in save(tmp_path / "size", 1, trained).iterdir())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={int(1.5 * one / 4096 + 4) * 4096}", "tmpfs", str(disk)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no small disk to be had: {mounted.stderr.decode().strip()}")
+    try:
+        save(disk, 1, trained)
+        assert_full_disk_is_told(disk, trained)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_no_checkpoint_is_told(tmp_path):
+    with pytest.raises(RunError, match="no complete checkpoint here; train it first"):
+        steps.latest(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_told(tmp_path, trained):
+    folder = save(tmp_path, 1, trained)
+    with pytest.raises(RunError, match="belongs to another method or model"):
+        checkpoint.load_method(Classify(tiny_vit(depth=1)), folder)
+
+
+def test_state_says_step_and_files(tmp_path, trained):
+    state = json.loads((save(tmp_path, 7, trained) / "state.json").read_text())
+    assert state["step"] == 7 and set(state["files"]) == {"model.safetensors", "optimizer.pt"}

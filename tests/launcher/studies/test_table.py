@@ -1,0 +1,154 @@
+"""Every table of the smoke paper is a study; each row runs at toy size: a step, CAMs, masks and figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.places import ROOT
+
+from launcher.config.file import load_config
+from launcher.errors import ConfigError
+from launcher.studies import table as studies
+from launcher.studies.figures import table
+from launcher.studies.page import as_text, write_study_report
+from launcher.studies.plan import check, row_commands, run_of
+from launcher.studies.run import run_study, slurm_array
+from launcher.studies.table import load_study
+
+NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
+
+
+@pytest.fixture
+def in_checkout(in_tmp, monkeypatch):
+    """An empty folder with the shipped configs in it."""
+    (in_tmp / "configs").symlink_to(ROOT / "configs")
+    return in_tmp
+
+
+def test_there_is_a_study_for_every_table_of_the_paper():
+    tables = ["1", "2", "3", "4a", "4b", "5", "6", "7", "8", "9", "10", "11a", "11b", "11c"]
+    wanted = {f"smoke_table_4_{table}" for table in tables}
+    assert wanted | {"smoke_controls"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_studys_trainings_load_with_their_overrides(name, in_checkout):
+    study = load_study(name)
+    check(study)
+    assert study.title and study.protocol and study.rows
+
+
+def test_the_papers_figures_are_those_of_the_tables():
+    # one row of each table, read from the paper's text
+    wanted = {
+        ("smoke_table_4_1", "vit"): 13.18, ("smoke_table_4_2", "setr"): 68.27, ("smoke_table_4_3", "transcam"): 15.02,
+        ("smoke_table_4_4a", "cam_fusion"): 46.91, ("smoke_table_4_4b", "crf_sam"): 52.93,
+        ("smoke_table_4_5", "worse_4_1"): 46.90, ("smoke_table_4_6", "scale_2.0"): 42.60,
+        ("smoke_table_4_7", "co_training_l2_global"): 0.27, ("smoke_table_4_8", "global_co_training"): 45.93,
+        ("smoke_table_4_9", "spatial_map"): 48.19, ("smoke_table_4_10", "lambda_1.5"): 41.90,
+        ("smoke_table_4_11a", "points_16"): 50.50, ("smoke_table_4_11b", "or"): 35.97,
+        ("smoke_table_4_11c", "gamma_2"): 33.47,
+    }  # fmt: skip
+    for (name, row), figure in wanted.items():
+        assert load_study(str(ROOT / f"configs/studies/{name}.yaml")).row(row).paper == figure
+
+
+TINY = """
+title: A tiny study
+folder: tiny
+protocol: none
+seeds: [0, 1]
+control: lambda_0
+trainings:
+  teacher: {config: classify.yaml, seeds: [0], overrides: [train.steps=1]}
+  lambda_0: {config: distill.yaml, teacher: teacher, overrides: [method.align_weight=0, train.steps=1]}
+  lambda_1: {config: distill.yaml, teacher: teacher, overrides: [train.steps=1]}
+rows:
+  - {name: lambda_0, run: lambda_0}
+  - {name: lambda_1, paper: 47.37, run: lambda_1, kind: project}
+  - {name: scales, run: lambda_1, kind: project, cams: {name: ms, overrides: ["cam.scales=[1,2]"]}}
+  - {name: oracle, run: lambda_1, kind: project, figure: oracle_per_image_iou}
+  - {name: crf, run: lambda_1, kind: project, masks: {name: crf2, overrides: ["refine.chain=[{name: crf, gamma: 2}]"]}}
+"""
+
+
+@pytest.fixture
+def tiny(in_tmp, tiny_yaml):
+    tiny_yaml("classify"), tiny_yaml("distill")
+    path = in_tmp / "tiny.yaml"
+    path.write_text(TINY)
+    return load_study(str(path))
+
+
+def here(command):
+    """Run a `wsss` command in this process."""
+    from launcher.__main__ import app
+    from launcher.training.run import train
+
+    if command[0] == "train":
+        train(load_config(Path(command[1]), command[2:]))
+    else:
+        app(command, standalone_mode=False)
+
+
+def test_a_row_is_the_commands_that_make_it(tiny):
+    run, teacher = "runs/tiny/lambda_1_seed1", "runs/tiny/teacher_seed0"
+    crf = ["--name", "crf2", "refine.cams=[project]", "refine.chain=[{name: crf, gamma: 2}]"]
+    assert row_commands(tiny, tiny.row("crf"), 1) == [
+        ["train", "classify.yaml", "name=tiny/teacher_seed0", "train.seed=0", "train.steps=1"],
+        ["train", "distill.yaml", "name=tiny/lambda_1_seed1", "train.seed=1", f"teacher={teacher}", "train.steps=1"],
+        ["infer", run, "--split", "val"],
+        ["refine", run, "--split", "val", *crf],
+        ["infer", run, "--split", "tune"],
+        ["refine", run, "--split", "tune", *crf],
+        ["evaluate", run],
+    ]
+
+
+def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny):
+    done = []
+    run_study(tiny, execute=lambda command: (done.append(command), here(command)))
+    assert [c[0] for c in done].count("train") == 1 + 2 + 2  # one teacher, and two seeds of two students
+    assert [c[0] for c in done].count("evaluate") == 4 and len(set(map(tuple, done))) == len(done)
+    rows = {row["name"]: row for row in table(tiny)}
+    assert all(row["seeds"] == [0, 1] for row in rows.values())
+    ours = [
+        json.loads((run_of(tiny, "lambda_1", seed) / "evaluation.json").read_text())["sources"]["project"]
+        for seed in (0, 1)
+    ]
+    expected = 50 * sum(figures["fixed"]["per_image_iou"] for figures in ours)
+    assert rows["lambda_1"]["fixed"]["mean"] == pytest.approx(expected)
+    low, high = rows["lambda_1"]["fixed"]["interval"]
+    assert low <= rows["lambda_1"]["fixed"]["mean"] <= high
+    gap, low, high = rows["lambda_1"]["fixed"]["difference"]
+    assert gap == pytest.approx(rows["lambda_1"]["fixed"]["mean"] - rows["lambda_0"]["fixed"]["mean"], abs=0.01)
+    assert low <= gap <= high
+    oracle = rows["oracle"]["fixed"]  # a figure of another kind: not compared, and no threshold changes it
+    assert oracle["difference"] is None and oracle["mean"] >= rows["lambda_1"]["fixed"]["mean"]
+    page = write_study_report("tiny", tiny).read_text()
+    assert "47.37" in page and "scales 1, 2" in page and "project+crf2" in as_text("tiny", tiny)
+
+
+def test_rows_of_a_training_are_one_task_of_the_array(tiny):
+    script = slurm_array("tiny", tiny, [], [], [])
+    assert "--array=0-3" in script
+    assert "wsss study run tiny --row=lambda_1 --row=scales --row=oracle --row=crf --seed=1" in script
+
+
+def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
+    path = in_tmp / "wrong.yaml"
+    path.write_text(TINY.replace("control: lambda_0", "control: lambda_9"))
+    with pytest.raises(ConfigError, match="control: there is no row 'lambda_9'"):
+        load_study(str(path))
+    path.write_text(TINY.replace("run: lambda_0}", "run: lambda_7}"))
+    with pytest.raises(ConfigError, match="row 'lambda_0': there is no training 'lambda_7'"):
+        load_study(str(path))
+    with pytest.raises(ConfigError, match="there is no study 'smoke'"):
+        load_study("smoke")
+    with pytest.raises(ConfigError, match="there is no row 'x'"):
+        load_study(str(ROOT / "configs/studies/smoke_table_4_10.yaml")).row("x")
+
+
+def test_what_is_not_done_is_no_figure(tiny):
+    assert all(row["fixed"]["mean"] is None for row in table(tiny))
+    assert studies.studies() == {}

@@ -1,0 +1,350 @@
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from support.networks import tiny_vit
+
+from launcher.errors import RunError, told
+from launcher.files import RUNS
+from launcher.processes.accelerator import make_accelerator
+from launcher.processes.signals import Stopped
+from launcher.run.lock import only_writer
+from launcher.tracking.tracker import NoTracker, read_metrics
+from launcher.training.loaders import batches_from
+from launcher.training.run import train
+from launcher.training.trainer import Trainer, poisoned, seed_step
+from shards.batches.batch import to_device
+from shards.folder import ShardFolder
+from wsss.methods.classify import Classify
+from wsss.optim import parameter_groups
+
+
+def digest(method):
+    state = method.state_dict()
+    return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+
+
+def test_a_run_leaves_checkpoints_metrics_config_and_facts(in_tmp, tiny_config):
+    train(tiny_config("classify"))
+    run = RUNS / "teacher"
+    names = {".lock", "config.yaml", "run.json", "metrics.jsonl", "tracking", "images", "step_0000002", "step_0000004"}
+    assert names == {p.name for p in run.iterdir()}
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4]
+    assert all(line["train/images_per_s"] > 0 for line in lines if "train/loss" in line)
+    last = [line for line in lines if "val/average_precision" in line][-1]
+    assert {"val/class_map/per_image_iou", "val/class_map/false_alarm_area", "val/class_map/chimney_area"} <= set(last)
+    about = json.loads((run / "run.json").read_text())
+    assert about["classes"] == ["smoke"] and about["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_training_lowers_the_loss(in_tmp, tiny_config):
+    train(tiny_config("classify", "train.steps=60", "train.lr=1e-2", "train.log_every=10", "train.eval_every=60"))
+    losses = [line["train/loss"] for line in read_metrics(RUNS / "teacher") if "train/loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("method", ["classify", "distill"])
+def test_a_run_that_was_cut_off_ends_bit_equal_to_one_that_was_not(in_tmp, tiny_config, method, monkeypatch):
+    if method == "distill":
+        train(tiny_config("classify"))
+    whole = digest(train(tiny_config(method, "train.steps=6", "name=whole")))
+
+    steps = []
+    plain_step = Trainer.train_step
+
+    def cut_off(self, batches):
+        steps.append(self.step)
+        if len(steps) == 6:  # after step 5, whose checkpoint is step 4
+            raise KeyboardInterrupt
+        plain_step(self, batches)
+
+    config = tiny_config(method, "train.steps=6", "name=cut")
+    monkeypatch.setattr(Trainer, "train_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert sorted(p.name for p in (RUNS / "cut").glob("step_*")) == ["step_0000002", "step_0000004"]
+    resumed = digest(train(config))
+    assert steps == [0, 1, 2, 3, 4, 5, 4, 5]
+    assert resumed == whole
+    logged = [line["step"] for line in read_metrics(RUNS / "cut") if "train/loss" in line]
+    assert logged == [2, 4, 6]  # no step twice
+
+
+def at_step(monkeypatch, step, act):
+    """Do something before a step (0-based) is trained, once."""
+    plain_step, done = Trainer.train_step, []
+
+    def acting(self, batches):
+        if self.step == step and not done:
+            done.append(step)
+            act()
+        plain_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", acting)
+
+
+@pytest.mark.parametrize("method", ["classify", "msee"])
+def test_sigterm_ends_in_a_checkpoint_after_the_step_and_the_rest_follows_bit_equal(
+    in_tmp, tiny_config, method, monkeypatch
+):
+    settings = ["train.steps=6", "train.save_every=4", "train.log_every=1", "train.eval_every=3"]
+    config = {
+        name: tiny_config("classify", *settings, f"name={name}", *(MSEE if method == "msee" else []))
+        for name in ("whole", "cut")
+    }
+    whole = digest(train(config["whole"]))
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="told to stop, did so after step 3; start it again to go on"):
+        train(config["cut"])
+    assert [path.name for path in (RUNS / "cut").glob("step_*")] == ["step_0000003"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert digest(train(config["cut"])) == whole
+    logged = [without_clock(read_metrics(RUNS / name)) for name in ("whole", "cut")]
+    assert logged[0] == logged[1]  # losses, and the evaluation of step 3, which the stop had put off
+
+
+MSEE = [
+    "model={name: toco, timm_name: vit_tiny_patch16_224, decoder_dim: 8, dilation: 1, "
+    "timm_options: {img_size: 32, patch_size: 8, embed_dim: 16, depth: 3, num_heads: 2}}",
+    "method={name: msee, crop_px: 16, crop_num: 2, projection_dim: 8, projection_out: 6, bottleneck: 4, "
+    "par_iterations: 2, par_dilations: [1, 2], seg_from: 3, msee_from: 4, group_size: 2}",
+]
+
+
+def without_clock(lines):
+    """{(step, figure): value} of what does not depend on the time that it took."""
+    clock = {"step", "time", "train/images_per_s", "train/save_s", "val/seconds"}
+    return {(line["step"], name): value for line in lines for name, value in line.items() if name not in clock}
+
+
+@pytest.mark.parametrize("dies_in", ["run_evaluation", "note_figures"])  # before it, and after its line was logged
+def test_an_evaluation_that_was_killed_is_made_up_for(in_tmp, tiny_config, monkeypatch, dies_in):
+    config = tiny_config("classify", "train.steps=4", "train.eval_every=2")
+    whole = train(config.model_copy(update={"name": "whole"}))
+    plain = getattr(Trainer, dies_in)
+
+    def dies(self, *arguments):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        plain(self, *arguments)
+
+    monkeypatch.setattr(Trainer, dies_in, dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(Trainer, dies_in, plain)
+    assert digest(train(config)) == digest(whole)
+    assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
+    assert [line["step"] for line in read_metrics(RUNS / "teacher") if "val/average_precision" in line] == [2, 4]
+    lines = len(read_metrics(RUNS / "teacher"))
+    train(config)
+    assert len(read_metrics(RUNS / "teacher")) == lines  # nothing was left to make up for
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(in_tmp, tiny_config, capsys):
+    settings = ["train.steps=6", "train.log_every=1"]
+    whole = digest(train(tiny_config("classify", *settings, "name=whole")))
+    assert digest(train(tiny_config("classify", *settings))) == whole
+    path = RUNS / "teacher/step_0000006/optimizer.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert digest(train(tiny_config("classify", *settings))) == whole
+    assert "set aside as step_0000006.damaged" in capsys.readouterr().out
+    assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
+
+
+def test_the_best_checkpoint_of_a_run_stays(in_tmp, tiny_config, monkeypatch):
+    figures = iter([0.9, 0.2, 0.3])
+    monkeypatch.setattr("launcher.training.run.validator", lambda *_: lambda step: {"val/class_map/iou": next(figures)})
+    keep = ["train.keep=1", "train.eval_every=2", "train.save_every=null", "train.keep_best=val/class_map/iou"]
+    train(tiny_config("classify", "train.steps=6", *keep))
+    assert sorted(path.name for path in (RUNS / "teacher").glob("step_*")) == ["step_0000002", "step_0000006"]
+
+
+def test_a_best_of_a_figure_that_is_not_there_is_told(in_tmp, tiny_config):
+    with pytest.raises(RunError, match="keep_best: evaluation gave no figure 'val/miou'; it gave val/accuracy"):
+        train(tiny_config("classify", "train.steps=2", "train.keep_best=val/miou"))
+    assert (RUNS / "teacher/step_0000002").is_dir()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(in_tmp, tiny_config, monkeypatch):
+    (RUNS / "teacher").mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(RUNS / "teacher")], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with (
+            pytest.raises(RunError, match=rf"is being trained by process {holder.pid} on"),
+            only_writer(RUNS / "teacher", wait_s=0.3),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with only_writer(RUNS / "teacher", wait_s=10):
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from launcher.run.lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_finished_run_is_not_trained_again(in_tmp, tiny_config, capsys):
+    first = digest(train(tiny_config("classify")))
+    assert digest(train(tiny_config("classify"))) == first
+    assert "all 4 steps were done already" in capsys.readouterr().out
+
+
+def test_other_settings_in_the_same_folder_are_refused(in_tmp, tiny_config):
+    train(tiny_config("classify", "train.steps=2"))
+    with pytest.raises(RunError, match=r"begun with other settings \(train.lr: 0.001 -> 0.1\)"):
+        train(tiny_config("classify", "train.steps=2", "train.lr=0.1"))
+    train(tiny_config("classify", "train.steps=2", "train.log_every=1", "evaluate.gallery=2"))
+
+
+def test_a_student_does_not_go_on_with_another_teacher(in_tmp, tiny_config):
+    train(tiny_config("classify"))
+    train(tiny_config("distill"))
+    train(tiny_config("distill"))  # the same one
+    (RUNS / "teacher/step_0000004/optimizer.pt").unlink()  # not complete: the one before would be taken
+    with pytest.raises(RunError, match=r"teacher: step_0000004, sha256 \w+ -> step_0000002, sha256 \w+"):
+        train(tiny_config("distill"))
+
+
+def test_other_data_under_the_same_name_are_refused(in_tmp, tiny_config):
+    train(tiny_config("classify", "train.steps=0"))
+    path = RUNS / "teacher/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset_fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match="dataset fingerprint: 0000000000000000 -> "):
+        train(tiny_config("classify", "train.steps=0"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_decode_stops_the_run_and_is_named(in_tmp, tiny_config, scenes, workers, capsys):
+    folder = shutil.copytree(scenes / "train", in_tmp / "broken")
+    shards = ShardFolder(folder)
+    for number, (offset, size) in enumerate(shards.index.shards[4].members["jpg"]):
+        path = folder / shards.index.shards[4].name
+        data = bytearray(path.read_bytes())
+        data[offset : offset + size] = bytes(size)
+        path.write_bytes(data)
+        assert number < 4
+    with pytest.raises(SystemExit) as end, told():
+        train(tiny_config("classify", "train.steps=20", "data.train=broken", f"data.workers={workers}"))
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert re.search(r"^error: broken/train-00004.tar: sample 'train-\d+': image does not decode", said, re.M)
+    assert "Traceback" not in said
+
+
+def test_zero_steps_save_and_evaluate_the_untrained_model(in_tmp, tiny_config):
+    train(tiny_config("classify", "train.steps=0"))
+    assert (RUNS / "teacher/step_0000000/state.json").is_file()
+    assert any("val/average_precision" in line for line in read_metrics(RUNS / "teacher"))
+
+
+def test_gradient_accumulation_gives_the_update_of_the_whole_batch(in_tmp, tiny_config):
+    # A ViT has no batch statistics, so the only difference is the order of float additions.
+    vit = ["method.name=classify", "train.steps=2", "cam.kinds=[class_map]", "data.flip=0"]
+    train(tiny_config("classify"))  # the distill config names a teacher
+    once = train(tiny_config("distill", *vit, "name=a")).state_dict()
+    twice = train(tiny_config("distill", *vit, "name=b", "train.accumulate=4")).state_dict()
+    for name, tensor in once.items():
+        torch.testing.assert_close(tensor, twice[name], atol=2e-4, rtol=1e-3)
+    assert any(not torch.equal(tensor, twice[name]) for name, tensor in once.items())
+
+
+class Breaks(Classify):
+    """Its loss stops being finite at a step, in value or only in gradient."""
+
+    def __init__(self, how):
+        super().__init__(tiny_vit())
+        self.how = how
+
+    def forward(self, batch, step):
+        losses = super().forward(batch, step)
+        if step == 3:
+            bad = losses["loss"].detach() * float("nan") if self.how == "value" else losses["loss"].sub(
+                losses["loss"].detach()
+            ).abs().sqrt()  # fmt: skip
+            losses["loss"] = losses["loss"] + bad
+        return losses
+
+
+@pytest.mark.parametrize("how", ["value", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(in_tmp, tiny_config, how):
+    config = tiny_config("classify", "train.steps=8", "train.save_every=2")
+    shards = ShardFolder(config.data.train)
+    method = Breaks(how)
+    before_step_3 = {}
+
+    class Watch(Trainer):
+        def train_step(self, batches):
+            if self.step == 3:
+                before_step_3.update({n: t.clone() for n, t in self.unwrapped.state_dict().items()})
+            super().train_step(batches)
+
+    trainer = Watch(
+        config=config.train,
+        run=RUNS / "breaks",
+        resume_from=None,
+        accelerator=make_accelerator(config, processes=None),
+        method=method,
+        optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), fused=True),
+        lr_at=lambda step: 1e-3,
+        batches_from=partial(batches_from, config, shards, 0, 1),
+        evaluate=None,
+        tracker=NoTracker(),
+        global_batch_size=8,
+    )
+    with pytest.raises(
+        RunError, match="non-finite loss or gradient at step 4; .*last good checkpoint: .*step_0000002"
+    ) as e:
+        trainer.fit()
+    keys = next(batches_from(config, shards, 0, 1, 3))["key"]
+    assert f"samples {', '.join(keys)}" in str(e.value)
+    assert "wsss replay runs/breaks --step 4" in str(e.value)
+    assert ("rank 0: loss nan, cls_loss 0." in str(e.value)) == (how == "value")
+    assert all(torch.equal(tensor, method.state_dict()[name]) for name, tensor in before_step_3.items())
+    assert sorted(p.name for p in (RUNS / "breaks").iterdir()) == ["step_0000002"]
+
+
+def test_a_loss_that_is_not_finite_makes_every_gradient_nan():
+    weight = torch.ones(2, requires_grad=True)
+    poisoned(weight.sum() + torch.tensor(float("inf"))).backward()
+    assert torch.isnan(weight.grad).all()
+    weight.grad = None
+    poisoned(weight.sum()).backward()
+    assert weight.grad.tolist() == [1.0, 1.0]
+
+
+def test_images_become_floats_in_zero_to_one_on_the_device():
+    batch = to_device({"image": torch.tensor([[0, 51, 255]], dtype=torch.uint8), "key": ["a"]}, torch.device("cpu"))
+    assert batch["image"].tolist() == [pytest.approx([0.0, 0.2, 1.0])] and batch["key"] == ["a"]
+
+
+def test_randomness_of_a_step_is_keyed_by_seed_step_and_rank():
+    def draw(*key):
+        seed_step(*key)
+        return torch.rand(1).item()
+
+    assert draw(0, 5, 0) == draw(0, 5, 0)
+    assert len({draw(0, 5, 0), draw(0, 6, 0), draw(0, 5, 1), draw(1, 5, 0)}) == 4
+    assert np.isfinite(draw(0, 0, 0))

@@ -1,0 +1,71 @@
+import av
+import numpy as np
+import pytest
+from support.videos import number_of, write_mp4
+
+from shards.schema import DataError
+from shards.sources.video import frame_count, read_frames
+
+
+@pytest.fixture
+def video(tmp_path):
+    return write_mp4(tmp_path / "clip.mp4", 15)
+
+
+def test_frames_come_exactly_and_in_the_order_asked_for(video):
+    frames = read_frames(video, [14, 0, 7, 7])
+    assert [number_of(frame) for frame in frames] == [14, 0, 7, 7]
+    assert all(frame.shape == (32, 48, 3) and frame.dtype == np.uint8 for frame in frames)
+    assert read_frames(video, []) == []
+
+
+def test_all_frames_are_counted_also_those_the_encoder_delays(video):
+    assert frame_count(video) == 15
+    assert [number_of(frame) for frame in read_frames(video, range(15))] == list(range(15))
+
+
+def test_a_file_that_was_replaced_is_counted_anew(video):
+    assert frame_count(video) == 15
+    write_mp4(video, 9)
+    assert frame_count(video) == 9
+
+
+def test_a_frame_beyond_the_end_or_before_the_start_is_told(video):
+    with pytest.raises(DataError, match=r"clip.mp4: frame 15 was asked for; it has 15, the last is 14"):
+        read_frames(video, [3, 15])
+    with pytest.raises(DataError, match=r"clip.mp4: frame -1 was asked for; frames are numbered from 0"):
+        read_frames(video, [-1])
+
+
+def test_a_file_that_is_missing_cut_or_no_video_is_told(video, tmp_path):
+    with pytest.raises(DataError, match="gone.mp4: video is missing"):
+        frame_count(tmp_path / "gone.mp4")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(video.read_bytes()[:-200])
+    with pytest.raises(DataError, match="cut.mp4: does not decode"):
+        frame_count(cut)
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(DataError, match="text.mp4: does not decode"):
+        read_frames(text, [0])
+
+
+def test_a_file_with_sound_only_is_told(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(DataError, match="sound.mp4: has no video stream"):
+        frame_count(path)
+
+
+@pytest.mark.real_data
+def test_the_real_clip_has_36_frames_of_600_px(real_data):
+    path = real_data / "ijmond_extra/bu7USw70eXs-3.mp4"
+    assert frame_count(path) == 36
+    first, last = read_frames(path, [0, 35])
+    assert first.shape == last.shape == (600, 600, 3)
+    assert 0 < np.abs(first.astype(int) - last).mean() < 20  # one scene, moving

@@ -1,0 +1,248 @@
+"""Shards over HTTP on the loopback, with failures; the cache; what a reader makes of both."""
+
+import json
+import os
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+from support.store import Store
+
+from shards import cache, remote
+from shards.batches.augment import Augment
+from shards.batches.loaders import train_loader
+from shards.batches.order import Slice
+from shards.cache import Cache, Wanted, release
+from shards.folder import ShardFolder
+from shards.index import Index
+from shards.remote import place_of
+from shards.schema import DataError
+from shards.verify import verify
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*try . of")]
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The folder of an empty cache; waits between tries are short."""
+    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(remote, "LONGEST_WAIT_S", 0.2)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(scenes, tmp_path, cached):
+    store = Store(shutil.copytree(scenes, tmp_path / "store"))
+    yield store
+    store.stop()
+
+
+def first_wanted(store):
+    shard = Index.load(store.folder / "train").shards[0]
+    return Wanted(url=f"{store.url}/train/{shard.name}", bytes=shard.bytes, sha256=shard.sha256)
+
+
+def batches(folder, workers, steps=9):
+    part = Slice(rank=0, ranks=1, global_batch_size=8)
+    loader = iter(train_loader(ShardFolder(folder, "label"), Augment(size=16), seed=3, part=part, workers=workers))
+    return [next(loader) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_url_gives_the_batches_of_the_folder(store, scenes, workers):
+    here, there = batches(scenes / "train", 0), batches(f"{store.url}/train/", workers)
+    assert [batch["key"] for batch in there] == [batch["key"] for batch in here]
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(here, there, strict=True))
+    assert sorted(store.shards_asked()) == sorted(f"train/train-{n:05d}.tar" for n in range(12))  # each once
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "cut", "cut without a length", "flipped", "endless"])
+def test_a_failure_that_passes_is_tried_again_and_changes_nothing(store, scenes, fault):
+    store.faults = {"00000.tar": [fault, fault]}  # a reset connection is tried twice by aiohttp itself
+    shards, local = ShardFolder(f"{store.url}/train"), ShardFolder(scenes / "train")
+    with pytest.warns(UserWarning, match=r"train-00000.tar: try 1 of 9 failed \(.*; the next in 0\.\d s"):
+        assert shards.read(0, "jpg") == local.read(0, "jpg")
+    assert store.shards_asked() == ["train/train-00000.tar"] * 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("503", "not fetched after 9 tries in . s; last error: .*503.*check the store and the network"),
+        ("403", "not fetched after 1 try in 0 s; last error: .*403.*check the address and the credentials"),
+        ("flipped", "not fetched after 9 tries .*WrongBytes: its sha256 is not the index's"),
+        ("cut without a length", r"not fetched after 9 tries .*WrongBytes: \d+ bytes came, the index says \d+"),
+    ],
+)
+def test_a_failure_that_stays_is_told_with_address_tries_and_reason(store, cached, fault, message):
+    store.faults = {"00000.tar": [fault] * 9}
+    shards = ShardFolder(f"{store.url}/train")
+    with pytest.raises(DataError, match=f"{store.url}/train/train-00000.tar: {message}"):
+        shards.image(0)
+    assert [path.name for path in cached.iterdir()] == [".lock"]  # no part, and nothing under a name that lies
+
+
+def test_what_is_not_there_is_told_at_once(store):
+    with pytest.raises(DataError, match=r"nowhere/index.json: not fetched after 1 try .*FileNotFoundError"):
+        ShardFolder(f"{store.url}/nowhere")
+    (store.folder / "train/train-00000.tar").unlink()
+    with pytest.raises(DataError, match=r"train-00000.tar: not fetched after 1 try .*FileNotFoundError"):
+        ShardFolder(f"{store.url}/train").image(0)
+    with pytest.raises(DataError, match="not fetched after 1 try .*nosuch"):
+        ShardFolder("nosuch://bucket/train")
+
+
+def test_a_store_that_goes_away_is_waited_for(store, scenes):
+    shards = ShardFolder(f"{store.url}/train")
+    store.stop()
+    back = threading.Timer(0.4, store.start)
+    back.start()
+    with pytest.warns(UserWarning, match="try 1 of 9 failed"):
+        assert shards.read(0, "jpg") == ShardFolder(scenes / "train").read(0, "jpg")
+    back.join()
+
+
+def test_a_reader_that_outruns_the_network_waits(store, scenes):
+    store.slow_s = 0.1  # per shard: the reader is far ahead of it
+    here, there = batches(scenes / "train", 0, 6), batches(f"{store.url}/train", 2, 6)
+    assert [batch["key"] for batch in there] == [batch["key"] for batch in here]
+    assert len(store.shards_asked()) == 12
+
+
+def test_data_sets_with_equal_shard_names_never_mix(store, scenes):
+    other = store.folder / "other/train"
+    shutil.copytree(scenes / "train", other)
+    names = sorted(path.name for path in other.glob("*.tar"))
+    for name, source in zip(names, sorted((scenes / "tune").glob("*.tar")), strict=True):
+        shutil.copy(source, other / name)
+    content = json.loads((scenes / "tune/index.json").read_text())
+    for name, shard in zip(names, content["shards"], strict=True):
+        shard["name"] = name
+    (other / "index.json").write_text(json.dumps(content))
+    first, second = ShardFolder(f"{store.url}/train"), ShardFolder(f"{store.url}/other/train")
+    assert first.index.shards[0].name == second.index.shards[0].name
+    for shards, folder in ((first, "train"), (second, "tune"), (first, "train")):
+        assert shards.read(0, "jpg") == ShardFolder(scenes / folder).read(0, "jpg")
+
+
+def test_a_second_run_fetches_nothing_but_the_index(store):
+    batches(f"{store.url}/train", 0, 6)
+    store.asked.clear()
+    batches(f"{store.url}/train", 0, 6)
+    assert set(store.asked) == {"train/index.json"}
+
+
+def test_the_next_shards_are_fetched_before_they_are_read(store):
+    shards = ShardFolder(f"{store.url}/train")
+    part = Slice(rank=0, ranks=1, global_batch_size=1)
+    next(iter(train_loader(shards, Augment(size=16), seed=3, part=part, workers=0)))
+    until = time.monotonic() + 20
+    while len(set(store.shards_asked())) < 12 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(store.shards_asked()) == 12 and len(shards._files) == 1  # one read, all of this window and the next here
+
+
+def test_one_reader_fetches_and_the_others_wait(store, cached):
+    store.slow_s = 0.3
+    got = []
+    wanted, own = first_wanted(store), Cache.from_environment()
+    threads = [threading.Thread(target=lambda: got.append(own.open(wanted))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(got) == 4 and len(store.shards_asked()) == 1
+    assert {os.fstat(descriptor).st_ino for descriptor in got} == {(cached / wanted.sha256).stat().st_ino}
+
+
+def test_a_reader_that_was_killed_while_it_fetched_leaves_no_harm(store, cached):
+    wanted, own = first_wanted(store), Cache.from_environment()
+    own.part(wanted).write_bytes(b"half of it")
+    release(own.open(wanted))
+    assert sorted(path.name for path in cached.iterdir()) == sorted([".lock", wanted.sha256])
+
+
+def test_a_process_that_hangs_while_it_fetches_is_told(store, monkeypatch):
+    monkeypatch.setattr(cache, "STUCK_S", 0.2)
+    wanted, own = first_wanted(store), Cache.from_environment()
+    hanging = os.open(own.part(wanted), os.O_RDWR | os.O_CREAT)
+    assert cache.locked(hanging, cache.fcntl.LOCK_EX, own.part(wanted))
+    with pytest.raises(DataError, match=r"another process fetches it .* 0 of \d+ bytes have come, and none for 0 s"):
+        own.open(wanted)
+    release(hanging)
+
+
+def test_the_least_recently_used_make_room_but_nothing_in_use(store, cached):
+    shards = Index.load(store.folder / "train").shards[:5]
+    files = [Wanted(url=f"{store.url}/train/{s.name}", bytes=s.bytes, sha256=s.sha256) for s in shards]
+    own = Cache(folder=cached, limit=3 * max(s.bytes for s in shards))
+    cached.mkdir()
+    held = own.open(files[0])
+    for number, wanted in enumerate(files[1:3], start=1):
+        release(own.open(wanted))
+        os.utime(cached / wanted.sha256, (number, number))
+    os.utime(cached / files[0].sha256, (0, 0))  # the oldest, but in use
+    release(own.open(files[3]))
+    assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (0, 2, 3))}
+    release(held)
+    os.utime(cached / files[0].sha256, (0, 0))
+    release(own.open(files[4]))
+    assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (2, 3, 4))}
+
+
+def test_a_limit_that_cannot_hold_is_told_and_reading_goes_on(store, cached, monkeypatch):
+    monkeypatch.setenv("WSSS_CACHE_GB", "0.00001")
+    with pytest.warns(UserWarning, match="the limit of 0.0 GB does not hold: raise WSSS_CACHE_GB"):
+        assert ShardFolder(f"{store.url}/train").image(0).shape == (32, 32, 3)
+    monkeypatch.setenv("WSSS_CACHE_GB", "much")
+    with pytest.raises(DataError, match="WSSS_CACHE_GB is 'much'"):
+        ShardFolder(f"{store.url}/train")
+
+
+def test_bytes_that_rot_in_the_cache_are_fetched_anew(store, cached, scenes):
+    wanted = first_wanted(store)
+    release(Cache.from_environment().open(wanted))
+    (cached / wanted.sha256).write_bytes(bytes(wanted.bytes))
+    assert (ShardFolder(f"{store.url}/train").image(0) == ShardFolder(scenes / "train").image(0)).all()
+    assert len(store.shards_asked()) == 2
+    (cached / wanted.sha256).write_bytes(b"short")
+    ShardFolder(f"{store.url}/train").image(0)
+    assert len(store.shards_asked()) == 3
+
+
+def test_verify_reads_every_shard_of_a_url(store, cached):
+    assert verify(f"{store.url}/train").num_samples == 48
+    release(Cache.from_environment().open(first_wanted(store)))  # whatever the cache holds
+    store.faults = {"00000.tar": ["403"]}
+    with pytest.raises(DataError, match="1 of 12 shards are not what was written:\n  train-00000.tar: .*403"):
+        verify(f"{store.url}/train")
+
+
+def test_a_url_stays_as_it_is_and_holds_no_secret(tiny_config):
+    config = tiny_config("classify", "data.train=s3://bucket/set/train", "data.val=data/val")
+    assert config.data.train == "s3://bucket/set/train" and config.data.val == remote.Path("data/val")
+    assert config.model_dump(mode="json")["data"]["train"] == "s3://bucket/set/train"
+    for text in ("https://me:secret@host/train", "https://host/train?sig=secret", "", "http://[::1/x"):
+        with pytest.raises(DataError) as told:
+            place_of(text)
+        assert "secret" not in str(told.value)
+
+
+def test_what_cannot_get_better_is_not_tried_again():
+    class NoCredentialsError(Exception):
+        """botocore's, which is there only with wsss[s3]."""
+
+    assert remote.is_lasting(NoCredentialsError()) and remote.is_lasting(PermissionError())
+    assert not remote.is_lasting(ConnectionError()) and not remote.is_lasting(TimeoutError())
+
+
+def test_a_cache_that_another_user_owns_is_told_as_such(store, cached, monkeypatch):
+    def refuse(self, wanted):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Cache, "fetch", refuse)
+    with pytest.raises(DataError, match="WSSS_CACHE: .*Permission denied; users who share it"):
+        ShardFolder(f"{store.url}/train").image(0)

@@ -1,0 +1,121 @@
+"""Several ranks of one run in processes of one forked server, which pays the seconds of the imports once.
+
+`trained` runs in each rank: one training after another in the same process group, each with its losses, gradient
+lengths and sample keys per step. No launcher, no tracker: what those add is tested elsewhere.
+"""
+
+import importlib
+import multiprocessing
+import os
+import socket
+import traceback
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "timm", "accelerate", "launcher.train", "deepspeed"])
+LIMIT_S = float(os.environ.get("TOGETHER_S", 280))
+
+
+def together(ranks, function, *arguments):
+    """[what function(*arguments) returned in each rank]; raises what a rank raised."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = SERVER.Queue()
+    processes = [
+        SERVER.Process(target=in_rank, args=(queue, rank, ranks, port, os.getcwd(), function, arguments))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        answers = dict(queue.get(timeout=LIMIT_S)[:2] for _ in processes)
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+    failed = [answer for answer in answers.values() if isinstance(answer, str)]
+    assert not failed, failed[0]
+    return [answers[rank] for rank in range(ranks)]
+
+
+def in_rank(queue, rank, ranks, port, folder, function, arguments):
+    """What a launcher would set, then the function."""
+    os.chdir(folder)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        queue.put((rank, function(*arguments)))
+    except BaseException:
+        queue.put((rank, f"rank {rank}: {traceback.format_exc()}"))
+
+
+def trained(path, runs):
+    """[{losses, norms, keys, dtypes}] of several trainings from one YAML, each given by its overrides.
+
+    An override `nan@STEP` makes rank 1's loss not finite at that step; the answer then has the error as `error`.
+    """
+    from accelerate.state import AcceleratorState
+
+    import launcher.training.run
+    from launcher.config.file import load_config
+    from launcher.errors import RunError
+    from launcher.training import trainer
+
+    without_shm()
+    said = []
+    plain_batches, plain_guard = launcher.training.run.batches_from, trainer.Trainer.guard
+    for overrides in runs:
+        AcceleratorState._reset_state(True)
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        facts = {"losses": [], "norms": [], "keys": []}
+        nan_at = next((int(text.partition("@")[2]) for text in overrides if text.startswith("nan@")), None)
+
+        def batches(config, shards, rank, ranks, step, facts=facts, nan_at=nan_at):
+            for number, batch in enumerate(plain_batches(config, shards, rank, ranks, step)):
+                facts["keys"].append(list(batch["key"]))
+                if rank == 1 and step + number == nan_at:
+                    batch = {**batch, "image_label": batch["image_label"] * float("nan")}
+                yield batch
+
+        def guard(self, norm, facts=facts):
+            facts["norms"].append(float(norm))
+            plain_guard(self, norm)
+
+        launcher.training.run.batches_from, trainer.Trainer.guard = batches, guard
+        launcher.training.run.open_tracker = lambda *_, facts=facts: Notes(facts)
+        try:
+            method = launcher.training.run.train(
+                load_config(Path(path), [t for t in overrides if not t.startswith("nan@")])
+            )
+            facts["sum"] = sum(float(p.detach().double().abs().sum()) for p in method.parameters())
+        except RunError as error:
+            facts["error"] = str(error)
+        said.append(facts)
+    return said
+
+
+def without_shm():
+    """DeepSpeed would compile its shared-memory reduction for half a minute first; gloo does the same sums."""
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # as an attribute it is torch itself
+
+
+class Notes:
+    """A tracker that keeps the losses."""
+
+    def __init__(self, facts):
+        self.facts = facts
+
+    def log(self, metrics, step):
+        if "train/loss" in metrics:
+            self.facts["losses"].append(metrics["train/loss"])
+
+    def image(self, *_): ...
+
+    def artifact(self, *_): ...
+
+    def close(self, *_): ...

@@ -1,0 +1,76 @@
+"""Every row of M-SEE's tables, and every config of ToCo and M-SEE, at toy size: one step, masks, figures."""
+
+from pathlib import Path
+
+import pytest
+from support.places import ROOT
+from support.squares import Squares
+from support.toys import TOY
+
+from launcher.config.file import load_config
+from launcher.studies.figures import table
+from launcher.studies.page import write_study_report
+from launcher.studies.run import run_study
+from launcher.studies.table import load_study
+from launcher.training.run import train
+from shards.write import write_split
+
+NAMES = [*sorted(path.stem for path in (ROOT / "configs/studies").glob("msee_*.yaml")), "voc_mini"]
+CONFIGS = sorted(path for place in ("voc", "coco", "voc_mini") for path in (ROOT / "configs" / place).glob("*.yaml"))
+
+
+def at_toy_size(path: Path, overrides=()):
+    config = load_config(path, overrides)
+    further = ["method.msee_from=0"] if config.method.name == "msee" else []
+    return load_config(path, [*overrides, *TOY, *further])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, mlflow_store):
+    here = tmp_path_factory.mktemp("msee")
+    for split, images, masks in (("train", 16, False), ("val", 8, True)):
+        write_split(Squares(split, images, masks), here / "pets", split, "pixel" if masks else "label", num_shards=2)
+    (here / "configs").symlink_to(ROOT / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+        yield here
+
+
+def test_there_is_a_study_for_every_table():
+    assert [*(f"msee_table_{n}" for n in range(1, 8)), "voc_mini"] == NAMES
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_trains_segments_and_gives_its_figure(name, place):
+    from launcher.__main__ import app
+
+    def execute(command):
+        kind, *arguments = command
+        if kind == "train":
+            train(at_toy_size(Path(arguments[0]), arguments[1:]))
+        else:
+            app(command, standalone_mode=False)
+
+    study = load_study(name)
+    run_study(study, seeds=[0], execute=execute)
+    for row in table(study):
+        assert row["seeds"] == [0], row["name"]
+        assert row["fixed"]["mean"] is not None and 0 <= row["fixed"]["mean"] <= 100, row["name"]
+        assert row["fixed"]["interval"] is not None and row["protocol"], row["name"]
+    assert write_study_report(name, study).is_file()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_config_takes_a_step_with_all_its_losses(path, place):
+    method = train(at_toy_size(path, ["evaluate.gallery=0", "data.val=null"])).train()
+    assert type(method).__name__.lower() == path.stem.split("_")[0]
+    assert all(method.starts[name] == 0 for name in method.starts)
+
+
+def test_a_class_that_the_batch_group_cannot_hold_is_told(place):
+    config = at_toy_size(ROOT / "configs/voc/toco_vitb.yaml", ["name=odd", "data.global_batch_size=3"])
+    config = config.model_copy(update={"data": config.data.model_copy(update={"global_batch_size": 3})})
+    with pytest.raises(ValueError, match="groups of 2"):
+        train(config)

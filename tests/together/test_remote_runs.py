@@ -1,0 +1,45 @@
+"""A whole run whose shards lie at a distance: the figures of the same run on a disk."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.store import Store
+
+from launcher.evaluation.evaluate import evaluate
+from launcher.jobs.infer import infer
+from launcher.jobs.refine import refine
+from launcher.training.inputs import preflight
+from launcher.training.run import train
+from shards.remote import join
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def run_through(config, folder):
+    """Train, CAMs, masks, figures; returns the losses and the report."""
+    run = Path("runs/teacher")
+    preflight(config)
+    train(config)
+    for split in ("val", "tune"):
+        infer(run, split, join(folder, split))
+    refine(run, ["val", "tune"], config.refine)
+    losses = [json.loads(line).get("train/loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    report = evaluate(run)
+    shutil.rmtree("runs")
+    return losses, report["sources"]
+
+
+def test_a_run_from_urls_gives_the_figures_of_the_same_run_from_a_disk(in_tmp, scenes, tiny_config, monkeypatch):
+    monkeypatch.setenv("WSSS_CACHE", str(in_tmp / "cache"))
+    store = Store(scenes)
+    results = []
+    for workers, folder in ((1, scenes), (2, store.url)):
+        places = [f"data.{split}={folder}/{split}" for split in ("train", "val", "tune")]
+        settings = ["train.steps=2", "data.workers=1", "refine.chain=[]", f"refine.workers={workers}"]
+        results.append(run_through(tiny_config("classify", *places, *settings), folder))
+    store.stop()
+    assert results[0] == results[1]
+    asked = store.shards_asked()
+    assert len(asked) == len(set(asked)) == 36  # every shard once, whoever read it

@@ -1,0 +1,101 @@
+"""Real `accelerate launch` with one and two CPU processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.places import children, environment
+
+from launcher.config.file import load_config
+from launcher.processes.launch import launch_command
+
+
+def start(yaml, overrides, cwd, module="support.ranks"):
+    argv, extra = launch_command(load_config(yaml, overrides), module, [str(yaml), *overrides])
+    return subprocess.Popen(
+        argv, cwd=cwd, env=environment(extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process, code=0):
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == code, said
+    return said
+
+
+@pytest.fixture
+def distill(in_tmp, finished_runs, tiny_yaml):
+    """A YAML for `distill` in a folder that has the teacher it wants."""
+    (in_tmp / "runs").mkdir()
+    (in_tmp / "runs/teacher").symlink_to(finished_runs / "runs/teacher")
+    return tiny_yaml("distill")
+
+
+def test_two_processes_train_as_one_and_end_bit_equal(distill, in_tmp):
+    finish(start(distill, ["launch.processes=2", "name=two", "data.workers=1"], in_tmp))
+    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    assert ranks[0]["sha256"] == ranks[1]["sha256"]
+    assert json.loads((in_tmp / "runs/two/run.json").read_text())["processes"] == 2
+
+    finish(start(distill, ["launch.processes=1", "name=one"], in_tmp))
+    one, two = (load_file(in_tmp / f"runs/{name}/step_0000004/model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():  # the same samples, summed in another order
+        torch.testing.assert_close(tensor, two[name], atol=2e-4, rtol=1e-3)
+
+
+def test_batch_statistics_end_equal_on_both_ranks(in_tmp, tiny_yaml):
+    finish(start(tiny_yaml("classify"), ["launch.processes=2"], in_tmp))
+    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0]["sha256"] == ranks[1]["sha256"]
+
+
+def test_a_run_killed_with_all_its_processes_resumes_to_bit_equal_weights(distill, in_tmp):
+    overrides = ["launch.processes=2", "train.steps=40", "train.save_every=2", "train.eval_every=40"]
+    finish(start(distill, [*overrides, "name=whole"], in_tmp))
+    process = start(distill, [*overrides, "name=killed"], in_tmp)
+    deadline = time.monotonic() + 120
+    while not list(in_tmp.glob("runs/killed/step_*/state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (in_tmp / "runs/killed/step_0000040").exists()
+    said = finish(start(distill, [*overrides, "name=killed"], in_tmp))
+    assert "resuming from runs/killed/step_" in said
+    whole, killed = (load_file(in_tmp / f"runs/{n}/step_0000040/model.safetensors") for n in ("whole", "killed"))
+    assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+
+
+def test_the_users_own_accelerate_launch_works_or_says_what_is_wrong(distill, in_tmp):
+    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; the run must."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    train = ["-m", "launcher.train", str(distill), "launch.processes=2", "name=own", "train.steps=1"]
+
+    def run(*flags):
+        return subprocess.run(
+            [*launch, "--num_machines", "1", "--main_process_port", "0", *flags, *train],
+            cwd=in_tmp,
+            env=environment({}),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    trap = run("--cpu", "--num_processes", "2")
+    assert trap.returncode != 0
+    assert "launch.processes is 2, but the launcher started 1" in trap.stderr
+    assert not (in_tmp / "runs/own").exists()
+    # Without ACCELERATE_USE_CPU Accelerate alone would run two trainings that never talk to each other.
+    own = run("--multi_gpu", "--num_processes", "2")
+    assert own.returncode == 0, own.stderr
+    assert json.loads((in_tmp / "runs/own/run.json").read_text())["processes"] == 2

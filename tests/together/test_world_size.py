@@ -1,0 +1,82 @@
+"""1, 2 and 4 processes train on the same samples in the same order, with the same losses; what differs is said here."""
+
+import pytest
+from support.places import ROOT
+from support.squares import Squares
+from support.together import together, trained
+from support.toys import TOY
+
+from launcher.config.file import to_yaml
+from launcher.errors import RunError
+from launcher.run.folder import ABOUT, CONFIG
+from launcher.training.inputs import check_same_run
+from shards.write import write_split
+
+MSEE = ROOT / "configs/voc_mini/msee.yaml"
+STEPS = ["data.val=null", "train.steps=4", "train.log_every=1", "train.save_every=2"]
+
+
+@pytest.fixture
+def msee(in_tmp):
+    """Overrides that make M-SEE small, with all its losses from the first step on, two images to a group."""
+    write_split(Squares("train", 16, False), in_tmp / "pets", "train", "label", num_shards=4)
+    further = ["method.msee_from=0", "data.global_batch_size=8", "train.lr=1e-3", "train.power=0"]
+    return [*TOY, *further, *STEPS]
+
+
+def keys_of_steps(ranks):
+    """Keys per step, in the order of the ranks."""
+    steps = zip(*(facts["keys"][:4] for facts in ranks), strict=True)
+    return [[key for keys in step for key in keys] for step in steps]
+
+
+def test_msee_trains_alike_on_one_two_and_four_processes(msee):
+    seen = {n: together(n, trained, MSEE, [[*msee, f"launch.processes={n}", f"name=of{n}"]]) for n in (1, 2, 4)}
+    one = [facts for (facts,) in seen[1]]
+    assert len(set(one[0]["losses"])) == 4 and len(one[0]["keys"][0]) == 8
+    for n in (2, 4):
+        ranks = [facts for (facts,) in seen[n]]
+        assert keys_of_steps(ranks) == keys_of_steps(one)
+        assert ranks[0]["losses"] == pytest.approx(one[0]["losses"], rel=1e-4)
+        assert all(rank["sum"] == ranks[0]["sum"] for rank in ranks)
+        assert ranks[0]["sum"] == pytest.approx(one[0]["sum"], rel=1e-4)
+
+
+def test_msee_trains_under_zero_as_under_ddp(msee):
+    runs = [[*msee, "launch.processes=2", f"launch.zero={zero}", f"name=z{zero}"] for zero in (0, 2, 3)]
+    ddp, *others = together(2, trained, MSEE, runs)[0]
+    for other in others:
+        assert other["losses"] == pytest.approx(ddp["losses"], rel=1e-5)
+        assert other["norms"] == pytest.approx(ddp["norms"], rel=1e-5)
+        assert other["sum"] == pytest.approx(ddp["sum"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 1)])
+def test_a_run_may_stop_on_some_processes_and_go_on_with_others(msee, before, after):
+    def until(step, processes, name):
+        return [*msee, f"train.steps={step}", f"launch.processes={processes}", f"name={name}"]
+
+    whole, first = together(before, trained, MSEE, [until(4, before, "whole"), until(2, before, "moved")])[0]
+    rest = together(after, trained, MSEE, [until(4, after, "moved")])[0][0]
+    assert len(first["losses"]) == len(rest["losses"]) == 2
+    assert first["losses"] + rest["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+
+
+def test_batchnorm_on_cpus_is_the_exception(in_tmp, tiny_yaml):
+    """Each process normalises by the images it has; on GPUs train.sync_norm joins them, and torch has none for CPUs."""
+    yaml = tiny_yaml("classify")
+    runs = [[*STEPS, f"launch.processes={n}", f"name=of{n}"] for n in (1, 2)]
+    ((one,),) = together(1, trained, yaml, runs[:1])
+    (two,), (other,) = together(2, trained, yaml, runs[1:])
+    assert keys_of_steps([two, other]) == keys_of_steps([one])
+    assert two["losses"] != pytest.approx(one["losses"], rel=1e-3)
+    assert two["losses"] == pytest.approx(one["losses"], rel=0.5)
+    assert two["sum"] == other["sum"]
+
+
+def test_the_processes_of_a_run_may_change_and_its_batch_may_not(tiny_config, tmp_path):
+    (tmp_path / CONFIG).write_text(to_yaml(tiny_config("classify", "launch.processes=4")))
+    (tmp_path / ABOUT).write_text('{"dataset_fingerprint": "f"}')
+    check_same_run(tiny_config("classify", "launch.processes=2", "launch.zero=2"), tmp_path, "f")
+    with pytest.raises(RunError, match="data.global_batch_size: 8 -> 4"):
+        check_same_run(tiny_config("classify", "data.global_batch_size=4"), tmp_path, "f")

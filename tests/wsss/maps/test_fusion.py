@@ -1,0 +1,113 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wsss.maps.fusion import RULES, fuse_cams, fuse_seg_logits, packed, padded_maps, scaled_views
+
+
+def patch_network(arrays, dtype):
+    """The golden file's network: tokens by a convolution of stride 16, two classifiers."""
+    w = {
+        name: torch.from_numpy(arrays[name]).to(dtype)
+        for name in ("patch_weight", "patch_bias", "cls_weight", "aux_weight")
+    }
+
+    def maps_of(image):
+        tokens = F.conv2d(image, w["patch_weight"], w["patch_bias"], stride=16)
+        return {name: F.conv2d(tokens, w[f"{name}_weight"][..., None, None]) for name in ("cls", "aux")}
+
+    return maps_of
+
+
+@pytest.mark.parametrize("case", ["msccam_p0", "msccam_p1"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 5e-6)])
+def test_fused_cams_equal_the_golden_vectors(golden, case, dtype, tolerance):
+    arrays = golden(case)
+    image = torch.from_numpy(arrays["image"]).to(dtype)
+    views = list(scaled_views(patch_network(arrays, dtype), image, stride=1, scales=arrays["scales"].tolist()))
+    assert [list(view["cls"][0].shape[-2:]) for view in views] == arrays["grid_per_scale"].tolist()
+    for name, wanted in (("cls", "cam_f64"), ("aux", "cam_aux_f64")):
+        cam = fuse_cams([view[name] for view in views], image.shape[-2:])
+        torch.testing.assert_close(cam.double(), torch.from_numpy(arrays[wanted]), atol=tolerance, rtol=0)
+
+
+def maps(*rows):
+    """(1, 1, 1, n) logits."""
+    return torch.tensor(rows, dtype=torch.float64).reshape(1, 1, 1, -1)
+
+
+def test_cams_by_hand():
+    # the mirror's logits [4, 0] lie at [0, 4]; max with [1, -3] is [1, 4]; the second scale adds relu [0, 2]
+    cam = fuse_cams([(maps(1, -3), maps(4, 0)), (maps(-1, 2), maps(-5, -5))], (1, 2))
+    torch.testing.assert_close(cam.flatten(), torch.tensor([0.0, 5 / (5 + 1e-5)], dtype=torch.float64))
+
+
+def test_a_map_that_is_nowhere_positive_and_a_padded_channel_are_exactly_zero():
+    views = [(torch.stack([-torch.rand(2, 3, 4), torch.zeros(2, 3, 4)], dim=1),) * 2]
+    assert fuse_cams(views, (6, 8)).count_nonzero() == 0
+
+
+@pytest.mark.parametrize(("rule", "wanted"), [("voc", [7.0, -1.0]), ("coco", [10.0, 3.0])])
+def test_the_rules_of_voc_and_coco_by_hand(rule, wanted):
+    # scale 1: [3, 1] and the mirror's [1, 4] turned round; scale 2: [6, -3] and [1, 2] turned round
+    views = [(maps(3, -3), maps(1, 4)), (maps(6, -3), maps(2, 0))]
+    flips, scales = RULES[rule]
+    fused = fuse_seg_logits(views, (1, 2), flips=flips, scales=scales)
+    assert fused.flatten().tolist() == wanted
+
+
+def test_one_scale_without_a_mirror_is_the_resized_logits():
+    logits = torch.randn(2, 3, 4, 5)
+    fused = fuse_seg_logits([(logits,)], (9, 7), flips="sum", scales="max")
+    torch.testing.assert_close(fused, F.interpolate(logits, (9, 7), mode="bilinear"))
+
+
+def test_half_precision_logits_are_fused_in_float32():
+    assert fuse_cams([(torch.ones(1, 1, 2, 2, dtype=torch.bfloat16),)], (4, 4)).dtype == torch.float32
+
+
+def test_nothing_to_fuse_is_refused():
+    with pytest.raises(ValueError, match="no view to fuse"):
+        fuse_cams([], (2, 2))
+    with pytest.raises(ValueError, match="use larger scales"):
+        list(scaled_views(lambda image: {"x": image}, torch.zeros(1, 3, 4, 4), stride=2, scales=[0.1]))
+
+
+def test_the_mirror_image_of_an_image_has_the_mirrored_cam():
+    torch.manual_seed(1)
+    conv = torch.nn.Conv2d(3, 2, 8, stride=8)
+    image = torch.rand(1, 3, 32, 48)
+
+    def cam(image):
+        views = scaled_views(lambda x: {"x": conv(x)}, image, stride=8, scales=(1, 0.5, 1.5))
+        return fuse_cams((view["x"] for view in views), (32, 48))
+
+    torch.testing.assert_close(cam(image.flip(-1)), cam(image).flip(-1))
+
+
+def test_an_image_is_padded_to_the_stride_and_nothing_of_it_is_dropped():
+    seen = []
+
+    def maps_of(image):
+        seen.append(image)
+        return {"x": F.avg_pool2d(image, 4)}
+
+    image = torch.rand(1, 3, 9, 14)
+    image[..., -1, :] = 5.0  # a floored grid would not see the last row
+    x = padded_maps(maps_of, image, 4)["x"]
+    assert seen[0].shape == (1, 3, 12, 16) and x.shape == (1, 3, 9, 14)
+    assert (seen[0][..., 8:, :14] == 5).all()  # the border repeats the image's own edge, no black
+    assert x[..., -1, :].min() > 3
+    # the maps of the padded image, cut: a cell of the map still lies over its pixels
+    torch.testing.assert_close(x, F.interpolate(F.avg_pool2d(seen[0], 4), (12, 16), mode="bilinear")[..., :9, :14])
+
+
+def test_sides_that_are_multiples_of_the_stride_give_the_maps_as_they_are():
+    x = padded_maps(lambda image: {"x": F.avg_pool2d(image, 4)}, torch.rand(1, 3, 8, 12), 4)["x"]
+    assert x.shape == (1, 3, 2, 3)
+
+
+def test_packing_takes_the_channels_of_the_present_classes_and_leaves_the_rest_zero():
+    present = torch.tensor([[1, 3], [-1, -1], [0, -1]])
+    maps = torch.arange(1, 13, dtype=torch.float32).reshape(3, 4, 1, 1)
+    assert packed(maps, present).flatten(1).tolist() == [[2, 4], [0, 0], [9, 0]]

@@ -1,0 +1,260 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from support.networks import tiny_cnn, tiny_pcm, tiny_segmenter, tiny_vit
+
+from wsss.losses.labels import classification_loss, segmentation_loss
+from wsss.methods import METHODS
+from wsss.methods.base import Frozen
+from wsss.methods.classify import Classify
+from wsss.methods.consistency import orthonormal
+from wsss.methods.cotrain import CoTrain
+from wsss.methods.distill import Distill
+from wsss.methods.mixed import Mixed, with_zero_background
+from wsss.methods.supervised import Supervised
+
+
+def batch_of(images=4, classes=1):
+    """A batch with everything that any method asks for."""
+    label = (torch.arange(images)[:, None] % (classes + 1) == torch.arange(classes)).float()
+    mask = torch.randint(0, classes + 1, (images, 32, 32), dtype=torch.uint8)
+    mask[:, :4] = 255
+    batch = {"image": torch.rand(images, 3, 32, 32), "image_label": label, "mask": mask}
+    return {**batch, "pixel": {name: value[:2] for name, value in batch.items()}}
+
+
+def build(name, classes=1, teacher=tiny_cnn, **options):
+    student = tiny_segmenter(classes) if METHODS[name].supervision == "mask" else tiny_vit(classes)
+    others = [Frozen(teacher(classes))] if METHODS[name].needs_teacher else []
+    others += [teacher(classes)] if METHODS[name].needs_partner else []
+    return METHODS[name](student, *others, **options)
+
+
+VARIANTS = [
+    ("classify", {}),
+    ("distill", {}),
+    ("distill", {"align_weight": 0.0}),
+    ("distill", {"target": "features", "level": "spatial", "metric": "l2", "standardise": True}),
+    ("distill", {"level": "logits", "tau": 2.0}),
+    ("distill", {"level": "map_max", "metric": "centred_cosine", "project": "none"}),
+    ("distill", {"target": "features", "project": "both", "project_dim": 5, "level": "channel"}),
+    ("distill", {"target": "features", "project_dim": 5, "level": "legacy.inner", "shuffle_teacher": True}),
+    ("cotrain", {}),
+    ("cotrain", {"gradient": "student", "level": "spatial"}),
+    ("cotrain", {"gradient": "alternate", "project": "both", "project_dim": 3}),
+    ("cotrain", {"align_weight": 0.0, "freeze_norm": True}),
+    ("mixed", {"pixel_weight": 0.2}),
+    ("supervised", {}),
+]
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_losses_are_finite_and_every_parameter_gets_a_gradient(name, options, classes):
+    method = build(name, classes, **options)
+    for step in (0, 1):
+        method.zero_grad(set_to_none=True)
+        losses = method(batch_of(classes=classes), step)
+        losses["loss"].backward()
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        assert not [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_classification_loss_by_hand():
+    # at logit 0 every term is log 2; at +-20 and right, it is 0
+    assert classification_loss(torch.zeros(2, 3), torch.eye(3)[:2]).item() == pytest.approx(0.693147, abs=1e-6)
+    assert classification_loss(torch.tensor([[20.0, -20.0]]), torch.tensor([[1.0, 0.0]])).item() < 1e-6
+    logits, label = torch.randn(4, 3), (torch.rand(4, 3) > 0.5).float()
+    by_hand = -(label * F.logsigmoid(logits) + (1 - label) * F.logsigmoid(-logits)).mean()
+    torch.testing.assert_close(classification_loss(logits, label), by_hand)
+
+
+def test_distill_is_classification_plus_lambda_times_alignment():
+    method = build("distill", align_weight=0.7)
+    losses = method(batch_of(), 0)
+    torch.testing.assert_close(losses["loss"], losses["cls_loss"] + 0.7 * losses["align_loss"])
+
+
+def test_lambda_zero_trains_exactly_like_the_classifier_and_does_not_run_the_teacher():
+    torch.manual_seed(1)
+    student = tiny_vit()
+    calls = []
+    teacher = tiny_cnn()
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    batch = batch_of()
+    losses = Distill(student, Frozen(teacher), align_weight=0.0)(batch, 0)
+    losses["loss"].backward()
+    distilled = [p.grad.clone() for p in student.parameters()]
+    student.zero_grad()
+    alone = Classify(student)(batch, 0)["loss"]
+    alone.backward()
+    assert not calls and "align_loss" not in losses
+    assert torch.equal(losses["loss"], alone)
+    assert all(torch.equal(a, p.grad) for a, p in zip(distilled, student.parameters(), strict=True))
+
+
+def test_the_teacher_is_not_trained_saved_or_put_in_train_mode():
+    teacher = tiny_cnn()
+    method = Distill(tiny_vit(), Frozen(teacher))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    method.train()
+    for _ in range(2):
+        method(batch_of(), 0)["loss"].backward()
+        optimizer.step()
+    assert not teacher.training and not any(m.training for m in teacher.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())  # BatchNorm too
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    owned = {id(p) for p in method.parameters()}
+    assert not owned & {id(p) for p in teacher.parameters()}
+    assert {name.split(".")[0] for name in method.state_dict()} == {"student", "project"}
+
+
+def test_alignment_reaches_the_students_features_and_the_projection():
+    method = build("distill")
+    out = method.student(batch_of()["image"])
+    method.align_loss(out, method.teacher(batch_of()["image"])).backward()
+    assert method.project.weight.grad.abs().sum() > 0
+    assert method.student.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert method.student.head.weight.grad is None  # the classifier learns from labels alone
+
+
+def test_training_on_the_teachers_map_brings_the_projected_map_closer():
+    method = build("distill")
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    batch = batch_of()
+    history = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses = method(batch, 0)
+        losses["loss"].backward()
+        optimizer.step()
+        history.append(losses["align_loss"].item())
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_projected_features_are_read_through_the_teachers_classifier():
+    teacher = tiny_cnn(2)
+    method = Distill(tiny_vit(2), Frozen(teacher), target="features").eval()
+    with torch.no_grad():
+        out = method.student(batch_of(classes=2)["image"])
+        maps = method.maps_of(out)
+        expected = teacher.head(method.project(out.patches_BDhw))
+    assert maps["project"].shape == (4, 2, 4, 4)
+    torch.testing.assert_close(maps["project"], expected)
+
+
+def test_a_negative_lambda_is_refused():
+    with pytest.raises(ValueError, match="align_weight is -1"):
+        build("distill", align_weight=-1)
+
+
+def test_what_a_teacher_does_not_have_is_named():
+    with pytest.raises(ValueError, match=r"no \['background'\], it has \['class_map', 'features'\]"):
+        build("distill", target="class_map+background")(batch_of(), 0)
+
+
+def test_the_published_target_has_the_random_channel_behind_the_class_map():
+    method = build("distill", teacher=tiny_pcm, target="class_map+background")
+    assert method.project.out_channels == 2
+    out = method.student(batch_of()["image"])
+    torch.testing.assert_close(method.maps_of(out)["project"], method.project(out.patches_BDhw)[:, :1])
+
+
+def test_without_a_projection_only_levels_of_any_width_are_taken():
+    with pytest.raises(ValueError, match="project is none, but level 'global' compares channel with channel"):
+        build("distill", project="none")
+    assert "project" not in build("distill", project="none", level="map_mean").state_dict()
+
+
+def test_a_width_of_its_own_leaves_the_target_fixed_and_keeps_its_angles():
+    method = build("distill", target="features", project_dim=16)  # as wide as the teacher's features
+    assert method.project_target is None
+    layer = orthonormal(4, 9)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(layer(x).norm(dim=1), x.norm(dim=1))
+    assert not layer.weight.requires_grad
+
+
+def test_a_shuffled_teacher_shows_the_map_of_another_image():
+    torch.manual_seed(3)
+    batch = batch_of()
+    teacher, student = Frozen(tiny_cnn()), tiny_vit()
+    shuffled = Distill(student, teacher, shuffle_teacher=True)
+    plain = Distill(student, teacher)
+    plain.project.load_state_dict(shuffled.project.state_dict())
+    out, seen = student(batch["image"]), teacher(batch["image"])
+    rolled = teacher(batch["image"].roll(1, 0))
+    torch.testing.assert_close(shuffled.align_loss(out, seen), plain.align_loss(out, rolled), atol=1e-5, rtol=1e-5)
+    assert abs(shuffled.align_loss(out, seen) - plain.align_loss(out, seen)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("gradient", "step", "student_moves", "partner_moves"),
+    [
+        ("both", 0, True, True),
+        ("student", 0, True, False),
+        ("alternate", 0, True, False),
+        ("alternate", 1, False, True),
+    ],
+)
+def test_co_training_aligns_whom_it_says(gradient, step, student_moves, partner_moves):
+    method = CoTrain(tiny_vit(), tiny_cnn(), gradient=gradient)
+    batch = batch_of()
+    losses = method(batch, step)
+    grads = torch.autograd.grad(
+        losses["align_loss"],
+        [method.student.backbone.blocks[0].attn.qkv.weight, method.partner.head.weight],
+        allow_unused=True,
+    )
+    assert [g is not None and bool(g.abs().sum() > 0) for g in grads] == [student_moves, partner_moves]
+
+
+def test_co_training_is_two_classifications_and_lambda_times_the_alignment():
+    method = CoTrain(tiny_vit(), tiny_cnn(), align_weight=0.5)
+    losses = method(batch_of(), 0)
+    expected = losses["cls_loss"] + losses["partner_loss"] + 0.5 * losses["align_loss"]
+    torch.testing.assert_close(losses["loss"], expected)
+    assert any(name.startswith("partner.") for name in method.state_dict())
+
+
+def test_frozen_norms_of_the_partner_keep_their_statistics():
+    for freeze_norm, moved in ((True, False), (False, True)):
+        method = CoTrain(tiny_vit(), tiny_cnn(), freeze_norm=freeze_norm).train()
+        before = {n: b.clone() for n, b in method.partner.named_buffers() if "running_mean" in n}
+        method(batch_of(), 0)
+        assert any(not torch.equal(before[n], b) for n, b in method.partner.named_buffers() if n in before) == moved
+
+
+def test_segmentation_loss_by_hand():
+    # two pixels right at +-20, one ignored, one undecided: (0 + 0 + log 2) / 3
+    logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[20.0, -20.0, -9.0, 0.0]]]])
+    mask = torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
+    assert segmentation_loss(logits, mask).item() == pytest.approx(0.693147 / 3, abs=1e-6)
+
+
+def test_segmentation_loss_without_a_labelled_pixel_is_zero_and_differentiable():
+    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_masks_reach_the_network_through_the_class_map():
+    # the published attempt cut the gradient at the CAM: here the pixel loss alone must move the first block
+    method = Mixed(tiny_vit())
+    losses = method(batch_of(), 0)
+    (gradient,) = torch.autograd.grad(losses["pixel_loss"], method.student.backbone.blocks[0].attn.qkv.weight)
+    assert gradient.abs().sum() > 0
+    assert with_zero_background(torch.ones(1, 1, 2, 2)).softmax(1)[0, 1, 0, 0].item() == pytest.approx(
+        0.731059, abs=1e-6
+    )
+
+
+def test_a_supervised_network_gives_probabilities_and_a_classifier_cannot_take_its_place():
+    method = build("supervised", 3).eval()
+    with torch.no_grad():
+        seg = method.maps_of(method.student(batch_of()["image"]))["seg"]
+    assert seg.shape[:2] == (4, 3) and seg.min() >= 0 and seg.sum(1).max() <= 1 + 1e-6
+    with pytest.raises(ValueError, match="gives no segmentation scores; choose setr"):
+        Supervised(tiny_vit())(batch_of(), 0)

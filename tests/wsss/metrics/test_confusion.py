@@ -1,0 +1,58 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
+
+
+def test_confusion_by_hand():
+    truth, label = torch.tensor([[0, 1, 1], [255, 2, 1]]), torch.tensor([[0, 1, 2], [1, 255, 1]])
+    assert confusion_matrix(truth, label, 3).tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 0]]
+    assert confusion_matrix(truth[:0], label[:0], 3).tolist() == [[0] * 3] * 3
+
+
+@pytest.mark.parametrize("case", ["miou_p0", "miou_p1"])
+def test_confusion_figures_equal_the_golden_vectors(golden, case):
+    arrays = golden(case)
+    num_classes = int(arrays["num_classes"])
+    truth = torch.from_numpy(arrays["gt"])
+    confusion = confusion_matrix(truth, torch.from_numpy(arrays["pred"]), num_classes)
+    np.testing.assert_array_equal(confusion.numpy(), arrays["hist"])
+    np.testing.assert_allclose(class_iou(confusion).numpy(), arrays["iou"], rtol=1e-12)
+    assert mean_iou(confusion) == pytest.approx(float(arrays["miou_gt_present"]), abs=1e-12)
+    if len(arrays["sizes"]) > 1:  # of one image, the mean over images is the same thing
+        assert mean_iou(confusion) != pytest.approx(float(arrays["miou_per_image_mean_wrong"]), abs=1e-4)
+    assert pixel_accuracy(confusion) == pytest.approx(float(arrays["pAcc"]), abs=1e-12)
+    assert mean_accuracy(confusion) == pytest.approx(float(arrays["mAcc"]), abs=1e-12)
+    ignoring = confusion_matrix(truth, torch.from_numpy(arrays["pseudo_pred"]), num_classes)
+    np.testing.assert_allclose(class_iou(ignoring).numpy(), arrays["pseudo_iou"], rtol=1e-12)
+    assert mean_iou(ignoring) == pytest.approx(float(arrays["pseudo_miou_gt_present"]), abs=1e-12)
+    assert json.loads(str(arrays["meta"]))["case"] == "miou"
+
+
+def test_confusion_matrices_add_up():
+    rng = np.random.default_rng(1)
+    truth, predicted = (torch.from_numpy(rng.integers(0, 3, 100)) for _ in range(2))
+    whole = confusion_matrix(truth, predicted, 3)
+    halves = [confusion_matrix(truth[part], predicted[part], 3) for part in (slice(50), slice(50, None))]
+    assert torch.equal(whole, halves[0] + halves[1])
+
+
+def test_the_interval_draws_groups_and_sums_pixels_before_it_divides():
+    # image a: class 1 hit 9 of 9; image b: hit 0 of 1. Drawn aa, ab, ba, bb: IoU of class 1 is 1, .9, .9, 0
+    sums = [np.array([[0, 9], [0, 9], [0, 9]]), np.array([[0, 0], [0, 1], [0, 0]])]
+    low, high = bootstrap_miou(sums, ["a", "b"], resamples=400)
+    assert (low, high) == (0.0, 1.0)
+    middle = bootstrap_miou(sums, ["a", "b"], confidence=0.02, resamples=400)
+    assert middle == pytest.approx((0.9, 0.9))
+    assert bootstrap_miou(sums, ["a", "a"]) == pytest.approx((0.9, 0.9))
+    assert all(math.isnan(end) for end in bootstrap_miou([], []))
+
+
+def test_a_class_that_a_resample_does_not_show_is_left_out_of_its_mean():
+    # class 1 is in image a alone; without it the mean is class 0's alone, which is perfect
+    sums = [np.array([[4, 0], [4, 4], [8, 0]]), np.array([[8, 0], [8, 0], [8, 0]])]
+    assert bootstrap_miou(sums, ["a", "b"], resamples=400)[1] == 1.0

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from support.networks import tiny_cnn, tiny_vit
+from timm.models.vision_transformer import VisionTransformer
+
+from wsss.models.vit import ViT, build_vit, resize_positions
+
+
+def golden_vit(arrays, dtype):
+    weights = {name.removeprefix("w."): torch.from_numpy(a) for name, a in arrays.items() if name.startswith("w.")}
+    backbone = VisionTransformer(
+        img_size=224, patch_size=16, embed_dim=48, depth=5, num_heads=3, num_classes=0, global_pool=""
+    )
+    backbone.load_state_dict(weights, strict=True)
+    return ViT(backbone, 1, mean=(0, 0, 0), std=(1, 1, 1)).to(dtype).eval()
+
+
+@pytest.mark.parametrize("case", ["vit_p0", "vit_p1"])
+def test_tokens_equal_the_golden_vectors(golden, case):
+    arrays = golden(case)
+    for dtype, suffix, tolerance in ((torch.float64, "f64", 1e-9), (torch.float32, "f32", 2e-5)):
+        vit = golden_vit(arrays, dtype)
+        image = torch.from_numpy(arrays["image"]).to(dtype)
+        with torch.no_grad():
+            tokens, grid = vit.embed(vit.normalise(image))
+            tokens = vit.backbone.norm(vit.backbone.blocks(tokens))
+            patches = vit(image).patches_BDhw
+        np.testing.assert_allclose(tokens[:, 0].numpy(), arrays[f"cls_{suffix}"], atol=tolerance)
+        np.testing.assert_allclose(tokens[:, 1:].numpy(), arrays[f"patch_{suffix}"], atol=tolerance)
+        flat = patches.flatten(2).transpose(1, 2).numpy()
+        np.testing.assert_allclose(flat, arrays[f"patch_{suffix}"], atol=tolerance)
+        table = resize_positions(vit.backbone.pos_embed[:, 1:], (14, 14), grid)
+        expected = torch.from_numpy(arrays["pos_grid_f64"]).flatten(0, 1)
+        np.testing.assert_allclose(table[0].detach().numpy(), expected.numpy(), atol=tolerance)
+
+
+def test_positions_on_their_own_grid_are_the_table_itself():
+    table = torch.randn(1, 12, 4)
+    assert resize_positions(table, (3, 4), (3, 4)) is table
+
+
+def test_sides_that_are_no_multiple_of_the_patch_are_cut_down():
+    vit = tiny_vit().eval()
+    image = torch.rand(1, 3, 39, 25)
+    assert vit(image).patches_BDhw.shape == (1, 16, 4, 3)
+    torch.testing.assert_close(vit(image).cls_logits_BK, vit(image[..., :32, :24]).cls_logits_BK)
+
+
+def test_class_map_is_the_classifier_at_every_patch():
+    vit = tiny_vit(num_classes=3).eval()
+    out = vit(torch.rand(2, 3, 32, 32))
+    patch = out.patches_BDhw[1, :, 2, 3]
+    expected = vit.head.weight[:, :, 0, 0] @ patch + vit.head.bias
+    torch.testing.assert_close(out.class_map_BKhw[1, :, 2, 3], expected)
+    assert out.cls_logits_BK.shape == (2, 3)
+
+
+def test_normalisation_is_that_of_the_weights_and_can_be_chosen():
+    deit, augreg = (build_vit(1, timm_name=name) for name in ("deit_tiny_patch16_224", "vit_tiny_patch16_224"))
+    assert deit.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert augreg.mean.flatten().tolist() == [0.5] * 3
+    chosen = build_vit(1, timm_name="vit_tiny_patch16_224", mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
+    assert chosen.normalise(torch.full((1, 3, 1, 1), 0.3)).flatten().tolist() == pytest.approx([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "heads"), [("vit_small_patch16_224", 384, 6), ("vit_base_patch16_224", 768, 12)]
+)
+def test_small_and_base_are_the_real_ones(name, dim, heads):
+    with torch.device("meta"):
+        vit = build_vit(1, timm_name=name)
+    assert (vit.feature_dim, vit.backbone.blocks[0].attn.num_heads, len(vit.backbone.blocks)) == (dim, heads, 12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"class_token": False},
+        {"reg_tokens": 2, "no_embed_class": True},
+        {"pre_norm": True},
+        {"no_embed_class": True},
+    ],
+)
+def test_variants_of_the_plain_vit_equal_timm_on_their_own_grid(options):
+    vit = tiny_vit(**options).eval()
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = vit.backbone.forward_features(vit.normalise(image))
+        expected = vit.grid_of(tokens, (4, 4))
+        torch.testing.assert_close(vit(image).patches_BDhw, expected)
+
+
+def test_weights_load_strictly_from_a_file_without_their_classifier(tmp_path):
+    donor = timm.create_model("vit_tiny_patch16_224", num_classes=1000, depth=1, embed_dim=48, num_heads=3)
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    options = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    for name in ("w.pth", "w.safetensors"):
+        vit = build_vit(2, timm_name="vit_tiny_patch16_224", weights=str(tmp_path / name), timm_options=options)
+        assert torch.equal(vit.backbone.pos_embed, donor.pos_embed)
+    with pytest.raises(ValueError, match=r"w\.pth: these weights belong to another network.*12 names missing"):
+        build_vit(
+            2, timm_name="vit_tiny_patch16_224", weights=str(tmp_path / "w.pth"), timm_options={**options, "depth": 2}
+        )
+
+
+def test_unusable_weights_and_names_are_told(tmp_path):
+    (tmp_path / "junk.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"junk\.pth: not a weights file"):
+        build_vit(1, timm_name="deit_tiny_patch16_224", weights=str(tmp_path / "junk.pth"))
+    with pytest.raises(ValueError, match=r"gone\.pth: weights file is missing"):
+        build_vit(1, timm_name="deit_tiny_patch16_224", weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(ValueError, match="timm has no 'deit_tiny_patch16_223'; near: deit_tiny_patch16_224"):
+        build_vit(1, timm_name="deit_tiny_patch16_223")
+    with pytest.raises(ValueError, match="'resnet10t' is a ResNet, not a plain ViT"):
+        build_vit(1, timm_name="resnet10t")
+
+
+@pytest.mark.real_data
+def test_real_deit_weights_load(real_data):
+    vit = build_vit(
+        1, timm_name="deit_tiny_patch16_224", weights=str(real_data / "weights/deit_tiny_patch16_224_lnq.pth")
+    )
+    assert vit.backbone.pos_embed.abs().max() > 0.1
+
+
+def test_the_attention_beside_the_last_block_is_the_one_inside_it():
+    vit = tiny_vit().eval()
+    image = torch.rand(2, 3, 32, 32)
+    block = vit.backbone.blocks[-1]
+    block.attn.fused_attn = False
+    inside = []
+    handle = block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: inside.append(output))
+    out, attention = vit.with_attention(image)
+    handle.remove()
+    expected = inside[0].mean(dim=1)[:, 0, 1:].unflatten(1, (4, 4))
+    torch.testing.assert_close(attention, expected)
+    torch.testing.assert_close(out.cls_logits_BK, vit(image).cls_logits_BK)
+
+
+def test_the_dark_channel_prior_trains_the_attention():
+    from wsss.methods.classify import Classify
+
+    vit = tiny_vit()
+    batch = {"image": torch.rand(2, 3, 32, 32), "image_label": torch.ones(2, 1)}
+    losses = Classify(vit, dark_weight=0.5)(batch, 0)
+    torch.testing.assert_close(losses["loss"], losses["cls_loss"] + 0.5 * losses["dark_loss"])
+    (gradient,) = torch.autograd.grad(losses["dark_loss"], vit.backbone.blocks[-1].attn.qkv.weight)
+    assert gradient.abs().sum() > 0
+    with pytest.raises(ValueError, match="0 unless the model is a vit"):
+        Classify(tiny_cnn(), dark_weight=0.5)

@@ -1,0 +1,192 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.clips import write_tiny_clip
+
+from wsss.refine.clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    FILES,
+    SCENE_NEGATIVES,
+    SMOKE_NEGATIVES,
+    SMOKE_PROMPTS,
+    TEMPLATES,
+    Clip,
+    check_folder,
+    clip_aid,
+    clip_maps,
+    encode_prompts,
+    fit,
+    load_clip,
+    maps_of_prompts,
+    patch_embeddings,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def clip(folder) -> Clip:
+    return load_clip(folder)
+
+
+def picture(height=20, width=30, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_clip_in_the_publishers_format_is_loaded_from_its_folder(folder, clip):
+    assert set(FILES) <= {path.name for path in folder.iterdir()}
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in clip.model.named_parameters())
+    assert not clip.model.training and clip.patch_size == 4
+    ids = clip.tokenizer("Smog")["input_ids"]
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    assert ids == [vocabulary[token] for token in ("<|startoftext|>", "sm", "o", "g</w>", "<|endoftext|>")]
+
+
+def test_a_folder_that_lacks_a_file_says_which_and_where_from(folder, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"config.json, model.safetensors, vocab.json, merges.txt missing; put .*openai"
+    ):
+        load_clip(tmp_path / "nowhere")
+    for name in FILES[:3]:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ValueError, match=r": merges.txt missing"):
+        check_folder(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused_and_not_filled_up(folder, tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    whole = load_file(folder / "model.safetensors")
+    part = {name: value for name, value in whole.items() if name != "visual_projection.weight"}
+    save_file(part, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"another network than config.json says: 1 missing keys \['visual_projection"):
+        load_clip(tmp_path)
+    (tmp_path / "model.safetensors").write_text("no weights")
+    with pytest.raises(ValueError, match="no CLIP that transformers can read"):
+        load_clip(tmp_path)
+
+
+def test_a_prompts_embedding_is_the_unit_mean_of_clips_own_text_embeddings(clip):
+    prompts = encode_prompts(clip, [["smoke"]], ["sky"])
+    with torch.no_grad():
+        tokens = clip.tokenizer([t.format("sky") for t in TEMPLATES], padding=True, return_tensors="pt")
+        images = torch.zeros(1, 3, 16, 16)
+        own = clip.model(**tokens, pixel_values=images).text_embeds  # unit vectors
+    mean = own.mean(0)
+    torch.testing.assert_close(prompts.embedding_PE[1], mean / mean.norm(), atol=1e-5, rtol=1e-5)
+    assert prompts.class_of_PK.tolist() == [[1.0], [0.0]]
+
+
+def test_prompts_belong_to_their_classes(clip):
+    prompts = encode_prompts(clip, [["cat", "kitten"], ["dog"]], ["sky"])
+    assert prompts.class_of_PK.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
+    torch.testing.assert_close(prompts.embedding_PE.norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize(("positive", "negative"), [([["smoke"]], []), ([["smoke"], []], ["sky"])])
+def test_prompts_that_cannot_make_a_map_are_refused(clip, positive, negative):
+    with pytest.raises(ValueError, match="wanted one per class, and two"):
+        encode_prompts(clip, positive, negative)
+
+
+def test_a_prompt_longer_than_clip_reads_is_refused_and_not_cut(clip):
+    with pytest.raises(ValueError, match=r"has \d+ tokens, CLIP reads 77; shorten it"):
+        encode_prompts(clip, [["very " * 30]], ["sky"])
+
+
+def test_images_are_normalised_with_clips_own_mean(clip):
+    white = np.full((9, 13, 3), 255, dtype=np.uint8)
+    square = fit(clip, [white, white[:, :5]], None)
+    assert square.shape == (2, 3, 16, 16)
+    want = (1 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    torch.testing.assert_close(square, want.view(3, 1, 1).expand(2, 3, 16, 16), atol=1e-5, rtol=1e-5)
+    assert CLIP_MEAN[0] == pytest.approx(0.4815, abs=1e-4) and CLIP_STD[0] == pytest.approx(0.2686, abs=1e-4)
+    with pytest.raises(ValueError, match="size is 30; wanted a multiple of 4"):
+        fit(clip, [white], 30)
+
+
+def test_patches_are_clips_last_block_with_every_token_attending_to_itself(clip):
+    """The model's own last block, run on one token at a time: its attention is then the identity."""
+    image = fit(clip, [picture()], None)
+    vision = clip.model.vision_model
+    with torch.no_grad():
+        hidden = vision.pre_layrnorm(vision.embeddings(image))
+        hidden = vision.encoder.layers[0](hidden, None)
+        alone = vision.encoder.layers[1](hidden.transpose(0, 1), None).transpose(0, 1)  # each token a batch entry
+        own = clip.model.visual_projection(vision.post_layernorm(alone[0, 1:]))
+    got = patch_embeddings(clip, image)
+    assert got.shape == (1, 4, 4, 8)
+    torch.testing.assert_close(got[0].flatten(0, 1), own / own.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+
+def test_a_map_is_the_probability_mass_of_the_positive_prompts_by_hand(clip):
+    positive, negative = [["smoke", "haze"], ["fire"]], ["sky", "tree"]
+    got = clip_maps(clip, [picture()], positive, negative)
+    prompts = encode_prompts(clip, positive, negative)
+    patch = patch_embeddings(clip, fit(clip, [picture()], None))[0, 2, 1]
+    scale = clip.model.logit_scale.exp().item()
+    weights = [np.exp(scale * float(patch @ text)) for text in prompts.embedding_PE]
+    assert got.shape == (1, 2, 4, 4)
+    assert got[0, 0, 2, 1].item() == pytest.approx((weights[0] + weights[1]) / sum(weights), abs=1e-5)
+    assert got[0, 1, 2, 1].item() == pytest.approx(weights[2] / sum(weights), abs=1e-5)
+
+
+def test_maps_do_not_depend_on_the_batch_and_follow_the_size(clip):
+    prompts = encode_prompts(clip, [SMOKE_PROMPTS], SMOKE_NEGATIVES)
+    images = [picture(20, 30), picture(40, 16, seed=1)]
+    together = maps_of_prompts(clip, images, prompts, size=24)
+    assert together.shape == (2, 1, 6, 6) and together.min() >= 0 and together.max() <= 1
+    alone = torch.cat([maps_of_prompts(clip, [image], prompts, size=24) for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert together.std() > 0
+
+
+def test_default_prompts_are_several_and_different():
+    for prompts in (SMOKE_PROMPTS, SMOKE_NEGATIVES, SCENE_NEGATIVES):
+        assert len(prompts) == len(set(prompts)) >= 4
+    assert not set(SMOKE_PROMPTS) & set(SMOKE_NEGATIVES)
+
+
+def aided(score, prob, **options):
+    scores = np.full((1, 2, 2), score, dtype=np.float32)
+    out = clip_aid(picture(2, 2), scores, np.full((1, 2, 2), prob, dtype=np.float16), **options)
+    assert out.dtype == np.float32 and out.shape == (1, 2, 2)
+    return out[0, 0, 0]
+
+
+def test_clip_aid_by_hand():
+    assert aided(0.25, 0.81) == pytest.approx(0.45, abs=1e-3)  # sqrt(0.25 * 0.81)
+    assert aided(0.25, 0.75, mode="mean") == pytest.approx(0.5, abs=1e-3)
+    assert aided(0.25, 0.75, mode="mean", weight=0.1) == pytest.approx(0.3, abs=1e-3)
+    assert aided(0.25, 0.75, mode="replace") == pytest.approx(0.75, abs=1e-3)
+    assert aided(0.25, 0.75, weight=0.0) == pytest.approx(0.25)
+    assert aided(0.25, 0.75, weight=1.0) == pytest.approx(0.75, abs=1e-3)
+    assert aided(0.0, 0.9) == 0.0 and aided(0.9, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("mode", ["product", "mean", "replace"])
+def test_aided_scores_stay_in_range_at_the_images_size(mode):
+    rng = np.random.default_rng(0)
+    out = clip_aid(picture(9, 12), rng.random((3, 9, 12)).astype(np.float32), rng.random((3, 2, 4)), mode=mode)
+    assert out.shape == (3, 9, 12) and out.min() >= 0 and out.max() <= 1
+    assert clip_aid(picture(9, 12), np.zeros((0, 9, 12), np.float32), np.zeros((0, 2, 4)), mode=mode).shape == (
+        0,
+        9,
+        12,
+    )
+
+
+def test_maps_of_other_classes_and_bad_weights_are_refused():
+    with pytest.raises(ValueError, match="2 CLIP maps for 1 classes"):
+        clip_aid(picture(2, 2), np.zeros((1, 2, 2), np.float32), np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match=r"weight is 1.5; wanted a number in \[0, 1\]"):
+        aided(0.2, 0.3, weight=1.5)

@@ -1,0 +1,147 @@
+"""Class activation maps: where a classifier sees a class.
+
+Shapes: B images, K classes, D channels, L layers, h x w feature grid, H x W pixels.
+A raw map has any range; a `cam` is in [0, 1].
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss.maps.gradients import GRADIENT_KINDS, gradient_maps
+from wsss.models.base import Network, Outputs
+from wsss.tensors import at_least_float32, full_precision, resize
+
+Raw = Tensor | list[Tensor]  # a raw map (B, K, h, w); one per layer where several layers are read
+ViewMaps = Callable[[Tensor], tuple[dict[str, Raw], Tensor]]  # image -> ({kind: raw map}, class probabilities)
+
+PROBABILITIES = {"seg"}  # kinds that are probabilities already and are not normalised
+
+
+def normalise_cam(raw_BKhw: Tensor) -> Tensor:
+    """Raw map -> cam in [0, 1]: ReLU, then min-max over the positions of each image and class.
+
+        x = relu(raw),   x <- x - min x,   cam = x / (max x + 1e-7)
+
+    A map that is nowhere positive gives all zeros.
+
+    Source: [C] of the smoke paper's code; see spec, 2.4 and C4.
+    """
+    x = F.relu(raw_BKhw.float())
+    x = x - x.amin(dim=(-2, -1), keepdim=True)
+    return x / (x.amax(dim=(-2, -1), keepdim=True) + 1e-7)
+
+
+def maps_of_present(features_BDhw: Tensor, weight_KD: Tensor, present_BP: Tensor) -> Tensor:
+    """Raw maps of the classes that an image shows, and of no other.
+
+    Args:
+        weight_KD: of a classifier without bias.
+        present_BP: channels 0..K-1 of the classes of each image, padded with -1.
+
+    Returns:
+        (B, P, h, w) float32 or better; padded channels are 0.
+    """
+    weight_BPD = packed_rows(weight_KD, present_BP)
+    with full_precision(features_BDhw):  # what thresholds read keeps its digits
+        return torch.einsum("bpd,bdhw->bphw", at_least_float32(weight_BPD), at_least_float32(features_BDhw))
+
+
+def packed_rows(weight_KD: Tensor, present_BP: Tensor) -> Tensor:
+    """A classifier's rows (B, P, D) of the classes that each image shows; rows of 0 for padding (-1)."""
+    return weight_KD[present_BP.clamp(min=0)] * (present_BP >= 0).unsqueeze(-1)
+
+
+def fuse_layers(raw_of_layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Raw maps of several layers -> one cam: each normalised and resized, averaged, and normalised again.
+
+    Args:
+        raw_of_layers: L maps (B, K, h, w), whose grids may differ.
+        size: (h, w) of the fused cam.
+
+    Returns:
+        (B, K, *size) in [0, 1].
+
+    Source: smoke paper, section 4.2 and Table 4.5 (CAM fusion); spec C7.
+    """
+    return normalise_cam(torch.stack([resize(normalise_cam(raw), size) for raw in raw_of_layers]).mean(dim=0))
+
+
+def view_maps(
+    network: Network,
+    maps_of: Callable[[Outputs], Mapping[str, Tensor]],
+    image: Tensor,
+    kinds: Sequence[str],
+    layers: Sequence[int] = (-1,),
+) -> tuple[dict[str, Raw], Tensor]:
+    """Raw maps of all kinds and the class probabilities of one view, from a single forward pass.
+
+    Args:
+        maps_of: Outputs -> {kind: raw map}, as a Method gives them; the GRADIENT_KINDS come from gradients instead.
+        layers: of the gradient kinds.
+
+    Returns:
+        {kind: (B, K, h, w), or one such map per layer} and (B, K) in [0, 1].
+
+    Raises:
+        ValueError: a kind that this method does not have; lists those that it has.
+    """
+    maps: dict[str, Raw] = {}
+    by_gradient = [kind for kind in kinds if kind in GRADIENT_KINDS]
+    if by_gradient:
+        of_kinds, out = gradient_maps(network, image, by_gradient, layers)
+        maps.update(of_kinds)
+    else:
+        with torch.no_grad():
+            out = network(image)
+    with torch.no_grad():
+        maps.update(maps_of(out))
+    unknown = [kind for kind in kinds if kind not in maps]
+    if unknown:
+        raise ValueError(f"cam.kinds: {unknown} not among {sorted({*GRADIENT_KINDS, *maps})}, the kinds of this method")
+    return {kind: maps[kind] for kind in kinds}, out.cls_logits_BK.float().sigmoid()
+
+
+def to_cam(kind: str, raw: Raw) -> Tensor:
+    """Raw map of one view -> cam in [0, 1] on its grid (the finest, of several layers)."""
+    if isinstance(raw, list):
+        size = max((tuple(of_layer.shape[-2:]) for of_layer in raw), key=lambda hw: hw[0] * hw[1])
+        return fuse_layers(raw, size) if len(raw) > 1 else normalise_cam(raw[0])
+    return raw.float() if kind in PROBABILITIES else normalise_cam(raw)
+
+
+def multi_scale_cam(
+    view_maps: ViewMaps, image: Tensor, *, stride: int, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Cams of every kind and class probabilities, averaged over scales and, with `flip`, over the mirrored image.
+
+    Each view's map is normalised by itself, resized to the finest grid and averaged; the mean is not
+    normalised again, so a place that only one scale sees stays weak.
+
+    Args:
+        view_maps: image -> (raw maps, probabilities) of one view; see view_maps.
+        image: (B, 3, H, W) RGB in [0, 1].
+        stride: pixels per cell; views are resized to multiples of it.
+
+    Returns:
+        {kind: (B, K, h, w) in [0, 1]} on the grid of the largest scale, and (B, K) in [0, 1].
+
+    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); spec C6.
+    """
+    height, width = image.shape[-2:]
+    sizes = [tuple(max(round(side * scale / stride), 1) * stride for side in (height, width)) for scale in scales]
+    sums: dict[str, Tensor] = {}
+    probs_BK = image.new_zeros(())
+    for size in sorted(sizes, reverse=True):  # the finest first: it sets the grid
+        view = resize(image, size)
+        for mirrored in (False, True)[: 1 + flip]:
+            maps, view_probs_BK = view_maps(view.flip(-1) if mirrored else view)
+            probs_BK = probs_BK + view_probs_BK
+            for kind, raw in maps.items():
+                cam_BKhw = to_cam(kind, raw)
+                cam_BKhw = cam_BKhw.flip(-1) if mirrored else cam_BKhw
+                sums[kind] = sums[kind] + resize(cam_BKhw, sums[kind].shape[-2:]) if kind in sums else cam_BKhw
+    views = len(sizes) * (1 + flip)
+    return {kind: total / views for kind, total in sums.items()}, probs_BK / views

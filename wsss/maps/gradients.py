@@ -1,0 +1,82 @@
+"""Grad-CAM and LayerCAM from one backward pass."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss.models.base import Network, Outputs
+
+
+def gradient_maps(
+    network: Network, image: Tensor, kinds: Sequence[str] = ("grad",), layers: Sequence[int] = (-1,)
+) -> tuple[dict[str, list[Tensor]], Outputs]:
+    """Raw maps of the gradient kinds of every class at each of the layers, and the forward pass they came from.
+
+    With A the output of a layer (without prefix tokens for a ViT) and g = d logit_k / d A, a kind is a function of
+    the two; see GRADIENT_KINDS. One forward pass, one backward pass per class, and no gradient below the first of
+    the layers.
+
+    Args:
+        image: (B, 3, H, W) RGB in [0, 1].
+        layers: block numbers as in a list; -1 is the last.
+
+    Returns:
+        {kind: L maps (B, K, h, w)} and the Outputs, all detached.
+    """
+    modules = [network.grad_cam_layer(index) for index in layers]
+    found: dict[int, Tensor] = {}
+
+    def keep(position: int) -> Callable:
+        def hook(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            # The first of the layers that runs is where the graph begins: what lies below it is not recorded.
+            torch.set_grad_enabled(True)
+            found[position] = output if found else output.detach().requires_grad_()
+            return found[position]
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(position)) for position, module in enumerate(modules)]
+    try:
+        with torch.no_grad():  # until the first hook; leaving the block restores the mode
+            out = network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    activations = [found[position] for position in range(len(modules))]
+    of_class: list[list[tuple[Tensor, Tensor]]] = []  # [class][layer]: activation and gradient as maps
+    for class_index in range(out.cls_logits_BK.shape[1]):
+        # Images do not influence each other in eval mode, so the backward pass of the sum serves the whole batch.
+        # A batched backward pass (vmap) over the classes was measured slower on a CPU and needs K times the memory.
+        gradients = torch.autograd.grad(out.cls_logits_BK[:, class_index].sum(), activations, retain_graph=True)
+        pairs = zip(activations, gradients, strict=True)
+        of_class.append([(network.as_map(a.float(), image), network.as_map(g.float(), image)) for a, g in pairs])
+    maps = {
+        kind: [
+            torch.stack([GRADIENT_KINDS[kind](*of_layer[position]) for of_layer in of_class], dim=1).detach()
+            for position in range(len(modules))
+        ]
+        for kind in kinds
+    }
+    return maps, out.detached()
+
+
+def grad_cam(activation_BDhw: Tensor, gradient_BDhw: Tensor) -> Tensor:
+    """Channels weighed by their mean gradient: sum_c mean_hw(g_c) A_c, (..., D, h, w) -> (..., h, w).
+
+    Source: Selvaraju et al. 2017 (Eq. 1-2, without the ReLU); the smoke paper reads it at blocks[-1].norm1.
+    """
+    alpha_BD11 = gradient_BDhw.mean(dim=(-2, -1), keepdim=True)
+    return (alpha_BD11 * activation_BDhw).sum(dim=-3)
+
+
+def layer_cam(activation_BDhw: Tensor, gradient_BDhw: Tensor) -> Tensor:
+    """Each position weighed by its own positive gradient: sum_c relu(g_c) A_c, (..., D, h, w) -> (..., h, w).
+
+    Source: Jiang et al. 2021 (LayerCAM, Eq. 5-6, without the outer ReLU).
+    """
+    return (F.relu(gradient_BDhw) * activation_BDhw).sum(dim=-3)
+
+
+GRADIENT_KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grad": grad_cam, "layer": layer_cam}

@@ -1,0 +1,1 @@
+"""Figures from predictions and truth, as counts that add up over images and ranks."""

@@ -1,0 +1,87 @@
+"""Label maps of several classes counted: confusion, mIoU, and how far mIoU would move with other images.
+
+Shapes: N images, G groups, C classes with background 0, R resamples.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsss.tensors import IGNORE_INDEX
+
+CHUNK = 100  # resamples at a time: bounds the memory of the draw to CHUNK x groups
+
+
+def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """(C, C) int64 of [truth, prediction] over the pixels where neither is 255, without waiting for the device.
+
+    Sum it over images and ranks.
+    """
+    wanted = (truth != IGNORE_INDEX) & (prediction != IGNORE_INDEX)
+    pair = torch.where(wanted, truth.long() * num_classes + prediction, num_classes**2).flatten()
+    counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
+    return counts.scatter_add_(0, pair, torch.ones_like(pair))[:-1].view(num_classes, num_classes)
+
+
+def class_iou(confusion_CC: Tensor) -> Tensor:
+    """(C) float64 IoU; NaN for a class that is neither there nor predicted."""
+    confusion_CC = confusion_CC.double()
+    hit = confusion_CC.diagonal()
+    return hit / (confusion_CC.sum(0) + confusion_CC.sum(1) - hit)
+
+
+def mean_iou(confusion_CC: Tensor) -> float:
+    """Mean IoU over the classes that the truth holds, background included; NaN without truth."""
+    there = confusion_CC.sum(1) > 0
+    return float(class_iou(confusion_CC)[there].mean())
+
+
+def pixel_accuracy(confusion_CC: Tensor) -> float:
+    """Share of pixels named right."""
+    return float(confusion_CC.diagonal().sum().double() / confusion_CC.sum())
+
+
+def mean_accuracy(confusion_CC: Tensor) -> float:
+    """Mean recall over the classes that the truth holds."""
+    recall_C = confusion_CC.diagonal().double() / confusion_CC.sum(1)
+    return float(recall_C.nanmean())
+
+
+def bootstrap_miou(
+    sums: Sequence[np.ndarray],
+    groups: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of mIoU when whole groups (photographs, videos) are drawn anew with replacement.
+
+        mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
+
+    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is.
+
+    Args:
+        sums: of each image (3, C): pixels hit, in the truth, predicted.
+
+    Returns:
+        (low, high); both NaN without an image. With one group both are its mIoU.
+    """
+    if not sums:
+        return float("nan"), float("nan")
+    _, member_N = np.unique(np.asarray(groups), return_inverse=True)
+    of_group_GX = np.zeros((member_N.max() + 1, sums[0].size))
+    np.add.at(of_group_GX, member_N, np.stack(sums).reshape(len(sums), -1))
+    rng, found = np.random.default_rng(seed), []
+    for first in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - first)
+        times_RG = rng.multinomial(len(of_group_GX), np.full(len(of_group_GX), 1 / len(of_group_GX)), size=size)
+        hit_RC, truth_RC, predicted_RC = np.moveaxis((times_RG @ of_group_GX).reshape(size, *sums[0].shape), 1, 0)
+        iou_RC = hit_RC / np.maximum(truth_RC + predicted_RC - hit_RC, 1)
+        there_RC = truth_RC > 0
+        found.append((iou_RC * there_RC).sum(1) / np.maximum(there_RC.sum(1), 1))
+    tail = (1 - confidence) / 2 * 100
+    low, high = np.percentile(np.concatenate(found), [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,153 @@
+"""How good scores and masks are: counts per image and threshold, and every figure made of them.
+
+Shapes: N images, T thresholds, C classes with background, H x W pixels. Truth is 0 background, 1..K class, 255 ignore.
+A pixel is predicted where score >= threshold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsss.tensors import IGNORE_INDEX
+
+THRESHOLDS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of each image at each threshold, int64 (N, T): true and false positives, false negatives.
+
+    `pixels_N` counts the pixels that are not ignored.
+    """
+
+    tp_NT: np.ndarray
+    fp_NT: np.ndarray
+    fn_NT: np.ndarray
+    pixels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels_N)
+
+    @staticmethod
+    def stack(parts: Sequence["Counts"]) -> "Counts":
+        """One Counts of all images, in order."""
+        return Counts(*(np.concatenate([getattr(p, name) for p in parts]) for name in Counts.__dataclass_fields__))
+
+    def take(self, images: np.ndarray) -> "Counts":
+        """The counts of these images: numbers or a bool mask."""
+        return Counts(*(getattr(self, name)[images] for name in Counts.__dataclass_fields__))
+
+    @property
+    def has_truth_N(self) -> np.ndarray:
+        """Images that show the class at all. Its pixels are the same at every threshold: tp + fn."""
+        return (self.tp_NT[:, 0] + self.fn_NT[:, 0]) > 0
+
+
+def count(score_HW: Tensor, truth_HW: Tensor, class_id: int = 1, thresholds: np.ndarray = THRESHOLDS) -> Counts:
+    """Counts of one image for one class, at all thresholds in one pass over the pixels.
+
+    Args:
+        score_HW: scores of the class.
+        truth_HW: class ids, same size; 255 is left out.
+        thresholds: ascending.
+
+    Raises:
+        ValueError: score and truth differ in size.
+    """
+    if score_HW.shape != truth_HW.shape:
+        raise ValueError(f"score {tuple(score_HW.shape)} and truth {tuple(truth_HW.shape)} must have one size")
+    valid = truth_HW != IGNORE_INDEX
+    score, positive = score_HW[valid].double(), truth_HW[valid] == class_id
+    levels = torch.as_tensor(thresholds, dtype=torch.float64, device=score.device)
+    reached = torch.bucketize(score, levels, right=True)  # how many thresholds a pixel reaches
+    # histogram over (is positive, thresholds reached); its reversed running sum counts pixels at or above each
+    bins = torch.bincount(reached + positive * (len(levels) + 1), minlength=2 * (len(levels) + 1)).reshape(2, -1)
+    above_2T = bins.flip(1).cumsum(1).flip(1)[:, 1:].cpu().numpy()
+    total = int(positive.sum())
+    return Counts(above_2T[1:], above_2T[:1], total - above_2T[1:], np.array([positive.numel()]))
+
+
+def iou(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
+    """tp / (tp + fp + fn), element by element; 0 where nothing is predicted and nothing is there."""
+    return tp / np.maximum(tp + fp + fn, 1)
+
+
+def iou_per_image(counts: Counts) -> np.ndarray:
+    """(N, T) IoU of the class in each image. Its mean over the images that show smoke is the smoke paper's mIoU."""
+    return iou(counts.tp_NT, counts.fp_NT, counts.fn_NT)
+
+
+def pooled_iou(counts: Counts) -> np.ndarray:
+    """(T) IoU of the class with the pixels of all images in one pot."""
+    return iou(counts.tp_NT.sum(0), counts.fp_NT.sum(0), counts.fn_NT.sum(0))
+
+
+def fg_bg_miou(counts: Counts) -> np.ndarray:
+    """(T) mean of the pooled IoU of the class and of its background."""
+    tp, fp, fn = counts.tp_NT.sum(0), counts.fp_NT.sum(0), counts.fn_NT.sum(0)
+    true_negative = counts.pixels_N.sum() - tp - fp - fn
+    return (iou(tp, fp, fn) + iou(true_negative, fn, fp)) / 2
+
+
+def precision(counts: Counts) -> np.ndarray:
+    """(T) share of predicted pixels that are right; 0 where nothing is predicted."""
+    tp, fp = counts.tp_NT.sum(0), counts.fp_NT.sum(0)
+    return tp / np.maximum(tp + fp, 1)
+
+
+def recall(counts: Counts) -> np.ndarray:
+    """(T) share of the class's pixels that are predicted; 0 where there is none."""
+    tp, fn = counts.tp_NT.sum(0), counts.fn_NT.sum(0)
+    return tp / np.maximum(tp + fn, 1)
+
+
+def oracle_iou(counts: Counts, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.ndarray, np.ndarray]:
+    """(N) best IoU of each image over the thresholds and (N) the lowest threshold that gives it.
+
+    It looks at the truth of each image, so it bounds what a threshold can do and is never a result.
+    Where no threshold gives any overlap the IoU is 0 and the threshold the lowest.
+    """
+    iou_NT = iou_per_image(counts)
+    best_N = iou_NT.argmax(1)
+    return iou_NT[np.arange(len(counts)), best_N], thresholds[best_N]
+
+
+def false_alarm_area(counts: Counts) -> np.ndarray:
+    """(T) mean share of pixels predicted in the images that do not show the class; NaN without such an image."""
+    clear = counts.take(~counts.has_truth_N)
+    if len(clear) == 0:
+        return np.full(counts.tp_NT.shape[1], np.nan)
+    return (clear.fp_NT / np.maximum(clear.pixels_N, 1)[:, None]).mean(0)
+
+
+def bootstrap_interval(
+    value_N: np.ndarray,
+    groups: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a mean when whole groups (videos, scenes) are drawn anew with replacement.
+
+    Frames of one group are alike, so drawing single frames would promise too narrow an interval.
+
+    Args:
+        value_N: a figure of each image.
+        groups: the group of each image.
+
+    Returns:
+        (low, high); both NaN if there is no image. With one group both are the mean: nothing is known of others.
+    """
+    if len(value_N) == 0:
+        return (float("nan"), float("nan"))
+    _, member_N = np.unique(np.asarray(groups), return_inverse=True)
+    sums_G, sizes_G = np.bincount(member_N, weights=value_N), np.bincount(member_N)
+    drawn_RG = np.random.default_rng(seed).integers(0, len(sums_G), (resamples, len(sums_G)))
+    means_R = sums_G[drawn_RG].sum(1) / sizes_G[drawn_RG].sum(1)
+    tail = (1 - confidence) / 2 * 100
+    low, high = np.percentile(means_R, [tail, 100 - tail])
+    return float(low), float(high)
