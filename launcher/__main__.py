@@ -49,9 +49,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
-    from launcher.errors import told
+    from launcher.errors import report_user_errors
 
-    with told():
+    with report_user_errors():
         app()
 
 

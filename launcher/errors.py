@@ -20,7 +20,7 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """End the process with code 2 and one message, no traceback, for an error that the user can mend."""
     try:
         yield
@@ -39,7 +39,7 @@ def told() -> Iterator[None]:
 
 
 @contextmanager
-def reported_as(kind: type[ValueError]) -> Iterator[None]:
+def user_error_as(kind: type[ValueError]) -> Iterator[None]:
     """A ValueError of the science, which knows no user, as one that is told without a traceback."""
     try:
         yield

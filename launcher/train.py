@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.file import load_config
-from launcher.errors import told
-from launcher.processes.group import group_left
-from launcher.processes.signals import Stopped, code_of_stop
+from launcher.errors import report_user_errors
+from launcher.processes.group import leaving_group
+from launcher.processes.signals import Stopped, exit_code_when_stopped
 from launcher.training.run import train
 
 
 def main(arguments: Sequence[str]) -> None:
     try:
-        with group_left():
+        with leaving_group():
             train(load_config(Path(arguments[0]), arguments[1:]))
     except Stopped as stopped:
         if int(os.environ.get("RANK", 0)) == 0:
             print(stopped, flush=True)
-        sys.exit(code_of_stop())
+        sys.exit(exit_code_when_stopped())
 
 
 if __name__ == "__main__":
-    with told():
+    with report_user_errors():
         main(sys.argv[1:])

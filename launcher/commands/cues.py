@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import MASKS, Out
-from launcher.errors import RunError, told
+from launcher.errors import RunError, report_user_errors
 from launcher.jobs.cues import write_cues
 
 Shards = Annotated[str, typer.Argument(help="Folder or URL of one split's image shards.")]
@@ -81,5 +81,5 @@ if __name__ == "__main__":
     main.command()(sam)
     main.command()(clip)
     main.command()(walk)
-    with told():
+    with report_user_errors():
         main()

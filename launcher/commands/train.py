@@ -23,12 +23,12 @@ def train(
     from launcher.config.file import load_config
     from launcher.processes.launch import launch, launch_command
     from launcher.run.folder import run_folder
-    from launcher.run.steps import latest
+    from launcher.run.steps import newest_complete
     from launcher.training.inputs import preflight
 
     settings = load_config(config, overrides or [])
     if resume:
-        latest(run_folder(settings))
+        newest_complete(run_folder(settings))
     preflight(settings)
     arguments = [str(config), *(overrides or [])]
     if dry_run:

@@ -85,8 +85,8 @@ def evaluate(run: Path) -> dict[str, Any]:
 def measured(shards: ShardFolder, folder: Path, kind: str, threshold: float) -> Measure:
     """Count every sample of one source. Raises RunError if a shard is missing or the source is of other images."""
     measure = measure_for(shards.index.as_class_set(), threshold)
-    jobs.of_same_images(folder, shards.index.fingerprint, "infer, and refine, these images again with --overwrite")
-    jobs.finished(folder, [shard.name for shard in shards.index.shards])
+    jobs.require_same_images(folder, shards.index.fingerprint, "infer, and refine, these images again with --overwrite")
+    jobs.require_all(folder, [shard.name for shard in shards.index.shards])
     for shard in shards.index.shards:
         for number, scores in scores_beside(shards, folder, shard.name, kind):
             measure.add(scores, kind, shards.mask(number), shards.regions(number))
@@ -114,7 +114,7 @@ def track(run: Path, report: dict[str, Any]) -> None:
     """Send the final figures to the run's MLflow run."""
     config, _ = load_about(run)
     tracker = Tracker(run, experiment=config.tracking.experiment)
-    tracker.log(final_metrics(report), steps.step_of(Path(report["checkpoint"])))
+    tracker.log(final_metrics(report), steps.step_number(Path(report["checkpoint"])))
     tracker.artifact(run / EVALUATION)
     tracker.close(None)
 

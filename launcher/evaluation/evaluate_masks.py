@@ -23,7 +23,7 @@ def evaluate_segments(run: Path, truth: ShardFolder, seed: int) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {}
     for name, (folder, extension) in segment_sources_of(run, truth.index.split).items():
         mend = f"remove the folder and run `wsss segment {run}` again"
-        made_of = jobs.of_same_images(folder, truth.index.fingerprint, mend)
+        made_of = jobs.require_same_images(folder, truth.index.fingerprint, mend)
         found[name] = {
             "protocol": segment_protocol(made_of, extension, truth.index.split, seed),
             "chain": [],
@@ -36,7 +36,7 @@ def evaluate_segments(run: Path, truth: ShardFolder, seed: int) -> dict[str, dic
 def tally_of(truth: ShardFolder, folder: Path, extension: str) -> MaskTally:
     """Every image of a folder of mask shards counted once; many images are counted in worker processes."""
     names = [shard.name for shard in truth.index.shards]
-    jobs.finished(folder, names)
+    jobs.require_all(folder, names)
     work = partial(tally_of_shard, truth, folder, extension)
     workers = 1 if len(truth) < FEW_IMAGES else None
     whole = MaskTally(truth.index.as_class_set())

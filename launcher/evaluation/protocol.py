@@ -8,7 +8,7 @@ from launcher.jobs.scores import REFINED
 
 
 def made_of(folder: Path) -> dict[str, Any]:
-    return jobs.made_of(folder) or {}
+    return jobs.read_made_of(folder) or {}
 
 
 def protocol(cams_made_of: dict[str, Any], seed: int) -> str:

@@ -122,13 +122,13 @@ class WalkCues:
 
     def made_of(self, classes: Sequence[str]) -> dict[str, Any]:
         from launcher.run.folder import load_about
-        from launcher.run.steps import MODEL, latest
+        from launcher.run.steps import MODEL, newest_complete
         from shards.tars import sha256_of
 
         config, _ = load_about(self.run)
         if config.method.name != "affinity":
             raise RunError(f"{self.run}: trained by method '{config.method.name}'; affinities need method 'affinity'")
-        return {"weights": sha256_of(latest(self.run) / MODEL), "image_size": config.data.image_size}
+        return {"weights": sha256_of(newest_complete(self.run) / MODEL), "image_size": config.data.image_size}
 
     def start(self, device: Any, classes: Sequence[str]) -> Make:
         import numpy as np

@@ -6,7 +6,7 @@ OUT/SPLIT/NAME.tar beside job.json, one per image shard, read by every setting o
     KEY.clip.npy   CLIP maps of all K classes, (K, h, w) float16
     KEY.walk.npz   AffinityNet's affinities, (O, P) float16, their grid (h, w) and radius
 
-Each of N processes takes every N-th missing shard; see launcher/commands/cues.py. Heavy imports wait until a job starts.
+Each of N processes takes every N-th missing shard. Heavy imports wait until a job starts.
 """
 
 import io
@@ -76,7 +76,7 @@ def write_cues(kind: Kind, shards: "Place", out: Path, **settings: Any) -> Path:
             write_tar(target / name, samples(name, make))
     state.wait_for_everyone()
     if state.is_main_process:
-        jobs.finished(target, names)
+        jobs.require_all(target, names)
     return target
 
 
@@ -136,11 +136,11 @@ def check_cues(folder: Path, index: "Index") -> str:
     """
     from launcher.jobs import output as jobs
 
-    made_of = jobs.made_of(folder)
+    made_of = jobs.read_made_of(folder)
     if made_of is None or made_of.get("kind") not in EXTENSIONS:
         raise RunError(f"{folder}: no cues here; compute them with `wsss cues` (see --help)")
-    jobs.of_same_images(folder, index.fingerprint, "compute the cues of these images")
-    jobs.finished(folder, [shard.name for shard in index.shards])
+    jobs.require_same_images(folder, index.fingerprint, "compute the cues of these images")
+    jobs.require_all(folder, [shard.name for shard in index.shards])
     return made_of["kind"]
 
 
@@ -154,7 +154,7 @@ def read_cues(folder: Path, shard_name: str) -> Cues:
     from launcher.jobs import output as jobs
     from shards.tars import tar_members
 
-    made_of, path = jobs.made_of(folder), folder / shard_name
+    made_of, path = jobs.read_made_of(folder), folder / shard_name
     if made_of is None or not path.is_file():
         raise RunError(f"{path}: no cues here; compute them with `wsss cues` (see --help)")
     extension = EXTENSIONS[made_of["kind"]]

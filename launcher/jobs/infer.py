@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from launcher.config.sections import CamConfig, Config
-from launcher.errors import RunError, told
+from launcher.errors import RunError, report_user_errors
 from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
 from launcher.processes.accelerator import make_accelerator
@@ -74,7 +74,7 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
             write_tar(out / names[shard_number], counted(of_shard, progress))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        jobs.finished(out, names)
+        jobs.require_all(out, names)
     return out
 
 
@@ -145,5 +145,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with report_user_errors():
         main(sys.argv[1:])

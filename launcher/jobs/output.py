@@ -25,7 +25,7 @@ def open_output(out: Path, content: dict[str, Any]) -> None:
         RunError: it was made of something else; names the first difference.
     """
     content = json.loads(json.dumps(content))
-    before = made_of(out)
+    before = read_made_of(out)
     if before is not None:
         different = [name for name in {**before, **content} if before.get(name) != content.get(name)]
         if different:
@@ -49,7 +49,7 @@ def open_output(out: Path, content: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def made_of(out: Path) -> dict[str, Any] | None:
+def read_made_of(out: Path) -> dict[str, Any] | None:
     """What an output folder was made of; None if there is none. Raises RunError if what it says is damaged."""
     path = out / JOB
     try:
@@ -58,9 +58,9 @@ def made_of(out: Path) -> dict[str, Any] | None:
         raise RunError(f"{path}: is no JSON ({error}); remove the folder and run the job again") from error
 
 
-def of_same_images(out: Path, fingerprint: str, mend: str) -> dict[str, Any]:
+def require_same_images(out: Path, fingerprint: str, mend: str) -> dict[str, Any]:
     """What an output folder was made of; raises RunError unless that was images of this fingerprint."""
-    content = made_of(out) or {}
+    content = read_made_of(out) or {}
     got = content.get("fingerprint")
     if got != fingerprint:
         raise RunError(f"{out}: made of other images (fingerprint {got}, these shards {fingerprint}); {mend}")
@@ -72,7 +72,7 @@ def missing(out: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if not (out / name).is_file()]
 
 
-def finished(out: Path, names: Sequence[str]) -> None:
+def require_all(out: Path, names: Sequence[str]) -> None:
     """Raise RunError unless all shards are there."""
     gone = missing(out, names)
     if gone:

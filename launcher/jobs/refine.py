@@ -48,13 +48,13 @@ def refine(
     outs, items = [], []
     for split in splits:
         folder = cams_folder(run, cams) / split
-        inferred = jobs.made_of(folder)
+        inferred = jobs.read_made_of(folder)
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
         shards = ShardFolder(inferred["shards"])
-        jobs.of_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
+        jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
         names = [shard.name for shard in shards.index.shards]
-        jobs.finished(folder, names)
+        jobs.require_all(folder, names)
         cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if step.name in CUED}
         kinds = settings.cams or inferred["cam"]["kinds"]
         unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
@@ -65,7 +65,10 @@ def refine(
             if overwrite:
                 shutil.rmtree(out, ignore_errors=True)
             made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
-            made_of |= {"bg_threshold": settings.bg_threshold, "cues": {n: jobs.made_of(f) for n, f in cues.items()}}
+            made_of |= {
+                "bg_threshold": settings.bg_threshold,
+                "cues": {n: jobs.read_made_of(f) for n, f in cues.items()},
+            }
             jobs.open_output(out, made_of)
             outs.append(out)
             items += [Task(shards.folder, folder, cues, out, kind, shard) for shard in jobs.missing(out, names)]

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from launcher.config.sections import Config, SegmentConfig
-from launcher.errors import RunError, told
+from launcher.errors import RunError, report_user_errors
 from launcher.jobs import output as jobs
 from launcher.jobs.crf_pool import QUEUED, Task, crf_pool, crf_workers, finish, in_order
 from launcher.processes.accelerator import make_accelerator
@@ -100,7 +100,7 @@ def segment(
             write_tar(out / names[shard_number], counted(of_shard, progress))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        jobs.finished(out, names)
+        jobs.require_all(out, names)
     return out
 
 
@@ -232,5 +232,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with report_user_errors():
         main(sys.argv[1:])

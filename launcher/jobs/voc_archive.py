@@ -49,7 +49,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
             20 in a mask, or an archive that does not hold what it should.
     """
     folder = segments_folder(run, name) / split
-    made_of = jobs.made_of(folder)
+    made_of = jobs.read_made_of(folder)
     if made_of is None:
         raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
     shards = ShardFolder(made_of["shards"])
@@ -62,7 +62,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
         raise RunError(
             f"{shards.folder}: {len(strange)} keys are no VOC image ids such as 2008_000001, first '{strange[0]}'"
         )
-    jobs.finished(folder, [shard.name for shard in shards.index.shards])
+    jobs.require_all(folder, [shard.name for shard in shards.index.shards])
     out = out or run / f"voc2012_{folder.parent.name}_{split}.tar.gz"
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

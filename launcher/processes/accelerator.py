@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
 from launcher.processes.group import join_group
-from launcher.processes.signals import begin_under_launcher
+from launcher.processes.signals import follow_launcher
 from launcher.processes.zero import uses_zero
 from launcher.processes.zero_settings import settings_for
 
@@ -54,7 +54,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    begin_under_launcher()
+    follow_launcher()
     cpu = uses_cpu(config)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     handlers: list[Any] = []

@@ -56,7 +56,7 @@ def join_group(backend: str, timeout: timedelta) -> None:
 
 
 @contextmanager
-def group_left() -> Iterator[None]:
+def leaving_group() -> Iterator[None]:
     """Leave the process group at the end, however it ends."""
     import torch.distributed as dist
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from launcher.config.sections import Config
 from launcher.errors import LAUNCHED
 from launcher.processes.accelerator import process_count, uses_cpu
-from launcher.processes.signals import STOPPED, end_with_parent, noted
+from launcher.processes.signals import STOPPED, end_with_parent, record_signals
 from launcher.processes.zero_settings import read_zero
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         The launcher's exit code; STOPPED if the run was told to stop, on this machine or another, and did, or here and
         ended before it trained.
     """
-    with tempfile.TemporaryDirectory() as folder, noted(signal.SIGTERM, signal.SIGINT) as came:
+    with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT) as came:
         mark, told = Path(folder) / "stopped", set[int]()
         process, announced = start(argv, {**environment, LAUNCHED: str(mark)}), False
         while (code := wait(process)) is None:

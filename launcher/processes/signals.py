@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def noted(*signals: signal.Signals) -> Iterator[list[int]]:
+def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
     """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes.
 
     A process below a launcher that was told to stop ignores them afterwards: who tells all processes and who forwards
@@ -48,7 +48,7 @@ def noted(*signals: signal.Signals) -> Iterator[list[int]]:
 @contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM only sets a flag; gives the function that tells whether it came."""
-    with noted(signal.SIGTERM) as came:
+    with record_signals(signal.SIGTERM) as came:
         yield lambda: bool(came)
 
 
@@ -58,7 +58,7 @@ def end_with_parent(how: signal.Signals) -> None:
         libc.prctl(SET_PARENT_DEATH_SIGNAL, how)
 
 
-def begin_under_launcher() -> None:
+def follow_launcher() -> None:
     """First thing in a process that `launch` started, once it has imported: from now on SIGTERM reaches it, and it gets
     one when the launcher dies, be it by kill -9: nothing must go on that nobody watches.
 
@@ -82,7 +82,7 @@ def launcher_lives() -> bool:
         return False
 
 
-def code_of_stop() -> int:
+def exit_code_when_stopped() -> int:
     """The exit code of a process of a run that was stopped; leaves the mark for `run_and_forward`.
 
     Launchers take any code but 0 for a failure: one starts everything again, the other prints a traceback.

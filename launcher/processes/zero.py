@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def whole_of(accelerator: "Accelerator", method: Method) -> Method:
+def unsharded_copy(accelerator: "Accelerator", method: Method) -> Method:
     """The module in which all weights of a method are whole: what is saved, evaluated and handed back.
 
     It is the method itself, but for stage 3, which leaves a process only its share: there it is a second copy, which
-    `make_whole` fills. Call it before `prepare`.
+    `gather_full` fills. Call it before `prepare`.
     """
     if not uses_zero(accelerator) or stage_of(accelerator) < 3:
         return method
@@ -47,12 +47,12 @@ def prepare(
     engine, _ = accelerator.prepare(method, optimizer)
     check_engine(engine, wanted)
     if stage_of(accelerator) == 3:
-        keep_in_step(method)
+        gather_per_step(method)
     accelerator.deepspeed_engine_wrapped = BackwardOnly(engine)
     return engine, ZeroOptimizer(engine, method, whole, groups)
 
 
-def keep_in_step(method: nn.Module) -> None:
+def gather_per_step(method: nn.Module) -> None:
     """Let stage 3 gather all weights at the start of a method's forward and give none away before the update.
 
     By itself it gathers a layer's weights for that layer's own forward and backward alone. But methods read weights
@@ -87,7 +87,7 @@ def accumulating(accelerator: "Accelerator", wrapped: nn.Module, *, last: bool) 
             yield
 
 
-def make_whole(optimizer: Any, whole: nn.Module, *, moments: bool) -> None:
+def gather_full(optimizer: Any, whole: nn.Module, *, moments: bool) -> None:
     """Let `whole`, and for a save the optimizer's moments, be complete and equal. All ranks must call it."""
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.gather(moments=moments)
@@ -111,7 +111,7 @@ class ZeroOptimizer:
 
     Args:
         method: whose weights the engine shares out.
-        whole: see `whole_of`.
+        whole: see `unsharded_copy`.
         groups: parameters of the optimizer's groups, from before the engine took them over.
     """
 

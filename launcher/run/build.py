@@ -5,10 +5,10 @@ from pathlib import Path
 
 from launcher.config.options import Named, options_of
 from launcher.config.sections import Config
-from launcher.errors import ConfigError, RunError, reported_as
+from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.run.checkpoint import load_method
 from launcher.run.folder import load_about
-from launcher.run.steps import latest, refuse_damaged
+from launcher.run.steps import newest_complete, refuse_damaged
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
@@ -22,7 +22,7 @@ def build_network(named: Named, num_classes: int) -> Network:
     Raises:
         ConfigError: no such model, or weights that do not fit it.
     """
-    with reported_as(ConfigError):
+    with user_error_as(ConfigError):
         return MODELS[named.name](num_classes, **options_of(named, MODELS))  # type: ignore[return-value]
 
 
@@ -34,7 +34,7 @@ def build_method(config: Config, class_set: ClassSet) -> Method:
         collaborators.append(load_teacher(config, class_set))
     if config.partner is not None:
         collaborators.append(build_network(config.partner, class_set.num_fg_classes))
-    with reported_as(ConfigError):
+    with user_error_as(ConfigError):
         return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
 
 
@@ -62,7 +62,7 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ClassSet
     """
     config, about = load_about(run, overrides)
     class_set = ClassSet(name=about["class_set"], classes=tuple(about["classes"]))
-    checkpoint = latest(run)
+    checkpoint = newest_complete(run)
     refuse_damaged(checkpoint)
     parts = {"model": without_weights(config.model), "partner": config.partner and without_weights(config.partner)}
     method = build_method(config.model_copy(update=parts), class_set)

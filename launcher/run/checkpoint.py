@@ -22,7 +22,7 @@ from torch import nn
 from launcher.errors import RunError
 from launcher.files import sync_to_disk
 from launcher.processes.group import from_first_rank
-from launcher.run.steps import MODEL, OPTIMIZER, STATE, best_of, checkpoints, folder_of, step_folders, step_of
+from launcher.run.steps import MODEL, OPTIMIZER, STATE, best_of, checkpoints, folder_of, step_folders, step_number
 from shards.schema import DataError
 from shards.tars import sha256_of
 
@@ -82,7 +82,7 @@ def write(final: Path, method: nn.Module, optimizer: torch.optim.Optimizer, worl
         torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
         files = sorted(temporary.iterdir())
         state = {
-            "step": step_of(final),
+            "step": step_number(final),
             "world_size": world_size,
             "files": {path.name: path.stat().st_size for path in files},
             "sha256": {path.name: sha256_of(path) for path in files},
@@ -110,7 +110,7 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
         stay.add(best)
     try:
         for folder in step_folders(run):
-            if folder not in stay and step_of(folder) < step_of(found[-1]):
+            if folder not in stay and step_number(folder) < step_number(found[-1]):
                 folder.rename(folder.with_name(f".{folder.name}.old"))  # never seen half removed
         for leftover in run.glob(".step_*"):
             shutil.rmtree(leftover)
@@ -130,7 +130,7 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise RunError(f"{folder / OPTIMIZER}: is no optimizer state of tensors and numbers: {error}") from error
     optimizer.load_state_dict(state)
-    return step_of(folder)
+    return step_number(folder)
 
 
 def load_method(method: nn.Module, folder: Path) -> None:

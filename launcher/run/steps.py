@@ -49,7 +49,7 @@ def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
     found = None
     if accelerator.is_main_process:
         for folder in reversed(step_folders(run)):
-            reason = damage(folder)
+            reason = find_damage(folder)
             if reason is None:
                 found = folder
                 break
@@ -60,12 +60,12 @@ def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
     return from_first_rank(found, accelerator)
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, read byte by byte; None if nothing is."""
     if not is_complete(folder):
         return f"{STATE} is missing or does not fit the files: not written to its end"
     state = read_state(folder)
-    if state.get("step") != step_of(folder):
+    if state.get("step") != step_number(folder):
         return f"{STATE} says step {state.get('step')}"
     if "sha256" not in state:  # of before there were hashes: sizes are all there is
         return None
@@ -81,7 +81,7 @@ def damage(folder: Path) -> str | None:
 
 def refuse_damaged(folder: Path) -> None:
     """Raises RunError if a byte of a checkpoint has changed since it was written."""
-    if reason := damage(folder):
+    if reason := find_damage(folder):
         raise RunError(f"{folder}: {reason}; remove it to use the one before it, if there is one")
 
 
@@ -91,7 +91,7 @@ def folder_of(run: Path, step: int) -> Path:
 
 def step_folders(run: Path) -> list[Path]:
     """Whatever is named like a checkpoint, oldest first."""
-    return sorted((path for path in run.glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)), key=step_of)
+    return sorted((path for path in run.glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name)), key=step_number)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -111,11 +111,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text())
 
 
-def step_of(folder: Path) -> int:
+def step_number(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def latest(run: Path) -> Path:
+def newest_complete(run: Path) -> Path:
     """The newest complete checkpoint.
 
     Raises:

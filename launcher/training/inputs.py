@@ -8,7 +8,7 @@ import torch
 
 from launcher.config.file import flatten
 from launcher.config.sections import Config
-from launcher.errors import ConfigError, RunError, reported_as
+from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import cams_of
 from launcher.processes.accelerator import process_count
@@ -50,7 +50,7 @@ def check_inputs(config: Config) -> tuple[ShardFolder, ShardFolder | None]:
             raise RunError(f"data.{name}: {folder} shares {len(shared)} groups with training, first '{shared[0]}'")
     if config.teacher is not None:
         load_about(config.teacher)
-        steps.latest(config.teacher)
+        steps.newest_complete(config.teacher)
     return train_shards, val_shards
 
 
@@ -59,11 +59,11 @@ def learns_from(config: Config) -> dict[str, str]:
     be trained on, masks may be made anew."""
     found = {}
     if config.teacher is not None:
-        folder = steps.latest(config.teacher)
+        folder = steps.newest_complete(config.teacher)
         digests = steps.read_state(folder).get("sha256", {})  # none of before there were hashes
         found["teacher"] = f"{folder.name}, sha256 {digests.get(steps.MODEL, 'unknown')}"
     if config.data.masks is not None:
-        made_of = json.dumps(jobs.made_of(config.data.masks), sort_keys=True)
+        made_of = json.dumps(jobs.read_made_of(config.data.masks), sort_keys=True)
         found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
     if config.data.pixel is not None:
         found["data.pixel"] = f"fingerprint {ShardFolder(config.data.pixel, 'pixel').index.fingerprint}"
@@ -101,5 +101,5 @@ def preflight(config: Config) -> None:
     method = build_method(config, shards.index.as_class_set())
     if method.gives_maps:
         small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
-        with reported_as(ConfigError):
+        with user_error_as(ConfigError):
             cams_of(method, small, config.cam.model_copy(update={"window_px": None}))

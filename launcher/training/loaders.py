@@ -27,7 +27,7 @@ def training_shards(config: Config) -> ShardFolder:
     needs_masks = METHODS[config.method.name].supervision == "mask" and config.data.masks is None
     shards = ShardFolder(config.data.train, "pixel" if needs_masks else "label")
     if config.data.masks is not None:
-        made_of = jobs.made_of(config.data.masks) or {}
+        made_of = jobs.read_made_of(config.data.masks) or {}
         if made_of.get("fingerprint") != shards.index.fingerprint:
             raise RunError(
                 f"data.masks: {config.data.masks} was made for images of fingerprint {made_of.get('fingerprint')}, "

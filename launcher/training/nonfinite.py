@@ -62,9 +62,9 @@ def describe(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelera
         return f"{head}; rank 0 says more"
     guilty = [rank for rank in everyone if not rank.is_finite]
     good = steps.checkpoints(run)
-    parts = [head, *map(told, guilty)]
+    parts = [head, *map(describe_rank, guilty)]
     if not guilty:
-        parts += ["all losses are finite, a gradient is not", *map(told, everyone)]
+        parts += ["all losses are finite, a gradient is not", *map(describe_rank, everyone)]
     parts += [
         f"last good checkpoint: {good[-1] if good else 'none'}",
         "no update was made from it",
@@ -74,7 +74,7 @@ def describe(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelera
     return "; ".join(parts)
 
 
-def told(rank: Culprit) -> str:
+def describe_rank(rank: Culprit) -> str:
     losses = " | ".join(", ".join(f"{name} {value:g}" for name, value in part.items()) for part in rank.losses)
     return f"rank {rank.rank}: {losses}, samples {shown(rank.keys)}"
 

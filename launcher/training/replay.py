@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from launcher.config.sections import Config
-from launcher.errors import RunError, told
+from launcher.errors import RunError, report_user_errors
 from launcher.processes import group
 from launcher.processes.accelerator import make_accelerator
-from launcher.processes.group import group_left
+from launcher.processes.group import leaving_group
 from launcher.progress import Progress
 from launcher.run import steps
 from launcher.run.folder import load_about
@@ -89,8 +89,8 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
 
 def newest_before(run: Path, step: int) -> Path | None:
     """The newest good checkpoint from which a step can be reached; None = it must begin anew."""
-    found = [folder for folder in steps.checkpoints(run) if steps.step_of(folder) < step]
-    return next((folder for folder in reversed(found) if steps.damage(folder) is None), None)
+    found = [folder for folder in steps.checkpoints(run) if steps.step_number(folder) < step]
+    return next((folder for folder in reversed(found) if steps.find_damage(folder) is None), None)
 
 
 def account_of(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
@@ -148,10 +148,10 @@ def beside_log(means: dict[str, float], run: Path, step: int, log_every: int) ->
 
 def main(arguments: list[str]) -> None:
     run, step, rank = arguments
-    with group_left():
+    with leaving_group():
         replay_here(Path(run), int(step), None if rank == "all" else int(rank))
 
 
 if __name__ == "__main__":
-    with told():
+    with report_user_errors():
         main(sys.argv[1:])

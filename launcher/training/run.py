@@ -51,7 +51,7 @@ def train(config: Config) -> Method:
     with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_trained(config, train_shards, accelerator)
-        whole = zero.whole_of(accelerator, method)
+        whole = zero.unsharded_copy(accelerator, method)
         about = describe(train_shards, learns_from(config), accelerator.num_processes)
         tracker = open_tracker(config, run, about, found) if main else NoTracker()
         trainer = make_trainer(
@@ -146,7 +146,7 @@ def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path |
             "dataset_fingerprint": about["dataset_fingerprint"],
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
-        resumed_at=steps.step_of(found) if found else 0,
+        resumed_at=steps.step_number(found) if found else 0,
         evaluates_again=found is not None and not (found / steps.FIGURES).is_file(),
     )
     write_whole(path, json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))

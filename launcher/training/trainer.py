@@ -34,7 +34,7 @@ class Trainer:
         asked_to_stop: has this process been told to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
-        whole: see zero.whole_of; None = the method.
+        whole: see zero.unsharded_copy; None = the method.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Trainer:
 
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
-            zero.make_whole(self.optimizer, self.unwrapped, moments=False)
+            zero.gather_full(self.optimizer, self.unwrapped, moments=False)
             figures = self.evaluate(self.step)
             self.window_at = time.perf_counter()  # evaluation is not training time
             if self.accelerator.is_main_process:
@@ -214,7 +214,7 @@ class Trainer:
         self.stop_if_not_finite()
         self.skips.count(self.step)  # whoever goes on from here does not meet these samples again
         started = time.perf_counter()
-        zero.make_whole(self.optimizer, self.unwrapped, moments=True)
+        zero.gather_full(self.optimizer, self.unwrapped, moments=True)
         keep, best = self.config.keep, self.config.keep_best
         checkpoint.save(
             self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep, keep_best=best

@@ -171,7 +171,7 @@ def difference(run: Path, reference: Path) -> str | None:
     if losses_of(run) != losses_of(reference):
         ours, theirs = losses_of(run), losses_of(reference)
         return f"losses differ at steps {[s for s in sorted({*ours, *theirs}) if ours.get(s) != theirs.get(s)]}"
-    here, there = steps.latest(run), steps.latest(reference)
+    here, there = steps.newest_complete(run), steps.newest_complete(reference)
     if here.name != there.name:
         return f"ends at {here.name}, not at {there.name}"
     a, b = load_file(here / steps.MODEL), load_file(there / steps.MODEL)
@@ -196,7 +196,7 @@ def slaughter(yaml: Path, folder: Path, *, processes: int, kills: int, seed: int
     if any(codes):
         raise RuntimeError(f"the undisturbed run ended with {codes}; set CHAOS_SHOW=1 to see why")
     phases = [json.loads((folder / f"calls_{rank}.json").read_text()) for rank in range(processes)]
-    last = steps.step_of(steps.latest(runs / "whole"))
+    last = steps.step_number(steps.newest_complete(runs / "whole"))
     number, began = 0, False
     while count.midway < kills or began:
         run, began, dies = runs / f"cut{number}", True, {}
@@ -209,7 +209,7 @@ def slaughter(yaml: Path, folder: Path, *, processes: int, kills: int, seed: int
             if -signal.SIGKILL in codes:
                 good = steps.checkpoints(run)
                 count.kills += 1
-                count.midway += bool(good) and 0 < steps.step_of(good[-1]) < last
+                count.midway += bool(good) and 0 < steps.step_number(good[-1]) < last
                 continue
             wrong = f"ended with {codes}" if any(codes) else difference(run, runs / "whole")
             count.compared += not any(codes)

@@ -19,10 +19,10 @@ def forward(self, batch, step):
 MSEE.forward = forward
 
 if "RANK" in os.environ:
-    from launcher.errors import told
+    from launcher.errors import report_user_errors
     from launcher.train import main
 
-    with told():
+    with report_user_errors():
         main(sys.argv[1:])
 else:
     from launcher.config.file import load_config

@@ -225,8 +225,8 @@ def test_cams_of_images_that_were_written_anew_are_refused(run, scenes, tmp_path
     """Same names, same keys."""
     source = Synthetic(split="val", num_images=24, size=32, cooccurrence=0.8, with_masks=True, seed=7)
     write_split(source, tmp_path, "val", "pixel", num_shards=12)
-    inferred = jobs.made_of(run / "cams/val")
-    monkeypatch.setattr(jobs, "made_of", lambda _: {**inferred, "shards": str(tmp_path / "val")})
+    inferred = jobs.read_made_of(run / "cams/val")
+    monkeypatch.setattr(jobs, "read_made_of", lambda _: {**inferred, "shards": str(tmp_path / "val")})
     with pytest.raises(RunError, match=r"cams/val: made of other images \(fingerprint .*infer again"):
         refine(run, ["val"], RefineConfig(cams=("grad",), chain=()))
     with pytest.raises(RunError, match="cams/val: made of other images"):

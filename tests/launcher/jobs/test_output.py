@@ -88,13 +88,13 @@ def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, mo
     monkeypatch.setattr(jobs.os, "link", late)
     with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.6\)"):
         jobs.open_output(tmp_path, {"threshold": 0.6})
-    assert jobs.made_of(tmp_path) == {"threshold": 0.3} and len(list(tmp_path.iterdir())) == 1
+    assert jobs.read_made_of(tmp_path) == {"threshold": 0.3} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
     (tmp_path / "job.json").write_text('{"thres')
     with pytest.raises(RunError, match=r"job.json: is no JSON .* remove the folder"):
-        jobs.made_of(tmp_path)
+        jobs.read_made_of(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file/out: cannot be written"):
         jobs.open_output(tmp_path / "file/out", {})
@@ -113,4 +113,4 @@ def test_an_output_folder_is_made_once_and_refuses_other_settings(tmp_path):
     (out / "a.tar").touch()
     assert jobs.missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
     with pytest.raises(RunError, match="1 of 2 shards are missing, first b.tar"):
-        jobs.finished(out, ["a.tar", "b.tar"])
+        jobs.require_all(out, ["a.tar", "b.tar"])

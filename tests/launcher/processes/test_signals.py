@@ -23,24 +23,24 @@ sys.exit(subprocess.call([sys.executable, "child.py", *sys.argv[1:]]))
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from launcher.processes.signals import begin_under_launcher, code_of_stop, stop_on_sigterm
+from launcher.processes.signals import follow_launcher, exit_code_when_stopped, stop_on_sigterm
 Path("pid").write_text(str(os.getpid()))
 if "5" in sys.argv:
     sys.exit(5)
 if "wrong" in sys.argv:
-    from launcher.errors import RunError, told
+    from launcher.errors import RunError, report_user_errors
     os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
-    with told():
+    with report_user_errors():
         raise RunError("no such thing")
 time.sleep(1)  # imports
-begin_under_launcher()
+follow_launcher()
 with stop_on_sigterm() as asked:
     Path("begun").touch()
     while not asked() or "stubborn" in sys.argv:
         time.sleep(0.05)
 Path("saved").touch()
 time.sleep(1)
-sys.exit(code_of_stop())
+sys.exit(exit_code_when_stopped())
 """
 WSSS = """
 import os, sys

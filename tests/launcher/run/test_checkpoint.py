@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_does_not_count(tmp_path, trained, file, damage):
     save(tmp_path, 1, trained)
     path = save(tmp_path, 2, trained) / file
     path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-3])
-    assert steps.latest(tmp_path).name == "step_0000001"
+    assert steps.newest_complete(tmp_path).name == "step_0000001"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
@@ -71,7 +71,7 @@ def test_a_flipped_byte_makes_a_resume_fall_back_and_say_why(tmp_path, trained, 
     assert steps.newest_good(tmp_path, OneProcess()) == good
     assert "step_0000002: " in (said := capsys.readouterr().out) and "set aside as step_0000002.damaged" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000002.damaged"]
-    assert steps.latest(tmp_path) == good
+    assert steps.newest_complete(tmp_path) == good
 
 
 def test_a_damaged_model_is_not_used_unseen(tmp_path, trained):
@@ -128,7 +128,7 @@ def test_what_cannot_be_removed_or_noted_costs_a_line_and_no_run(tmp_path, train
     monkeypatch.setattr("launcher.run.steps.write_whole", refuse)
     steps.write_figures(folder, {"val/miou": 0.5})
     assert "figures.json: could not be written ([Errno 39]" in capsys.readouterr().out
-    assert steps.latest(tmp_path) == folder
+    assert steps.newest_complete(tmp_path) == folder
 
 
 def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(tmp_path, trained, monkeypatch, capsys):
@@ -174,7 +174,7 @@ def test_a_file_that_may_not_grow_leaves_the_old_checkpoint(tmp_path, trained, s
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     save(tmp_path, 2, trained)
-    assert steps.latest(tmp_path).name == "step_0000002"
+    assert steps.newest_complete(tmp_path).name == "step_0000002"
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, trained):
@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, trained):
 
 def test_no_checkpoint_is_told(tmp_path):
     with pytest.raises(RunError, match="no complete checkpoint here; train it first"):
-        steps.latest(tmp_path)
+        steps.newest_complete(tmp_path)
 
 
 def test_a_checkpoint_of_another_model_is_told(tmp_path, trained):

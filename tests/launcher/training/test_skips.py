@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from launcher.errors import RunError, told
+from launcher.errors import RunError, report_user_errors
 from launcher.processes.signals import Stopped
 from launcher.training import skips
 from launcher.training.run import train
@@ -101,7 +101,7 @@ def test_replacements_do_not_depend_on_ranks_workers_or_restarts(damaged, ranks,
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_list_reaches_the_user_from_loader_processes_too(damaged, workers, capsys):
-    with pytest.raises(SystemExit), told():
+    with pytest.raises(SystemExit), report_user_errors():
         batches(damaged[0], 1, workers=workers)
     said = capsys.readouterr().err
     assert said.startswith("error: 2 damaged samples, data.max_skipped allows 1:") and "Traceback" not in said

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.networks import tiny_vit
 
-from launcher.errors import RunError, told
+from launcher.errors import RunError, report_user_errors
 from launcher.files import RUNS
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.signals import Stopped
@@ -246,7 +246,7 @@ def test_an_image_that_does_not_decode_stops_the_run_and_is_named(in_tmp, tiny_c
         data[offset : offset + size] = bytes(size)
         path.write_bytes(data)
         assert number < 4
-    with pytest.raises(SystemExit) as end, told():
+    with pytest.raises(SystemExit) as end, report_user_errors():
         train(tiny_config("classify", "train.steps=20", "data.train=broken", f"data.workers={workers}"))
     said = capsys.readouterr().err
     assert end.value.code == 2
