@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launcher.evaluation.measure import nearest
-from launcher.run.build import load_run
+from launcher.run.build import load_trained
+from launcher.run.folder import Run
 from shards.batches.augment import Squash
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
@@ -83,7 +84,8 @@ def main(shard_folder: str, *runs: str) -> None:
     masks = [torch.from_numpy(shards.mask(n)) for n in shown]
     print(f"{shard_folder}: {len(shown)} images with smoke")
     for run in runs:
-        config, _, method, checkpoint = load_run(Path(run))
+        of, method, checkpoint = load_trained(Run(Path(run)))
+        config = of.config
         loader = eval_loader(
             shards, Squash(size=config.data.image_size), batch_size=32, numbers=shown, workers=config.data.workers
         )

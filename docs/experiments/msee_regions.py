@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
-from launcher.run.build import load_run
+from launcher.run.build import load_trained
+from launcher.run.folder import Run
 from shards.batches.augment import Squash
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
@@ -27,7 +28,8 @@ SCALES = (1.5, 0.5)
 
 @torch.no_grad()
 def figures(run: Path) -> dict[str, dict[float, float]]:
-    config, class_set, method, _ = load_run(run)
+    of, method, _ = load_trained(Run(run))
+    config, class_set = of.config, of.class_set
     student, size, classes = method.student, config.data.image_size, class_set.num_fg_classes + 1
     val = ShardFolder(config.data.val, "pixel")
     confusion = {scale: torch.zeros(classes, classes, dtype=torch.int64) for scale in (*SCALES, 1.0)}

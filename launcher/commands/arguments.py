@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML that says the whole run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]

@@ -2,7 +2,7 @@
 
 import typer
 
-from launcher.commands.arguments import FIGURES, Run, example
+from launcher.commands.arguments import FIGURES, RunFolder, example
 
 
 def register(app: typer.Typer) -> None:
@@ -10,7 +10,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("wsss evaluate runs/demo/student"), rich_help_panel=FIGURES)(evaluate)
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: RunFolder) -> None:
     """Figures of all CAMs and masks on the validation split, thresholds chosen on `tune`."""
     from launcher.evaluation.evaluate import evaluate as evaluate_run
     from launcher.evaluation.evaluate import track

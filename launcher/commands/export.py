@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import CARE, Run, example
+from launcher.commands.arguments import CARE, RunFolder, example
 from launcher.run.export import write_student
 
 
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Run,
+    run: RunFolder,
     out: Annotated[Path, typer.Option(help="The file to write.")],
 ) -> None:
     """The student of a run's newest checkpoint as one safetensors file: no teacher, no projections, no optimizer."""

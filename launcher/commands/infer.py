@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import MASKS, Overrides, Overwrite, Run, Split, example
+from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, Split, example
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def infer(
-    run: Run,
+    run: RunFolder,
     overrides: Overrides = None,
     split: Split = None,
     name: Annotated[
@@ -28,9 +28,9 @@ def infer(
     from launcher.jobs.infer import infer as infer_here
     from launcher.processes.accelerator import process_count, uses_cpu
     from launcher.processes.launch import launch
-    from launcher.run.folder import load_about, split_folders
+    from launcher.run.folder import Run, split_folders
 
-    settings, _ = load_about(run, overrides or [])
+    settings = Run(run, overrides or []).config
     for of_split, folder in split_folders(settings, split).items():
         if overwrite:
             shutil.rmtree(cams_folder(run, name) / of_split, ignore_errors=True)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import MASKS, Overrides, Overwrite, Run, Split, example
+from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, Split, example
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def refine(
-    run: Run,
+    run: RunFolder,
     overrides: Overrides = None,
     split: Split = None,
     name: Annotated[
@@ -25,9 +25,9 @@ def refine(
 ) -> None:
     """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
     from launcher.jobs.refine import refine as refine_run
-    from launcher.run.folder import load_about, split_folders
+    from launcher.run.folder import Run, split_folders
 
-    settings, _ = load_about(run, overrides or [])
+    settings = Run(run, overrides or []).config
     wanted = list(split_folders(settings, split))
     for folder in refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite):
         print(f"masks: {folder}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import CARE, Run, example
+from launcher.commands.arguments import CARE, RunFolder, example
 
 
 def register(app: typer.Typer) -> None:
@@ -13,16 +13,16 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    run: Run,
+    run: RunFolder,
     step: Annotated[int, typer.Option(min=1, help="As messages and metrics.jsonl count: the first step is 1.")],
     rank: Annotated[int | None, typer.Option(min=0, help="Only what this rank saw. Default: all ranks.")] = None,
 ) -> None:
     """Run one step of a run again, without saving: losses, gradients, samples, and where the first NaN comes from."""
     from launcher.processes.launch import launch
-    from launcher.run.folder import load_about
+    from launcher.run.folder import Run
     from launcher.training.replay import arguments_for, replay_here
 
-    settings, processes = arguments_for(load_about(run))
+    settings, processes = arguments_for(Run(run))
     if rank is not None and rank >= processes:
         raise typer.BadParameter(f"the run has {processes} processes, ranks 0 to {processes - 1}", param_hint="--rank")
     if processes == 1:

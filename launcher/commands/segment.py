@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import MASKS, Overrides, Overwrite, Run, SegmentSet, example
+from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, SegmentSet, example
 from launcher.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def segment(
-    run: Run,
+    run: RunFolder,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="val, tune or train; or the name of --shards.")] = "val",
     shards: Annotated[str | None, typer.Option(help="Other image shards, such as VOC's test split.")] = None,
@@ -32,9 +32,9 @@ def segment(
     from launcher.jobs.segment import segments_folder
     from launcher.processes.accelerator import process_count, uses_cpu
     from launcher.processes.launch import launch
-    from launcher.run.folder import load_about
+    from launcher.run.folder import Run
 
-    settings, _ = load_about(run, overrides or [])
+    settings = Run(run, overrides or []).config
     folder = shards or {"val": settings.data.val, "tune": settings.data.tune, "train": settings.data.train}.get(split)
     if folder is None:
         raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")
@@ -49,7 +49,7 @@ def segment(
 
 
 def pack_voc(
-    run: Run,
+    run: RunFolder,
     name: SegmentSet = None,
     split: Annotated[str, typer.Option(help="The split that was segmented.")] = "test",
     out: Annotated[Path | None, typer.Option(help="The archive; default: RUN/voc2012_SET_SPLIT.tar.gz.")] = None,

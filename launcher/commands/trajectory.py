@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import FIGURES, Run, example
+from launcher.commands.arguments import FIGURES, RunFolder, example
 
 
 class DataSet(str, Enum):
@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example(line), rich_help_panel=FIGURES)(trajectory)
 
 
-def trajectory(run: Run, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs.")] = DataSet.voc) -> None:
+def trajectory(
+    run: RunFolder, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs.")] = DataSet.voc
+) -> None:
     """A run's losses and mIoU next to ToCo's published training log, at the same steps."""
     from launcher.studies.trajectory import as_text, write_trajectory
 

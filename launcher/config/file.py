@@ -36,7 +36,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing, not YAML, unknown key (with the nearest valid one), wrong type or value.
     """
-    path = Path(path)
+    return check_content(read_content(path), path, overrides)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file, as they are written.
+
+    Raises:
+        ConfigError: file missing, not YAML, or without sections.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: config file is missing; see configs/ for complete examples")
     try:
@@ -45,6 +53,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}; wanted sections such as data: and train:")
+    return content
+
+
+def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The Config of a file's sections, with overrides, all options written out. Changes the sections in place.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a wrong type or value; names the file.
+    """
     for override in overrides:
         apply_override(content, override)
     try:

@@ -21,7 +21,7 @@ from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import segment_sources_of
 from launcher.jobs.scores import scores_beside
 from launcher.run import steps
-from launcher.run.folder import load_about
+from launcher.run.folder import Run
 from launcher.tracking.tracker import Tracker
 from shards.folder import ShardFolder
 
@@ -35,7 +35,7 @@ def evaluate(run: Path) -> dict[str, Any]:
     Raises:
         RunError: nothing inferred or segmented yet, or no validation split in the run's config.
     """
-    config, about = load_about(run)
+    config, about = (of := Run(run)).config, of.about
     if config.data.val is None:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")
     sources, segmented = sources_of(run, "val"), segment_sources_of(run, "val")
@@ -112,7 +112,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def track(run: Path, report: dict[str, Any]) -> None:
     """Send the final figures to the run's MLflow run."""
-    config, _ = load_about(run)
+    config = Run(run).config
     tracker = Tracker(run, experiment=config.tracking.experiment)
     tracker.log(final_metrics(report), steps.step_number(Path(report["checkpoint"])))
     tracker.artifact(run / EVALUATION)

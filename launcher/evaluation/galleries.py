@@ -10,7 +10,7 @@ from launcher.evaluation.pictures import data_uri, gallery, heat, outlined, pain
 from launcher.evaluation.protocol import sources_of
 from launcher.jobs.label_maps import labels_of, segment_sources_of
 from launcher.jobs.scores import at_size, read_scores
-from launcher.run.folder import load_about
+from launcher.run.folder import Run
 from shards.folder import ShardFolder
 
 GALLERY = "gallery.jpg"
@@ -21,7 +21,7 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
     evaluation in training showed."""
     pictures = []
     for run in runs:
-        config, _ = load_about(run)
+        config = Run(run).config
         if config.data.val is None or config.evaluate.gallery == 0:
             continue
         shards = ShardFolder(config.data.val, "pixel")

@@ -11,7 +11,7 @@ from launcher.evaluation.evaluate import EVALUATION
 from launcher.evaluation.galleries import galleries
 from launcher.evaluation.pictures import curves_svg
 from launcher.evaluation.validate_masks import KINDS
-from launcher.run.folder import CONFIG, load_about
+from launcher.run.folder import CONFIG, Run
 from launcher.tracking.tracker import Tracker, read_metrics
 from wsss.metrics.counts import THRESHOLDS
 
@@ -44,7 +44,7 @@ def write_report(folder: Path) -> Path:
     runs = [run for run in dict.fromkeys(runs) if (run / EVALUATION).is_file()]
     if not runs:
         raise RunError(f"{folder}: no run with figures in or below it; run `wsss evaluate RUN` first")
-    runs.sort(key=lambda run: load_about(run)[1]["started"])
+    runs.sort(key=lambda run: Run(run).about["started"])
     described = [describe(run) for run in runs]
     environment = Environment(
         loader=PackageLoader("launcher.evaluation", "."),
@@ -71,7 +71,7 @@ def write_report(folder: Path) -> Path:
 
 def describe(run: Path) -> dict[str, Any]:
     """What the page says of one run."""
-    config, about = load_about(run)
+    config, about = (of := Run(run)).config, of.about
     evaluation = json.loads((run / EVALUATION).read_text())
     return {
         "name": config.name,
@@ -178,7 +178,7 @@ def plottable(values: list[float | None]) -> list[float]:
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:
     """Lay the page beside the run in MLflow, now or (`send` = False) when the run is synced; True: MLflow has it."""
-    config, _ = load_about(run)
+    config = Run(run).config
     tracker = Tracker(run, experiment=config.tracking.experiment, send=send)
     tracker.artifact(report)
     return tracker.close(None)

@@ -121,11 +121,11 @@ class WalkCues:
     batch_size: int = 8
 
     def made_of(self, classes: Sequence[str]) -> dict[str, Any]:
-        from launcher.run.folder import load_about
+        from launcher.run.folder import Run
         from launcher.run.steps import MODEL, newest_complete
         from shards.tars import sha256_of
 
-        config, _ = load_about(self.run)
+        config = Run(self.run).config
         if config.method.name != "affinity":
             raise RunError(f"{self.run}: trained by method '{config.method.name}'; affinities need method 'affinity'")
         return {"weights": sha256_of(newest_complete(self.run) / MODEL), "image_size": config.data.image_size}
@@ -134,11 +134,13 @@ class WalkCues:
         import numpy as np
         import torch
 
-        from launcher.run.build import load_run
+        from launcher.run.build import load_trained
+        from launcher.run.folder import Run
         from shards.batches.augment import Squash
         from wsss.methods.affinity import Affinity
 
-        config, _, method, _ = load_run(self.run)
+        trained = load_trained(Run(self.run))
+        config, method = trained.run.config, trained.method
         method.to(device)
         squash = Squash(size=config.data.image_size)
 

@@ -18,7 +18,8 @@ from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
 from launcher.processes.accelerator import make_accelerator
 from launcher.progress import Progress
-from launcher.run.build import load_run
+from launcher.run.build import load_trained
+from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
@@ -45,7 +46,8 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
     Raises:
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
-    config, class_set, method, checkpoint = load_run(run, overrides)
+    (of, method, checkpoint) = load_trained(Run(run, overrides))
+    config, class_set = of.config, of.class_set
     shards = ShardFolder(folder)
     if shards.index.classes != class_set.classes:
         raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")

@@ -31,7 +31,8 @@ from launcher.jobs import output as jobs
 from launcher.jobs.crf_pool import QUEUED, Task, crf_pool, crf_workers, finish, in_order
 from launcher.processes.accelerator import make_accelerator
 from launcher.progress import Progress
-from launcher.run.build import load_run
+from launcher.run.build import load_trained
+from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
 from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
@@ -73,7 +74,8 @@ def segment(
         RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
             labels, or an output folder made with other settings.
     """
-    config, class_set, method, checkpoint = load_run(run, overrides)
+    (of, method, checkpoint) = load_trained(Run(run, overrides))
+    config, class_set = of.config, of.class_set
     shards = ShardFolder(folder)
     if shards.index.classes != class_set.classes:
         raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")

@@ -1,14 +1,14 @@
 """Config -> the objects of a run, and a run's folder -> its trained method."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from launcher.config.options import Named, options_of
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError, user_error_as
+from launcher.run import steps
 from launcher.run.checkpoint import load_method
-from launcher.run.folder import load_about
-from launcher.run.steps import newest_complete, refuse_damaged
+from launcher.run.folder import Run
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
@@ -45,29 +45,34 @@ def load_teacher(config: Config, class_set: ClassSet) -> Frozen:
         RunError: no such run, no checkpoint, or it was trained on other classes.
     """
     assert config.teacher is not None  # Config refuses a method that needs a teacher without one
-    _, classes, method, _ = load_run(config.teacher)
-    if classes.classes != class_set.classes:
-        raise RunError(f"teacher {config.teacher} knows the classes {classes.classes}, the data {class_set.classes}")
-    return Frozen(method.student)
+    teacher = Run(config.teacher)
+    known = teacher.class_set.classes
+    if known != class_set.classes:
+        raise RunError(f"teacher {teacher} knows the classes {known}, the data {class_set.classes}")
+    return Frozen(load_trained(teacher).method.student)
 
 
-def load_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ClassSet, Method, Path]:
-    """Config, classes, trained method in eval mode, and checkpoint of a run's folder.
+class Trained(NamedTuple):
+    """A run's newest checkpoint as a method in eval mode."""
 
-    Args:
-        overrides: section.key=value, for what is read from a run after its training.
+    run: Run
+    method: Method
+    checkpoint: Path
+
+
+def load_trained(run: Run) -> Trained:
+    """Build a run's method and load its newest checkpoint.
 
     Raises:
-        RunError: no run there, or no complete checkpoint in it.
+        RunError: no complete checkpoint in the run, or one that was damaged after it was written.
     """
-    config, about = load_about(run, overrides)
-    class_set = ClassSet(name=about["class_set"], classes=tuple(about["classes"]))
-    checkpoint = newest_complete(run)
-    refuse_damaged(checkpoint)
+    checkpoint = run.checkpoint()
+    steps.refuse_damaged(checkpoint)
+    config = run.config
     parts = {"model": without_weights(config.model), "partner": config.partner and without_weights(config.partner)}
-    method = build_method(config.model_copy(update=parts), class_set)
+    method = build_method(config.model_copy(update=parts), run.class_set)
     load_method(method, checkpoint)
-    return config, class_set, method.eval(), checkpoint
+    return Trained(run, method.eval(), checkpoint)
 
 
 def without_weights(named: Named) -> Named:

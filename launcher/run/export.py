@@ -17,15 +17,16 @@ def write_student(run: Path, out: Path) -> Path:
     from safetensors.torch import save_file
 
     from launcher.errors import RunError
-    from launcher.run.build import load_run
+    from launcher.run.build import load_trained
+    from launcher.run.folder import Run
 
-    config, class_set, method, checkpoint = load_run(run)
+    of, method, checkpoint = load_trained(Run(run))
     facts = {
         "format": "pt",
         "run": str(run),
         "checkpoint": checkpoint.name,
-        "model": json.dumps(config.model.model_dump(mode="json")),
-        "classes": json.dumps(class_set.classes),
+        "model": json.dumps(of.config.model.model_dump(mode="json")),
+        "classes": json.dumps(of.class_set.classes),
     }
     temporary = out.with_name(f".{out.name}.tmp")
     try:

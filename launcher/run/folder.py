@@ -1,21 +1,20 @@
-"""A run's folder: its config and what it was made of."""
+"""A run's folder: its config, what it was made of, and its checkpoints."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from launcher.config.file import load_config
+from launcher.config.file import check_content, read_content
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
+from launcher.run import steps
 from shards.remote import Place
+from shards.schema import ClassSet
 
 CONFIG = "config.yaml"
-
-
 ABOUT = "run.json"
-
-
 # Reading a trained run needs neither the machines nor the ZeRO stage that trained it.
 HERE = ("launch.zero=0", "launch.machines=1", "launch.machine_rank=0", "launch.main_address=null", "launch.port=0")
 
@@ -24,15 +23,50 @@ def run_folder(config: Config) -> Path:
     return RUNS / config.name
 
 
-def load_about(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict]:
-    """Config and run.json of a run's folder; the config is launched on this machine, unless overridden."""
-    if not (run / CONFIG).is_file() or not (run / ABOUT).is_file():
-        below = sorted(str(path.parent) for path in run.glob(f"**/{CONFIG}"))[:5] if run.is_dir() else []
-        hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
-        raise RunError(f"{run}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
-    several = load_config(run / CONFIG).launch.machines > 1  # then `processes` counts those of all of them
-    here = [*HERE, "launch.processes=null"] if several else HERE
-    return load_config(run / CONFIG, [*here, *overrides]), json.loads((run / ABOUT).read_text())
+class Run:
+    """What lies in runs/NAME, read once.
+
+    Attributes:
+        folder: of the run.
+        config: what it was trained with, for this machine: neither the machines nor the ZeRO stage of the training are
+            needed to read a run. `overrides`, section.key=value, are for what is read from a run afterwards.
+        about: run.json: class set, data and teacher by identity, commit, versions, processes, time of the start.
+
+    Raises:
+        RunError: no run there.
+        ConfigError: overrides that do not fit.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+        if not is_run(folder):
+            below = sorted(str(path.parent) for path in folder.glob(f"**/{CONFIG}"))[:5] if folder.is_dir() else []
+            hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
+            raise RunError(f"{folder}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
+        content = read_content(folder / CONFIG)
+        several = content.get("launch", {}).get("machines", 1) > 1  # then `processes` counts those of all of them
+        here = [*HERE, "launch.processes=null"] if several else HERE
+        self.folder = folder
+        self.config: Config = check_content(content, folder / CONFIG, [*here, *overrides])
+        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+
+    @property
+    def class_set(self) -> ClassSet:
+        return ClassSet(name=self.about["class_set"], classes=tuple(self.about["classes"]))
+
+    def checkpoint(self) -> Path:
+        """The newest complete checkpoint.
+
+        Raises:
+            RunError: there is none.
+        """
+        return steps.newest_complete(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / ABOUT).is_file()
 
 
 def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:

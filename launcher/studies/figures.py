@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from launcher.evaluation.evaluate import EVALUATION, PER_IMAGE
-from launcher.run.folder import load_about
+from launcher.run.folder import Run
 from launcher.studies.plan import run_of
 from launcher.studies.table import Row, Study
 from wsss.metrics.counts import bootstrap_interval
@@ -38,7 +38,7 @@ def row_figures(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
         }
     if found:
         of_row["protocol"] = next(iter(found.values()))["sources"][row.source]["protocol"]
-        abouts = [load_about(run_of(study, row.run, seed))[1] for seed in found]
+        abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
         of_row["commits"] = sorted({about["git_commit"][:10] for about in abouts})
     return of_row
 

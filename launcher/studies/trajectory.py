@@ -12,7 +12,7 @@ import yaml
 
 from launcher.errors import RunError
 from launcher.evaluation.pictures import curves_svg
-from launcher.run.folder import load_about
+from launcher.run.folder import Run
 from launcher.tracking.tracker import read_metrics
 
 Beside = Literal["voc", "coco"]
@@ -65,7 +65,7 @@ def as_text(run: Path, beside: Beside) -> str:
 
 def write_trajectory(run: Path, beside: Beside) -> Path:
     """Write RUN/trajectory.html: one plot per metric, ToCo's points and the run's; returns its path."""
-    config, _ = load_about(run)
+    config = Run(run).config
     points_of = trajectory(run, beside)
     plots = []
     for metric, points in points_of.items():

@@ -14,7 +14,7 @@ from launcher.jobs.infer import cams_of
 from launcher.processes.accelerator import process_count
 from launcher.run import steps
 from launcher.run.build import build_method
-from launcher.run.folder import ABOUT, load_about, run_folder
+from launcher.run.folder import ABOUT, Run, run_folder
 from launcher.training.loaders import loader_of, pixel_loader_of, training_shards
 from shards.folder import ShardFolder
 
@@ -49,8 +49,7 @@ def check_inputs(config: Config) -> tuple[ShardFolder, ShardFolder | None]:
         if shared and name != "pixel":
             raise RunError(f"data.{name}: {folder} shares {len(shared)} groups with training, first '{shared[0]}'")
     if config.teacher is not None:
-        load_about(config.teacher)
-        steps.newest_complete(config.teacher)
+        Run(config.teacher).checkpoint()
     return train_shards, val_shards
 
 
@@ -72,8 +71,9 @@ def learns_from(config: Config) -> dict[str, str]:
 
 def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
     """Raise RunError if the run was begun on other data, or with other settings that change its weights."""
-    config_before, about = load_about(run)
-    before, now = flatten(config_before.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    of = Run(run)
+    about = of.about
+    before, now = flatten(of.config.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     different = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in {**before, **now}

@@ -10,7 +10,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from launcher.processes.accelerator import make_accelerator
 from launcher.processes.group import leaving_group
 from launcher.progress import Progress
 from launcher.run import steps
-from launcher.run.folder import load_about
+from launcher.run.folder import Run
 from launcher.tracking.tracker import NoTracker, read_metrics
 from launcher.training.loaders import training_shards
 from launcher.training.nonfinite import shown
@@ -32,12 +31,11 @@ from launcher.training.watch import Watch, not_finite
 from shards.batches.batch import Batch, to_device
 
 
-def arguments_for(about: tuple[Config, dict[str, Any]]) -> tuple[Config, int]:
+def arguments_for(run: Run) -> tuple[Config, int]:
     """A run's config for as many processes as trained it, and how many these are."""
-    config, facts = about
-    processes = int(facts["processes"])
-    launch = config.launch.model_copy(update={"processes": processes})
-    return config.model_copy(update={"launch": launch}), processes
+    processes = int(run.about["processes"])
+    launch = run.config.launch.model_copy(update={"processes": processes})
+    return run.config.model_copy(update={"launch": launch}), processes
 
 
 def replay_here(run: Path, step: int, rank: int | None = None) -> None:
@@ -50,7 +48,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
     Raises:
         RunError: the run has no such step, or a step before it is not finite.
     """
-    config, processes = arguments_for(load_about(run))
+    config, processes = arguments_for(Run(run))
     if step > config.train.steps:
         raise RunError(f"{run}: has steps 1 to {config.train.steps}, not {step}")
     accelerator = make_accelerator(config, processes=processes)

@@ -63,7 +63,8 @@ def reads(log):
 
 def write_and_be_killed(out, log, dies_at):
     code = (
-        "from pathlib import Path\nfrom shards.write import write_split\nfrom tests.shards.test_unfinished import Logged\n"
+        "from pathlib import Path; from shards.write import write_split\n"
+        "from tests.shards.test_unfinished import Logged\n"
         f"write_split(Logged({str(log)!r}, dies_at={dies_at}), Path({str(out)!r}), 'train', 'label', num_shards=5)"
     )
     path = PYTHONPATH

@@ -1,9 +1,13 @@
 """Photographs of different sizes with red cats and blue dogs, and a network that knows the colours."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from launcher.run.build import Trained
 from shards.schema import ClassSet, Sample, encode_image
 from wsss.methods.base import Method
 from wsss.models.base import Network, Outputs
@@ -78,3 +82,13 @@ class Segmenting(Method):
     def __init__(self, student=None):
         super().__init__()
         self.student = student or Colours()
+
+
+def stand_in_for_a_run(job, monkeypatch, config_of, class_set, method) -> None:
+    """A job reads, instead of a trained run, this method with the config that `config_of(overrides)` gives."""
+
+    def run(folder, overrides=()):
+        return SimpleNamespace(folder=folder, config=config_of(overrides), class_set=class_set)
+
+    monkeypatch.setattr(job, "Run", run)
+    monkeypatch.setattr(job, "load_trained", lambda of: Trained(of, method, Path("step_0000004")))

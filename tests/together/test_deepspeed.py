@@ -14,7 +14,7 @@ from launcher.errors import ConfigError, RunError
 from launcher.processes.zero import ZeroOptimizer
 from launcher.processes.zero_settings import check_engine, read_zero, settings_for
 from launcher.run.export import write_student
-from launcher.run.folder import ABOUT, CONFIG, load_about
+from launcher.run.folder import ABOUT, CONFIG, Run
 
 JSONS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 FOUR_STEPS = ["data.val=null", "train.steps=4", "train.log_every=1", "train.save_every=2", "launch.processes=2"]
@@ -169,10 +169,10 @@ def test_a_run_of_a_cluster_is_read_on_one_machine_without_deepspeed(tiny_config
     trained_as = tiny_config("classify", "launch.zero=2", "launch.processes=16", *places)
     (tmp_path / CONFIG).write_text(to_yaml(trained_as))
     (tmp_path / ABOUT).write_text("{}")
-    assert load_about(tmp_path)[0].launch == tiny_config("classify").launch
-    assert load_about(tmp_path, ["launch.processes=4"])[0].launch.processes == 4
+    assert Run(tmp_path).config.launch == tiny_config("classify").launch
+    assert Run(tmp_path, ["launch.processes=4"]).config.launch.processes == 4
     (tmp_path / CONFIG).write_text(to_yaml(tiny_config("classify", "launch.zero=2", "launch.processes=3")))
-    assert load_about(tmp_path)[0].launch == tiny_config("classify", "launch.processes=3").launch
+    assert Run(tmp_path).config.launch == tiny_config("classify", "launch.processes=3").launch
 
 
 def test_the_student_is_exported_as_one_plain_file(run, tmp_path):

@@ -20,7 +20,8 @@ from launcher.jobs import output as jobs
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
 from launcher.jobs.scores import Scores, read_scores, scores_beside
-from launcher.run.build import load_run
+from launcher.run.build import load_trained
+from launcher.run.folder import Run
 from launcher.training.run import train
 from shards.folder import ShardFolder
 from shards.schema import DataError
@@ -43,7 +44,7 @@ def test_cams_are_stored_for_every_image_at_their_own_grid(run, scenes):
 
 
 def test_a_stored_cam_is_the_trained_students(run, scenes):
-    _, _, method, _ = load_run(run)
+    method = load_trained(Run(run)).method
     val = ShardFolder(scenes / "val")
     number = 7
     scores = next(s for s in read_scores(run / "cams/val" / val.index.shards[val.shard_of[number]].name)

@@ -1,7 +1,6 @@
 import json
 import tarfile
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
-from support.photographs import Colours, Photographs, Segmenting
+from support.photographs import Colours, Photographs, Segmenting, stand_in_for_a_run
 from typer.testing import CliRunner
 
 from launcher.__main__ import app
@@ -43,11 +42,10 @@ def pets(tmp_path_factory):
 def run(in_tmp, tiny_yaml, pets, monkeypatch):
     """A run whose trained method knows the colours; RUN/segments is where its masks go."""
 
-    def load_run(folder, overrides=()):
-        config = load_config(tiny_yaml("classify"), ["segment.workers=0", *overrides])
-        return config, Photographs.class_set, Segmenting(), Path("step_0000004")
+    def config_of(overrides):
+        return load_config(tiny_yaml("classify"), ["segment.workers=0", *overrides])
 
-    monkeypatch.setattr(job, "load_run", load_run)
+    stand_in_for_a_run(job, monkeypatch, config_of, Photographs.class_set, Segmenting())
     return in_tmp / "runs/pets"
 
 
@@ -166,8 +164,8 @@ def test_other_settings_are_refused_and_named(run, pets):
 def test_label_maps_of_the_cams_are_those_that_validation_judges(run, pets):
     shards = ShardFolder(pets / "val", "pixel")
     options = ["segment.crf=false", "evaluate.threshold=0.45"]
-    config, _, method, _ = job.load_run(run, options)
-    judged = judge(config, method, shards, Accelerator(cpu=True), list(range(len(shards))), set())
+    trained = job.load_trained(job.Run(run, options))
+    judged = judge(trained.run.config, trained.method, shards, Accelerator(cpu=True), list(range(len(shards))), set())
     for name, size in (("native", "native"), ("squash", "squash")):
         out = segment(run, "val", pets / "val", [*options, f"segment.size={size}"], name, cams=True)
         confusion = torch.zeros(2, 3, 3, dtype=torch.int64)
@@ -202,8 +200,8 @@ def test_shards_of_other_classes_and_networks_that_do_not_segment_are_refused(ru
 
             return replace(super().forward(image), seg_logits_BChw=None)
 
-    config, class_set, _, step = job.load_run(run)
-    monkeypatch.setattr(job, "load_run", lambda *_: (config, class_set, Segmenting(Blind()), step))
+    config = job.Run(run).config
+    stand_in_for_a_run(job, monkeypatch, lambda _: config, Photographs.class_set, Segmenting(Blind()))
     with pytest.raises(RunError, match="Blind gives no segmentation"):
         segment(run, "val", pets / "val")
     assert not list((run / "segments/val").glob("*.tar"))

@@ -1,11 +1,10 @@
 import io
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.photographs import Colours, Photographs, Segmenting
+from support.photographs import Colours, Photographs, Segmenting, stand_in_for_a_run
 
 from launcher.config.file import load_config
 from launcher.errors import RunError
@@ -30,11 +29,11 @@ def test_split(tmp_path_factory):
 
 @pytest.fixture
 def run(in_tmp, tiny_yaml, test_split, monkeypatch):
-    def load_run(folder, overrides=()):
-        config = load_config(tiny_yaml("classify"), ["segment.workers=0", "segment.crf=false", *overrides])
-        return config, ShardFolder(test_split).index.as_class_set(), Segmenting(Colours(20)), Path("step_0000004")
+    def config_of(overrides):
+        return load_config(tiny_yaml("classify"), ["segment.workers=0", "segment.crf=false", *overrides])
 
-    monkeypatch.setattr(job, "load_run", load_run)
+    class_set = ShardFolder(test_split).index.as_class_set()
+    stand_in_for_a_run(job, monkeypatch, config_of, class_set, Segmenting(Colours(20)))
     folder = in_tmp / "runs/pets"
     segment(folder, "test", test_split)
     segment(folder, "test", test_split, ["segment.flip=true"], "flip")

@@ -184,7 +184,7 @@ def test_a_report_without_mlflow_asks_it_once_and_leaves_the_page_to_sync(in_tmp
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 3.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     config = SimpleNamespace(tracking=SimpleNamespace(experiment="faults"))
-    monkeypatch.setattr(report, "load_about", lambda run: (config, {}))
+    monkeypatch.setattr(report, "Run", lambda run: SimpleNamespace(config=config))
     page = in_tmp / "runs/report.html"
     answers, asked = True, []
     for name in ("a", "b"):
