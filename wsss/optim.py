@@ -39,7 +39,7 @@ def lr_at(
     The decay counts from step 0 and is not shifted by the warm-up, so the rate jumps a little where they meet;
     steps from `steps` on keep the last rate.
 
-    Source: ToCo's schedule (spec 3, golden lr); the smoke paper's constant 1e-4 is power 0.
+    Source: ToCo's schedule (D-76, 9; golden lr); the smoke paper's constant 1e-4 is power 0.
     """
     if step < warmup_steps:
         return lr * (1 - (1 - step / warmup_steps) * (1 - warmup_ratio))

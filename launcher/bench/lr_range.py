@@ -32,7 +32,7 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
     Returns:
         {"lr": [...], "loss": [...], "smoothed": [...], "suggested": lr}
 
-    Source: Smith 2017; smoke paper, section 4.2 (1e-7 to 100 in 100 steps, chose 1e-4; spec P6).
+    Source: Smith 2017; smoke paper, section 4.2 (1e-7 to 100 in 100 steps, chose 1e-4).
     """
     device = torch.device("cpu" if uses_cpu(config) else "cuda")
     shards = training_shards(config)

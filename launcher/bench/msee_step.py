@@ -1,6 +1,6 @@
 """`wsss bench msee-step`: one M-SEE training step as the papers describe it, against the one that ships.
 
-`plain_losses` is the executable specification: each forward pass that the papers name is one call of the network, maps
+`plain_losses` is the reference: each forward pass that the papers name is one call of the network, maps
 are of all classes, and images, thresholds and crops are taken one after the other. It must give the same losses and
 gradients as MSEE.losses, and costs more.
 

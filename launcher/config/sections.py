@@ -122,7 +122,7 @@ class RefineConfig(Section):
 
 
 class MeanFieldConfig(Section):
-    """Arguments of wsss.refine.crf.mean_field. Defaults: ToCo's for segmentation (spec msee 3; golden `toco_seg`)."""
+    """Arguments of wsss.refine.crf.mean_field. Defaults: ToCo's for segmentation (D-55; golden `toco_seg`)."""
 
     iterations: PositiveInt = 10
     gaussian_sxy: PositiveFloat = 1.0

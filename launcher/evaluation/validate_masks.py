@@ -3,7 +3,7 @@
 Shapes: B images, K foreground classes, C = K + 1, P present classes of an image, S x S the squashed view, H x W pixels
 of an image as its owner published it.
 
-The protocol is ToCo's (spec msee 3): the view squashed to data.image_size; `seg` single-scale, unflipped, argmax over
+The protocol is ToCo's (D-77): the view squashed to data.image_size; `seg` single-scale, unflipped, argmax over
 all classes; `cam` and `aux_cam` over three scales and the mirror, times the image label. All are resized to the image's
 own size before they become class ids.
 """

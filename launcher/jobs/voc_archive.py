@@ -3,7 +3,7 @@
     results/VOC2012/Segmentation/comp6_test_cls/ID.png     palette PNG of the image's own size, class ids 0..20
 
 comp6: trained on other data than VOC's own segmentation set (ImageNet weights, SBD labels).
-Source: PASCAL VOC 2012 devkit, "Best practice" and results format; spec msee 3.
+Source: PASCAL VOC 2012 devkit, "Best practice" and results format.
 """
 
 import io

@@ -5,7 +5,7 @@ device. A sample takes a fixed number of draws from its generator, u in [0, 1) e
 
 Shapes: V = 3 views (main, view2, local), S the side of a view in pixels.
 
-Source: ToCo's data pipeline; spec msee 1.2, and 6.2 and 6.3 for the box and the mirror.
+Source: ToCo's data pipeline (D-78), with its box and mirror corrected (D-48).
 """
 
 import math

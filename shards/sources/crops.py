@@ -1,4 +1,4 @@
-"""Frames with masks -> square crops: the smoke paper's protocol and an even grid (specification D3).
+"""Frames with masks -> square crops: the smoke paper's protocol and an even grid (D-34).
 
 A box is (y0, y1, x0, x1) in pixels, half-open. In a mask 1 is smoke, 0 background, 255 ignored.
 """

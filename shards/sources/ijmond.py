@@ -1,7 +1,7 @@
 """IJmond: cameras around a steel works. Labelled clips for training, frames with polygons for testing.
 
-Clips: the metadata of MultiX-Amsterdam/ijmond-camera-monitor (CC BY 4.0; specification D1, D6). Frames: a COCO json,
-whose categories of smoke, of low or high opacity, become the one class smoke (D2).
+Clips: the metadata of MultiX-Amsterdam/ijmond-camera-monitor (CC BY 4.0; labels: D-32). Frames: a COCO json,
+whose categories of smoke, of low or high opacity, become the one class smoke (D-33).
 """
 
 import json

@@ -1,7 +1,7 @@
 """RISE: 36-frame clips of industrial sites in Pennsylvania with labels of smoke (Hsu et al., AAAI 2021; CC0).
 
 The smoke paper adds frames of clips whose `label_state` is 32 or 16, gold and strong negatives: the first and the
-middle frame of each (specification D4). These are images without smoke only, so they make no split of their own.
+middle frame of each (D-32). These are images without smoke only, so they make no split of their own.
 """
 
 import re

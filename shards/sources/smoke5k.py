@@ -1,4 +1,4 @@
-"""SMOKE5K: folders img/ and gt/ of equal file names (Yan, Zhang, Barnes, AAAI 2022; specification D5).
+"""SMOKE5K: folders img/ and gt/ of equal file names (Yan, Zhang, Barnes, AAAI 2022).
 
 It names no scenes, yet many frames are neighbours of one video: 86 % of the real frames of its official test split
 have a near-duplicate in the training split. Without a table of groups each image is its own group, so keeping

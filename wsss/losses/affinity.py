@@ -27,7 +27,7 @@ def affinity_loss(affinity_BOP: Tensor, label_Bhw: Tensor, radius: int) -> dict[
     Raises:
         ValueError: affinities and labels of another number of images or pairs.
 
-    Source: Ahn & Kwak 2018, Eq. 5-7; spec 2.6. The published code trains on the last image of each batch alone.
+    Source: Ahn & Kwak 2018, Eq. 5-7; D-31. The smoke paper's code trains on the last image of each batch alone.
     """
     height, width = label_Bhw.shape[-2:]
     from_P, to_OP = pair_indices(height, width, radius, label_Bhw.device)

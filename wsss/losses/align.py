@@ -7,7 +7,7 @@ two sets of vectors differ, as a mean over them. DISTANCES holds the pairs that 
 published forms; LOGIT_DISTANCES compares class logits (B, K), K classes, with a temperature. All carry gradient to the
 student only, since the teacher comes in detached.
 
-Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9; forms as in spec 2.3, "recommended".
+Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9, in the forms of D-05 and D-21.
 """
 
 import math
@@ -211,7 +211,7 @@ def channel_pairs_cosine(student_BDN: Tensor, teacher_BDN: Tensor) -> Tensor:
     """1 - mean_bij cos(S_bi:, T_bj:) over all pairs of channels = 1 - mean_b (mean_i S_i / |S_i|).(mean_j T_j / |T_j|).
 
     It cannot reach 0: at best 1 - |mean_j T_j / |T_j||, which for two teacher channels at cosine rho is
-    1 - sqrt((1 + rho) / 2), with all student channels equal (spec 2.3).
+    1 - sqrt((1 + rho) / 2), with all student channels equal (D-22).
     """
     student_BN, teacher_BN = (F.normalize(x, dim=2, eps=EPS).mean(dim=1) for x in (student_BDN, teacher_BDN))
     return 1 - (student_BN * teacher_BN).sum(-1).mean()

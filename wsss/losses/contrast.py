@@ -3,7 +3,7 @@
 Shapes: B images, D channels, h x w token grid of N = h * w positions, H x W pixels, G global views, M crops (the
 global views among them), n local crops of s x s pixels.
 
-Source: ToCo (CVPR 2023), section 3; spec 1.3 items 3, 4, 7 and 12, golden `ptc`, `ctc` and `roicrops`.
+Source: ToCo (CVPR 2023), section 3, in the form of its code (D-76: 2, 3 and 8); golden `ptc`, `ctc` and `roicrops`.
 """
 
 import torch

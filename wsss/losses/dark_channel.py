@@ -22,7 +22,7 @@ def dark_channel(image_B3HW: Tensor, *, window_px: int = 15) -> Tensor:
     Raises:
         ValueError: an even window, integer pixels, or not (B, 3, H, W).
 
-    Source: He, Sun and Tang 2009; window 15 as there and in spec 2.7.
+    Source: He, Sun and Tang 2009; window 15 as there (D-43).
     """
     if window_px < 1 or window_px % 2 == 0:
         raise ValueError(f"dark_channel: window_px is {window_px}; wanted an odd number >= 1, to have a centre")
@@ -51,7 +51,7 @@ def dark_channel_loss(attention_Bhw: Tensor, image_B3HW: Tensor, *, window_px: i
     Returns:
         Scalar in [0, 1], in float32 or better; gradient to the attention.
 
-    Source: smoke paper's code as corrected in spec 2.7 (it takes the dark channel of images in normalised units).
+    Source: smoke paper's code, which takes the dark channel of normalised images; corrected here (D-43).
     """
     dark_Bhw = resize(dark_channel(image_B3HW.float(), window_px=window_px)[:, None], attention_Bhw.shape[-2:])[:, 0]
     attention_Bhw = attention_Bhw.to(torch.promote_types(attention_Bhw.dtype, torch.float32))

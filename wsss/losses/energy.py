@@ -10,7 +10,7 @@ so nothing of size N x N is stored.
 Shapes: B images, C classes with background, h x w logits, H x W pixels, N points = pixels of the core (the image at
 `scale` times its size) row by row, D features of a point, E of a query or key.
 
-Source: Tang et al. 2018 (regularised losses) as ToCo uses it; spec/msee.md 1.3 item 11, golden `energy`.
+Source: Tang et al. 2018 (regularised losses) as ToCo uses it (D-52; D-76, 7); golden `energy`.
 """
 
 from collections.abc import Callable

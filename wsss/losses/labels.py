@@ -37,7 +37,7 @@ def balanced_segmentation_loss(seg_logits_BChw: Tensor, label_BHW: Tensor, group
     Args:
         group_size: images whose pixels share a mean; the loss is then averaged over groups. null = all images.
 
-    Source: ToCo (spec/msee 1.3, 10; golden segloss).
+    Source: ToCo (D-76, 6; golden segloss).
     """
     seg_logits_BCHW = resize(at_least_float32(seg_logits_BChw), label_BHW.shape[-2:])
     ignored = label_BHW == IGNORE_INDEX

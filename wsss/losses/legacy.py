@@ -14,10 +14,10 @@ Nothing here is a default, and each is worse than its counterpart in align.py:
 - legacy.global, legacy.spatial, cosine: the same formulas as in align.py with eps 1e-8 in place of 1e-6; here so
   that a study names one family. legacy.global and legacy.map_mean, l1, equal their counterparts.
 
-Where channel counts differ, the published code puts a new random layer in between at every step (spec 2.2): that is
-not reproduced. What the published target's second channel is, see spec 0.2.
+Where channel counts differ, the published code puts a new random layer in between at every step: that is
+not reproduced (D-03). What the published target's second channel is, see D-02.
 
-Source: smoke paper's code as read in spec 2.3; checked against the golden vectors `align` (legacy_*) and `bkl`.
+Source: smoke paper's code (D-21); checked against the golden vectors `align` (legacy_*) and `bkl`.
 """
 
 from collections.abc import Callable

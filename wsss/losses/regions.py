@@ -7,7 +7,7 @@ Shapes: B images, D channels, P present classes (packed, see segmented_class), C
 J scales in order of priority, h x w token grid of the original image; tokens of a scale have a grid of their own.
 What carries gradient is the caller's choice: detach the tokens of a scale to make it a teacher.
 
-Source: M-SEE, Eq. 1-7, in the reading of spec 2 (choices a-l) and golden `msee`.
+Source: M-SEE, Eq. 1-7, in the readings of D-44; golden `msee`.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Shapes: B images, K classes, n of them in one image, D channels, h x w grid of N = h * w positions, O offsets,
 P positions that have all O neighbours inside the grid; a pair is (from, to) with to = from + offset.
 
-Source: Ahn & Kwak 2018 (AffinityNet) as the smoke paper uses it; spec P4 and 2.6, golden `affinity`.
+Source: Ahn & Kwak 2018 (AffinityNet) as the smoke paper uses it (D-31); golden `affinity`.
 """
 
 import torch
@@ -103,7 +103,7 @@ def transition_matrix(
     Raises:
         ValueError: the affinities do not belong to this grid and radius.
 
-    Source: Ahn & Kwak 2018, Eq. 10-11; smoke paper's beta 16, log_t 1 (spec P4).
+    Source: Ahn & Kwak 2018, Eq. 10-11; smoke paper's beta 16, log_t 1 (D-31).
     """
     from_P, to_OP = pair_indices(*size, radius, affinity_OP.device)
     if affinity_OP.shape[-2:] != to_OP.shape:

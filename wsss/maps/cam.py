@@ -27,7 +27,7 @@ def normalise_cam(raw_BKhw: Tensor) -> Tensor:
 
     A map that is nowhere positive gives all zeros.
 
-    Source: [C] of the smoke paper's code; see spec, 2.4 and C4.
+    Source: smoke paper's code (D-79).
     """
     x = F.relu(raw_BKhw.float())
     x = x - x.amin(dim=(-2, -1), keepdim=True)
@@ -64,7 +64,7 @@ def fuse_layers(raw_of_layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     Returns:
         (B, K, *size) in [0, 1].
 
-    Source: smoke paper, section 4.2 and Table 4.5 (CAM fusion); spec C7.
+    Source: smoke paper, section 4.2 and Table 4.5 (CAM fusion); D-27.
     """
     return normalise_cam(torch.stack([resize(normalise_cam(raw), size) for raw in raw_of_layers]).mean(dim=0))
 
@@ -128,7 +128,7 @@ def multi_scale_cam(
     Returns:
         {kind: (B, K, h, w) in [0, 1]} on the grid of the largest scale, and (B, K) in [0, 1].
 
-    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); spec C6.
+    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); D-09.
     """
     height, width = image.shape[-2:]
     sizes = [tuple(max(round(side * scale / stride), 1) * stride for side in (height, width)) for scale in scales]

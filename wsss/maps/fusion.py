@@ -43,7 +43,7 @@ def fuse_cams(views: Iterable[View], size: Sequence[int]) -> Tensor:
     Raises:
         ValueError: no view.
 
-    Source: ToCo, multi-scale CAM (spec msee 1.3 step 2; golden msccam).
+    Source: ToCo, multi-scale CAM (D-76, 1; golden msccam).
     """
     total = fold_views(views, size, flips="max", scales="sum", activation=F.relu)
     total = total - total.amin(dim=(-2, -1), keepdim=True)
@@ -61,7 +61,7 @@ def fuse_seg_logits(views: Iterable[View], size: Sequence[int], *, flips: Fold, 
     Raises:
         ValueError: no view.
 
-    Source: ToCo, final VOC and COCO evaluation (spec msee 3).
+    Source: ToCo, final VOC and COCO evaluation (D-77).
     """
     return fold_views(views, size, flips=flips, scales=scales)
 

@@ -3,7 +3,7 @@
 Shapes: B images, C maps, h x w pixels, N neighbours = 8 per dilation: dilation by dilation, row by row, not the pixel
 itself. A neighbour beyond the border is the pixel at the border.
 
-Source: Ru et al. 2023 (ToCo), after Araslanov & Roth 2020; spec/msee.md 1.3 item 9, golden `par`.
+Source: Ru et al. 2023 (ToCo), after Araslanov & Roth 2020 (D-76, 5); golden `par`.
 """
 
 import math

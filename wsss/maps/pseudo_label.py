@@ -6,7 +6,7 @@ Packed: `present` (B, P) holds the class channels of each image's label in ascen
 (B, P, H, W) holds their maps in [0, 1], exactly 0 in padded channels. A label map has 0 background, channel + 1 for a
 class, 255 ignore. Cams are compared with thresholds in float32.
 
-Source: spec/msee.md 1.3 items 3, 8, 12; golden `camlabel`, `refine`, `valid` of `msee`.
+Source: ToCo, section 3, in the form of its code (D-76: 2, 4 and 8); golden `camlabel`, `refine`, `valid` of `msee`.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from wsss.tensors import resize
 CAM_KINDS = ("cam", "aux_cam")
 
 
-CAM_SCALES = (1.0, 0.5, 1.5)  # of the squashed view, each with its mirror image: ToCo's protocol (spec msee 1.3, 3)
+CAM_SCALES = (1.0, 0.5, 1.5)  # of the squashed view, each with its mirror image: ToCo's protocol (D-77)
 
 
 def fused_cams(views: Sequence[Mapping[str, View]], present_BP: Tensor, size: Sequence[int]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class Affinity(Method):
     Raises:
         ValueError: the radius is below 2, or the model is no affinity_net.
 
-    Source: Ahn & Kwak 2018; smoke paper, section 3.3 (spec 2.6).
+    Source: Ahn & Kwak 2018; smoke paper, section 3.3 (D-31).
     """
 
     supervision: ClassVar[Literal["label", "mask", "mixed"]] = "mask"

@@ -25,7 +25,7 @@ class CoTrain(Consistency):
         freeze_norm: keep the partner's BatchNorm at its initial statistics. With several processes on GPUs, its
             layers are otherwise made SyncBatchNorm by the launcher.
 
-    Source: smoke paper, section 3.2 and Table 4.7, "co-training"; spec M6.
+    Source: smoke paper, section 3.2 and Table 4.7, "co-training"; D-82.
     """
 
     needs_partner: ClassVar[bool] = True

@@ -19,7 +19,7 @@ class Distill(Consistency):
     CAM kinds: `grad`, `layer`, `class_map` (the student's classifier on its patches), and `project`.
 
     Source: smoke paper, section 3.2. Differs from the published code, where the target has a second channel that
-    nothing trains (spec 0.2) and where channel counts that differ meet a random layer (spec 2.2).
+    nothing trains (D-02) and where channel counts that differ meet a random layer (D-03).
     """
 
     needs_teacher: ClassVar[bool] = True

@@ -15,7 +15,7 @@ class Mixed(Method):
 
     L_pixel is the cross-entropy of [0, class map] against the mask: the classifier at every patch is asked for the
     class of the patch, so the mask reaches the network through a CAM that has a gradient. The published attempt cut it
-    there (spec 4, "mixed annotation row"), which is why it failed.
+    there (D-42), which is why it failed.
 
     CAM kinds: `class_map`, `grad`, `layer`.
 

@@ -54,7 +54,7 @@ class MSEE(ToCo):
     Raises:
         ValueError: options that contradict each other.
 
-    Source: M-SEE, section 4; spec/msee 2, whose letters a-l say why each default is what it is.
+    Source: M-SEE, section 4; why each default is what it is: D-44, a to l.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class MSEE(ToCo):
         return {**super().drawn(views, seen, present_BP), **regions}
 
     def scale_cls_loss(self, look: Look, image_label_BK: Tensor) -> Tensor:
-        """Both classifiers' losses of one scale of the image (reading h of spec/msee 2)."""
+        """Both classifiers' losses of one scale of the image (D-44, h)."""
         scores = self.student.classify(look.features["final"], look.features["aux"])
         return torch.stack([classification_loss(logits_BK, image_label_BK) for logits_BK in scores]).sum()
 

@@ -80,7 +80,7 @@ class ToCo(Method):
         group_size: images over which a loss counts its pixels and pairs (the published two of one GPU): the batch of a
             process must be a multiple of it. null = the whole batch of the process.
         energy_scale: resolution of the energy relative to the view.
-        energy_gain: strength of the exact kernel that equals the published lattice (spec/golden 11).
+        energy_gain: strength of the exact kernel that equals the published lattice (D-52).
         par_iterations: of the pixel-adaptive refinement.
         toco_compat: the published handling of boxes: of the main view before its own flip, in pixels on the patch
             grid, and local crops rated by the unmirrored map.
@@ -88,7 +88,7 @@ class ToCo(Method):
     Raises:
         ValueError: options that contradict each other.
 
-    Source: ToCo (Ru et al., CVPR 2023); spec/msee 1 and 6.
+    Source: ToCo (Ru et al., CVPR 2023), section 3, in the form of its code (D-76), corrected (D-48).
     """
 
     student: ToCoNet

@@ -24,7 +24,7 @@ def label_f1(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:
 
         2 TP / (predicted + labelled)
 
-    Source: ToCo's "cls score" (spec msee 3; golden mlf1).
+    Source: ToCo's "cls score" (D-77; golden mlf1).
     """
     predicted_BK, true_BK = cls_logits_BK > 0, image_label_BK > 0
     both_B = (predicted_BK & true_BK).sum(dim=1)

@@ -24,7 +24,7 @@ class AffinityHead(nn.Module):
         widths: channels that each gives.
         affinity_dim: D.
 
-    Source: smoke paper's code, spec P4: 512, 1024, 2048 -> 64, 128, 320 -> 512.
+    Source: smoke paper's code (D-31): 512, 1024, 2048 -> 64, 128, 320 -> 512.
     """
 
     def __init__(

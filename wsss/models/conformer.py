@@ -96,7 +96,7 @@ class Conformer(Network):
     mode computes no attention matrix. `head` reads the map of the CNN, `patches_BDhw` are the transformer's tokens.
     Sides are cut to multiples of the patch size, as ViT does.
 
-    Source: Li et al. 2022 (TransCAM); spec B2, with a loss for each classifier instead of one for their sum.
+    Source: Li et al. 2022 (TransCAM), with a loss for each classifier instead of one for their sum (D-39).
     """
 
     def __init__(self, backbone: DualBackbone, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -142,7 +142,7 @@ def transcam(class_map_BKhw: Tensor, attention_BNN: Tensor, grid: tuple[int, int
     Returns:
         (B, K, h, w) >= 0.
 
-    Source: Li et al. 2022 (TransCAM), section 3.3; with the ReLU that spec 4 misses in the published code.
+    Source: Li et al. 2022 (TransCAM), section 3.3; with the ReLU that the smoke paper's code lacks (D-39).
     """
     cam_BKhw = F.relu(class_map_BKhw.float())
     if cam_BKhw.shape[-2:] != grid:

@@ -26,7 +26,7 @@ def affinity_of(features_BDhw: Tensor) -> Tensor:
     Returns:
         (B, N, N) >= 0 whose columns sum to 1, or to 0 where a feature is zero.
 
-    Source: Wang et al. 2020 (SEAM), Eq. 6-7, in the form of the smoke paper's teacher (spec 2.1, golden `pcm`).
+    Source: Wang et al. 2020 (SEAM), Eq. 6-7, in the form of the smoke paper's teacher (D-83, golden `pcm`).
     """
     features_BDN = at_least_float32(features_BDhw.flatten(2))
     with full_precision(features_BDN):
@@ -54,14 +54,14 @@ class PCM(Network):
 
     `Outputs.maps`: `no_pcm` (B, K, h, w) is M + b; with `background`, `background` (B, 1, h, w) is the PCM-summed map
     of one more 1x1 read-out of X that is random and never trained. It is half of the published consistency target
-    (spec 0.2) and enters no logit. It has its own fixed seed and draws nothing from the global generator.
+    (D-02) and enters no logit. It has its own fixed seed and draws nothing from the global generator.
 
     Args:
         backbone: a timm CNN that gives its last two stages; see create_stages.
         stage_dims: channels of these two.
         conv_dim, f8_dim, affinity_dim: channels of conv6; of f8_3 and of f8_4; of f9.
 
-    Source: smoke paper, section 3.1; spec M1 and 2.1.
+    Source: smoke paper, section 3.1, in the form of its code (D-25, D-83).
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class SamDecoder(Network):
     Raises:
         ValueError: more than one class.
 
-    Source: smoke paper, Table 4.2 (spec U3); Kirillov et al. 2023, appendix A.
+    Source: smoke paper, Table 4.2 (D-37); Kirillov et al. 2023, appendix A.
     """
 
     position_1Dgg: Tensor

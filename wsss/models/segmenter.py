@@ -24,7 +24,7 @@ class MaskTransformer(nn.Module):
         z, c = blocks([W x; c_0]),   masks_nc = z_n / |z_n| . c_c / |c_c|,   seg_logits = norm(masks)
 
     where the norm is a LayerNorm over the classes ("layer", as published), or a learned factor and bias per class
-    ("scale"). Of two classes a LayerNorm keeps little but the sign of their difference: see docs/decisions.md.
+    ("scale"). Of two classes a LayerNorm keeps little but the sign of their difference: D-38.
 
     Source: Strudel et al. 2021 (Segmenter), section 3.2.
     """
@@ -103,9 +103,9 @@ def build_segmenter(
 
     Args:
         num_classes: K, without background.
-        timm_name, weights, mean, std, timm_options: of the encoder; see build_vit. Spec U2 has
-            vit_base_patch16_224.dino.
-        decoder_layers: blocks of the mask transformer; spec U2 has 12, Strudel et al. 2.
+        timm_name, weights, mean, std, timm_options: of the encoder; see build_vit. The smoke paper
+            has vit_base_patch16_224.dino.
+        decoder_layers: blocks of the mask transformer; the smoke paper has 12, Strudel et al. 2.
         decoder_dim: its channels; null = the encoder's.
         decoder_heads: its attention heads; null = one per 64 channels.
         mask_norm: see MaskTransformer.

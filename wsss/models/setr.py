@@ -20,7 +20,8 @@ class SETR(SegmentationNetwork):
     defaults a 512 px image has 16 x 16 tokens, a first map of 32 x 32 x 1024 and scores at every pixel.
     Sides are cut to multiples of the patch size, as ViT does; the position table is resized to the grid.
 
-    Source: smoke paper, upper bound of Table 4.2; sizes of spec U1. Zheng et al. 2021 (SETR-PUP) for the decoder.
+    Source: smoke paper, upper bound of Table 4.2, with its code's sizes (D-40); the decoder is Zheng et al. 2021's
+    (SETR-PUP).
     """
 
     def __init__(

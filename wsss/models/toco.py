@@ -50,7 +50,7 @@ class ToCoNet(ViT):
         aux_block: number of the block, as in a list, whose output the auxiliary classifier reads.
         decoder_dim, dilation: see LargeFOV.
 
-    Source: ToCo, section 3; spec/msee 1.1.
+    Source: ToCo, section 3, in the form of its code (D-78).
     """
 
     def __init__(

@@ -22,7 +22,7 @@ def with_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
     Returns:
         (n + 1, H, W) float64, summing to 1.
 
-    Source: smoke paper, Table 4.11c (its "scaling factor"; spec 2.5).
+    Source: smoke paper, Table 4.11c (its "scaling factor"; D-80).
     """
     background_HW = (1.0 - scores_nHW.max(0).astype(np.float64)) ** gamma
     stacked = np.concatenate([background_HW[None], scores_nHW])
@@ -140,7 +140,7 @@ def dense_crf(
     bilateral_srgb: float = 5.0,
     bilateral_weight: float = 15.0,
 ) -> np.ndarray:
-    """Scores -> foreground marginals of the CRF, (n, H, W) float32. Defaults are the smoke paper's (spec P1)."""
+    """Scores -> foreground marginals of the CRF, (n, H, W) float32. Defaults are the smoke paper's (D-80)."""
     if len(scores_nHW) == 0:
         return scores_nHW
     marginals_CHW = mean_field(

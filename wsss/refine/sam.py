@@ -50,7 +50,7 @@ def sam_proposals(
         ValueError: no (H, W, 3) uint8 image.
 
     Source: Kirillov et al. 2023, section 5.1, by segment_anything; defaults: smoke paper's code, with the 32 points of
-    its best row (spec 2.5).
+    its best row (D-81).
     """
     from segment_anything import SamAutomaticMaskGenerator
 
@@ -148,7 +148,7 @@ def sam_enhance(
     Raises:
         ValueError: proposals of another size or type, or min_iou <= 0.
 
-    Source: smoke paper, section 3.3.2 and Table 4.11; spec 2.5.
+    Source: smoke paper, section 3.3.2 and Table 4.11; D-81.
     """
     if proposals_MHW.dtype != bool or proposals_MHW.shape[1:] != scores_nHW.shape[1:]:
         raise ValueError(

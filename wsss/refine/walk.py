@@ -52,7 +52,7 @@ def random_walk_refine(
     Raises:
         ValueError: sizes that do not fit, scores or affinities that are not finite, beta <= 0 or log_t < 0.
 
-    Source: Ahn & Kwak 2018, section 3.3; smoke paper, 3.3 (spec P4: beta 16, log_t 1).
+    Source: Ahn & Kwak 2018, section 3.3; smoke paper, 3.3 (D-31: beta 16, log_t 1; D-41).
     """
     if scores_nHW.shape[1:] != image_HW3.shape[:2]:
         raise ValueError(f"scores {scores_nHW.shape} for an image {image_HW3.shape}: wanted (n, H, W) of its size")

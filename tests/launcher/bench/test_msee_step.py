@@ -46,5 +46,5 @@ def test_equal_losses_with_other_gradients_are_told():
 
 def test_the_full_step_is_counted_without_being_computed():
     counted = bench_step.counted_on_meta("vit_base_patch16_224", 448)
-    # spec/msee 5 adds the parts up by hand: 2184 GFLOP per image
+    # the parts added up by hand: 2184 GFLOP per image (D-45)
     assert counted["flops_per_image"] / 1e9 == pytest.approx(2184, rel=0.01)
