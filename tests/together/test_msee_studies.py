@@ -66,7 +66,7 @@ def test_every_row_trains_segments_and_gives_its_figure(name, place):
 def test_every_config_takes_a_step_with_all_its_losses(path, place):
     method = train(at_toy_size(path, ["evaluate.gallery=0", "data.val=null"])).train()
     assert type(method).__name__.lower() == path.stem.split("_")[0]
-    assert all(method.starts[name] == 0 for name in method.starts)
+    assert all(term.start == 0 for term in method.schedule.terms.values())
 
 
 def test_a_class_that_the_batch_group_cannot_hold_is_told(place):
