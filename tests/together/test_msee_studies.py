@@ -81,7 +81,7 @@ def test_every_other_row_has_the_commands_of_one_that_ran_but_for_their_values()
 def test_every_config_takes_a_step_with_all_its_losses(path, place):
     method = train(at_toy_size(path, ["evaluate.gallery=0", "data.val=null"])).train()
     assert type(method).__name__.lower() == path.stem.split("_")[0]
-    assert all(method.starts[name] == 0 for name in method.starts)
+    assert all(term.start == 0 for term in method.schedule.terms.values())
 
 
 def test_a_class_that_the_batch_group_cannot_hold_is_told(place):
