@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+from shards.files import publish
 from shards.remote import download
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -119,8 +120,7 @@ class Cache:
             self.make_room(wanted.bytes)
             try:
                 download(wanted.url, part, wanted.bytes, wanted.sha256)
-                os.fsync(descriptor)
-                part.rename(path)
+                publish(part, path)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise

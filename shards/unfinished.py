@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shards.files import publish, write_whole
 from shards.index import Shard
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -42,12 +42,12 @@ def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Pa
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
     if content is not None:
-        (folder / MADE_OF).write_text(json.dumps(content, indent=1) + "\n")
+        write_whole(folder / MADE_OF, json.dumps(content, indent=1) + "\n")
     try:
         yield folder
         for left_over in folder.glob(".*"):  # notes, and parts of shards whose writer was killed
             left_over.unlink(missing_ok=True)
-        folder.rename(final)
+        publish(folder, final)
     except BaseException:
         if content is None or not any(folder.glob("*.tar")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,13 +92,11 @@ def note_of(path: Path) -> Path:
 
 
 def save_note(path: Path, shard: Shard) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(shard.model_dump_json())
-    temporary.replace(note_of(path))
+    write_whole(note_of(path), shard.model_dump_json())
 
 
 def finished_shard(path: Path) -> Shard | None:
-    """What an interrupted write record_signals of this shard, if its bytes are still those."""
+    """What an interrupted write noted of this shard, if its bytes are still those."""
     try:
         shard = Shard.model_validate_json(note_of(path).read_text())
     except (FileNotFoundError, ValidationError):

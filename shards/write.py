@@ -5,11 +5,9 @@ finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 """
 
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.files import publish, temporary_name
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
 from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
 from shards.unfinished import MADE_OF, finished_shard, locked, save_note, temporary_folder
@@ -132,11 +131,14 @@ def write_shard(source: Source, supervision: Supervision, task: Task) -> Shard:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
-    """Write (key, {extension: bytes}) samples as a WebDataset tar: temporary name, then rename."""
+    """Write (key, {extension: bytes}) samples as a WebDataset tar that is whole or absent.
+
+    Raises:
+        DataError: the disk does not take it. What fails while the samples are made comes as it is.
+    """
     import webdataset
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with temporary_name(path) as temporary:
         with writing(path):
             file = temporary.open("wb")
         with file:
@@ -147,12 +149,8 @@ def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> No
             with writing(path):
                 tar.close()
                 file.flush()
-                os.fsync(file.fileno())
         with writing(path):
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            publish(temporary, path)
 
 
 @contextmanager

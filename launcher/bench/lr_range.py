@@ -9,6 +9,7 @@ import torch
 
 from launcher.config.sections import Config
 from launcher.evaluation.pictures import curves_svg
+from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
@@ -73,7 +74,7 @@ def steepest(lr: list[float], smoothed: list[float]) -> float | None:
 
 def save(run: Path, name: str, found: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    (run / f"{LR_RANGE}.json").write_text(json.dumps(found, indent=1))
+    write_whole(run / f"{LR_RANGE}.json", json.dumps(found, indent=1))
     lines = {"loss": (found["lr"], found["loss"]), "smoothed": (found["lr"], found["smoothed"])}
     svg = curves_svg(f"Learning-rate range test: {name}", "learning rate", lines, y_label="loss", log_x=True)
-    (run / f"{LR_RANGE}.svg").write_text(svg)
+    write_whole(run / f"{LR_RANGE}.svg", svg)
