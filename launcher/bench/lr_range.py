@@ -11,6 +11,7 @@ from launcher.config.sections import Config
 from launcher.evaluation.pictures import curves_svg
 from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu
+from launcher.processes.group import gather_ranks
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
 from launcher.training.inputs import Inputs
@@ -59,6 +60,8 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        with torch.no_grad():
+            method.synchronise(gather_ranks)
     found["suggested"] = steepest(found["lr"], found["smoothed"])
     save(run_folder(config), config.name, found)
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import RunError
-from launcher.processes.group import average_buffers
+from launcher.processes.group import equalise_buffers
 from launcher.processes.zero_settings import check_engine
 from wsss.methods.base import Frozen, Method
 
@@ -92,7 +92,7 @@ def gather_full(optimizer: Any, whole: nn.Module, *, moments: bool) -> None:
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.gather(moments=moments)
     else:
-        average_buffers(whole)
+        equalise_buffers(whole)
 
 
 class BackwardOnly:
@@ -154,7 +154,7 @@ class ZeroOptimizer:
 
     def gather(self, *, moments: bool) -> None:
         """Fill `whole`, and on rank 0 the state dict. All ranks must call it."""
-        average_buffers(self.method)
+        equalise_buffers(self.method)
         if self.partitioned:
             with self.all_weights(), torch.no_grad():
                 for here, there in zip(self.method.parameters(), self.whole.parameters(), strict=True):

@@ -17,6 +17,7 @@ from launcher.evaluation.validate import validator
 from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
+from launcher.processes.group import refuse_unequal_state
 from launcher.processes.signals import Stopped, stop_on_sigterm
 from launcher.run import steps
 from launcher.run.build import build_method
@@ -81,6 +82,7 @@ def build_trained(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, tor
     method = build_method(config, inputs.class_set, inputs.teacher)
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    refuse_unequal_state(method, accelerator.num_processes)
     groups = parameter_groups(
         method,
         config.train.weight_decay,

@@ -13,6 +13,7 @@ from torch import Tensor
 from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
+from launcher.processes.group import gather_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import NoTracker
@@ -60,6 +61,7 @@ class Trainer:
         self.resume_from = resume_from
         self.accelerator = accelerator
         self.unwrapped = whole or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
+        self.plain_method = method
         self.method, self.optimizer = zero.prepare(accelerator, method, self.unwrapped, optimizer)
         self.lr_at = lr_at
         self.batches_from = batches_from
@@ -146,6 +148,8 @@ class Trainer:
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.plain_method.synchronise(gather_ranks)
         if self.accelerator.device.type == "cpu":
             self.stop_if_not_finite()
 
