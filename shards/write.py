@@ -18,7 +18,7 @@ import numpy as np
 from shards.files import publish, temporary_name
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
 from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
-from shards.unfinished import MADE_OF, finished_shard, locked, save_note, temporary_folder
+from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
 
@@ -54,8 +54,8 @@ def write_split(
         raise DataError(f"split '{split}': the source has no sample for it; check --root and the split's list")
     order = np.random.default_rng(0).permutation(len(source))
     dealt = [rows.tolist() for rows in np.array_split(order, min(num_shards, len(source)))]
-    content = made_of(source, split, supervision, len(dealt))
-    with locked(final):
+    content = identify_write(source, split, supervision, len(dealt))
+    with hold_lock(final):
         if final.exists():
             raise DataError(f"{final}: exists already; remove it or choose another --out")
         check_groups(set(source.groups()), out, split)
@@ -69,7 +69,7 @@ def write_split(
     return index
 
 
-def made_of(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
+def identify_write(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
     """All that the bytes of a write depend on; None if the source does not say what it is."""
     if not isinstance(source, Traceable):
         return None
@@ -96,7 +96,7 @@ def is_written(source: Source, out: Path, split: str, supervision: Supervision, 
         return False
     path = final / MADE_OF
     before = json.loads(path.read_text()) if path.is_file() else {}
-    now = made_of(source, split, supervision, min(num_shards, len(source))) or {}
+    now = identify_write(source, split, supervision, min(num_shards, len(source))) or {}
     different = [name for name in now if name != "versions" and before.get(name) != now[name]]
     if different or not now:
         name = different[0] if different else "source"
@@ -120,7 +120,7 @@ class Task(NamedTuple):
 def write_shard(source: Source, supervision: Supervision, task: Task) -> Shard:
     """Write the samples of these rows to one tar; the bytes depend on nothing else (no times, no user names)."""
     path, rows = task
-    finished = finished_shard(path)
+    finished = find_finished_shard(path)
     if finished is not None:
         return finished
     encoded = ((s.key, s.members(source.class_set, supervision)) for s in (source[row] for row in rows))

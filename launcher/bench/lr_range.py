@@ -1,4 +1,4 @@
-"""Measurements before and beside a run: what learning rate a method takes, how much a CRF of few classes saves."""
+"""`wsss bench lr-range`: what learning rate a method takes, measured before a run."""
 
 import json
 import math

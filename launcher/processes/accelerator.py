@@ -1,8 +1,8 @@
-"""How many processes on what, said once in the config: the launch command that gives it, and the check that it did.
+"""How many processes on what, said once in the config, and the check that the launcher gave it.
 
 Accelerate silently starts one process for `--cpu --num_processes 2`, and two trainings that never talk to each other
-for `--multi_gpu` without ACCELERATE_USE_CPU on a machine without a GPU. So nobody should have to know its flags, and
-every run asserts what it got.
+for `--multi_gpu` without ACCELERATE_USE_CPU on a machine without a GPU. So `wsss train` writes its flags (see
+launch.py), and every run checks what it got.
 """
 
 import os

@@ -70,7 +70,7 @@ class Method(nn.Module):
         """
 
     def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
-        """What is worth a look beside maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
+        """What is worth a look next to maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
         return {}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
