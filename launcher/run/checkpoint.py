@@ -22,7 +22,7 @@ from torch import nn
 from launcher.errors import RunError
 from launcher.files import publish, sync_to_disk
 from launcher.processes.group import from_first_rank
-from launcher.run.steps import MODEL, OPTIMIZER, STATE, best_of, checkpoints, folder_of, step_folders, step_number
+from launcher.run.steps import MODEL, OPTIMIZER, STATE, find_best, checkpoints, folder_of, step_folders, step_number
 from shards.schema import DataError
 from shards.tars import sha256_of
 
@@ -106,7 +106,7 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
     """
     found = checkpoints(run)
     stay = set(found[-keep:])
-    if keep_best is not None and (best := best_of(found, keep_best)):
+    if keep_best is not None and (best := find_best(found, keep_best)):
         stay.add(best)
     try:
         for folder in step_folders(run):
