@@ -22,7 +22,7 @@ from torch import nn
 from launcher.errors import RunError
 from launcher.files import publish, sync_to_disk
 from launcher.processes.group import from_first_rank
-from launcher.run.steps import MODEL, OPTIMIZER, STATE, find_best, checkpoints, folder_of, step_folders, step_number
+from launcher.run.steps import MODEL, OPTIMIZER, STATE, checkpoints, find_best, folder_of, step_folders, step_number
 from shards.schema import DataError
 from shards.tars import sha256_of
 
