@@ -73,6 +73,7 @@ class ToCo(Method):
     student: ToCoNet
     segments: ClassVar[bool] = True
     views: ClassVar[Literal["plain", "two"]] = "two"
+    equal_on_ranks: ClassVar[tuple[str, ...]] = ("project_teacher",)  # it follows weights
     teacher_grad = False
 
     def __init__(
