@@ -50,6 +50,11 @@ def seed_label(
     return label_BHW if box_B4 is None else ignore_outside(label_BHW, box_B4)
 
 
+def cam_label(cam_1PHW: Tensor, present_1P: Tensor, size: Sequence[int], threshold: float) -> Tensor:
+    """The cam of one image, resized to `size` -> (*size) int64 class ids; background where it is <= threshold."""
+    return seed_label(resize(cam_1PHW, size), present_1P, bg_threshold=threshold, fg_threshold=threshold)[0]
+
+
 def certainty(cam_BPHW: Tensor, *, bg_threshold: float, fg_threshold: float) -> Tensor:
     """How sure the strongest class is: 0 background if m <= bg_threshold, 2 foreground if m >= fg_threshold, else 1.
 
