@@ -2,6 +2,7 @@
 
 import torch
 
+from wsss.models.affinity_net import AffinityNet, build_affinity_net
 from wsss.models.cnn import CNN, build_cnn
 from wsss.models.pcm import PCM, build_pcm
 from wsss.models.segmenter import Segmenter, build_segmenter
@@ -40,6 +41,14 @@ def tiny_segmenter(num_classes: int = 1) -> Segmenter:
     """The tiny ViT with a mask transformer of one block."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
     return build_segmenter(num_classes, timm_name="vit_tiny_patch16_224", decoder_layers=1, timm_options=size)
+
+
+def tiny_affinity_net(num_classes: int = 1) -> AffinityNet:
+    """The same ResNet with AffinityNet's head."""
+    narrow = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+    return build_affinity_net(
+        num_classes, timm_name="resnet10t", output_stride=8, widths=(2, 3, 4), affinity_dim=6, timm_options=narrow
+    )
 
 
 def tiny_toco(num_classes: int = 3, **options) -> ToCoNet:
