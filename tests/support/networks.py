@@ -60,10 +60,10 @@ def tiny_toco(num_classes: int = 3, **options) -> ToCoNet:
 
 
 def two_view_batch(num_classes: int = 3, images: int = 2, size: int = 32, seed: int = 0) -> dict:
-    """A random batch as the loader gives it to methods that look at two views; every image shows one or two classes."""
+    """A random batch as the loader gives it to methods that look at two views; every image shows one class or two."""
     random = torch.Generator().manual_seed(seed)
     present = torch.stack([torch.randperm(num_classes, generator=random)[:2] for _ in range(images)])
-    present[::2, 1] = -1
+    present[::2, 1:] = -1
     image_label = torch.zeros(images, num_classes + 1).scatter_(1, present % (num_classes + 1), 1.0)[:, :num_classes]
     neutral = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])
     photometric = neutral.repeat(images, 3, 1)
