@@ -29,7 +29,7 @@ MADE_OF = "made_of.json"
 
 @contextmanager
 def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Path]:
-    """A folder beside `final` that takes its name when the block succeeds.
+    """A folder next to `final` that takes its name when the block succeeds.
 
     When the block fails, finished shards stay for the next write of the same content; without content all is removed.
     Folders of writes of other content, which were interrupted, are removed: the caller holds the lock.
@@ -98,7 +98,7 @@ def save_note(path: Path, shard: Shard) -> None:
 
 
 def finished_shard(path: Path) -> Shard | None:
-    """What an interrupted write record_signals of this shard, if its bytes are still those."""
+    """What an interrupted write recorded of this shard, if its bytes are still those."""
     try:
         shard = Shard.model_validate_json(note_of(path).read_text())
     except (FileNotFoundError, ValidationError):

@@ -27,7 +27,7 @@ from launcher.jobs.segment import CAM_KINDS, maps_reader
 from launcher.run.folder import run_folder
 from launcher.tracking.tracker import NoTracker
 from shards.batches.augment import Squash
-from shards.batches.batch import to_device
+from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from wsss.maps.fusion import CamRule, ScaledView, cams_of_present, scaled_views
@@ -144,7 +144,7 @@ def judge(
             for kind, label_HW in labels.items():
                 judged.confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
             if number in drawn:
-                pictures = pictures_of(method, batch["image"][one], batch["image_label"][one])
+                pictures = pictures_of(method, {name: batch[name][one] for name in ("image", "image_label", "present")})
                 judged.rows[number] = gallery_row(shards, number, {**labels, **pictures})
     return judged
 
@@ -161,12 +161,12 @@ def views_of(
     return of_scale[1.0], [of_scale[scale] for scale in rule.scales]
 
 
-def pictures_of(method: Method, image_B3SS: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
+def pictures_of(method: Method, batch: Batch) -> dict[str, Tensor]:
     """The method's own pictures of one image: (h, w) scores in [0, 1] or int64 label maps."""
     draw: Any = getattr(method, "pictures", None)
     if draw is None:
         return {}
-    return {name: map_Bhw[0] for name, map_Bhw in draw(image_B3SS, image_label_BK).items()}
+    return {name: map_Bhw[0] for name, map_Bhw in draw(batch).items()}
 
 
 def gallery_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> tuple[str, dict[str, np.ndarray]]:

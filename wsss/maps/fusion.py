@@ -199,7 +199,7 @@ def scaled_views(
     A scale and its mirror image go through the network as one batch. How a side becomes a multiple of the stride:
 
         resize    the image is resized to the nearest multiple
-        pad       it is resized to int(scale * side) and padded: see maps_of_padded
+        pad       it is resized to int(scale * side) and padded: see map_padded
         floor     it is resized to int(scale * side) and what is behind the last multiple is cut off; the map is then
                   read as that of the whole image, as ToCo publishes it
 
@@ -212,18 +212,18 @@ def scaled_views(
         ValueError: a scale that leaves nothing of a side.
     """
     for scale in scales:
-        view = scaled(image, scale, stride, pad)
+        view = scale_image(image, scale, stride, pad)
         both = torch.cat([view, view.flip(-1)]) if flip else view
-        maps, scores = maps_of_padded(view_maps, both, stride)
+        maps, scores = map_padded(view_maps, both, stride)
         ways = 1 + flip
         yield ScaledView(
-            {kind: tuple(part_of(raw, way, ways) for way in range(ways)) for kind, raw in maps.items()},
+            {kind: tuple(take_part(raw, way, ways) for way in range(ways)) for kind, raw in maps.items()},
             scores.chunk(ways),
         )
 
 
-def scaled(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
-    """One scale of images (B, 3, H, W), by the rule `pad` but for the padding itself.
+def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
+    """Bring images (B, 3, H, W) to one scale by the rule `pad`, all but the padding itself.
 
     Raises:
         ValueError: nothing is left of a side.
@@ -238,17 +238,17 @@ def scaled(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
     return view[..., : size[0] // stride * stride, : size[1] // stride * stride] if pad == "floor" else view
 
 
-def part_of(raw: Raw, way: int, ways: int) -> Raw:
-    """The share of one of `ways` views that went through the network as one batch."""
+def take_part(raw: Raw, way: int, ways: int) -> Raw:
+    """Take the share of one of `ways` views that went through the network as one batch."""
     return [layer.chunk(ways)[way] for layer in raw] if isinstance(raw, list) else raw.chunk(ways)[way]
 
 
-def maps_of_padded(view_maps: ViewMaps, image: Tensor, stride: int) -> tuple[dict[str, Raw], Tensor]:
-    """Maps and class scores of images of any size. Sides that are multiples of the stride: as they come, on their grid.
+def map_padded(view_maps: ViewMaps, image: Tensor, stride: int) -> tuple[dict[str, Raw], Tensor]:
+    """Map images of any size; also gives their class scores.
 
-    Otherwise the image is padded at the bottom and the right by repeating its last row and column up to the next
-    multiple (at most stride - 1 px, so that no black edge is seen and ImageNet statistics hold), the maps are brought
-    to the padded size and cut to (H, W).
+    Where the sides are multiples of the stride, maps are as they come, on their grid. Otherwise the image is padded at
+    the bottom and the right by repeating its last row and column up to the next multiple (at most stride - 1 px, so
+    that no black edge is seen and ImageNet statistics hold), the maps are brought to the padded size and cut to (H, W).
     """
     height, width = image.shape[-2:]
     below, right = -height % stride, -width % stride
@@ -267,13 +267,13 @@ def cams_of_present(
 ) -> dict[str, Tensor]:
     """{kind: cam (B, P, *size)} of the classes that each image shows, of those of `kinds` that the views have."""
     return {
-        kind: fuse_cams([packed_view(view.maps[kind], present_BP) for view in views], size, fuse=fuse)
+        kind: fuse_cams([pack_view(view.maps[kind], present_BP) for view in views], size, fuse=fuse)
         for kind in kinds
         if kind in views[0].maps
     }
 
 
-def packed_view(view: View, present_BP: Tensor) -> View:
+def pack_view(view: View, present_BP: Tensor) -> View:
     return tuple(
         [packed(layer, present_BP) for layer in raw] if isinstance(raw, list) else packed(raw, present_BP)
         for raw in view

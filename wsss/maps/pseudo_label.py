@@ -19,6 +19,7 @@ from wsss.maps.par import DILATIONS, pixel_adaptive_refinement
 from wsss.tensors import IGNORE_INDEX, at_least_float32, resize
 
 CERTAIN_BACKGROUND, UNCERTAIN, CERTAIN_FOREGROUND = 0, 1, 2
+"""What maps of certainty hold: see certainty."""
 
 
 def seed_label(

@@ -44,8 +44,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
-        """What is worth a look beside maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What a gallery shows next to maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
         return {}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:

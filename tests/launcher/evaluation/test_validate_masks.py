@@ -147,9 +147,9 @@ def test_cams_are_judged_by_the_rule_of_the_config_and_segmentation_at_scale_one
 
 def test_the_gallery_shows_truth_segmentation_cams_and_the_methods_own_pictures(config, shards):
     class Drawing(Segmenting):
-        def pictures(self, image, label):
-            assert image.shape == (1, 3, 32, 32) and label.shape == (1, 2)
-            return {"sure": image.mean(1), "target": torch.ones(1, 4, 4, dtype=torch.int64)}
+        def pictures(self, batch):
+            assert batch["image"].shape == (1, 3, 32, 32) and batch["image_label"].shape == (1, 2)
+            return {"sure": batch["image"].mean(1), "target": torch.ones(1, 4, 4, dtype=torch.int64)}
 
     tracker = Kept()
     validator(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)

@@ -9,7 +9,7 @@ from wsss.maps.fusion import (
     CamRule,
     fuse_cams,
     fuse_seg_logits,
-    maps_of_padded,
+    map_padded,
     multi_scale_cam,
     packed,
     scaled_views,
@@ -184,7 +184,7 @@ def test_an_image_is_padded_to_the_stride_and_nothing_of_it_is_dropped():
 
     image = torch.rand(1, 3, 9, 14)
     image[..., -1, :] = 5.0  # a floored grid would not see the last row
-    x = maps_of_padded(maps_of, image, 4)[0]["x"]
+    x = map_padded(maps_of, image, 4)[0]["x"]
     assert seen[0].shape == (1, 3, 12, 16) and x.shape == (1, 3, 9, 14)
     assert (seen[0][..., 8:, :14] == 5).all()  # the border repeats the image's own edge, no black
     assert x[..., -1, :].min() > 3
@@ -193,7 +193,7 @@ def test_an_image_is_padded_to_the_stride_and_nothing_of_it_is_dropped():
 
 
 def test_sides_that_are_multiples_of_the_stride_give_the_maps_as_they_are():
-    x = maps_of_padded(blocks, torch.rand(1, 3, 8, 12), 4)[0]["x"]
+    x = map_padded(blocks, torch.rand(1, 3, 8, 12), 4)[0]["x"]
     assert x.shape == (1, 3, 2, 3)
 
 
