@@ -30,8 +30,9 @@ from shards.batches.augment import Squash
 from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
-from wsss.maps.fusion import CamRule, ScaledView, cams_of_present, scaled_views
+from wsss.maps.fusion import CamRule, cams_of_present
 from wsss.maps.pseudo_label import cam_label
+from wsss.maps.scales import ScaledView, scaled_views
 from wsss.methods.base import Method
 from wsss.metrics.confusion import confusion_matrix, mean_iou
 from wsss.metrics.image_labels import label_f1

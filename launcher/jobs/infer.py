@@ -29,7 +29,8 @@ from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from shards.write import write_tar
 from wsss.maps.cam import Raw, view_maps
-from wsss.maps.fusion import TOCO, CamRule, Fuse, Pad, multi_scale_cam
+from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
+from wsss.maps.scales import Pad
 from wsss.maps.windows import sliding_window
 from wsss.methods.base import Method
 

@@ -42,8 +42,9 @@ from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from shards.schema import DataError
 from shards.write import write_tar
-from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits, scaled_views
+from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
+from wsss.maps.scales import scaled_views
 from wsss.methods.base import Method
 from wsss.models.base import Network
 from wsss.refine.crf import proposed_classes

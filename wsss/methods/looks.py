@@ -25,10 +25,10 @@ from torch import Tensor
 from wsss.losses.regions import scale_cams
 from wsss.maps.cam import maps_of_present, packed_rows
 from wsss.maps.fusion import fuse_cams
+from wsss.maps.scales import scale_image
 from wsss.methods.base import Batch
 from wsss.models.toco import ToCoNet, Tokens
 from wsss.photometric import photometric
-from wsss.tensors import resize
 
 Reads = Literal["aux_cam", "label", "segmentation", "view2"]
 """What a loss may read beyond the main view's tokens: the fused cam of the auxiliary classifier, the pseudo label, the
@@ -199,7 +199,7 @@ def look_at_scales(
     """
     found = {}
     for scale in dict.fromkeys([*(cam_scales if classifiers else ()), *teachers]):
-        view = image if scale == 1 else resize(image, [int(scale * side) for side in image.shape[-2:]])
+        view = scale_image(image, scale, student.stride, "pad")
         known = None
         if scale == 1:
             known = {"aux": main.aux_BDhw.detach(), "final": main.patches_BDhw.detach()}

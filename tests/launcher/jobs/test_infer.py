@@ -5,7 +5,8 @@ from support.toys import SMALL
 from launcher.config.sections import CamConfig
 from launcher.evaluation.protocol import protocol
 from launcher.jobs.infer import cam_made_of, cams_of, inferred_rule, judged_rule
-from wsss.maps.fusion import TOCO, CamRule, fuse_cams, scaled_views
+from wsss.maps.fusion import TOCO, CamRule, fuse_cams
+from wsss.maps.scales import scaled_views
 from wsss.methods.toco import ToCo
 from wsss.tensors import resize
 

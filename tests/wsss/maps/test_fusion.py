@@ -9,11 +9,10 @@ from wsss.maps.fusion import (
     CamRule,
     fuse_cams,
     fuse_seg_logits,
-    map_padded,
     multi_scale_cam,
     packed,
-    scaled_views,
 )
+from wsss.maps.scales import map_padded, scaled_views
 from wsss.tensors import resize
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,12 @@ def test_the_teacher_head_follows_once_per_step():
     torch.testing.assert_close(method.project_teacher.rows, 0.9 * start + 0.1 * method.project.rows)
     method(batch, 1)
     assert not torch.allclose(method.project_teacher.rows, 0.9 * start + 0.1 * method.project.rows)
+
+
+def test_the_terms_of_a_copied_method_are_its_own():
+    method = ToCo(tiny_toco(3), **SMALL)
+    copied = copy.deepcopy(method)
+    assert all(term.compute.__self__ is copied for term in copied.schedule.terms.values())
 
 
 def test_a_mirrored_box_mirrors_back():
