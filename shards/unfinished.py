@@ -96,7 +96,7 @@ def save_note(path: Path, shard: Shard) -> None:
 
 
 def find_finished_shard(path: Path) -> Shard | None:
-    """What an interrupted write noted of this shard, if its bytes are still those."""
+    """What an interrupted write recorded of this shard, if its bytes are still those."""
     try:
         shard = Shard.model_validate_json(note_path(path).read_text())
     except (FileNotFoundError, ValidationError):

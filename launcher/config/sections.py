@@ -97,6 +97,8 @@ class CamConfig(Section):
     layers: tuple[int, ...] = (-1,)  # of Grad-CAM and LayerCAM: block or stage numbers as in a list; several are fused
     scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
     flip: bool = False
+    fuse: Literal["mean", "toco"] | None = None  # views to one CAM; null = mean in infer, TOCO where masks are judged
+    pad: Literal["resize", "pad", "floor"] | None = None  # sides to multiples of the patch; null = resize; toco: pad
     window_px: PositiveInt | None = None  # null = squash to data.image_size; else see frames whole, through windows
     step_px: PositiveInt | None = None  # distance of neighbouring windows; null = half a window
     classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label

@@ -128,7 +128,7 @@ def list_archive(path: Path) -> dict[str, Blob]:
 
 
 def is_wanted(name: str) -> bool:
-    """Not a folder, and none of the twins of files that macOS packs beside them."""
+    """Not a folder, and none of the twins of files that macOS packs next to them."""
     return not name.endswith("/") and not name.rpartition("/")[2].startswith("._")
 
 

@@ -69,8 +69,8 @@ class Method(nn.Module):
             gather: tensor -> (ranks, *its shape), by rank. All ranks must call it with tensors of one shape and type.
         """
 
-    def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
-        """What is worth a look next to maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What a gallery shows next to maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
         return {}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
