@@ -74,7 +74,7 @@ def tracking(
     json: Json = False,
 ) -> None:
     """Share of a step that tracking takes, with MLflow local, absent and silent."""
-    from launcher.bench.tracking import as_text, measure
+    from launcher.bench.tracking import format_times, measure
 
     found = measure(steps=steps, log_every=log_every, side_px=side_px)
-    print(json_format.dumps(found, indent=1) if json else as_text(found))
+    print(json_format.dumps(found, indent=1) if json else format_times(found))

@@ -15,7 +15,7 @@ from launcher.errors import RunError
 from launcher.processes import zero
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.tracker import Tracker
 from launcher.training.nonfinite import Micro, describe
 from launcher.training.skips import Skips
 from shards.batches.batch import Batch, to_device
@@ -50,7 +50,7 @@ class Trainer:
         batches_from: Callable[[int], Iterator[Batch]],
         evaluate: Callable[[int], Mapping[str, float]] | None,
         asked_to_stop: Callable[[], bool] = lambda: False,
-        tracker: NoTracker,
+        tracker: Tracker,
         global_batch_size: int,
         skips: Skips | None = None,
         whole: Method | None = None,
