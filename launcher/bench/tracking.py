@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher.tracking import tracker as tracking
-from launcher.tracking.sinks import make_sink
+from launcher.tracking.sinks import is_installed, make_sink
 
 BLOCK = 10  # steps in a row with tracking, then as many without; what else the machine does falls on both
 SETTLE_S = 0.1
@@ -22,7 +22,7 @@ URI = "MLFLOW_TRACKING_URI"
 
 
 def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -> dict[str, Any]:
-    """Time tracked and untracked steps against MLflow: a local store, no server, a silent one.
+    """Time tracked and untracked steps against TensorBoard and MLflow: a local store, no server, a silent one.
 
     Args:
         steps: of each kind, for each place.
@@ -44,6 +44,7 @@ def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -
                 ("local sqlite", "mlflow", f"sqlite:///{folder}/mlflow.db"),
                 ("absent server", "mlflow", "http://127.0.0.1:9"),
                 ("server that never answers", "mlflow", silent),
+                *([("event files", "tensorboard", "")] if is_installed("tensorboard") else []),
             ):
                 with use_store(uri):
                     run = Path(folder) / name.replace(" ", "_")

@@ -73,7 +73,7 @@ def tracking(
     side_px: Annotated[int, typer.Option(min=16, help="Side of the images; sets how long a step takes.")] = 128,
     json: Json = False,
 ) -> None:
-    """Share of a step that tracking takes, with MLflow local, absent and silent."""
+    """Share of a step that tracking takes, with TensorBoard and with MLflow local, absent and silent."""
     from launcher.bench.tracking import format_times, measure
 
     found = measure(steps=steps, log_every=log_every, side_px=side_px)

@@ -158,7 +158,7 @@ class EvaluateConfig(Section):
 
 
 class TrackingConfig(Section):
-    to: tuple[Literal["mlflow"], ...] = ("mlflow",)  # [] = the run's folder alone
+    to: tuple[Literal["mlflow", "tensorboard"], ...] = ("mlflow",)  # [] = the run's folder alone
     experiment: str = "wsss"  # of MLflow
 
     @model_validator(mode="after")

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from launcher.errors import ConfigError, RunError
 from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.sink import Sink
+from launcher.tracking.tensorboard_sink import TensorboardSink
 
-SINKS: dict[str, type[Sink]] = {"mlflow": MlflowSink}
+SINKS: dict[str, type[Sink]] = {"mlflow": MlflowSink, "tensorboard": TensorboardSink}
 
 
 def make_sink(name: str) -> Sink:

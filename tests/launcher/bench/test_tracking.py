@@ -20,5 +20,5 @@ def test_the_share_is_the_time_of_log_in_the_time_of_tracked_steps():
 
 def test_every_place_is_measured_and_reported(in_tmp):
     found = measure(steps=20, log_every=2, side_px=16, close_s=0.1)
-    assert {"local sqlite", "absent server", "server that never answers"} <= set(found)
-    assert format_times(found).count("tracking takes") == 3
+    assert {"local sqlite", "absent server", "server that never answers", "event files"} <= set(found)
+    assert format_times(found).count("tracking takes") == 4
