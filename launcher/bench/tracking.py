@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher.tracking import tracker as tracking
-from launcher.tracking.mlflow_store import load_mlflow
+from launcher.tracking.sinks import is_installed, make_sink
 
 BLOCK = 10  # steps in a row with tracking, then as many without; what else the machine does falls on both
 SETTLE_S = 0.1
@@ -22,42 +22,42 @@ URI = "MLFLOW_TRACKING_URI"
 
 
 def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -> dict[str, Any]:
-    """Time tracked and untracked steps against a local SQLite store, an absent server and one that never answers.
+    """Time tracked and untracked steps against TensorBoard and MLflow: a local store, no server, a silent one.
 
     Args:
-        steps: of each kind, for each store.
+        steps: of each kind, for each place.
         side_px: of the square images of the small network whose steps are timed; sets how long a step takes.
         close_s: how long each tracker may wait at its end; is not part of a step.
 
     Returns:
-        for each store: share (time in `Tracker.log` per step time), ratio (median tracked step to median untracked
+        for each place: share (time in `Tracker.log` per step time), ratio (median tracked step to median untracked
         one), step_ms, log_ms and longest_log_ms.
     """
-    load_mlflow()
-    step = small_step(side_px)
+    step = make_step(side_px)
     for _ in range(BLOCK):
         step()
     found: dict[str, Any] = {"steps": steps, "log_every": log_every}
     waits_s, tracking.CLOSE_S = tracking.CLOSE_S, close_s
     try:
-        with tempfile.TemporaryDirectory() as folder, silent_server() as silent:
-            for name, uri in (
-                ("local sqlite", f"sqlite:///{folder}/mlflow.db"),
-                ("absent server", "http://127.0.0.1:9"),
-                ("server that never answers", silent),
+        with tempfile.TemporaryDirectory() as folder, serve_silence() as silent:
+            for name, sink, uri in (
+                ("local sqlite", "mlflow", f"sqlite:///{folder}/mlflow.db"),
+                ("absent server", "mlflow", "http://127.0.0.1:9"),
+                ("server that never answers", "mlflow", silent),
+                *([("event files", "tensorboard", "")] if is_installed("tensorboard") else []),
             ):
-                with store(uri):
+                with use_store(uri):
                     run = Path(folder) / name.replace(" ", "_")
                     run.mkdir()
-                    tracker = tracking.Tracker(run, experiment="bench", resumed_at=0)
-                    found[name] = loop(step, tracker, steps=steps, log_every=log_every)
+                    tracker = tracking.RunTracker(run, sinks=[make_sink(sink)], experiment="bench", resumed_at=0)
+                    found[name] = time_loop(step, tracker, steps=steps, log_every=log_every)
                     tracker.close()
     finally:
         tracking.CLOSE_S = waits_s
     return found
 
 
-def loop(step: Callable[[], float], tracker: tracking.NoTracker, *, steps: int, log_every: int) -> dict[str, float]:
+def time_loop(step: Callable[[], float], tracker: tracking.Tracker, *, steps: int, log_every: int) -> dict[str, float]:
     """Blocks of steps with and without tracking in turns; times in milliseconds."""
     logs_s, tracked_s, plain_s = [], [], []
     for number in range(2 * steps):
@@ -82,7 +82,7 @@ def loop(step: Callable[[], float], tracker: tracking.NoTracker, *, steps: int, 
     }
 
 
-def small_step(side_px: int) -> Callable[[], float]:
+def make_step(side_px: int) -> Callable[[], float]:
     """One training step of a small network on the CPU; returns its loss."""
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -107,7 +107,7 @@ def small_step(side_px: int) -> Callable[[], float]:
 
 
 @contextmanager
-def store(uri: str) -> Iterator[None]:
+def use_store(uri: str) -> Iterator[None]:
     """MLflow's store for a while. Its own setting of the global state is undone as well."""
     before = os.environ.get(URI)
     os.environ[URI] = uri
@@ -120,13 +120,13 @@ def store(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def silent_server() -> Iterator[str]:
+def serve_silence() -> Iterator[str]:
     """A loopback server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def as_text(found: dict[str, Any]) -> str:
+def format_times(found: dict[str, Any]) -> str:
     lines = [f"{found['steps']} steps each, tracked and not in turns, figures sent every {found['log_every']}"]
     for name, row in found.items():
         if isinstance(row, dict):

@@ -73,8 +73,8 @@ def tracking(
     side_px: Annotated[int, typer.Option(min=16, help="Side of the images; sets how long a step takes.")] = 128,
     json: Json = False,
 ) -> None:
-    """Share of a step that tracking takes, with MLflow local, absent and silent."""
-    from launcher.bench.tracking import as_text, measure
+    """Share of a step that tracking takes, with TensorBoard and with MLflow local, absent and silent."""
+    from launcher.bench.tracking import format_times, measure
 
     found = measure(steps=steps, log_every=log_every, side_px=side_px)
-    print(json_format.dumps(found, indent=1) if json else as_text(found))
+    print(json_format.dumps(found, indent=1) if json else format_times(found))

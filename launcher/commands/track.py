@@ -1,4 +1,4 @@
-"""`wsss track`: what MLflow did not take while a run went on."""
+"""`wsss track`: send what MLflow or TensorBoard did not take while a run went on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,14 @@ from launcher.commands.arguments import CARE, example
 
 def register(app: typer.Typer) -> None:
     """Add `track sync` to a command."""
-    track = typer.Typer(no_args_is_help=True, help="What runs keep for MLflow in their folders.")
+    track = typer.Typer(no_args_is_help=True, help="What runs keep in their folders for MLflow and TensorBoard.")
     track.callback()(lambda: None)  # one command stays a subcommand
     track.command("sync", epilog=example("wsss track sync runs/demo"))(sync)
     app.add_typer(track, name="track", rich_help_panel=CARE)
 
 
 def sync(folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")]) -> None:
-    """Send to MLflow what it does not have of these runs; doing it again sends nothing twice."""
+    """Send what MLflow and TensorBoard lack of these runs; doing it again sends nothing twice."""
     from launcher.tracking.sync import sync as sync_all
 
     if not sync_all(folder):

@@ -160,7 +160,14 @@ class EvaluateConfig(Section):
 
 
 class TrackingConfig(Section):
-    experiment: str = "wsss"
+    to: tuple[Literal["mlflow", "tensorboard"], ...] = ("mlflow",)  # [] = the run's folder alone
+    experiment: str = "wsss"  # of MLflow
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "TrackingConfig":
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"to names one place twice: {', '.join(self.to)}")
+        return self
 
 
 class Config(Section):

@@ -22,7 +22,7 @@ from launcher.jobs.label_maps import segment_sources_of
 from launcher.jobs.scores import scores_beside
 from launcher.run import steps
 from launcher.run.folder import Run
-from launcher.tracking.tracker import Tracker
+from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
 
 EVALUATION = "evaluation.json"
@@ -111,9 +111,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def track(run: Path, report: dict[str, Any]) -> None:
-    """Send the final figures to the run's MLflow run."""
-    config = Run(run).config
-    tracker = Tracker(run, experiment=config.tracking.experiment)
+    """Send the final figures to where the run is tracked."""
+    tracker = open_tracker(run, Run(run).config.tracking)
     tracker.log(final_metrics(report), steps.step_number(Path(report["checkpoint"])))
     tracker.artifact(run / EVALUATION)
     tracker.close(None)

@@ -13,7 +13,7 @@ from launcher.evaluation.pictures import curves_svg
 from launcher.evaluation.validate_masks import KINDS
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
-from launcher.tracking.tracker import Tracker, read_metrics
+from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.metrics.counts import THRESHOLDS
 
 REPORT = "report.html"
@@ -176,8 +176,7 @@ def plottable(values: list[float | None]) -> list[float]:
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:
-    """Lay the page beside the run in MLflow, now or (`send` = False) when the run is synced; True: MLflow has it."""
-    config = Run(run).config
-    tracker = Tracker(run, experiment=config.tracking.experiment, send=send)
+    """Send the page to where the run is tracked, now or (`send` = False) when the run is synced; True: it is there."""
+    tracker = open_tracker(run, Run(run).config.tracking, send=send)
     tracker.artifact(report)
     return tracker.close(None)

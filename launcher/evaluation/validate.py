@@ -13,7 +13,7 @@ from launcher.evaluation.measure import Measure, Tally, measure_for
 from launcher.evaluation.pictures import gallery, heat, outlined
 from launcher.jobs.infer import score_samples
 from launcher.jobs.scores import Scores, at_size
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.tracker import Tracker
 from shards.folder import ShardFolder
 from wsss.methods.base import Method
 
@@ -21,7 +21,7 @@ IN_TRAINING = ("per_image_iou", "pooled_iou", "precision", "recall", "miou")
 
 
 def validator(
-    config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: NoTracker
+    config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
 ) -> Callable[[int], dict[str, float]]:
     """step -> log the figures of every CAM kind at the fixed threshold, and the gallery. All ranks must call it; rank 0
     gets the figures as they are logged, the others {}.

@@ -25,7 +25,7 @@ from launcher.evaluation.pictures import gallery, heat, outlined, painted
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.segment import CAM_KINDS, maps_reader
 from launcher.run.folder import run_folder
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.tracker import Tracker
 from shards.batches.augment import Squash
 from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
@@ -57,7 +57,7 @@ class Judged:
 
 
 def segmentation_validator(
-    config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: NoTracker
+    config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
 ) -> Callable[[int], dict[str, float]]:
     """step -> log val/{seg,cam,aux_cam}/miou and val/f1, and the gallery. All ranks must call it; rank 0 gets these
     figures, the others {}.

@@ -55,7 +55,7 @@ class Journal:
             self.held.clear()
         except OSError as error:
             if not waited:
-                tell(f"cannot write {self.path} ({error}); the run goes on, its lines wait in memory for a place")
+                warn(f"cannot write {self.path} ({error}); the run goes on, its lines wait in memory for a place")
             while len(self.held) > HELD:
                 self.held.popleft()
                 self.lost += 1
@@ -77,10 +77,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         RunError: any other line is not JSON.
     """
-    return (line for line, _ in lines_from(path, 0))
+    return (line for line, _ in read_lines_from(path, 0))
 
 
-def lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+def read_lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
     """(line, byte at which the next begins) of a file that may grow meanwhile; `start` is where a line begins.
 
     Raises:
@@ -98,12 +98,12 @@ def lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
                 yield json.loads(line), start
             except ValueError as error:
                 raise RunError(
-                    f"{path}: the line that ends at byte {start} is no JSON ({error}): something changed it; mend "
+                    f"{path}: the line that ends at byte {start} is no JSON ({error}): something changed it; fix "
                     "or remove this line"
                 ) from error
 
 
-def tell(message: str) -> None:
+def warn(message: str) -> None:
     """A line on stderr that leaves a progress bar whole."""
     tqdm.write(f"tracking: {message}", file=sys.stderr)
     sys.stderr.flush()

@@ -1,17 +1,18 @@
-"""Send what runs kept in their folders while MLflow did not answer."""
+"""Send what runs kept in their folders while their sinks did not answer."""
 
 from pathlib import Path
 
 from launcher.errors import RunError
-from launcher.tracking.delivery import WANTED, Busy, Delivery
-from launcher.tracking.tracker import left_over, reason
+from launcher.tracking.delivery import WANTED, Busy, Delivery, explain, read_wanted, report_unsent
+from launcher.tracking.sink import Sink
+from launcher.tracking.sinks import make_sink
 
 
 def sync(folder: Path) -> bool:
-    """Send what MLflow lacks of a run, or of all runs below a folder. A run that still goes on sends itself.
+    """Send what the sinks of a run, or of all runs below a folder, lack. A run that still goes on sends itself.
 
     Returns:
-        Whether MLflow has everything now.
+        Whether they have everything now.
 
     Raises:
         RunError: there is no run.
@@ -21,18 +22,24 @@ def sync(folder: Path) -> bool:
         raise RunError(f"{folder}: no run to send in or below it (a tracked run holds {WANTED})")
     done = True
     for run in dict.fromkeys(runs):
-        delivery = Delivery(run, dead=True)
-        try:
-            delivery.send()
-        except Busy:
-            print(f"{run}: its own process still goes on, and sends it")
-            continue
-        except Exception as error:  # MLflow, its database or the network; the next run may fare better
-            print(f"{run}: {reason(run, error)}")
-        finally:
-            delivery.release()
-        points, files = delivery.counts["points"], delivery.counts["files"]
-        refused = "".join(f"\n  refused by MLflow: {what}" for what in delivery.sent.get("refused", {}))
-        print(f"{run}: sent {points} points and {files} files{refused}")
-        done = not left_over(run) and done
+        for name in read_wanted(run)["to"]:
+            done = sync_to(run, make_sink(name)) and done
     return done
+
+
+def sync_to(run: Path, sink: Sink) -> bool:
+    """Whether nothing is left to do here for one sink of a run."""
+    delivery = Delivery(run, sink, dead=True)
+    try:
+        delivery.send()
+    except Busy:
+        print(f"{run}: its own process still goes on, and sends it to {sink.title}")
+        return True
+    except Exception as error:  # the sink, its database or the network; the next one may fare better
+        print(f"{run}: {explain(run, sink, error)}")
+    finally:
+        delivery.release()
+    points, files = delivery.counts["points"], delivery.counts["files"]
+    refused = "".join(f"\n  refused by {sink.title}: {what}" for what in delivery.sent.get("refused", {}))
+    print(f"{run}: sent {points} points and {files} files to {sink.title}{refused}")
+    return not report_unsent(run, sink)

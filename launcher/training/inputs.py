@@ -19,6 +19,7 @@ from launcher.processes.group import refuse_unequal_state
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, Run, run_folder
+from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
 from shards.folder import ShardFolder
@@ -115,10 +116,12 @@ class Inputs:
         """Open everything, so that what is wrong is said before any process starts to train.
 
         Raises:
+            ConfigError: the package of a tracker is not installed.
             DataError: shards that cannot be read, or with masks where there must be none.
             RunError: the run was begun with other settings, splits share groups or have other classes, there is no
                 teacher, or masks of other images.
         """
+        require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
         if (folder / ABOUT).is_file():
             check_same_run(Run(folder), self.config, train.fingerprint, self.learns_from)

@@ -24,7 +24,7 @@ from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, run_folder
 from launcher.run.lock import only_writer
 from launcher.run.provenance import collect_provenance
-from launcher.tracking.tracker import NoTracker, Tracker
+from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
@@ -53,7 +53,7 @@ def train(config: Config) -> Method:
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
         full_method = zero.unsharded_copy(accelerator, method)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
-        tracker = open_tracker(config, run, about, found) if main else NoTracker()
+        tracker = begin_run(config, run, about, found) if main else NoTracker()
         validate = None if inputs.val is None else validator(config, full_method, inputs.val, accelerator, tracker)
         trainer = make_trainer(
             inputs,
@@ -102,7 +102,7 @@ def make_trainer(
     resume_from: Path | None,
     evaluate: Callable[[int], Mapping[str, float]] | None,
     asked_to_stop: Callable[[], bool],
-    tracker: NoTracker,
+    tracker: Tracker,
     full_method: Method | None = None,
 ) -> Trainer:
     """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
@@ -131,15 +131,15 @@ def make_trainer(
     )
 
 
-def open_tracker(config: Config, run: Path, about: dict[str, Any], found: Path | None) -> Tracker:
-    """Write the run's config.yaml and run.json, and begin or go on with its MLflow run."""
+def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | None) -> Tracker:
+    """Write the run's config.yaml and run.json, and begin to track it or go on with that."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / ABOUT
     before = json.loads(path.read_text()) if path.is_file() else {}
     write_whole(run / CONFIG, to_yaml(config))
-    tracker = Tracker(
+    tracker = open_tracker(
         run,
-        experiment=config.tracking.experiment,
+        config.tracking,
         params=flatten(config.model_dump(mode="json")),
         tags={
             "mlflow.source.git.commit": about["git_commit"],

@@ -16,7 +16,7 @@ from launcher.processes import zero
 from launcher.processes.group import gather_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.tracker import Tracker
 from launcher.training.nonfinite import Micro, explain_nonfinite
 from launcher.training.skips import Skips
 from shards.batches.batch import Batch, to_device
@@ -51,7 +51,7 @@ class Trainer:
         batches_from: Callable[[int], Iterator[Batch]],
         evaluate: Callable[[int], Mapping[str, float]] | None,
         asked_to_stop: Callable[[], bool] = lambda: False,
-        tracker: NoTracker,
+        tracker: Tracker,
         global_batch_size: int,
         skips: Skips | None = None,
         full_method: Method | None = None,

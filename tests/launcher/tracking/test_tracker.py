@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from launcher.errors import RunError
-from launcher.tracking.mlflow_store import open_client
-from launcher.tracking.tracker import NoTracker, Tracker, read_metrics
+from launcher.tracking.delivery import read_sent
+from launcher.tracking.mlflow_sink import MlflowSink, open_client
+from launcher.tracking.tracker import NoTracker, RunTracker, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +21,14 @@ def run(in_tmp):
     return folder
 
 
+def run_id_of(run):
+    return read_sent(run, "mlflow")["run_id"]
+
+
 def test_mlflow_gets_params_metrics_tags_dataset_pictures_and_artifacts(run):
-    tracker = Tracker(
+    tracker = RunTracker(
         run,
+        sinks=[MlflowSink()],
         experiment="test",
         params={"train.lr": 0.1},
         tags={"mlflow.source.git.commit": "abc"},
@@ -36,15 +42,15 @@ def test_mlflow_gets_params_metrics_tags_dataset_pictures_and_artifacts(run):
     tracker.artifact(run / "config.yaml")
     tracker.close()
     client = mlflow.MlflowClient()
-    stored = client.get_run(tracker.run_id)
+    stored = client.get_run(run_id_of(run))
     assert stored.data.params == {"train.lr": "0.1"} and stored.data.tags["mlflow.source.git.commit"] == "abc"
     assert stored.info.status == "FINISHED"
-    history = client.get_metric_history(tracker.run_id, "train/loss")
+    history = client.get_metric_history(run_id_of(run), "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
     assert stored.inputs.dataset_inputs[0].dataset.digest == "0123456789abcdef"
-    names = [file.path for file in client.list_artifacts(tracker.run_id)]
+    names = [file.path for file in client.list_artifacts(run_id_of(run))]
     assert "config.yaml" in names
-    pictures = [file.path for file in client.list_artifacts(tracker.run_id, "images")]
+    pictures = [file.path for file in client.list_artifacts(run_id_of(run), "images")]
     for start in (
         "images/gallery+step+2+timestamp+",
         "images/a~b+step+1+timestamp+",
@@ -56,30 +62,31 @@ def test_mlflow_gets_params_metrics_tags_dataset_pictures_and_artifacts(run):
 def test_a_store_holds_our_runs_and_no_others(run, in_tmp, monkeypatch):
     mlflow.end_run()  # one that another test left open would take the place of a new one
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_tmp}/own.db")
-    tracker = Tracker(run, experiment="test")
+    tracker = RunTracker(run, sinks=[MlflowSink()], experiment="test")
     tracker.image("gallery", Image.new("RGB", (4, 4)), 1)
     tracker.close()
     client = mlflow.MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    assert [found.info.run_id for found in client.search_runs(experiments)] == [tracker.run_id]
+    assert [found.info.run_id for found in client.search_runs(experiments)] == [run_id_of(run)]
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run_and_drops_what_it_does_again(run):
-    first = Tracker(run, experiment="test", params={"a": 1})
+    first = RunTracker(run, sinks=[MlflowSink()], experiment="test", params={"a": 1})
     for step in (1, 2, 3):
         first.log({"train/loss": step}, step)
     first.close("FAILED")
-    second = Tracker(run, experiment="test", params={"a": 2}, resumed_at=2)
+    run_id = run_id_of(run)
+    second = RunTracker(run, sinks=[MlflowSink()], experiment="test", params={"a": 2}, resumed_at=2)
     second.log({"train/loss": 30}, 3)
     second.close()
-    assert second.run_id == first.run_id
+    assert run_id_of(run) == run_id
     assert [line["train/loss"] for line in read_metrics(run)] == [1, 2, 30]
-    assert mlflow.get_run(first.run_id).data.params == {"a": "1"}
+    assert mlflow.get_run(run_id).data.params == {"a": "1"}
 
 
 def test_the_default_store_is_an_sqlite_file_below_runs(run, in_tmp, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracker = Tracker(run, experiment="mine")
+    tracker = RunTracker(run, sinks=[MlflowSink()], experiment="mine")
     tracker.close()
     assert (in_tmp / "runs/mlflow.db").is_file()
     assert mlflow.get_experiment_by_name("mine").artifact_location == (in_tmp / "runs/mlartifacts").as_uri()
@@ -112,9 +119,9 @@ def test_a_store_that_two_runs_create_at_once_costs_another_attempt_and_nothing_
             raise OperationalError("ALTER TABLE metrics ADD COLUMN step", {}, Exception("duplicate column name: step"))
         return open_client()
 
-    monkeypatch.setattr("launcher.tracking.delivery.open_client", collide)
-    tracker = Tracker(run, experiment="test")
+    monkeypatch.setattr("launcher.tracking.mlflow_sink.open_client", collide)
+    tracker = RunTracker(run, sinks=[MlflowSink()], experiment="test")
     tracker.log({"train/loss": 1.0}, 1)
     assert tracker.close() and len(attempts) == 2
     assert "duplicate column name" in capsys.readouterr().err
-    assert mlflow.MlflowClient().get_metric_history(tracker.run_id, "train/loss")[0].value == 1.0
+    assert mlflow.MlflowClient().get_metric_history(run_id_of(run), "train/loss")[0].value == 1.0

@@ -1,5 +1,7 @@
 """Tracking never ends or slows a run: MLflow away, silent, refusing; a full disk; a killed process; a clock behind."""
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +16,11 @@ from support.servers import SilentServer
 
 from launcher.errors import RunError
 from launcher.evaluation import report
-from launcher.tracking.delivery import LOCK, read_sent, waiting
+from launcher.tracking.delivery import LOCK, count_unsent, read_sent
 from launcher.tracking.journal import Journal, read_lines
+from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.sync import sync
-from launcher.tracking.tracker import Tracker, read_metrics
+from launcher.tracking.tracker import RunTracker, open_tracker, read_metrics
 
 NOBODY = "http://127.0.0.1:9"  # nothing listens on the discard port
 
@@ -36,12 +39,12 @@ def run(in_tmp):
 
 
 def points(run, name="train/loss"):
-    history = mlflow.MlflowClient().get_metric_history(read_sent(run)["run_id"], name)
+    history = mlflow.MlflowClient().get_metric_history(read_sent(run, "mlflow")["run_id"], name)
     return [(point.step, point.value) for point in history]
 
 
 def tracked(run, **options):
-    return Tracker(run, experiment="faults", resumed_at=0, **options)
+    return RunTracker(run, sinks=[MlflowSink()], experiment="faults", **{"resumed_at": 0, **options})
 
 
 def test_what_an_absent_mlflow_missed_is_sent_later_and_only_once(run, monkeypatch, mlflow_store, capsys):
@@ -54,15 +57,15 @@ def test_what_an_absent_mlflow_missed_is_sent_later_and_only_once(run, monkeypat
     (run / "config.yaml").write_text("name: x")
     tracker.artifact(run / "config.yaml")
     assert not tracker.close()
-    told = capsys.readouterr().err
-    assert told.count("MLflow does not take the figures of") == 1
-    assert f"MLflow lacks 5 lines of metrics and 2 files of {run}; later: wsss track sync {run}" in told
+    said = capsys.readouterr().err
+    assert said.count("MLflow does not take the figures of") == 1
+    assert f"MLflow lacks 5 lines of metrics and 2 files of {run}; later: wsss track sync {run}" in said
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
     assert sync(run.parent)
     client = mlflow.MlflowClient(mlflow_store)
-    run_id = read_sent(run)["run_id"]
+    run_id = read_sent(run, "mlflow")["run_id"]
     stored = client.get_run(run_id)
     assert stored.data.params == {"lr": "0.1"} and stored.data.tags["who"] == "me"
     assert stored.info.status == "FINISHED" and stored.inputs.dataset_inputs[0].dataset.digest == "0123456789"
@@ -78,7 +81,7 @@ def test_what_an_absent_mlflow_missed_is_sent_later_and_only_once(run, monkeypat
     assert len(once[0]) == 4  # config.yaml, images/ and a picture in two sizes
     assert sync(run)
     assert f"{run}: sent 0 points and 0 files" in capsys.readouterr().out
-    (run / "tracking/sent.json").unlink()  # even a sync that has forgotten what it sent
+    (run / "tracking/mlflow/sent.json").unlink()  # even a sync that has forgotten what it sent
     assert sync(run)
     assert everything()[:3] == once[:3]
 
@@ -101,16 +104,16 @@ def test_a_silent_mlflow_holds_up_neither_a_step_nor_the_end_of_the_run(run, mon
     assert len(read_metrics(run)) == 100
 
 
-def test_a_killed_run_is_told_as_killed_and_goes_on_as_running(run):
+def test_a_killed_run_is_reported_as_killed_and_goes_on_as_running(run):
     tracked(run, send=False).log({"train/loss": 1}, 1)  # no close: its process is gone
     assert sync(run)
-    run_id = read_sent(run)["run_id"]
+    run_id = read_sent(run, "mlflow")["run_id"]
     assert mlflow.get_run(run_id).info.status == "KILLED"
-    assert not any(waiting(run))
+    assert not any(count_unsent(run, "mlflow"))
     again = tracked(run)
     again.log({"train/loss": 2}, 2)
     assert again.close()
-    assert again.run_id == run_id and mlflow.get_run(run_id).info.status == "FINISHED"
+    assert read_sent(run, "mlflow")["run_id"] == run_id and mlflow.get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_metric_that_mlflow_refuses_is_left_out_and_named_and_the_others_arrive(run, capsys):
@@ -119,7 +122,7 @@ def test_a_metric_that_mlflow_refuses_is_left_out_and_named_and_the_others_arriv
         tracker.log({"train/loss": step, "train/a+b": 0.0}, step)
     assert tracker.close()
     assert points(run) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert list(read_sent(run)["refused"]) == ["metric train/a+b"]
+    assert list(read_sent(run, "mlflow")["refused"]) == ["metric train/a+b"]
     assert capsys.readouterr().err.count("MLflow refuses metric train/a+b") == 1
     assert all(line["train/a+b"] == 0.0 for line in read_metrics(run))
 
@@ -128,25 +131,44 @@ def test_a_run_that_somebody_deleted_from_mlflow_is_begun_anew_with_all_its_poin
     first = tracked(run, params={"a": 1})
     first.log({"train/loss": 1}, 1)
     assert first.close()
-    gone = first.run_id
+    gone = read_sent(run, "mlflow")["run_id"]
     mlflow.MlflowClient().delete_run(gone)
-    second = Tracker(run, experiment="faults", resumed_at=1)
+    second = tracked(run, resumed_at=1)
     second.log({"train/loss": 2}, 2)
-    assert second.close() and second.run_id != gone
+    assert second.close() and read_sent(run, "mlflow")["run_id"] != gone
     assert points(run) == [(1, 1.0), (2, 2.0)]
-    assert mlflow.get_run(second.run_id).data.params == {"a": "1"}
+    assert mlflow.get_run(read_sent(run, "mlflow")["run_id"]).data.params == {"a": "1"}
 
 
 def test_a_run_whose_process_goes_on_is_left_to_it(run, capsys):
     tracked(run, send=False).log({"train/loss": 1}, 1)
-    hold = f"import fcntl, time\nf = open({str(run / LOCK)!r}, 'a')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint(flush=True)\n"
+    (run / "tracking/mlflow").mkdir()
+    lock = str(run / "tracking/mlflow" / LOCK)
+    hold = f"import fcntl, time\nf = open({lock!r}, 'a')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint(flush=True)\n"
     with subprocess.Popen([sys.executable, "-c", hold + "time.sleep(600)"], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         sync(run)
         assert "its own process still goes on" in capsys.readouterr().out
-        assert waiting(run) == (1, 0, True)
+        assert count_unsent(run, "mlflow") == (1, 0, True)
         process.kill()
-    assert sync(run) and not any(waiting(run))
+    assert sync(run) and not any(count_unsent(run, "mlflow"))
+
+
+def test_a_run_that_was_begun_when_mlflow_was_the_only_sink_goes_on_in_its_mlflow_run(run, capsys):
+    first = tracked(run)
+    first.log({"train/loss": 1}, 1)
+    assert first.close()
+    run_id = read_sent(run, "mlflow")["run_id"]
+    (run / "tracking/mlflow/sent.json").rename(run / "tracking/sent.json")  # as it lay then
+    shutil.rmtree(run / "tracking/mlflow")
+    wanted = json.loads((run / "tracking/wanted.json").read_text())
+    (run / "tracking/wanted.json").write_text(json.dumps({name: wanted[name] for name in wanted if name != "to"}))
+    assert sync(run)
+    assert f"{run}: sent 0 points and 0 files to MLflow" in capsys.readouterr().out
+    second = tracked(run, resumed_at=1)
+    second.log({"train/loss": 2}, 2)
+    assert second.close() and read_sent(run, "mlflow")["run_id"] == run_id
+    assert points(run) == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_full_disk_ends_no_run_and_its_lines_are_written_when_there_is_place(run, capsys):
@@ -183,7 +205,7 @@ def test_times_grow_even_where_the_clock_is_behind(run, monkeypatch):
 def test_a_report_without_mlflow_asks_it_once_and_leaves_the_page_to_sync(in_tmp, monkeypatch):
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 3.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
-    config = SimpleNamespace(tracking=SimpleNamespace(experiment="faults"))
+    config = SimpleNamespace(tracking=SimpleNamespace(experiment="faults", to=["mlflow"]))
     monkeypatch.setattr(report, "Run", lambda run: SimpleNamespace(config=config))
     page = in_tmp / "runs/report.html"
     answers, asked = True, []
@@ -191,7 +213,9 @@ def test_a_report_without_mlflow_asks_it_once_and_leaves_the_page_to_sync(in_tmp
         (Path("runs") / name).mkdir(parents=True)
         page.write_text("<p>")
         monkeypatch.setattr(
-            report, "Tracker", lambda run, **options: asked.append(options["send"]) or Tracker(run, **options)
+            report,
+            "open_tracker",
+            lambda run, settings, send: asked.append(send) or open_tracker(run, settings, send=send),
         )
         answers = report.attach(Path("runs") / name, page, send=answers)
     assert asked == [True, False]

@@ -13,7 +13,8 @@ from PIL import Image
 from support.servers import Proxy, free_port
 
 from launcher.tracking.delivery import read_sent
-from launcher.tracking.tracker import Tracker, read_metrics
+from launcher.tracking.mlflow_sink import MlflowSink
+from launcher.tracking.tracker import RunTracker, read_metrics
 
 START_S = 280
 
@@ -78,7 +79,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def run(in_tmp, monkeypatch):
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
-    monkeypatch.setattr("launcher.tracking.tracker.LAST_PAUSE_S", 1.0)
+    monkeypatch.setattr("launcher.tracking.sender.LAST_PAUSE_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     folder = in_tmp / "runs/some/run"
     folder.mkdir(parents=True)
@@ -87,15 +88,16 @@ def run(in_tmp, monkeypatch):
 
 def stored(server, run, name="train/loss"):
     client = mlflow.MlflowClient(server.uri)
-    history = client.get_metric_history(read_sent(run)["run_id"], name)
+    history = client.get_metric_history(read_sent(run, "mlflow")["run_id"], name)
     return [(point.step, point.value) for point in history]
 
 
 def test_answers_that_get_lost_make_nothing_twice(server, run, monkeypatch):
     with Proxy(server.port, lose=1) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
-        tracker = Tracker(
+        tracker = RunTracker(
             run,
+            sinks=[MlflowSink()],
             experiment="lost",
             params={f"p{n}": n for n in range(250)},
             datasets={"train": ("scenes", run, "0123456789")},
@@ -109,30 +111,34 @@ def test_answers_that_get_lost_make_nothing_twice(server, run, monkeypatch):
     assert stored(server, run) == [(step, float(step)) for step in range(1, 6)]
     client = mlflow.MlflowClient(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("lost").experiment_id])
-    assert [found.info.run_id for found in runs] == [tracker.run_id] and runs[0].info.status == "FINISHED"
+    assert [found.info.run_id for found in runs] == [read_sent(run, "mlflow")["run_id"]] and runs[
+        0
+    ].info.status == "FINISHED"
     assert [step for step, _ in stored(server, run, "m399")] == [1, 2, 3, 4, 5]
     assert len(runs[0].data.params) == 250 and len(runs[0].data.metrics) == 401
     assert len(runs[0].inputs.dataset_inputs) == 1
-    assert len(client.list_artifacts(tracker.run_id, "images")) == 2
+    assert len(client.list_artifacts(read_sent(run, "mlflow")["run_id"], "images")) == 2
 
 
 def test_a_slow_server_holds_up_no_step_and_gets_everything(server, run, monkeypatch):
     with Proxy(server.port, delay_s=1.5) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
-        tracker = Tracker(run, experiment="slow", resumed_at=0)
+        tracker = RunTracker(run, sinks=[MlflowSink()], experiment="slow", resumed_at=0)
         for step in range(200):
             tracker.log({"train/loss": step}, step)
-        assert tracker.run_id is None  # all steps are done before the server has said its first word
+        assert (
+            read_sent(run, "mlflow")["run_id"] is None
+        )  # all steps are done before the server has said its first word
         assert tracker.close()
     assert stored(server, run) == [(step, float(step)) for step in range(200)]
 
 
 def test_a_server_that_is_killed_and_restarted_gets_all_points_in_order(server, run, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    tracker = Tracker(run, experiment="restarted", resumed_at=0)
+    tracker = RunTracker(run, sinks=[MlflowSink()], experiment="restarted", resumed_at=0)
     tracker.log({"train/loss": 0}, 0)
     until = time.monotonic() + 200
-    while not read_sent(run)["metrics_until"]:
+    while not read_sent(run, "mlflow")["metrics_until"]:
         assert time.monotonic() < until
         time.sleep(0.05)
     server.kill()
@@ -144,5 +150,5 @@ def test_a_server_that_is_killed_and_restarted_gets_all_points_in_order(server, 
     assert tracker.close()
     assert stored(server, run) == [(step, float(step)) for step in range(11)]
     assert [line["step"] for line in read_metrics(run)] == list(range(11))
-    told = capsys.readouterr().err
-    assert told.count("MLflow does not take the figures of") == 1 and told.count("MLflow answers again") == 1
+    said = capsys.readouterr().err
+    assert said.count("MLflow does not take the figures of") == 1 and said.count("MLflow answers again") == 1

@@ -1,14 +1,92 @@
-"""MLflow's client, an experiment, a run: found or created so that doing it twice changes nothing."""
+"""MLflow: an experiment, a run, its metrics and artifacts; found or created so that doing it twice changes nothing.
+
+MLflow is an SQLite file below runs/ unless MLFLOW_TRACKING_URI says otherwise.
+"""
 
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from launcher.files import RUNS
+from launcher.tracking.sink import Point, Refused
 
 
-def uri_and_artifacts() -> tuple[str, str | None]:
+class MlflowSink:
+    """A run of an MLflow store."""
+
+    name, title, package = "mlflow", "MLflow", "mlflow"
+    rewinds = False
+
+    def __init__(self) -> None:
+        self.client: Any = None
+        self.run_id = ""
+
+    def load(self) -> None:
+        load_mlflow()
+
+    def connect(self, run: Path, wanted: Mapping[str, Any], run_id: str | None) -> str:
+        client, artifacts = open_client()
+        if run_id is None or not has_run(client, run_id):
+            experiment_id = find_experiment(client, wanted["experiment"], artifacts)
+            run_id = find_run(client, experiment_id, wanted["key"])
+            if run_id is None:
+                created = client.create_run(experiment_id, run_name=wanted["name"], tags={"wsss.key": wanted["key"]})
+                run_id = created.info.run_id
+        self.client, self.run_id = client, str(run_id)
+        return self.run_id
+
+    def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
+        return begin_run(self.client, self.run_id, wanted["params"], wanted["tags"], wanted["datasets"])
+
+    def rewind(self, step: int) -> None: ...
+
+    def send_points(self, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.name, point.value, int(point.time * 1000), point.step) for point in points]
+        with self.name_refusals():
+            self.client.log_batch(self.run_id, metrics=metrics)  # the client cuts it into requests
+
+    def send_picture(self, path: Path, name: str, step: int) -> None:
+        """Like `log_image`, but under a name that stays when it is sent twice."""
+        from mlflow.tracking.multimedia import compress_image_size
+        from PIL import Image
+
+        with self.name_refusals(), tempfile.TemporaryDirectory() as folder, Image.open(path) as image:
+            self.client.log_artifact(self.run_id, str(path), "images")
+            small = Path(folder) / f"{path.stem}+compressed.webp"
+            compress_image_size(image).save(small)
+            self.client.log_artifact(self.run_id, str(small), "images")
+            self.client.set_tag(self.run_id, "mlflow.loggedImages", True)
+
+    def send_file(self, path: Path) -> None:
+        with self.name_refusals():
+            self.client.log_artifact(self.run_id, str(path))
+
+    def send_status(self, status: str) -> None:
+        if status == "RUNNING":
+            self.client.update_run(self.run_id, status=status)
+        else:
+            self.client.set_terminated(self.run_id, status)
+
+    @contextmanager
+    def name_refusals(self) -> Iterator[None]:
+        """Raises Refused for what this run, which is there, will never take."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if not is_refusal(error) or not has_run(self.client, self.run_id):
+                raise
+            raise Refused(str(error)) from error
+
+
+def find_store() -> tuple[str, str | None]:
     """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
 
     By default both are below runs/; a named store decides for itself where artifacts go.
@@ -27,7 +105,7 @@ def load_mlflow() -> None:
     import mlflow.data.meta_dataset
     import mlflow.tracking.multimedia
 
-    if not uri_and_artifacts()[0].startswith("http"):
+    if not find_store()[0].startswith("http"):
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
@@ -36,7 +114,7 @@ def open_client() -> tuple[Any, str | None]:
     load_mlflow()
     import mlflow
 
-    uri, artifacts = uri_and_artifacts()
+    uri, artifacts = find_store()
     if artifacts is not None:
         RUNS.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
@@ -102,10 +180,10 @@ def begin_run(
             if not is_refusal(error) or not has_run(client, run_id):
                 raise
             yield name, error
-    client.log_inputs(run_id, [dataset_input(context, *dataset) for context, dataset in datasets.items()])
+    client.log_inputs(run_id, [make_dataset_input(context, *dataset) for context, dataset in datasets.items()])
 
 
-def dataset_input(context: str, name: str, folder: str, fingerprint: str) -> Any:
+def make_dataset_input(context: str, name: str, folder: str, fingerprint: str) -> Any:
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
