@@ -61,7 +61,10 @@ def test_nothing_cites_a_specification_that_is_not_in_the_tree():
 
 README = ROOT / "README.md"
 # Not docs/experiments.md: it names commands and files of the commits at which its figures were measured.
-PAGES = sorted({README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")} - {ROOT / "docs" / "experiments.md"})
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "golden" / "README.md"}
+    - {ROOT / "docs" / "experiments.md"}
+)
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 SPAN = re.compile(r"`(wsss [^`]+)`")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[\w-]+)?\)")
@@ -86,7 +89,7 @@ def command_lines(page: str) -> Iterator[list[str]]:
 def command_of(words: list[str]) -> tuple[Any, list[str]]:
     """The command that these words begin with, or the group where they do not say which; and the words after it."""
     command: Any = typer.main.get_command(app)
-    while words and words[0].islower() and hasattr(command, "commands"):
+    while words and re.match("[a-z]", words[0]) and hasattr(command, "commands"):
         if words[0] not in command.commands:
             raise UsageError(f"no such command: {words[0]}")
         command, words = command.commands[words[0]], words[1:]
