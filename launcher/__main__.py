@@ -1,6 +1,8 @@
 """The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
 
+import click
 import typer
+import typer.core
 
 from launcher.commands import (
     bench,
@@ -19,25 +21,29 @@ from launcher.commands import (
     trajectory,
 )
 
-# In the order in which a user works, which is that of `wsss --help`.
 COMMANDS = (
-    shards,
-    train,
-    infer,
-    cues,
-    refine,
-    segment,
-    evaluate,
-    report,
-    study,
-    trajectory,
-    replay,
-    export,
-    track,
-    bench,
+    *(shards, train),
+    *(infer, cues, refine, segment),
+    *(evaluate, report, study, trajectory),
+    *(replay, export, track, bench),
 )
+ORDER = [  # of `wsss --help`: in which a user works
+    *("shards", "train"),
+    *("infer", "cues", "refine", "segment", "pack-voc"),
+    *("evaluate", "report", "study", "trajectory"),
+    *("replay", "export", "track", "bench"),
+]
+
+
+class InOrderOfWork(typer.core.TyperGroup):
+    """Lists commands and groups of commands in one order; Typer by itself lists all groups behind the commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
 
 app = typer.Typer(
+    cls=InOrderOfWork,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,6 +1,10 @@
 """What the tests share: golden vectors, small synthetic shards, and the real data of WSSS_DATA where there is any."""
 
 import os
+
+# One thread per process: several of them share the cores, and the order of float32 sums stays the same.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import shutil
 from pathlib import Path
 
@@ -16,6 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "together" not in item.path.parts)  # the long ones first: workers then end at one time
     if not os.environ.get("WSSS_DATA"):
         skip = pytest.mark.skip(reason="WSSS_DATA names no folder with the small real data and weights")
         for item in items:

@@ -12,7 +12,7 @@ from launcher.evaluation.pictures import curves_svg
 from launcher.processes.accelerator import uses_cpu
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
-from launcher.training.loaders import batches_from, training_shards
+from launcher.training.inputs import Inputs
 from launcher.training.trainer import seed_step
 from shards.batches.batch import to_device
 from wsss.optim import parameter_groups
@@ -35,11 +35,11 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
     Source: Smith 2017; smoke paper, section 4.2 (1e-7 to 100 in 100 steps, chose 1e-4).
     """
     device = torch.device("cpu" if uses_cpu(config) else "cuda")
-    shards = training_shards(config)
+    inputs = Inputs(config)
     torch.manual_seed(config.train.seed)
-    method = build_method(config, shards.index.as_class_set()).to(device).train()
+    method = build_method(config, inputs.class_set, inputs.teacher).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(method, config.train.weight_decay), lr=low)
-    batches = batches_from(config, shards, 0, 1, 0)
+    batches = inputs.batches_from(0)
     found: dict[str, Any] = {"lr": [], "loss": [], "smoothed": []}
     total = weight = 0.0
     for step in range(steps):

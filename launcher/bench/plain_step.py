@@ -86,7 +86,7 @@ def plain_losses(method: MSEE, views: Views, image_label_BK: Tensor) -> dict[str
         label_BHW = torch.cat([plain_label(method, views, cams["final"], image_label_BK, i) for i in range(size)])
     assert out.seg_logits_BChw is not None
     losses["seg_loss"] = balanced_segmentation_loss(out.seg_logits_BChw, label_BHW, method.group_size)
-    if method.weights["energy"]:
+    if method.schedule.terms["energy"].weight:
         energy = dense_energy(views.guide, out.seg_logits_BChw, label_BHW, views.box, scale=method.energy_scale)
         losses["energy_loss"] = PUBLISHED_ENERGY * method.energy_gain * energy
 
@@ -111,10 +111,8 @@ def plain_losses(method: MSEE, views: Views, image_label_BK: Tensor) -> dict[str
             for patches_BDhw, region_Bhw in zip(teachers, regions, strict=True)
         ]
     ).sum()
-    total = losses["cls_loss"] + losses["cls_aux_loss"]
-    for name, weight in method.weights.items():
-        total = total + weight * losses[f"{name}_loss"] if weight else total
-    return {"loss": total, **losses}
+    weighed = [term.weight * losses[f"{name}_loss"] for name, term in method.schedule.terms.items() if term.weight]
+    return {"loss": torch.stack(weighed).sum(), **losses}
 
 
 def resized(image: Tensor, scale: float) -> Tensor:

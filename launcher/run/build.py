@@ -26,26 +26,29 @@ def build_network(named: Named, num_classes: int) -> Network:
         return MODELS[named.name](num_classes, **options_of(named, MODELS))  # type: ignore[return-value]
 
 
-def build_method(config: Config, class_set: ClassSet) -> Method:
-    """The method of `method:` around a new network, with the teacher or partner that it needs."""
+def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None) -> Method:
+    """The method of `method:` around a new network, with the teacher or partner that it needs.
+
+    Args:
+        teacher: the run at config.teacher, where it is open already.
+    """
     student = build_network(config.model, class_set.num_fg_classes)
     collaborators: list[Frozen | Network] = []
     if METHODS[config.method.name].needs_teacher:
-        collaborators.append(load_teacher(config, class_set))
+        assert config.teacher is not None  # Config refuses a method that needs a teacher without one
+        collaborators.append(load_teacher(teacher or Run(config.teacher), class_set))
     if config.partner is not None:
         collaborators.append(build_network(config.partner, class_set.num_fg_classes))
     with user_error_as(ConfigError):
         return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
 
 
-def load_teacher(config: Config, class_set: ClassSet) -> Frozen:
-    """The network of the finished run named by `teacher:`, frozen.
+def load_teacher(teacher: Run, class_set: ClassSet) -> Frozen:
+    """The student of a finished run, frozen.
 
     Raises:
-        RunError: no such run, no checkpoint, or it was trained on other classes.
+        RunError: no checkpoint, or it was trained on other classes.
     """
-    assert config.teacher is not None  # Config refuses a method that needs a teacher without one
-    teacher = Run(config.teacher)
     known = teacher.class_set.classes
     if known != class_set.classes:
         raise RunError(f"teacher {teacher} knows the classes {known}, the data {class_set.classes}")

@@ -48,18 +48,20 @@ class Run:
         self.folder = folder
         self.config: Config = check_content(content, folder / CONFIG, [*here, *overrides])
         self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+        self._checkpoint: Path | None = None
 
     @property
     def class_set(self) -> ClassSet:
         return ClassSet(name=self.about["class_set"], classes=tuple(self.about["classes"]))
 
     def checkpoint(self) -> Path:
-        """The newest complete checkpoint.
+        """The newest complete checkpoint; of a run that is being trained, the one that was when this was first asked.
 
         Raises:
             RunError: there is none.
         """
-        return steps.newest_complete(self.folder)
+        self._checkpoint = self._checkpoint or steps.newest_complete(self.folder)
+        return self._checkpoint
 
     def __str__(self) -> str:
         return str(self.folder)

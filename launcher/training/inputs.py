@@ -1,10 +1,13 @@
-"""What a run reads: checked before anything trains, and as batches."""
+"""What a run reads: opened once, checked before anything trains, and as batches."""
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from launcher.config.file import flatten
 from launcher.config.sections import Config
@@ -15,8 +18,13 @@ from launcher.processes.accelerator import process_count
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, Run, run_folder
-from launcher.training.loaders import loader_of, pixel_loader_of, training_shards
+from launcher.training.loaders import make_loader, make_pixel_loader
+from shards.batches.batch import Batch, MaskOf
 from shards.folder import ShardFolder
+from shards.masks import MaskFolder
+from shards.remote import Place
+from shards.schema import ClassSet
+from wsss.methods import METHODS
 
 # Settings that do not change the trained weights, so that a run may go on with others.
 FREE_TO_CHANGE = (
@@ -26,63 +34,150 @@ FREE_TO_CHANGE = (
 )
 
 
-def check_inputs(config: Config) -> tuple[ShardFolder, ShardFolder | None]:
-    """Open everything that a run reads, so that what is wrong is said before any process starts to train."""
-    run = run_folder(config)
-    train_shards = training_shards(config)
-    if (run / ABOUT).is_file():
-        check_same_run(config, run, train_shards.index.fingerprint)
-    val_shards = ShardFolder(config.data.val, "pixel") if config.data.val else None
-    train_groups = train_shards.index.groups
-    if config.data.pixel is not None:
-        train_groups = train_groups | ShardFolder(config.data.pixel, "pixel").index.groups
-    for name in ("val", "tune", "pixel"):
-        folder = getattr(config.data, name)
-        if folder is None:
-            continue
-        other = ShardFolder(folder, "pixel").index
-        if other.classes != train_shards.index.classes:
+class Inputs:
+    """All that a run reads: its data, its masks, its teacher. Each is opened when it is first needed, and then kept."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @cached_property
+    def train(self) -> ShardFolder:
+        """The folder of data.train, which must hold masks if, and only if, the method learns from masks that lie there.
+
+        Raises:
+            DataError: it holds masks that the method must not see, or none where it needs them.
+            RunError: data.masks was made for other images.
+        """
+        masks = self.config.data.masks
+        shards = ShardFolder(self.config.data.train, "pixel" if self.learns_masks and masks is None else "label")
+        if masks is not None and self.masks_made_of.get("fingerprint") != shards.index.fingerprint:
             raise RunError(
-                f"data.{name}: {folder} has classes {other.classes}, data.train {train_shards.index.classes}"
+                f"data.masks: {masks} was made for images of fingerprint {self.masks_made_of.get('fingerprint')}, "
+                f"data.train has {shards.index.fingerprint}; infer and refine the training split of "
+                f"{self.config.data.train}"
             )
-        shared = sorted(other.groups & train_groups)
-        if shared and name != "pixel":
-            raise RunError(f"data.{name}: {folder} shares {len(shared)} groups with training, first '{shared[0]}'")
-    if config.teacher is not None:
-        Run(config.teacher).checkpoint()
-    return train_shards, val_shards
+        return shards
+
+    @cached_property
+    def val(self) -> ShardFolder | None:
+        return open_with_masks(self.config.data.val)
+
+    @cached_property
+    def tune(self) -> ShardFolder | None:
+        return open_with_masks(self.config.data.tune)
+
+    @cached_property
+    def pixel(self) -> ShardFolder | None:
+        return open_with_masks(self.config.data.pixel)
+
+    @cached_property
+    def mask_of(self) -> MaskOf | None:
+        """Number of a training sample -> its mask, of data.masks or of data.train; None if the method learns labels."""
+        if not self.learns_masks:
+            return None
+        return MaskFolder(self.config.data.masks, self.train) if self.config.data.masks else self.train.mask
+
+    @cached_property
+    def masks_made_of(self) -> dict[str, Any]:
+        """What data.masks was made of; {} if there is none."""
+        return (self.config.data.masks and jobs.read_made_of(self.config.data.masks)) or {}
+
+    @cached_property
+    def teacher(self) -> Run | None:
+        return Run(self.config.teacher) if self.config.teacher else None
+
+    @property
+    def learns_masks(self) -> bool:
+        return METHODS[self.config.method.name].supervision == "mask"
+
+    @property
+    def class_set(self) -> ClassSet:
+        return self.train.index.as_class_set()
+
+    @cached_property
+    def learns_from(self) -> dict[str, str]:
+        """{what: its identity} of all but data.train that the run learns from. Paths alone would not tell: a teacher
+        may be trained on, masks may be made anew."""
+        found = {}
+        if self.teacher is not None:
+            folder = self.teacher.checkpoint()
+            digests = steps.read_state(folder).get("sha256", {})  # none of before there were hashes
+            found["teacher"] = f"{folder.name}, sha256 {digests.get(steps.MODEL, 'unknown')}"
+        if self.config.data.masks is not None:
+            made_of = json.dumps(self.masks_made_of, sort_keys=True)
+            found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
+        if self.pixel is not None:
+            found["data.pixel"] = f"fingerprint {self.pixel.index.fingerprint}"
+        return found
+
+    def check(self) -> None:
+        """Open everything, so that what is wrong is said before any process starts to train.
+
+        Raises:
+            DataError: shards that cannot be read, or with masks where there must be none.
+            RunError: the run was begun with other settings, splits share groups or have other classes, there is no
+                teacher, or masks of other images.
+        """
+        train, folder = self.train.index, run_folder(self.config)
+        if (folder / ABOUT).is_file():
+            check_same_run(Run(folder), self.config, train.fingerprint, self.learns_from)
+        train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)
+        for name, shards in (("val", self.val), ("tune", self.tune), ("pixel", self.pixel)):
+            if shards is None:
+                continue
+            if shards.index.classes != train.classes:
+                raise RunError(
+                    f"data.{name}: {shards.folder} has classes {shards.index.classes}, data.train {train.classes}"
+                )
+            shared = sorted(shards.index.groups & train_groups)
+            if shared and name != "pixel":
+                raise RunError(
+                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}'"
+                )
+        if self.teacher is not None:
+            self.teacher.checkpoint()
+
+    def loaders_from(self, step: int, *, rank: int, ranks: int) -> list[DataLoader]:
+        """One rank's loaders from a step on: of data.train and, where there is one, of data.pixel."""
+        loaders = [make_loader(self.config, self.train, self.mask_of, rank=rank, ranks=ranks, step=step)]
+        if self.pixel is not None:
+            loaders.append(make_pixel_loader(self.config, self.pixel, rank=rank, ranks=ranks, step=step))
+        return loaders
+
+    def batches_from(self, step: int, *, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+        """One rank's endless micro-batches from a step on, with the few images that have masks where there are any."""
+        batches, *pixel = map(iter, self.loaders_from(step, rank=rank, ranks=ranks))
+        if not pixel:
+            return batches
+        return ({**batch, "pixel": few} for batch, few in zip(batches, pixel[0], strict=True))
 
 
-def learns_from(config: Config) -> dict[str, str]:
-    """{what: its identity} of all beside data.train that a run learns from. Paths alone would not tell: a teacher may
-    be trained on, masks may be made anew."""
-    found = {}
-    if config.teacher is not None:
-        folder = steps.newest_complete(config.teacher)
-        digests = steps.read_state(folder).get("sha256", {})  # none of before there were hashes
-        found["teacher"] = f"{folder.name}, sha256 {digests.get(steps.MODEL, 'unknown')}"
-    if config.data.masks is not None:
-        made_of = json.dumps(jobs.read_made_of(config.data.masks), sort_keys=True)
-        found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
-    if config.data.pixel is not None:
-        found["data.pixel"] = f"fingerprint {ShardFolder(config.data.pixel, 'pixel').index.fingerprint}"
-    return found
+def open_with_masks(folder: Place | None) -> ShardFolder | None:
+    return ShardFolder(folder, "pixel") if folder else None
 
 
-def check_same_run(config: Config, run: Path, fingerprint: str) -> None:
-    """Raise RunError if the run was begun on other data, or with other settings that change its weights."""
-    of = Run(run)
-    about = of.about
-    before, now = flatten(of.config.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict[str, str]) -> None:
+    """Raise RunError if the run was begun on other data, or with other settings that change its weights.
+
+    Args:
+        config: what it shall go on with.
+        fingerprint: of data.train.
+        learns_from: see Inputs.learns_from.
+    """
+    before, now = flatten(run.config.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     different = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in {**before, **now}
         if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
     ]
-    then, here = about.get("learns_from", {}), learns_from(config)
-    different += [f"{what}: {then[what]} -> {here[what]}" for what in then if here.get(what, then[what]) != then[what]]
-    if about["dataset_fingerprint"] != fingerprint:
-        different.append(f"dataset fingerprint: {about['dataset_fingerprint']} -> {fingerprint}")
+    then = run.about.get("learns_from", {})
+    different += [
+        f"{what}: {then[what]} -> {learns_from[what]}"
+        for what in then
+        if learns_from.get(what, then[what]) != then[what]
+    ]
+    if run.about["dataset_fingerprint"] != fingerprint:
+        different.append(f"dataset fingerprint: {run.about['dataset_fingerprint']} -> {fingerprint}")
     if different:
         raise RunError(
             f"{run} exists and was begun with other settings ({'; '.join(different)}): give the new run another name, "
@@ -94,11 +189,10 @@ def preflight(config: Config) -> None:
     """Find in one process what would otherwise stop all of them, some of it after hours: wrong data, a missing teacher,
     weights that do not fit, a kind of CAM that the method does not have. Weights that must be downloaded are, before
     several processes want them at once."""
-    shards, _ = check_inputs(config)
-    loader_of(config, shards, 0, process_count(config), 0)
-    if config.data.pixel is not None:
-        pixel_loader_of(config, 0, process_count(config), 0)
-    method = build_method(config, shards.index.as_class_set())
+    inputs = Inputs(config)
+    inputs.check()
+    inputs.loaders_from(0, rank=0, ranks=process_count(config))
+    method = build_method(config, inputs.class_set, inputs.teacher)
     if method.gives_maps:
         small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
         with user_error_as(ConfigError):

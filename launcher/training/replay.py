@@ -23,7 +23,7 @@ from launcher.progress import Progress
 from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.tracking.tracker import NoTracker, read_metrics
-from launcher.training.loaders import training_shards
+from launcher.training.inputs import Inputs
 from launcher.training.nonfinite import shown
 from launcher.training.run import build_trained, make_trainer
 from launcher.training.trainer import Trainer
@@ -52,11 +52,10 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
     if step > config.train.steps:
         raise RunError(f"{run}: has steps 1 to {config.train.steps}, not {step}")
     accelerator = make_accelerator(config, processes=processes)
-    shards = training_shards(config)
-    method, optimizer = build_trained(config, shards, accelerator)
+    inputs = Inputs(config)
+    method, optimizer = build_trained(inputs, accelerator)
     trainer = make_trainer(
-        config,
-        shards,
+        inputs,
         accelerator,
         method,
         optimizer,

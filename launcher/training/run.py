@@ -24,11 +24,9 @@ from launcher.run.folder import ABOUT, CONFIG, run_folder
 from launcher.run.lock import only_writer
 from launcher.run.provenance import describe
 from launcher.tracking.tracker import NoTracker, Tracker
-from launcher.training.inputs import check_inputs, learns_from
-from launcher.training.loaders import batches_from
+from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
-from shards.folder import ShardFolder
 from shards.remote import name_of
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
@@ -45,23 +43,23 @@ def train(config: Config) -> Method:
         Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written.
     """
     run = run_folder(config)
-    train_shards, val_shards = check_inputs(config)
+    inputs = Inputs(config)
+    inputs.check()
     accelerator = make_accelerator(config, processes=config.launch.processes)
     main = accelerator.is_main_process
     with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
         found = steps.newest_good(run, accelerator)
-        method, optimizer = build_trained(config, train_shards, accelerator)
+        method, optimizer = build_trained(inputs, accelerator)
         whole = zero.unsharded_copy(accelerator, method)
-        about = describe(train_shards, learns_from(config), accelerator.num_processes)
+        about = describe(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = open_tracker(config, run, about, found) if main else NoTracker()
         trainer = make_trainer(
-            config,
-            train_shards,
+            inputs,
             accelerator,
             method,
             optimizer,
             resume_from=found,
-            evaluate=validator(config, whole, val_shards, accelerator, tracker) if val_shards else None,
+            evaluate=validator(config, whole, inputs.val, accelerator, tracker) if inputs.val is not None else None,
             asked_to_stop=asked_to_stop,
             tracker=tracker,
             whole=whole,
@@ -76,10 +74,11 @@ def train(config: Config) -> Method:
     return whole
 
 
-def build_trained(config: Config, shards: ShardFolder, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
+def build_trained(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
     """The method with its initial weights, equal on all ranks, and its optimizer."""
+    config = inputs.config
     torch.manual_seed(config.train.seed)
-    method = build_method(config, shards.index.as_class_set())
+    method = build_method(config, inputs.class_set, inputs.teacher)
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
     groups = parameter_groups(
@@ -92,8 +91,7 @@ def build_trained(config: Config, shards: ShardFolder, accelerator: Accelerator)
 
 
 def make_trainer(
-    config: Config,
-    shards: ShardFolder,
+    inputs: Inputs,
     accelerator: Accelerator,
     method: Method,
     optimizer: torch.optim.Optimizer,
@@ -105,6 +103,7 @@ def make_trainer(
     whole: Method | None = None,
 ) -> Trainer:
     """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
+    config = inputs.config
     return Trainer(
         config=config.train,
         run=run_folder(config),
@@ -119,7 +118,7 @@ def make_trainer(
             warmup_steps=config.train.warmup_steps,
             power=config.train.power,
         ),
-        batches_from=partial(batches_from, config, shards, accelerator.process_index, accelerator.num_processes),
+        batches_from=partial(inputs.batches_from, rank=accelerator.process_index, ranks=accelerator.num_processes),
         evaluate=evaluate,
         asked_to_stop=asked_to_stop,
         tracker=tracker,

@@ -65,18 +65,19 @@ def trained(path, runs):
     from launcher.config.file import load_config
     from launcher.errors import RunError
     from launcher.training import trainer
+    from launcher.training.inputs import Inputs
 
     without_shm()
     said = []
-    plain_batches, plain_guard = launcher.training.run.batches_from, trainer.Trainer.guard
+    plain_batches, plain_guard = Inputs.batches_from, trainer.Trainer.guard
     for overrides in runs:
         AcceleratorState._reset_state(True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         facts = {"losses": [], "norms": [], "keys": []}
         nan_at = next((int(text.partition("@")[2]) for text in overrides if text.startswith("nan@")), None)
 
-        def batches(config, shards, rank, ranks, step, facts=facts, nan_at=nan_at):
-            for number, batch in enumerate(plain_batches(config, shards, rank, ranks, step)):
+        def batches(self, step, rank, ranks, facts=facts, nan_at=nan_at):
+            for number, batch in enumerate(plain_batches(self, step, rank=rank, ranks=ranks)):
                 facts["keys"].append(list(batch["key"]))
                 if rank == 1 and step + number == nan_at:
                     batch = {**batch, "image_label": batch["image_label"] * float("nan")}
@@ -86,7 +87,7 @@ def trained(path, runs):
             facts["norms"].append(float(norm))
             plain_guard(self, norm)
 
-        launcher.training.run.batches_from, trainer.Trainer.guard = batches, guard
+        Inputs.batches_from, trainer.Trainer.guard = batches, guard
         launcher.training.run.open_tracker = lambda *_, facts=facts: Notes(facts)
         try:
             method = launcher.training.run.train(

@@ -8,7 +8,7 @@ from support.toys import TOY
 
 from launcher.config.file import to_yaml
 from launcher.errors import RunError
-from launcher.run.folder import ABOUT, CONFIG
+from launcher.run.folder import ABOUT, CONFIG, Run
 from launcher.training.inputs import check_same_run
 from shards.write import write_split
 
@@ -77,6 +77,6 @@ def test_batchnorm_on_cpus_is_the_exception(in_tmp, tiny_yaml):
 def test_the_processes_of_a_run_may_change_and_its_batch_may_not(tiny_config, tmp_path):
     (tmp_path / CONFIG).write_text(to_yaml(tiny_config("classify", "launch.processes=4")))
     (tmp_path / ABOUT).write_text('{"dataset_fingerprint": "f"}')
-    check_same_run(tiny_config("classify", "launch.processes=2", "launch.zero=2"), tmp_path, "f")
+    check_same_run(Run(tmp_path), tiny_config("classify", "launch.processes=2", "launch.zero=2"), "f", {})
     with pytest.raises(RunError, match="data.global_batch_size: 8 -> 4"):
-        check_same_run(tiny_config("classify", "data.global_batch_size=4"), tmp_path, "f")
+        check_same_run(Run(tmp_path), tiny_config("classify", "data.global_batch_size=4"), "f", {})

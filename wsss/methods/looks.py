@@ -4,15 +4,24 @@ Shapes: B images, K classes, P classes of an image (packed: the channels of `pre
 h x w patches, H x W pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from wsss.maps.cam import maps_of_present
+from wsss.losses.regions import scale_cams
+from wsss.maps.cam import maps_of_present, packed_rows
+from wsss.maps.fusion import fuse_cams
+from wsss.methods.base import Batch
 from wsss.models.toco import ToCoNet, Tokens
+from wsss.photometric import photometric
 from wsss.tensors import resize
+
+Reads = Literal["aux_cam", "label", "segmentation", "view2"]
+"""What a loss may read beyond the main view's tokens: the fused cam of the auxiliary classifier, the pseudo label, the
+decoder's logits, the second view's tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,111 @@ class Look:
 
     features: dict[str, Tensor]
     maps: dict[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the passes of one step gave, for the losses and for pictures.
+
+    Attributes:
+        views: of the photographs.
+        image_label_BK: multi-hot.
+        present_BP: the same as channels, padded with -1.
+        step: of training, 0-based.
+        main, view2: tokens of the global views, with their graph; `view2` None where no loss reads it.
+        looks: by scale.
+        cams: fused cams (B, P, H, W) in [0, 1] by classifier, as far as the step needs them.
+        seg_logits_BChw: of the decoder, with their graph; None where no loss reads them.
+        cls_logits_BK, aux_logits_BK: of the final and of the auxiliary classifier, with their graph.
+        label_BHW: pseudo label; None where no loss reads it.
+        watched: scalars without a graph that losses add, to be logged.
+    """
+
+    views: Views
+    image_label_BK: Tensor
+    present_BP: Tensor
+    step: int
+    main: Tokens
+    view2: Tokens | None
+    looks: dict[float, Look]
+    cams: dict[str, Tensor]
+    seg_logits_BChw: Tensor | None
+    cls_logits_BK: Tensor
+    aux_logits_BK: Tensor
+    label_BHW: Tensor | None = None
+    watched: dict[str, Tensor] = field(default_factory=dict)
+
+
+def views_of(batch: Batch, *, toco_compat: bool = False) -> Views:
+    """The loader's geometry under the colours that it drew (see photometric)."""
+    image, view2 = batch["image"], batch["view2"].to(batch["image"].dtype) / 255
+    sources, colours = torch.stack([image, view2, image], dim=1), batch["photometric"]
+    main, view2, local = photometric(sources.flatten(0, 1), colours.flatten(0, 1)).unflatten(0, (-1, 3)).unbind(1)
+    box = batch["box"]
+    if toco_compat:  # the box as it was before the main view's own flip
+        box = torch.where(batch["main_flip"][:, None], mirrored_box(box, image.shape[-1]), box)
+    return Views(main, view2, local, main, box, colours[:, 2, -1] > 0, batch["seed"])
+
+
+def plain_views(image: Tensor) -> Views:
+    """Images (B, 3, H, W) in [0, 1] as they are, in place of all views."""
+    box_B4 = torch.tensor([0, image.shape[-2], 0, image.shape[-1]], device=image.device).expand(len(image), -1)
+    seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+    return Views(image, image, image, image, box_B4, seed_B > 0, seed_B)
+
+
+def see(
+    student: ToCoNet,
+    views: Views,
+    image_label_BK: Tensor,
+    present_BP: Tensor,
+    step: int,
+    *,
+    reads: Collection[Reads],
+    label_from: str,
+    cam_scales: Sequence[float],
+    teachers: Sequence[float],
+    teacher_grad: bool,
+) -> Seen:
+    """All passes of the global views: with gradients at scale 1, without at the others and in the mirror.
+
+    Args:
+        reads: what the losses of this step read.
+        label_from: the classifier whose fused cam the pseudo label is made of, later: `aux` or `final`.
+        cam_scales, teachers, teacher_grad: see looks_at_scales.
+    """
+    size, both = len(views.main), "view2" in reads
+    fused = {"aux": "aux_cam" in reads}
+    fused[label_from] = "label" in reads or fused.get(label_from, False)
+    classifiers = [name for name, is_read in fused.items() if is_read]
+    tokens = student.encode(torch.cat([views.main, views.view2]) if both else views.main)
+    main = tokens[:size]
+    looks = looks_at_scales(
+        student,
+        views.main,
+        main,
+        present_BP,
+        classifiers=classifiers,
+        cam_scales=cam_scales,
+        teachers=teachers,
+        teacher_grad=teacher_grad,
+    )
+    extent = views.main.shape[-2:]
+    cams = {name: fuse_cams([looks[scale].maps[name] for scale in cam_scales], extent) for name in classifiers}
+    seg_logits_BChw = student.decoder(main.patches_BDhw) if "segmentation" in reads else None
+    scores = student.classify(main.patches_BDhw, main.aux_BDhw)
+    view2 = tokens[size:] if both else None
+    return Seen(views, image_label_BK, present_BP, step, main, view2, looks, cams, seg_logits_BChw, *scores)
+
+
+def scale_pictures(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
+    """{name: (B, h, w) in [0, 1]}: the strongest class at every scale whose final tokens were seen."""
+    weight_BPD = packed_rows(student.head.weight.flatten(1), seen.present_BP)
+    return {
+        f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, seen.main.grid).amax(dim=1)
+        for scale, look in sorted(seen.looks.items())
+        if "final" in look.features
+    }
 
 
 def looks_at_scales(

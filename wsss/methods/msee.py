@@ -23,8 +23,9 @@ from wsss.losses.regions import (
 )
 from wsss.maps.boxes import valid_tokens
 from wsss.maps.cam import packed_rows
-from wsss.methods.looks import Look, Views
-from wsss.methods.toco import Seen, ToCo
+from wsss.methods.looks import Reads, Seen
+from wsss.methods.terms import Term
+from wsss.methods.toco import ToCo
 from wsss.models.toco import ToCoNet
 
 
@@ -82,70 +83,43 @@ class MSEE(ToCo):
         if scale_cls_weight and not teacher_grad:
             raise ValueError("method.scale_cls_weight trains the teachers' passes; it needs method.teacher_grad: true")
         self.scales = scales
-        self.weights |= {"msee": msee_weight, "scale_cls": scale_cls_weight}
-        self.starts["msee"] = self.starts["seg"] if msee_from is None else msee_from
-        self.starts["scale_cls"] = self.starts["msee"]
         self.classes, self.present_only = classes, present_only
         self.teacher_grad = teacher_grad
         self.distance, self.beta, self.reduction = distance, beta, reduction
         self.region_masks = region_masks
-        self.watched: dict[str, Tensor] = {}
+        start = self.schedule.terms["seg"].start if msee_from is None else msee_from
+        segments: frozenset[Reads] = frozenset({"segmentation"})
+        self.schedule.add(
+            Term("msee", msee_weight, start, self.msee_loss, segments, teachers=scales),
+            Term("scale_cls", scale_cls_weight, start, self.scale_cls_loss, teachers=scales),
+        )
 
-    def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
-        """ToCo's and M-SEE's; and, to be watched, the share of the grid and the mean distance of each scale."""
-        self.watched = {}
-        losses = super().losses(views, image_label_BK, present_BP, step)
-        return {**losses, **self.watched}
-
-    def decodes(self, step: int) -> bool:
-        return super().decodes(step) or self.uses("msee", step)
-
-    def teacher_scales(self, step: int) -> tuple[float, ...]:
-        return self.scales if self.uses("msee", step) else ()
-
-    def weighed_losses(
-        self, views: Views, seen: Seen, image_label_BK: Tensor, present_BP: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        losses = super().weighed_losses(views, seen, image_label_BK, present_BP, step)
-        if self.uses("msee", step):
-            losses["msee"] = self.msee_loss(views, seen, present_BP)
-        if self.uses("scale_cls", step):
-            losses["scale_cls"] = torch.stack(
-                [self.scale_cls_loss(seen.looks[scale], image_label_BK) for scale in self.scales]
-            ).sum()
-        return losses
-
-    def msee_loss(self, views: Views, seen: Seen, present_BP: Tensor) -> Tensor:
-        """Eq. 7, summed over the scales."""
-        regions_JBhw = self.regions(views.box, seen, present_BP)
+    def msee_loss(self, seen: Seen) -> Tensor:
+        """Eq. 7, summed over the scales. Watched: the share of the grid and the mean distance of each scale."""
         parts = []
-        for scale, region_Bhw in zip(self.scales, regions_JBhw, strict=True):
+        for scale, region_Bhw in zip(self.scales, self.regions(seen), strict=True):
             teacher_BDhw = seen.looks[scale].features["final"]
             distance_Bhw = feature_distance(seen.main.patches_BDhw, teacher_BDhw, form=self.distance, beta=self.beta)
             parts.append(region_loss(distance_Bhw, region_Bhw, reduction=self.reduction, group_size=self.group_size))
-            self.watched |= {
-                f"region_{scale:g}": region_Bhw.float().mean(),
-                f"distance_{scale:g}": distance_Bhw.detach().mean(),
-            }
+            seen.watched[f"region_{scale:g}"] = region_Bhw.float().mean()
+            seen.watched[f"distance_{scale:g}"] = distance_Bhw.detach().mean()
         return torch.stack(parts).sum()
 
-    def drawn(self, views: Views, seen: Seen, present_BP: Tensor) -> dict[str, Tensor]:
-        """ToCo's pictures, and where each scale teaches."""
-        regions_JBhw = self.regions(views.box, seen, present_BP).float()
-        regions = {f"region of scale {s:g}": region for s, region in zip(self.scales, regions_JBhw, strict=True)}
-        return {**super().drawn(views, seen, present_BP), **regions}
+    def scale_cls_loss(self, seen: Seen) -> Tensor:
+        """Both classifiers' losses of the image at every scale of the teachers (D-44, h)."""
+        return torch.stack([self.cls_loss_at(scale, seen) for scale in self.scales]).sum()
 
-    def scale_cls_loss(self, look: Look, image_label_BK: Tensor) -> Tensor:
-        """Both classifiers' losses of one scale of the image (D-44, h)."""
-        scores = self.student.classify(look.features["final"], look.features["aux"])
-        return torch.stack([classification_loss(logits_BK, image_label_BK) for logits_BK in scores]).sum()
+    def cls_loss_at(self, scale: float, seen: Seen) -> Tensor:
+        features = seen.looks[scale].features
+        scores = self.student.classify(features["final"], features["aux"])
+        return torch.stack([classification_loss(logits_BK, seen.image_label_BK) for logits_BK in scores]).sum()
 
     @torch.no_grad()
-    def regions(self, box_B4: Tensor, seen: Seen, present_BP: Tensor) -> Tensor:
+    def regions(self, seen: Seen) -> Tensor:
         """(J, B, h, w) reliable region of each scale, Eq. 1-4."""
         assert seen.seg_logits_BChw is not None
-        grid = seen.main.grid
-        valid_Bhw = valid_tokens(box_B4, grid, self.student.stride)
+        grid, present_BP = seen.main.grid, seen.present_BP
+        valid_Bhw = valid_tokens(seen.views.box, grid, self.student.stride)
         segmented_Bhw = segmented_class(seen.seg_logits_BChw, present_BP, valid_Bhw, present_only=self.present_only)
         weight_BPD = packed_rows(self.student.head.weight.flatten(1), present_BP)
         fired = []
@@ -153,3 +127,11 @@ class MSEE(ToCo):
             cam_BPhw = scale_cams(seen.looks[scale].features["final"], weight_BPD, grid)
             fired.append(fires(cam_BPhw, thresholds(cam_BPhw, segmented_Bhw, present_BP, classes=self.classes)))
         return reliable_regions(fired, valid_Bhw, region_masks=self.region_masks)
+
+    def drawn(self, seen: Seen) -> dict[str, Tensor]:
+        """ToCo's pictures, and where each scale teaches."""
+        if not self.schedule.uses("msee", seen.step):
+            return super().drawn(seen)
+        regions_JBhw = self.regions(seen).float()
+        regions = {f"region of scale {s:g}": region for s, region in zip(self.scales, regions_JBhw, strict=True)}
+        return {**super().drawn(seen), **regions}

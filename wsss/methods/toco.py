@@ -4,11 +4,11 @@ Shapes: B images, K foreground classes, P classes of an image (packed: the chann
 D channels, N = h * w patches, H x W pixels, n local crops.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsss.losses.contrast import (
     class_token_contrast,
@@ -20,39 +20,18 @@ from wsss.losses.contrast import (
 )
 from wsss.losses.energy import dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
-from wsss.losses.regions import scale_cams
 from wsss.maps.boxes import valid_tokens
-from wsss.maps.cam import packed_rows
-from wsss.maps.fusion import fuse_cams
 from wsss.maps.par import DILATIONS
 from wsss.maps.pseudo_label import certainty, refined_label, seed_label
 from wsss.methods.base import Batch, Method
-from wsss.methods.looks import Look, Views, channels_of, looks_at_scales, mirrored_box
+from wsss.methods.looks import Reads, Seen, Views, channels_of, plain_views, scale_pictures, see, views_of
+from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
-from wsss.models.toco import ToCoNet, Tokens
-from wsss.photometric import photometric
+from wsss.models.toco import ToCoNet
 from wsss.tensors import IGNORE_INDEX, resize
 
 LATE = 2**62  # a step at which every loss has begun
 PUBLISHED_ENERGY = 1e-7  # factor inside the published loss
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the passes of one step gave, for the losses and for those who look on.
-
-    Attributes:
-        main, view2: tokens of the global views, with their graph.
-        looks: by scale.
-        cams: fused cams (B, P, H, W) in [0, 1] by classifier, as far as the step needs them.
-        seg_logits_BChw: of the decoder, with their graph; None in steps without it.
-    """
-
-    main: Tokens
-    view2: Tokens | None
-    looks: dict[float, Look]
-    cams: dict[str, Tensor]
-    seg_logits_BChw: Tensor | None
 
 
 class ToCo(Method):
@@ -143,8 +122,6 @@ class ToCo(Method):
         self.followed: int | None = None  # step at which the teacher's head was moved last
         self.cam_scales = cam_scales
         self.bg_threshold, self.fg_threshold = bg_threshold, fg_threshold
-        self.weights = {"ptc": ptc_weight, "ctc": ctc_weight, "seg": seg_weight, "energy": energy_weight}
-        self.starts = {"ptc": contrast_from, "ctc": contrast_from, "seg": seg_from, "energy": seg_from}
         self.aux_labels_before = aux_labels_before
         self.crop_num, self.crop_px = crop_num, crop_px
         self.temperature, self.momentum = temperature, momentum
@@ -152,19 +129,23 @@ class ToCo(Method):
         self.energy_scale, self.energy_gain = energy_scale, energy_gain
         self.par_iterations, self.par_dilations = par_iterations, par_dilations
         self.toco_compat = toco_compat
+        maps: frozenset[Reads] = frozenset({"aux_cam"})
+        segments: frozenset[Reads] = frozenset({"label", "segmentation"})
+        decoder = ("student.decoder",)
+        self.schedule = Schedule(
+            [
+                Term("cls", 1.0, 0, self.cls_loss),
+                Term("cls_aux", 1.0, 0, self.cls_aux_loss),
+                Term("ptc", ptc_weight, contrast_from, self.patch_contrast_loss, maps),
+                Term("ctc", ctc_weight, contrast_from, self.class_contrast_loss, maps | {"view2"}, trains=("project",)),
+                Term("seg", seg_weight, seg_from, self.segmentation_loss, segments, trains=decoder),
+                Term("energy", energy_weight, seg_from, self.energy_loss, segments, trains=decoder),
+            ]
+        )
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        return self.losses(self.views_of(batch), batch["image_label"], batch["present"], step)
-
-    def views_of(self, batch: Batch) -> Views:
-        """The loader's geometry under the colours that it drew (see photometric)."""
-        image, view2 = batch["image"], batch["view2"].to(batch["image"].dtype) / 255
-        sources, colours = torch.stack([image, view2, image], dim=1), batch["photometric"]
-        main, view2, local = photometric(sources.flatten(0, 1), colours.flatten(0, 1)).unflatten(0, (-1, 3)).unbind(1)
-        box = batch["box"]
-        if self.toco_compat:  # the box as it was before the main view's own flip
-            box = torch.where(batch["main_flip"][:, None], mirrored_box(box, image.shape[-1]), box)
-        return Views(main, view2, local, main, box, colours[:, 2, -1] > 0, batch["seed"])
+        views = views_of(batch, toco_compat=self.toco_compat)
+        return self.losses(views, batch["image_label"], batch["present"], step)
 
     def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
         """The losses of one step.
@@ -173,93 +154,57 @@ class ToCo(Method):
             image_label_BK: multi-hot.
             present_BP: the same as channels, padded with -1.
         """
-        seen = self.see(views, present_BP, step)
-        final_BK, aux_BK = self.student.classify(seen.main.patches_BDhw, seen.main.aux_BDhw)
-        losses = {
-            "cls_loss": classification_loss(final_BK, image_label_BK),
-            "cls_aux_loss": classification_loss(aux_BK, image_label_BK),
-        }
-        weighed = self.weighed_losses(views, seen, image_label_BK, present_BP, step)
-        losses |= {f"{name}_loss": part for name, part in weighed.items()}
-        total = losses["cls_loss"] + losses["cls_aux_loss"] + self.unused(weighed, seen)
-        return {"loss": sum((self.weights[name] * part for name, part in weighed.items()), start=total), **losses}
+        seen = self.see(views, image_label_BK, present_BP, step)
+        total, parts = self.unused(seen), {}
+        for term in self.schedule.at(step):
+            parts[f"{term.name}_loss"] = part = term.compute(seen)
+            total = total + term.weight * part
+        return {"loss": total, **parts, **seen.watched}
 
-    def weighed_losses(
-        self, views: Views, seen: Seen, image_label_BK: Tensor, present_BP: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """{name: loss} of all that has a weight in this step; names as in `self.weights`."""
-        losses = {}
-        if self.uses("ptc", step):
-            losses["ptc"] = self.patch_contrast_loss(views, seen, present_BP)
-        if self.uses("ctc", step):
-            losses["ctc"] = self.class_contrast_loss(views, seen, step)
-        if self.uses("seg", step) or self.uses("energy", step):
-            assert seen.seg_logits_BChw is not None
-            label_BHW = self.pseudo_label(views, seen, present_BP, step)
-            if self.uses("seg", step):
-                losses["seg"] = balanced_segmentation_loss(seen.seg_logits_BChw, label_BHW, self.group_size)
-            if self.uses("energy", step):
-                losses["energy"] = self.energy_loss(views, seen.seg_logits_BChw, label_BHW)
-        return losses
-
-    def uses(self, name: str, step: int) -> bool:
-        """Does this step compute the loss of this name?"""
-        return self.weights[name] > 0 and step >= self.starts[name]
-
-    def see(self, views: Views, present_BP: Tensor, step: int) -> Seen:
-        """All passes of the global views: with gradients at scale 1, without at the others and in the mirror."""
-        size, extent = len(views.main), views.main.shape[-2:]
-        both = self.uses("ctc", step)
-        tokens = self.student.encode(torch.cat([views.main, views.view2]) if both else views.main)
-        main = tokens[:size]
-        segments = self.uses("seg", step) or self.uses("energy", step)
-        wanted = ["aux"] if any(self.uses(name, step) for name in ("ptc", "ctc")) else []
-        if segments:
-            wanted = [*wanted, "final"] if step >= self.aux_labels_before else ["aux"]
-        looks = looks_at_scales(
+    def see(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> Seen:
+        """All that the terms of this step read."""
+        reads = self.schedule.reads_at(step)
+        label_from = "final" if step >= self.aux_labels_before else "aux"
+        seen = see(
             self.student,
-            views.main,
-            main,
+            views,
+            image_label_BK,
             present_BP,
-            classifiers=wanted,
+            step,
+            reads=reads,
+            label_from=label_from,
             cam_scales=self.cam_scales,
-            teachers=self.teacher_scales(step),
+            teachers=self.schedule.teachers_at(step),
             teacher_grad=self.teacher_grad,
         )
-        cams = {
-            classifier: fuse_cams([looks[scale].maps[classifier] for scale in self.cam_scales], extent)
-            for classifier in wanted
-        }
-        seg_logits_BChw = self.student.decoder(main.patches_BDhw) if self.decodes(step) else None
-        return Seen(main, tokens[size:] if both else None, looks, cams, seg_logits_BChw)
+        return replace(seen, label_BHW=self.pseudo_label(seen, label_from)) if "label" in reads else seen
 
-    def decodes(self, step: int) -> bool:
-        """Does this step need the decoder?"""
-        return self.uses("seg", step) or self.uses("energy", step)
+    def cls_loss(self, seen: Seen) -> Tensor:
+        return classification_loss(seen.cls_logits_BK, seen.image_label_BK)
 
-    def teacher_scales(self, step: int) -> tuple[float, ...]:
-        """Scales whose final tokens this step needs beside its maps."""
-        return ()
+    def cls_aux_loss(self, seen: Seen) -> Tensor:
+        return classification_loss(seen.aux_logits_BK, seen.image_label_BK)
 
-    def patch_contrast_loss(self, views: Views, seen: Seen, present_BP: Tensor) -> Tensor:
+    def patch_contrast_loss(self, seen: Seen) -> Tensor:
         """Tokens of one class alike, of different ones not, where the auxiliary map is sure of them."""
         grid = seen.main.grid
         cam_BPhw = resize(seen.cams["aux"], grid)
         label_Bhw = seed_label(
             cam_BPhw,
-            present_BP,
+            seen.present_BP,
             bg_threshold=self.bg_threshold,
             fg_threshold=self.fg_threshold,
-            box_B4=views.box if self.toco_compat else None,
+            box_B4=seen.views.box if self.toco_compat else None,
         )
         if not self.toco_compat:
-            inside_Bhw = valid_tokens(views.box, grid, self.student.stride)
+            inside_Bhw = valid_tokens(seen.views.box, grid, self.student.stride)
             label_Bhw = label_Bhw.masked_fill(~inside_Bhw, IGNORE_INDEX)
         return patch_token_contrast(seen.main.patches_BDhw, pair_mask(label_Bhw), group_size=self.group_size)
 
-    def class_contrast_loss(self, views: Views, seen: Seen, step: int) -> Tensor:
+    def class_contrast_loss(self, seen: Seen) -> Tensor:
         """Class tokens of local crops near those of the global views, unless the map calls the crop background."""
         assert seen.view2 is not None
+        views = seen.views
         rated_BHW = certainty(seen.cams["aux"], bg_threshold=self.bg_threshold, fg_threshold=self.fg_threshold)
         if not self.toco_compat:
             rated_BHW = torch.where(views.mirrored[:, None, None], rated_BHW.flip(-1), rated_BHW)
@@ -268,7 +213,7 @@ class ToCo(Method):
         crops = take_crops(views.local, topleft_Bn2, self.crop_px)
         local_BnD = self.student.encode(crops.flatten(0, 1)).cls_BD.unflatten(0, crops.shape[:2])
         global_B2D = torch.stack([seen.main.cls_BD, seen.view2.cls_BD], dim=1)
-        self.follow(step)
+        self.follow(seen.step)
         student_BND = self.project(torch.cat([global_B2D, local_BnD], dim=1))
         with torch.no_grad():
             teacher_B2D = self.project_teacher(global_B2D)
@@ -282,48 +227,43 @@ class ToCo(Method):
             self.followed = step
 
     @torch.no_grad()
-    def pseudo_label(self, views: Views, seen: Seen, present_BP: Tensor, step: int) -> Tensor:
+    def pseudo_label(self, seen: Seen, classifier: str) -> Tensor:
         """(B, H, W) target of the decoder: refined maps of the classes that the image shows."""
-        cam_BPHW = seen.cams["final" if step >= self.aux_labels_before else "aux"]
         return refined_label(
-            views.guide,
-            cam_BPHW,
-            present_BP,
-            views.box,
+            seen.views.guide,
+            seen.cams[classifier],
+            seen.present_BP,
+            seen.views.box,
             bg_threshold=self.bg_threshold,
             fg_threshold=self.fg_threshold,
             dilations=self.par_dilations,
             num_iter=self.par_iterations,
         )
 
-    def energy_loss(self, views: Views, seg_logits_BChw: Tensor, label_BHW: Tensor) -> Tensor:
+    def segmentation_loss(self, seen: Seen) -> Tensor:
+        """Cross-entropy of the pseudo label, background and foreground alike."""
+        assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
+        return balanced_segmentation_loss(seen.seg_logits_BChw, seen.label_BHW, self.group_size)
+
+    def energy_loss(self, seen: Seen) -> Tensor:
         """Neighbours of one colour in one class; in the units of the published loss."""
-        energy = dense_energy(views.guide, seg_logits_BChw, label_BHW, views.box, scale=self.energy_scale)
+        assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
+        views = seen.views
+        energy = dense_energy(views.guide, seen.seg_logits_BChw, seen.label_BHW, views.box, scale=self.energy_scale)
         return PUBLISHED_ENERGY * self.energy_gain * energy
 
     @torch.no_grad()
     def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
         """Maps of every scale and the pseudo label, as a step with all losses sees them."""
-        box_B4 = torch.tensor([0, image.shape[-2], 0, image.shape[-1]], device=image.device).expand(len(image), -1)
-        seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-        views = Views(image, image, image, image, box_B4, seed_B > 0, seed_B)
-        present_BP = channels_of(image_label_BK)
-        return self.drawn(views, self.see(views, present_BP, LATE), present_BP)
+        return self.drawn(self.see(plain_views(image), image_label_BK, channels_of(image_label_BK), LATE))
 
-    def drawn(self, views: Views, seen: Seen, present_BP: Tensor) -> dict[str, Tensor]:
+    def drawn(self, seen: Seen) -> dict[str, Tensor]:
         """The pictures of what was seen."""
-        weight_BPD = packed_rows(self.student.head.weight.flatten(1), present_BP)
-        maps = {
-            f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, seen.main.grid).amax(dim=1)
-            for scale, look in sorted(seen.looks.items())
-        }
-        if "final" in seen.cams:
-            maps["pseudo label"] = self.pseudo_label(views, seen, present_BP, LATE)
-        return maps
+        label = {} if seen.label_BHW is None else {"pseudo label": seen.label_BHW}
+        return {**scale_pictures(self.student, seen), **label}
 
-    def unused(self, weighed: dict[str, Tensor], seen: Seen) -> Tensor:
-        """0 times every trained parameter that this step left out."""
-        modules: list[nn.Module] = [] if "ctc" in weighed else [self.project]
-        modules += [] if {"seg", "energy"} & set(weighed) else [self.student.decoder]
+    def unused(self, seen: Seen) -> Tensor:
+        """0 times every trained parameter that this step leaves out."""
+        modules = [self.get_submodule(name) for name in self.schedule.untrained_at(seen.step)]
         parameters = [p for module in modules for p in module.parameters()]
         return 0.0 * sum((p.sum() for p in parameters), seen.main.cls_BD.new_zeros(()))

@@ -6,7 +6,7 @@ import pytest
 from support.places import ROOT
 from typer.testing import CliRunner
 
-from launcher.__main__ import app, main
+from launcher.__main__ import ORDER, app, main
 
 
 def wsss(*arguments, cwd, code=0):
@@ -44,6 +44,12 @@ COMMANDS += [f"shards {name}" for name in ("ijmond", "ijmond-frames", "rise", "s
 COMMANDS += ["train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
 COMMANDS += ["shards voc12", "shards coco14", "segment", "pack-voc", "trajectory", "export"]
 COMMANDS += ["study list", "study run", "study report", "bench lr-range", "bench msee-step", "bench crf"]
+
+
+def test_help_lists_all_commands_in_the_order_of_work():
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=200).output
+    listed = [line.split()[1] for line in shown.splitlines() if re.match(r"│ [a-z]", line)]
+    assert listed == ORDER
 
 
 @pytest.mark.parametrize("command", COMMANDS)

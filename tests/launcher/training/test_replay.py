@@ -7,12 +7,11 @@ from support.networks import tiny_vit
 from launcher.errors import RunError
 from launcher.files import RUNS
 from launcher.tracking.tracker import read_metrics
-from launcher.training.loaders import batches_from
+from launcher.training.inputs import Inputs
 from launcher.training.replay import gradient_norms, replay_here
 from launcher.training.run import train
 from launcher.training.trainer import Trainer
 from launcher.training.watch import Watch
-from shards.folder import ShardFolder
 from wsss.methods.classify import Classify
 
 
@@ -31,7 +30,7 @@ def test_a_step_is_run_again_bit_for_bit(run, step, begun_at, capsys):
     said = capsys.readouterr().out
     assert f"step {step} of runs/teacher, 1 processes, trained again from step {begun_at}" in said
     assert "as logged, bit for bit" in said and "NOT as logged" not in said
-    keys = next(batches_from(run, ShardFolder(run.data.train), 0, 1, step - 1))["key"]
+    keys = next(Inputs(run).batches_from(step - 1))["key"]
     assert f"samples: {', '.join(keys)}" in said
     assert "no NaN, no infinity anywhere" in said
     norms = dict(re.findall(r"(\w+(?:\.\w+)?) ([\d.e-]+)", said.split("gradient norms, of this rank alone: ")[1]))

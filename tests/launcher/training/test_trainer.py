@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from launcher.processes.accelerator import make_accelerator
 from launcher.processes.signals import Stopped
 from launcher.run.lock import only_writer
 from launcher.tracking.tracker import NoTracker, read_metrics
-from launcher.training.loaders import batches_from
+from launcher.training.inputs import Inputs
 from launcher.training.run import train
 from launcher.training.trainer import Trainer, poisoned, seed_step
 from shards.batches.batch import to_device
@@ -291,7 +290,7 @@ class Breaks(Classify):
 @pytest.mark.parametrize("how", ["value", "gradient"])
 def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(in_tmp, tiny_config, how):
     config = tiny_config("classify", "train.steps=8", "train.save_every=2")
-    shards = ShardFolder(config.data.train)
+    inputs = Inputs(config)
     method = Breaks(how)
     before_step_3 = {}
 
@@ -309,7 +308,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), fused=True),
         lr_at=lambda step: 1e-3,
-        batches_from=partial(batches_from, config, shards, 0, 1),
+        batches_from=inputs.batches_from,
         evaluate=None,
         tracker=NoTracker(),
         global_batch_size=8,
@@ -318,7 +317,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
         RunError, match="non-finite loss or gradient at step 4; .*last good checkpoint: .*step_0000002"
     ) as e:
         trainer.fit()
-    keys = next(batches_from(config, shards, 0, 1, 3))["key"]
+    keys = next(inputs.batches_from(3))["key"]
     assert f"samples {', '.join(keys)}" in str(e.value)
     assert "wsss replay runs/breaks --step 4" in str(e.value)
     assert ("rank 0: loss nan, cls_loss 0." in str(e.value)) == (how == "value")

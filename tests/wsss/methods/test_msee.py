@@ -3,6 +3,7 @@ import torch
 from support.networks import tiny_toco, two_view_batch
 from support.toys import SMALL
 
+from wsss.methods.looks import views_of
 from wsss.methods.msee import MSEE
 from wsss.methods.toco import ToCo
 
@@ -15,7 +16,7 @@ def msee(**options) -> MSEE:
 def loss_by_hand(method: MSEE, batch: dict) -> torch.Tensor:
     """Eq. 1-7 read off the page, one image and one scale after the other; every position is inside the box of image 0,
     the box of image 1 leaves out its first column."""
-    views = method.views_of(batch)
+    views = views_of(batch)
     student = method.student
     out = student(views.main)
     total = torch.zeros(())
@@ -103,13 +104,12 @@ def test_the_loss_pulls_the_features_to_the_teachers():
     """A step along the gradient of this loss alone makes it smaller where the teachers stay."""
     method = msee(region_masks=False)
     batch = two_view_batch(3)
-    views = method.views_of(batch)
-    seen = method.see(views, batch["present"], 1)
-    loss = method.msee_loss(views, seen, batch["present"])
+    seen = method.see(views_of(batch), batch["image_label"], batch["present"], 1)
+    loss = method.msee_loss(seen)
     (gradient,) = torch.autograd.grad(loss, seen.main.patches_BDhw)
     moved = seen.main.patches_BDhw - 50 * gradient
     object.__setattr__(seen.main, "patches_BDhw", moved)
-    assert method.msee_loss(views, seen, batch["present"]) < loss
+    assert method.msee_loss(seen) < loss
 
 
 def test_every_switch_changes_the_loss_and_keeps_every_gradient():

@@ -1,0 +1,88 @@
+"""Everything that a run reads is opened once in a process."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support.tiny import write_tiny_yaml
+
+from launcher.config.file import load_config
+from launcher.jobs import output
+from launcher.jobs.infer import infer
+from launcher.jobs.refine import refine
+from launcher.run import folder as run_folders
+from launcher.run import steps
+from launcher.run.folder import Run
+from launcher.training.inputs import Inputs, preflight
+from launcher.training.run import train
+from shards.index import Index
+from shards.sources.synthetic import Synthetic
+from shards.write import write_split
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """{what was read: how often}, by path."""
+    count = Counter()
+    load, read_content, read_made_of = Index.load, run_folders.read_content, output.read_made_of
+    newest = steps.newest_complete
+
+    def counting(function):
+        def counted(*arguments):
+            count[Path(arguments[-1])] += 1
+            return function(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(Index, "load", staticmethod(counting(load)))
+    monkeypatch.setattr(run_folders, "read_content", counting(read_content))
+    monkeypatch.setattr(output, "read_made_of", counting(read_made_of))
+    monkeypatch.setattr(steps, "newest_complete", counting(newest))
+    return count
+
+
+def distilled(scenes, *overrides):
+    return load_config(write_tiny_yaml(Path(), scenes, "distill"), ["train.steps=2", "name=again", *overrides])
+
+
+def test_a_run_with_a_teacher_opens_each_folder_and_each_config_once(run, scenes, opened):
+    config = distilled(scenes)
+    teacher = [Path("runs/teacher"), Path("runs/teacher/config.yaml")]
+    read = [scenes / "train", scenes / "val", scenes / "tune", *teacher]
+    preflight(config)
+    assert opened == Counter(read)
+    opened.clear()
+    train(config)
+    assert opened == Counter(read)
+    opened.clear()
+    train(distilled(scenes, "train.log_every=1"))  # goes on: now there is a run to compare with
+    assert opened == Counter([*read, Path("runs/again/config.yaml")])
+
+
+def test_masks_and_the_few_images_that_have_some_are_opened_once(in_tmp, scenes, opened):
+    few = Synthetic(split="few", num_images=4, size=32, cooccurrence=0.8, with_masks=True)
+    write_split(few, in_tmp, "few", "pixel", num_shards=2)
+    mixed = load_config(write_tiny_yaml(Path(), scenes, "mixed"), [f"data.pixel={in_tmp}/few", "train.steps=2"])
+    opened.clear()
+    for run in (preflight, train):
+        run(mixed)
+        assert opened == Counter([scenes / "train", scenes / "val", scenes / "tune", in_tmp / "few"])
+        opened.clear()
+
+
+def test_masks_are_looked_up_once(run, scenes, opened):
+    teacher = Path("runs/teacher")
+    infer(teacher, "train", scenes / "train")
+    (masks,) = refine(teacher, ["train"], Run(teacher).config.refine.model_copy(update={"chain": (), "workers": 1}))
+    config = load_config(write_tiny_yaml(Path(), scenes, "supervised"), [f"data.masks={masks}", "name=again"])
+    opened.clear()
+    inputs = Inputs(config)
+    inputs.check()
+    assert inputs.learns_from["data.masks"].startswith("made of ")
+    assert set(next(inputs.batches_from(0))) >= {"image", "mask"}
+    assert opened == Counter([scenes / "train", scenes / "val", scenes / "tune", masks])
+
+
+def test_nothing_is_opened_that_is_not_asked_for(in_tmp, scenes, tiny_config, opened):
+    next(Inputs(tiny_config("classify")).batches_from(0))
+    assert opened == Counter([scenes / "train"])
