@@ -186,6 +186,15 @@ def test_every_file_of_the_packages_stands_once_in_the_list_of_the_house():
     assert [path for path, times in listed.items() if times > 1] == []
 
 
+def test_the_order_of_the_rooms_names_each_of_them():
+    page = (ROOT / "docs" / "house.md").read_text()
+    (order,) = [block for block in blocks(page, "") if block.startswith("launcher   ")]
+    lines = re.sub(r"\n +> ", " > ", order).splitlines()
+    named = {words[0]: {*words[1:]} for words in (re.split(r"[ ,>]+", line) for line in lines)}
+    for package in ("launcher", "wsss", "shards"):
+        assert named[package] == {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"}
+
+
 RUNS = sorted(
     {*ROOT.glob("configs/*/*.yaml")} - {*ROOT.glob("configs/accelerate/*"), *ROOT.glob("configs/kubernetes/*")}
 )
