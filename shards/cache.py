@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+from shards.files import publish
 from shards.remote import download
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -90,7 +91,7 @@ class Cache:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
-        if not locked(descriptor, fcntl.LOCK_SH, path):
+        if not try_lock(descriptor, fcntl.LOCK_SH, path):
             release(descriptor)
             return None
         if os.fstat(descriptor).st_size != wanted.bytes:
@@ -109,7 +110,7 @@ class Cache:
         except OSError as error:
             raise DataError(f"{part}: cannot be written ({error}); name another cache with WSSS_CACHE") from error
         try:
-            if not locked(descriptor, fcntl.LOCK_EX, part) or not is_still(descriptor, part):
+            if not try_lock(descriptor, fcntl.LOCK_EX, part) or not is_still(descriptor, part):
                 release(descriptor)
                 return None
             if path.exists():
@@ -119,12 +120,11 @@ class Cache:
             self.make_room(wanted.bytes)
             try:
                 download(wanted.url, part, wanted.bytes, wanted.sha256)
-                os.fsync(descriptor)
-                part.rename(path)
+                publish(part, path)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            locked(descriptor, fcntl.LOCK_SH, path)
+            try_lock(descriptor, fcntl.LOCK_SH, path)
             self.make_room(0)
         except BaseException:
             release(descriptor)
@@ -217,7 +217,7 @@ class Patience:
             )
 
 
-def locked(descriptor: int, kind: int, path: Path) -> bool:
+def try_lock(descriptor: int, kind: int, path: Path) -> bool:
     """Take a lock, if it is free. Raises DataError where the file system has none."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -248,7 +248,7 @@ def remove_unused(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        if not locked(descriptor, fcntl.LOCK_EX, path):
+        if not try_lock(descriptor, fcntl.LOCK_EX, path):
             return False
         path.unlink(missing_ok=True)
         return True

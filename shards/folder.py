@@ -191,7 +191,7 @@ def check_size(folder: Path, shard: Shard) -> None:
             f"then check with `wsss shards verify {folder}`"
         )
     if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: may not be read by this user; mend its permissions")
+        raise DataError(f"{path}: may not be read by this user; fix its permissions")
 
 
 def decode_about(data: bytes, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from shards.files import write_whole
 from shards.remote import Place, place_of, read_bytes
 from shards.schema import IGNORE_INDEX, KEY_PATTERN, ClassSet, DataError, Supervision, check_image_label
 from shards.tars import Span, sha256_of, shown, tar_members, unreadable
@@ -124,7 +125,7 @@ class Index(BaseModel):
             raise DataError(f"split '{split}': {first_line(error)}") from error
 
     def save(self, folder: Path) -> None:
-        (folder / INDEX_NAME).write_text(self.model_dump_json() + "\n")
+        write_whole(folder / INDEX_NAME, self.model_dump_json() + "\n")
 
     @staticmethod
     def load(folder: Place) -> "Index":

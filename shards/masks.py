@@ -1,6 +1,6 @@
-"""Machine-made masks that lie beside image shards: tars of the same names, written by a refinement job.
+"""Machine-made masks that lie next to image shards: tars of the same names, written by a refinement job.
 
-Label-only shards hold no mask, and these do not change that: whoever trains on them names their folder.
+Label-only shards hold no mask, and these do not change that: a config that trains on them names their folder.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Files at a distance: any fsspec URL; fetched with patience, checked, and where it fails for good, told.
+"""Files at a distance: any fsspec URL; fetched with patience, checked, and reported where it fails for good.
 
 Credentials come from where the store's library looks for them (AWS_..., ~/.aws), never from the URL.
 """
@@ -114,7 +114,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def patiently(url: str, once: Callable[[], Result], tries: int | None = None) -> Result:
-    """Do it; where trying again can help, again with growing waits, each told in a warning.
+    """Do it; where trying again can help, again with growing waits, each reported in a warning.
 
     Raises:
         DataError: it failed for good; names the URL, the number of tries and the last error.

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 IGNORE_INDEX = 255
+"""Of pixels that are not labelled. wsss.tensors has its own, since neither room imports the other."""
 Supervision = Literal["label", "pixel"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in pixels, half-open
 

@@ -63,7 +63,7 @@ def walk(path: Path) -> Iterator[tuple[str, Span, BinaryIO]]:
 
 
 def unreadable(path: Path | str, error: OSError) -> DataError:
-    return DataError(f"{path}: unreadable ({error.strerror or error}); mend its permissions or its disk, or restore it")
+    return DataError(f"{path}: unreadable ({error.strerror or error}); fix its permissions or its disk, or restore it")
 
 
 def read_exactly(path: Path, file: BinaryIO, size: int) -> bytes:

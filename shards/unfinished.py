@@ -1,6 +1,6 @@
 """A split while it is being written: what of it outlives a kill, and who may write.
 
-It lies in the hidden folder OUT/.SPLIT.DIGEST.tmp, the digest being of all that its bytes depend on. Beside each
+It lies in the hidden folder OUT/.SPLIT.DIGEST.tmp, the digest being of all that its bytes depend on. Next to each
 finished shard lies a note of its sha256. The next write of the same content compares and keeps the shards; one of
 other content removes them.
 """
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shards.files import publish, write_whole
 from shards.index import Shard
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -29,7 +29,7 @@ MADE_OF = "made_of.json"
 
 @contextmanager
 def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Path]:
-    """A folder beside `final` that takes its name when the block succeeds.
+    """A folder next to `final` that takes its name when the block succeeds.
 
     When the block fails, finished shards stay for the next write of the same content; without content all is removed.
     Folders of writes of other content, which were interrupted, are removed: the caller holds the lock.
@@ -42,12 +42,12 @@ def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Pa
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
     if content is not None:
-        (folder / MADE_OF).write_text(json.dumps(content, indent=1) + "\n")
+        write_whole(folder / MADE_OF, json.dumps(content, indent=1) + "\n")
     try:
         yield folder
         for left_over in folder.glob(".*"):  # notes, and parts of shards whose writer was killed
             left_over.unlink(missing_ok=True)
-        folder.rename(final)
+        publish(folder, final)
     except BaseException:
         if content is None or not any(folder.glob("*.tar")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +55,7 @@ def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Pa
 
 
 @contextmanager
-def locked(final: Path) -> Iterator[None]:
+def hold_lock(final: Path) -> Iterator[None]:
     """Keep other processes from writing the same split. A killed process's lock is free again at once.
 
     Raises:
@@ -86,21 +86,19 @@ def locked(final: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def note_of(path: Path) -> Path:
+def note_path(path: Path) -> Path:
     """Where the index of a finished shard is kept until the whole split is there."""
     return path.with_name(f".{path.name}.json")
 
 
 def save_note(path: Path, shard: Shard) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(shard.model_dump_json())
-    temporary.replace(note_of(path))
+    write_whole(note_path(path), shard.model_dump_json())
 
 
-def finished_shard(path: Path) -> Shard | None:
-    """What an interrupted write record_signals of this shard, if its bytes are still those."""
+def find_finished_shard(path: Path) -> Shard | None:
+    """What an interrupted write recorded of this shard, if its bytes are still those."""
     try:
-        shard = Shard.model_validate_json(note_of(path).read_text())
+        shard = Shard.model_validate_json(note_path(path).read_text())
     except (FileNotFoundError, ValidationError):
         return None
     same = path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256

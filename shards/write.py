@@ -5,11 +5,9 @@ finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 """
 
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.files import publish, temporary_name
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
 from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
-from shards.unfinished import MADE_OF, finished_shard, locked, save_note, temporary_folder
+from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
 
@@ -55,8 +54,8 @@ def write_split(
         raise DataError(f"split '{split}': the source has no sample for it; check --root and the split's list")
     order = np.random.default_rng(0).permutation(len(source))
     dealt = [rows.tolist() for rows in np.array_split(order, min(num_shards, len(source)))]
-    content = made_of(source, split, supervision, len(dealt))
-    with locked(final):
+    content = identify_write(source, split, supervision, len(dealt))
+    with hold_lock(final):
         if final.exists():
             raise DataError(f"{final}: exists already; remove it or choose another --out")
         check_groups(set(source.groups()), out, split)
@@ -70,7 +69,7 @@ def write_split(
     return index
 
 
-def made_of(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
+def identify_write(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
     """All that the bytes of a write depend on; None if the source does not say what it is."""
     if not isinstance(source, Traceable):
         return None
@@ -97,7 +96,7 @@ def is_written(source: Source, out: Path, split: str, supervision: Supervision, 
         return False
     path = final / MADE_OF
     before = json.loads(path.read_text()) if path.is_file() else {}
-    now = made_of(source, split, supervision, min(num_shards, len(source))) or {}
+    now = identify_write(source, split, supervision, min(num_shards, len(source))) or {}
     different = [name for name in now if name != "versions" and before.get(name) != now[name]]
     if different or not now:
         name = different[0] if different else "source"
@@ -121,7 +120,7 @@ class Task(NamedTuple):
 def write_shard(source: Source, supervision: Supervision, task: Task) -> Shard:
     """Write the samples of these rows to one tar; the bytes depend on nothing else (no times, no user names)."""
     path, rows = task
-    finished = finished_shard(path)
+    finished = find_finished_shard(path)
     if finished is not None:
         return finished
     encoded = ((s.key, s.members(source.class_set, supervision)) for s in (source[row] for row in rows))
@@ -132,11 +131,14 @@ def write_shard(source: Source, supervision: Supervision, task: Task) -> Shard:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
-    """Write (key, {extension: bytes}) samples as a WebDataset tar: temporary name, then rename."""
+    """Write (key, {extension: bytes}) samples as a WebDataset tar that is whole or absent.
+
+    Raises:
+        DataError: the disk does not take it. What fails while the samples are made comes as it is.
+    """
     import webdataset
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with temporary_name(path) as temporary:
         with writing(path):
             file = temporary.open("wb")
         with file:
@@ -147,12 +149,8 @@ def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> No
             with writing(path):
                 tar.close()
                 file.flush()
-                os.fsync(file.fileno())
         with writing(path):
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            publish(temporary, path)
 
 
 @contextmanager

@@ -23,7 +23,15 @@ FLOORS = {
         "files progress errors",
     ],
     "wsss": ["methods", "refine losses", "maps", "models", "photometric optim metrics", "tensors"],
-    "shards": ["sources batches", "write masks", "folder verify unfinished", "cache index", "remote", "tars", "schema"],
+    "shards": [
+        "sources batches",
+        "write masks",
+        "folder verify unfinished",
+        "cache index",
+        "remote",
+        "tars",
+        "schema files",
+    ],
 }
 
 

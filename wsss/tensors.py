@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = 255
+"""Of pixels that no loss and no figure counts. shards.schema has its own, since neither room imports the other."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:

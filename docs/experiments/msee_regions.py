@@ -19,7 +19,6 @@ from shards.folder import ShardFolder
 from wsss.losses.regions import feature_distance, fires, reliable_regions, scale_cams, segmented_class, thresholds
 from wsss.maps.cam import packed_rows
 from wsss.maps.pseudo_label import seed_label
-from wsss.methods.looks import channels_of
 from wsss.metrics.confusion import confusion_matrix, mean_iou
 from wsss.tensors import resize
 
@@ -35,7 +34,7 @@ def figures(run: Path) -> dict[str, dict[float, float]]:
     confusion = {scale: torch.zeros(classes, classes, dtype=torch.int64) for scale in (*SCALES, 1.0)}
     parts = {name: {scale: [] for scale in SCALES} for name in ("share", "hits", "threshold", "distance")}
     for batch in eval_loader(val, Squash(size=size), batch_size=25, numbers=range(len(val)), workers=0):
-        image, present = batch["image"].float() / 255, channels_of(batch["image_label"])
+        image, present = batch["image"].float() / 255, batch["present"]
         tokens = {s: student.encode(resize(image, [int(s * size)] * 2)) for s in confusion}
         grid, rows = tokens[1.0].grid, packed_rows(student.head.weight.flatten(1), present)
         everywhere = torch.ones(len(image), *grid, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Measurements before and beside a run: what learning rate a method takes, how much a CRF of few classes saves."""
+"""`wsss bench lr-range`: what learning rate a method takes, measured before a run."""
 
 import json
 import math
@@ -9,7 +9,9 @@ import torch
 
 from launcher.config.sections import Config
 from launcher.evaluation.pictures import curves_svg
+from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu
+from launcher.processes.group import gather_ranks
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
 from launcher.training.inputs import Inputs
@@ -58,6 +60,8 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        with torch.no_grad():
+            method.synchronise(gather_ranks)
     found["suggested"] = steepest(found["lr"], found["smoothed"])
     save(run_folder(config), config.name, found)
     return found
@@ -73,7 +77,7 @@ def steepest(lr: list[float], smoothed: list[float]) -> float | None:
 
 def save(run: Path, name: str, found: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    (run / f"{LR_RANGE}.json").write_text(json.dumps(found, indent=1))
+    write_whole(run / f"{LR_RANGE}.json", json.dumps(found, indent=1))
     lines = {"loss": (found["lr"], found["loss"]), "smoothed": (found["lr"], found["smoothed"])}
     svg = curves_svg(f"Learning-rate range test: {name}", "learning rate", lines, y_label="loss", log_x=True)
-    (run / f"{LR_RANGE}.svg").write_text(svg)
+    write_whole(run / f"{LR_RANGE}.svg", svg)

@@ -113,10 +113,10 @@ def coco14(
 ) -> None:
     """MS COCO 2014 or 2017, or any json of instances: train and val. Run again after a kill, it goes on."""
     from shards.sources.coco14 import read_coco
-    from shards.unfinished import locked
+    from shards.unfinished import hold_lock
 
     for name, (of_split, files) in coco_splits(root or [], year, split, annotations, images).items():
-        with locked(out / f"{name}.annotations"):
+        with hold_lock(out / f"{name}.annotations"):
             lines = out / f".{name}.annotations.jsonl"
             try:
                 typer.echo(f"reading {of_split}", err=True)

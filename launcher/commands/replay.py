@@ -20,9 +20,9 @@ def replay(
     """Run one step of a run again, without saving: losses, gradients, samples, and where the first NaN comes from."""
     from launcher.processes.launch import launch
     from launcher.run.folder import Run
-    from launcher.training.replay import arguments_for, replay_here
+    from launcher.training.replay import read_settings, replay_here
 
-    settings, processes = arguments_for(Run(run))
+    settings, processes = read_settings(Run(run))
     if rank is not None and rank >= processes:
         raise typer.BadParameter(f"the run has {processes} processes, ranks 0 to {processes - 1}", param_hint="--rank")
     if processes == 1:

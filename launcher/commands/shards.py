@@ -18,7 +18,7 @@ from launcher.commands.arguments import (
     Workers,
     example,
 )
-from launcher.jobs.write_shards import describe, write
+from launcher.jobs.write_shards import summarise, write
 
 
 def register(app: typer.Typer) -> None:
@@ -113,7 +113,7 @@ def verify(folder: ShardFolderPlace) -> None:
 
 def info(folder: ShardFolderPlace) -> None:
     """Say what a folder of shards holds."""
-    print(describe(folder))
+    print(summarise(folder))
 
 
 def join(

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from launcher.config.options import Named, describe, options_of
+from launcher.config.options import Named, explain_problem, options_of
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
 
@@ -67,7 +67,7 @@ def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str] 
     try:
         return resolve(Config.model_validate_json(json.dumps(content)))
     except ValidationError as error:
-        problems = "\n".join(f"{path}: {describe(problem, Config)}" for problem in error.errors())
+        problems = "\n".join(f"{path}: {explain_problem(problem, Config)}" for problem in error.errors())
         raise ConfigError(problems) from error
     except TypeError as error:  # a date or a binary: YAML knows types that no option has
         raise ConfigError(f"{path}: {error}; put quotes around it") from error

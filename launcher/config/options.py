@@ -36,7 +36,7 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
     try:
         allowed.model_validate_json(json.dumps(named.options))
     except ValidationError as error:
-        raise ValueError(describe(error.errors()[0], allowed, (place,))) from error
+        raise ValueError(explain_problem(error.errors()[0], allowed, (place,))) from error
 
 
 def options_model(function: Callable) -> type[BaseModel]:
@@ -64,12 +64,12 @@ def options_of(named: Named, table: Mapping[str, Callable]) -> dict[str, Any]:
     return {name: getattr(model, name) for name in type(model).model_fields}
 
 
-def describe(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
+def explain_problem(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
     """One validation problem in words: place, got, wanted."""
     location = [str(part) for part in problem["loc"]]
     place = ".".join([*prefix, *location])
     if problem["type"] == "extra_forbidden":
-        known = sorted(field_names(model, location[:-1]))
+        known = sorted(list_fields(model, location[:-1]))
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known) or 'none'}"
         where = ".".join([*prefix, *location[:-1]])
@@ -82,7 +82,7 @@ def describe(problem: Any, model: type[BaseModel], prefix: tuple[str, ...] = ())
     return f"{place}: got {problem['input']!r}; {message[0].lower()}{message[1:]}"
 
 
-def field_names(model: type[BaseModel], location: Sequence[str]) -> Iterator[str]:
+def list_fields(model: type[BaseModel], location: Sequence[str]) -> Iterator[str]:
     """The keys that are known at a place inside a config."""
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None

@@ -30,7 +30,7 @@ class DataConfig(Section):
     flip: Share = 0.5  # probability of a horizontal flip
     scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
     masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
-    pixel: Folder | None = None  # folder of a few pixel shards beside data.train, for methods that mix supervision
+    pixel: Folder | None = None  # folder of a few pixel shards next to data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
     may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
     max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
@@ -97,6 +97,8 @@ class CamConfig(Section):
     layers: tuple[int, ...] = (-1,)  # of Grad-CAM and LayerCAM: block or stage numbers as in a list; several are fused
     scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
     flip: bool = False
+    fuse: Literal["mean", "toco"] | None = None  # views to one CAM; null = mean in infer, TOCO where masks are judged
+    pad: Literal["resize", "pad", "floor"] | None = None  # sides to multiples of the patch; null = resize; toco: pad
     window_px: PositiveInt | None = None  # null = squash to data.image_size; else see frames whole, through windows
     step_px: PositiveInt | None = None  # distance of neighbouring windows; null = half a window
     classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label
@@ -153,7 +155,7 @@ class SegmentConfig(Section):
 
 
 class EvaluateConfig(Section):
-    threshold: Share = 0.3  # the fixed threshold that every table shows beside the tuned one
+    threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
 
 

@@ -16,7 +16,7 @@ from launcher.errors import RunError
 from launcher.evaluation.evaluate_masks import evaluate_segments
 from launcher.evaluation.measure import Measure, Tally, measure_for
 from launcher.evaluation.protocol import made_of, protocol, segment_protocol, sources_of
-from launcher.files import write_whole
+from launcher.files import appearing, write_whole
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import segment_sources_of
 from launcher.jobs.scores import scores_beside
@@ -104,7 +104,7 @@ def without_nan(value: Any) -> Any:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
+    with appearing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)

@@ -1,10 +1,13 @@
 """The protocol line of a figure: split, scales, flip, CRF, thresholds, seed, checkpoint."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launcher.jobs import output as jobs
+from launcher.jobs.infer import DEFAULT_PAD
 from launcher.jobs.scores import REFINED
+from wsss.maps.fusion import TOCO
 
 
 def made_of(folder: Path) -> dict[str, Any]:
@@ -19,7 +22,9 @@ def protocol(cams_made_of: dict[str, Any], seed: int) -> str:
     if cam.get("window_px"):
         size = f"whole image through windows of {cam['window_px']} px"
     layers = f", layers {', '.join(map(str, cam['layers']))}" if list(cam["layers"]) != [-1] else ""
-    views = f"{size}, scales {scales}{' + flip' if cam['flip'] else ''}{layers}, classes {cam['classes']}"
+    fuse = cam.get("fuse", "mean")
+    fused = f"fuse {fuse}, pad {cam.get('pad', DEFAULT_PAD[fuse])}"
+    views = f"{size}, scales {scales}{' + flip' if cam['flip'] else ''}, {fused}{layers}, classes {cam['classes']}"
     return f"{views}, scores resized to the image, training seed {seed}"
 
 
@@ -48,9 +53,11 @@ def segment_protocol(made_of: dict[str, Any], extension: str, split: str, seed: 
         views += f" + flip ({flips})" if of["flip"] else ", no flip"
         how = f"{views}, argmax over all classes, {crf_line(of)}"
     else:
+        rule = made_of.get("cam") or asdict(TOCO)
+        views = f"scales {listed(rule['scales'])}{' + flip' if rule['flip'] else ''}"
         how = (
-            f"CAMs of the classes of the image label, {squash}, scales 1, 0.5, 1.5 (summed) + flip (maxed), resized to "
-            f"the image, background at <= {made_of['cam_threshold']:g}, no CRF"
+            f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, pad {rule['pad']}, "
+            f"resized to the image, background at <= {made_of['cam_threshold']:g}, no CRF"
         )
     precision = "float32" if made_of["precision"] == "no" else made_of["precision"]
     return f"{how}, {precision}, split {split}, checkpoint {made_of['checkpoint']}, training seed {seed}"

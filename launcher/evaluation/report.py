@@ -11,6 +11,7 @@ from launcher.evaluation.evaluate import EVALUATION
 from launcher.evaluation.galleries import galleries
 from launcher.evaluation.pictures import curves_svg
 from launcher.evaluation.validate_masks import KINDS
+from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
 from launcher.tracking.tracker import Tracker, read_metrics
 from wsss.metrics.counts import THRESHOLDS
@@ -60,9 +61,7 @@ def write_report(folder: Path) -> Path:
         galleries=galleries(runs),
     )
     out = folder / REPORT
-    temporary = out.with_name(f".{REPORT}.tmp")
-    temporary.write_text(page)
-    temporary.replace(out)
+    write_whole(out, page)
     answers = True
     for run in runs:
         answers = attach(run, out, send=answers)

@@ -4,8 +4,8 @@ Shapes: B images, K foreground classes, C = K + 1, P present classes of an image
 of an image as its owner published it.
 
 The protocol is ToCo's (D-77): the view squashed to data.image_size; `seg` single-scale, unflipped, argmax over
-all classes; `cam` and `aux_cam` over three scales and the mirror, times the image label. All are resized to the image's
-own size before they become class ids.
+all classes; `cam` and `aux_cam` over three scales and the mirror, times the image label, unless the config's `cam.fuse`
+says how they are fused. All are resized to the image's own size before they become class ids.
 """
 
 import time
@@ -22,15 +22,17 @@ from torch import Tensor
 from launcher.config.sections import Config
 from launcher.evaluation.galleries import gallery_numbers, keep_picture
 from launcher.evaluation.pictures import gallery, heat, outlined, painted
-from launcher.jobs.segment import maps_reader
+from launcher.jobs.infer import judged_rule
+from launcher.jobs.segment import CAM_KINDS, maps_reader
 from launcher.run.folder import run_folder
 from launcher.tracking.tracker import NoTracker
 from shards.batches.augment import Squash
-from shards.batches.batch import to_device
+from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
-from wsss.maps.fusion import View, scaled_views
-from wsss.maps.toco_protocol import CAM_KINDS, CAM_SCALES, cam_label, fused_cams
+from wsss.maps.fusion import CamRule, cams_of_present
+from wsss.maps.pseudo_label import cam_label
+from wsss.maps.scales import ScaledView, scaled_views
 from wsss.methods.base import Method
 from wsss.metrics.confusion import confusion_matrix, mean_iou
 from wsss.metrics.image_labels import label_f1
@@ -112,6 +114,7 @@ def judge(
 ) -> Judged:
     """Count these samples; nothing waits for the device but the pictures."""
     method.eval()
+    rule = judged_rule(config.cam)
     num_classes = shards.index.as_class_set().num_fg_classes + 1
     device = accelerator.device
     judged = Judged(
@@ -127,45 +130,44 @@ def judge(
     )
     for batch in loader:
         batch = to_device(batch, device)
-        views, cls_logits_BK = views_of(method, batch["image"], accelerator)
-        f1_B = label_f1(cls_logits_BK, batch["image_label"])
+        whole, views = views_of(method, batch["image"], accelerator, rule)
+        f1_B = label_f1(whole.scores[0].float(), batch["image_label"])
         judged.f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B))])
-        cams = fused_cams(views, batch["present"], batch["image"].shape[-2:])
+        cams = cams_of_present(views, CAM_KINDS, batch["present"], batch["image"].shape[-2:], rule.fuse)
+        seg_logits_BChw = whole.maps["seg"][0]
         for i, number in enumerate(batch["number"]):
             one = slice(i, i + 1)
             truth_HW = torch.from_numpy(shards.mask(number)).to(device, non_blocking=True)
-            labels = {"seg": resize(views[0]["seg"][0][one].float(), truth_HW.shape).argmax(dim=1)[0]}
+            labels = {"seg": resize(seg_logits_BChw[one].float(), truth_HW.shape).argmax(dim=1)[0]}
             for kind, cam_BPSS in cams.items():
                 threshold = config.evaluate.threshold
                 labels[kind] = cam_label(cam_BPSS[one], batch["present"][one], truth_HW.shape, threshold)
             for kind, label_HW in labels.items():
                 judged.confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
             if number in drawn:
-                pictures = pictures_of(method, batch["image"][one], batch["image_label"][one])
+                pictures = pictures_of(method, {name: batch[name][one] for name in ("image", "image_label", "present")})
                 judged.rows[number] = gallery_row(shards, number, {**labels, **pictures})
     return judged
 
 
-def views_of(method: Method, image_B3SS: Tensor, accelerator: Accelerator) -> tuple[list[dict[str, View]], Tensor]:
-    """Raw maps of a batch at every scale of CAM_SCALES, of which the first is the view itself, and its class scores."""
+def views_of(
+    method: Method, image_B3SS: Tensor, accelerator: Accelerator, rule: CamRule
+) -> tuple[ScaledView, list[ScaledView]]:
+    """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
+    scales = list(dict.fromkeys([1.0, *rule.scales]))
     read = maps_reader(method.student, accelerator)
-    scores: list[Tensor] = []
-
-    def maps_of(image: Tensor) -> dict[str, Tensor]:
-        maps, cls_logits_BK = read(image)
-        scores.append(cls_logits_BK)
-        return maps
-
-    views = list(scaled_views(maps_of, image_B3SS, stride=method.student.stride, scales=CAM_SCALES, flip=True))
-    return views, scores[0][: len(image_B3SS)].float()
+    stride = method.student.stride
+    seen = scaled_views(read, image_B3SS, stride=stride, scales=scales, flip=rule.flip, pad=rule.pad)
+    of_scale = dict(zip(scales, seen, strict=True))
+    return of_scale[1.0], [of_scale[scale] for scale in rule.scales]
 
 
-def pictures_of(method: Method, image_B3SS: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
+def pictures_of(method: Method, batch: Batch) -> dict[str, Tensor]:
     """The method's own pictures of one image: (h, w) scores in [0, 1] or int64 label maps."""
     draw: Any = getattr(method, "pictures", None)
     if draw is None:
         return {}
-    return {name: map_Bhw[0] for name, map_Bhw in draw(image_B3SS, image_label_BK).items()}
+    return {name: map_Bhw[0] for name, map_Bhw in draw(batch).items()}
 
 
 def gallery_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> tuple[str, dict[str, np.ndarray]]:

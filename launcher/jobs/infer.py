@@ -7,8 +7,10 @@ shard. NAME is '-' for the run's own CAMs, else the name of a further set with o
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,9 +28,13 @@ from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from shards.write import write_tar
-from wsss.maps.cam import Raw, multi_scale_cam, view_maps
+from wsss.maps.cam import Raw, view_maps
+from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
+from wsss.maps.scales import Pad
 from wsss.maps.windows import sliding_window
 from wsss.methods.base import Method
+
+DEFAULT_PAD: dict[Fuse, Pad] = {"mean": "resize", "toco": "pad"}
 
 
 def cams_folder(run: Path, name: str | None) -> Path:
@@ -61,7 +67,7 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
                 "fingerprint": shards.index.fingerprint,
                 "checkpoint": checkpoint.name,
                 "image_size": config.data.image_size,
-                "cam": config.cam.model_dump(mode="json", exclude={"batch_size"}),
+                "cam": cam_made_of(config.cam),
             },
         )
     accelerator.wait_for_everyone()
@@ -130,8 +136,28 @@ def cams_of(method: Method, image: torch.Tensor, cam: CamConfig) -> tuple[dict[s
         windows = sliding_window(
             view, window_px=cam.window_px, step_px=step_px, stride=stride, batch_size=cam.batch_size
         )
-        return multi_scale_cam(windows, image, stride=stride, scales=cam.scales, flip=cam.flip)
-    return multi_scale_cam(view, image, stride=stride, scales=cam.scales, flip=cam.flip)
+        return multi_scale_cam(windows, image, stride=stride, rule=inferred_rule(cam))
+    return multi_scale_cam(view, image, stride=stride, rule=inferred_rule(cam))
+
+
+def inferred_rule(cam: CamConfig) -> CamRule:
+    """How the CAMs that are written as shards are fused."""
+    fuse: Fuse = cam.fuse or "mean"
+    return CamRule(cam.scales, cam.flip, fuse, cam.pad or DEFAULT_PAD[fuse])
+
+
+def judged_rule(cam: CamConfig) -> CamRule:
+    """How the CAMs of a method that segments are fused where they are judged: as the config says, else as ToCo does."""
+    return replace(TOCO, pad=cam.pad or TOCO.pad) if cam.fuse is None else inferred_rule(cam)
+
+
+def cam_made_of(cam: CamConfig) -> dict[str, Any]:
+    """All that the bytes of CAM shards depend on; `fuse` and `pad` only where they are not what they were before there
+    was a choice, so that folders written then can be completed."""
+    rule = inferred_rule(cam)
+    made_of = cam.model_dump(mode="json", exclude={"batch_size", "fuse", "pad"})
+    made_of |= {"fuse": rule.fuse} if rule.fuse != "mean" else {}
+    return made_of | ({"pad": rule.pad} if rule.pad != DEFAULT_PAD[rule.fuse] else {})
 
 
 def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:

@@ -7,13 +7,12 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
+from launcher.files import sync_to_disk, temporary_name
 
 JOB = "job.json"
 
@@ -35,18 +34,16 @@ def open_output(out: Path, content: dict[str, Any]) -> None:
                 "remove the folder first"
             )
         return
-    temporary = out / f".{JOB}.{secrets.token_hex(4)}.tmp"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1))
-        os.link(temporary, out / JOB)  # unlike a rename it does not replace what another process has just written
+        with temporary_name(out / JOB) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+            sync_to_disk(temporary)
+            os.link(temporary, out / JOB)  # unlike a rename it does not replace what another process has just written
     except FileExistsError:
         open_output(out, content)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error}); mend its permissions or make room") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise RunError(f"{out}: cannot be written ({error}); fix its permissions or make room") from error
 
 
 def read_made_of(out: Path) -> dict[str, Any] | None:

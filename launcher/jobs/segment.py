@@ -14,6 +14,7 @@ image as its owner published it.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,7 @@ from launcher.config.sections import Config, SegmentConfig
 from launcher.errors import RunError, report_user_errors
 from launcher.jobs import output as jobs
 from launcher.jobs.crf_pool import QUEUED, Task, crf_pool, crf_workers, finish, in_order
+from launcher.jobs.infer import judged_rule
 from launcher.processes.accelerator import make_accelerator
 from launcher.progress import Progress
 from launcher.run.build import load_trained
@@ -40,11 +42,14 @@ from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from shards.schema import DataError
 from shards.write import write_tar
-from wsss.maps.fusion import RULES, View, fuse_seg_logits, scaled_views
-from wsss.maps.toco_protocol import CAM_SCALES, cam_label, fused_cams
+from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits
+from wsss.maps.pseudo_label import cam_label
+from wsss.maps.scales import scaled_views
 from wsss.methods.base import Method
 from wsss.models.base import Network
 from wsss.refine.crf import proposed_classes
+
+CAM_KINDS = ("cam", "aux_cam")
 
 
 def segments_folder(run: Path, name: str | None) -> Path:
@@ -108,6 +113,7 @@ def segment(
 
 def made_of(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
     """What the masks were made of: all that their pixels depend on."""
+    rule = judged_rule(config.cam)
     unused = {"batch_size", "workers"} | (set() if config.segment.crf else {"mean_field", "crf_classes"})
     return {
         "shards": absolute(shards.folder),
@@ -117,6 +123,7 @@ def made_of(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -
         "precision": config.train.precision,
         "segment": config.segment.model_dump(mode="json", exclude=unused),
         "cam_threshold": config.evaluate.threshold if cams else None,
+        "cam": asdict(rule) if cams and rule != TOCO else None,
     }
 
 
@@ -156,18 +163,14 @@ def tasks_of(
         cam_labels = cam_labels_of(batch, shards, read, stride, config, accelerator.device) if cams else None
         on_device = to_device(batch, accelerator.device)
         views = [
-            view["seg"]
+            view.maps["seg"]
             for view in scaled_views(
-                lambda image: read(image)[0],
-                on_device["image"],
-                stride=stride,
-                scales=settings.scales,
-                flip=settings.flip,
+                read, on_device["image"], stride=stride, scales=settings.scales, flip=settings.flip
             )
         ]
         for i, number in enumerate(batch["number"]):
             own = size_of(shards, number)
-            one: list[View] = [tuple(logits[i : i + 1] for logits in view) for view in views]
+            one = [tuple(logits[i : i + 1] for logits in view) for view in views]
             seg_logits_CHW = fuse_seg_logits(one, own, flips=flips, scales=scales)[0]
             yield task_of(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
 
@@ -189,13 +192,14 @@ def cam_labels_of(
     config: Config,
     device: torch.device,
 ) -> list[dict[str, np.ndarray]]:
-    """Of every image of a batch from the loader: {kind: (H, W) class ids} of its CAMs, by ToCo's protocol."""
+    """Of every image of a batch from the loader: {kind: (H, W) class ids} of its CAMs, of the squashed view."""
     squash = Squash(size=config.data.image_size)
     images = [squash(image_3HW.permute(1, 2, 0).numpy()).image_SS3 for image_3HW in batch["image"]]
     image_B3SS = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).to(device).float() / 255
-    views = list(scaled_views(lambda image: read(image)[0], image_B3SS, stride=stride, scales=CAM_SCALES, flip=True))
+    rule = judged_rule(config.cam)
+    views = list(scaled_views(read, image_B3SS, stride=stride, scales=rule.scales, flip=rule.flip, pad=rule.pad))
     present_BP = batch["present"].to(device)
-    cams = fused_cams(views, present_BP, image_B3SS.shape[-2:])
+    cams = cams_of_present(views, CAM_KINDS, present_BP, image_B3SS.shape[-2:], rule.fuse)
     threshold = config.evaluate.threshold
     return [
         {

@@ -7,7 +7,6 @@ Source: PASCAL VOC 2012 devkit, "Best practice" and results format.
 """
 
 import io
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from launcher.errors import RunError
+from launcher.files import appearing
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import labels_of
 from launcher.jobs.segment import segments_folder
@@ -64,16 +64,12 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
         )
     jobs.require_all(folder, [shard.name for shard in shards.index.shards])
     out = out or run / f"voc2012_{folder.parent.name}_{split}.tar.gz"
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with appearing(out) as temporary:
         with tarfile.open(temporary, "w:gz") as archive, Progress(len(shards), "pack", "image") as progress:
             for key, label_HW in all_labels(folder, shards):
                 add_file(archive, f"{INSIDE}/{key}.png", encode_mask(label_HW))
                 progress.advance()
         check_archive(temporary, shards)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out, len(shards)
 
 

@@ -60,10 +60,10 @@ def write(
         may_lack_classes=may_lack_classes,
         run=run,
     )
-    print(describe(out / split))
+    print(summarise(out / split))
 
 
-def describe(folder: Path | str) -> str:
+def summarise(folder: Path | str) -> str:
     """What a folder of shards holds, in a line."""
     from shards.index import Index
 

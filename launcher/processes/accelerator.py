@@ -1,8 +1,8 @@
-"""How many processes on what, said once in the config: the launch command that gives it, and the check that it did.
+"""How many processes on what, said once in the config, and the check that the launcher gave it.
 
 Accelerate silently starts one process for `--cpu --num_processes 2`, and two trainings that never talk to each other
-for `--multi_gpu` without ACCELERATE_USE_CPU on a machine without a GPU. So nobody should have to know its flags, and
-every run asserts what it got.
+for `--multi_gpu` without ACCELERATE_USE_CPU on a machine without a GPU. So `wsss train` writes its flags (see
+launch.py), and every run checks what it got.
 """
 
 import os
@@ -61,7 +61,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT))
         join_group("gloo" if cpu else "nccl", GROUP_TIMEOUT)
-    # Each rank keeps the BatchNorm statistics of its own images; checkpoint.average_buffers joins them. New torch
+    # Each rank keeps the BatchNorm statistics of its own images; group.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.config.sections import Config
 from launcher.errors import LAUNCHED
@@ -16,27 +15,24 @@ from launcher.processes.accelerator import process_count, uses_cpu
 from launcher.processes.signals import STOPPED, end_with_parent, record_signals
 from launcher.processes.zero_settings import read_zero
 
-if TYPE_CHECKING:
-    pass
-
 
 def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a launch command to its end. SIGTERM and Ctrl-C ask the processes below the launcher to stop; a second
     Ctrl-C kills them.
 
     Returns:
-        The launcher's exit code; STOPPED if the run was told to stop, on this machine or another, and did, or here and
+        The launcher's exit code; STOPPED if the run was asked to stop, on this machine or another, and did, or here and
         ended before it trained.
     """
     with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT) as came:
-        mark, told = Path(folder) / "stopped", set[int]()
+        mark, asked = Path(folder) / "stopped", set[int]()
         process, announced = start(argv, {**environment, LAUNCHED: str(mark)}), False
         while (code := wait(process)) is None:
             if came and not announced:
                 announced = True
-                print("told to stop; waiting for the step to end. Ctrl-C kills the run at once", file=sys.stderr)
+                print("asked to stop; waiting for the step to end. Ctrl-C kills the run at once", file=sys.stderr)
             if came:
-                terminate_children(process, told)
+                terminate_children(process, asked)
             if len(came) > 1 and came[-1] == signal.SIGINT:
                 kill_all(process)
         if code and (errors := mark.with_suffix(".errors")).exists():
@@ -65,14 +61,14 @@ def wait(process: subprocess.Popen) -> int | None:
         return None
 
 
-def terminate_children(process: subprocess.Popen, told: set[int]) -> None:
-    """SIGTERM to each child of a launcher once, also to those that it starts later; `told` are their ids."""
+def terminate_children(process: subprocess.Popen, asked: set[int]) -> None:
+    """SIGTERM to each child of a launcher once, also to those that it starts later; `asked` are their ids."""
     import psutil
 
     try:
         for child in psutil.Process(process.pid).children():
-            if child.pid not in told:
-                told.add(child.pid)
+            if child.pid not in asked:
+                asked.add(child.pid)
                 child.terminate()
     except psutil.NoSuchProcess:
         return
@@ -125,12 +121,12 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
 def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     """Print the launch command and run it; returns its exit code. A SIGTERM goes on to the processes that train."""
     argv, environment = launch_command(config, module, arguments)
-    effective = {**environment, **os.environ, **forced(environment)}
+    effective = {**environment, **os.environ, **keep_forced(environment)}
     shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
     print("launching: " + " ".join(shown), flush=True)
     return run_and_forward(argv, effective)
 
 
-def forced(environment: dict[str, str]) -> dict[str, str]:
+def keep_forced(environment: dict[str, str]) -> dict[str, str]:
     """What the user's own environment must not change: it decides whether the processes find each other, and how."""
     return {name: value for name, value in environment.items() if name == "ACCELERATE_USE_CPU"}

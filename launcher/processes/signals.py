@@ -1,9 +1,9 @@
-"""How a run is told to stop, how it starts again, and that only one of it writes into a folder.
+"""How a run is asked to stop, from the terminal down to the step.
 
 `wsss train` starts the launcher in a session of its own and with SIGTERM blocked, which all processes below inherit. So
 what is sent to a terminal, a process group or a whole Slurm step waits in each process: for ever in the launchers,
 which would kill what they watch, and in a training process until it has imported. Before it trains it just ends; then a
-handler sets a flag, on which all ranks agree between two steps (Trainer.agreed_to_stop), and the run ends with a
+handler sets a flag, on which all ranks agree between two steps (Trainer.must_stop), and the run ends with a
 checkpoint and leaves a mark.
 """
 
@@ -17,21 +17,21 @@ from pathlib import Path
 
 from launcher.errors import LAUNCHED
 
-STOPPED = 128 + signal.SIGTERM  # exit code of a run that was told to stop and did
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop and did
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 libc = ctypes.CDLL(None)
 
 
 class Stopped(Exception):
-    """A run was told to stop and did, with a checkpoint; it is not finished."""
+    """A run was asked to stop and did, with a checkpoint; it is not finished."""
 
 
 @contextmanager
 def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
     """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes.
 
-    A process below a launcher that was told to stop ignores them afterwards: who tells all processes and who forwards
-    it tell twice, and an end by a signal looks like a failure.
+    A process below a launcher that was asked to stop ignores them afterwards: a scheduler that signals all processes
+    and a launcher that forwards the signal send it twice, and an end by a signal looks like a failure.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -47,7 +47,7 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only sets a flag; gives the function that tells whether it came."""
+    """Inside, SIGTERM only sets a flag; yields a function that returns whether it was received."""
     with record_signals(signal.SIGTERM) as came:
         yield lambda: bool(came)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import RunError
-from launcher.processes.group import average_buffers
+from launcher.processes.group import equalise_buffers
 from launcher.processes.zero_settings import check_engine
 from wsss.methods.base import Frozen, Method
 
@@ -37,7 +37,7 @@ def unsharded_copy(accelerator: "Accelerator", method: Method) -> Method:
 
 
 def prepare(
-    accelerator: "Accelerator", method: nn.Module, whole: nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: "Accelerator", method: nn.Module, full_method: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, Any]:
     """`accelerator.prepare` for DDP and ZeRO: the module to call, and an optimizer with the interface of torch's."""
     if not uses_zero(accelerator):
@@ -49,7 +49,7 @@ def prepare(
     if stage_of(accelerator) == 3:
         gather_per_step(method)
     accelerator.deepspeed_engine_wrapped = BackwardOnly(engine)
-    return engine, ZeroOptimizer(engine, method, whole, groups)
+    return engine, ZeroOptimizer(engine, method, full_method, groups)
 
 
 def gather_per_step(method: nn.Module) -> None:
@@ -87,12 +87,12 @@ def accumulating(accelerator: "Accelerator", wrapped: nn.Module, *, last: bool) 
             yield
 
 
-def gather_full(optimizer: Any, whole: nn.Module, *, moments: bool) -> None:
-    """Let `whole`, and for a save the optimizer's moments, be complete and equal. All ranks must call it."""
+def gather_full(optimizer: Any, full_method: nn.Module, *, moments: bool) -> None:
+    """Let `full_method`, and for a save the optimizer's moments, be complete and equal. All ranks must call it."""
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.gather(moments=moments)
     else:
-        average_buffers(whole)
+        equalise_buffers(full_method)
 
 
 class BackwardOnly:
@@ -111,12 +111,14 @@ class ZeroOptimizer:
 
     Args:
         method: whose weights the engine shares out.
-        whole: see `unsharded_copy`.
+        full_method: see `unsharded_copy`.
         groups: parameters of the optimizer's groups, from before the engine took them over.
     """
 
-    def __init__(self, engine: Any, method: nn.Module, whole: nn.Module, groups: list[list[nn.Parameter]]) -> None:
-        self.engine, self.method, self.whole = engine, method, whole
+    def __init__(
+        self, engine: Any, method: nn.Module, full_method: nn.Module, groups: list[list[nn.Parameter]]
+    ) -> None:
+        self.engine, self.method, self.full_method = engine, method, full_method
         self.sizes = [len(group) for group in groups]
         self.parameters = [parameter for group in groups for parameter in group]
         self.partitioned = engine.zero_optimization_stage() == 3
@@ -153,14 +155,14 @@ class ZeroOptimizer:
         return zero.fp32_partitioned_groups_flat if self.partitioned else zero.single_partition_of_fp32_groups
 
     def gather(self, *, moments: bool) -> None:
-        """Fill `whole`, and on rank 0 the state dict. All ranks must call it."""
-        average_buffers(self.method)
+        """Fill `full_method`, and on rank 0 the state dict. All ranks must call it."""
+        equalise_buffers(self.method)
         if self.partitioned:
             with self.all_weights(), torch.no_grad():
-                for here, there in zip(self.method.parameters(), self.whole.parameters(), strict=True):
+                for here, there in zip(self.method.parameters(), self.full_method.parameters(), strict=True):
                     there.copy_(here)
-            for mine, its in zip(self.method.buffers(), self.whole.buffers(), strict=True):
-                its.copy_(mine)
+            for buffer, full in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
+                full.copy_(buffer)
         self.gathered = {}
         if not moments or not self.optimizer.state:  # before the first update there are none
             return
@@ -191,7 +193,7 @@ class ZeroOptimizer:
         return {"state": self.gathered, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Share out the weights that `whole` holds and the moments of a state dict of DDP or any stage.
+        """Share out the weights that `full_method` holds and the moments of a state dict of DDP or any stage.
 
         Raises:
             RunError: it belongs to other parameters.
@@ -225,10 +227,10 @@ class ZeroOptimizer:
         from deepspeed.utils import safe_set_local_fp32_param
 
         with self.all_weights(modifier_rank=0), torch.no_grad():
-            for here, there in zip(self.method.parameters(), self.whole.parameters(), strict=True):
+            for here, there in zip(self.method.parameters(), self.full_method.parameters(), strict=True):
                 here.copy_(there)
-        for mine, its in zip(self.method.buffers(), self.whole.buffers(), strict=True):
-            mine.copy_(its)
+        for buffer, full in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
+            buffer.copy_(full)
         for parameter in self.parameters:
             safe_set_local_fp32_param(parameter, parameter.ds_tensor.detach())  # type: ignore[attr-defined]
 

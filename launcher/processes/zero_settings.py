@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, made from our config in one place, and compared with what its engine got.
+"""What DeepSpeed is given, made from our config in one place, and compared with what its engine got.
 
 DeepSpeed has settings of its own for what our config says too, and silently takes its own where they differ (a
 gradient clipping of 1 if nothing is said).

@@ -72,12 +72,12 @@ def load_trained(run: Run) -> Trained:
     checkpoint = run.checkpoint()
     steps.refuse_damaged(checkpoint)
     config = run.config
-    parts = {"model": without_weights(config.model), "partner": config.partner and without_weights(config.partner)}
+    parts = {"model": drop_weights(config.model), "partner": config.partner and drop_weights(config.partner)}
     method = build_method(config.model_copy(update=parts), run.class_set)
     load_method(method, checkpoint)
     return Trained(run, method.eval(), checkpoint)
 
 
-def without_weights(named: Named) -> Named:
+def drop_weights(named: Named) -> Named:
     """The network without its initial weights: a checkpoint has them all."""
     return named.model_copy(update={"weights": None}) if "weights" in named.options else named

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from launcher.errors import RunError
-from launcher.files import sync_to_disk
+from launcher.files import publish, sync_to_disk
 from launcher.processes.group import from_first_rank
-from launcher.run.steps import MODEL, OPTIMIZER, STATE, best_of, checkpoints, folder_of, step_folders, step_number
+from launcher.run.steps import MODEL, OPTIMIZER, STATE, checkpoints, find_best, folder_of, step_folders, step_number
 from shards.schema import DataError
 from shards.tars import sha256_of
 
@@ -73,7 +73,8 @@ def save(
 
 
 def write(final: Path, method: nn.Module, optimizer: torch.optim.Optimizer, world_size: int) -> None:
-    """One checkpoint: all bytes on the disk under a hidden name before it gets its own."""
+    """One checkpoint: all bytes on the disk under a hidden name before it gets its own. The hidden name is the same at
+    every try, for `prune` to find what a killed process left."""
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -88,11 +89,10 @@ def write(final: Path, method: nn.Module, optimizer: torch.optim.Optimizer, worl
             "sha256": {path.name: sha256_of(path) for path in files},
         }
         (temporary / STATE).write_text(json.dumps(state, indent=1))
-        for path in (*files, temporary / STATE, temporary):
+        for path in (*files, temporary / STATE):
             sync_to_disk(path)
         shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync_to_disk(final.parent)
+        publish(temporary, final)
     except CANNOT_WRITE:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -106,7 +106,7 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
     """
     found = checkpoints(run)
     stay = set(found[-keep:])
-    if keep_best is not None and (best := best_of(found, keep_best)):
+    if keep_best is not None and (best := find_best(found, keep_best)):
         stay.add(best)
     try:
         for folder in step_folders(run):

@@ -1,6 +1,5 @@
 """A run's student as one safetensors file."""
 
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -11,12 +10,12 @@ def write_student(run: Path, out: Path) -> Path:
         RunError: no run there, no complete checkpoint in it, or the file cannot be written.
     """
     import json
-    import os
 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from launcher.errors import RunError
+    from launcher.files import appearing
     from launcher.run.build import load_trained
     from launcher.run.folder import Run
 
@@ -28,13 +27,11 @@ def write_student(run: Path, out: Path) -> Path:
         "model": json.dumps(of.config.model.model_dump(mode="json")),
         "classes": json.dumps(of.class_set.classes),
     }
-    temporary = out.with_name(f".{out.name}.tmp")
+    weights = {name: tensor.contiguous() for name, tensor in method.student.state_dict().items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.contiguous() for name, t in method.student.state_dict().items()}, temporary, metadata=facts)
-        os.replace(temporary, out)
+        with appearing(out) as temporary:
+            save_file(weights, temporary, metadata=facts)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RunError(f"{out}: cannot be written ({error}); name another file, or make room") from error
     return out

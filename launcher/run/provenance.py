@@ -15,11 +15,11 @@ from shards.folder import ShardFolder
 PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
 
 
-def describe(shards: ShardFolder, learns_from: dict[str, str], processes: int) -> dict[str, Any]:
+def collect_provenance(shards: ShardFolder, learns_from: dict[str, str], processes: int) -> dict[str, Any]:
     """What run.json holds: where this run came from.
 
     Args:
-        learns_from: see inputs.learns_from.
+        learns_from: see Inputs.learns_from.
     """
     return {
         "class_set": shards.index.class_set,
@@ -31,12 +31,12 @@ def describe(shards: ShardFolder, learns_from: dict[str, str], processes: int) -
         "command": " ".join(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES if name in installed()},
+        "packages": {name: version(name) for name in PACKAGES if name in list_packages()},
         "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
     }
 
 
-def installed() -> set[str]:
+def list_packages() -> set[str]:
     return {d.metadata["Name"] for d in distributions()}
 
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 MODEL, OPTIMIZER, STATE, FIGURES = "model.safetensors", "optimizer.pt", "state.json", "figures.json"
 
 
-def best_of(folders: list[Path], metric: str) -> Path | None:
+def find_best(folders: list[Path], metric: str) -> Path | None:
     """The first of those with the highest value of a figure; None if none of them has it."""
-    values = {folder: figures_of(folder).get(metric, math.nan) for folder in folders}
+    values = {folder: read_figures(folder).get(metric, math.nan) for folder in folders}
     values = {folder: value for folder, value in values.items() if not math.isnan(value)}
     return max(values, key=lambda folder: values[folder]) if values else None
 
 
-def figures_of(folder: Path) -> dict[str, float]:
+def read_figures(folder: Path) -> dict[str, float]:
     path = folder / FIGURES
     return json.loads(path.read_text()) if path.is_file() else {}
 

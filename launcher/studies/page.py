@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.files import RUNS
+from launcher.files import RUNS, write_whole
 from launcher.studies.figures import table
 from launcher.studies.table import Study
 
@@ -28,9 +28,7 @@ def write_study_report(name: str, study: Study) -> Path:
         name=name, study=study, rows=rows, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     )
     out = RUNS / study.folder / f"{name}.html"
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page)
-    temporary.replace(out)
+    write_whole(out, page)
     return out
 
 

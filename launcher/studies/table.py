@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from launcher.config.file import YamlLoader
-from launcher.config.options import Section, describe
+from launcher.config.options import Section, explain_problem
 from launcher.errors import ConfigError
 
 STUDIES = Path("configs/studies")
@@ -142,6 +142,8 @@ def load_study(name: str) -> Study:
     try:
         return Study.model_validate(yaml.load(path.read_text(), YamlLoader), strict=False)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {describe(problem, Study)}" for problem in error.errors())) from error
+        raise ConfigError(
+            "\n".join(f"{path}: {explain_problem(problem, Study)}" for problem in error.errors())
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error

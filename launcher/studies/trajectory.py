@@ -12,6 +12,7 @@ import yaml
 
 from launcher.errors import RunError
 from launcher.evaluation.pictures import curves_svg
+from launcher.files import write_whole
 from launcher.run.folder import Run
 from launcher.tracking.tracker import read_metrics
 
@@ -79,12 +80,13 @@ def write_trajectory(run: Path, beside: Beside) -> Path:
     title = html.escape(f"{config.name} beside ToCo's log")
     what = html.escape(published(beside)["what"])
     out = run / "trajectory.html"
-    out.write_text(
+    write_whole(
+        out,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         "<style>body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
         "svg{width:100%;height:auto}pre{overflow-x:auto}</style>"
         f"<h1>{title}</h1><p>ToCo, ViT-B/16: {what}. Losses are means since the last log: compare them with "
         f"train.log_every 200. mIoU: image squashed to data.image_size, single scale, no CRF.</p>{''.join(plots)}"
-        f"<pre>{html.escape(as_text(run, beside))}</pre></html>"
+        f"<pre>{html.escape(as_text(run, beside))}</pre></html>",
     )
     return out

@@ -15,6 +15,7 @@ from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import cams_of
 from launcher.processes.accelerator import process_count
+from launcher.processes.group import refuse_unequal_state
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, Run, run_folder
@@ -187,12 +188,13 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
 
 def preflight(config: Config) -> None:
     """Find in one process what would otherwise stop all of them, some of it after hours: wrong data, a missing teacher,
-    weights that do not fit, a kind of CAM that the method does not have. Weights that must be downloaded are, before
-    several processes want them at once."""
+    weights that do not fit, state that the processes would not share, a kind of CAM that the method does not have.
+    Weights that must be downloaded are, before several processes want them at once."""
     inputs = Inputs(config)
     inputs.check()
     inputs.loaders_from(0, rank=0, ranks=process_count(config))
     method = build_method(config, inputs.class_set, inputs.teacher)
+    refuse_unequal_state(method, process_count(config))
     if method.gives_maps:
         small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
         with user_error_as(ConfigError):

@@ -39,32 +39,32 @@ class Culprit(NamedTuple):
         return all(math.isfinite(value) for losses in self.losses for value in losses.values())
 
 
-def describe(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelerator") -> str:
-    """The whole story on rank 0, a line on the others. Every rank must call it.
+def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelerator") -> str:
+    """What was not finite where, and what to do: all of it on rank 0, one line on the others. Every rank must call it.
 
     Args:
         bad_step: the first one that was not finite, equal on all ranks.
         seen: this rank's micro-batches, those of the bad step among them.
     """
     micros = [micro for micro in seen if micro.step == bad_step]
-    mine = Culprit(
+    here = Culprit(
         accelerator.process_index,
         [{name: value.item() for name, value in micro.losses.items()} for micro in micros],
         [key for micro in micros for key in micro.keys],
     )
-    everyone = [mine]
+    everyone = [here]
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        everyone = gather_object([mine])
+        everyone = gather_object([here])
     head = f"non-finite loss or gradient at step {bad_step}"
     if not accelerator.is_main_process:
         return f"{head}; rank 0 says more"
     guilty = [rank for rank in everyone if not rank.is_finite]
     good = steps.checkpoints(run)
-    parts = [head, *map(describe_rank, guilty)]
+    parts = [head, *map(explain_rank, guilty)]
     if not guilty:
-        parts += ["all losses are finite, a gradient is not", *map(describe_rank, everyone)]
+        parts += ["all losses are finite, a gradient is not", *map(explain_rank, everyone)]
     parts += [
         f"last good checkpoint: {good[-1] if good else 'none'}",
         "no update was made from it",
@@ -74,10 +74,10 @@ def describe(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelera
     return "; ".join(parts)
 
 
-def describe_rank(rank: Culprit) -> str:
+def explain_rank(rank: Culprit) -> str:
     losses = " | ".join(", ".join(f"{name} {value:g}" for name, value in part.items()) for part in rank.losses)
-    return f"rank {rank.rank}: {losses}, samples {shown(rank.keys)}"
+    return f"rank {rank.rank}: {losses}, samples {list_keys(rank.keys)}"
 
 
-def shown(keys: list[str]) -> str:
+def list_keys(keys: list[str]) -> str:
     return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

@@ -24,14 +24,14 @@ from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.tracking.tracker import NoTracker, read_metrics
 from launcher.training.inputs import Inputs
-from launcher.training.nonfinite import shown
-from launcher.training.run import build_trained, make_trainer
+from launcher.training.nonfinite import list_keys
+from launcher.training.run import build_method_and_optimizer, make_trainer
 from launcher.training.trainer import Trainer
-from launcher.training.watch import Watch, not_finite
+from launcher.training.watch import Watch, find_nonfinite
 from shards.batches.batch import Batch, to_device
 
 
-def arguments_for(run: Run) -> tuple[Config, int]:
+def read_settings(run: Run) -> tuple[Config, int]:
     """A run's config for as many processes as trained it, and how many these are."""
     processes = int(run.about["processes"])
     launch = run.config.launch.model_copy(update={"processes": processes})
@@ -48,18 +48,18 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
     Raises:
         RunError: the run has no such step, or a step before it is not finite.
     """
-    config, processes = arguments_for(Run(run))
+    config, processes = read_settings(Run(run))
     if step > config.train.steps:
         raise RunError(f"{run}: has steps 1 to {config.train.steps}, not {step}")
     accelerator = make_accelerator(config, processes=processes)
     inputs = Inputs(config)
-    method, optimizer = build_trained(inputs, accelerator)
+    method, optimizer = build_method_and_optimizer(inputs, accelerator)
     trainer = make_trainer(
         inputs,
         accelerator,
         method,
         optimizer,
-        resume_from=group.from_first_rank(newest_before(run, step), accelerator),
+        resume_from=group.from_first_rank(find_checkpoint_before(run, step), accelerator),
         evaluate=None,
         asked_to_stop=lambda: False,
         tracker=NoTracker(),
@@ -73,49 +73,49 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
             trainer.train_step(batches)
             trainer.step += 1
             progress.advance()
-    account = "\n".join(account_of(trainer, batches))
-    means = trainer.window_means()
+    account = "\n".join(repeat_step(trainer, batches))
+    means = trainer.average_log_window()
     if main:
         print(f"step {step} of {run}, {processes} processes, trained again from step {begun_at}; no update is made")
-    for number, text in enumerate(from_all_ranks(account, trainer)):
+    for number, text in enumerate(gather_texts(account, trainer)):
         if main and rank in (None, number):
             print(text)
     if main:
-        print("\n".join(beside_log(means, run, step, config.train.log_every)), flush=True)
+        print("\n".join(compare_with_log(means, run, step, config.train.log_every)), flush=True)
 
 
-def newest_before(run: Path, step: int) -> Path | None:
+def find_checkpoint_before(run: Path, step: int) -> Path | None:
     """The newest good checkpoint from which a step can be reached; None = it must begin anew."""
     found = [folder for folder in steps.checkpoints(run) if steps.step_number(folder) < step]
     return next((folder for folder in reversed(found) if steps.find_damage(folder) is None), None)
 
 
-def account_of(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
+def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
     """Run the trainer's next step on this rank alone, without an update; what there is to say about it."""
-    method, accelerator = trainer.unwrapped, trainer.accelerator
+    method, accelerator = trainer.full_method, trainer.accelerator
     trainer.prepare_step()
-    trainer.window, trainer.window_batches, trainer.unchecked = {}, 0, []
+    trainer.log_window, trainer.log_batches, trainer.unchecked = {}, 0, []
     method.zero_grad(set_to_none=True)
     lines = [f"rank {accelerator.process_index}:"]
-    lines += [f"  {name} is not finite before the step" for name in not_finite(method.state_dict().items())]
+    lines += [f"  {name} is not finite before the step" for name in find_nonfinite(method.state_dict().items())]
     watch = Watch(method)
     for _ in range(trainer.config.accumulate):
         batch = to_device(next(batches), accelerator.device)
-        lines += [f"  batch['{name}'] is not finite" for name in not_finite(batch.items())]
+        lines += [f"  batch['{name}'] is not finite" for name in find_nonfinite(batch.items())]
         with torch.autograd.set_detect_anomaly(True, check_nan=False), watch:
             losses = method(batch, trainer.step)
             accelerator.backward(losses["loss"] / trainer.config.accumulate)
-        trainer.add_to_window(batch["key"], losses)
+        trainer.add_to_log_window(batch["key"], losses)
     for micro in trainer.unchecked:
         lines.append("  losses: " + ", ".join(f"{name} {value.item():.9g}" for name, value in micro.losses.items()))
-        lines.append(f"  samples: {shown(micro.keys)}")
-    norms = gradient_norms(method)
+        lines.append(f"  samples: {list_keys(micro.keys)}")
+    norms = measure_gradients(method)
     lines.append("  gradient norms, of this rank alone: " + ", ".join(f"{n} {v:.6g}" for n, v in norms.items()))
     lines += [f"  first {kind}: {where}" for kind, where in watch.first.items()] or ["  no NaN, no infinity anywhere"]
     return lines
 
 
-def gradient_norms(method: nn.Module) -> dict[str, float]:
+def measure_gradients(method: nn.Module) -> dict[str, float]:
     """Length of the gradient of each part, by the first two names of its parameters, and of all."""
     squares: dict[str, float] = defaultdict(float)
     for name, parameter in method.named_parameters():
@@ -126,7 +126,7 @@ def gradient_norms(method: nn.Module) -> dict[str, float]:
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
-def from_all_ranks(text: str, trainer: Trainer) -> list[str]:
+def gather_texts(text: str, trainer: Trainer) -> list[str]:
     if trainer.accelerator.num_processes == 1:
         return [text]
     from accelerate.utils import gather_object
@@ -134,7 +134,7 @@ def from_all_ranks(text: str, trainer: Trainer) -> list[str]:
     return gather_object([text])
 
 
-def beside_log(means: dict[str, float], run: Path, step: int, log_every: int) -> Iterator[str]:
+def compare_with_log(means: dict[str, float], run: Path, step: int, log_every: int) -> Iterator[str]:
     """The step's mean losses, and whether they are those that the run logged, where it logged every step."""
     yield "mean losses: " + ", ".join(f"{name} {value:.9g}" for name, value in means.items())
     logged = [line for line in read_metrics(run) if line["step"] == step and "train/loss" in line]

@@ -17,12 +17,13 @@ from launcher.evaluation.validate import validator
 from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
+from launcher.processes.group import refuse_unequal_state
 from launcher.processes.signals import Stopped, stop_on_sigterm
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, run_folder
 from launcher.run.lock import only_writer
-from launcher.run.provenance import describe
+from launcher.run.provenance import collect_provenance
 from launcher.tracking.tracker import NoTracker, Tracker
 from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
@@ -39,7 +40,7 @@ def train(config: Config) -> Method:
         The trained method, not wrapped.
 
     Raises:
-        ConfigError, DataError, RunError: what the user can mend, nearly all of it before the first step.
+        ConfigError, DataError, RunError: what the user can fix, nearly all of it before the first step.
         Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written.
     """
     run = run_folder(config)
@@ -49,20 +50,21 @@ def train(config: Config) -> Method:
     main = accelerator.is_main_process
     with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
         found = steps.newest_good(run, accelerator)
-        method, optimizer = build_trained(inputs, accelerator)
-        whole = zero.unsharded_copy(accelerator, method)
-        about = describe(inputs.train, inputs.learns_from, accelerator.num_processes)
+        method, optimizer = build_method_and_optimizer(inputs, accelerator)
+        full_method = zero.unsharded_copy(accelerator, method)
+        about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = open_tracker(config, run, about, found) if main else NoTracker()
+        validate = None if inputs.val is None else validator(config, full_method, inputs.val, accelerator, tracker)
         trainer = make_trainer(
             inputs,
             accelerator,
             method,
             optimizer,
             resume_from=found,
-            evaluate=validator(config, whole, inputs.val, accelerator, tracker) if inputs.val is not None else None,
+            evaluate=validate,
             asked_to_stop=asked_to_stop,
             tracker=tracker,
-            whole=whole,
+            full_method=full_method,
         )
         status = "FAILED"
         try:
@@ -70,17 +72,18 @@ def train(config: Config) -> Method:
         finally:
             tracker.close(status)
     if status == "KILLED":
-        raise Stopped(f"{run}: told to stop, did so after step {trainer.step}; start it again to go on")
-    return whole
+        raise Stopped(f"{run}: asked to stop, did so after step {trainer.step}; start it again to go on")
+    return full_method
 
 
-def build_trained(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
+def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
     """The method with its initial weights, equal on all ranks, and its optimizer."""
     config = inputs.config
     torch.manual_seed(config.train.seed)
     method = build_method(config, inputs.class_set, inputs.teacher)
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    refuse_unequal_state(method, accelerator.num_processes)
     groups = parameter_groups(
         method,
         config.train.weight_decay,
@@ -100,7 +103,7 @@ def make_trainer(
     evaluate: Callable[[int], Mapping[str, float]] | None,
     asked_to_stop: Callable[[], bool],
     tracker: NoTracker,
-    whole: Method | None = None,
+    full_method: Method | None = None,
 ) -> Trainer:
     """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
     config = inputs.config
@@ -124,7 +127,7 @@ def make_trainer(
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
         skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
-        whole=whole,
+        full_method=full_method,
     )
 
 

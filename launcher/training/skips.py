@@ -25,12 +25,12 @@ class Skips:
         self.known = read_skipped(run) if limit else {}
         self.fresh: list[Skip] = []  # of this rank since the last count
 
-    def see(self, batch: dict[str, Any]) -> None:
-        """Note what a micro-batch of this rank says of replaced samples."""
+    def collect(self, batch: dict[str, Any]) -> None:
+        """Keep what a micro-batch of this rank says of replaced samples."""
         self.fresh += [skip for skip in batch.get("skipped", ()) if skip]
 
     def count(self, step: int) -> dict[str, float]:
-        """Add up all ranks, tell what is new and return the figure for the log. Called by all ranks at one step.
+        """Add up all ranks, print what is new and return the figure for the log. Called by all ranks at one step.
 
         Raises:
             RunError: on every rank, more different samples than the limit, with their list.
@@ -45,21 +45,21 @@ class Skips:
             journal = Journal(self.path)
             for skip in new.values():
                 journal.append(skip)
-            print(f"step {step}: damaged samples replaced:\n  {listed(new)}", flush=True)
+            print(f"step {step}: damaged samples replaced:\n  {list_skips(new)}", flush=True)
         if len(self.known) > self.limit:
             raise RunError(
-                f"{len(self.known)} damaged samples by step {step}, data.max_skipped allows {self.limit}; mend or "
-                f"remove them, or allow more (they are listed in {self.path}):\n  {listed(self.known)}"
+                f"{len(self.known)} damaged samples by step {step}, data.max_skipped allows {self.limit}; fix or "
+                f"remove them, or allow more (they are listed in {self.path}):\n  {list_skips(self.known)}"
             )
         return {"train/skipped_samples": float(len(self.known))}
 
-    def tell(self) -> None:
-        """The message at the end of a run in which samples were replaced."""
+    def print_summary(self) -> None:
+        """At the end of a run in which samples were replaced, how many."""
         if self.known and self.accelerator.is_main_process:
             print(f"{len(self.known)} damaged samples were replaced by their neighbours; {self.path} lists them")
 
 
-def listed(skips: dict[str, Skip]) -> str:
+def list_skips(skips: dict[str, Skip]) -> str:
     """The first twenty, a line each."""
     return "\n  ".join(f"{skip['why']} (replaced by '{skip['replaced_by']}')" for skip in [*skips.values()][:20])
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
+from launcher.processes.group import gather_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import NoTracker
-from launcher.training.nonfinite import Micro, describe
+from launcher.training.nonfinite import Micro, explain_nonfinite
 from launcher.training.skips import Skips
 from shards.batches.batch import Batch, to_device
 from wsss.methods.base import Method
@@ -27,14 +28,14 @@ class Trainer:
 
     Args:
         run: the run's folder, for checkpoints.
-        resume_from: the checkpoint to go on from (see checkpoint.newest_good); None = begin at step 0.
+        resume_from: the checkpoint to go on from (see steps.newest_good); None = begin at step 0.
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
         lr_at: step (0-based) -> learning rate.
         evaluate: step -> figures on rank 0, {} elsewhere; called by all ranks; None = never.
-        asked_to_stop: has this process been told to stop? All ranks then stop after the same step.
+        asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
-        whole: see zero.unsharded_copy; None = the method.
+        full_method: see zero.unsharded_copy; None = the method.
     """
 
     def __init__(
@@ -53,14 +54,15 @@ class Trainer:
         tracker: NoTracker,
         global_batch_size: int,
         skips: Skips | None = None,
-        whole: Method | None = None,
+        full_method: Method | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.resume_from = resume_from
         self.accelerator = accelerator
-        self.unwrapped = whole or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
-        self.method, self.optimizer = zero.prepare(accelerator, method, self.unwrapped, optimizer)
+        self.full_method = full_method or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
+        self.plain_method = method
+        self.method, self.optimizer = zero.prepare(accelerator, method, self.full_method, optimizer)
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
@@ -71,13 +73,13 @@ class Trainer:
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.step = 0
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
-        self.window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
-        self.window_batches = 0
+        self.log_window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
+        self.log_batches = 0
         self.unchecked: list[Micro] = []  # what this rank saw since somebody last looked whether all was finite
-        self.window_at = time.perf_counter()
+        self.log_began = time.perf_counter()
 
     def fit(self) -> bool:
-        """Train to the last step, or until told to stop; returns whether the last step is done.
+        """Train to the last step, or until asked to stop; returns whether the last step is done.
 
         Raises:
             RunError: a loss or gradient stopped being finite, or a checkpoint could not be written.
@@ -91,17 +93,21 @@ class Trainer:
             while self.step < self.config.steps:
                 self.train_step(batches)
                 self.step += 1
-                note = self.log() if self.due(self.config.log_every) else ""
-                stopping = self.agreed_to_stop()
-                if stopping or self.due(self.config.save_every) or (self.config.keep_best and self.evaluates()):
+                note = self.log() if self.is_due(self.config.log_every) else ""
+                stopping = self.must_stop()
+                if (
+                    stopping
+                    or self.is_due(self.config.save_every)
+                    or (self.config.keep_best and self.is_evaluation_due())
+                ):
                     self.save()
                 if stopping and self.step < self.config.steps:
-                    self.skips.tell()
+                    self.skips.print_summary()
                     return False  # an evaluation that is due comes after the next start
-                if self.evaluates():
+                if self.is_evaluation_due():
                     self.run_evaluation()
                 progress.advance(note=note)
-        self.skips.tell()
+        self.skips.print_summary()
         if self.step == 0:  # the untrained control: its checkpoint and its figures
             self.save()
             self.run_evaluation()
@@ -109,25 +115,25 @@ class Trainer:
             print(f"{self.run}: all {self.step} steps were done already")
         return True
 
-    def due(self, every: int | None) -> bool:
+    def is_due(self, every: int | None) -> bool:
         """Is it time, after this step? Always at the last one."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
-    def window_means(self) -> dict[str, float]:
+    def average_log_window(self) -> dict[str, float]:
         """Every loss, averaged over the micro-batches since the last log and over the ranks, which must all call it."""
-        names = sorted(self.window)
-        means = torch.stack([self.window[name] for name in names]) / self.window_batches
+        names = sorted(self.log_window)
+        means = torch.stack([self.log_window[name] for name in names]) / self.log_batches
         return dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
 
-    def evaluates(self) -> bool:
-        return self.evaluate is not None and self.due(self.config.eval_every)
+    def is_evaluation_due(self) -> bool:
+        return self.evaluate is not None and self.is_due(self.config.eval_every)
 
-    def agreed_to_stop(self) -> bool:
-        """Has any rank been told to stop? All hear the same, since all ask after the same steps.
+    def must_stop(self) -> bool:
+        """Has any rank been asked to stop? All get the same answer, since all ask after the same steps.
 
         On a GPU they ask where the host waits for the device anyway: when it logs.
         """
-        if self.accelerator.device.type != "cpu" and not self.due(self.config.log_every):
+        if self.accelerator.device.type != "cpu" and not self.is_due(self.config.log_every):
             return False
         asked = torch.tensor(float(self.asked_to_stop()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum").item())
@@ -137,15 +143,17 @@ class Trainer:
         self.prepare_step()
         for micro in range(self.config.accumulate):
             batch = to_device(next(batches), self.accelerator.device)
-            self.skips.see(batch)
+            self.skips.collect(batch)
             last = micro + 1 == self.config.accumulate
             with zero.accumulating(self.accelerator, self.method, last=last):
                 losses = self.method(batch, self.step)
-                self.accelerator.backward(poisoned(losses["loss"]) / self.config.accumulate)
-            self.add_to_window(batch["key"], losses)
+                self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
+            self.add_to_log_window(batch["key"], losses)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.plain_method.synchronise(gather_ranks)
         if self.accelerator.device.type == "cpu":
             self.stop_if_not_finite()
 
@@ -170,23 +178,23 @@ class Trainer:
         """Raises RunError on all ranks if a step since the last look was not finite."""
         seen, self.unchecked = self.unchecked, []
         if bad_step := int(self.bad_step.item()):
-            raise RunError(describe(bad_step, seen, self.run, self.accelerator))
+            raise RunError(explain_nonfinite(bad_step, seen, self.run, self.accelerator))
 
-    def add_to_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
+    def add_to_log_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
         values = {name: value.detach().float() for name, value in losses.items()}
         for name, value in values.items():
-            self.window[name] = self.window[name] + value if name in self.window else value
-        self.window_batches += 1
+            self.log_window[name] = self.log_window[name] + value if name in self.log_window else value
+        self.log_batches += 1
         self.unchecked.append(Micro(self.step + 1, list(keys), values))
 
     def log(self) -> str:
         """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
         self.stop_if_not_finite()
-        means = self.window_means()
+        means = self.average_log_window()
         now = time.perf_counter()
-        images = self.window_batches / self.config.accumulate * self.global_batch_size
-        rate = images / (now - self.window_at)
-        self.window, self.window_batches, self.window_at = {}, 0, now
+        images = self.log_batches / self.config.accumulate * self.global_batch_size
+        rate = images / (now - self.log_began)
+        self.log_window, self.log_batches, self.log_began = {}, 0, now
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= self.skips.count(self.step)
         metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
@@ -195,13 +203,13 @@ class Trainer:
 
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
-            zero.gather_full(self.optimizer, self.unwrapped, moments=False)
+            zero.gather_full(self.optimizer, self.full_method, moments=False)
             figures = self.evaluate(self.step)
-            self.window_at = time.perf_counter()  # evaluation is not training time
+            self.log_began = time.perf_counter()  # evaluation is not training time
             if self.accelerator.is_main_process:
-                self.note_figures(figures)
+                self.record_figures(figures)
 
-    def note_figures(self, figures: Mapping[str, float]) -> None:
+    def record_figures(self, figures: Mapping[str, float]) -> None:
         """Write them to the checkpoint of this step, if there is one, and see whether it is the best."""
         best = self.config.keep_best
         if best is not None and best not in figures:
@@ -212,16 +220,16 @@ class Trainer:
 
     def save(self) -> None:
         self.stop_if_not_finite()
-        self.skips.count(self.step)  # whoever goes on from here does not meet these samples again
+        self.skips.count(self.step)  # a run that goes on from here does not meet these samples again
         started = time.perf_counter()
-        zero.gather_full(self.optimizer, self.unwrapped, moments=True)
+        zero.gather_full(self.optimizer, self.full_method, moments=True)
         keep, best = self.config.keep, self.config.keep_best
         checkpoint.save(
-            self.run, self.step, self.unwrapped, self.optimizer, self.accelerator, keep=keep, keep_best=best
+            self.run, self.step, self.full_method, self.optimizer, self.accelerator, keep=keep, keep_best=best
         )
         stall_s = time.perf_counter() - started
         self.tracker.log({"train/save_s": stall_s}, self.step)
-        self.window_at += stall_s
+        self.log_began += stall_s
 
     def resume(self) -> None:
         """Load the checkpoint to go on from, and evaluate it if the run ended before it did."""
@@ -229,12 +237,12 @@ class Trainer:
             return
         if self.accelerator.is_main_process:
             print(f"resuming from {self.resume_from}", flush=True)
-        self.step = checkpoint.load(self.resume_from, self.unwrapped, self.optimizer)
-        if self.step and self.evaluates() and not (self.resume_from / steps.FIGURES).is_file():
+        self.step = checkpoint.load(self.resume_from, self.full_method, self.optimizer)
+        if self.step and self.is_evaluation_due() and not (self.resume_from / steps.FIGURES).is_file():
             self.run_evaluation()
 
 
-def poisoned(loss: Tensor) -> Tensor:
+def poison_gradient(loss: Tensor) -> Tensor:
     """The loss, but with NaN for gradient if its value is not finite: then every rank sees it after the reduction."""
     return loss * (1 + 0 * loss.detach())
 

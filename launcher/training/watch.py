@@ -32,23 +32,23 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = {kind for kind in KINDS if kind not in self.first and has(kind, tree_leaves((args, kwargs)))}
+        before = {kind for kind in KINDS if kind not in self.first and any_is(kind, tree_leaves((args, kwargs)))}
         out = func(*args, **kwargs)
         for kind in KINDS:
-            if kind not in self.first and kind not in before and has(kind, tree_leaves(out)):
-                self.first[kind] = f"{func} {self.place()}"
+            if kind not in self.first and kind not in before and any_is(kind, tree_leaves(out)):
+                self.first[kind] = f"{func} {self.locate()}"
         return out
 
-    def place(self) -> str:
+    def locate(self) -> str:
         node = torch._C._current_autograd_node()
         if node is not None:
             metadata: Any = node.metadata  # torch's stub takes the property for a method
             lines = [line for entry in metadata.get("traceback_", []) for line in entry.splitlines()]
             ours = [line.strip() for line in lines if line.strip().startswith("File") and TORCH not in line]
             return f"in the backward pass of {node.name()}, forward at {ours[-1] if ours else 'an unknown line'}"
-        return f"in the forward pass {self.forward_place(sys._getframe(2))}"
+        return f"in the forward pass {self.locate_forward(sys._getframe(2))}"
 
-    def forward_place(self, frame: FrameType | None) -> str:
+    def locate_forward(self, frame: FrameType | None) -> str:
         line, module = "", ""
         while frame is not None and not (line and module):
             if not line and not frame.f_code.co_filename.startswith(TORCH):
@@ -58,7 +58,7 @@ class Watch(TorchDispatchMode):
         return f"{line} in {module or 'the method'}"
 
 
-def has(kind: str, values: Iterable[Any]) -> bool:
+def any_is(kind: str, values: Iterable[Any]) -> bool:
     return any(bool(KINDS[kind](value).any()) for value in values if torch.is_tensor(value) and is_real(value))
 
 
@@ -66,6 +66,6 @@ def is_real(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0
 
 
-def not_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
+def find_nonfinite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
     """Names of those that hold a NaN or an infinity."""
     return [name for name, value in tensors if torch.is_tensor(value) and is_real(value) and not value.isfinite().all()]

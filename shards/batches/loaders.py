@@ -46,7 +46,7 @@ def view_of(
 
 
 class TrainSamples(Dataset):
-    """(epoch, number) -> the augmented view of that sample; the same view whoever asks, whenever.
+    """(epoch, number) -> the augmented view of that sample; the same view for every process, at any time.
 
     Args:
         max_skipped: damaged samples that may be replaced by the next sound sample in index order. What a place of the

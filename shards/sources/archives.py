@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from shards.files import appearing
 from shards.schema import DataError, decode_image, encode_image
 
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -127,7 +128,7 @@ def list_archive(path: Path) -> dict[str, Blob]:
 
 
 def is_wanted(name: str) -> bool:
-    """Not a folder, and none of the twins of files that macOS packs beside them."""
+    """Not a folder, and none of the twins of files that macOS packs next to them."""
     return not name.endswith("/") and not name.rpartition("/")[2].startswith("._")
 
 
@@ -164,20 +165,17 @@ def repacked(path: Path, keep: Callable[[str], bool], folder: Path) -> Path:
     if made.is_file():
         return made
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = made.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with tarfile.open(path, "r|*") as packed, tarfile.open(temporary, "w") as plain:
-            for info in packed:
-                if info.isreg() and keep(info.name):
-                    reader = packed.extractfile(info)
-                    plain.addfile(info, io.BytesIO(reader.read() if reader else b""))
-        stat = path.stat()
-        os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # made again, it has the same digest
-        temporary.replace(made)
+        with appearing(made) as temporary:
+            with tarfile.open(path, "r|*") as packed, tarfile.open(temporary, "w") as plain:
+                for info in packed:
+                    if info.isreg() and keep(info.name):
+                        reader = packed.extractfile(info)
+                        plain.addfile(info, io.BytesIO(reader.read() if reader else b""))
+            stat = path.stat()
+            os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # made again, it has the same digest
     except (EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return made
 
 

@@ -5,13 +5,13 @@ instances_train2014.json and so on, anywhere below a root or in annotations_trai
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import appearing
 from shards.schema import DataError
 from shards.sources.archives import Blob, is_archive, list_archive, list_folder
 
@@ -112,15 +112,13 @@ def read_json(blob: Blob) -> dict[str, list[dict[str, Any]]]:
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Write a line of json per row; (offset, size) of each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     spans: list[tuple[int, int]] = []
     at = 0
-    with temporary.open("wb") as file:
+    with appearing(path) as temporary, temporary.open("wb") as file:
         for row in rows:
             line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
             spans.append((at, len(line)))
             at += file.write(line)
-    temporary.replace(path)
     return spans
 
 

@@ -2,7 +2,7 @@
 
 It names no scenes, yet many frames are neighbours of one video: 86 % of the real frames of its official test split
 have a near-duplicate in the training split. Without a table of groups each image is its own group, so keeping
-neighbours on one side is then up to whoever makes the splits.
+neighbours on one side is then left to the author of the splits.
 """
 
 import re

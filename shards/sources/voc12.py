@@ -99,7 +99,7 @@ def sbd_mask(data: bytes, where: str) -> np.ndarray:
         DataError: scipy is missing, or the file is something else.
     """
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # scipy has no types
     except ImportError as error:
         raise DataError(f"{where}: needs scipy (`pip install scipy`), or give SegmentationClassAug") from error
     try:

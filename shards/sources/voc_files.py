@@ -1,10 +1,10 @@
 """Where the files of PASCAL VOC 2012 and SBD lie, in folders and archives of any layout.
 
-They are told by the folder that they lie in, which is the same in all distributions:
+They are recognised by the folder that they lie in, which is the same in all distributions:
 
     JPEGImages/ID.jpg, SegmentationClass/ID.png      VOCtrainval_11-May-2012.tar, VOC2012test.tar
     ImageSets/Segmentation/*.txt                     the same
-    cls/ID.mat, train.txt and val.txt beside cls/    SBD: benchmark.tgz (Hariharan et al., 2011)
+    cls/ID.mat, train.txt and val.txt next to cls/   SBD: benchmark.tgz (Hariharan et al., 2011)
     SegmentationClassAug/ID.png                      both in one, as it is passed around
 """
 

@@ -169,7 +169,7 @@ def test_a_process_that_hangs_while_it_fetches_is_told(store, monkeypatch):
     monkeypatch.setattr(cache, "STUCK_S", 0.2)
     wanted, own = first_wanted(store), Cache.from_environment()
     hanging = os.open(own.part(wanted), os.O_RDWR | os.O_CREAT)
-    assert cache.locked(hanging, cache.fcntl.LOCK_EX, own.part(wanted))
+    assert cache.try_lock(hanging, cache.fcntl.LOCK_EX, own.part(wanted))
     with pytest.raises(DataError, match=r"another process fetches it .* 0 of \d+ bytes have come, and none for 0 s"):
         own.open(wanted)
     release(hanging)

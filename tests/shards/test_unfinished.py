@@ -12,7 +12,7 @@ from support.places import PYTHONPATH
 
 from shards.index import Index
 from shards.schema import SMOKE, DataError, Sample, encode_image
-from shards.unfinished import MADE_OF, locked
+from shards.unfinished import MADE_OF, hold_lock
 from shards.write import is_written, write_split
 
 
@@ -140,7 +140,7 @@ def test_a_half_written_folder_is_no_split_that_others_could_share_groups_with(t
 
 def test_a_second_writer_is_refused_and_told_the_process(tmp_path):
     source = Logged(str(tmp_path / "log"))
-    with locked(tmp_path / "train"):
+    with hold_lock(tmp_path / "train"):
         with pytest.raises(DataError, match=f"train: process {os.getpid()} on .* is writing it"):
             write_split(source, tmp_path, "train", "label")
         assert reads(source.log) == []
@@ -149,7 +149,7 @@ def test_a_second_writer_is_refused_and_told_the_process(tmp_path):
 
 def test_a_lock_that_a_killed_process_left_is_free(tmp_path):
     (tmp_path / ".train.lock").write_text("process 1 on nowhere")
-    with locked(tmp_path / "train"):
+    with hold_lock(tmp_path / "train"):
         assert str(os.getpid()) in (tmp_path / ".train.lock").read_text()
     assert list(tmp_path.iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from wsss.models.affinity_net import AffinityNet, build_affinity_net
 from wsss.models.cnn import CNN, build_cnn
 from wsss.models.pcm import PCM, build_pcm
 from wsss.models.segmenter import Segmenter, build_segmenter
@@ -42,6 +43,14 @@ def tiny_segmenter(num_classes: int = 1) -> Segmenter:
     return build_segmenter(num_classes, timm_name="vit_tiny_patch16_224", decoder_layers=1, timm_options=size)
 
 
+def tiny_affinity_net(num_classes: int = 1) -> AffinityNet:
+    """The same ResNet with AffinityNet's head."""
+    narrow = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+    return build_affinity_net(
+        num_classes, timm_name="resnet10t", output_stride=8, widths=(2, 3, 4), affinity_dim=6, timm_options=narrow
+    )
+
+
 def tiny_toco(num_classes: int = 3, **options) -> ToCoNet:
     """A three-block ToCo network for 32 px images: 4 x 4 patches, auxiliary classifier on the first block."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -51,10 +60,10 @@ def tiny_toco(num_classes: int = 3, **options) -> ToCoNet:
 
 
 def two_view_batch(num_classes: int = 3, images: int = 2, size: int = 32, seed: int = 0) -> dict:
-    """A random batch as the loader gives it to methods that look at two views; every image shows one or two classes."""
+    """A random batch as the loader gives it to methods that look at two views; every image shows one class or two."""
     random = torch.Generator().manual_seed(seed)
     present = torch.stack([torch.randperm(num_classes, generator=random)[:2] for _ in range(images)])
-    present[::2, 1] = -1
+    present[::2, 1:] = -1
     image_label = torch.zeros(images, num_classes + 1).scatter_(1, present % (num_classes + 1), 1.0)[:, :num_classes]
     neutral = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])
     photometric = neutral.repeat(images, 3, 1)

@@ -55,7 +55,9 @@ def in_rank(queue, rank, ranks, port, folder, function, arguments):
 
 
 def trained(path, runs):
-    """[{losses, norms, keys, dtypes}] of several trainings from one YAML, each given by its overrides.
+    """[{losses, norms, keys, sum, state}] of several trainings from one YAML, each given by its overrides.
+
+    `sum` is that of the weights' magnitudes, `state` {buffer: sum}.
 
     An override `nan@STEP` makes rank 1's loss not finite at that step; the answer then has the error as `error`.
     """
@@ -94,6 +96,7 @@ def trained(path, runs):
                 load_config(Path(path), [t for t in overrides if not t.startswith("nan@")])
             )
             facts["sum"] = sum(float(p.detach().double().abs().sum()) for p in method.parameters())
+            facts["state"] = {name: float(buffer.double().sum()) for name, buffer in method.named_buffers()}
         except RunError as error:
             facts["error"] = str(error)
         said.append(facts)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from wsss.maps.affinity import EPS, IGNORE, pair_indices
-from wsss.tensors import at_least_float32
+from wsss.maps.affinity import EPS, pair_indices
+from wsss.tensors import IGNORE_INDEX, at_least_float32
 
 
 def affinity_loss(affinity_BOP: Tensor, label_Bhw: Tensor, radius: int) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def affinity_loss(affinity_BOP: Tensor, label_Bhw: Tensor, radius: int) -> dict[
         )
     label_BN = label_Bhw.flatten(1)
     first, second = label_BN[:, None, from_P], label_BN[:, to_OP]
-    certain = (first != IGNORE) & (second != IGNORE)
+    certain = (first != IGNORE_INDEX) & (second != IGNORE_INDEX)
     equal, background = certain & (first == second), first == 0
     a = at_least_float32(affinity_BOP)
     together, apart = -torch.log(a + EPS), -torch.log(1 - a + EPS)

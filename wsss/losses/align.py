@@ -59,7 +59,7 @@ def alignment_distance(
         ValueError: shapes that do not fit; no such level and metric; tau out of place; standardise with pooled.
     """
     if (level, metric) not in DISTANCES:
-        raise ValueError(f"no alignment of level '{level}' and metric '{metric}'; there are {listed(DISTANCES)}")
+        raise ValueError(f"no alignment of level '{level}' and metric '{metric}'; there are {name_levels(DISTANCES)}")
     check_shapes(student_BDN, teacher_BDN, level)
     check_temperature(tau)
     if tau != 1 and level != "channel_softmax":
@@ -112,8 +112,8 @@ def check_temperature(tau: float) -> None:
         raise ValueError(f"tau is {tau}; wanted > 0")
 
 
-def listed(pairs: dict[tuple[str, str], Distance]) -> str:
-    """'channel (cosine, l1, l2), global (...)': levels with their metrics."""
+def name_levels(pairs: dict[tuple[str, str], Distance]) -> str:
+    """Name the levels with their metrics: 'channel (cosine, l1, l2), global (...)'."""
     metrics_of: dict[str, list[str]] = {}
     for level, metric in sorted(pairs):
         metrics_of.setdefault(level, []).append(metric)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.maps.pseudo_label import CERTAIN_FOREGROUND
 from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, mean_in_groups
 
 EPS = 1e-4  # joins the negatives and the number of positives of class_token_contrast
-CERTAIN_FOREGROUND = 2  # certainty maps: 0 certain background, 1 uncertain, 2 certain foreground
 
 
 def pair_mask(label_Bhw: Tensor) -> Tensor:

@@ -5,6 +5,12 @@
 
 Shapes: B images, D channels, P present classes (packed, see segmented_class), C = K + 1 classes with background 0,
 J scales in order of priority, h x w token grid of the original image; tokens of a scale have a grid of their own.
+An example of one present class on a 2 x 2 grid, with the scales 1.5 and then 0.5; 1 in S is the segmented object:
+
+    M of 1.5    M of 0.5    S      T: mean of M over S          fires: M > T          B: no scale before fires
+    0.9 0.1     0.7 0.8     1 1    1.5: 1.5 / 3 = 0.5           1 0        1 1        1 0        0 1
+    0.5 0.0     0.2 0.6     1 0    0.5: 1.7 / 3 = 0.567         0 0        0 1        0 0        0 1
+
 What carries gradient is the caller's choice: detach the tokens of a scale to make it a teacher.
 
 Source: M-SEE, Eq. 1-7, in the readings of D-44; golden `msee`.

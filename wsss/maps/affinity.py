@@ -12,7 +12,6 @@ from torch import Tensor
 from wsss.tensors import at_least_float32
 
 EPS = 1e-5
-IGNORE = 255
 
 
 def pair_offsets(radius: int) -> list[tuple[int, int]]:

@@ -110,38 +110,3 @@ def to_cam(kind: str, raw: Raw) -> Tensor:
         size = max((tuple(of_layer.shape[-2:]) for of_layer in raw), key=lambda hw: hw[0] * hw[1])
         return fuse_layers(raw, size) if len(raw) > 1 else normalise_cam(raw[0])
     return raw.float() if kind in PROBABILITIES else normalise_cam(raw)
-
-
-def multi_scale_cam(
-    view_maps: ViewMaps, image: Tensor, *, stride: int, scales: Sequence[float] = (1.0,), flip: bool = False
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Cams of every kind and class probabilities, averaged over scales and, with `flip`, over the mirrored image.
-
-    Each view's map is normalised by itself, resized to the finest grid and averaged; the mean is not
-    normalised again, so a place that only one scale sees stays weak.
-
-    Args:
-        view_maps: image -> (raw maps, probabilities) of one view; see view_maps.
-        image: (B, 3, H, W) RGB in [0, 1].
-        stride: pixels per cell; views are resized to multiples of it.
-
-    Returns:
-        {kind: (B, K, h, w) in [0, 1]} on the grid of the largest scale, and (B, K) in [0, 1].
-
-    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); D-09.
-    """
-    height, width = image.shape[-2:]
-    sizes = [tuple(max(round(side * scale / stride), 1) * stride for side in (height, width)) for scale in scales]
-    sums: dict[str, Tensor] = {}
-    probs_BK = image.new_zeros(())
-    for size in sorted(sizes, reverse=True):  # the finest first: it sets the grid
-        view = resize(image, size)
-        for mirrored in (False, True)[: 1 + flip]:
-            maps, view_probs_BK = view_maps(view.flip(-1) if mirrored else view)
-            probs_BK = probs_BK + view_probs_BK
-            for kind, raw in maps.items():
-                cam_BKhw = to_cam(kind, raw)
-                cam_BKhw = cam_BKhw.flip(-1) if mirrored else cam_BKhw
-                sums[kind] = sums[kind] + resize(cam_BKhw, sums[kind].shape[-2:]) if kind in sums else cam_BKhw
-    views = len(sizes) * (1 + flip)
-    return {kind: total / views for kind, total in sums.items()}, probs_BK / views

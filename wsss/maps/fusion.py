@@ -3,51 +3,139 @@
 Shapes: B images, P maps per image (classes, all or packed), C = K + 1 classes with background 0, h x w grid of one
 scale, H x W pixels of the fused map.
 
-A view is what one scale gives: (logits,) or (logits, logits of the mirrored image), each at its own grid. The fusions
-turn the second one round themselves.
+A view is what one scale gives of one kind (see scales.py). The fusions turn the mirror's map round themselves.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.maps.cam import PROBABILITIES, ViewMaps, to_cam
+from wsss.maps.scales import Pad, ScaledView, View, scaled_views
 from wsss.tensors import at_least_float32, resize
 
-View = tuple[Tensor, ...]
 Fold = Literal["sum", "max"]
 Rule = Literal["voc", "coco"]
+Fuse = Literal["mean", "toco"]
 
+NO_VIEW = "no view to fuse: wanted the maps of at least one scale"
 FOLDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum}
-"""Rule -> how the two flips and how the scales are folded in ToCo's final evaluation."""
 RULES: dict[Rule, tuple[Fold, Fold]] = {"voc": ("sum", "max"), "coco": ("max", "sum")}
+"""Data set -> how the two flips, then the scales, of segmentation logits are folded in ToCo's final evaluation."""
 
 
-def fuse_cams(views: Iterable[View], size: Sequence[int]) -> Tensor:
-    """Raw class maps of several scales -> one cam per image and map, in [0, 1].
+@dataclass(frozen=True)
+class CamRule:
+    """How one cam is made of several views of an image.
 
-        s = sum over scales of relu(max(up(logits), flip(up(logits of the mirror))))
+    Attributes:
+        scales: of the image; each is a view.
+        flip: whether every scale is seen mirrored, too.
+        fuse: `mean` of views that are normalised one by one, or `toco`: see mean_of_cams, sum_of_relus.
+        pad: how a scaled side becomes a multiple of the stride: see scaled_views.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    fuse: Fuse = "mean"
+    pad: Pad = "resize"
+
+
+TOCO = CamRule(scales=(1.0, 0.5, 1.5), flip=True, fuse="toco", pad="pad")
+"""The rule by which ToCo and M-SEE report the mIoU of their CAMs (spec msee 1.3 step 2, 3)."""
+
+
+def multi_scale_cam(
+    view_maps: ViewMaps, image: Tensor, *, stride: int, rule: CamRule
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Cams of every kind, fused over the views of the rule, and class probabilities, averaged over them.
+
+    Args:
+        view_maps: image -> (raw maps, probabilities) of one view; see cam.view_maps.
+        image: (B, 3, H, W) RGB in [0, 1].
+        stride: pixels per cell.
+
+    Returns:
+        {kind: (B, K, h, w) in [0, 1]} on the grid of the largest scale, and (B, K) in [0, 1].
+    """
+    finest_first = sorted(rule.scales, reverse=True)
+    views = list(scaled_views(view_maps, image, stride=stride, scales=finest_first, flip=rule.flip, pad=rule.pad))
+    cams = {kind: fuse_cams([view.maps[kind] for view in views], fuse=rule.fuse, kind=kind) for kind in views[0].maps}
+    if rule.pad == "pad":  # maps of padded views are as large as the view
+        grid = [math.ceil(int(finest_first[0] * side) / stride) for side in image.shape[-2:]]
+        cams = {
+            kind: resize(cam, [min(cells, side) for cells, side in zip(grid, cam.shape[-2:], strict=True)])
+            for kind, cam in cams.items()
+        }
+    scores = [scores_BK for view in views for scores_BK in view.scores]
+    return cams, sum(scores[1:], start=scores[0]) / len(scores)
+
+
+def fuse_cams(
+    views: Iterable[View], size: Sequence[int] | None = None, *, fuse: Fuse = "toco", kind: str = "class_map"
+) -> Tensor:
+    """Class maps of several scales -> one cam per image and map, in [0, 1], float32 or better.
+
+    Args:
+        views: per scale (B, P, h, w) raw maps, any range; of the mirrored image too, where there is one. A list of
+            maps of several layers is fused into one first.
+        size: (H, W); None = the grid of the first view.
+        fuse: see CamRule. Probabilities (kind `seg`) are averaged in any case.
+
+    Returns:
+        (B, P, H, W).
+
+    Raises:
+        ValueError: no view.
+    """
+    return FUSIONS["mean" if kind in PROBABILITIES else fuse](views, size, kind)
+
+
+def mean_of_cams(views: Iterable[View], size: Sequence[int] | None, kind: str) -> Tensor:
+    """Each view normalised by itself, resized and averaged.
+
+    The mean is not normalised again, so a place that only one scale sees stays weak.
+
+    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); spec C6.
+    """
+    total, number = None, 0
+    for view in views:
+        for mirrored, raw in enumerate(view):
+            cam = to_cam(kind, raw)
+            size = cam.shape[-2:] if size is None else size
+            cam = resize(cam.flip(-1) if mirrored else cam, size)
+            total = cam if total is None else total + cam
+            number += 1
+    if total is None:
+        raise ValueError(NO_VIEW)
+    return total / number
+
+
+def sum_of_relus(views: Iterable[View], size: Sequence[int] | None, kind: str) -> Tensor:
+    """Raw maps rectified and summed over scales, and normalised once.
+
+        s = sum over scales of relu(max(up(map), flip(up(map of the mirror))))
         cam = (s - min_HW s) / (max_HW (s - min_HW s) + 1e-5)
 
     A map that is nowhere positive, and a padded channel (all 0), give exactly 0.
 
-    Args:
-        views: per scale (B, P, h, w) logits, any range; of the mirrored image too, where there is one.
-        size: (H, W).
-
-    Returns:
-        (B, P, H, W), float32 or better.
-
-    Raises:
-        ValueError: no view.
-
     Source: ToCo, multi-scale CAM (D-76, 1; golden msccam).
     """
-    total = fold_views(views, size, flips="max", scales="sum", activation=F.relu)
+    one_map = (tuple(to_cam(kind, raw) if isinstance(raw, list) else raw for raw in view) for view in views)
+    total = fold_views(one_map, size, flips="max", scales="sum", activation=F.relu)
     total = total - total.amin(dim=(-2, -1), keepdim=True)
     return total / (total.amax(dim=(-2, -1), keepdim=True) + 1e-5)
+
+
+FUSIONS: dict[Fuse, Callable[[Iterable[View], Sequence[int] | None, str], Tensor]] = {
+    "mean": mean_of_cams,
+    "toco": sum_of_relus,
+}
 
 
 def fuse_seg_logits(views: Iterable[View], size: Sequence[int], *, flips: Fold, scales: Fold) -> Tensor:
@@ -67,72 +155,43 @@ def fuse_seg_logits(views: Iterable[View], size: Sequence[int], *, flips: Fold, 
 
 
 def fold_views(
-    views: Iterable[View],
-    size: Sequence[int],
+    views: Iterable[tuple[Tensor, ...]],
+    size: Sequence[int] | None,
     *,
     flips: Fold,
     scales: Fold,
     activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Every view brought to `size`, its flips folded, then the scales; one view is in memory at a time."""
+    """Every view brought to `size` (None = that of the first), its flips folded, then the scales."""
     total: Tensor | None = None
     for view in views:
+        size = view[0].shape[-2:] if size is None else size
         scale = resize(at_least_float32(view[0]), size)
         for mirrored in view[1:]:
             scale = FOLDS[flips](scale, resize(at_least_float32(mirrored), size).flip(-1))
         scale = scale if activation is None else activation(scale)
         total = scale if total is None else FOLDS[scales](total, scale)
     if total is None:
-        raise ValueError("no view to fuse: wanted the maps of at least one scale")
+        raise ValueError(NO_VIEW)
     return total
 
 
-def scaled_views(
-    maps_of: Callable[[Tensor], Mapping[str, Tensor]],
-    image: Tensor,
-    *,
-    stride: int,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = True,
-) -> Iterator[dict[str, View]]:
-    """The maps of every scale of an image, one scale after the other: {name: view}.
-
-    A scale is the image resized to (int(s H), int(s W)); it and its mirror image go through the network as one batch.
-    A side that is no multiple of the stride is not floored: see `padded_maps`.
-
-    Args:
-        maps_of: (B', 3, H', W') with sides that are multiples of the stride -> {name: (B', P, h, w)}.
-        image: (B, 3, H, W) RGB in [0, 1].
-        stride: pixels per patch.
-
-    Raises:
-        ValueError: a scale that leaves nothing of a side.
-    """
-    height, width = image.shape[-2:]
-    for scale in scales:
-        size = (int(scale * height), int(scale * width))
-        if min(size) < 1:
-            raise ValueError(f"scale {scale:g} of an image of {height} x {width} pixels is empty; use larger scales")
-        view = resize(image, size)
-        both = torch.cat([view, view.flip(-1)]) if flip else view
-        maps = padded_maps(maps_of, both, stride)
-        yield {name: of_both.chunk(2) if flip else (of_both,) for name, of_both in maps.items()}
+def cams_of_present(
+    views: Sequence[ScaledView], kinds: Sequence[str], present_BP: Tensor, size: Sequence[int], fuse: Fuse
+) -> dict[str, Tensor]:
+    """{kind: cam (B, P, *size)} of the classes that each image shows, of those of `kinds` that the views have."""
+    return {
+        kind: fuse_cams([pack_view(view.maps[kind], present_BP) for view in views], size, fuse=fuse)
+        for kind in kinds
+        if kind in views[0].maps
+    }
 
 
-def padded_maps(maps_of: Callable[[Tensor], Mapping[str, Tensor]], image: Tensor, stride: int) -> dict[str, Tensor]:
-    """Maps of images of any size. Sides that are multiples of the stride: the maps as they come, on their grid.
-
-    Otherwise the image is padded at the bottom and the right by repeating its last row and column up to the next
-    multiple (at most stride - 1 px, so that no black edge is seen and ImageNet statistics hold), the maps are brought
-    to the padded size and cut to (H, W).
-    """
-    height, width = image.shape[-2:]
-    below, right = -height % stride, -width % stride
-    if not below and not right:
-        return dict(maps_of(image))
-    maps = maps_of(F.pad(image, (0, right, 0, below), mode="replicate"))
-    padded = (height + below, width + right)
-    return {name: resize(raw, padded)[..., :height, :width] for name, raw in maps.items()}
+def pack_view(view: View, present_BP: Tensor) -> View:
+    return tuple(
+        [packed(layer, present_BP) for layer in raw] if isinstance(raw, list) else packed(raw, present_BP)
+        for raw in view
+    )
 
 
 def packed(maps_BKhw: Tensor, present_BP: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from wsss.maps.par import DILATIONS, pixel_adaptive_refinement
 from wsss.tensors import IGNORE_INDEX, at_least_float32, resize
 
 CERTAIN_BACKGROUND, UNCERTAIN, CERTAIN_FOREGROUND = 0, 1, 2
+"""What maps of certainty hold: see certainty."""
 
 
 def seed_label(
@@ -48,6 +49,11 @@ def seed_label(
     label_BHW = label_BHW.masked_fill(strongest_BHW <= fg_threshold, IGNORE_INDEX)
     label_BHW = label_BHW.masked_fill(strongest_BHW <= bg_threshold, 0)
     return label_BHW if box_B4 is None else ignore_outside(label_BHW, box_B4)
+
+
+def cam_label(cam_1PHW: Tensor, present_1P: Tensor, size: Sequence[int], threshold: float) -> Tensor:
+    """The cam of one image, resized to `size` -> (*size) int64 class ids; background where it is <= threshold."""
+    return seed_label(resize(cam_1PHW, size), present_1P, bg_threshold=threshold, fg_threshold=threshold)[0]
 
 
 def certainty(cam_BPHW: Tensor, *, bg_threshold: float, fg_threshold: float) -> Tensor:

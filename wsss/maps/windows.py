@@ -45,7 +45,7 @@ def sliding_window(view: ViewMaps, *, window_px: int, step_px: int, stride: int,
             if isinstance(first, list):
                 maps[kind] = [blend(torch.cat(of_layer), corners, image) for of_layer in zip(*per_part, strict=True)]
             else:
-                maps[kind] = blend(torch.cat(per_part), corners, image)  # type: ignore[arg-type]
+                maps[kind] = blend(torch.cat(per_part), corners, image)  # type: ignore[arg-type]  # tensors, like the first
         return maps, probs.amax(dim=0)
 
     def blend(raw: Tensor, corners: Sequence[tuple[int, int]], image: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Affinity(Method):
 
     supervision: ClassVar[Literal["label", "mask", "mixed"]] = "mask"
     gives_maps: ClassVar[bool] = False
-    student: AffinityNet  # type: ignore[assignment]
+    student: AffinityNet  # type: ignore[assignment]  # an AffinityNet classifies nothing, so it is no Network
 
     def __init__(self, student: AffinityNet, *, radius: int = 5) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 Batch: image (B, 3, H, W) RGB in [0, 1], image_label (B, K) multi-hot, box (B, 4), key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +22,13 @@ class Method(nn.Module):
     step, so a method may run its networks as often as it likes and still be wrapped as one module. Every trainable
     parameter gets a gradient on every step.
 
+    A method keeps state of its own (prototypes, a memory bank, a teacher that follows) in buffers, which a checkpoint
+    holds. Each rank changes its buffers by its own images, and only `synchronise` makes them equal again. So each saved
+    buffer, of the method or of a network in it, must be a statistic of BatchNorm, which the launcher averages, or be
+    named in `equal_on_ranks`. A run of more than one process refuses any other buffer when it starts, and compares
+    those that are named between the ranks at each save and evaluation. A buffer that is not saved (persistent=False)
+    is a constant, or is made anew in each step.
+
     Attributes:
         student: the network that is trained and whose maps are read.
         needs_teacher: whether the constructor takes a Frozen teacher after the student.
@@ -31,6 +38,9 @@ class Method(nn.Module):
         gives_maps: whether there are maps of classes to read.
         segments: whether the student's `seg_logits_BChw` are what validation in training judges first.
         views: what the loader makes of an image: `plain` one view, `two` a main and a second view and their colours.
+        equal_on_ranks: names of saved buffers, or of modules all of whose buffers are, that are equal on all ranks at
+            the end of a step: constants, what follows from weights alone, what `synchronise` makes so. Any module in
+            the method can have this attribute.
     """
 
     student: Network
@@ -40,12 +50,27 @@ class Method(nn.Module):
     gives_maps: ClassVar[bool] = True
     segments: ClassVar[bool] = False
     views: ClassVar[Literal["plain", "two"]] = "plain"
+    equal_on_ranks: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
-        """What is worth a look beside maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
+    def synchronise(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Make equal on all ranks what each has learnt from its own images. Called on all ranks without gradients, once
+        after each update, also where there is one rank: so state is a function of the step and of nothing else.
+
+            self.prototypes_KD.copy_(gather(self.prototypes_KD).mean(0))  # a mean
+            seen_BD = gather(self.fresh_BD).flatten(0, 1)  # a queue
+            self.bank_ND.copy_(torch.cat([seen_BD, self.bank_ND])[: len(self.bank_ND)])
+
+        It reads and writes buffers, not weights, of which ZeRO-3 has given each rank a share.
+
+        Args:
+            gather: tensor -> (ranks, *its shape), by rank. All ranks must call it with tensors of one shape and type.
+        """
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What a gallery shows next to maps and masks, by name: (B, h, w) floats in [0, 1], or int64 class ids."""
         return {}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from wsss.losses.align import (
     Metric,
     alignment_distance,
     check_temperature,
-    listed,
+    name_levels,
 )
 from wsss.methods.base import Method
 from wsss.models.base import Network, Outputs
@@ -82,7 +82,7 @@ class Consistency(Method):
         self.shuffle_teacher = shuffle_teacher
         self.student = student
         self.check_level(project)
-        dim = channels_of(target, teacher)
+        dim = count_channels(target, teacher)
         width = project_dim or dim
         projected = project != "none" and level not in LOGIT_DISTANCES
         self.project = nn.Conv2d(student.feature_dim, width, kernel_size=1) if projected else None
@@ -98,7 +98,7 @@ class Consistency(Method):
             check_temperature(self.tau)
         elif (self.level, self.metric) not in DISTANCES:
             raise ValueError(
-                f"method.level '{self.level}' knows no metric '{self.metric}'; there are {listed(DISTANCES)}"
+                f"method.level '{self.level}' knows no metric '{self.metric}'; there are {name_levels(DISTANCES)}"
             )
         elif project == "none" and self.level not in ANY_CHANNELS:
             raise ValueError(
@@ -119,7 +119,7 @@ class Consistency(Method):
         return alignment_distance(
             patches_BDhw.flatten(2),
             target_BThw.flatten(2),
-            level=self.level,  # type: ignore[arg-type]
+            level=self.level,  # type: ignore[arg-type]  # the levels of logits have returned above
             metric=self.metric,
             standardise=self.standardise,
             tau=self.tau,
@@ -144,8 +144,8 @@ class Consistency(Method):
         return {"project": projected_BThw[:, : teacher.head.out_channels]}
 
 
-def channels_of(target: Target, teacher: Network) -> int:
-    """T, the channels of a teacher tensor."""
+def count_channels(target: Target, teacher: Network) -> int:
+    """T, the number of channels of this teacher tensor."""
     num_classes = teacher.head.out_channels
     widths = {"features": teacher.feature_dim, "background": 1, "class_map+background": num_classes + 1}
     return widths.get(target, num_classes)

@@ -20,8 +20,8 @@ class CoTrain(Consistency):
     CAM kinds: `grad`, `layer`, `class_map` and `project`, of the student.
 
     Args:
-        gradient: whom the alignment trains: `both`, as published, `student` alone (the partner learns from labels
-            only), or `alternate`, the student on even steps and the partner on odd ones.
+        gradient: which networks the alignment trains: `both`, as published, `student` alone (the partner learns from
+            labels only), or `alternate`, the student on even steps and the partner on odd ones.
         freeze_norm: keep the partner's BatchNorm at its initial statistics. With several processes on GPUs, its
             layers are otherwise made SyncBatchNorm by the launcher.
 

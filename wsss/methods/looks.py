@@ -1,5 +1,16 @@
 """What a step of ToCo and M-SEE looks at: views of a photograph, and the main view at several scales.
 
+`Views` are the images of a step, a `Look` is the main view at one scale, and `Seen` is all that losses read. An example
+of one image of 2 x 2 patches that shows class 1 of K = 3 (present = [[1]]), with a single scale:
+
+    raw map    of the mirror image    fused: ReLU of the larger,    certainty, thresholds    seed label
+                                      the mirror turned round       0.25 and 0.7
+     2  -1           0   4                  4  0  ->  1    0                2  0                2    0
+     2  -3           1  -2                  2  1      0.5  0.25             1  0                255  0
+
+    looks[1.0].maps["aux"] = (raw map, of the mirror image), each (1, 1, 2, 2)
+    cams["aux"]            = the fused map, resized to the pixels of the view
+
 Shapes: B images, K classes, P classes of an image (packed: the channels of `present`, padded with -1), D channels,
 h x w patches, H x W pixels.
 """
@@ -14,10 +25,10 @@ from torch import Tensor
 from wsss.losses.regions import scale_cams
 from wsss.maps.cam import maps_of_present, packed_rows
 from wsss.maps.fusion import fuse_cams
+from wsss.maps.scales import scale_image
 from wsss.methods.base import Batch
 from wsss.models.toco import ToCoNet, Tokens
 from wsss.photometric import photometric
-from wsss.tensors import resize
 
 Reads = Literal["aux_cam", "label", "segmentation", "view2"]
 """What a loss may read beyond the main view's tokens: the fused cam of the auxiliary classifier, the pseudo label, the
@@ -93,8 +104,8 @@ class Seen:
     watched: dict[str, Tensor] = field(default_factory=dict)
 
 
-def views_of(batch: Batch, *, toco_compat: bool = False) -> Views:
-    """The loader's geometry under the colours that it drew (see photometric)."""
+def make_views(batch: Batch, *, toco_compat: bool = False) -> Views:
+    """Colour the views of the loader, whose geometry is done, as it drew (see photometric)."""
     image, view2 = batch["image"], batch["view2"].to(batch["image"].dtype) / 255
     sources, colours = torch.stack([image, view2, image], dim=1), batch["photometric"]
     main, view2, local = photometric(sources.flatten(0, 1), colours.flatten(0, 1)).unflatten(0, (-1, 3)).unbind(1)
@@ -104,8 +115,8 @@ def views_of(batch: Batch, *, toco_compat: bool = False) -> Views:
     return Views(main, view2, local, main, box, colours[:, 2, -1] > 0, batch["seed"])
 
 
-def plain_views(image: Tensor) -> Views:
-    """Images (B, 3, H, W) in [0, 1] as they are, in place of all views."""
+def make_plain_views(image: Tensor) -> Views:
+    """Take images (B, 3, H, W) in [0, 1] as they are in place of all views."""
     box_B4 = torch.tensor([0, image.shape[-2], 0, image.shape[-1]], device=image.device).expand(len(image), -1)
     seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
     return Views(image, image, image, image, box_B4, seed_B > 0, seed_B)
@@ -124,12 +135,12 @@ def see(
     teachers: Sequence[float],
     teacher_grad: bool,
 ) -> Seen:
-    """All passes of the global views: with gradients at scale 1, without at the others and in the mirror.
+    """Make all passes of the global views: with gradients at scale 1, without at the others and in the mirror.
 
     Args:
         reads: what the losses of this step read.
         label_from: the classifier whose fused cam the pseudo label is made of, later: `aux` or `final`.
-        cam_scales, teachers, teacher_grad: see looks_at_scales.
+        cam_scales, teachers, teacher_grad: see look_at_scales.
     """
     size, both = len(views.main), "view2" in reads
     fused = {"aux": "aux_cam" in reads}
@@ -137,7 +148,7 @@ def see(
     classifiers = [name for name, is_read in fused.items() if is_read]
     tokens = student.encode(torch.cat([views.main, views.view2]) if both else views.main)
     main = tokens[:size]
-    looks = looks_at_scales(
+    looks = look_at_scales(
         student,
         views.main,
         main,
@@ -155,8 +166,8 @@ def see(
     return Seen(views, image_label_BK, present_BP, step, main, view2, looks, cams, seg_logits_BChw, *scores)
 
 
-def scale_pictures(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
-    """{name: (B, h, w) in [0, 1]}: the strongest class at every scale whose final tokens were seen."""
+def draw_scales(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
+    """Draw the strongest class at every scale whose final tokens were seen: {name: (B, h, w) in [0, 1]}."""
     weight_BPD = packed_rows(student.head.weight.flatten(1), seen.present_BP)
     return {
         f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, seen.main.grid).amax(dim=1)
@@ -165,7 +176,7 @@ def scale_pictures(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
     }
 
 
-def looks_at_scales(
+def look_at_scales(
     student: ToCoNet,
     image: Tensor,
     main: Tokens,
@@ -176,7 +187,7 @@ def looks_at_scales(
     teachers: Sequence[float] = (),
     teacher_grad: bool = False,
 ) -> dict[float, Look]:
-    """The main view at every scale of the fused maps and of the teachers, each in as few passes as it needs.
+    """Look at the main view at every scale of the fused maps and of the teachers, in as few passes as they need.
 
     Args:
         image: (B, 3, H, W) RGB in [0, 1], the main view.
@@ -188,7 +199,7 @@ def looks_at_scales(
     """
     found = {}
     for scale in dict.fromkeys([*(cam_scales if classifiers else ()), *teachers]):
-        view = image if scale == 1 else resize(image, [int(scale * side) for side in image.shape[-2:]])
+        view = scale_image(image, scale, student.stride, "pad")
         known = None
         if scale == 1:
             known = {"aux": main.aux_BDhw.detach(), "final": main.patches_BDhw.detach()}
@@ -209,7 +220,7 @@ def look_at(
     names: Sequence[str],
     mirror: bool,
 ) -> Look:
-    """One scale, in one pass of what is not known yet."""
+    """Look at one scale, in one pass of what is not known yet."""
     images = [*([view] if known is None else []), *([view.flip(-1)] if mirror else [])]
     read = features_of(student, torch.cat(images), names) if images else {}
     features = known or {name: of_images[: len(view)] for name, of_images in read.items()}
@@ -229,14 +240,6 @@ def features_of(student: ToCoNet, image: Tensor, names: Sequence[str]) -> dict[s
         return {"aux": student.encode_aux(image)}
     tokens = student.encode(image)
     return {"aux": tokens.aux_BDhw, "final": tokens.patches_BDhw}
-
-
-def channels_of(image_label_BK: Tensor) -> Tensor:
-    """Multi-hot labels -> the channels of the classes of each image (B, P), padded with -1; waits for the device."""
-    counts_B = (image_label_BK > 0).sum(dim=1)
-    width = max(int(counts_B.max()), 1)
-    channel_BP = (image_label_BK > 0).int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return channel_BP.where(torch.arange(width, device=counts_B.device) < counts_B[:, None], -1)
 
 
 def mirrored_box(box_B4: Tensor, width: int) -> Tensor:

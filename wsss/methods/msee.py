@@ -128,10 +128,10 @@ class MSEE(ToCo):
             fired.append(fires(cam_BPhw, thresholds(cam_BPhw, segmented_Bhw, present_BP, classes=self.classes)))
         return reliable_regions(fired, valid_Bhw, region_masks=self.region_masks)
 
-    def drawn(self, seen: Seen) -> dict[str, Tensor]:
-        """ToCo's pictures, and where each scale teaches."""
+    def draw(self, seen: Seen) -> dict[str, Tensor]:
+        """Draw what ToCo draws, and where each scale teaches."""
         if not self.schedule.uses("msee", seen.step):
-            return super().drawn(seen)
+            return super().draw(seen)
         regions_JBhw = self.regions(seen).float()
         regions = {f"region of scale {s:g}": region for s, region in zip(self.scales, regions_JBhw, strict=True)}
-        return {**super().drawn(seen), **regions}
+        return {**super().draw(seen), **regions}

@@ -24,7 +24,7 @@ from wsss.maps.boxes import valid_tokens
 from wsss.maps.par import DILATIONS
 from wsss.maps.pseudo_label import certainty, refined_label, seed_label
 from wsss.methods.base import Batch, Method
-from wsss.methods.looks import Reads, Seen, Views, channels_of, plain_views, scale_pictures, see, views_of
+from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views, make_views, see
 from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
 from wsss.models.toco import ToCoNet
@@ -73,6 +73,7 @@ class ToCo(Method):
     student: ToCoNet
     segments: ClassVar[bool] = True
     views: ClassVar[Literal["plain", "two"]] = "two"
+    equal_on_ranks: ClassVar[tuple[str, ...]] = ("project_teacher",)  # it follows weights
     teacher_grad = False
 
     def __init__(
@@ -144,7 +145,7 @@ class ToCo(Method):
         )
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        views = views_of(batch, toco_compat=self.toco_compat)
+        views = make_views(batch, toco_compat=self.toco_compat)
         return self.losses(views, batch["image_label"], batch["present"], step)
 
     def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
@@ -186,7 +187,7 @@ class ToCo(Method):
         return classification_loss(seen.aux_logits_BK, seen.image_label_BK)
 
     def patch_contrast_loss(self, seen: Seen) -> Tensor:
-        """Tokens of one class alike, of different ones not, where the auxiliary map is sure of them."""
+        """Pulls tokens of one class together and those of different classes apart, where the auxiliary map is sure."""
         grid = seen.main.grid
         cam_BPhw = resize(seen.cams["aux"], grid)
         label_Bhw = seed_label(
@@ -202,7 +203,7 @@ class ToCo(Method):
         return patch_token_contrast(seen.main.patches_BDhw, pair_mask(label_Bhw), group_size=self.group_size)
 
     def class_contrast_loss(self, seen: Seen) -> Tensor:
-        """Class tokens of local crops near those of the global views, unless the map calls the crop background."""
+        """Pulls class tokens of local crops to those of the global views, unless the map calls the crop background."""
         assert seen.view2 is not None
         views = seen.views
         rated_BHW = certainty(seen.cams["aux"], bg_threshold=self.bg_threshold, fg_threshold=self.fg_threshold)
@@ -241,26 +242,27 @@ class ToCo(Method):
         )
 
     def segmentation_loss(self, seen: Seen) -> Tensor:
-        """Cross-entropy of the pseudo label, background and foreground alike."""
+        """Learns the pseudo label, background and foreground weighed alike."""
         assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
         return balanced_segmentation_loss(seen.seg_logits_BChw, seen.label_BHW, self.group_size)
 
     def energy_loss(self, seen: Seen) -> Tensor:
-        """Neighbours of one colour in one class; in the units of the published loss."""
+        """Keeps neighbours of one colour in one class; in the units of the published loss."""
         assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
         views = seen.views
         energy = dense_energy(views.guide, seen.seg_logits_BChw, seen.label_BHW, views.box, scale=self.energy_scale)
         return PUBLISHED_ENERGY * self.energy_gain * energy
 
     @torch.no_grad()
-    def pictures(self, image: Tensor, image_label_BK: Tensor) -> dict[str, Tensor]:
-        """Maps of every scale and the pseudo label, as a step with all losses sees them."""
-        return self.drawn(self.see(plain_views(image), image_label_BK, channels_of(image_label_BK), LATE))
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw maps of every scale and the pseudo label, as a step with all losses sees them."""
+        views = make_plain_views(batch["image"])
+        return self.draw(self.see(views, batch["image_label"], batch["present"], LATE))
 
-    def drawn(self, seen: Seen) -> dict[str, Tensor]:
-        """The pictures of what was seen."""
+    def draw(self, seen: Seen) -> dict[str, Tensor]:
+        """Draw what was seen."""
         label = {} if seen.label_BHW is None else {"pseudo label": seen.label_BHW}
-        return {**scale_pictures(self.student, seen), **label}
+        return {**draw_scales(self.student, seen), **label}
 
     def unused(self, seen: Seen) -> Tensor:
         """0 times every trained parameter that this step leaves out."""

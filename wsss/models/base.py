@@ -73,7 +73,7 @@ class Network(nn.Module):
         self.stride = stride
         self.head = nn.Conv2d(feature_dim, num_classes, kernel_size=1)  # 1x1: a classifier at every position
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.constant_(self.head.bias, 0.0)  # type: ignore[arg-type]
+        nn.init.constant_(self.head.bias, 0.0)  # type: ignore[arg-type]  # there is one; torch says maybe
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

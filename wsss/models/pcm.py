@@ -89,7 +89,7 @@ class PCM(Network):
         for layer in (conv, self.f8_3, self.f8_4, self.f9):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")  # N(0, 2 / (k k out)): the published one
         for layer in (self.f8_3, self.f8_4, self.f9):
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # there is one; torch says maybe
         self.background = random_readout(conv_dim) if background else None
 
     def forward(self, image: Tensor) -> Outputs:
@@ -118,8 +118,8 @@ class PCM(Network):
         weight, bias = self.head.weight, self.head.bias
         if self.background is not None:
             weight = torch.cat([weight, self.background.weight])
-            bias = torch.cat([bias, self.background.bias])  # type: ignore[list-item]
-        bias_K11 = bias.view(-1, 1, 1)  # type: ignore[union-attr]
+            bias = torch.cat([bias, self.background.bias])  # type: ignore[list-item]  # as above
+        bias_K11 = bias.view(-1, 1, 1)  # type: ignore[union-attr]  # as above
         raw = F.conv2d(features_BDhw, weight)
         plain = raw + bias_K11
         return plain + correlate(raw, affinity_BNN) + bias_K11, plain

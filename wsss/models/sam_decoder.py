@@ -6,7 +6,7 @@ H x W pixels, S side of the square that the encoder sees.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class SamDecoder(Network):
     """
 
     position_1Dgg: Tensor
+    equal_on_ranks: ClassVar[tuple[str, ...]] = ("position_1Dgg",)  # a constant; see Method
 
     def __init__(self, sam: "Sam", num_classes: int) -> None:
         if num_classes != 1:

@@ -74,7 +74,8 @@ class Segmenter(SegmentationNetwork):
         mean, std = (values.flatten().tolist() for values in (encoder.mean, encoder.std))
         super().__init__(feature_dim=dim, stride=encoder.stride, num_classes=num_classes, mean=mean, std=std)
         in_dim = encoder.feature_dim
-        self.head = MaskTransformer(in_dim, dim, num_classes + 1, layers, heads, mask_norm)  # type: ignore[assignment]
+        decoder = MaskTransformer(in_dim, dim, num_classes + 1, layers, heads, mask_norm)
+        self.head = decoder  # type: ignore[assignment]  # scores every position like the 1x1 head of other networks
         del encoder.head  # the image classifier: nothing would train it
         self.encoder = encoder
 

@@ -71,7 +71,7 @@ class ToCoNet(ViT):
         if backbone.cls_token is None:
             raise ValueError("model toco contrasts class tokens, but this ViT has none; choose another model.timm_name")
         self.aux_block = aux_block % depth
-        backbone.pos_embed.requires_grad_(False)  # type: ignore[union-attr]
+        backbone.pos_embed.requires_grad_(False)  # type: ignore[union-attr]  # a plain ViT has one; timm says maybe
         self.head = nn.Conv2d(self.feature_dim, num_classes, 1, bias=False)
         self.aux_head = nn.Conv2d(self.feature_dim, num_classes, 1, bias=False)
         self.decoder = LargeFOV(self.feature_dim, num_classes + 1, dim=decoder_dim, dilation=dilation)

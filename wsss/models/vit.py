@@ -38,7 +38,7 @@ class ViT(Network):
     def with_attention(self, image: Tensor) -> tuple[Outputs, Tensor]:
         """The forward pass, and the last block's attention from the class token to the patches, (B, h, w).
 
-        It is averaged over heads and computed beside the block, whose own attention stays fused.
+        It is averaged over heads and computed next to the block, whose own attention stays fused.
 
         Raises:
             ValueError: a ViT without a class token.

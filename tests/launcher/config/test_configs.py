@@ -6,6 +6,7 @@ from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.config.options import options_of
+from launcher.processes.group import refuse_unequal_state
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen
 from wsss.models import MODELS
@@ -27,6 +28,7 @@ def test_config_loads_and_its_method_can_be_built_at_full_size(path):
         arguments.append(Frozen(MODELS["cnn"](1, timm_name="resnet10t")))
     method = METHODS[config.method.name](*arguments, *networks[1:], **options_of(config.method, METHODS))
     assert sum(p.numel() for p in method.parameters()) > 100_000
+    refuse_unequal_state(method, processes=2)
 
 
 def built_at_full_size(named):

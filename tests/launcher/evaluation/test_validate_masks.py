@@ -128,11 +128,28 @@ def test_views_of_all_scales_come_from_three_passes_over_a_batch(config, shards)
     assert method.student.seen == [(8, 3, 32, 32), (8, 3, 16, 16), (8, 3, 48, 48)]
 
 
+def test_cams_are_judged_by_the_rule_of_the_config_and_segmentation_at_scale_one(config, shards):
+    def judged(*overrides):
+        method = Segmenting()
+        found = judge(config(*overrides), method, shards, Accelerator(cpu=True), [0, 1, 2, 3], set())
+        return found.confusion, method.student.seen
+
+    before, _ = judged()
+    toco, passes = judged("cam.fuse=toco", "cam.scales=[1.0, 0.5, 1.5]", "cam.flip=true")
+    assert torch.equal(before, toco)  # what is judged where nothing is said
+    assert torch.equal(before, judged("cam.scales=[2.0]")[0])  # scales alone are those of `wsss infer`
+    mean, _ = judged("cam.fuse=mean", "cam.scales=[1.0, 0.5, 1.5]", "cam.flip=true")
+    assert torch.equal(before[0], mean[0]) and not torch.equal(before[1], mean[1])
+    small, passes = judged("cam.fuse=toco", "cam.scales=[0.5]")
+    assert torch.equal(before[0], small[0]) and not torch.equal(before[1], small[1])
+    assert passes == [(4, 3, 32, 32), (4, 3, 16, 16)]
+
+
 def test_the_gallery_shows_truth_segmentation_cams_and_the_methods_own_pictures(config, shards):
     class Drawing(Segmenting):
-        def pictures(self, image, label):
-            assert image.shape == (1, 3, 32, 32) and label.shape == (1, 2)
-            return {"sure": image.mean(1), "target": torch.ones(1, 4, 4, dtype=torch.int64)}
+        def pictures(self, batch):
+            assert batch["image"].shape == (1, 3, 32, 32) and batch["image_label"].shape == (1, 2)
+            return {"sure": batch["image"].mean(1), "target": torch.ones(1, 4, 4, dtype=torch.int64)}
 
     tracker = Kept()
     validator(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)

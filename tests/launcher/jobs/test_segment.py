@@ -178,6 +178,17 @@ def test_label_maps_of_the_cams_are_those_that_validation_judges(run, pets):
         assert torch.equal(confusion, judged.confusion[1:])
 
 
+def test_the_rule_of_the_cams_is_part_of_what_masks_were_made_of_once_it_is_another(run, pets):
+    old = ["segment.crf=false"]
+    out = segment(run, "val", pets / "val", old, cams=True)
+    before = json.loads((out / "job.json").read_text())
+    assert before["cam"] is None  # folders written before there was a choice have none
+    toco = [*old, "cam.fuse=toco", "cam.scales=[1.0,0.5,1.5]", "cam.flip=true"]
+    segment(run, "val", pets / "val", toco, cams=True)  # the same rule, named
+    with pytest.raises(RunError, match="made with other settings .cam: None"):
+        segment(run, "val", pets / "val", [*toco, "cam.pad=floor"], cams=True)
+
+
 def test_images_without_labels_are_segmented_but_have_no_cams_to_judge(run, pets):
     out = segment(run, "test", pets / "test", ["segment.crf=false"])
     shards = ShardFolder(pets / "test")

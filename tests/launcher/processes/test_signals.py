@@ -117,7 +117,7 @@ def test_one_before_there_is_a_child_is_announced_once_and_reaches_it(begin, tmp
     process = begin("launching", "late")
     process.terminate()
     assert process.wait(60) == STOPPED and not (tmp_path / "saved").exists()
-    assert (tmp_path / "stderr").read_text().count("told to stop") == 1
+    assert (tmp_path / "stderr").read_text().count("asked to stop") == 1
 
 
 def test_a_run_that_was_stopped_elsewhere_is_stopped_here(begin, tmp_path):

@@ -112,7 +112,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path, trained):
     values = {1: float("nan"), 2: 0.5, 3: 0.75, 4: float("nan")}
     for step, value in values.items():
         steps.write_figures(save(tmp_path, step, trained, keep=9), {"val/miou": value})
-    assert steps.best_of(steps.checkpoints(tmp_path), "val/miou").name == "step_0000003"
+    assert steps.find_best(steps.checkpoints(tmp_path), "val/miou").name == "step_0000003"
 
 
 def test_what_cannot_be_removed_or_noted_costs_a_line_and_no_run(tmp_path, trained, monkeypatch, capsys):

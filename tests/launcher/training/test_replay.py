@@ -8,7 +8,7 @@ from launcher.errors import RunError
 from launcher.files import RUNS
 from launcher.tracking.tracker import read_metrics
 from launcher.training.inputs import Inputs
-from launcher.training.replay import gradient_norms, replay_here
+from launcher.training.replay import measure_gradients, replay_here
 from launcher.training.run import train
 from launcher.training.trainer import Trainer
 from launcher.training.watch import Watch
@@ -84,7 +84,7 @@ def test_a_gradient_that_breaks_is_traced_to_its_forward_line():
     with torch.autograd.set_detect_anomaly(True, check_nan=False), watch:
         losses = method({"image": torch.rand(2, 3, 32, 32), "image_label": torch.ones(2, 1)}, 0)
         losses["loss"].backward()
-    assert losses["loss"].isfinite() and not gradient_norms(method)["all"] < float("inf")
+    assert losses["loss"].isfinite() and not measure_gradients(method)["all"] < float("inf")
     assert re.search(r"in the backward pass of SqrtBackward0, forward at File .*test_replay.py", watch.first["NaN"])
 
 

@@ -140,7 +140,7 @@ def test_what_was_replaced_since_the_last_log_is_counted_before_a_checkpoint(dam
     """The next start does not meet it again."""
     keys, config = damaged_config
     config = config(2).model_copy(update={"train": config(2).train.model_copy(update={"log_every": 4})})
-    monkeypatch.setattr("launcher.training.trainer.Trainer.agreed_to_stop", lambda self: True)
+    monkeypatch.setattr("launcher.training.trainer.Trainer.must_stop", lambda self: True)
     for _ in range(3):
         with pytest.raises(Stopped):
             train(config)
@@ -157,7 +157,7 @@ def test_the_budget_holds_over_all_ranks(tmp_path, monkeypatch):
     other_rank = [[b], [b, c]]
     monkeypatch.setattr(skips, "gather_object", lambda mine: mine + other_rank.pop(0))
     counted = skips.Skips(tmp_path, 2, OneOfTwo())
-    counted.see({"skipped": [None, a]})
+    counted.collect({"skipped": [None, a]})
     assert counted.count(1) == {"train/skipped_samples": 2.0}
     with pytest.raises(
         RunError, match=r"3 damaged samples by step 2, data.max_skipped allows 2; .*\n  a .*\n  b .*\n  c"

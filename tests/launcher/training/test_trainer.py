@@ -20,7 +20,7 @@ from launcher.run.lock import only_writer
 from launcher.tracking.tracker import NoTracker, read_metrics
 from launcher.training.inputs import Inputs
 from launcher.training.run import train
-from launcher.training.trainer import Trainer, poisoned, seed_step
+from launcher.training.trainer import Trainer, poison_gradient, seed_step
 from shards.batches.batch import to_device
 from shards.folder import ShardFolder
 from wsss.methods.classify import Classify
@@ -103,7 +103,7 @@ def test_sigterm_ends_in_a_checkpoint_after_the_step_and_the_rest_follows_bit_eq
     }
     whole = digest(train(config["whole"]))
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="told to stop, did so after step 3; start it again to go on"):
+    with pytest.raises(Stopped, match="asked to stop, did so after step 3; start it again to go on"):
         train(config["cut"])
     assert [path.name for path in (RUNS / "cut").glob("step_*")] == ["step_0000003"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -126,7 +126,7 @@ def without_clock(lines):
     return {(line["step"], name): value for line in lines for name, value in line.items() if name not in clock}
 
 
-@pytest.mark.parametrize("dies_in", ["run_evaluation", "note_figures"])  # before it, and after its line was logged
+@pytest.mark.parametrize("dies_in", ["run_evaluation", "record_figures"])  # before it, and after its line was logged
 def test_an_evaluation_that_was_killed_is_made_up_for(in_tmp, tiny_config, monkeypatch, dies_in):
     config = tiny_config("classify", "train.steps=4", "train.eval_every=2")
     whole = train(config.model_copy(update={"name": "whole"}))
@@ -297,7 +297,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
     class Watch(Trainer):
         def train_step(self, batches):
             if self.step == 3:
-                before_step_3.update({n: t.clone() for n, t in self.unwrapped.state_dict().items()})
+                before_step_3.update({n: t.clone() for n, t in self.full_method.state_dict().items()})
             super().train_step(batches)
 
     trainer = Watch(
@@ -327,10 +327,10 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
 
 def test_a_loss_that_is_not_finite_makes_every_gradient_nan():
     weight = torch.ones(2, requires_grad=True)
-    poisoned(weight.sum() + torch.tensor(float("inf"))).backward()
+    poison_gradient(weight.sum() + torch.tensor(float("inf"))).backward()
     assert torch.isnan(weight.grad).all()
     weight.grad = None
-    poisoned(weight.sum()).backward()
+    poison_gradient(weight.sum()).backward()
     assert weight.grad.tolist() == [1.0, 1.0]
 
 

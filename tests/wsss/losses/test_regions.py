@@ -269,3 +269,17 @@ def test_the_regions_are_computed_in_float32_under_autocast(golden):
     expected = inputs.cams("1.5")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(inputs.cams("1.5"), expected)
+
+
+def test_the_example_of_the_module_docstring():
+    grid, present, everywhere = (2, 2), torch.tensor([[0]]), torch.ones(1, 2, 2, dtype=torch.bool)
+    maps = {1.5: [0.9, 0.1, 0.5, 0.0], 0.5: [0.7, 0.8, 0.2, 0.6]}
+    segmented = torch.tensor([[[1, 1], [1, 0]]])
+    fired = []
+    for scale, mean in ((1.5, 0.5), (0.5, 1.7 / 3)):
+        cam = torch.tensor(maps[scale]).view(1, 1, *grid)
+        at = thresholds(cam, segmented, present, classes="agnostic")
+        assert at.item() == pytest.approx(mean)
+        fired.append(fires(cam, at))
+    assert [fire.int().tolist() for fire in fired] == [[[[1, 0], [0, 0]]], [[[1, 1], [0, 1]]]]
+    assert reliable_regions(fired, everywhere).int().tolist() == [[[[1, 0], [0, 0]]], [[[0, 1], [0, 1]]]]

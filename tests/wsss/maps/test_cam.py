@@ -3,7 +3,8 @@ import torch
 from support.networks import tiny_cnn, tiny_vit
 from torch import nn
 
-from wsss.maps.cam import fuse_layers, multi_scale_cam, normalise_cam, view_maps
+from wsss.maps.cam import fuse_layers, normalise_cam, view_maps
+from wsss.maps.fusion import CamRule, multi_scale_cam
 from wsss.maps.gradients import grad_cam, gradient_maps, layer_cam
 from wsss.maps.windows import sliding_window, window_starts
 from wsss.methods.classify import Classify
@@ -110,7 +111,7 @@ def brightness_maps(image):
 
 def test_multi_scale_is_the_mean_of_the_scales_on_the_finest_grid():
     image = torch.rand(2, 3, 32, 48)
-    cams, probs = multi_scale_cam(brightness_maps, image, stride=8, scales=(0.5, 1.0))
+    cams, probs = multi_scale_cam(brightness_maps, image, stride=8, rule=CamRule(scales=(0.5, 1.0)))
     small, small_probs = brightness_maps(resize(image, (16, 24)))
     whole, whole_probs = brightness_maps(image)
     expected = (normalise_cam(whole["class_map"]) + resize(normalise_cam(small["class_map"]), (4, 6))) / 2
@@ -121,7 +122,7 @@ def test_multi_scale_is_the_mean_of_the_scales_on_the_finest_grid():
 
 def test_scale_one_alone_changes_nothing():
     image = torch.rand(1, 3, 32, 32)
-    cams, _ = multi_scale_cam(brightness_maps, image, stride=8)
+    cams, _ = multi_scale_cam(brightness_maps, image, stride=8, rule=CamRule())
     torch.testing.assert_close(cams["class_map"], normalise_cam(brightness_maps(image)[0]["class_map"]))
 
 
@@ -132,8 +133,8 @@ def test_flip_makes_the_cam_of_the_mirrored_image_the_mirrored_cam():
     def maps(view):
         return view_maps(vit, Classify(vit).maps_of, view, ["class_map"])
 
-    plain, _ = multi_scale_cam(maps, image, stride=8, flip=True)
-    mirrored, _ = multi_scale_cam(maps, image.flip(-1), stride=8, flip=True)
+    plain, _ = multi_scale_cam(maps, image, stride=8, rule=CamRule(flip=True))
+    mirrored, _ = multi_scale_cam(maps, image.flip(-1), stride=8, rule=CamRule(flip=True))
     torch.testing.assert_close(plain["class_map"], mirrored["class_map"].flip(-1), atol=1e-6, rtol=1e-5)
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.networks import tiny_cnn, tiny_pcm, tiny_segmenter, tiny_vit
+from support.methods import batch_of, build
+from support.networks import tiny_cnn, tiny_pcm, tiny_vit
 
 from wsss.losses.labels import classification_loss, segmentation_loss
-from wsss.methods import METHODS
 from wsss.methods.base import Frozen
 from wsss.methods.classify import Classify
 from wsss.methods.consistency import orthonormal
@@ -12,23 +12,6 @@ from wsss.methods.cotrain import CoTrain
 from wsss.methods.distill import Distill
 from wsss.methods.mixed import Mixed, with_zero_background
 from wsss.methods.supervised import Supervised
-
-
-def batch_of(images=4, classes=1):
-    """A batch with everything that any method asks for."""
-    label = (torch.arange(images)[:, None] % (classes + 1) == torch.arange(classes)).float()
-    mask = torch.randint(0, classes + 1, (images, 32, 32), dtype=torch.uint8)
-    mask[:, :4] = 255
-    batch = {"image": torch.rand(images, 3, 32, 32), "image_label": label, "mask": mask}
-    return {**batch, "pixel": {name: value[:2] for name, value in batch.items()}}
-
-
-def build(name, classes=1, teacher=tiny_cnn, **options):
-    student = tiny_segmenter(classes) if METHODS[name].supervision == "mask" else tiny_vit(classes)
-    others = [Frozen(teacher(classes))] if METHODS[name].needs_teacher else []
-    others += [teacher(classes)] if METHODS[name].needs_partner else []
-    return METHODS[name](student, *others, **options)
-
 
 VARIANTS = [
     ("classify", {}),

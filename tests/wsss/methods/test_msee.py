@@ -3,7 +3,7 @@ import torch
 from support.networks import tiny_toco, two_view_batch
 from support.toys import SMALL
 
-from wsss.methods.looks import views_of
+from wsss.methods.looks import make_views
 from wsss.methods.msee import MSEE
 from wsss.methods.toco import ToCo
 
@@ -16,7 +16,7 @@ def msee(**options) -> MSEE:
 def loss_by_hand(method: MSEE, batch: dict) -> torch.Tensor:
     """Eq. 1-7 read off the page, one image and one scale after the other; every position is inside the box of image 0,
     the box of image 1 leaves out its first column."""
-    views = views_of(batch)
+    views = make_views(batch)
     student = method.student
     out = student(views.main)
     total = torch.zeros(())
@@ -104,7 +104,7 @@ def test_the_loss_pulls_the_features_to_the_teachers():
     """A step along the gradient of this loss alone makes it smaller where the teachers stay."""
     method = msee(region_masks=False)
     batch = two_view_batch(3)
-    seen = method.see(views_of(batch), batch["image_label"], batch["present"], 1)
+    seen = method.see(make_views(batch), batch["image_label"], batch["present"], 1)
     loss = method.msee_loss(seen)
     (gradient,) = torch.autograd.grad(loss, seen.main.patches_BDhw)
     moved = seen.main.patches_BDhw - 50 * gradient
@@ -181,7 +181,7 @@ def test_a_step_never_waits_for_the_device():
 def test_the_pictures_show_every_scale_the_label_and_where_each_scale_teaches():
     method = msee().eval()
     batch = two_view_batch(3)
-    shown = method.pictures(batch["image"], batch["image_label"])
+    shown = method.pictures(batch)
     names = ["cam at scale 0.5", "cam at scale 1", "cam at scale 1.5", "pseudo label", "region of scale 1.5"]
     assert [*names, "region of scale 0.5"] == list(shown)
     assert shown["pseudo label"].shape == (2, 32, 32) and not shown["pseudo label"].is_floating_point()

@@ -1,0 +1,54 @@
+import torch
+from support.networks import tiny_toco
+from support.toys import SMALL
+
+from launcher.config.sections import CamConfig
+from launcher.evaluation.protocol import protocol
+from launcher.jobs.infer import cam_made_of, cams_of, inferred_rule, judged_rule
+from wsss.maps.fusion import TOCO, CamRule, fuse_cams
+from wsss.maps.scales import scaled_views
+from wsss.methods.toco import ToCo
+from wsss.tensors import resize
+
+
+def test_a_config_that_says_nothing_has_the_rules_from_before_there_was_a_choice():
+    cam = CamConfig(scales=(0.5, 1.0), flip=True)
+    assert inferred_rule(cam) == CamRule((0.5, 1.0), True, "mean", "resize")
+    assert judged_rule(cam) == TOCO
+    assert not {"fuse", "pad"} & set(cam_made_of(cam))  # so that folders written then can be completed
+    assert cam_made_of(CamConfig(scales=(0.5, 1.0), flip=True, fuse="mean", pad="resize")) == cam_made_of(cam)
+
+
+def test_a_named_rule_serves_what_is_written_and_what_is_judged():
+    cam = CamConfig(scales=(1.0, 0.5, 1.5), flip=True, fuse="toco")
+    assert inferred_rule(cam) == judged_rule(cam) == TOCO
+    assert cam_made_of(cam)["fuse"] == "toco" and "pad" not in cam_made_of(cam)
+    floor = CamConfig(pad="floor")
+    assert inferred_rule(floor).pad == judged_rule(floor).pad == "floor" and cam_made_of(floor)["pad"] == "floor"
+
+
+def test_the_protocol_states_the_rule_of_old_and_new_folders():
+    def line(cam):
+        return protocol({"cam": cam_made_of(cam), "image_size": 32}, seed=0)
+
+    assert "scales 0.5, 1 + flip, fuse mean, pad resize, classes" in line(CamConfig(scales=(0.5, 1.0), flip=True))
+    assert "scales 1, fuse toco, pad pad, classes" in line(CamConfig(fuse="toco"))
+    assert "scales 1, fuse toco, pad floor, classes" in line(CamConfig(fuse="toco", pad="floor"))
+
+
+def test_cams_written_by_tocos_rule_are_those_that_are_judged_on_a_smaller_grid():
+    torch.manual_seed(0)
+    method = ToCo(tiny_toco(3), **SMALL).eval()
+    image = torch.rand(2, 3, 32, 32)
+    cam = CamConfig(kinds=("class_map", "aux_map", "seg"), scales=(1.0, 0.5, 1.5), flip=True, fuse="toco")
+    cams, probs_BK = cams_of(method, image, cam)
+    assert {kind: tuple(x.shape) for kind, x in cams.items()} == dict.fromkeys(cam.kinds, (2, 3, 6, 6))
+    with torch.no_grad():
+        views = scaled_views(
+            lambda x: ({"cam": method.student(x).class_map_BKhw}, method.student(x).cls_logits_BK),
+            image,
+            stride=8,
+            scales=TOCO.scales,
+        )
+        judged = fuse_cams([view.maps["cam"] for view in views], (32, 32), fuse="toco")
+    assert (cams["class_map"] - resize(judged, (6, 6))).abs().max() < 0.25 and probs_BK.shape == (2, 3)

@@ -1,0 +1,103 @@
+"""What a network sees of an image at several scales and in the mirror.
+
+Shapes: B images, K classes, h x w grid of one scale, H x W pixels.
+
+A view is what one scale gives of one kind: (map,) or (map, map of the mirrored image), each at its own grid.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss.maps.cam import Raw, ViewMaps
+from wsss.tensors import resize
+
+View = tuple[Raw, ...]
+Pad = Literal["resize", "pad", "floor"]
+
+
+class ScaledView(NamedTuple):
+    """One scale of a batch: {kind: view}, and the class scores (B, K) of the image and of its mirror image."""
+
+    maps: dict[str, View]
+    scores: tuple[Tensor, ...]
+
+
+def scaled_views(
+    view_maps: ViewMaps,
+    image: Tensor,
+    *,
+    stride: int,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    pad: Pad = "pad",
+) -> Iterator[ScaledView]:
+    """The maps of every scale of an image, one scale after the other.
+
+    A scale and its mirror image go through the network as one batch. How a side becomes a multiple of the stride:
+
+        resize    the image is resized to the nearest multiple
+        pad       it is resized to int(scale * side) and padded: see map_padded
+        floor     it is resized to int(scale * side) and what is behind the last multiple is cut off; the map is then
+                  read as that of the whole image, as ToCo publishes it
+
+    Args:
+        view_maps: (B', 3, H', W') with sides that are multiples of the stride -> ({kind: (B', P, h, w)}, (B', K)).
+        image: (B, 3, H, W) RGB in [0, 1].
+        stride: pixels per patch.
+
+    Raises:
+        ValueError: a scale that leaves nothing of a side.
+    """
+    for scale in scales:
+        view = scale_image(image, scale, stride, pad)
+        both = torch.cat([view, view.flip(-1)]) if flip else view
+        maps, scores = map_padded(view_maps, both, stride)
+        ways = 1 + flip
+        yield ScaledView(
+            {kind: tuple(take_part(raw, way, ways) for way in range(ways)) for kind, raw in maps.items()},
+            scores.chunk(ways),
+        )
+
+
+def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
+    """Bring images (B, 3, H, W) to one scale by the rule `pad`, all but the padding itself.
+
+    Raises:
+        ValueError: nothing is left of a side.
+    """
+    height, width = image.shape[-2:]
+    if pad == "resize":
+        return resize(image, [max(round(side * scale / stride), 1) * stride for side in (height, width)])
+    size = (int(scale * height), int(scale * width))
+    if min(size) < (stride if pad == "floor" else 1):
+        raise ValueError(f"scale {scale:g} of an image of {height} x {width} pixels is empty; use larger scales")
+    view = resize(image, size)
+    return view[..., : size[0] // stride * stride, : size[1] // stride * stride] if pad == "floor" else view
+
+
+def take_part(raw: Raw, way: int, ways: int) -> Raw:
+    """Take the share of one of `ways` views that went through the network as one batch."""
+    return [layer.chunk(ways)[way] for layer in raw] if isinstance(raw, list) else raw.chunk(ways)[way]
+
+
+def map_padded(view_maps: ViewMaps, image: Tensor, stride: int) -> tuple[dict[str, Raw], Tensor]:
+    """Map images of any size; also gives their class scores.
+
+    Where the sides are multiples of the stride, maps are as they come, on their grid. Otherwise the image is padded at
+    the bottom and the right by repeating its last row and column up to the next multiple (at most stride - 1 px, so
+    that no black edge is seen and ImageNet statistics hold), the maps are brought to the padded size and cut to (H, W).
+    """
+    height, width = image.shape[-2:]
+    below, right = -height % stride, -width % stride
+    if not below and not right:
+        return view_maps(image)
+    maps, scores = view_maps(F.pad(image, (0, right, 0, below), mode="replicate"))
+
+    def cut(raw: Tensor) -> Tensor:
+        return resize(raw, (height + below, width + right))[..., :height, :width]
+
+    return {kind: [cut(x) for x in raw] if isinstance(raw, list) else cut(raw) for kind, raw in maps.items()}, scores
