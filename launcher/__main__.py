@@ -1,6 +1,7 @@
 """The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
 
-import click
+from typing import Any
+
 import typer
 import typer.core
 
@@ -38,7 +39,7 @@ ORDER = [  # of `wsss --help`: in which a user works
 class InOrderOfWork(typer.core.TyperGroup):
     """Lists commands and groups of commands in one order; Typer by itself lists all groups behind the commands."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
