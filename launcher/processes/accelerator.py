@@ -14,7 +14,6 @@ from launcher.config.sections import Config
 from launcher.errors import ConfigError
 from launcher.processes.group import join_group
 from launcher.processes.signals import follow_launcher
-from launcher.processes.zero import uses_zero
 from launcher.processes.zero_settings import settings_for
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    from launcher.processes.zero import uses_zero
+
     follow_launcher()
     cpu = uses_cpu(config)
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -61,7 +62,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT))
         join_group("gloo" if cpu else "nccl", GROUP_TIMEOUT)
-    # Each rank keeps the BatchNorm statistics of its own images; group.equalise_buffers joins them. New torch
+    # Each rank keeps the BatchNorm statistics of its own images; state.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
