@@ -134,7 +134,7 @@ def judge(
         f1_B = label_f1(whole.scores[0].float(), batch["image_label"])
         judged.f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B))])
         cams = cams_of_present(views, CAM_KINDS, batch["present"], batch["image"].shape[-2:], rule.fuse)
-        seg_logits_BChw = whole.maps["seg"][0]
+        seg_logits_BChw = whole.at_one_layer("seg")[0]
         for i, number in enumerate(batch["number"]):
             one = slice(i, i + 1)
             truth_HW = torch.from_numpy(shards.mask(number)).to(device, non_blocking=True)

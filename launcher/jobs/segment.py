@@ -163,7 +163,7 @@ def tasks_of(
         cam_labels = cam_labels_of(batch, shards, read, stride, config, accelerator.device) if cams else None
         on_device = to_device(batch, accelerator.device)
         views = [
-            view.maps["seg"]
+            view.at_one_layer("seg")
             for view in scaled_views(
                 read, on_device["image"], stride=stride, scales=settings.scales, flip=settings.flip
             )

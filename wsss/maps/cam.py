@@ -15,7 +15,7 @@ from wsss.models.base import Network, Outputs
 from wsss.tensors import at_least_float32, full_precision, resize
 
 Raw = Tensor | list[Tensor]  # a raw map (B, K, h, w); one per layer where several layers are read
-ViewMaps = Callable[[Tensor], tuple[dict[str, Raw], Tensor]]  # image -> ({kind: raw map}, class probabilities)
+ViewMaps = Callable[[Tensor], tuple[Mapping[str, Raw], Tensor]]  # image -> ({kind: raw map}, class probabilities)
 
 PROBABILITIES = {"seg"}  # kinds that are probabilities already and are not normalised
 

@@ -138,7 +138,7 @@ FUSIONS: dict[Fuse, Callable[[Iterable[View], Sequence[int] | None, str], Tensor
 }
 
 
-def fuse_seg_logits(views: Iterable[View], size: Sequence[int], *, flips: Fold, scales: Fold) -> Tensor:
+def fuse_seg_logits(views: Iterable[tuple[Tensor, ...]], size: Sequence[int], *, flips: Fold, scales: Fold) -> Tensor:
     """Segmentation logits of several scales -> one (B, C, H, W), float32 or better.
 
     Args:

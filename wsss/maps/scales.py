@@ -5,8 +5,8 @@ Shapes: B images, K classes, h x w grid of one scale, H x W pixels.
 A view is what one scale gives of one kind: (map,) or (map, map of the mirrored image), each at its own grid.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ class ScaledView(NamedTuple):
 
     maps: dict[str, View]
     scores: tuple[Tensor, ...]
+
+    def at_one_layer(self, kind: str) -> tuple[Tensor, ...]:
+        """The view of a kind that is read at one layer, as all are but the gradient kinds."""
+        return cast(tuple[Tensor, ...], self.maps[kind])
 
 
 def scaled_views(
@@ -84,7 +88,7 @@ def take_part(raw: Raw, way: int, ways: int) -> Raw:
     return [layer.chunk(ways)[way] for layer in raw] if isinstance(raw, list) else raw.chunk(ways)[way]
 
 
-def map_padded(view_maps: ViewMaps, image: Tensor, stride: int) -> tuple[dict[str, Raw], Tensor]:
+def map_padded(view_maps: ViewMaps, image: Tensor, stride: int) -> tuple[Mapping[str, Raw], Tensor]:
     """Map images of any size; also gives their class scores.
 
     Where the sides are multiples of the stride, maps are as they come, on their grid. Otherwise the image is padded at
