@@ -60,7 +60,7 @@ def write_split(
             raise DataError(f"{final}: exists already; remove it or choose another --out")
         check_groups(set(source.groups()), out, split)
         with temporary_folder(final, content) as folder:
-            jobs = [Task(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
+            jobs = [ShardRows(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
             shards = tuple(run(partial(write_shard, source, supervision), jobs))
             index = Index.of(source.class_set, split, supervision, shards)
             if supervision == "label" and not may_lack_classes:
@@ -107,7 +107,7 @@ def is_written(source: Source, out: Path, split: str, supervision: Supervision, 
     return True
 
 
-class Task(NamedTuple):
+class ShardRows(NamedTuple):
     """One shard to write, of these rows of a source."""
 
     path: Path
@@ -117,7 +117,7 @@ class Task(NamedTuple):
         return str(self.path)
 
 
-def write_shard(source: Source, supervision: Supervision, task: Task) -> Shard:
+def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Shard:
     """Write the samples of these rows to one tar; the bytes depend on nothing else (no times, no user names)."""
     path, rows = task
     finished = find_finished_shard(path)
