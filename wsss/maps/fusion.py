@@ -47,7 +47,7 @@ class CamRule:
 
 
 TOCO = CamRule(scales=(1.0, 0.5, 1.5), flip=True, fuse="toco", pad="pad")
-"""The rule by which ToCo and M-SEE report the mIoU of their CAMs (spec msee 1.3 step 2, 3)."""
+"""The rule by which ToCo and M-SEE report the mIoU of their CAMs (D-76, 1; D-77)."""
 
 
 def multi_scale_cam(
@@ -101,7 +101,7 @@ def mean_of_cams(views: Iterable[View], size: Sequence[int] | None, kind: str) -
 
     The mean is not normalised again, so a place that only one scale sees stays weak.
 
-    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); spec C6.
+    Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); D-09.
     """
     total, number = None, 0
     for view in views:
