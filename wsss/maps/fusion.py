@@ -47,7 +47,7 @@ class CamRule:
 
 
 TOCO = CamRule(scales=(1.0, 0.5, 1.5), flip=True, fuse="toco", pad="pad")
-"""The rule by which ToCo and M-SEE report the mIoU of their CAMs (D-76, D-77)."""
+"""The rule by which ToCo and M-SEE report the mIoU of their CAMs (D-76, 1; D-77)."""
 
 
 def multi_scale_cam(
