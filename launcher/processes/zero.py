@@ -161,8 +161,8 @@ class ZeroOptimizer:
             with self.all_weights(), torch.no_grad():
                 for here, there in zip(self.method.parameters(), self.full_method.parameters(), strict=True):
                     there.copy_(here)
-            for buffer, full in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
-                full.copy_(buffer)
+            for buffer, copied in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
+                copied.copy_(buffer)
         self.gathered = {}
         if not moments or not self.optimizer.state:  # before the first update there are none
             return

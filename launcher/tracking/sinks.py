@@ -31,5 +31,5 @@ def require_installed(names: Sequence[str]) -> None:
 
 def is_installed(name: str) -> bool:
     """Whether the package of a sink is there. A folder of its name, such as one of event files, is none."""
-    spec = find_spec(SINKS[name].package)
-    return spec is not None and spec.origin is not None
+    found = find_spec(SINKS[name].package)
+    return found is not None and found.origin is not None
