@@ -98,8 +98,9 @@ def test_a_side_that_is_no_multiple_is_padded_floored_or_resized():
         (seen[pad],) = view.maps["x"]
     assert {pad: tuple(x.shape[-2:]) for pad, x in seen.items()} == {"pad": (9, 14), "floor": (2, 3), "resize": (2, 4)}
     assert seen["floor"].count_nonzero() == 0  # the last row and the last two columns are gone
-    # the dot, repeated into three rows and two columns, fills 4 x 3 of the last block's 4 x 4 px
-    assert seen["pad"][0, 0, 8, 13] == pytest.approx(16 * 12 / 16, rel=0.3)
+    # the dot, repeated into three rows and two columns, fills 4 x 3 of the last block's 4 x 4 px: 12. Its pixel centre
+    # (8.5, 13.5) lies 2.5 of 4 px from the middle of the block above to that of its own, and 3.5 of 4 px from the left
+    assert seen["pad"][0, 0, 8, 13].item() == pytest.approx(12 * 2.5 / 4 * 3.5 / 4)
     assert seen["resize"][0, 0, 1, 3] > 0
 
 
