@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import RunError
-from launcher.processes.group import equalise_buffers
+from launcher.processes.buffers import equalise_buffers
 from launcher.processes.zero_settings import check_engine
 from wsss.methods.base import Frozen, Method
 

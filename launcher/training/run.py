@@ -17,7 +17,7 @@ from launcher.evaluation.validate import validator
 from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
-from launcher.processes.group import refuse_unequal_state
+from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, stop_on_sigterm
 from launcher.run import steps
 from launcher.run.build import build_method
