@@ -62,7 +62,7 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT))
         join_group("gloo" if cpu else "nccl", GROUP_TIMEOUT)
-    # Each rank keeps the BatchNorm statistics of its own images; state.equalise_buffers joins them. New torch
+    # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))

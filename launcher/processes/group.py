@@ -30,10 +30,11 @@ def gather_ranks(tensor: "Tensor") -> "Tensor":
     """(ranks, *its shape), by rank. All ranks must call it with tensors of one shape and type."""
     import torch
 
+    here = tensor.contiguous()
     if rank_count() == 1:
-        return tensor[None].clone()
-    parts = [torch.empty_like(tensor) for _ in range(rank_count())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
+        return torch.stack([here])
+    parts = [torch.empty_like(here) for _ in range(rank_count())]
+    torch.distributed.all_gather(parts, here)
     return torch.stack(parts)
 
 

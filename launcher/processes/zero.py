@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import RunError
-from launcher.processes.state import equalise_buffers
+from launcher.processes.buffers import equalise_buffers
 from launcher.processes.zero_settings import check_engine
 from wsss.methods.base import Frozen, Method
 
@@ -161,8 +161,8 @@ class ZeroOptimizer:
             with self.all_weights(), torch.no_grad():
                 for here, there in zip(self.method.parameters(), self.full_method.parameters(), strict=True):
                     there.copy_(here)
-            for buffer, copied in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
-                copied.copy_(buffer)
+            for buffer, full_buffer in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
+                full_buffer.copy_(buffer)
         self.gathered = {}
         if not moments or not self.optimizer.state:  # before the first update there are none
             return
@@ -229,8 +229,8 @@ class ZeroOptimizer:
         with self.all_weights(modifier_rank=0), torch.no_grad():
             for here, there in zip(self.method.parameters(), self.full_method.parameters(), strict=True):
                 here.copy_(there)
-        for buffer, full in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
-            buffer.copy_(full)
+        for buffer, full_buffer in zip(self.method.buffers(), self.full_method.buffers(), strict=True):
+            buffer.copy_(full_buffer)
         for parameter in self.parameters:
             safe_set_local_fp32_param(parameter, parameter.ds_tensor.detach())  # type: ignore[attr-defined]
 

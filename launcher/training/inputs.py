@@ -15,7 +15,7 @@ from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import cams_of
 from launcher.processes.accelerator import process_count
-from launcher.processes.state import refuse_unequal_state
+from launcher.processes.buffers import refuse_unequal_state
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, Run, run_folder

@@ -17,8 +17,8 @@ from launcher.evaluation.validate import validator
 from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
+from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, stop_on_sigterm
-from launcher.processes.state import refuse_unequal_state
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, run_folder

@@ -6,7 +6,7 @@ from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.config.options import options_of
-from launcher.processes.state import refuse_unequal_state
+from launcher.processes.buffers import refuse_unequal_state
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen
 from wsss.models import MODELS

@@ -1,4 +1,4 @@
-"""A method's own state, equal on all ranks: made so, checked, or refused (D-84)."""
+"""A method's state on several processes: averaged, compared, or refused. See Method in wsss for the rule."""
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,13 @@ def equalise_buffers(method: nn.Module) -> None:
 
 def equals_first_rank(buffer: Tensor) -> Tensor:
     """1 where a buffer is that of rank 0, but for rounding, else 0."""
-    first = buffer.clone()
+    first = buffer.clone(memory_format=torch.contiguous_format)
     torch.distributed.broadcast(first, 0)
-    near = torch.allclose(buffer, first, rtol=1e-3, atol=1e-5, equal_nan=True) if buffer.is_floating_point() else None
-    return torch.tensor(int(torch.equal(buffer, first) if near is None else near), device=buffer.device)
+    if buffer.is_floating_point():
+        same = torch.allclose(buffer, first, rtol=1e-3, atol=1e-5, equal_nan=True)
+    else:
+        same = torch.equal(buffer, first)
+    return torch.tensor(int(same), device=buffer.device)
 
 
 def refuse_unequal_state(method: nn.Module, processes: int) -> None:
