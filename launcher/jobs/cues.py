@@ -11,7 +11,7 @@ Each of N processes takes every N-th missing shard. Heavy imports wait until a j
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from launcher.jobs.cue_makers import EXTENSIONS, MAKERS, Kind, Make
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+    from shards.folder import ShardFolder
     from shards.index import Index
     from shards.remote import Place
 
@@ -93,41 +94,6 @@ def join() -> "PartialState":
     return state
 
 
-class Cues(Mapping[str, Any]):
-    """The cues of one shard by key. Decoded when asked for: the masks of one large frame are hundreds of MB."""
-
-    def __init__(self, kind: str, members: Mapping[str, bytes], path: Path) -> None:
-        self.kind, self.members, self.path = kind, members, path
-
-    def __getitem__(self, key: str) -> Any:
-        import numpy as np
-
-        from shards.schema import DataError
-        from wsss.refine.sam import unpack
-        from wsss.refine.walk import AffinityCue
-
-        if key not in self.members:
-            raise DataError(f"{self.path}: has no cue for '{key}'; compute the cues of these image shards")
-        try:
-            if self.kind == "sam":
-                return unpack(self.members[key])
-            found = np.load(io.BytesIO(self.members[key]), allow_pickle=False)
-            if self.kind == "walk":
-                height, width = found["size"].tolist()
-                return AffinityCue(found["affinity"], (height, width), int(found["radius"]))
-            return found.astype(np.float32)
-        except Exception as error:  # numpy and zipfile tell damage in many ways
-            raise DataError(
-                f"{self.path}: '{key}' is damaged ({error!r}); remove this shard and run `wsss cues` again"
-            ) from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-
 def check_cues(folder: Path, index: "Index") -> str:
     """The kind of the cues in OUT/SPLIT.
 
@@ -144,22 +110,45 @@ def check_cues(folder: Path, index: "Index") -> str:
     return made_of["kind"]
 
 
-def read_cues(folder: Path, shard_name: str) -> Cues:
-    """{key: cue} of one shard of OUT/SPLIT: (M, H, W) bool SAM proposals, (K, h, w) float32 CLIP maps, or AffinityCue.
+def read_cues(shards: "ShardFolder", folder: Path, name: str) -> Iterator[Any]:
+    """The cue of every sample of the image shard `name`, in order, from OUT/SPLIT.
+
+    (M, H, W) bool SAM proposals, (K, h, w) float32 CLIP maps, or AffinityCue; decoded one at a time, for the masks of
+    one large frame are hundreds of MB.
 
     Raises:
         RunError: no cues there.
-        DataError: the tar is damaged.
+        DataError: the tar is missing or damaged, or belongs to other image shards.
     """
     from launcher.jobs import output as jobs
-    from shards.tars import tar_members
+    from shards.members import members_next_to
+    from shards.schema import DataError
 
-    made_of, path = jobs.read_made_of(folder), folder / shard_name
-    if made_of is None or not path.is_file():
-        raise RunError(f"{path}: no cues here; compute them with `wsss cues` (see --help)")
-    extension = EXTENSIONS[made_of["kind"]]
-    members = {key: data for key, found, _, data in tar_members(path) if found == extension}
-    return Cues(made_of["kind"], members, path)
+    made_of = jobs.read_made_of(folder)
+    if made_of is None:
+        raise RunError(f"{folder}: no cues here; compute them with `wsss cues` (see --help)")
+    kind, remedy = made_of["kind"], "remove this shard and run `wsss cues` again"
+    for number, members in members_next_to(shards, folder, name, (EXTENSIONS[kind],), remedy=remedy):
+        try:
+            cue = decode_cue(kind, members[EXTENSIONS[kind]])
+        except Exception as error:  # numpy and zipfile tell damage in many ways
+            raise DataError(f"{folder / name}: '{shards.keys[number]}' is damaged ({error!r}); {remedy}") from error
+        yield cue
+
+
+def decode_cue(kind: str, data: bytes) -> Any:
+    import numpy as np
+
+    from wsss.refine.sam import unpack
+    from wsss.refine.walk import AffinityCue
+
+    if kind == "sam":
+        return unpack(data)
+    found = np.load(io.BytesIO(data), allow_pickle=False)
+    if kind == "walk":
+        height, width = found["size"].tolist()
+        return AffinityCue(found["affinity"], (height, width), int(found["radius"]))
+    return found.astype(np.float32)
 
 
 def of_classes(kind: str, cue: Any, class_ids: Sequence[int]) -> Any:

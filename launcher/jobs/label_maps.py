@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.errors import RunError
 from shards.folder import ShardFolder
+from shards.members import members_next_to
 from shards.schema import decode_mask
-from shards.tars import tar_members
+from shards.tars import tar_spans
 
 
 def segment_sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
@@ -19,25 +19,19 @@ def segment_sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
     sources = {}
     for folder in sorted(run.glob(f"segments*/{split}")):
         shard = next(iter(sorted(folder.glob("*.tar"))), None)
-        extensions = {extension for _, extension, _, _ in tar_members(shard)} if shard else {"png"}
+        extensions = {extension for _, extension, _ in tar_spans(shard)} if shard else {"png"}
         for extension in sorted(extensions - {"json"}, key=lambda name: (name != "png", name)):
             kind = extension.removesuffix("png").removesuffix(".")
             sources[f"{folder.parent.name}{'.' * bool(kind)}{kind}"] = (folder, extension)
     return sources
 
 
-def labels_of(path: Path, extension: str, shards: ShardFolder) -> Iterator[np.ndarray]:
-    """The label maps (H, W) of one mask shard, in the order of the image shard of the same name.
+def read_label_maps(shards: ShardFolder, folder: Path, name: str, extension: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, (H, W) class ids) of every sample of the image shard `name`, from FOLDER/name.
 
     Raises:
-        RunError: it holds other samples.
+        DataError: the tar is missing or damaged, or belongs to other image shards.
     """
-    found = {key: data for key, of_member, _, data in tar_members(path) if of_member == extension}
-    wanted = [shards.keys[number] for number in shards.numbers_of(path.name)]
-    if list(found) != wanted:
-        raise RunError(
-            f"{path}: holds {len(found)} '{extension}' maps from {list(found)[:1]}; wanted {len(wanted)} from "
-            f"'{wanted[0]}': it belongs to other image shards; remove it and segment again"
-        )
-    for key, data in found.items():
-        yield decode_mask(data, f"{path}: {key}.{extension}")
+    remedy = "remove this shard and segment again"
+    for number, members in members_next_to(shards, folder, name, (extension,), remedy=remedy):
+        yield number, decode_mask(members[extension], f"{folder / name}: {shards.keys[number]}.{extension}")

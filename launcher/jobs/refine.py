@@ -15,7 +15,7 @@ from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.cues import check_cues, of_classes, read_cues
 from launcher.jobs.infer import cams_folder
-from launcher.jobs.scores import REFINED, Scores, at_size, scores_beside
+from launcher.jobs.scores import REFINED, Scores, at_size, read_scores
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.write import write_tar
@@ -109,16 +109,16 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
 def refine_shard(settings: RefineConfig, task: Task) -> None:
     """One CAM shard -> one mask shard of the same name."""
     shards = open_shards(task.images)
-    cues = {refiner: read_cues(folder, task.name) for refiner, folder in task.cues.items()}
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for number, scores in scores_beside(shards, task.cams, task.name, task.kind):
-            of_image = {
-                refiner: of_classes(of_shard.kind, of_shard[scores.key], scores.class_ids)
-                for refiner, of_shard in cues.items()
+        streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
+        of_cams = read_scores(shards, task.cams, task.name, task.kind)
+        for (number, scores), *found in zip(of_cams, *streams, strict=True):
+            cues = {
+                refiner: of_classes(refiner, cue, scores.class_ids)
+                for refiner, cue in zip(task.cues, found, strict=True)
             }
-            refined = refine_one(shards.image(number), scores, task.kind, settings, of_image)
-            yield scores.key, refined.members()
+            yield scores.key, refine_one(shards.image(number), scores, task.kind, settings, cues).members()
 
     write_tar(task.out / task.name, samples())
 

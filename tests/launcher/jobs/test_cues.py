@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from shards.folder import ShardFolder
 from shards.index import Index
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
-from shards.write import write_split
+from shards.write import write_split, write_tar
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
 from wsss.refine.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, clip_maps, load_clip
@@ -62,7 +63,9 @@ def digests(folder):
 
 
 def all_cues(folder, images):
-    return {key: cue for name in digests(images) for key, cue in read_cues(folder, name).items()}
+    frames = ShardFolder(images)
+    of_shards = [read_cues(frames, folder, shard.name) for shard in frames.index.shards]
+    return dict(zip(frames.keys, chain.from_iterable(of_shards), strict=True))
 
 
 def test_sam_cues_are_the_proposals_of_every_image(images, sam_file, tmp_path):
@@ -201,26 +204,33 @@ def test_cues_of_other_images_or_unfinished_ones_are_refused(images, clip_folder
         check_cues(folder, index)
     with pytest.raises(RunError, match="no cues here; compute them with `wsss cues`"):
         check_cues(tmp_path, index)
-    for where, name in ((tmp_path, "val-00000.tar"), (folder, "val-00002.tar")):
-        with pytest.raises(RunError, match="no cues here"):
-            read_cues(where, name)
+    with pytest.raises(RunError, match="no cues here"):
+        next(read_cues(ShardFolder(images), tmp_path, "val-00000.tar"))
+    with pytest.raises(DataError, match="val-00002.tar: is missing; .* `wsss cues` again"):
+        next(read_cues(ShardFolder(images), folder, "val-00002.tar"))
 
 
 def test_damaged_cues_are_told_with_their_place(images, clip_folder, tmp_path):
     folder = write_cues("clip", images, tmp_path, weights=clip_folder, size=16)
-    found = read_cues(folder, "val-00000.tar")
-    assert len(found) == 2 and list(found) == Index.load(images).shards[0].keys
-    with pytest.raises(DataError, match=r"val-00000.tar: has no cue for 'nobody'"):
-        found["nobody"]
-    key = next(iter(found))
-    with pytest.raises(DataError, match=rf"val-00000.tar: '{key}' is damaged"):
-        cues.Cues("clip", {key: b"no array"}, folder / "val-00000.tar")[key]
-    with pytest.raises(DataError, match=rf"'{key}' is damaged .*no packed masks"):
-        cues.Cues("sam", {key: b"no masks"}, folder / "val-00000.tar")[key]
-    path = folder / "val-00000.tar"
-    path.write_bytes(path.read_bytes()[:700])
+    frames, path = ShardFolder(images), folder / "val-00000.tar"
+    keys = frames.index.shards[0].keys
+    assert len(list(read_cues(frames, folder, path.name))) == len(keys) == 2
+    written = path.read_bytes()
+    write_tar(path, [(key, {"clip.npy": b"no array"}) for key in keys])
+    with pytest.raises(DataError, match=rf"val-00000.tar: '{keys[0]}' is damaged .* run `wsss cues` again"):
+        next(read_cues(frames, folder, path.name))
+    path.write_bytes(written[:700])
     with pytest.raises(DataError, match="val-00000.tar"):
-        read_cues(folder, "val-00000.tar")
+        list(read_cues(frames, folder, path.name))
+
+
+def test_damaged_proposals_are_told_with_their_place(images, sam_file, tmp_path):
+    folder = write_cues("sam", images, tmp_path, weights=sam_file, variant="vit_b", **LOOSE)
+    frames = ShardFolder(images)
+    keys = frames.index.shards[0].keys
+    write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys])
+    with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*no packed masks"):
+        next(read_cues(frames, folder, "val-00000.tar"))
 
 
 def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
