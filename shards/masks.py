@@ -3,15 +3,14 @@
 Label-only shards hold no mask, and these do not change that: a config that trains on them names their folder.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from shards.folder import ShardFolder
-from shards.members import spans_next_to
+from shards.members import read_span, spans_next_to
 from shards.schema import DataError, decode_mask
-from shards.tars import Span, unreadable
+from shards.tars import Span
 
 
 class MaskFolder:
@@ -30,18 +29,13 @@ class MaskFolder:
                 f"{folder}: {len(missing)} of {len(self.names)} mask shards are missing, first {missing[0]}; write "
                 "them with `wsss infer RUN --split train` and `wsss refine RUN --split train`"
             )
-        self._spans: dict[str, dict[int, Span]] = {}  # of the shards that were read so far
+        self._spans: dict[str, dict[int, dict[str, Span]]] = {}  # of the shards that were read so far
 
     def __call__(self, number: int) -> np.ndarray:
         """(H, W) uint8 class ids of a sample, 255 = ignore."""
         name = self.names[self.shards.shard_of[number]]
         path = self.folder / name
         if name not in self._spans:
-            self._spans[name] = spans_next_to(self.shards, self.folder, name, "png")
-        offset, size = self._spans[name][number]
-        try:
-            with path.open("rb") as file:
-                data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise unreadable(path, error) from error
+            self._spans[name] = spans_next_to(self.shards, self.folder, name, ("png",))
+        data = read_span(path, self._spans[name][number]["png"])
         return decode_mask(data, f"{path}: sample '{self.shards.keys[number]}'")

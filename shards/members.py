@@ -4,6 +4,7 @@ samples in its order.
 The one reader of such tars. CAMs, cues, label maps and masks are what its callers decode of the bytes.
 """
 
+import os
 from collections.abc import Collection, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from shards.folder import ShardFolder
 from shards.schema import DataError
-from shards.tars import Span, shown, tar_members, tar_spans
+from shards.tars import Span, shown, tar_members, tar_spans, unreadable
 
 Value = TypeVar("Value")
 AGAIN = "remove this shard and run what wrote it again"
@@ -35,13 +36,35 @@ def members_next_to(
     return group_by_sample(found, shards, path, extensions, remedy)
 
 
+def sample_next_to(
+    shards: ShardFolder, folder: Path, number: int, extensions: Collection[str], *, remedy: str = AGAIN
+) -> dict[str, bytes]:
+    """{extension: bytes} of one sample alone; of the others in its shard only the headers are read.
+
+    Raises:
+        DataError: as members_next_to.
+    """
+    name = shards.index.shards[shards.shard_of[number]].name
+    spans = spans_next_to(shards, folder, name, extensions, remedy=remedy)[number]
+    return {extension: read_span(folder / name, span) for extension, span in spans.items()}
+
+
 def spans_next_to(
-    shards: ShardFolder, folder: Path, name: str, extension: str, *, remedy: str = AGAIN
-) -> dict[int, Span]:
-    """{number: (offset, size)} of one member of every sample; only the headers are read. Raises as members_next_to."""
+    shards: ShardFolder, folder: Path, name: str, extensions: Collection[str], *, remedy: str = AGAIN
+) -> dict[int, dict[str, Span]]:
+    """{number: {extension: (offset, size)}} of every sample; only the headers are read. Raises as members_next_to."""
     path = require_file(folder / name, remedy)
-    found = group_by_sample(tar_spans(path), shards, path, (extension,), remedy)
-    return {number: spans[extension] for number, spans in found}
+    return dict(group_by_sample(tar_spans(path), shards, path, extensions, remedy))
+
+
+def read_span(path: Path, span: Span) -> bytes:
+    """The bytes of a member. Raises DataError if the file cannot be read."""
+    offset, size = span
+    try:
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), size, offset)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def require_file(path: Path, remedy: str) -> Path:

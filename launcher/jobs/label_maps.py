@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from shards.folder import ShardFolder
-from shards.members import members_next_to
+from shards.members import members_next_to, sample_next_to
 from shards.schema import decode_mask
 from shards.tars import tar_spans
+
+REMEDY = "remove this shard and segment again"
 
 
 def segment_sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
@@ -32,6 +34,16 @@ def read_label_maps(shards: ShardFolder, folder: Path, name: str, extension: str
     Raises:
         DataError: the tar is missing or damaged, or belongs to other image shards.
     """
-    remedy = "remove this shard and segment again"
-    for number, members in members_next_to(shards, folder, name, (extension,), remedy=remedy):
-        yield number, decode_mask(members[extension], f"{folder / name}: {shards.keys[number]}.{extension}")
+    for number, members in members_next_to(shards, folder, name, (extension,), remedy=REMEDY):
+        yield number, decode_label_map(shards, folder, number, members[extension])
+
+
+def read_label_map(shards: ShardFolder, folder: Path, number: int, extension: str) -> np.ndarray:
+    """The label map of one sample, of which alone the bytes are read. Raises as read_label_maps."""
+    members = sample_next_to(shards, folder, number, (extension,), remedy=REMEDY)
+    return decode_label_map(shards, folder, number, members[extension])
+
+
+def decode_label_map(shards: ShardFolder, folder: Path, number: int, data: bytes) -> np.ndarray:
+    name = shards.index.shards[shards.shard_of[number]].name
+    return decode_mask(data, f"{folder / name}: sample '{shards.keys[number]}'")

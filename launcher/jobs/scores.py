@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from shards.folder import ShardFolder
-from shards.members import AGAIN, members_next_to
+from shards.members import AGAIN, members_next_to, sample_next_to
 from shards.schema import DataError, decode_mask, encode_mask
 from wsss.tensors import resize
 
@@ -65,16 +65,25 @@ def read_scores(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iter
     Raises:
         DataError: the tar is missing or damaged, holds other samples, other classes, or no maps of this kind.
     """
-    path, num_classes = folder / name, shards.index.as_class_set().num_fg_classes
     for number, members in members_next_to(shards, folder, name, ("json", f"{kind}.npy")):
-        scores = parse_scores(shards.keys[number], members, path)
-        if len(scores.maps[kind]) != len(scores.class_ids):
-            raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
-        if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
-            raise DataError(
-                f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}"
-            )
-        yield number, scores
+        yield number, parse_and_check(shards, folder / name, number, members, kind)
+
+
+def read_scores_of(shards: ShardFolder, folder: Path, number: int, kind: str) -> Scores:
+    """The scores of one sample, of which alone the bytes are read. Raises as read_scores."""
+    path = folder / shards.index.shards[shards.shard_of[number]].name
+    members = sample_next_to(shards, folder, number, ("json", f"{kind}.npy"))
+    return parse_and_check(shards, path, number, members, kind)
+
+
+def parse_and_check(shards: ShardFolder, path: Path, number: int, members: Mapping[str, bytes], kind: str) -> Scores:
+    """Parse and check the scores of a sample. Raises DataError: other classes, or no maps of this kind."""
+    scores, num_classes = parse_scores(shards.keys[number], members, path), len(shards.index.classes)
+    if len(scores.maps[kind]) != len(scores.class_ids):
+        raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
+    if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
+        raise DataError(f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}")
+    return scores
 
 
 def parse_scores(key: str, members: Mapping[str, bytes], path: Path) -> Scores:

@@ -7,7 +7,7 @@ import pytest
 
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
-from shards.members import members_next_to, spans_next_to
+from shards.members import members_next_to, sample_next_to
 from shards.schema import DataError
 from shards.write import write_tar
 
@@ -27,11 +27,7 @@ def content(images):
 def read_both(images, folder, extension="a.npy"):
     """Through the bytes and through the headers alone, which must agree."""
     members = dict(members_next_to(images, folder, NAME, (extension,)))
-    spans = spans_next_to(images, folder, NAME, extension)
-    whole = (folder / NAME).read_bytes()
-    assert {n: found[extension] for n, found in members.items()} == {
-        n: whole[offset : offset + size] for n, (offset, size) in spans.items()
-    }
+    assert members == {n: sample_next_to(images, folder, n, (extension,)) for n in images.numbers_of(NAME)}
     return members
 
 
@@ -47,7 +43,7 @@ def refused(images, folder, message, extension="a.npy", **options):
     with pytest.raises(DataError, match=message):
         list(members_next_to(images, folder, NAME, (extension,), **options))
     with pytest.raises(DataError, match=message):
-        spans_next_to(images, folder, NAME, extension, **options)
+        sample_next_to(images, folder, images.numbers_of(NAME)[0], (extension,), **options)
 
 
 def test_what_is_not_the_images_own_is_refused(images, content, tmp_path):
