@@ -39,7 +39,7 @@ def report_user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def user_error_as(kind: type[ValueError]) -> Iterator[None]:
+def user_error_as(kind: type[Exception]) -> Iterator[None]:
     """A ValueError of the science, which knows no user, as one that is told without a traceback."""
     try:
         yield

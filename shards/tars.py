@@ -30,9 +30,11 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, Span, bytes]]:
         yield key, extension, span, read_exactly(path, file, span[1])
 
 
-def tar_spans(path: Path) -> dict[str, Span]:
-    """{name: (offset, size)} of the members; reads only their headers. Raises DataError as tar_members does."""
-    return {name: span for name, span, _ in walk(path)}
+def tar_spans(path: Path) -> Iterator[tuple[str, str, Span]]:
+    """(key, extension, (offset, size)) of each member; reads only the headers. Raises DataError as tar_members does."""
+    for name, span, _ in walk(path):
+        key, _, extension = name.partition(".")
+        yield key, extension, span
 
 
 def walk(path: Path) -> Iterator[tuple[str, Span, BinaryIO]]:

@@ -4,14 +4,15 @@ A write of a source that says what it is made of (`Traceable`) may be killed: th
 finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -133,29 +134,49 @@ def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Sh
 def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
     """Write (key, {extension: bytes}) samples as a WebDataset tar that is whole or absent.
 
+    The temporary file is locked until it has its name, so that sweep_unfinished knows those of killed writers.
+
     Raises:
         DataError: the disk does not take it. What fails while the samples are made comes as it is.
     """
     import webdataset
 
     with temporary_name(path) as temporary:
-        with writing(path):
-            file = temporary.open("wb")
+        with report_full_disk(path):
+            file = open_locked(temporary)
         with file:
             tar = webdataset.TarWriter(file, encoder=False, mtime=0, user="wsss", group="wsss")
             for key, members in samples:
-                with writing(path):
+                with report_full_disk(path):
                     tar.write({"__key__": key, **members})
-            with writing(path):
+            with report_full_disk(path):
                 tar.close()
                 file.flush()
-        with writing(path):
-            publish(temporary, path)
+                publish(temporary, path)
+
+
+def open_locked(temporary: Path) -> BinaryIO:
+    """A new file to write, which nobody sweeps while it is open."""
+    while True:
+        file = temporary.open("wb")
+        with suppress(OSError):  # a file system without locks: nothing is swept there either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():
+            return file
+        file.close()  # swept before it was locked
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove the temporary tars of writers that were killed; those of living ones, here or elsewhere, are locked."""
+    for temporary in folder.glob(".*.tar.*.tmp"):
+        with suppress(OSError), temporary.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell what the disk refuses inside: DataError with the free space. What fails while samples are made is not it."""
+def report_full_disk(path: Path) -> Iterator[None]:
+    """What the disk refuses inside as a DataError with the free space. What fails while samples are made is not it."""
     try:
         yield
     except OSError as error:

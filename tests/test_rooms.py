@@ -26,6 +26,7 @@ FLOORS = {
     "shards": [
         "sources batches",
         "write masks",
+        "members",
         "folder verify unfinished",
         "cache index",
         "remote",

@@ -25,18 +25,15 @@ def infer(
 ) -> None:
     """CAMs of every kind, as CAM shards below RUN/cams."""
     from launcher.jobs.infer import cams_folder
-    from launcher.jobs.infer import infer as infer_here
-    from launcher.processes.accelerator import process_count, uses_cpu
-    from launcher.processes.launch import launch
+    from launcher.jobs.infer import infer as infer_split
+    from launcher.processes.launch import run_or_launch
     from launcher.run.folder import Run, split_folders
 
     settings = Run(run, overrides or []).config
     for of_split, folder in split_folders(settings, split).items():
+        out = cams_folder(run, name) / of_split
         if overwrite:
-            shutil.rmtree(cams_folder(run, name) / of_split, ignore_errors=True)
-        if uses_cpu(settings) or process_count(settings) == 1:
-            print(f"CAMs: {infer_here(run, of_split, folder, overrides or [], name)}")
-        elif code := launch(
-            settings, "launcher.jobs.infer", [str(run), of_split, str(folder), name or "-", *(overrides or [])]
-        ):
-            raise typer.Exit(code)
+            shutil.rmtree(out, ignore_errors=True)
+        arguments = {"run": run, "split": of_split, "folder": folder, "overrides": overrides or [], "name": name}
+        run_or_launch(settings, "launcher.jobs.infer", infer_split, arguments, cpu_alone=True)
+        print(f"CAMs: {out}")

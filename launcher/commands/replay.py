@@ -18,16 +18,11 @@ def replay(
     rank: Annotated[int | None, typer.Option(min=0, help="Only what this rank saw. Default: all ranks.")] = None,
 ) -> None:
     """Run one step of a run again, without saving: losses, gradients, samples, and where the first NaN comes from."""
-    from launcher.processes.launch import launch
+    from launcher.processes.launch import run_or_launch
     from launcher.run.folder import Run
     from launcher.training.replay import read_settings, replay_here
 
     settings, processes = read_settings(Run(run))
     if rank is not None and rank >= processes:
         raise typer.BadParameter(f"the run has {processes} processes, ranks 0 to {processes - 1}", param_hint="--rank")
-    if processes == 1:
-        replay_here(run, step)
-    elif code := launch(
-        settings, "launcher.training.replay", [str(run), str(step), "all" if rank is None else str(rank)]
-    ):
-        raise typer.Exit(code)
+    run_or_launch(settings, "launcher.training.replay", replay_here, {"run": run, "step": step, "rank": rank})

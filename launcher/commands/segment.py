@@ -28,24 +28,21 @@ def segment(
     overwrite: Overwrite = False,
 ) -> None:
     """Masks by the network's own segmentation, as mask shards below RUN/segments."""
-    from launcher.jobs.segment import segment as segment_here
+    from launcher.jobs.segment import segment as segment_split
     from launcher.jobs.segment import segments_folder
-    from launcher.processes.accelerator import process_count, uses_cpu
-    from launcher.processes.launch import launch
+    from launcher.processes.launch import run_or_launch
     from launcher.run.folder import Run
 
     settings = Run(run, overrides or []).config
     folder = shards or {"val": settings.data.val, "tune": settings.data.tune, "train": settings.data.train}.get(split)
     if folder is None:
         raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")
+    out = segments_folder(run, name) / split
     if overwrite:
-        shutil.rmtree(segments_folder(run, name) / split, ignore_errors=True)
-    if uses_cpu(settings) or process_count(settings) == 1:
-        print(f"masks: {segment_here(run, split, folder, overrides or [], name, cams=cams)}")
-        return
-    arguments = [str(run), split, str(folder), name or "-", "cams" if cams else "-", *(overrides or [])]
-    if code := launch(settings, "launcher.jobs.segment", arguments):
-        raise typer.Exit(code)
+        shutil.rmtree(out, ignore_errors=True)
+    arguments = {"run": run, "split": split, "folder": folder, "overrides": overrides or [], "name": name, "cams": cams}
+    run_or_launch(settings, "launcher.jobs.segment", segment_split, arguments, cpu_alone=True)
+    print(f"masks: {out}")
 
 
 def pack_voc(

@@ -19,7 +19,7 @@ from launcher.evaluation.protocol import made_of, protocol, segment_protocol, so
 from launcher.files import appearing, write_whole
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import segment_sources_of
-from launcher.jobs.scores import scores_beside
+from launcher.jobs.scores import read_scores
 from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.tracking.tracker import open_tracker
@@ -88,7 +88,7 @@ def measured(shards: ShardFolder, folder: Path, kind: str, threshold: float) -> 
     jobs.require_same_images(folder, shards.index.fingerprint, "infer, and refine, these images again with --overwrite")
     jobs.require_all(folder, [shard.name for shard in shards.index.shards])
     for shard in shards.index.shards:
-        for number, scores in scores_beside(shards, folder, shard.name, kind):
+        for number, scores in read_scores(shards, folder, shard.name, kind):
             measure.add(scores, kind, shards.mask(number), shards.regions(number))
     return measure
 

@@ -8,7 +8,7 @@ from launcher.evaluation.mask_tally import MaskTally
 from launcher.evaluation.protocol import segment_protocol
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
-from launcher.jobs.label_maps import labels_of, segment_sources_of
+from launcher.jobs.label_maps import read_label_maps, segment_sources_of
 from shards.folder import ShardFolder
 
 FEW_IMAGES = 2000  # that many are counted faster in this process than others can be started
@@ -47,6 +47,6 @@ def tally_of(truth: ShardFolder, folder: Path, extension: str) -> MaskTally:
 
 def tally_of_shard(truth: ShardFolder, folder: Path, extension: str, name: str) -> MaskTally:
     tally = MaskTally(truth.index.as_class_set())
-    for number, label_HW in zip(truth.numbers_of(name), labels_of(folder / name, extension, truth), strict=True):
+    for number, label_HW in read_label_maps(truth, folder, name, extension):
         tally.add(label_HW, truth.mask(number), truth.groups[number])
     return tally

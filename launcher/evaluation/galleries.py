@@ -8,8 +8,8 @@ from PIL import Image
 
 from launcher.evaluation.pictures import data_uri, gallery, heat, outlined, painted
 from launcher.evaluation.protocol import sources_of
-from launcher.jobs.label_maps import labels_of, segment_sources_of
-from launcher.jobs.scores import at_size, read_scores
+from launcher.jobs.label_maps import read_label_map, segment_sources_of
+from launcher.jobs.scores import at_size, read_scores_of
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
 
@@ -31,8 +31,7 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
             rows[number] = {"image, truth": outlined(shards.image(number), shards.mask(number))}
         for source, (folder, kind) in sources_of(run, "val").items():
             for number in chosen:
-                name = shards.index.shards[shards.shard_of[number]].name
-                scores = next(s for s in read_scores(folder / name) if s.key == shards.keys[number])
+                scores = read_scores_of(shards, folder, number, kind)
                 image_HW3 = shards.image(number)
                 if scores.mask is not None:
                     rows[number][source] = outlined(image_HW3, scores.mask, (255, 0, 255))
@@ -42,9 +41,7 @@ def galleries(runs: list[Path]) -> list[tuple[str, str]]:
                     )
         for source, (folder, extension) in segment_sources_of(run, "val").items():
             for number in chosen:
-                name = shards.index.shards[shards.shard_of[number]].name
-                labels = dict(zip(shards.numbers_of(name), labels_of(folder / name, extension, shards), strict=True))
-                rows[number][source] = painted(shards.image(number), labels[number])
+                rows[number][source] = painted(shards.image(number), read_label_map(shards, folder, number, extension))
         if any(len(columns) > 1 for columns in rows.values()):
             sheet = gallery([(f"{shards.keys[number]}", columns) for number, columns in rows.items()])
             pictures.append((html.escape(config.name), data_uri(sheet)))

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from launcher.config.sections import SegmentConfig
 from launcher.errors import RunError
-from launcher.jobs import pool as jobs_pool
-from shards.folder import ShardFolder
+from launcher.jobs.pool import Item, Result, begin_worker, open_shards
 from shards.remote import Place
 from shards.schema import encode_mask
 from wsss.refine.crf import mean_field
@@ -29,7 +27,7 @@ from wsss.refine.crf import mean_field
 QUEUED = 2  # images per CRF process that wait for it at most: bounds the memory
 
 
-class Task(NamedTuple):
+class SegmentedImage(NamedTuple):
     """What the device found about one image.
 
     Attributes:
@@ -45,7 +43,7 @@ class Task(NamedTuple):
     cams: Mapping[str, np.ndarray]
 
 
-def crf_workers(settings: SegmentConfig, ranks: int) -> int:
+def count_crf_workers(settings: SegmentConfig, ranks: int) -> int:
     """Processes of this rank that finish images: its share of the cores, one of which it needs itself."""
     if settings.workers is not None:
         return settings.workers
@@ -59,24 +57,24 @@ def crf_pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=jobs_pool.begin_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def in_order(
-    pool: Executor | None, work: Callable[[Task], Any], tasks: Iterable[Task], most_waiting: int
-) -> Iterator[Any]:
-    """`work` on every task, results in order; at most so many tasks are under way, then the device waits."""
+def run_in_order(
+    pool: Executor | None, work: Callable[[Item], Result], items: Iterable[Item], most_waiting: int
+) -> Iterator[Result]:
+    """`work` on every item, results in order; at most so many are under way, then the device waits."""
     if pool is None:
-        yield from map(work, tasks)
+        yield from map(work, items)
         return
     waiting: deque = deque()
     try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
+        for item in items:
+            waiting.append(pool.submit(work, item))
             while len(waiting) >= most_waiting or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
@@ -85,24 +83,24 @@ def in_order(
         raise RunError("a CRF process died, most likely for want of memory: lower segment.workers") from error
 
 
-def finish(folder: Place, settings: SegmentConfig, task: Task) -> tuple[int, str, dict[str, bytes]]:
-    """CRF where wanted, and the members of the output shard: (number, key, {extension: bytes})."""
-    shards = opened(folder)
-    label_HW = task.label_HW
-    if task.probs_nHW is not None:
+def refine_and_encode(folder: Place, settings: SegmentConfig, image: SegmentedImage) -> tuple[int, dict[str, bytes]]:
+    """CRF where wanted, and the members of the output shard: (number, {extension: bytes})."""
+    shards = open_shards(folder)
+    label_HW = image.label_HW
+    if image.probs_nHW is not None:
         try:
-            label_HW = crf_label(shards.image(task.number), task.probs_nHW, task.class_ids, settings)
+            label_HW = crf_label(shards.image(image.number), image.probs_nHW, image.class_ids, settings)
         except ValueError as error:
-            raise RunError(f"{shards.where(task.number)}: {error}") from error
+            raise RunError(f"{shards.where(image.number)}: {error}") from error
     assert label_HW is not None
     about = {
         "class_ids": np.unique(label_HW).tolist(),
-        "group": shards.groups[task.number],
+        "group": shards.groups[image.number],
         "size": list(label_HW.shape),
     }
     members = {"json": json.dumps(about, sort_keys=True).encode(), "png": encode_mask(label_HW)}
-    members |= {f"{kind}.png": encode_mask(cam_HW) for kind, cam_HW in task.cams.items()}
-    return task.number, shards.keys[task.number], members
+    members |= {f"{kind}.png": encode_mask(cam_HW) for kind, cam_HW in image.cams.items()}
+    return image.number, members
 
 
 def crf_label(
@@ -113,9 +111,3 @@ def crf_label(
     if len(class_ids) > 1:
         best_HW = mean_field(image_HW3, probs_nHW, **settings.mean_field.model_dump()).argmax(0)
     return np.asarray(class_ids, dtype=np.uint8)[best_HW]
-
-
-@lru_cache(maxsize=4)
-def opened(folder: Place) -> ShardFolder:
-    """Once per process."""
-    return ShardFolder(folder)

@@ -1,25 +1,23 @@
 """Checkpoint + image shards -> CAM shards.
 
-`accelerate launch -m launcher.jobs.infer RUN SPLIT FOLDER NAME [section.key=value ...]`: each of n ranks takes
-every n-th
-shard. NAME is '-' for the run's own CAMs, else the name of a further set with other settings.
+`accelerate launch -m launcher.jobs.infer '{"run": "RUN", "split": "val", "folder": "SHARDS"}'`, with the arguments of
+`infer` as JSON: each of n ranks takes every n-th shard.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from launcher.config.sections import CamConfig, Config
-from launcher.errors import RunError, report_user_errors
-from launcher.jobs import output as jobs
+from launcher.errors import report_user_errors
+from launcher.jobs.over_ranks import Members, open_images, write_next_to
 from launcher.jobs.scores import Scores
-from launcher.processes.accelerator import make_accelerator
-from launcher.progress import Progress
+from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
+from launcher.processes.launch import read_arguments
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
@@ -27,7 +25,6 @@ from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute
-from shards.write import write_tar
 from wsss.maps.cam import Raw, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.scales import Pad
@@ -47,49 +44,33 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
 
     Args:
         overrides: section.key=value, such as cam.scales=[0.5,1]; what they change is kept in the output folder.
-        name: of a further set of CAMs, which stands beside the run's own.
+        name: of a further set of CAMs, which stands next to the run's own.
 
     Raises:
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
-    (of, method, checkpoint) = load_trained(Run(run, overrides))
-    config, class_set = of.config, of.class_set
-    shards = ShardFolder(folder)
-    if shards.index.classes != class_set.classes:
-        raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")
-    accelerator = make_accelerator(config, processes=None)
+    trained_run, method, checkpoint = load_trained(Run(run, overrides))
+    config, shards = trained_run.config, open_images(trained_run, folder)
+    accelerator = make_accelerator(config, processes=None, timeout=LONGEST_SHARD)
     out = cams_folder(run, name) / split
-    if accelerator.is_main_process:
-        jobs.open_output(
-            out,
-            {
-                "shards": absolute(shards.folder),
-                "fingerprint": shards.index.fingerprint,
-                "checkpoint": checkpoint.name,
-                "image_size": config.data.image_size,
-                "cam": cam_made_of(config.cam),
-            },
-        )
-    accelerator.wait_for_everyone()
-    names = [shard.name for shard in shards.index.shards]
-    todo = set(jobs.missing(out, names)[accelerator.process_index :: accelerator.num_processes])
-    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-    numbers = [n for n in range(len(shards)) if names[shards.shard_of[n]] in todo]
     method.to(accelerator.device)
-    with Progress(len(numbers), f"infer {split}", "image", enabled=accelerator.is_main_process) as progress:
-        samples = score_samples(method, shards, numbers, config, accelerator.device)
-        for shard_number, of_shard in groupby(samples, key=lambda pair: int(shards.shard_of[pair[0]])):
-            write_tar(out / names[shard_number], counted(of_shard, progress))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        jobs.require_all(out, names)
+
+    def identify() -> dict[str, Any]:
+        return {
+            "shards": absolute(shards.folder),
+            "fingerprint": shards.index.fingerprint,
+            "checkpoint": checkpoint.name,
+            "image_size": config.data.image_size,
+            "cam": identify_cam(config.cam),
+        }
+
+    def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
+        numbers = [number for shard in names for number in shards.numbers_of(shard)]
+        for number, scores in score_samples(method, shards, numbers, config, accelerator.device):
+            yield number, scores.members()
+
+    write_next_to(out, shards, accelerator, identify=identify, samples_of=samples_of, label=f"infer {split}")
     return out
-
-
-def counted(samples: Iterable[tuple[int, Scores]], progress: Progress) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for _, scores in samples:
-        yield scores.key, scores.members()
-        progress.advance()
 
 
 def score_samples(
@@ -110,7 +91,7 @@ def score_samples(
         on_host = {kind: cam_BKhw.cpu().numpy() for kind, cam_BKhw in cams.items()}
         probs = probs_BK.cpu().tolist()
         for i, number in enumerate(batch["number"]):
-            channels = chosen_classes(batch["image_label"][i], config.cam)
+            channels = choose_classes(batch["image_label"][i], config.cam)
             yield (
                 number,
                 Scores(
@@ -151,7 +132,7 @@ def judged_rule(cam: CamConfig) -> CamRule:
     return replace(TOCO, pad=cam.pad or TOCO.pad) if cam.fuse is None else inferred_rule(cam)
 
 
-def cam_made_of(cam: CamConfig) -> dict[str, Any]:
+def identify_cam(cam: CamConfig) -> dict[str, Any]:
     """All that the bytes of CAM shards depend on; `fuse` and `pad` only where they are not what they were before there
     was a choice, so that folders written then can be completed."""
     rule = inferred_rule(cam)
@@ -160,18 +141,13 @@ def cam_made_of(cam: CamConfig) -> dict[str, Any]:
     return made_of | ({"pad": rule.pad} if rule.pad != DEFAULT_PAD[rule.fuse] else {})
 
 
-def chosen_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
+def choose_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:
     """Channels whose maps are kept: all, or those of the image label."""
     if cam.classes == "all":
         return list(range(len(image_label_K)))
     return torch.nonzero(image_label_K).flatten().tolist()
 
 
-def main(arguments: Sequence[str]) -> None:
-    run, split, folder, name, *overrides = arguments
-    infer(Path(run), split, folder, overrides, None if name == "-" else name)
-
-
 if __name__ == "__main__":
     with report_user_errors():
-        main(sys.argv[1:])
+        infer(**read_arguments(sys.argv))

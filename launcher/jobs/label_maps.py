@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.errors import RunError
 from shards.folder import ShardFolder
+from shards.members import members_next_to, sample_next_to
 from shards.schema import decode_mask
-from shards.tars import tar_members
+from shards.tars import tar_spans
+
+REMEDY = "remove this shard and segment again"
 
 
 def segment_sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
@@ -19,25 +21,29 @@ def segment_sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
     sources = {}
     for folder in sorted(run.glob(f"segments*/{split}")):
         shard = next(iter(sorted(folder.glob("*.tar"))), None)
-        extensions = {extension for _, extension, _, _ in tar_members(shard)} if shard else {"png"}
+        extensions = {extension for _, extension, _ in tar_spans(shard)} if shard else {"png"}
         for extension in sorted(extensions - {"json"}, key=lambda name: (name != "png", name)):
             kind = extension.removesuffix("png").removesuffix(".")
             sources[f"{folder.parent.name}{'.' * bool(kind)}{kind}"] = (folder, extension)
     return sources
 
 
-def labels_of(path: Path, extension: str, shards: ShardFolder) -> Iterator[np.ndarray]:
-    """The label maps (H, W) of one mask shard, in the order of the image shard of the same name.
+def read_label_maps(shards: ShardFolder, folder: Path, name: str, extension: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, (H, W) class ids) of every sample of the image shard `name`, from FOLDER/name.
 
     Raises:
-        RunError: it holds other samples.
+        DataError: the tar is missing or damaged, or belongs to other image shards.
     """
-    found = {key: data for key, of_member, _, data in tar_members(path) if of_member == extension}
-    wanted = [shards.keys[number] for number in shards.numbers_of(path.name)]
-    if list(found) != wanted:
-        raise RunError(
-            f"{path}: holds {len(found)} '{extension}' maps from {list(found)[:1]}; wanted {len(wanted)} from "
-            f"'{wanted[0]}': it belongs to other image shards; remove it and segment again"
-        )
-    for key, data in found.items():
-        yield decode_mask(data, f"{path}: {key}.{extension}")
+    for number, members in members_next_to(shards, folder, name, (extension,), remedy=REMEDY):
+        yield number, decode_label_map(shards, folder, number, members[extension])
+
+
+def read_label_map(shards: ShardFolder, folder: Path, number: int, extension: str) -> np.ndarray:
+    """The label map of one sample, of which alone the bytes are read. Raises as read_label_maps."""
+    members = sample_next_to(shards, folder, number, (extension,), remedy=REMEDY)
+    return decode_label_map(shards, folder, number, members[extension])
+
+
+def decode_label_map(shards: ShardFolder, folder: Path, number: int, data: bytes) -> np.ndarray:
+    name = shards.index.shards[shards.shard_of[number]].name
+    return decode_mask(data, f"{folder / name}: sample '{shards.keys[number]}'")

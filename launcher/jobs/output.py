@@ -13,12 +13,14 @@ from typing import Any
 
 from launcher.errors import RunError
 from launcher.files import sync_to_disk, temporary_name
+from shards.write import sweep_unfinished
 
 JOB = "job.json"
 
 
 def open_output(out: Path, content: dict[str, Any]) -> None:
-    """Create the output folder, or check that it was made of the same inputs and settings.
+    """Create the output folder, or check that it was made of the same inputs and settings; sweep what killed writers
+    left in it.
 
     Raises:
         RunError: it was made of something else; names the first difference.
@@ -33,6 +35,7 @@ def open_output(out: Path, content: dict[str, Any]) -> None:
                 f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); "
                 "remove the folder first"
             )
+        sweep_unfinished(out)
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,22 +58,22 @@ def read_made_of(out: Path) -> dict[str, Any] | None:
         raise RunError(f"{path}: is no JSON ({error}); remove the folder and run the job again") from error
 
 
-def require_same_images(out: Path, fingerprint: str, mend: str) -> dict[str, Any]:
+def require_same_images(out: Path, fingerprint: str, remedy: str) -> dict[str, Any]:
     """What an output folder was made of; raises RunError unless that was images of this fingerprint."""
     content = read_made_of(out) or {}
     got = content.get("fingerprint")
     if got != fingerprint:
-        raise RunError(f"{out}: made of other images (fingerprint {got}, these shards {fingerprint}); {mend}")
+        raise RunError(f"{out}: made of other images (fingerprint {got}, these shards {fingerprint}); {remedy}")
     return content
 
 
-def missing(out: Path, names: Sequence[str]) -> list[str]:
+def list_missing(out: Path, names: Sequence[str]) -> list[str]:
     """The shards that are not there yet, in order."""
     return [name for name in names if not (out / name).is_file()]
 
 
 def require_all(out: Path, names: Sequence[str]) -> None:
     """Raise RunError unless all shards are there."""
-    gone = missing(out, names)
+    gone = list_missing(out, names)
     if gone:
         raise RunError(f"{out}: {len(gone)} of {len(names)} shards are missing, first {gone[0]}; run the job again")

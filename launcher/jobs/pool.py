@@ -6,16 +6,17 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from typing import TypeVar
 
 from launcher.errors import RunError
 from launcher.processes.signals import end_with_parent
 from launcher.progress import Progress
+from shards.folder import ShardFolder
+from shards.remote import Place
 from shards.schema import DataError
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
@@ -36,7 +37,7 @@ def run_pool(
     results: dict[int, Result] = {}
     errors: list[str] = []
     with Progress(len(items), label, "shard") as progress:
-        for number, outcome in outcomes(work, items, workers):
+        for number, outcome in try_each(work, items, workers):
             if isinstance(outcome, (DataError, RunError, ValueError, OSError, BrokenProcessPool)):
                 errors.append(f"{items[number]}: {outcome}")
             elif isinstance(outcome, BaseException):
@@ -49,7 +50,7 @@ def run_pool(
     return iter([results[number] for number in range(len(items))])
 
 
-def outcomes(
+def try_each(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterable[tuple[int, Result | BaseException]]:
     """(number, result or exception) of each item as it comes."""
@@ -78,3 +79,9 @@ def begin_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=4)
+def open_shards(folder: Place) -> ShardFolder:
+    """Image shards, opened once per worker process."""
+    return ShardFolder(folder)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,15 @@ from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
-from launcher.jobs.cues import check_cues, of_classes, read_cues
+from launcher.jobs.cues import CUES
+from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.infer import cams_folder
-from launcher.jobs.scores import REFINED, Scores, at_size, scores_beside
+from launcher.jobs.scores import REFINED, Scores, at_size, read_scores
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.write import write_tar
 from wsss.refine import CUED, REFINERS
+from wsss.refine.chain import Step, run_chain
 from wsss.refine.threshold import mask_of
 
 
@@ -71,13 +73,15 @@ def refine(
             }
             jobs.open_output(out, made_of)
             outs.append(out)
-            items += [Task(shards.folder, folder, cues, out, kind, shard) for shard in jobs.missing(out, names)]
+            items += [
+                ShardToRefine(shards.folder, folder, cues, out, kind, shard) for shard in jobs.list_missing(out, names)
+            ]
     work = partial(refine_shard, settings)
     list(pool.run_pool(work, items, workers=settings.workers, label="refine"))
     return outs
 
 
-class Task(NamedTuple):
+class ShardToRefine(NamedTuple):
     """One shard of one kind of CAM to refine."""
 
     images: Place
@@ -106,37 +110,46 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
     return folder
 
 
-def refine_shard(settings: RefineConfig, task: Task) -> None:
+def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
     """One CAM shard -> one mask shard of the same name."""
-    shards = open_shards(task.images)
-    cues = {refiner: read_cues(folder, task.name) for refiner, folder in task.cues.items()}
+    shards, chain = pool.open_shards(task.images), resolve_chain(settings)
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for number, scores in scores_beside(shards, task.cams, task.name, task.kind):
-            of_image = {
-                refiner: of_classes(of_shard.kind, of_shard[scores.key], scores.class_ids)
-                for refiner, of_shard in cues.items()
+        streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
+        of_cams = read_scores(shards, task.cams, task.name, task.kind)
+        for (number, scores), *found in zip(of_cams, *streams, strict=True):
+            cues = {
+                refiner: CUES[refiner].select_classes(cue, scores.class_ids)
+                for refiner, cue in zip(task.cues, found, strict=True)
             }
-            refined = refine_one(shards.image(number), scores, task.kind, settings, of_image)
+            image_HW3 = shards.image(number)
+            try:
+                refined = refine_one(image_HW3, scores, task.kind, settings, chain, cues)
+            except ValueError as error:
+                raise RunError(f"{shards.where(number)}: {error}") from error
             yield scores.key, refined.members()
 
     write_tar(task.out / task.name, samples())
 
 
-@lru_cache(maxsize=4)
-def open_shards(folder: Place) -> ShardFolder:
-    """Opened once per worker process."""
-    return ShardFolder(folder)
+def resolve_chain(settings: RefineConfig) -> list[Step]:
+    """The chain's refiners with their options. Checking these takes milliseconds: once per shard, not per image."""
+    return [
+        Step(named.name, partial(REFINERS[named.name], **options_of(named, REFINERS)), named.name in CUED)
+        for named in settings.chain
+    ]
 
 
 def refine_one(
-    image_HW3: np.ndarray, scores: Scores, kind: str, settings: RefineConfig, cues: Mapping[str, Any]
+    image_HW3: np.ndarray,
+    scores: Scores,
+    kind: str,
+    settings: RefineConfig,
+    chain: Sequence[Step],
+    cues: Mapping[str, Any],
 ) -> Scores:
-    """Resize the cam to the image, run the chain, threshold."""
-    scores_nHW = at_size(scores.maps[kind], image_HW3.shape[:2])
-    for refiner in settings.chain:
-        cue = (cues[refiner.name],) if refiner.name in CUED else ()
-        scores_nHW = REFINERS[refiner.name](image_HW3, scores_nHW, *cue, **options_of(refiner, REFINERS))
+    """Resize the cam to the image, run the chain, threshold. Raises ValueError as run_chain does."""
+    scores_nHW = run_chain(chain, image_HW3, at_size(scores.maps[kind], image_HW3.shape[:2]), cues)
     return Scores(
         key=scores.key,
         group=scores.group,

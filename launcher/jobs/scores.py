@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from shards.folder import ShardFolder
+from shards.members import AGAIN, members_next_to, sample_next_to
 from shards.schema import DataError, decode_mask, encode_mask
-from shards.tars import tar_members
 from wsss.tensors import resize
 
-AGAIN = "remove this shard and run what wrote it again"
 REFINED = "refined"  # the kind of the scores in a mask shard
 
 
@@ -57,52 +56,37 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_scores(path: Path) -> Iterator[Scores]:
-    """The samples of a CAM or mask shard, in order.
-
-    Raises:
-        DataError: the tar is damaged.
-    """
-    members: dict[str, bytes] = {}
-    current = None
-    for key, extension, _, data in tar_members(path):
-        if current is not None and key != current:
-            yield parse(current, members, path)
-            members = {}
-        current = key
-        members[extension] = data
-    if current is not None:
-        yield parse(current, members, path)
-
-
-def scores_beside(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iterator[tuple[int, Scores]]:
-    """(number, scores) of every sample of the image shard `name`, from FOLDER/name.
+def read_scores(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iterator[tuple[int, Scores]]:
+    """(number, scores) of every sample of the image shard `name`, from FOLDER/name, a CAM or mask shard.
 
     Args:
         kind: must be among the maps.
 
     Raises:
-        DataError: the tar is damaged, holds other samples, other classes, or no maps of this kind.
+        DataError: the tar is missing or damaged, holds other samples, other classes, or no maps of this kind.
     """
-    path, numbers = folder / name, shards.numbers_of(name)
-    num_classes, found = shards.index.as_class_set().num_fg_classes, 0
-    for scores in read_scores(path):
-        wanted = shards.keys[numbers[found]] if found < len(numbers) else "no more"
-        if scores.key != wanted:
-            raise DataError(f"{path}: holds '{scores.key}', the images have '{wanted}'; {AGAIN}")
-        if len(scores.maps.get(kind, ())) != len(scores.class_ids):
-            raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
-        if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
-            raise DataError(
-                f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}"
-            )
-        yield numbers[found], scores
-        found += 1
-    if found < len(numbers):
-        raise DataError(f"{path}: holds {found} samples, the images {len(numbers)}; {AGAIN}")
+    for number, members in members_next_to(shards, folder, name, ("json", f"{kind}.npy")):
+        yield number, parse_and_check(shards, folder / name, number, members, kind)
 
 
-def parse(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
+def read_scores_of(shards: ShardFolder, folder: Path, number: int, kind: str) -> Scores:
+    """The scores of one sample, of which alone the bytes are read. Raises as read_scores."""
+    path = folder / shards.index.shards[shards.shard_of[number]].name
+    members = sample_next_to(shards, folder, number, ("json", f"{kind}.npy"))
+    return parse_and_check(shards, path, number, members, kind)
+
+
+def parse_and_check(shards: ShardFolder, path: Path, number: int, members: Mapping[str, bytes], kind: str) -> Scores:
+    """Parse and check the scores of a sample. Raises DataError: other classes, or no maps of this kind."""
+    scores, num_classes = parse_scores(shards.keys[number], members, path), len(shards.index.classes)
+    if len(scores.maps[kind]) != len(scores.class_ids):
+        raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
+    if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
+        raise DataError(f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}")
+    return scores
+
+
+def parse_scores(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
     try:
         about = json.loads(members["json"])
         maps = {

@@ -1,8 +1,7 @@
 """Checkpoint + image shards -> mask shards, by the network's own segmentation.
 
-`accelerate launch -m launcher.jobs.segment RUN SPLIT FOLDER NAME CAMS [section.key=value ...]`: each of n ranks takes
-every
-n-th shard. NAME is '-' for the run's own masks, CAMS is 'cams' or '-'.
+`accelerate launch -m launcher.jobs.segment '{"run": "RUN", "split": "val", "folder": "SHARDS"}'`, with the arguments of
+`segment` as JSON: each of n ranks takes every n-th shard.
 
 Shapes: B images, K foreground classes, C = K + 1, n classes a CRF looks at, S x S the squashed view, H x W pixels of an
 image as its owner published it.
@@ -13,10 +12,9 @@ image as its owner published it.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,18 @@ from torch.utils.data import DataLoader
 
 from launcher.config.sections import Config, SegmentConfig
 from launcher.errors import RunError, report_user_errors
-from launcher.jobs import output as jobs
-from launcher.jobs.crf_pool import QUEUED, Task, crf_pool, crf_workers, finish, in_order
+from launcher.jobs.crf_pool import (
+    QUEUED,
+    SegmentedImage,
+    count_crf_workers,
+    crf_pool,
+    refine_and_encode,
+    run_in_order,
+)
 from launcher.jobs.infer import judged_rule
-from launcher.processes.accelerator import make_accelerator
-from launcher.progress import Progress
+from launcher.jobs.over_ranks import Members, open_images, write_next_to
+from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
+from launcher.processes.launch import read_arguments
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
@@ -41,7 +46,6 @@ from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from shards.schema import DataError
-from shards.write import write_tar
 from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
 from wsss.maps.scales import scaled_views
@@ -72,47 +76,41 @@ def segment(
 
     Args:
         overrides: section.key=value, such as segment.scales=[1,1.5]; what they change is kept in the output folder.
-        name: of a further set of masks, which stands beside the run's own.
+        name: of a further set of masks, which stands next to the run's own.
         cams: also the label maps of the CAMs, by the image labels.
 
     Raises:
         RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
             labels, or an output folder made with other settings.
     """
-    (of, method, checkpoint) = load_trained(Run(run, overrides))
-    config, class_set = of.config, of.class_set
-    shards = ShardFolder(folder)
-    if shards.index.classes != class_set.classes:
-        raise RunError(f"{folder} has the classes {shards.index.classes}; {run} was trained on {class_set.classes}")
+    trained_run, method, checkpoint = load_trained(Run(run, overrides))
+    config, shards = trained_run.config, open_images(trained_run, folder)
     if cams and not shards.image_label_NK.any():
         raise RunError(f"{folder}: no image has a label, so its CAMs cannot be judged; leave out --cams")
-    accelerator = make_accelerator(config, processes=None)
+    accelerator = make_accelerator(config, processes=None, timeout=LONGEST_SHARD)
     out = segments_folder(run, name) / split
-    if accelerator.is_main_process:
-        jobs.open_output(out, made_of(config, shards, checkpoint, cams))
-    accelerator.wait_for_everyone()
-    names = [shard.name for shard in shards.index.shards]
-    todo = jobs.missing(out, names)[accelerator.process_index :: accelerator.num_processes]
-    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     method.to(accelerator.device).eval()
-    workers = crf_workers(config.segment, accelerator.num_processes)
-    total = sum(len(shards.numbers_of(shard)) for shard in todo)
-    with (
-        Progress(total, f"segment {split}", "image", enabled=accelerator.is_main_process) as progress,
-        crf_pool(workers if todo else 0) as pool,
-    ):
-        tasks = tasks_of(method, shards, todo, config, accelerator, cams)
-        done = in_order(pool, partial(finish, shards.folder, config.segment), tasks, QUEUED * max(workers, 1))
-        for shard_number, of_shard in groupby(done, key=lambda item: int(shards.shard_of[item[0]])):
-            write_tar(out / names[shard_number], counted(of_shard, progress))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        jobs.require_all(out, names)
+    workers = count_crf_workers(config.segment, accelerator.num_processes)
+
+    def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
+        images = segment_images(method, shards, names, config, accelerator, cams)
+        work = partial(refine_and_encode, shards.folder, config.segment)
+        with crf_pool(workers) as pool:
+            yield from run_in_order(pool, work, images, QUEUED * max(workers, 1))
+
+    write_next_to(
+        out,
+        shards,
+        accelerator,
+        identify=partial(identify_masks, config, shards, checkpoint, cams),
+        samples_of=samples_of,
+        label=f"segment {split}",
+    )
     return out
 
 
-def made_of(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
-    """What the masks were made of: all that their pixels depend on."""
+def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
+    """All that the pixels of the masks depend on."""
     rule = judged_rule(config.cam)
     unused = {"batch_size", "workers"} | (set() if config.segment.crf else {"mean_field", "crf_classes"})
     return {
@@ -125,12 +123,6 @@ def made_of(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -
         "cam_threshold": config.evaluate.threshold if cams else None,
         "cam": asdict(rule) if cams and rule != TOCO else None,
     }
-
-
-def counted(of_shard: Iterable[tuple[int, str, dict[str, bytes]]], progress: Progress) -> Iterator[Any]:
-    for _, key, members in of_shard:
-        yield key, members
-        progress.advance()
 
 
 def maps_reader(network: Network, accelerator: Accelerator) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
@@ -152,9 +144,9 @@ def maps_reader(network: Network, accelerator: Accelerator) -> Callable[[Tensor]
     return read
 
 
-def tasks_of(
+def segment_images(
     method: Method, shards: ShardFolder, names: Sequence[str], config: Config, accelerator: Accelerator, cams: bool
-) -> Iterator[Task]:
+) -> Iterator[SegmentedImage]:
     """Segment every image of these shards, in order."""
     settings, stride = config.segment, method.student.stride
     read = maps_reader(method.student, accelerator)
@@ -172,16 +164,18 @@ def tasks_of(
             own = size_of(shards, number)
             one = [tuple(logits[i : i + 1] for logits in view) for view in views]
             seg_logits_CHW = fuse_seg_logits(one, own, flips=flips, scales=scales)[0]
-            yield task_of(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
+            yield bring_to_host(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
 
 
-def task_of(number: int, seg_logits_CHW: Tensor, settings: SegmentConfig, cams: Mapping[str, np.ndarray]) -> Task:
-    """Bring what the rest needs to the host: class ids, or the probabilities of the classes that a CRF looks at."""
+def bring_to_host(
+    number: int, seg_logits_CHW: Tensor, settings: SegmentConfig, cams: Mapping[str, np.ndarray]
+) -> SegmentedImage:
+    """What the rest needs on the host: class ids, or the probabilities of the classes that a CRF looks at."""
     if not settings.crf:
-        return Task(number, seg_logits_CHW.argmax(dim=0).to(torch.uint8).cpu().numpy(), None, (), cams)
+        return SegmentedImage(number, seg_logits_CHW.argmax(dim=0).to(torch.uint8).cpu().numpy(), None, (), cams)
     probs_CHW = seg_logits_CHW.softmax(dim=0)
     class_ids = proposed_classes(probs_CHW) if settings.crf_classes == "proposed" else list(range(len(probs_CHW)))
-    return Task(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams)
+    return SegmentedImage(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams)
 
 
 def cam_labels_of(
@@ -232,11 +226,6 @@ def loader_of(shards: ShardFolder, names: Sequence[str], config: Config) -> Data
     )
 
 
-def main(arguments: Sequence[str]) -> None:
-    run, split, folder, name, cams, *overrides = arguments
-    segment(Path(run), split, folder, overrides, None if name == "-" else name, cams=cams == "cams")
-
-
 if __name__ == "__main__":
     with report_user_errors():
-        main(sys.argv[1:])
+        segment(**read_arguments(sys.argv))

@@ -18,7 +18,7 @@ from PIL import Image
 from launcher.errors import RunError
 from launcher.files import appearing
 from launcher.jobs import output as jobs
-from launcher.jobs.label_maps import labels_of
+from launcher.jobs.label_maps import read_label_maps
 from launcher.jobs.segment import segments_folder
 from launcher.progress import Progress
 from shards.folder import ShardFolder
@@ -66,17 +66,12 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
     out = out or run / f"voc2012_{folder.parent.name}_{split}.tar.gz"
     with appearing(out) as temporary:
         with tarfile.open(temporary, "w:gz") as archive, Progress(len(shards), "pack", "image") as progress:
-            for key, label_HW in all_labels(folder, shards):
-                add_file(archive, f"{INSIDE}/{key}.png", encode_mask(label_HW))
-                progress.advance()
+            for shard in shards.index.shards:
+                for number, label_HW in read_label_maps(shards, folder, shard.name, "png"):
+                    add_file(archive, f"{INSIDE}/{shards.keys[number]}.png", encode_mask(label_HW))
+                    progress.advance()
         check_archive(temporary, shards)
     return out, len(shards)
-
-
-def all_labels(folder: Path, shards: ShardFolder) -> Iterator[tuple[str, np.ndarray]]:
-    """(image id, (H, W) class ids) of every image."""
-    for shard in shards.index.shards:
-        yield from zip(shard.keys, labels_of(folder / shard.name, "png", shards), strict=True)
 
 
 def add_file(archive: tarfile.TarFile, name: str, data: bytes) -> None:

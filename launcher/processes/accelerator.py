@@ -7,6 +7,7 @@ launch.py), and every run checks what it got.
 
 import os
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 GROUP_TIMEOUT = timedelta(minutes=10)
+LONGEST_SHARD = timedelta(days=7)  # in a job a process waits that long for one that still has a shard to finish
 
 
 def uses_cpu(config: Config) -> bool:
@@ -41,35 +43,32 @@ def process_count(config: Config) -> int:
     return config.launch.machines * (1 if uses_cpu(config) else torch.cuda.device_count())
 
 
-def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
+def make_accelerator(config: Config, *, processes: int | None, timeout: timedelta = GROUP_TIMEOUT) -> "Accelerator":
     """The Accelerator of this process, checked.
 
     Args:
         processes: how many there must be; None = as many as were started.
+        timeout: that a process waits for the others.
 
     Raises:
         ConfigError: another number of processes than wanted, or they do not know of each other.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs
 
     from launcher.processes.zero import uses_zero
 
-    follow_launcher()
-    cpu = uses_cpu(config)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers: list[Any] = []
-    if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
-        handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT))
-        join_group("gloo" if cpu else "nccl", GROUP_TIMEOUT)
+    cpu, started = uses_cpu(config), count_started()
     # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     settings = settings_for(config, started)
     if settings is None:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=config.train.precision, kwargs_handlers=handlers)
+        accelerator = join_started(cpu=cpu, timeout=timeout, precision=config.train.precision, handlers=[ddp])
     else:
+        follow_launcher()
+        if started > 1:
+            join_group("gloo" if cpu else "nccl", timeout)
         accelerator = zero_accelerator(settings, backend="gloo" if cpu else "nccl")
     wanted = processes or started
     if accelerator.num_processes != wanted or started != wanted:
@@ -82,6 +81,36 @@ def make_accelerator(config: Config, *, processes: int | None) -> "Accelerator":
         raise ConfigError(
             f"launch.zero is {config.launch.zero}, but Accelerate runs {accelerator.distributed_type}: start it with "
             "`wsss train`; ACCELERATE_USE_CPU in the environment turns DeepSpeed into DDP"
+        )
+    return accelerator
+
+
+def count_started() -> int:
+    """The processes that a launcher started together with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_started(
+    *, cpu: bool, timeout: timedelta, precision: str | None = None, handlers: Sequence[Any] = ()
+) -> "Accelerator":
+    """The Accelerator of this process among those that a launcher started together.
+
+    Raises:
+        ConfigError: Accelerate joined another number of processes than were started.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    follow_launcher()
+    started, group = count_started(), list[Any]()
+    if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
+        group.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
+        join_group("gloo" if cpu else "nccl", timeout)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[*group, *handlers])
+    if accelerator.num_processes != started:
+        raise ConfigError(
+            f"{started} processes were started, but Accelerate joined {accelerator.num_processes}: on CPUs set "
+            "ACCELERATE_USE_CPU=true, as the commands of `wsss` do"
         )
     return accelerator
 

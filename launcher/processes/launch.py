@@ -1,16 +1,18 @@
 """Start `accelerate launch` with the arguments that fit a config, pass signals on, and leave nothing running."""
 
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launcher.config.sections import Config
-from launcher.errors import LAUNCHED
+from launcher.errors import LAUNCHED, ConfigError
 from launcher.processes.accelerator import process_count, uses_cpu
 from launcher.processes.signals import STOPPED, end_with_parent, record_signals
 from launcher.processes.zero_settings import read_zero
@@ -125,6 +127,39 @@ def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
     print("launching: " + " ".join(shown), flush=True)
     return run_and_forward(argv, effective)
+
+
+def run_or_launch(
+    config: Config, module: str, work: Callable[..., Any], arguments: dict[str, Any], *, cpu_alone: bool = False
+) -> None:
+    """Do `work(**arguments)` in this process, or start the module with them where the config has several processes.
+
+    Args:
+        module: hands read_arguments(sys.argv) to the same work.
+        arguments: what JSON can say, and paths.
+        cpu_alone: on CPUs this process does it, however many trained.
+
+    Raises:
+        SystemExit: the launched processes failed; with their code.
+    """
+    if process_count(config) == 1 or (cpu_alone and uses_cpu(config)):
+        work(**arguments)
+    elif code := launch(config, module, [json.dumps(arguments, default=str)]):
+        raise SystemExit(code)
+
+
+def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments that run_or_launch gave a module; `run` is a path.
+
+    Raises:
+        ConfigError: something else than one JSON object with a run.
+    """
+    try:
+        (argument,) = argv[1:]
+        arguments = json.loads(argument)
+        return {**arguments, "run": Path(arguments["run"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{argv[1:]}: wanted one JSON object of arguments with a 'run' ({error!r})") from error
 
 
 def keep_forced(environment: dict[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.files import RUNS
+from launcher.jobs.cues import find_cue
 from launcher.studies.table import Row, Study
 
 Command = list[str]
@@ -60,10 +61,10 @@ def reading_commands(
         for refiner, arguments in row.masks.cues.items():
             folder = RUNS / study.folder / "cues" / f"{refiner}_{row.masks.name}"
             source = [shards_of(study, row.run, seed, split, extra), *arguments]
-            if refiner == "walk":  # its cues come from a training of this study
+            if option := find_cue(refiner).option_of_run:  # these cues come from a training of this study
                 yield from training_commands(study, arguments[0], seed, extra)
                 trained = run_of(study, arguments[0], seed)
-                folder, source = trained / "cues", [source[0], "--run", str(trained)]
+                folder, source = trained / "cues", [source[0], option, str(trained)]
             yield ["cues", refiner, *source, "--out", str(folder)]
             settings.append(f"refine.cues.{refiner}={folder}")
         of_set = ["--cams", row.cams.name] if row.cams else []

@@ -19,6 +19,7 @@ from launcher.errors import RunError, report_user_errors
 from launcher.processes import group
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.group import leaving_group
+from launcher.processes.launch import read_arguments
 from launcher.progress import Progress
 from launcher.run import steps
 from launcher.run.folder import Run
@@ -143,12 +144,6 @@ def compare_with_log(means: dict[str, float], run: Path, step: int, log_every: i
         yield "as logged, bit for bit" if same else f"NOT as logged: {logged[-1]}"
 
 
-def main(arguments: list[str]) -> None:
-    run, step, rank = arguments
-    with leaving_group():
-        replay_here(Path(run), int(step), None if rank == "all" else int(rank))
-
-
 if __name__ == "__main__":
-    with report_user_errors():
-        main(sys.argv[1:])
+    with report_user_errors(), leaving_group():
+        replay_here(**read_arguments(sys.argv))

@@ -69,7 +69,7 @@ def read_tar(folder, data):
             members += 1
     except DataError as error:
         assert "x.tar" in str(error) and len(str(error)) < 1000
-        for same_guard in (tar_spans, index_shard):
+        for same_guard in (lambda path: list(tar_spans(path)), index_shard):
             with pytest.raises(DataError):
                 same_guard(path)
         return None

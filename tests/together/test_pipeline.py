@@ -19,7 +19,7 @@ from launcher.files import RUNS
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
-from launcher.jobs.scores import Scores, read_scores, scores_beside
+from launcher.jobs.scores import Scores, read_scores
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from launcher.training.run import train
@@ -37,7 +37,9 @@ def digests(folder):
 
 def test_cams_are_stored_for_every_image_at_their_own_grid(run, scenes):
     val = ShardFolder(scenes / "val")
-    found = [scores for shard in val.index.shards for scores in read_scores(run / "cams/val" / shard.name)]
+    found = [pair for shard in val.index.shards for pair in read_scores(val, run / "cams/val", shard.name, "grad")]
+    assert [number for number, _ in found] == list(range(len(val)))
+    found = [scores for _, scores in found]
     assert [scores.key for scores in found] == val.keys
     assert all(set(scores.maps) == {"grad", "class_map", "project"} for scores in found)
     assert all(cam.shape == (1, 4, 4) and 0 <= cam.min() <= cam.max() <= 1 for s in found for cam in s.maps.values())
@@ -47,8 +49,8 @@ def test_a_stored_cam_is_the_trained_students(run, scenes):
     method = load_trained(Run(run)).method
     val = ShardFolder(scenes / "val")
     number = 7
-    scores = next(s for s in read_scores(run / "cams/val" / val.index.shards[val.shard_of[number]].name)
-                  if s.key == val.keys[number])  # fmt: skip
+    name = val.index.shards[val.shard_of[number]].name
+    scores = dict(read_scores(val, run / "cams/val", name, "project"))[number]
     image = torch.from_numpy(val.image(number).copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         out = method.student(image)
@@ -81,10 +83,10 @@ def test_masks_do_not_depend_on_the_number_of_workers_and_resume(run):
     assert digests(folders[2]) == alone
 
 
-def test_masks_are_scores_at_the_images_size_and_where_they_reach_the_threshold(run):
+def test_masks_are_scores_at_the_images_size_and_where_they_reach_the_threshold(run, scenes):
     (folder,) = refine(run, ["val"], RefineConfig(cams=("project",), chain=(), threshold=0.4))
     assert folder == run / "masks/project/val"
-    for scores in read_scores(folder / "val-00000.tar"):
+    for _, scores in read_scores(ShardFolder(scenes / "val"), folder, "val-00000.tar", "refined"):
         assert scores.mask.shape == (32, 32) and scores.maps["refined"].shape == (1, 32, 32)
         # scores are stored in float16, so a pixel right at the threshold may differ
         sure = np.abs(scores.maps["refined"][0] - 0.4) > 1e-3
@@ -219,7 +221,7 @@ def test_tallies_name_shards_that_do_not_belong_together(run, scenes, tmp_path):
     with pytest.raises(RunError, match="val: made of other images"):
         measured(ShardFolder(scenes / "val"), other, "grad", 0.3)
     with pytest.raises(DataError, match="holds 'tune-"):
-        list(scores_beside(ShardFolder(scenes / "val"), other, "val-00000.tar", "grad"))
+        list(read_scores(ShardFolder(scenes / "val"), other, "val-00000.tar", "grad"))
 
 
 def test_cams_of_images_that_were_written_anew_are_refused(run, scenes, tmp_path, monkeypatch):

@@ -45,9 +45,7 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
     val = ShardFolder(in_tmp / "pets/val")
     confusion = torch.zeros(3, 3, dtype=torch.int64)
     for shard in val.index.shards:
-        for number, scores in zip(
-            val.numbers_of(shard.name), read_scores(pets_run / "masks/class_map+crf/val" / shard.name), strict=True
-        ):
+        for number, scores in read_scores(val, pets_run / "masks/class_map+crf/val", shard.name, "refined"):
             assert scores.class_ids == tuple(np.flatnonzero(val.image_label_NK[number]) + 1)  # only present classes
             confusion += confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(scores.mask), 3)
     at = report["sources"]["class_map+crf"]["fixed"]

@@ -10,7 +10,7 @@ from support.places import ROOT
 from support.study_walk import shapes_of, split_rows
 
 from launcher.config.file import load_config
-from launcher.jobs import cues
+from launcher.jobs.cues.shards import write_cues
 from launcher.studies.figures import table
 from launcher.studies.page import write_study_report
 from launcher.studies.run import run_study
@@ -101,7 +101,7 @@ def at_toy_size(command):
         settings = {name[2:]: Path(given[name]) for name in ("--weights", "--run") if name in given}
         size = {"size": 24} if refiner == "clip" else {}
         shards = Path("scenes") / Path(folder).name
-        cues.write_cues(refiner, shards, Path(given["--out"]), **settings, **loose, **size)
+        write_cues(refiner, shards, Path(given["--out"]), **settings, **loose, **size)
     else:
         app(command, standalone_mode=False)
 

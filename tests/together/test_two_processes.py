@@ -1,11 +1,14 @@
 """Real `accelerate launch` with one and two CPU processes."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from support.places import children, environment
 
 from launcher.config.file import load_config
 from launcher.processes.launch import launch_command
+from launcher.run.folder import Run
 
 
 def start(yaml, overrides, cwd, module="support.ranks"):
@@ -48,6 +52,24 @@ def test_two_processes_train_as_one_and_end_bit_equal(distill, in_tmp):
     one, two = (load_file(in_tmp / f"runs/{name}/step_0000004/model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():  # the same samples, summed in another order
         torch.testing.assert_close(tensor, two[name], atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_infer_what_one_does(run, scenes, in_tmp):
+    def digests():
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(run, "cams/val").glob("*.tar")
+        }
+
+    alone = digests()
+    shutil.rmtree(run / "cams/val")
+    arguments = json.dumps({"run": str(run), "split": "val", "folder": str(scenes / "val")})
+    argv, extra = launch_command(Run(run, ["launch.processes=2"]).config, "launcher.jobs.infer", [arguments])
+    process = subprocess.run(
+        argv, cwd=in_tmp, env=environment(extra), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert digests() == alone and len(alone) == 12
+    assert "infer val: 12/12" in process.stderr  # every second of 12 shards of two images
 
 
 def test_batch_statistics_end_equal_on_both_ranks(in_tmp, tiny_yaml):

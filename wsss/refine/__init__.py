@@ -4,9 +4,11 @@
     scores: (n, H, W) float32 in [0, 1], one map per class that the image may show
     cue:    for those in CUED a third argument: what was computed once of the image for this refiner
 
-`threshold` (mask_of) ends every chain and turns scores into a mask.
+`run_chain` (wsss.refine.chain) checks that each gives scores in [0, 1]; `mask_of` ends every chain and turns scores
+into a mask.
 """
 
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -24,6 +26,14 @@ REFINERS: dict[str, Refiner] = {
     "walk": random_walk_refine,
     "clip": clip_aid,
 }
-CUED = {"sam", "walk", "clip"}
+
+
+def takes_cue(refiner: Refiner) -> bool:
+    """Whether a refiner has a third argument besides image and scores."""
+    parameters = inspect.signature(refiner).parameters.values()
+    return sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters) == 3
+
+
+CUED = {name for name, refiner in REFINERS.items() if takes_cue(refiner)}
 
 __all__ = ["CUED", "REFINERS", "Refiner", "mask_of"]

@@ -12,7 +12,7 @@ from torch import Tensor
 PROPOSED_FROM = 0.1  # see proposed_classes
 
 
-def with_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
+def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
     """Scores -> class probabilities with background first.
 
         b = (1 - max_k c_k) ** gamma,   p = [b, c_1 .. c_n] / (b + sum_k c_k)
@@ -145,7 +145,7 @@ def dense_crf(
         return scores_nHW
     marginals_CHW = mean_field(
         image_HW3,
-        with_background(scores_nHW, gamma),
+        add_background(scores_nHW, gamma),
         iterations=iterations,
         gaussian_sxy=gaussian_sxy,
         gaussian_weight=gaussian_weight,

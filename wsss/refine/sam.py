@@ -161,9 +161,9 @@ def sam_enhance(
     pixels = seeds_nHW.shape[1] * seeds_nHW.shape[2]
     seeds_nP = seeds_nHW.reshape(len(seeds_nHW), pixels)
     masks_MP = proposals_MHW.reshape(len(proposals_MHW), pixels)
-    valid_nM = agreeing(masks_MP, seeds_nP, min_iou, max_area)
+    valid_nM = find_agreeing(masks_MP, seeds_nP, min_iou, max_area)
     found_n1 = valid_nM.any(1, keepdims=True)
-    united_nP = np.where(found_n1, union(valid_nM, masks_MP), seeds_nP)
+    united_nP = np.where(found_n1, unite(valid_nM, masks_MP), seeds_nP)
     united_nHW = united_nP.reshape(seeds_nHW.shape)
     if strategy == "and":
         united_nHW = united_nHW & seeds_nHW
@@ -172,24 +172,24 @@ def sam_enhance(
     return united_nHW.astype(np.float32)
 
 
-def agreeing(masks_MP: np.ndarray, seeds_nP: np.ndarray, min_iou: float, max_area: float) -> np.ndarray:
+def find_agreeing(masks_MP: np.ndarray, seeds_nP: np.ndarray, min_iou: float, max_area: float) -> np.ndarray:
     """(n, M) bool: which proposals are small enough and overlap each seed enough."""
     shared_nM = np.zeros((len(seeds_nP), len(masks_MP)))
-    for block in blocks(masks_MP.shape[1]):
+    for block in split_pixels(masks_MP.shape[1]):
         shared_nM += seeds_nP[:, block].astype(np.float32) @ masks_MP[:, block].astype(np.float32).T
     area_M, area_n = masks_MP.sum(1), seeds_nP.sum(1)
     either_nM = area_n[:, None] + area_M - shared_nM
     return (area_M <= max_area * masks_MP.shape[1]) & (shared_nM >= min_iou * np.maximum(either_nM, 1))
 
 
-def union(valid_nM: np.ndarray, masks_MP: np.ndarray) -> np.ndarray:
+def unite(valid_nM: np.ndarray, masks_MP: np.ndarray) -> np.ndarray:
     """(n, P) bool: pixels that any valid proposal covers."""
     covered_nP = np.zeros((len(valid_nM), masks_MP.shape[1]), dtype=bool)
-    for block in blocks(masks_MP.shape[1]):
+    for block in split_pixels(masks_MP.shape[1]):
         covered_nP[:, block] = valid_nM.astype(np.float32) @ masks_MP[:, block].astype(np.float32) > 0
     return covered_nP
 
 
-def blocks(pixels: int) -> list[slice]:
+def split_pixels(pixels: int) -> list[slice]:
     """Slices over the pixels, so that hundreds of masks of a large frame are not all floats at once."""
     return [slice(first, first + BLOCK) for first in range(0, pixels, BLOCK)]

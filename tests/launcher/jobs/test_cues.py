@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +17,19 @@ from support.places import ROOT
 from typer.testing import CliRunner
 
 from launcher.commands import cues as cue_commands
-from launcher.errors import RunError
-from launcher.jobs import cue_makers, cues
-from launcher.jobs.cues import check_cues, of_classes, read_cues, write_cues
+from launcher.errors import ConfigError, RunError
+from launcher.jobs.cues import CUES, find_cue
+from launcher.jobs.cues.clip import ClipCue
+from launcher.jobs.cues.shards import check_cues, read_cues, write_cues
+from launcher.processes import accelerator
 from shards.folder import ShardFolder
 from shards.index import Index
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
-from shards.write import write_split
+from shards.write import write_split, write_tar
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
+from wsss.refine import CUED
 from wsss.refine.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, clip_maps, load_clip
 from wsss.refine.sam import sam_proposals
 
@@ -62,7 +66,9 @@ def digests(folder):
 
 
 def all_cues(folder, images):
-    return {key: cue for name in digests(images) for key, cue in read_cues(folder, name).items()}
+    frames = ShardFolder(images)
+    of_shards = [read_cues(frames, folder, shard.name) for shard in frames.index.shards]
+    return dict(zip(frames.keys, chain.from_iterable(of_shards), strict=True))
 
 
 def test_sam_cues_are_the_proposals_of_every_image(images, sam_file, tmp_path):
@@ -77,7 +83,7 @@ def test_sam_cues_are_the_proposals_of_every_image(images, sam_file, tmp_path):
         want = sam_proposals(sam, frames.image(number), **LOOSE)
         assert len(want) and np.array_equal(found[frames.keys[number]], want)
     assert check_cues(folder, frames.index) == "sam"
-    assert of_classes("sam", want, [3]) is want
+    assert CUES["sam"].select_classes(want, [3]) is want
 
 
 def test_clip_cues_are_the_maps_of_every_image(images, clip_folder, tmp_path):
@@ -95,16 +101,16 @@ def test_clip_cues_are_the_maps_of_every_image(images, clip_folder, tmp_path):
 
 def test_of_several_classes_those_of_the_scores_are_chosen():
     cue = np.arange(12.0).reshape(3, 2, 2)
-    assert of_classes("clip", cue, [1, 3])[:, 0, 0].tolist() == [0, 8]
-    assert of_classes("clip", cue, []).shape == (0, 2, 2)
+    assert ClipCue.select_classes(cue, [1, 3])[:, 0, 0].tolist() == [0, 8]
+    assert ClipCue.select_classes(cue, []).shape == (0, 2, 2)
 
 
 def test_classes_other_than_smoke_speak_for_themselves(clip_folder):
-    settings = cue_makers.ClipCues(weights=clip_folder)
+    settings = ClipCue(weights=clip_folder)
     assert settings.prompts(["cat", "dog"])[0] == [("cat",), ("dog",)]
     assert settings.prompts(["smoke"]) == ([SMOKE_PROMPTS], SMOKE_NEGATIVES)
-    mine = cue_makers.ClipCues(weights=clip_folder, positive=("haze", "fog"), negative=("a boat",))
-    assert mine.prompts(["smoke"]) == ([("haze", "fog")], ("a boat",))
+    mine = ClipCue(weights=clip_folder, positive=["haze", "fog"], negative=["a boat"])
+    assert mine.prompts(["smoke"]) == ([["haze", "fog"]], ["a boat"])
     with pytest.raises(RunError, match="--positive is for data of one class; these have 2"):
         mine.prompts(["cat", "dog"])
 
@@ -128,7 +134,7 @@ def test_each_process_takes_its_share_of_the_missing_shards(images, clip_folder,
     second = SimpleNamespace(
         is_main_process=False, process_index=1, num_processes=2, device="cpu", wait_for_everyone=lambda: None
     )
-    monkeypatch.setattr(cues, "join", lambda: second)
+    monkeypatch.setattr(accelerator, "join_started", lambda **_: second)
     write_cues("clip", images, tmp_path, weights=clip_folder, size=16)
     assert digests(folder) == {"val-00001.tar": before["val-00001.tar"]}
 
@@ -179,7 +185,7 @@ def test_other_settings_and_other_weights_are_not_mixed_in(images, sam_file, tmp
         write_cues("sam", images, out, weights=sam_file, variant="vit_b", **LOOSE)
 
 
-def test_missing_and_wrong_weights_are_told_before_anything_is_written(images, clip_folder, tmp_path):
+def test_missing_and_wrong_weights_are_reported_before_anything_is_written(images, clip_folder, tmp_path):
     with pytest.raises(RunError, match="SAM weights are missing; download sam_vit_l_0b3195.pth"):
         write_cues("sam", images, tmp_path / "cues", weights=tmp_path / "gone.pth", variant="vit_l")
     with pytest.raises(RunError, match="config.json, model.safetensors, vocab.json, merges.txt missing"):
@@ -201,26 +207,33 @@ def test_cues_of_other_images_or_unfinished_ones_are_refused(images, clip_folder
         check_cues(folder, index)
     with pytest.raises(RunError, match="no cues here; compute them with `wsss cues`"):
         check_cues(tmp_path, index)
-    for where, name in ((tmp_path, "val-00000.tar"), (folder, "val-00002.tar")):
-        with pytest.raises(RunError, match="no cues here"):
-            read_cues(where, name)
+    with pytest.raises(RunError, match="no cues here"):
+        next(read_cues(ShardFolder(images), tmp_path, "val-00000.tar"))
+    with pytest.raises(DataError, match="val-00002.tar: is missing; .* `wsss cues` again"):
+        next(read_cues(ShardFolder(images), folder, "val-00002.tar"))
 
 
-def test_damaged_cues_are_told_with_their_place(images, clip_folder, tmp_path):
+def test_damaged_cues_are_reported_with_their_place(images, clip_folder, tmp_path):
     folder = write_cues("clip", images, tmp_path, weights=clip_folder, size=16)
-    found = read_cues(folder, "val-00000.tar")
-    assert len(found) == 2 and list(found) == Index.load(images).shards[0].keys
-    with pytest.raises(DataError, match=r"val-00000.tar: has no cue for 'nobody'"):
-        found["nobody"]
-    key = next(iter(found))
-    with pytest.raises(DataError, match=rf"val-00000.tar: '{key}' is damaged"):
-        cues.Cues("clip", {key: b"no array"}, folder / "val-00000.tar")[key]
-    with pytest.raises(DataError, match=rf"'{key}' is damaged .*no packed masks"):
-        cues.Cues("sam", {key: b"no masks"}, folder / "val-00000.tar")[key]
-    path = folder / "val-00000.tar"
-    path.write_bytes(path.read_bytes()[:700])
+    frames, path = ShardFolder(images), folder / "val-00000.tar"
+    keys = frames.index.shards[0].keys
+    assert len(list(read_cues(frames, folder, path.name))) == len(keys) == 2
+    written = path.read_bytes()
+    write_tar(path, [(key, {"clip.npy": b"no array"}) for key in keys])
+    with pytest.raises(DataError, match=rf"val-00000.tar: '{keys[0]}' is damaged .* run `wsss cues` again"):
+        next(read_cues(frames, folder, path.name))
+    path.write_bytes(written[:700])
     with pytest.raises(DataError, match="val-00000.tar"):
-        read_cues(folder, "val-00000.tar")
+        list(read_cues(frames, folder, path.name))
+
+
+def test_damaged_proposals_are_reported_with_their_place(images, sam_file, tmp_path):
+    folder = write_cues("sam", images, tmp_path, weights=sam_file, variant="vit_b", **LOOSE)
+    frames = ShardFolder(images)
+    keys = frames.index.shards[0].keys
+    write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys])
+    with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*no packed masks"):
+        next(read_cues(frames, folder, "val-00000.tar"))
 
 
 def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
@@ -247,6 +260,14 @@ def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
     assert json.loads((tmp_path / "s/val/job.json").read_text())["points_per_side"] == 1
     result = CliRunner().invoke(app, [*arguments, "--variant", "vit_x"])
     assert isinstance(result.exception, RunError) and "choose one of vit_b, vit_l, vit_h" in str(result.exception)
+
+
+def test_every_cue_is_read_by_a_refiner_and_says_what_its_command_does():
+    assert set(CUES) == CUED
+    assert len({cue.extension for cue in CUES.values()}) == len(CUES)
+    assert all(cue.__doc__ and cue.example.startswith("--") for cue in CUES.values())
+    with pytest.raises(ConfigError, match="no cues for 'crf'; choose one of sam, clip, walk"):
+        find_cue("crf")
 
 
 def test_a_command_that_offers_cues_does_not_import_torch():

@@ -4,7 +4,7 @@ from support.toys import SMALL
 
 from launcher.config.sections import CamConfig
 from launcher.evaluation.protocol import protocol
-from launcher.jobs.infer import cam_made_of, cams_of, inferred_rule, judged_rule
+from launcher.jobs.infer import cams_of, identify_cam, inferred_rule, judged_rule
 from wsss.maps.fusion import TOCO, CamRule, fuse_cams
 from wsss.maps.scales import scaled_views
 from wsss.methods.toco import ToCo
@@ -15,21 +15,21 @@ def test_a_config_that_says_nothing_has_the_rules_from_before_there_was_a_choice
     cam = CamConfig(scales=(0.5, 1.0), flip=True)
     assert inferred_rule(cam) == CamRule((0.5, 1.0), True, "mean", "resize")
     assert judged_rule(cam) == TOCO
-    assert not {"fuse", "pad"} & set(cam_made_of(cam))  # so that folders written then can be completed
-    assert cam_made_of(CamConfig(scales=(0.5, 1.0), flip=True, fuse="mean", pad="resize")) == cam_made_of(cam)
+    assert not {"fuse", "pad"} & set(identify_cam(cam))  # so that folders written then can be completed
+    assert identify_cam(CamConfig(scales=(0.5, 1.0), flip=True, fuse="mean", pad="resize")) == identify_cam(cam)
 
 
 def test_a_named_rule_serves_what_is_written_and_what_is_judged():
     cam = CamConfig(scales=(1.0, 0.5, 1.5), flip=True, fuse="toco")
     assert inferred_rule(cam) == judged_rule(cam) == TOCO
-    assert cam_made_of(cam)["fuse"] == "toco" and "pad" not in cam_made_of(cam)
+    assert identify_cam(cam)["fuse"] == "toco" and "pad" not in identify_cam(cam)
     floor = CamConfig(pad="floor")
-    assert inferred_rule(floor).pad == judged_rule(floor).pad == "floor" and cam_made_of(floor)["pad"] == "floor"
+    assert inferred_rule(floor).pad == judged_rule(floor).pad == "floor" and identify_cam(floor)["pad"] == "floor"
 
 
 def test_the_protocol_states_the_rule_of_old_and_new_folders():
     def line(cam):
-        return protocol({"cam": cam_made_of(cam), "image_size": 32}, seed=0)
+        return protocol({"cam": identify_cam(cam), "image_size": 32}, seed=0)
 
     assert "scales 0.5, 1 + flip, fuse mean, pad resize, classes" in line(CamConfig(scales=(0.5, 1.0), flip=True))
     assert "scales 1, fuse toco, pad pad, classes" in line(CamConfig(fuse="toco"))

@@ -10,7 +10,10 @@ import pytest
 from launcher.errors import RunError
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
+from shards import write
 from shards.schema import DataError
+from shards.tars import tar_members
+from shards.write import write_tar
 
 
 def touch(out: Path, name: str) -> int:
@@ -100,6 +103,37 @@ def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
         jobs.open_output(tmp_path / "file/out", {})
 
 
+def test_what_killed_writers_left_is_swept_and_what_living_ones_write_is_not(tmp_path):
+    out = tmp_path / "out"
+    jobs.open_output(out, {})
+    (out / ".a.tar.0123abcd.tmp").write_bytes(b"half a shard")
+
+    def samples():
+        yield "first", {"json": b"{}"}
+        assert len(list(out.glob(".*.tmp"))) == 2
+        jobs.open_output(out, {})  # as a second start of the job does
+        (own,) = out.glob(".*.tmp")
+        assert own.name.startswith(".b.tar.")
+        yield "second", {"json": b"{}"}
+
+    write_tar(out / "b.tar", samples())
+    assert sorted(path.name for path in out.iterdir()) == ["b.tar", "job.json"]
+    assert [key for key, *_ in tar_members(out / "b.tar")] == ["first", "second"]
+
+
+def test_a_temporary_file_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    plain = write.fcntl.flock
+
+    def swept_first(file, how):
+        monkeypatch.setattr(write.fcntl, "flock", plain)
+        write.sweep_unfinished(tmp_path)
+        plain(file, how)
+
+    monkeypatch.setattr(write.fcntl, "flock", swept_first)
+    write_tar(tmp_path / "a.tar", [("key", {"json": b"{}"})])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
 def test_nothing_to_do_is_no_error():
     assert list(pool.run_pool(len, [], workers=2, label="test")) == []
 
@@ -111,6 +145,6 @@ def test_an_output_folder_is_made_once_and_refuses_other_settings(tmp_path):
     with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.5\)"):
         jobs.open_output(out, {"threshold": 0.5, "shards": "x"})
     (out / "a.tar").touch()
-    assert jobs.missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
+    assert jobs.list_missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
     with pytest.raises(RunError, match="1 of 2 shards are missing, first b.tar"):
         jobs.require_all(out, ["a.tar", "b.tar"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launcher.jobs.scores import Scores, scores_beside
+from launcher.jobs.scores import Scores, read_scores
 from shards.folder import ShardFolder
 from shards.schema import DataError
 from shards.write import write_tar
@@ -33,7 +33,7 @@ def members(shards, class_ids=(1,)):
 
 def read(images, tmp_path, content, kind="grad"):
     write_tar(tmp_path / "val-00000.tar", content)
-    return list(scores_beside(images, tmp_path, "val-00000.tar", kind))
+    return list(read_scores(images, tmp_path, "val-00000.tar", kind))
 
 
 def test_what_is_written_is_read(images, tmp_path):
@@ -58,7 +58,8 @@ def test_a_damaged_member_is_told(images, tmp_path, extension, data):
     content[1] = (content[1][0], {**content[1][1], extension: data})
     if data is None:
         del content[1][1][extension]
-    with pytest.raises(DataError, match=f"val-00000.tar: '{content[1][0]}' is damaged .* remove this shard"):
+    problem = "has no json, only " if data is None else "is damaged "
+    with pytest.raises(DataError, match=f"val-00000.tar: .*'{content[1][0]}' {problem}.*; remove this shard"):
         read(images, tmp_path, content)
 
 
@@ -72,5 +73,5 @@ def test_too_few_too_many_other_and_foreign_samples_are_told(images, tmp_path):
         read(images, tmp_path, content[::-1])
     with pytest.raises(DataError, match=r"has classes \(7,\), wanted 1 to 1"):
         read(images, tmp_path, members(images, (7,)))
-    with pytest.raises(DataError, match="has not the maps 'project' of its classes"):
+    with pytest.raises(DataError, match=r"has no project.npy, only 'grad.npy', 'json'"):
         read(images, tmp_path, content, kind="project")

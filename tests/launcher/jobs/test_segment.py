@@ -16,7 +16,7 @@ from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.validate_masks import judge
 from launcher.jobs import segment as job
-from launcher.jobs.crf_pool import in_order
+from launcher.jobs.crf_pool import run_in_order
 from launcher.jobs.segment import segment
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
@@ -239,9 +239,9 @@ class Slow:
 
 def test_results_come_in_order_and_the_queue_is_bounded():
     pool = Slow()
-    assert list(in_order(pool, lambda n: n * n, iter(range(20)), 4)) == [n * n for n in range(20)]
+    assert list(run_in_order(pool, lambda n: n * n, iter(range(20)), 4)) == [n * n for n in range(20)]
     assert pool.most == 4
-    assert list(in_order(None, lambda n: -n, iter(range(3)), 1)) == [0, -1, -2]
+    assert list(run_in_order(None, lambda n: -n, iter(range(3)), 1)) == [0, -1, -2]
 
 
 def test_impossible_settings_are_refused_before_anything_runs(tiny_config):

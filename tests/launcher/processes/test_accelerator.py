@@ -1,5 +1,6 @@
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,32 @@ def test_the_users_environment_cannot_turn_off_what_makes_processes_find_each_ot
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert launch.launch(config_of(tiny_config, "launch.processes=2"), "launcher.train", []) == 5
     assert started["ACCELERATE_USE_CPU"] == "true" and started["OMP_NUM_THREADS"] == "7"
+
+
+def test_work_is_done_here_or_launched_with_its_arguments_as_one_json(tiny_config, monkeypatch, capsys):
+    done, argvs = [], []
+    monkeypatch.setattr(launch, "run_and_forward", lambda argv, env: argvs.append(argv) or len(argvs) - 1)
+    arguments = {"run": Path("runs/a b"), "name": None, "overrides": ["cam.scales=[0.5, 1]"]}
+
+    def start(*overrides, **options):
+        config = config_of(tiny_config, *overrides)
+        launch.run_or_launch(config, "launcher.jobs.infer", lambda **given: done.append(given), arguments, **options)
+
+    start()
+    start("launch.processes=2", cpu_alone=True)
+    assert done == [arguments, arguments] and not argvs
+    start("launch.processes=2")
+    assert len(done) == 2 and argvs[0][-3:-1] == ["-m", "launcher.jobs.infer"]
+    assert launch.read_arguments(["infer.py", argvs[0][-1]]) == arguments
+    with pytest.raises(SystemExit) as ended:
+        start("launch.processes=2")
+    assert ended.value.code == 1
+
+
+@pytest.mark.parametrize("argv", [[], ["runs/x", "val"], ["{}"], ['["run"]'], ['{"run": 3}'], ["no json"]])
+def test_other_arguments_than_one_json_object_are_refused(argv):
+    with pytest.raises(ConfigError, match="wanted one JSON object of arguments with a 'run'"):
+        launch.read_arguments(["infer.py", *argv])
 
 
 def test_zero_is_started_so_that_accelerate_does_not_run_ddp_instead(tiny_config, monkeypatch, started):

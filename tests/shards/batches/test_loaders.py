@@ -248,7 +248,7 @@ def test_mask_shards_that_are_missing_or_of_other_images_are_told(train, tmp_pat
         MaskFolder(tmp_path, train)
     for shard in train.index.shards:
         write_tar(tmp_path / shard.name, [("other", {"png": encode_mask(np.zeros((2, 2), dtype=np.uint8))})])
-    with pytest.raises(DataError, match=f"has no mask of '{train.keys[0]}'"):
+    with pytest.raises(DataError, match=f"holds 'other', the images have '{train.keys[0]}': it belongs to other"):
         MaskFolder(tmp_path, train)(0)
 
 

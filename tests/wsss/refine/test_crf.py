@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from wsss.refine import CUED, REFINERS
-from wsss.refine.crf import dense_crf, mean_field, mean_field_of_proposed, proposed_classes, with_background
+from wsss.refine.crf import add_background, dense_crf, mean_field, mean_field_of_proposed, proposed_classes
 from wsss.refine.threshold import mask_of
 from wsss.refine.walk import AffinityCue
 
@@ -27,7 +27,7 @@ def test_marginals_equal_the_golden_vectors(golden, case):
 def test_background_probability_equals_the_golden_vectors(golden):
     arrays = golden("crf_p1")
     for gamma in (1, 2, 16, 48):
-        probs = with_background(arrays["cam"][None], gamma)
+        probs = add_background(arrays["cam"][None], gamma)
         np.testing.assert_allclose(probs[1], arrays[f"thesis_pfg_gamma{gamma}_f64"], atol=1e-6)
         np.testing.assert_allclose(probs.sum(0), 1, atol=1e-9)
 
@@ -42,9 +42,9 @@ def test_the_papers_crf_equals_the_golden_vectors(golden):
 
 def test_background_by_hand():
     # c = 0.5, gamma 2: b = 0.25, so p = 0.5 / 0.75
-    assert with_background(np.full((1, 1, 1), 0.5), 2.0)[1].item() == pytest.approx(2 / 3)
+    assert add_background(np.full((1, 1, 1), 0.5), 2.0)[1].item() == pytest.approx(2 / 3)
     # several classes: the strongest sets the background
-    probs = with_background(np.array([[[0.5]], [[0.25]]]), 1.0).ravel()
+    probs = add_background(np.array([[[0.5]], [[0.25]]]), 1.0).ravel()
     np.testing.assert_allclose(probs, np.array([0.5, 0.5, 0.25]) / 1.25)
 
 

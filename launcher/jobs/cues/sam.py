@@ -1,0 +1,78 @@
+"""The cue of the refiner `sam`: SAM's proposals, (M, H, W) bool."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.errors import RunError
+from launcher.jobs.cues.cue import Cue
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from wsss.models.sam import Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamCue(Cue):
+    """SAM proposals of every image, for the refiner `sam`."""
+
+    extension = "masks"
+    example = "--weights sam_vit_b_01ec64.pth --variant vit_b"
+
+    weights: Annotated[Path, typer.Option(help="A checkpoint of segment-anything, such as sam_vit_h_4b8939.pth.")]
+    variant: Annotated[str, typer.Option(help="vit_b, vit_l or vit_h: what the checkpoint is.")] = "vit_h"
+    points_per_side: Annotated[int, typer.Option(min=1, help="The grid of prompts has its square of points.")] = 32
+    points_per_batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together: memory.")] = 64
+    pred_iou: Annotated[float, typer.Option(help="Masks that SAM itself rates lower are dropped.")] = 0.70
+    stability: Annotated[float, typer.Option(help="Masks that a shifted threshold changes more are dropped.")] = 0.85
+    crop_layers: Annotated[int, typer.Option(min=0, help="Repeat on 4^i crops for each further layer i.")] = 0
+    min_area_px: Annotated[int, typer.Option(min=0, help="Smaller holes and islands go.")] = 20
+
+    @property
+    def images_at_a_time(self) -> int:
+        return 1  # SAM batches the prompts of one image instead
+
+    @property
+    def checked_variant(self) -> "Variant":
+        """Raises RunError if nobody published it."""
+        from wsss.models.sam import PUBLISHED
+
+        if self.variant not in PUBLISHED:
+            raise RunError(f"--variant {self.variant}: choose one of {', '.join(PUBLISHED)}")
+        return self.variant  # type: ignore[return-value]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What sam_proposals takes besides the image."""
+        return {name: value for name, value in vars(self).items() if name not in ("weights", "variant")}
+
+    def identify(self, classes: Sequence[str]) -> dict[str, Any]:
+        from shards.tars import sha256_of
+        from wsss.models.sam import check_weights
+
+        check_weights(self.weights, self.checked_variant)
+        settings = {name: value for name, value in self.options.items() if name != "points_per_batch"}
+        return {"weights": sha256_of(self.weights), "variant": self.variant, **settings}
+
+    def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:
+        from wsss.models.sam import load_sam
+        from wsss.refine.sam import sam_proposals
+
+        model = load_sam(self.weights, self.checked_variant, device)
+        return lambda images: [sam_proposals(model, image, **self.options) for image in images]
+
+    @staticmethod
+    def encode(cue: Any) -> bytes:
+        from wsss.refine.sam import pack
+
+        return pack(cue)
+
+    @staticmethod
+    def decode(data: bytes) -> Any:
+        from wsss.refine.sam import unpack
+
+        return unpack(data)

@@ -1,0 +1,106 @@
+"""Image shards -> cue shards, and reading them next to the image shards.
+
+OUT/SPLIT/NAME.tar next to job.json, one per image shard, read by every setting of every run; member KEY.EXTENSION of
+each sample, as its Cue encodes it. Each of N processes takes every N-th missing shard. Heavy imports wait until a job
+starts.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import RunError, user_error_as
+from launcher.jobs.cues import CUES, find_cue
+
+if TYPE_CHECKING:
+    from shards.folder import ShardFolder
+    from shards.index import Index
+    from shards.remote import Place
+
+
+def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
+    """Write OUT/SPLIT/, one cue shard per image shard; goes on where it was stopped.
+
+    Args:
+        shards: folder of one split's image shards.
+        settings: fields of the Cue of this kind.
+
+    Returns:
+        OUT/SPLIT.
+
+    Raises:
+        DataError: the image shards are not what they should be.
+        RunError: weights missing or of another network, or OUT/SPLIT was made of other data or settings.
+    """
+    import torch
+
+    from launcher.jobs.over_ranks import Members, write_next_to
+    from launcher.processes.accelerator import LONGEST_SHARD, join_started
+    from shards.folder import ShardFolder
+
+    cue, images = find_cue(kind)(**settings), ShardFolder(shards)
+    classes, target = images.index.classes, out / images.index.split
+    ranks = join_started(cpu=not torch.cuda.is_available(), timeout=LONGEST_SHARD)
+
+    def identify() -> dict[str, Any]:
+        with user_error_as(RunError):  # wsss knows no user
+            return {"kind": kind, "fingerprint": images.index.fingerprint, **cue.identify(classes)}
+
+    def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
+        with user_error_as(RunError):
+            make = cue.start(ranks.device, classes)
+        for name in names:
+            numbers = images.numbers_of(name)
+            for first in range(0, len(numbers), cue.images_at_a_time):
+                batch = numbers[first : first + cue.images_at_a_time]
+                for number, made in zip(batch, make([images.image(number) for number in batch]), strict=True):
+                    yield number, {cue.extension: cue.encode(made)}
+
+    label = f"{kind} cues of {images.index.split}"
+    write_next_to(target, images, ranks, identify=identify, samples_of=samples_of, label=label)
+    return target
+
+
+def check_cues(folder: Path, index: "Index") -> str:
+    """The kind of the cues in OUT/SPLIT.
+
+    Raises:
+        RunError: none there, unfinished, or of other images than this index's.
+    """
+    from launcher.jobs import output
+
+    kind = read_kind(folder)
+    output.require_same_images(folder, index.fingerprint, "compute the cues of these images")
+    output.require_all(folder, [shard.name for shard in index.shards])
+    return kind
+
+
+def read_kind(folder: Path) -> str:
+    """The kind of the cues in OUT/SPLIT; raises RunError if there are none."""
+    from launcher.jobs import output
+
+    kind = (output.read_made_of(folder) or {}).get("kind")
+    if kind not in CUES:
+        raise RunError(f"{folder}: no cues here; compute them with `wsss cues` (see --help)")
+    return kind
+
+
+def read_cues(shards: "ShardFolder", folder: Path, name: str) -> Iterator[Any]:
+    """The cue of every sample of the image shard `name`, in order, from OUT/SPLIT.
+
+    Decoded one at a time, for the masks of one large frame are hundreds of MB.
+
+    Raises:
+        RunError: no cues there.
+        DataError: the tar is missing or damaged, or belongs to other image shards.
+    """
+    from shards.members import members_next_to
+    from shards.schema import DataError
+
+    cue, remedy = CUES[read_kind(folder)], "remove this shard and run `wsss cues` again"
+    for number, members in members_next_to(shards, folder, name, (cue.extension,), remedy=remedy):
+        try:
+            decoded = cue.decode(members[cue.extension])
+        except Exception as error:  # numpy and zipfile tell damage in many ways
+            raise DataError(f"{folder / name}: '{shards.keys[number]}' is damaged ({error!r}); {remedy}") from error
+        yield decoded

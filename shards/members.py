@@ -1,0 +1,105 @@
+"""What jobs write next to image shards: one tar per image shard, of the same name, with members KEY.EXTENSION of its
+samples in its order.
+
+The one reader of such tars. CAMs, cues, label maps and masks are what its callers decode of the bytes.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+from shards.folder import ShardFolder
+from shards.schema import DataError
+from shards.tars import Span, shown, tar_members, tar_spans, unreadable
+
+Value = TypeVar("Value")
+AGAIN = "remove this shard and run what wrote it again"
+
+
+def members_next_to(
+    shards: ShardFolder, folder: Path, name: str, extensions: Collection[str], *, remedy: str = AGAIN
+) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """(number, {extension: bytes}) of every sample of the image shard `name`, from FOLDER/name, one at a time.
+
+    Args:
+        extensions: that every sample must have; others come along.
+        remedy: ends the errors.
+
+    Raises:
+        DataError: the tar is missing or damaged, holds other samples than the image shard or in another order, or a
+            sample lacks an extension.
+    """
+    path = require_file(folder / name, remedy)
+    found = ((key, extension, data) for key, extension, _, data in tar_members(path))
+    return group_by_sample(found, shards, path, extensions, remedy)
+
+
+def sample_next_to(
+    shards: ShardFolder, folder: Path, number: int, extensions: Collection[str], *, remedy: str = AGAIN
+) -> dict[str, bytes]:
+    """{extension: bytes} of one sample alone; of the others in its shard only the headers are read.
+
+    Raises:
+        DataError: as members_next_to.
+    """
+    name = shards.index.shards[shards.shard_of[number]].name
+    spans = spans_next_to(shards, folder, name, extensions, remedy=remedy)[number]
+    return {extension: read_span(folder / name, span) for extension, span in spans.items()}
+
+
+def spans_next_to(
+    shards: ShardFolder, folder: Path, name: str, extensions: Collection[str], *, remedy: str = AGAIN
+) -> dict[int, dict[str, Span]]:
+    """{number: {extension: (offset, size)}} of every sample; only the headers are read. Raises as members_next_to."""
+    path = require_file(folder / name, remedy)
+    return dict(group_by_sample(tar_spans(path), shards, path, extensions, remedy))
+
+
+def read_span(path: Path, span: Span) -> bytes:
+    """The bytes of a member. Raises DataError if the file cannot be read."""
+    offset, size = span
+    try:
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), size, offset)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def require_file(path: Path, remedy: str) -> Path:
+    """The path; raises DataError if there is no such file."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing; {remedy}")
+    return path
+
+
+def group_by_sample(
+    members: Iterable[tuple[str, str, Value]],
+    shards: ShardFolder,
+    path: Path,
+    extensions: Collection[str],
+    remedy: str,
+) -> Iterator[tuple[int, dict[str, Value]]]:
+    """(number, {extension: value}) of the samples in a tar's (key, extension, value), compared with the images'."""
+    numbers, done = shards.numbers_of(path.name), 0
+    for key, of_sample in groupby(members, key=lambda member: member[0]):
+        wanted = shards.keys[numbers[done]] if done < len(numbers) else "no more"
+        if key != wanted:
+            raise DataError(
+                f"{path}: holds {shown(key)}, the images have '{wanted}': it belongs to other image shards; {remedy}"
+            )
+        found: dict[str, Value] = {}
+        for _, extension, value in of_sample:
+            if extension in found:
+                raise DataError(f"{path}: {shown(f'{key}.{extension}')} is there twice; {remedy}")
+            found[extension] = value
+        gone = [extension for extension in extensions if extension not in found]
+        if gone:
+            raise DataError(
+                f"{path}: sample '{key}' has no {gone[0]}, only {', '.join(map(shown, sorted(found)))}; {remedy}"
+            )
+        yield numbers[done], found
+        done += 1
+    if done < len(numbers):
+        raise DataError(f"{path}: holds {done} samples, the images {len(numbers)}; {remedy}")
