@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from launcher.evaluation.measure import nearest
+from launcher.evaluation.thresholds import nearest
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash

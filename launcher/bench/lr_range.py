@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from launcher.config.sections import Config
-from launcher.evaluation.pictures import curves_svg
+from launcher.evaluation.pictures import plot_curves
 from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu
 from launcher.processes.group import gather_ranks
@@ -79,5 +79,5 @@ def save(run: Path, name: str, found: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / f"{LR_RANGE}.json", json.dumps(found, indent=1))
     lines = {"loss": (found["lr"], found["loss"]), "smoothed": (found["lr"], found["smoothed"])}
-    svg = curves_svg(f"Learning-rate range test: {name}", "learning rate", lines, y_label="loss", log_x=True)
+    svg = plot_curves(f"Learning-rate range test: {name}", "learning rate", lines, y_label="loss", log_x=True)
     write_whole(run / f"{LR_RANGE}.svg", svg)

@@ -14,8 +14,8 @@ def evaluate(run: RunFolder) -> None:
     """Figures of all CAMs and masks on the validation split, thresholds chosen on `tune`."""
     from launcher.evaluation.evaluate import evaluate as evaluate_run
     from launcher.evaluation.evaluate import track
-    from launcher.evaluation.table import table_of
+    from launcher.evaluation.table import format_evaluation
 
     report = evaluate_run(run)
-    print(table_of(report))
+    print(format_evaluation(report))
     track(run, report)

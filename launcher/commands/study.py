@@ -60,10 +60,10 @@ def study_run(
 
 def study_report(name: Study) -> None:
     """One page: ours, with intervals, seeds and commits, beside the paper's column."""
-    from launcher.studies.page import as_text, write_study_report
+    from launcher.studies.page import format_study, write_study_report
     from launcher.studies.table import load_study
 
     study = load_study(name)
     page = write_study_report(Path(name).stem, study)
-    print(as_text(Path(name).stem, study))
+    print(format_study(Path(name).stem, study))
     print(f"report: {page}")

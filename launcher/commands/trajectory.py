@@ -23,7 +23,7 @@ def trajectory(
     run: RunFolder, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs.")] = DataSet.voc
 ) -> None:
     """A run's losses and mIoU next to ToCo's published training log, at the same steps."""
-    from launcher.studies.trajectory import as_text, write_trajectory
+    from launcher.studies.trajectory import format_trajectory, write_trajectory
 
-    print(as_text(run, beside.value))
+    print(format_trajectory(run, beside.value))
     print(f"page: {write_trajectory(run, beside.value)}")

@@ -60,8 +60,6 @@ class TrainConfig(Section):
     def _possible(self) -> "TrainConfig":
         if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
-        if self.keep_best is not None and self.keep_best.endswith("_area"):
-            raise ValueError(f"keep_best is '{self.keep_best}', of which less is better; wanted one to be high")
         return self
 
 
@@ -157,6 +155,7 @@ class SegmentConfig(Section):
 class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
+    workers: PositiveInt | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
 
 
 class TrackingConfig(Section):

@@ -1,96 +1,174 @@
-"""Scores + truth -> figures, each with its protocol.
+"""Predictions + truth -> figures, each with its protocol.
 
 Thresholds are chosen on the `tune` split (groups disjoint from training and validation) and reported on `val`;
-what the best threshold on `val` itself would give stands beside it, named as what it is.
+what the best threshold on `val` itself would give stands next to it, named as what it is.
 """
 
 import csv
 import json
 import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from launcher.config.sections import Config
 from launcher.errors import RunError
-from launcher.evaluation.evaluate_masks import evaluate_segments
-from launcher.evaluation.measure import Measure, Tally, measure_for
-from launcher.evaluation.protocol import made_of, protocol, segment_protocol, sources_of
+from launcher.evaluation.figures import pick_headline
+from launcher.evaluation.measure import Measure, read_truth
+from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.files import appearing, write_whole
 from launcher.jobs import output as jobs
-from launcher.jobs.label_maps import segment_sources_of
-from launcher.jobs.scores import read_scores
+from launcher.jobs import pool
 from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
+from shards.remote import Place
 
 EVALUATION = "evaluation.json"
 PER_IMAGE = "per_image.csv"
+FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
 
-def evaluate(run: Path) -> dict[str, Any]:
+def evaluate(folder: Path) -> dict[str, Any]:
     """Write RUN/evaluation.json and, for one class, RUN/per_image.csv from whatever CAMs and masks of `val` are there.
 
     Raises:
-        RunError: nothing inferred or segmented yet, or no validation split in the run's config.
+        RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
+        DataError: shards that failed, each with its reason.
     """
-    config, about = (of := Run(run)).config, of.about
+    run = Run(folder)
+    config = run.config
     if config.data.val is None:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")
-    sources, segmented = sources_of(run, "val"), segment_sources_of(run, "val")
-    if not sources and not segmented:
+    sources = find_sources(folder, "val")
+    if not sources:
         raise RunError(f"{run}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
     val = ShardFolder(config.data.val, "pixel")
-    tune = ShardFolder(config.data.tune, "pixel") if config.data.tune else None
-    fixed, seed = config.evaluate.threshold, config.train.seed
-    first, extension = next(iter({**sources, **segmented}.values()))
-    report: dict[str, Any] = {
-        "run": config.name,
-        "checkpoint": made_of(first)["checkpoint"],
-        "dataset": {"folder": str(config.data.val), "fingerprint": val.index.fingerprint, "images": len(val)},
-        "protocol": protocol(made_of(first), seed)
-        if sources
-        else segment_protocol(made_of(first), extension, "val", seed),
-        "git_commit": about.get("git_commit"),
-        "sources": {},
+    measures, thresholds = measure_run(run, val, sources)
+    figures = {
+        source.name: describe_source(source, measures[source.name], thresholds[source.name], config.train.seed)
+        for source in sources
     }
-    rows: list[dict[str, Any]] = []
-    for name, (folder, kind) in sources.items():
-        measure = measured(val, folder, kind, fixed)
-        figures = {
-            "protocol": protocol(made_of(folder), seed),
-            "chain": made_of(folder).get("chain", []),
-            "fixed": measure.figures_at(fixed),
-            "tuned": None,
-        }
-        if isinstance(measure, Tally):
-            thresholds = {"fixed": fixed}
-            if tune and folder.with_name("tune").is_dir():
-                tuning = measured(tune, folder.with_name("tune"), kind, fixed)
-                thresholds["tuned"] = tuning.best_threshold()  # type: ignore[attr-defined]
-                figures["tuned"] = measure.figures_at(thresholds["tuned"])
-            figures |= measure.bounds_and_curve()
-            rows += [{"source": name, **row} for row in measure.rows(thresholds)]
-            report["classification"] = measure.classification()
-        report["sources"][name] = figures
-    report["sources"] |= evaluate_segments(run, val, seed)
+    report = {
+        "run": config.name,
+        "checkpoint": read_made_of(sources[0].folder)["checkpoint"],
+        "dataset": {
+            "folder": str(config.data.val),
+            "fingerprint": val.index.fingerprint,
+            "images": len(val),
+            "classes": list(val.index.classes),
+        },
+        "protocol": figures[sources[0].name]["protocol"],
+        "git_commit": run.about.get("git_commit"),
+        "sources": figures,
+        "headline": pick_headline(figures, config.cam.kinds),
+    }
+    for measure in measures.values():
+        if classification := measure.classification():
+            report["classification"] = classification
+    rows = [{"source": name, **row} for name, measure in measures.items() for row in measure.rows(thresholds[name])]
     if rows:
-        write_csv(run / PER_IMAGE, rows)
+        write_csv(folder / PER_IMAGE, rows)
     report = without_nan(report)
-    write_whole(run / EVALUATION, json.dumps(report, indent=1))
+    write_whole(folder / EVALUATION, json.dumps(report, indent=1))
     return report
 
 
-def measured(shards: ShardFolder, folder: Path, kind: str, threshold: float) -> Measure:
-    """Count every sample of one source. Raises RunError if a shard is missing or the source is of other images."""
-    measure = measure_for(shards.index.as_class_set(), threshold)
-    jobs.require_same_images(folder, shards.index.fingerprint, "infer, and refine, these images again with --overwrite")
-    jobs.require_all(folder, [shard.name for shard in shards.index.shards])
-    for shard in shards.index.shards:
-        for number, scores in read_scores(shards, folder, shard.name, kind):
-            measure.add(scores, kind, shards.mask(number), shards.regions(number))
+def measure_run(
+    run: Run, val: ShardFolder, sources: Sequence[Source]
+) -> tuple[dict[str, Measure], dict[str, dict[str, float]]]:
+    """{source: its measure on val} and {source: {"fixed": threshold, "tuned": the best on tune, if there is one}}."""
+    config, class_set = run.config, val.index.as_class_set()
+    tuned = {source.name for source in sources if source.new_measure(class_set).has_thresholds}
+    tuning = [source for source in find_sources(run.folder, "tune") if source.name in tuned]
+    splits: list[tuple[ShardFolder, Sequence[Source]]] = [(val, sources)]
+    if tuning and config.data.tune is not None:
+        splits.append((ShardFolder(config.data.tune, "pixel"), tuning))
+    measures, *on_tune = count_predictions(splits, config)
+    thresholds = {name: {"fixed": config.evaluate.threshold} for name in measures}
+    for name, measure in (on_tune[0] if on_tune else {}).items():
+        thresholds[name]["tuned"] = measure.best_threshold()
+    return measures, thresholds
+
+
+def describe_source(source: Source, measure: Measure, thresholds: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """The figures of a source at each threshold, what bounds them, and how its predictions came about."""
+    figures = {
+        choice: ({"threshold": threshold} if source.has_threshold else {}) | measure.figures_at(threshold)
+        for choice, threshold in thresholds.items()
+    }
+    return {
+        "protocol": source.protocol(seed),
+        "chain": read_made_of(source.folder).get("chain", []),
+        "tuned": None,
+        **figures,
+        **measure.bounds_and_curve(),
+    }
+
+
+class Task(NamedTuple):
+    """One output shard of a source to count."""
+
+    source: Source
+    images: Place
+    fingerprint: str
+    shard: str
+
+    def __str__(self) -> str:
+        return str(self.source.folder / self.shard)
+
+
+def count_predictions(
+    splits: Sequence[tuple[ShardFolder, Sequence[Source]]], config: Config
+) -> list[dict[str, Measure]]:
+    """Count every sample of every source once, in worker processes: {name of the source: its measure} of each split.
+
+    The measures do not depend on the number of workers: shards are joined in their order.
+
+    Args:
+        splits: pixel shards, and what was predicted of them.
+
+    Raises:
+        RunError: a shard of a source is missing, or the source is of other images.
+        DataError: shards that failed, each with its reason.
+    """
+    tasks = []
+    for shards, sources in splits:
+        names = [shard.name for shard in shards.index.shards]
+        for source in sources:
+            jobs.require_same_images(source.folder, shards.index.fingerprint, source.again)
+            jobs.require_all(source.folder, names)
+            tasks += [Task(source, shards.folder, shards.index.fingerprint, name) for name in names]
+    few = sum(len(shards) * len(sources) for shards, sources in splits) < FEW_PREDICTIONS
+    workers = 1 if few and config.evaluate.workers is None else config.evaluate.workers
+    parts = pool.run_pool(partial(count_shard, config.evaluate.threshold), tasks, workers=workers, label="evaluate")
+    found: list[dict[str, Measure]] = []
+    for shards, sources in splits:
+        class_set = shards.index.as_class_set()
+        found.append({source.name: source.new_measure(class_set) for source in sources})
+        for source in sources:
+            for _ in shards.index.shards:
+                found[-1][source.name].extend(next(parts))
+    return found
+
+
+def count_shard(threshold: float, task: Task) -> Measure:
+    """The measure of one shard."""
+    shards = open_shards(task.images, task.fingerprint)
+    measure = task.source.new_measure(shards.index.as_class_set())
+    for number, prediction in task.source.predictions(shards, task.shard, threshold):
+        measure.add(prediction, read_truth(shards, number))
     return measure
+
+
+@lru_cache(maxsize=4)
+def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
+    """Opened once per worker process, as long as the folder holds what it held."""
+    return ShardFolder(folder, "pixel")
 
 
 def without_nan(value: Any) -> Any:
@@ -103,6 +181,7 @@ def without_nan(value: Any) -> Any:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table with the names of all rows as its header."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with appearing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=names)

@@ -1,191 +1,92 @@
-"""Running counts over the images of a split, and the figures that they give. Ranks fill their own and join them.
+"""What is counted of one source of predictions, image by image. Processes fill their own and join them.
 
-One foreground class (smoke): counts at every threshold, per image. Several classes: one confusion matrix.
+Two measures: thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
-from launcher.evaluation.mask_tally import MaskTally
-from launcher.jobs.scores import Scores, at_size
-from shards.schema import IGNORE_INDEX, Box, ClassSet
-from wsss.metrics import counts as metrics
-from wsss.metrics import image_labels
-from wsss.metrics.counts import THRESHOLDS, Counts
-from wsss.refine.threshold import mask_of
-
-PRESENT_PROB = 0.5  # an image whose class probability is lower is predicted to show nothing, in the gated figures
-
-Regions = dict[str, list[Box]]
+from shards.folder import ShardFolder
+from shards.schema import Box
 
 
-class Measure(Protocol):
-    """What is counted of one source of scores."""
+class Truth(NamedTuple):
+    """What an image really shows.
 
-    def add(self, scores: Scores, kind: str, truth_HW: np.ndarray, regions: Regions) -> None:
-        """Count one image: its scores of this kind, resized to the truth."""
+    Attributes:
+        group: photograph, video or scene: images of one group are drawn together in a bootstrap.
+        mask_HW: class ids, 255 = ignore.
+        regions: named boxes in which a wrong prediction is measured on its own.
+    """
+
+    key: str
+    group: str
+    mask_HW: np.ndarray
+    regions: Mapping[str, list[Box]]
+
+
+def read_truth(shards: ShardFolder, number: int) -> Truth:
+    """The truth of a sample of pixel shards."""
+    return Truth(shards.keys[number], shards.groups[number], shards.mask(number), shards.regions(number))
+
+
+class Prediction(Protocol):
+    """What a source predicts of one image."""
+
+    @property
+    def prob(self) -> float:
+        """Probability that the image shows the first class."""
         ...
 
+    def score_at(self, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) float32, the highest score of any class."""
+        ...
+
+    def label_at(self, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) uint8 class ids."""
+        ...
+
+    def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
+        """The image with the prediction on it."""
+        ...
+
+
+class Measure(ABC):
+    """Counts of one source.
+
+    Attributes:
+        has_thresholds: whether `figures_at` depends on the threshold, so that one is worth choosing.
+    """
+
+    has_thresholds: ClassVar[bool] = False
+
+    @abstractmethod
+    def add(self, prediction: Prediction, truth: Truth) -> None:
+        """Count one image."""
+
+    @abstractmethod
     def extend(self, other: Any) -> None:
-        """Join what another rank counted."""
-        ...
+        """Join what another process counted, of images after one's own."""
 
+    @abstractmethod
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """Figures in [0, 1] at one threshold."""
-        ...
-
-
-def measure_for(class_set: ClassSet, threshold: float) -> Measure:
-    """An empty measure for these classes; several classes are measured at the fixed threshold alone."""
-    return Tally() if class_set.num_fg_classes == 1 else Confusion(class_set, threshold)
-
-
-@dataclass
-class Tally:
-    """One foreground class: counts of every image at every threshold."""
-
-    keys: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-    probs: list[float] = field(default_factory=list)
-    parts: list[Counts] = field(default_factory=list)
-    region_parts: dict[str, list[Counts]] = field(default_factory=dict)
-
-    def add(self, scores: Scores, kind: str, truth_HW: np.ndarray, regions: Regions) -> None:
-        # an image whose label says "nothing here" has no map at all under cam.classes = present
-        score_HW = torch.from_numpy(at_size(scores.maps[kind], truth_HW.shape).max(0, initial=0))
-        truth = torch.from_numpy(truth_HW)
-        self.keys.append(scores.key)
-        self.groups.append(scores.group)
-        self.probs.append(scores.cls_probs[0])
-        self.parts.append(metrics.count(score_HW, truth))
-        for name, boxes in regions.items():
-            if boxes:
-                self.region_parts.setdefault(name, []).append(metrics.count(score_HW, inside(boxes, truth)))
-
-    def extend(self, other: "Tally") -> None:
-        self.keys += other.keys
-        self.groups += other.groups
-        self.probs += other.probs
-        self.parts += other.parts
-        for name, parts in other.region_parts.items():
-            self.region_parts.setdefault(name, []).extend(parts)
-
-    @property
-    def counts(self) -> Counts:
-        return Counts.stack(self.parts)
-
-    @property
-    def gated_counts(self) -> Counts:
-        """As if the classifier's word were taken first: nothing is predicted where it sees no smoke."""
-        counts, shown = self.counts, np.array(self.probs)[:, None] >= PRESENT_PROB
-        truth_NT = counts.tp_NT + counts.fn_NT
-        return Counts(counts.tp_NT * shown, counts.fp_NT * shown, truth_NT - counts.tp_NT * shown, counts.pixels_N)
+        """Figures in [0, 1] at a threshold, which the predictions of label maps do not depend on."""
 
     def best_threshold(self) -> float:
-        """The threshold with the best mean per-image IoU over the images that show the class."""
-        counts = self.counts
-        return float(THRESHOLDS[metrics.iou_per_image(counts.take(counts.has_truth_N)).mean(0).argmax()])
-
-    def figures_at(self, threshold: float) -> dict[str, Any]:
-        """Areas are shares of the image. The threshold is taken to the nearest hundredth."""
-        t = nearest(threshold)
-        counts, gated = self.counts, self.gated_counts
-        shown_N = counts.has_truth_N
-        iou_N = metrics.iou_per_image(counts)[shown_N, t]
-        gated_iou_N = metrics.iou_per_image(gated)[shown_N, t]
-        low, high = metrics.bootstrap_interval(iou_N, np.array(self.groups)[shown_N].tolist())
-        figures: dict[str, Any] = {
-            "threshold": float(THRESHOLDS[t]),
-            "per_image_iou": float(iou_N.mean()) if len(iou_N) else float("nan"),
-            "per_image_iou_interval": [low, high],
-            "per_image_iou_gated": float(gated_iou_N.mean()) if len(iou_N) else float("nan"),
-            "pooled_iou": float(metrics.pooled_iou(counts)[t]),
-            "fg_bg_miou": float(metrics.fg_bg_miou(counts)[t]),
-            "precision": float(metrics.precision(counts)[t]),
-            "recall": float(metrics.recall(counts)[t]),
-            "false_alarm_area": float(metrics.false_alarm_area(counts)[t]),
-            "false_alarm_area_gated": float(metrics.false_alarm_area(gated)[t]),
-        }
-        for name, parts in self.region_parts.items():
-            figures[f"{name}_area"] = float(metrics.false_alarm_area(Counts.stack(parts))[t])
-        return figures
+        """The threshold to use elsewhere, if there is one to choose."""
+        raise NotImplementedError
 
     def bounds_and_curve(self) -> dict[str, Any]:
-        """What no honestly chosen threshold can pass, and the figures at every threshold."""
-        counts = self.counts
-        shown = counts.take(counts.has_truth_N)
-        mean_iou_T = metrics.iou_per_image(shown).mean(0) if len(shown) else np.full(len(THRESHOLDS), np.nan)
-        oracle_N, _ = metrics.oracle_iou(shown)
-        curve = {
-            "per_image_iou": mean_iou_T,
-            "pooled_iou": metrics.pooled_iou(counts),
-            "precision": metrics.precision(counts),
-            "recall": metrics.recall(counts),
-            "false_alarm_area": metrics.false_alarm_area(counts),
-        }
-        return {
-            "images": len(counts),
-            "images_with_class": len(shown),
-            "groups": len(set(self.groups)),
-            "best_on_val": {
-                "threshold": float(THRESHOLDS[mean_iou_T.argmax()]),
-                "per_image_iou": float(mean_iou_T.max()),
-            },
-            "oracle_per_image_iou": float(oracle_N.mean()) if len(shown) else float("nan"),
-            "curve": {name: value_T.round(5).tolist() for name, value_T in curve.items()},
-        }
+        """What a threshold can do at all."""
+        return {}
 
     def classification(self) -> dict[str, float]:
-        """How well the class probabilities tell images with the class from images without."""
-        probs_N, truth_N = np.array(self.probs), self.counts.has_truth_N
-        return {
-            "average_precision": image_labels.average_precision(probs_N, truth_N),
-            "accuracy": float(((probs_N >= PRESENT_PROB) == truth_N).mean()),
-        }
+        """Figures of the class probabilities."""
+        return {}
 
-    def rows(self, thresholds: dict[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image with its IoU and falsely predicted area at each of the named thresholds."""
-        counts = self.counts
-        iou_NT = metrics.iou_per_image(counts)
-        for n, key in enumerate(self.keys):
-            row = {"key": key, "group": self.groups[n], "probability": self.probs[n]}
-            row["truth_area"] = int(counts.tp_NT[n, 0] + counts.fn_NT[n, 0]) / int(counts.pixels_N[n])
-            for name, threshold in thresholds.items():
-                t = nearest(threshold)
-                row[f"iou_{name}"] = round(float(iou_NT[n, t]), 5)
-                row[f"false_area_{name}"] = round(float(counts.fp_NT[n, t] / counts.pixels_N[n]), 5)
-            yield row
-
-
-def nearest(threshold: float) -> int:
-    """Number of the nearest of THRESHOLDS."""
-    return int(np.abs(THRESHOLDS - threshold).argmin())
-
-
-def inside(boxes: list[Box], truth_HW: torch.Tensor) -> torch.Tensor:
-    """Truth that counts only the background pixels inside the boxes: all else is ignored."""
-    region_HW = torch.zeros_like(truth_HW, dtype=torch.bool)
-    for y0, y1, x0, x1 in boxes:
-        region_HW[y0:y1, x0:x1] = True
-    return torch.where(region_HW & (truth_HW == 0), 0, IGNORE_INDEX)
-
-
-class Confusion:
-    """Several classes: the confusion matrix of masks at one threshold, whatever `figures_at` is asked."""
-
-    def __init__(self, class_set: ClassSet, threshold: float) -> None:
-        self.tally, self.threshold = MaskTally(class_set), threshold
-
-    def add(self, scores: Scores, kind: str, truth_HW: np.ndarray, regions: Regions) -> None:
-        mask_HW = mask_of(at_size(scores.maps[kind], truth_HW.shape), scores.class_ids, threshold=self.threshold)
-        self.tally.add(mask_HW, truth_HW, scores.group)
-
-    def extend(self, other: "Confusion") -> None:
-        self.tally.extend(other.tally)
-
-    def figures_at(self, threshold: float) -> dict[str, Any]:
-        return {"threshold": self.threshold, **self.tally.figures()}
+    def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+        """One row per image at each of the named thresholds."""
+        return iter(())

@@ -11,9 +11,10 @@ from shards.schema import voc_palette
 
 TILE_PX = 160
 LABEL_PX = 14
+PAINT = 0.65  # opacity of a class's colour over the image
 
 
-def heat(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
+def overlay_scores(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
     """A score map in [0, 1] over the image: transparent at 0, yellow to dark red towards 1."""
     import matplotlib
 
@@ -22,7 +23,9 @@ def heat(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
     return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)
 
 
-def outlined(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int] = (0, 255, 255)) -> np.ndarray:
+def draw_outline(
+    image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int] = (0, 255, 255)
+) -> np.ndarray:
     """The image with the border of the mask (any class) drawn on it."""
     inside_HW = (mask_HW > 0) & (mask_HW < 255)
     eroded_HW = inside_HW.copy()
@@ -33,7 +36,7 @@ def outlined(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int,
     return drawn_HW3
 
 
-def gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
+def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
     """One row per image, one column per picture of it; all tiles alike in size.
 
     Args:
@@ -53,14 +56,14 @@ def gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image
     return sheet
 
 
-def data_uri(image: Image.Image) -> str:
+def encode_data_uri(image: Image.Image) -> str:
     """A picture that lives inside the page."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def curves_svg(
+def plot_curves(
     title: str,
     x_label: str,
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
@@ -91,10 +94,7 @@ def curves_svg(
     return text[text.index("<svg") :]
 
 
-PAINT = 0.65  # opacity of a class's colour over the image
-
-
-def painted(image_HW3: np.ndarray, label_HW: np.ndarray) -> np.ndarray:
+def overlay_classes(image_HW3: np.ndarray, label_HW: np.ndarray) -> np.ndarray:
     """The image with every class but the background in the colour that PASCAL VOC gives its id."""
     colour_HW3 = np.array(voc_palette(), dtype=np.float32).reshape(256, 3)[label_HW]
     opacity_HW1 = PAINT * (label_HW > 0)[..., None]

@@ -1,74 +1,100 @@
-"""The protocol line of a figure: split, scales, flip, CRF, thresholds, seed, checkpoint."""
+"""The protocol line of a figure: split, scales, flip, refiners, CRF, thresholds, seed, checkpoint.
 
+Said from what a job's folder states of itself, not from what a config wants.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from launcher.jobs import output as jobs
 from launcher.jobs.infer import DEFAULT_PAD
-from launcher.jobs.scores import REFINED
 from wsss.maps.fusion import TOCO
 
-
-def made_of(folder: Path) -> dict[str, Any]:
-    return jobs.read_made_of(folder) or {}
+UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said already
 
 
-def protocol(cams_made_of: dict[str, Any], seed: int) -> str:
-    """How the scores came about, in words: from what the CAM folder says of itself, not from what a config wants."""
-    cam = cams_made_of["cam"]
-    scales = ", ".join(f"{scale:g}" for scale in cam["scales"])
-    size = f"image squashed to {cams_made_of['image_size']} px"
+def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
+    """How CAMs came about and, if they were refined, by what.
+
+    Args:
+        made_of: job.json of a folder of `wsss infer` or `wsss refine`.
+    """
+    cam = made_of["cam"]
+    size = f"image squashed to {made_of['image_size']} px"
     if cam.get("window_px"):
         size = f"whole image through windows of {cam['window_px']} px"
     layers = f", layers {', '.join(map(str, cam['layers']))}" if list(cam["layers"]) != [-1] else ""
     fuse = cam.get("fuse", "mean")
     fused = f"fuse {fuse}, pad {cam.get('pad', DEFAULT_PAD[fuse])}"
-    views = f"{size}, scales {scales}{' + flip' if cam['flip'] else ''}, {fused}{layers}, classes {cam['classes']}"
-    return f"{views}, scores resized to the image, training seed {seed}"
+    views = f"{size}, scales {join_numbers(cam['scales'])}{' + flip' if cam['flip'] else ''}, {fused}{layers}"
+    how = f"{views}, classes {cam['classes']}, scores resized to the image"
+    if "chain" in made_of:
+        how += f", {describe_chain(made_of)}"
+    return f"{how}, {describe_origin(made_of, split, seed)}"
 
 
-def sources_of(run: Path, split: str) -> dict[str, tuple[Path, str]]:
-    """{name: (folder of score shards, kind of score)} of all that a run has inferred and refined.
-
-    A name is KIND of the run's own CAMs, KIND@SET of a further set, and either with +CHAIN once refined.
-    """
-    sources = {}
-    for cams in sorted(run.glob(f"cams*/{split}")):
-        _, at, name = cams.parent.name.partition("@")
-        for kind in made_of(cams).get("cam", {}).get("kinds", []):
-            sources[f"{kind}{at}{name}"] = (cams, kind)
-    for folder in sorted((run / "masks").glob(f"*/{split}")):
-        sources[folder.parent.name] = (folder, REFINED)
-    return sources
+def describe_chain(made_of: Mapping[str, Any]) -> str:
+    """The refiners in order, each with the options that were given and what its cues were made with, and the thresholds
+    of the stored masks."""
+    steps = [describe_refiner(step, made_of.get("cues", {}).get(step["name"])) for step in made_of["chain"]]
+    refined = f"refined by {', then '.join(steps)}" if steps else "not refined"
+    masks = f"stored masks at >= {made_of['threshold']:g}"
+    if made_of.get("bg_threshold") is not None:
+        masks += f", ignored from {made_of['bg_threshold']:g}"
+    return f"{refined}, {masks}"
 
 
-def segment_protocol(made_of: dict[str, Any], extension: str, split: str, seed: int) -> str:
-    """How the masks came about, in words, from what their folder says of itself."""
-    of, squash = made_of["segment"], f"image squashed to {made_of['image_size']} px"
+def describe_refiner(step: Mapping[str, Any], cues: Mapping[str, Any] | None = None) -> str:
+    """A refiner of a chain: name (options)."""
+    options = join_options(step, {"name"})
+    if cues is not None and (of_cues := join_options(cues, UNSAID_OF_CUES)):
+        options += f"{'; ' if options else ''}cues {of_cues}"
+    return f"{step['name']} ({options or 'its defaults'})"
+
+
+def describe_labels(made_of: Mapping[str, Any], extension: str, split: str, seed: int) -> str:
+    """How label maps of `wsss segment` came about; `extension` is png for masks, KIND.png for those of CAMs."""
+    settings, squash = made_of["segment"], f"image squashed to {made_of['image_size']} px"
     if extension == "png":
-        size = squash if of["size"] == "squash" else "image at its own size"
-        flips, scales = ("summed", "maxed") if of["rule"] == "voc" else ("maxed", "summed")
-        views = f"{size}, scales {listed(of['scales'])}{f' ({scales})' if len(of['scales']) > 1 else ''}"
-        views += f" + flip ({flips})" if of["flip"] else ", no flip"
-        how = f"{views}, argmax over all classes, {crf_line(of)}"
+        size = squash if settings["size"] == "squash" else "image at its own size"
+        flips, scales = ("summed", "maxed") if settings["rule"] == "voc" else ("maxed", "summed")
+        several = f" ({scales})" if len(settings["scales"]) > 1 else ""
+        views = f"{size}, scales {join_numbers(settings['scales'])}{several}"
+        views += f" + flip ({flips})" if settings["flip"] else ", no flip"
+        how = f"{views}, argmax over all classes, {describe_crf(settings)}"
     else:
         rule = made_of.get("cam") or asdict(TOCO)
-        views = f"scales {listed(rule['scales'])}{' + flip' if rule['flip'] else ''}"
+        views = f"scales {join_numbers(rule['scales'])}{' + flip' if rule['flip'] else ''}"
         how = (
             f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, pad {rule['pad']}, "
             f"resized to the image, background at <= {made_of['cam_threshold']:g}, no CRF"
         )
     precision = "float32" if made_of["precision"] == "no" else made_of["precision"]
-    return f"{how}, {precision}, split {split}, checkpoint {made_of['checkpoint']}, training seed {seed}"
+    return f"{how}, {precision}, {describe_origin(made_of, split, seed)}"
 
 
-def crf_line(of: dict[str, Any]) -> str:
-    if not of["crf"]:
+def describe_crf(settings: Mapping[str, Any]) -> str:
+    if not settings["crf"]:
         return "no CRF"
-    options = ", ".join(f"{name} {value:g}" for name, value in of["mean_field"].items())
-    return f"CRF of {of['crf_classes']} classes ({options})"
+    return f"CRF of {settings['crf_classes']} classes ({join_options(settings['mean_field'])})"
 
 
-def listed(scales: list[float]) -> str:
-    return ", ".join(f"{scale:g}" for scale in scales)
+def describe_origin(made_of: Mapping[str, Any], split: str, seed: int) -> str:
+    return f"split {split}, checkpoint {made_of['checkpoint']}, training seed {seed}"
+
+
+def join_options(options: Mapping[str, Any], without: Collection[str] = ()) -> str:
+    """name value, name value."""
+    return ", ".join(f"{name} {format_option(value)}" for name, value in options.items() if name not in without)
+
+
+def format_option(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({join_options(value)})"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(format_option, value)) + "]"
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def join_numbers(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

@@ -1,36 +1,40 @@
 """Runs -> one HTML page: figures with their protocol, curves, overlays. The page needs no other file."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
 from launcher.evaluation.evaluate import EVALUATION
-from launcher.evaluation.galleries import galleries
-from launcher.evaluation.pictures import curves_svg
-from launcher.evaluation.validate_masks import KINDS
+from launcher.evaluation.figures import (
+    DASH,
+    FIGURES,
+    Figure,
+    find_figure,
+    format_interval,
+    format_percent,
+    name_class,
+    order_figures,
+    pick_headline,
+)
+from launcher.evaluation.galleries import draw_galleries
+from launcher.evaluation.judge import name_logged
+from launcher.evaluation.pictures import plot_curves
+from launcher.evaluation.protocol import join_options
+from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
 from launcher.tracking.tracker import open_tracker, read_metrics
+from wsss.methods import METHODS
 from wsss.metrics.counts import THRESHOLDS
 
 REPORT = "report.html"
-"""The figures of the table: (key, heading, what it says)."""
-COLUMNS = (
-    ("per_image_iou", "per-image IoU", "mean over the images with smoke of the IoU of smoke: the smoke paper's mIoU"),
-    ("per_image_iou_gated", "… gated", "the same, predicting nothing where the classifier sees no smoke (p < 0.5)"),
-    ("miou", "mIoU", "mean IoU over the classes, background included, by one confusion matrix"),
-    ("pixel_accuracy", "pixel accuracy", "share of pixels named right"),
-    ("pooled_iou", "pooled IoU", "IoU of smoke with the pixels of all images in one pot"),
-    ("fg_bg_miou", "fg/bg mIoU", "mean of the pooled IoU of smoke and of background"),
-    ("precision", "precision", "share of predicted pixels that are smoke"),
-    ("recall", "recall", "share of smoke pixels that are predicted"),
-    ("false_alarm_area", "false-alarm area", "mean share of the image predicted on smoke-free images"),
-    ("false_alarm_area_gated", "… gated", "the same, predicting nothing where the classifier sees no smoke"),
-    ("chimney_area", "chimney area", "mean share of chimney pixels predicted to be smoke, where a chimney stands"),
-)
+
+Lines = dict[str, tuple[Sequence[float], Sequence[float]]]  # {label: (x, y)}
 
 
 def write_report(folder: Path) -> Path:
@@ -46,7 +50,7 @@ def write_report(folder: Path) -> Path:
     if not runs:
         raise RunError(f"{folder}: no run with figures in or below it; run `wsss evaluate RUN` first")
     runs.sort(key=lambda run: Run(run).about["started"])
-    described = [describe(run) for run in runs]
+    described = [describe_run(run) for run in runs]
     environment = Environment(
         loader=PackageLoader("launcher.evaluation", "."),
         autoescape=select_autoescape(["html"]),
@@ -54,11 +58,12 @@ def write_report(folder: Path) -> Path:
     )
     page = environment.get_template("report_template.html").render(
         title=str(folder),
+        percent=format_percent,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        columns=[column for column in COLUMNS if any(column[0] in row for run in described for row in run["rows"])],
+        groups=group_runs(described),
         runs=described,
-        curves=curves(described),
-        galleries=galleries(runs),
+        curves=plot_runs(described),
+        galleries=draw_galleries(runs),
     )
     out = folder / REPORT
     write_whole(out, page)
@@ -68,51 +73,102 @@ def write_report(folder: Path) -> Path:
     return out
 
 
-def describe(run: Path) -> dict[str, Any]:
+def describe_run(folder: Path) -> dict[str, Any]:
     """What the page says of one run."""
-    config, about = (of := Run(run)).config, of.about
-    evaluation = json.loads((run / EVALUATION).read_text())
+    run = Run(folder)
+    evaluation = json.loads((folder / EVALUATION).read_text())
+    sources = evaluation["sources"]
+    headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
+    kinds = choose_judge(METHODS[run.config.method.name]).known_figures(run.config, run.class_set)
     return {
-        "name": config.name,
-        "method": method_line(config),
-        "config": (run / CONFIG).read_text(),
-        "about": about,
+        "name": run.config.name,
+        "method": describe_method(run.config),
+        "config": (folder / CONFIG).read_text(),
+        "about": run.about,
+        "classes": run.class_set.classes,
         "evaluation": evaluation,
-        "metrics": read_metrics(run),
-        "class_table": class_table(evaluation),
-        "rows": [row for source, figures in evaluation["sources"].items() for row in table_rows(source, figures)],
+        "metrics": read_metrics(folder),
+        "logged": [(kind, name) for kind, names in kinds.items() for name in names if FIGURES[name].leads],
+        "class_table": tabulate_classes(evaluation),
+        "rows": [
+            {**row, "run": run.config.name, "is_headline": headline == {"source": source, "choice": row["choice"]}}
+            for source, figures in sources.items()
+            for row in tabulate_source(source, figures, name_class([run.class_set.classes]))
+        ],
     }
 
 
-def method_line(config: Config) -> str:
-    """The method, its options that matter and its schedule, in one line."""
-    method = config.method.name
-    if config.method.name == "distill":
-        options = config.method.options
-        method = f"distill, λ = {options['align_weight']:g}, {options['level']} {options['metric']}"
-    return f"{config.model.options.get('timm_name', config.model.name)}; {method}; {config.train.steps} steps"
+def describe_method(config: Config) -> str:
+    """The network, the method with the options that the config gives it, and the schedule, in one line."""
+    network = config.model.options.get("timm_name", config.model.name)
+    return f"{network}; {describe_named(config.method)}; {config.train.steps} steps"
 
 
-def table_rows(source: str, figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per threshold choice of a source, figures in percent."""
+def describe_named(named: Named) -> str:
+    """Its name and the options that are on."""
+    on = {name: value for name, value in named.options.items() if not (value is None or value is False)}
+    options = join_options(on)
+    return f"{named.name} ({options})" if options else named.name
+
+
+def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of each set of classes, which share their figures: one table, in words that fit the classes."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run["classes"]), []).append(run)
+    found = []
+    for classes, members in groups.items():
+        rows = [row for run in members for row in run["rows"]]
+        datasets = [run["evaluation"]["dataset"] for run in members]
+        said = [f"{d['folder']}, {d['images']} images, fingerprint {d['fingerprint']}" for d in datasets]
+        found.append({
+            "classes": classes,
+            "runs": members,
+            "columns": describe_columns(classes, rows),
+            "headlines": [row for row in rows if row["is_headline"]],
+            "datasets": list(dict.fromkeys(said)),
+        })  # fmt: skip
+    return found
+
+
+def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The figures that any row has, in the order of the table of figures."""
+    columns, one = [], name_class([classes])
+    for name, figure in order_figures(name for row in rows for name in row["figures"]).items():
+        meaning = figure.meaning.format(one=one)
+        columns.append({"name": name, "heading": figure.heading, "meaning": meaning, "headline": figure.headline})
+    return columns
+
+
+def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[dict[str, Any]]:
+    """One row per threshold choice of a source; its figures are in percent, each with the reason if there is none."""
     rows = []
     for choice in ("fixed", "tuned"):
         at = figures[choice]
         if at is None:
             continue
-        row = {name: percent(value) for name, value in at.items() if isinstance(value, float | None)}
-        row |= {"source": source, "chain": chain_line(figures["chain"]), "choice": choice}
-        row["threshold"] = f"{at['threshold']:.2f}" if "threshold" in at else "–"
-        low, high = at.get("miou_interval") or at["per_image_iou_interval"]
-        row["interval"] = f"{percent(low)} – {percent(high)}"
-        if "per_image_iou" in at:
-            row["best_on_val"] = percent(figures["best_on_val"]["per_image_iou"])
-            row["oracle"] = percent(figures["oracle_per_image_iou"])
-        rows.append(row)
+        values = {name: value for name, value in at.items() if find_figure(name)}
+        if "best_on_val" in figures:
+            values["best_on_val"] = figures["best_on_val"]["per_image_iou"]
+            values["oracle_per_image_iou"] = figures["oracle_per_image_iou"]
+        known = order_figures(values)
+        leading = next((name for name, figure in known.items() if figure.leads), None)
+        rows.append({
+            "source": source,
+            "choice": choice,
+            "protocol": figures["protocol"],
+            "threshold": f"{at['threshold']:.2f}" if "threshold" in at else DASH,
+            "interval": format_interval(at.get(f"{leading}_interval")),
+            "figures": {name: tabulate_figure(known[name], values[name], one) for name in known},
+        })  # fmt: skip
     return rows
 
 
-def class_table(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+def tabulate_figure(figure: Figure, value: float | None, one: str) -> dict[str, str]:
+    return {"text": format_percent(value), "reason": figure.absent.format(one=one) if value is None else ""}
+
+
+def tabulate_classes(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """IoU of every class, one column per source that has several classes; None without such a source."""
     columns = {
         source: figures["fixed"]["class_iou"]
@@ -124,55 +180,63 @@ def class_table(evaluation: dict[str, Any]) -> dict[str, Any] | None:
     names = list(next(iter(columns.values())))
     return {
         "sources": list(columns),
-        "rows": [(name, [percent(of_source[name]) for of_source in columns.values()]) for name in names],
+        "rows": [(name, [format_percent(of_source[name]) for of_source in columns.values()]) for name in names],
     }
 
 
-def chain_line(chain: list[dict[str, Any]]) -> str:
-    """The refiners with all their options, for who wants to know exactly."""
-    return "; ".join(
-        f"{step['name']} " + ", ".join(f"{k} {v}" for k, v in step.items() if k != "name") for step in chain
-    )
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def curves(runs: list[dict[str, Any]]) -> list[str]:
-    """SVG plots over all runs: training losses, validation over steps, IoU and false alarms over the threshold."""
-    losses: dict[str, Any] = {}
-    validation: dict[str, Any] = {}
-    overlap: dict[str, Any] = {}
-    alarms: dict[str, Any] = {}
-    for run in runs:
-        for name, into in (("train/cls_loss", losses), ("train/align_loss", losses)):
-            add_line(into, f"{run['name']} {name.removeprefix('train/')}", run["metrics"], name)
-        for kind in KINDS:
-            add_line(validation, f"{run['name']} {kind}", run["metrics"], f"val/{kind}/miou")
-        for source, figures in run["evaluation"]["sources"].items():
-            for figure in ("per_image_iou", "miou"):
-                add_line(validation, f"{run['name']} {source}", run["metrics"], f"val/{source}/{figure}")
-            if "curve" in figures:
-                overlap[f"{run['name']} {source}"] = (THRESHOLDS, plottable(figures["curve"]["per_image_iou"]))
-                alarms[f"{run['name']} {source}"] = (THRESHOLDS, plottable(figures["curve"]["false_alarm_area"]))
-    plots = [
-        ("Training loss", "step", losses, True),
-        ("IoU on val at the fixed threshold", "step", validation, False),
-        ("Per-image IoU on val", "threshold", overlap, False),
-        ("False-alarm area on smoke-free images", "threshold", alarms, False),
+def plot_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """SVG plots over all runs: every loss that was logged, validation over steps, IoU and false alarms over the
+    threshold."""
+    one = name_class(run["classes"] for run in runs)
+    plots = [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
+    plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
+    plots.append(("Per-image IoU on val", "threshold", collect_thresholds(runs, "per_image_iou")))
+    alarms = collect_thresholds(runs, "false_alarm_area")
+    plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
+    return [
+        plot_curves(title, x, lines, log_y=title.startswith("Training, ") and all_positive(lines))
+        for title, x, lines in plots
+        if lines
     ]
-    return [curves_svg(title, x, lines, log_y=log) for title, x, lines, log in plots if lines]
 
 
-def add_line(lines: dict[str, Any], label: str, metrics: list[dict[str, float]], name: str) -> None:
+def collect_losses(runs: Iterable[Mapping[str, Any]]) -> dict[str, Lines]:
+    """{loss: lines of the runs that log it}: what is minimised, and every part of it that a method names."""
+    found: dict[str, Lines] = {}
+    for run in runs:
+        for name in dict.fromkeys(name for line in run["metrics"] for name in line):
+            if name.startswith("train/") and name.endswith("loss"):
+                add_line(found.setdefault(name.removeprefix("train/"), {}), run["name"], run["metrics"], name)
+    return found
+
+
+def collect_validation(runs: Iterable[Mapping[str, Any]]) -> Lines:
+    """The leading figure of every kind of map that validation in training judged."""
+    found: Lines = {}
+    for run in runs:
+        for kind, name in run["logged"]:
+            add_line(found, f"{run['name']} {kind}", run["metrics"], name_logged(kind, name))
+    return found
+
+
+def collect_thresholds(runs: Iterable[Mapping[str, Any]], figure: str) -> Lines:
+    """A figure of every source that has one at every threshold."""
+    return {
+        f"{run['name']} {source}": (THRESHOLDS.tolist(), [float("nan") if y is None else y for y in curve[figure]])
+        for run in runs
+        for source, figures in run["evaluation"]["sources"].items()
+        if (curve := figures.get("curve"))
+    }
+
+
+def add_line(lines: Lines, label: str, metrics: Iterable[Mapping[str, float]], name: str) -> None:
     points = [(line["step"], line[name]) for line in metrics if name in line]
     if points:
-        lines[label] = tuple(zip(*points, strict=True))
+        lines[label] = tuple(zip(*points, strict=True))  # type: ignore[assignment]
 
 
-def plottable(values: list[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+def all_positive(lines: Lines) -> bool:
+    return all(value > 0 for _, values in lines.values() for value in values)
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:

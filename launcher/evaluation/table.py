@@ -1,25 +1,47 @@
 """The figures of an evaluation as text for the terminal."""
 
+from collections.abc import Mapping
+from typing import Any
 
-def table_of(report: dict) -> str:
-    """The figures of an evaluation as text, one line per source and threshold."""
-    lines = [f"{report['run']}: {report['dataset']['images']} images of {report['dataset']['folder']}"]
+from launcher.evaluation.figures import format_interval, format_percent, name_class, order_figures
+
+MARK = "*"
+
+
+def format_evaluation(report: Mapping[str, Any]) -> str:
+    """A line per source and threshold with the headline figures in percent, and how each source came about. The figure
+    to quote of the run is marked and named at the end."""
+    dataset, headline = report["dataset"], report["headline"]
+    one = name_class([dataset["classes"]])
+    lines = [f"{report['run']}: {dataset['images']} images of {dataset['folder']}, figures in percent"]
     for source, figures in report["sources"].items():
         for choice in ("fixed", "tuned"):
-            at = figures[choice]
-            if at is None:
-                continue
-            chosen = f"threshold {at['threshold']:.2f} ({choice:5s})" if "threshold" in at else f"{'masks':22s}"
-            line = f"  {source:20s} {chosen}"
-            if "miou" in at:
-                low, high = at["miou_interval"]
-                lines.append(f"{line}  mIoU {100 * at['miou']:.2f} [{100 * low:.2f}, {100 * high:.2f}]")
-                lines.append(f"    {figures['protocol']}")
-                continue
-            low, high = at["per_image_iou_interval"]
-            areas = [
-                f"{n.replace('_', ' ')} {100 * at[n]:.1f} %" for n in at if n.endswith("_area") and at[n] is not None
-            ]
-            iou = f"per-image IoU {100 * at['per_image_iou']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            lines.append(f"{line}  {iou}  {', '.join(areas)}")
+            if figures[choice] is not None:
+                marked = headline == {"source": source, "choice": choice}
+                lines.append(f"{MARK if marked else ' '} {source:20s} {format_figures(figures[choice], choice, one)}")
+        lines.append(f"    {figures['protocol']}")
+    lines.append(f"{MARK} the headline of {report['run']}: {headline['source']}, {describe_choice(report, headline)}")
     return "\n".join(lines)
+
+
+def describe_choice(report: Mapping[str, Any], headline: Mapping[str, str]) -> str:
+    """The threshold of a headline, in words."""
+    at = report["sources"][headline["source"]][headline["choice"]]
+    if "threshold" not in at:
+        return "label maps"
+    how = "chosen on the tune split" if headline["choice"] == "tuned" else "as configured"
+    return f"threshold {at['threshold']:.2f}, {how}"
+
+
+def format_figures(at: Mapping[str, Any], choice: str, one: str) -> str:
+    """The headline figures at one threshold, each with its interval or with the reason why it does not exist."""
+    threshold = f"threshold {at['threshold']:.2f} ({choice})" if "threshold" in at else "label maps"
+    parts = []
+    for name, figure in order_figures(at).items():
+        if figure.headline:
+            parts.append(f"{figure.heading} {format_percent(at[name], digits=2)}")
+            if at[name] is None and figure.absent:
+                parts[-1] += f" ({figure.absent.format(one=one)})"
+            elif interval := format_interval(at.get(f"{name}_interval"), digits=2):
+                parts[-1] += f" {interval}"
+    return f"{threshold:23s}  {', '.join(parts)}"

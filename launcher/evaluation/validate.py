@@ -1,84 +1,81 @@
-"""Evaluation inside training: figures and a CAM gallery of the validation split, shared out over the ranks."""
+"""Evaluation inside training: the validation split shared over the ranks, judged, put together, logged and shown."""
 
-import math
+import time
 from collections.abc import Callable
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from launcher.config.sections import Config
-from launcher.evaluation.galleries import gallery_numbers
-from launcher.evaluation.measure import Measure, Tally, measure_for
-from launcher.evaluation.pictures import gallery, heat, outlined
-from launcher.jobs.infer import score_samples
-from launcher.jobs.scores import Scores, at_size
+from launcher.errors import ConfigError, user_error_as
+from launcher.evaluation.figures import format_percent, order_figures, require_known
+from launcher.evaluation.galleries import choose_gallery, keep_gallery
+from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
+from launcher.evaluation.judge_masks import MaskJudge
+from launcher.evaluation.judge_scores import ScoreJudge
+from launcher.evaluation.pictures import lay_out_gallery
+from launcher.run.folder import run_folder
 from launcher.tracking.tracker import Tracker
 from shards.folder import ShardFolder
+from shards.schema import ClassSet
+from wsss.methods import METHODS
 from wsss.methods.base import Method
 
-IN_TRAINING = ("per_image_iou", "pooled_iou", "precision", "recall", "miou")
+
+def choose_judge(method: Method | type[Method]) -> type[MaskJudge] | type[ScoreJudge]:
+    """A method that segments is judged by its masks, another by the scores of its CAMs."""
+    return MaskJudge if method.segments else ScoreJudge
 
 
-def validator(
-    config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
+def make_validator(
+    judge: Judge, config: Config, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
 ) -> Callable[[int], dict[str, float]]:
-    """step -> log the figures of every CAM kind at the fixed threshold, and the gallery. All ranks must call it; rank 0
-    gets the figures as they are logged, the others {}.
+    """step -> log the figures and the gallery. All ranks must call it; rank 0 gets the figures as they are logged, the
+    others {}.
 
-    Each rank scores every ranks-th sample, once; rank 0 puts them together. A method that segments is judged by its
-    masks instead: see validate_segmentation.
+    Each rank judges every ranks-th sample, once; rank 0 puts the counts together.
     """
-    if method.segments:
-        from launcher.evaluation.validate_masks import segmentation_validator
-
-        return segmentation_validator(config, method, shards, accelerator, tracker)
-    drawn = gallery_numbers(shards, config.evaluate.gallery)
-    threshold = config.evaluate.threshold
+    drawn = choose_gallery(shards, config.evaluate.gallery)
 
     def validate(step: int) -> dict[str, float]:
+        started = time.perf_counter()
         numbers = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
-        measures = {kind: measure_for(shards.index.as_class_set(), threshold) for kind in config.cam.kinds}
-        rows = {}
-        for number, scores in score_samples(method, shards, numbers, config, accelerator.device):
-            truth_HW, regions = shards.mask(number), shards.regions(number)
-            for kind, measure in measures.items():
-                measure.add(scores, kind, truth_HW, regions)
-            if number in drawn:
-                rows[number] = gallery_row(shards, number, scores)
-        for other, other_rows in gather_object([(measures, rows)])[1:] if accelerator.num_processes > 1 else []:
-            rows.update(other_rows)
-            for kind, measure in measures.items():
-                measure.extend(other[kind])
-        figures: dict[str, float] = {}
+        part: Part = judge.judge(numbers, drawn)
+        for other in gather_object([part])[1:] if accelerator.num_processes > 1 else []:
+            part.extend(other)
+        logged: dict[str, float] = {}
         if accelerator.is_main_process:
-            figures = {f"val/{name}": value for name, value in figures_of(measures, threshold).items()}
-            tracker.log(figures, step)
-            if rows:
-                tracker.image("gallery", gallery([rows[number] for number in sorted(rows)]), step)
-            print(f"step {step}: " + ", ".join(f"{n.removeprefix('val/')} {v:.3f}" for n, v in figures.items()))
+            figures = part.figures()
+            logged = {name_logged(kind, name): value for kind in figures for name, value in figures[kind].items()}
+            seconds = time.perf_counter() - started
+            tracker.log({**logged, "val/seconds": seconds}, step)
+            if part.rows:
+                picture = lay_out_gallery([part.rows[number] for number in sorted(part.rows)])
+                if judge.keeps_gallery:
+                    keep_gallery(picture, run_folder(config))
+                tracker.image("gallery", picture, step)
+            print(f"step {step}: {format_headlines(judge, figures)}; {len(shards)} images in {seconds:.1f} s")
         accelerator.wait_for_everyone()
-        return figures
+        return logged
 
     return validate
 
 
-def figures_of(measures: dict[str, Measure], threshold: float) -> dict[str, float]:
-    """{KIND/figure: value} of all kinds, and the classification figures once."""
-    found: dict[str, float] = {}
-    for kind, measure in measures.items():
-        if isinstance(measure, Tally):
-            found |= measure.classification()
-        for name, value in measure.figures_at(threshold).items():
-            if (name in IN_TRAINING or name.endswith("_area")) and not math.isnan(value):
-                found[f"{kind}/{name}"] = value
-    return found
+def format_headlines(judge: Judge, figures: Figures) -> str:
+    """The few figures that matter most, in percent; all are logged."""
+    parts = []
+    for kind in (*judge.quoted, LABELS):
+        for name, figure in order_figures(figures.get(kind, {})).items():
+            if figure.headline:
+                parts.append(f"{kind} {figure.heading} {format_percent(figures[kind][name])} %".strip())
+    return ", ".join(parts)
 
 
-def gallery_row(shards: ShardFolder, number: int, scores: Scores) -> tuple[str, dict[str, np.ndarray]]:
-    """The image with its truth, and every kind of cam over it."""
-    image_HW3 = shards.image(number)
-    pictures = {"image, truth": outlined(image_HW3, shards.mask(number))}
-    for kind, scores_nhw in scores.maps.items():
-        pictures[kind] = heat(image_HW3, at_size(scores_nhw, image_HW3.shape[:2]).max(0, initial=0))
-    return f"{scores.key}  p={max(scores.cls_probs):.2f}", pictures
+def check_keep_best(config: Config, class_set: ClassSet) -> None:
+    """Raises ConfigError if validation does not give the figure that train.keep_best names, or if less is better."""
+    if config.train.keep_best is None:
+        return
+    of_kinds = choose_judge(METHODS[config.method.name]).known_figures(config, class_set)
+    known = [name_logged(kind, name) for kind, names in of_kinds.items() for name in names]
+    with user_error_as(ConfigError):
+        require_known(config.train.keep_best, known, "train.keep_best")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from launcher.evaluation.evaluate import EVALUATION, PER_IMAGE
+from launcher.evaluation.figures import get_figure
 from launcher.run.folder import Run
 from launcher.studies.plan import run_of
 from launcher.studies.table import Row, Study
@@ -15,26 +16,27 @@ from wsss.metrics.counts import bootstrap_interval
 CHOICES = ("fixed", "tuned")
 
 
-def table(study: Study) -> list[dict[str, Any]]:
-    """One dict per row: the figures over its seeds in percent, the paper's, and where they come from."""
+def tabulate_study(study: Study) -> list[dict[str, Any]]:
+    """One dict per row: the figures over its seeds in [0, 1], the paper's, and where they come from."""
     control = study.row(study.control) if study.control else None
-    return [row_figures(study, row, control) for row in study.rows]
+    return [tabulate_row(study, row, control) for row in study.rows]
 
 
-def row_figures(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
+def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
     """What is known of one row so far."""
-    found = {seed: evaluation for seed in study.seeds if (evaluation := evaluation_of(study, row, seed))}
-    of_row: dict[str, Any] = {"name": row.name, "paper": row.paper, "source": row.source, "note": row.note}
+    found = {seed: evaluation for seed in study.seeds if (evaluation := read_evaluation(study, row, seed))}
+    of_row: dict[str, Any] = {"name": row.name, "source": row.source, "note": row.note}
+    of_row |= {"paper": None if row.paper is None else row.paper / 100, "figure": row.figure}
     of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocol": ""}
     for choice in CHOICES:
-        values = figures_of(found, row, choice, row.figure)
-        alarms = figures_of(found, row, choice, "false_alarm_area")
+        values = collect_figure(found, row, choice, row.figure)
+        alarms = collect_figure(found, row, choice, "false_alarm_area")
         of_row[choice] = {
-            "mean": mean_percent(values),
-            "deviation": 100 * float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "false_alarm_area": mean_percent(alarms),
-            "interval": interval_percent(study, row, found, choice),
-            "difference": difference(study, row, control, choice) if control and control.name != row.name else None,
+            "mean": mean(values),
+            "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "false_alarm_area": mean(alarms),
+            "interval": find_interval(study, row, found, choice),
+            "difference": compare_with_control(study, row, control, choice),
         }
     if found:
         of_row["protocol"] = next(iter(found.values()))["sources"][row.source]["protocol"]
@@ -43,7 +45,7 @@ def row_figures(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
     return of_row
 
 
-def evaluation_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
+def read_evaluation(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     """evaluation.json of the run that a row reads, if it holds the row's source."""
     path = run_of(study, row.run, seed) / EVALUATION
     if not path.is_file():
@@ -52,7 +54,13 @@ def evaluation_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     return evaluation if row.source in evaluation["sources"] else None
 
 
-def figures_of(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
+def read_classes(study: Study) -> list[list[str]]:
+    """The classes of every data set that a row of the study was evaluated on, as far as it is done."""
+    evaluations = [read_evaluation(study, row, seed) for row in study.rows for seed in study.seeds]
+    return [evaluation["dataset"].get("classes", []) for evaluation in evaluations if evaluation]
+
+
+def collect_figure(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
     """A figure of a row's source in [0, 1] for each seed: at a threshold, or one of the source as a whole."""
     values = []
     for evaluation in found.values():
@@ -63,11 +71,11 @@ def figures_of(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: 
     return values
 
 
-def mean_percent(values: list[float]) -> float | None:
-    return 100 * float(np.mean(values)) if values else None
+def mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
-def per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, tuple[str, float]]:
+def read_per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, tuple[str, float]]:
     """{key: (group, IoU)} of the images that show the class."""
     path = run_of(study, row.run, seed) / PER_IMAGE
     if not path.is_file():
@@ -80,41 +88,39 @@ def per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, tuple
         }
 
 
-def over_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict[str, tuple[str, float]]:
+def average_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict[str, tuple[str, float]]:
     """{key: (group, IoU averaged over the seeds)}."""
-    found = [images for seed in seeds if (images := per_image(study, row, seed, choice))]
+    found = [images for seed in seeds if (images := read_per_image(study, row, seed, choice))]
     if not found:
         return {}
     return {key: (group, float(np.mean([images[key][1] for images in found]))) for key, (group, _) in found[0].items()}
 
 
-def interval_percent(study: Study, row: Row, found: dict[int, Any], choice: str) -> tuple[float, float] | None:
-    """95 % bootstrap interval over groups: of the per-image IoU averaged over the seeds; of other figures, the mean of
-    the ends that each seed's evaluation states."""
-    stated = figures_of(found, row, choice, f"{row.figure}_interval")
-    if row.figure != "per_image_iou" and stated:
-        low, high = np.mean(np.array(stated), axis=0)
-        return 100 * float(low), 100 * float(high)
-    images = over_seeds(study, row, sorted(found), choice)
-    if not images or row.figure != "per_image_iou":
+def find_interval(study: Study, row: Row, found: dict[int, Any], choice: str) -> tuple[float, float] | None:
+    """95 % bootstrap interval over groups: of a figure per image, of its average over the seeds; of other figures, the
+    mean of the ends that each seed's evaluation states."""
+    stated = collect_figure(found, row, choice, f"{row.figure}_interval")
+    if not get_figure(row.figure).per_image:
+        return tuple(np.mean(np.array(stated), axis=0).tolist()) if stated else None
+    images = average_seeds(study, row, sorted(found), choice)
+    if not images:
         return None
     groups, values = zip(*images.values(), strict=True)
-    low, high = bootstrap_interval(np.array(values), groups)
-    return 100 * low, 100 * high
+    return bootstrap_interval(np.array(values), groups)
 
 
-def difference(study: Study, row: Row, control: Row, choice: str) -> tuple[float, float, float] | None:
-    """Mean difference to the control row in per-image IoU and its interval: the same images, seeds and groups.
+def compare_with_control(study: Study, row: Row, control: Row | None, choice: str) -> tuple[float, float, float] | None:
+    """Mean difference to the control row, low and high end of its interval: the same images, seeds and groups.
 
-    None for a row of another figure, or where nothing can be compared yet.
+    None for the control itself, a figure that is no mean over images, or where nothing can be compared yet.
     """
-    if row.figure != "per_image_iou":
+    if control is None or row.name == control.name or not get_figure(row.figure).per_image:
         return None
-    seeds = [s for s in study.seeds if evaluation_of(study, row, s) and evaluation_of(study, control, s)]
-    ours, theirs = (over_seeds(study, one, seeds, choice) for one in (row, control))
+    seeds = [s for s in study.seeds if read_evaluation(study, row, s) and read_evaluation(study, control, s)]
+    ours, theirs = (average_seeds(study, one, seeds, choice) for one in (row, control))
     keys = [key for key in ours if key in theirs]
     if not keys:
         return None
     gaps = np.array([ours[key][1] - theirs[key][1] for key in keys])
     low, high = bootstrap_interval(gaps, [ours[key][0] for key in keys])
-    return 100 * float(gaps.mean()), 100 * low, 100 * high
+    return float(gaps.mean()), low, high

@@ -1,12 +1,14 @@
-"""A study's runs -> one page: ours, with what it is worth, beside the paper's column."""
+"""A study's runs -> one page: ours, with what it is worth, next to the paper's column."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
+from launcher.evaluation.figures import DASH, format_interval, format_percent, get_figure, name_class
 from launcher.files import RUNS, write_whole
-from launcher.studies.figures import table
+from launcher.studies.figures import CHOICES, read_classes, tabulate_study
 from launcher.studies.table import Study
 
 
@@ -18,48 +20,62 @@ def write_study_report(name: str, study: Study) -> Path:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    rows = table(study)
+    rows = tabulate_study(study)
     if not any(row["seeds"] for row in rows):
         raise RunError(f"study '{name}': no row is done yet; run it with `wsss study run {name}`")
     environment = Environment(
         loader=PackageLoader("launcher.studies", "."), autoescape=select_autoescape(["html"]), undefined=StrictUndefined
     )
     page = environment.get_template("study_template.html").render(
-        name=name, study=study, rows=rows, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        name=name,
+        study=study,
+        rows=rows,
+        meanings=explain_figures(study, rows),
+        percent=format_percent,
+        cell=format_cell,
+        gap=format_gap,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
     out = RUNS / study.folder / f"{name}.html"
     write_whole(out, page)
     return out
 
 
-def as_text(name: str, study: Study) -> str:
+def format_study(name: str, study: Study) -> str:
     """The table in a terminal, and as it is put into docs/experiments.md."""
     lines = [f"{name}: {study.title}", "figures in percent, ± deviation over seeds, [95 % interval over groups]"]
     header = ("row", "scores", "paper", "seeds", "fixed", "alarms", "tuned", "alarms", "tuned - control")
     rows = [header]
-    for row in table(study):
+    for row in tabulate_study(study):
         rows.append((
-            row["name"], row["source"], shown(row["paper"]), str(len(row["seeds"])),
-            with_interval(row["fixed"]), shown(row["fixed"]["false_alarm_area"]),
-            with_interval(row["tuned"]), shown(row["tuned"]["false_alarm_area"]),
-            gap(row["tuned"]["difference"]),
+            row["name"], row["source"], format_percent(row["paper"], digits=2), str(len(row["seeds"])),
+            format_cell(row["fixed"]), format_percent(row["fixed"]["false_alarm_area"]),
+            format_cell(row["tuned"]), format_percent(row["tuned"]["false_alarm_area"]),
+            format_gap(row["tuned"]["difference"]),
         ))  # fmt: skip
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
     padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
     return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded)])
 
 
-def shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def format_cell(at: Mapping[str, Any]) -> str:
+    """Mean ± deviation over seeds [interval]."""
+    deviation = "" if at["deviation"] is None else f"± {format_percent(at['deviation'])}"
+    return " ".join(filter(None, (format_percent(at["mean"]), deviation, format_interval(at["interval"]))))
 
 
-def with_interval(at: dict[str, Any]) -> str:
-    if at["mean"] is None:
-        return "–"
-    deviation = "" if at["deviation"] is None else f" ± {at['deviation']:.1f}"
-    interval = "" if at["interval"] is None else f" [{at['interval'][0]:.1f}, {at['interval'][1]:.1f}]"
-    return f"{at['mean']:.1f}{deviation}{interval}"
+def format_gap(difference: Sequence[float] | None) -> str:
+    """Mean difference [interval], with their signs."""
+    if difference is None:
+        return DASH
+    return f"{format_percent(difference[0], signed=True)} {format_interval(difference[1:], signed=True)}"
 
 
-def gap(difference: tuple[float, float, float] | None) -> str:
-    return "–" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)
+def explain_figures(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{heading: meaning} of the figures of the rows, and of the false alarms where a row has some."""
+    one = name_class(read_classes(study))
+    names = dict.fromkeys(row.figure for row in study.rows)
+    if any(row[choice]["false_alarm_area"] is not None for row in rows for choice in CHOICES):
+        names["false_alarm_area"] = None
+    figures = [get_figure(name) for name in names]
+    return {figure.heading: figure.meaning.format(one=one) for figure in figures}

@@ -1,4 +1,4 @@
-"""The rows of a paper's table as runs: one YAML per table, one command per step, one page beside the paper's column.
+"""The rows of a paper's table as runs: one YAML per table, one command per step, one page next to the paper's column.
 
 A study names trainings, and rows that read a training in one way. A row of one seed is a list of `wsss` commands, each
 of which does only what is missing, so a study may be stopped, run again, and shared by rows, tables and machines.
@@ -7,11 +7,12 @@ of which does only what is missing, so a study may be stopped, run again, and sh
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from launcher.config.file import YamlLoader
 from launcher.config.options import Section, explain_problem
 from launcher.errors import ConfigError
+from launcher.evaluation.figures import get_figure
 
 STUDIES = Path("configs/studies")
 
@@ -62,7 +63,7 @@ class Row(Section):
         run: the training that is read.
         kind: of CAM that the figure is read from; `seg` for a segmentation network.
         segments: label maps that `wsss segment` makes instead; kind is then `seg`, `cam` or `aux_cam`.
-        figure: key of an evaluation's figures.
+        figure: name of a figure, see evaluation.figures.
         note: what a reader should know of this row.
     """
 
@@ -75,6 +76,12 @@ class Row(Section):
     segments: Segments | None = None
     figure: str = "per_image_iou"
     note: str = ""
+
+    @field_validator("figure")
+    @classmethod
+    def _figure_exists(cls, figure: str) -> str:
+        get_figure(figure)
+        return figure
 
     @property
     def source(self) -> str:

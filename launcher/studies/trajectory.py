@@ -1,4 +1,4 @@
-"""A run's losses and mIoU beside ToCo's published training logs, at the same steps.
+"""A run's losses and mIoU next to ToCo's published training logs, at the same steps.
 
 A run that leaves the published path early is wrong long before its last figure says so.
 """
@@ -11,22 +11,22 @@ from typing import Any, Literal
 import yaml
 
 from launcher.errors import RunError
-from launcher.evaluation.pictures import curves_svg
+from launcher.evaluation.pictures import plot_curves
 from launcher.files import write_whole
 from launcher.run.folder import Run
 from launcher.tracking.tracker import read_metrics
 
-Beside = Literal["voc", "coco"]
+LogName = Literal["voc", "coco"]
 PERCENT = {"val/cam/miou": 0, "val/aux_cam/miou": 1, "val/seg/miou": 2}  # our metric -> column of `miou`
 LOSSES = {f"train/{name}_loss": n for n, name in enumerate(("cls", "cls_aux", "ptc", "ctc", "seg"))}
 
 
-def published(beside: Beside) -> dict[str, Any]:
-    """what, miou {step: [...]}, losses {step: [...]} of one data set."""
-    return yaml.safe_load(files("launcher.studies").joinpath("toco_logs.yaml").read_text())[beside]
+def read_log(log: LogName) -> dict[str, Any]:
+    """ToCo's published log of a data set: what, miou {step: [...]}, losses {step: [...]} of one data set."""
+    return yaml.safe_load(files("launcher.studies").joinpath("toco_logs.yaml").read_text())[log]
 
 
-def trajectory(run: Path, beside: Beside) -> dict[str, list[tuple[int, float, float | None]]]:
+def compare_with_log(run: Path, log: LogName) -> dict[str, list[tuple[int, float, float | None]]]:
     """{metric: [(step, published, ours)]}; ours is None at steps that the run has not logged. mIoU in percent.
 
     Raises:
@@ -38,7 +38,7 @@ def trajectory(run: Path, beside: Beside) -> dict[str, list[tuple[int, float, fl
             ours.setdefault(name, {})[int(line["step"])] = value
     if not ours:
         raise RunError(f"{run}: nothing is logged here yet; begin the run with `wsss train`")
-    logs = published(beside)
+    logs = read_log(log)
     found: dict[str, list[tuple[int, float, float | None]]] = {}
     for columns, table, factor in ((PERCENT, logs["miou"], 100), (LOSSES, logs["losses"], 1)):
         for metric, column in columns.items():
@@ -49,13 +49,13 @@ def trajectory(run: Path, beside: Beside) -> dict[str, list[tuple[int, float, fl
     return found
 
 
-def as_text(run: Path, beside: Beside) -> str:
+def format_trajectory(run: Path, log: LogName) -> str:
     """One line per step and metric that both have."""
     lines = [
-        f"{run} beside ToCo's log ({published(beside)['what']})",
+        f"{run} next to ToCo's log ({read_log(log)['what']})",
         f"{'':20s} {'step':>6s} {'ToCo':>8s} {'ours':>8s}",
     ]
-    for metric, points in trajectory(run, beside).items():
+    for metric, points in compare_with_log(run, log).items():
         lines += [
             f"{metric:20s} {step:6d} {theirs:8.3f} {mine:8.3f}" for step, theirs, mine in points if mine is not None
         ]
@@ -64,10 +64,10 @@ def as_text(run: Path, beside: Beside) -> str:
     return "\n".join(lines)
 
 
-def write_trajectory(run: Path, beside: Beside) -> Path:
+def write_trajectory(run: Path, log: LogName) -> Path:
     """Write RUN/trajectory.html: one plot per metric, ToCo's points and the run's; returns its path."""
     config = Run(run).config
-    points_of = trajectory(run, beside)
+    points_of = compare_with_log(run, log)
     plots = []
     for metric, points in points_of.items():
         of_run = [(line["step"], line[metric]) for line in read_metrics(run) if metric in line]
@@ -76,9 +76,9 @@ def write_trajectory(run: Path, beside: Beside) -> Path:
         lines = {"ToCo": theirs}
         lines[config.name] = ([float(step) for step, _ in of_run], [factor * value for _, value in of_run])
         unit = "percent" if metric in PERCENT else ""
-        plots.append(curves_svg(metric, "step", lines, y_label=unit, log_y=metric in LOSSES))
-    title = html.escape(f"{config.name} beside ToCo's log")
-    what = html.escape(published(beside)["what"])
+        plots.append(plot_curves(metric, "step", lines, y_label=unit, log_y=metric in LOSSES))
+    title = html.escape(f"{config.name} next to ToCo's log")
+    what = html.escape(read_log(log)["what"])
     out = run / "trajectory.html"
     write_whole(
         out,
@@ -87,6 +87,6 @@ def write_trajectory(run: Path, beside: Beside) -> Path:
         "svg{width:100%;height:auto}pre{overflow-x:auto}</style>"
         f"<h1>{title}</h1><p>ToCo, ViT-B/16: {what}. Losses are means since the last log: compare them with "
         f"train.log_every 200. mIoU: image squashed to data.image_size, single scale, no CRF.</p>{''.join(plots)}"
-        f"<pre>{html.escape(as_text(run, beside))}</pre></html>",
+        f"<pre>{html.escape(format_trajectory(run, log))}</pre></html>",
     )
     return out

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from launcher.config.file import flatten
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError, user_error_as
+from launcher.evaluation.validate import check_keep_best
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import cams_of
 from launcher.processes.accelerator import process_count
@@ -116,13 +117,15 @@ class Inputs:
         """Open everything, so that what is wrong is said before any process starts to train.
 
         Raises:
-            ConfigError: the package of a tracker is not installed.
+            ConfigError: the package of a tracker is not installed, or train.keep_best names a figure that validation
+                does not give.
             DataError: shards that cannot be read, or with masks where there must be none.
             RunError: the run was begun with other settings, splits share groups or have other classes, there is no
                 teacher, or masks of other images.
         """
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
+        check_keep_best(self.config, self.class_set)
         if (folder / ABOUT).is_file():
             check_same_run(Run(folder), self.config, train.fingerprint, self.learns_from)
         train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
-from launcher.evaluation.validate import validator
+from launcher.evaluation.validate import choose_judge, make_validator
 from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
@@ -54,7 +54,10 @@ def train(config: Config) -> Method:
         full_method = zero.unsharded_copy(accelerator, method)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = begin_run(config, run, about, found) if main else NoTracker()
-        validate = None if inputs.val is None else validator(config, full_method, inputs.val, accelerator, tracker)
+        validate = None
+        if inputs.val is not None:
+            judge = choose_judge(full_method)(config, full_method, inputs.val, accelerator)
+            validate = make_validator(judge, config, inputs.val, accelerator, tracker)
         trainer = make_trainer(
             inputs,
             accelerator,

@@ -32,7 +32,7 @@ method:
 """
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["launcher.train", "launcher.evaluation.validate_masks", "mlflow", "support.arena"])
+context.set_forkserver_preload(["launcher.train", "launcher.evaluation.judge_masks", "mlflow", "support.arena"])
 
 
 def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, dies_at: int | None) -> None:

@@ -12,9 +12,11 @@ import torch
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
-from launcher.evaluation.evaluate import evaluate, measured
-from launcher.evaluation.measure import Tally, inside
+from launcher.evaluation.evaluate import count_predictions, evaluate
+from launcher.evaluation.measure import Truth
 from launcher.evaluation.report import write_report
+from launcher.evaluation.sources import ScorePrediction, ScoreSource
+from launcher.evaluation.thresholds import Thresholds, inside_boxes
 from launcher.files import RUNS
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import infer
@@ -148,7 +150,9 @@ def test_evaluation_and_report(run):
     assert np.mean(shown) == pytest.approx(report["sources"]["grad"]["fixed"]["per_image_iou"], abs=1e-4)
 
     page = write_report(RUNS).read_text()
-    assert "student" in page and "chimney area" in page and page.count("<svg") == 4
+    assert "student" in page and "chimney area" in page and page.count("<svg") == 6
+    assert all(f"Training, {loss}" in page for loss in ("loss", "cls_loss", "align_loss"))
+    assert "images with smoke" in page and report["headline"] == {"source": "grad", "choice": "tuned"}
     assert page.count("data:image/jpeg") == 1  # the student's gallery; the teacher has no figures yet
 
 
@@ -166,11 +170,15 @@ def scored(key, cam, prob=0.9, group="g"):
     return Scores(key=key, group=group, class_ids=(1,), cls_probs=(prob,), maps={"x": np.array([cam])})
 
 
+def add(measure, scores, truth_HW, regions):
+    measure.add(ScorePrediction(scores, "x", 0.5), Truth(scores.key, scores.group, truth_HW, regions))
+
+
 def test_figures_by_hand():
-    tally = Tally()
+    tally = Thresholds()
     smoke, clear = np.array([[1, 1, 0, 0]]), np.zeros((1, 4), dtype=int)
-    tally.add(scored("a", [[0.9, 0.1, 0.9, 0.0]]), "x", smoke, {"chimney": [(0, 1, 1, 4)]})
-    tally.add(scored("b", [[0.6, 0.0, 0.0, 0.0]], prob=0.1), "x", clear, {"chimney": []})
+    add(tally, scored("a", [[0.9, 0.1, 0.9, 0.0]]), smoke, {"chimney": [(0, 1, 1, 4)]})
+    add(tally, scored("b", [[0.6, 0.0, 0.0, 0.0]], prob=0.1), clear, {"chimney": []})
     at = tally.figures_at(0.5)
     assert at["per_image_iou"] == pytest.approx(1 / 3)
     assert at["pooled_iou"] == pytest.approx(1 / 4)
@@ -183,26 +191,26 @@ def test_figures_by_hand():
 
 
 def test_gating_takes_the_classifiers_word_first():
-    tally = Tally()
-    tally.add(scored("a", [[0.9, 0.9]], prob=0.4), "x", np.array([[1, 0]]), {})
+    tally = Thresholds()
+    add(tally, scored("a", [[0.9, 0.9]], prob=0.4), np.array([[1, 0]]), {})
     assert tally.figures_at(0.5)["per_image_iou"] == 0.5
     assert tally.figures_at(0.5)["per_image_iou_gated"] == 0.0
 
 
 def test_an_image_without_a_map_predicts_nothing():
-    tally = Tally()
+    tally = Thresholds()
     without = Scores(key="a", group="g", class_ids=(), cls_probs=(0.9,), maps={"x": np.zeros((0, 2, 2))})
-    tally.add(without, "x", np.array([[1, 0]]), {})
+    add(tally, without, np.array([[1, 0]]), {})
     assert tally.figures_at(0.5)["per_image_iou"] == 0.0
 
 
 def test_tallies_of_two_ranks_join_to_that_of_one():
     rng = np.random.default_rng(0)
     images = [(scored(str(n), rng.random((3, 4)), group=str(n % 3)), rng.integers(0, 2, (3, 4))) for n in range(7)]
-    one, ranks = Tally(), [Tally(), Tally()]
+    one, ranks = Thresholds(), [Thresholds(), Thresholds()]
     for n, (scores, truth) in enumerate(images):
         for tally in (one, ranks[n % 2]):
-            tally.add(scores, "x", truth, {"chimney": [(0, 2, 0, 2)]})
+            add(tally, scores, truth, {"chimney": [(0, 2, 0, 2)]})
     ranks[0].extend(ranks[1])
     joined, alone = ranks[0].figures_at(0.5), one.figures_at(0.5)
     assert joined.keys() == alone.keys()
@@ -211,7 +219,7 @@ def test_tallies_of_two_ranks_join_to_that_of_one():
 
 def test_inside_keeps_only_background_pixels_of_the_boxes():
     truth = torch.tensor([[0, 1, 255, 0]])
-    assert inside([(0, 1, 0, 3)], truth).tolist() == [[0, 255, 255, 255]]
+    assert inside_boxes([(0, 1, 0, 3)], truth).tolist() == [[0, 255, 255, 255]]
 
 
 def test_tallies_name_shards_that_do_not_belong_together(run, scenes, tmp_path):
@@ -219,7 +227,7 @@ def test_tallies_name_shards_that_do_not_belong_together(run, scenes, tmp_path):
     for path in list(other.glob("tune-*.tar")):
         path.rename(other / path.name.replace("tune", "val"))
     with pytest.raises(RunError, match="val: made of other images"):
-        measured(ShardFolder(scenes / "val"), other, "grad", 0.3)
+        count_predictions([(ShardFolder(scenes / "val"), [ScoreSource("grad", other, "grad")])], Run(run).config)
     with pytest.raises(DataError, match="holds 'tune-"):
         list(read_scores(ShardFolder(scenes / "val"), other, "val-00000.tar", "grad"))
 
@@ -228,12 +236,13 @@ def test_cams_of_images_that_were_written_anew_are_refused(run, scenes, tmp_path
     """Same names, same keys."""
     source = Synthetic(split="val", num_images=24, size=32, cooccurrence=0.8, with_masks=True, seed=7)
     write_split(source, tmp_path, "val", "pixel", num_shards=12)
-    inferred = jobs.read_made_of(run / "cams/val")
+    inferred, config = jobs.read_made_of(run / "cams/val"), Run(run).config
     monkeypatch.setattr(jobs, "read_made_of", lambda _: {**inferred, "shards": str(tmp_path / "val")})
     with pytest.raises(RunError, match=r"cams/val: made of other images \(fingerprint .*infer again"):
         refine(run, ["val"], RefineConfig(cams=("grad",), chain=()))
+    source = ScoreSource("grad", run / "cams/val", "grad")
     with pytest.raises(RunError, match="cams/val: made of other images"):
-        measured(ShardFolder(tmp_path / "val"), run / "cams/val", "grad", 0.3)
+        count_predictions([(ShardFolder(tmp_path / "val"), [source])], config)
 
 
 def test_shards_of_other_classes_are_refused(run, scenes, tmp_path):

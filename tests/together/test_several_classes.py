@@ -55,4 +55,7 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
     assert learned["cat"] > 0.15 and learned["dog"] > 0.15  # it knows where they are; chance is about 0.1
     assert any("val/class_map/miou" in line for line in read_metrics(pets_run))
     page = write_report(RUNS).read_text()
-    assert "mIoU" in page and "class_map+crf" in page
+    assert "mIoU" in page and "class_map+crf" in page and "Training, cls_loss" in page
+    assert "smoke" not in page  # the words are those of the data set
+    protocols = {name: figures["protocol"] for name, figures in report["sources"].items()}
+    assert "refined by crf" in protocols["class_map+crf"] and "refined" not in protocols["class_map"]

@@ -81,7 +81,7 @@ def iou_per_image(counts: Counts) -> np.ndarray:
 
 
 def pooled_iou(counts: Counts) -> np.ndarray:
-    """(T) IoU of the class with the pixels of all images in one pot."""
+    """(T) IoU of the class, its pixels pooled over all images."""
     return iou(counts.tp_NT.sum(0), counts.fp_NT.sum(0), counts.fn_NT.sum(0))
 
 

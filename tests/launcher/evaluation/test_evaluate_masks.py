@@ -8,7 +8,7 @@ from launcher.config.file import load_config
 from launcher.errors import RunError
 from launcher.evaluation.evaluate import evaluate, final_metrics
 from launcher.evaluation.report import write_report
-from launcher.evaluation.table import table_of
+from launcher.evaluation.table import format_evaluation
 from launcher.files import RUNS
 from launcher.jobs.label_maps import segment_sources_of
 from launcher.jobs.segment import segment
@@ -94,15 +94,18 @@ def test_cam_maps_are_judged_by_their_own_member(run, place):
 
 def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
     report = evaluate(run)
-    said = table_of(report)
+    said = format_evaluation(report)
     at = report["sources"]["segments"]["fixed"]
     low, high = at["miou_interval"]
     assert f"mIoU {100 * at['miou']:.2f} [{100 * low:.2f}, {100 * high:.2f}]" in said
     assert report["sources"]["segments"]["protocol"] in said
+    marked = [line for line in said.splitlines() if line.startswith("*")]
+    assert len(marked) == 2 and marked[0].startswith("* segments ") and "headline of teacher: segments," in marked[1]
+    assert report["headline"] == {"source": "segments", "choice": "fixed"}
     page = write_report(RUNS).read_text()
     assert f"<td>{100 * at['miou']:.1f}</td>" in page and "segments@crf" in page
     assert "IoU of each class" in page and f"<td>{100 * at['class_iou']['dog']:.1f}</td>" in page
-    assert page.count("CRF of all classes") >= 1 and f"{100 * low:.1f} – {100 * high:.1f}" in page
+    assert page.count("CRF of all classes") >= 1 and f"[{100 * low:.1f}, {100 * high:.1f}]" in page
 
 
 def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
@@ -114,6 +117,7 @@ def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
     gone.unlink()
     with pytest.raises(RunError, match="1 of 2 shards are missing"):
         evaluate(copy)
+    shutil.rmtree(copy / "segments@crf")
     other = next(path for path in (copy / "segments/val").glob("*.tar") if path.name != gone.name)
     shutil.copy(other, copy / "segments/val" / gone.name)
     with pytest.raises(DataError, match="belongs to other image shards"):

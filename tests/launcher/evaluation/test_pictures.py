@@ -4,13 +4,21 @@ import io
 import numpy as np
 from PIL import Image
 
-from launcher.evaluation.pictures import LABEL_PX, TILE_PX, curves_svg, data_uri, gallery, heat, outlined
+from launcher.evaluation.pictures import (
+    LABEL_PX,
+    TILE_PX,
+    draw_outline,
+    encode_data_uri,
+    lay_out_gallery,
+    overlay_scores,
+    plot_curves,
+)
 from launcher.progress import Progress
 
 
 def test_heat_leaves_the_image_where_the_score_is_zero_and_colours_it_where_it_is_one():
     image = np.full((2, 2, 3), 100, dtype=np.uint8)
-    shown = heat(image, np.array([[0.0, 1.0], [0.0, 0.5]]))
+    shown = overlay_scores(image, np.array([[0.0, 1.0], [0.0, 0.5]]))
     assert shown[0, 0].tolist() == [100, 100, 100]
     red, green, blue = shown[0, 1].tolist()
     assert red > green and red > blue
@@ -20,21 +28,21 @@ def test_the_outline_runs_along_the_mask_and_leaves_its_inside():
     mask = np.zeros((7, 7), dtype=np.uint8)
     mask[2:5, 2:5] = 1
     mask[0, 0] = 255  # ignored pixels are not outlined
-    shown = outlined(np.zeros((7, 7, 3), dtype=np.uint8), mask, (9, 9, 9))
+    shown = draw_outline(np.zeros((7, 7, 3), dtype=np.uint8), mask, (9, 9, 9))
     assert shown[..., 0].sum() == 9 * 8 and shown[3, 3].sum() == 0
 
 
 def test_a_gallery_has_a_tile_for_every_picture():
     row = {"image": np.zeros((4, 6, 3), dtype=np.uint8), "cam": np.full((4, 6, 3), 255, dtype=np.uint8)}
-    sheet = gallery([("a", row), ("b", row)])
+    sheet = lay_out_gallery([("a", row), ("b", row)])
     assert sheet.size == (2 * TILE_PX, LABEL_PX + 2 * (TILE_PX + LABEL_PX))
     assert sheet.getpixel((5, LABEL_PX + 5)) == (0, 0, 0)
-    uri = data_uri(sheet)
+    uri = encode_data_uri(sheet)
     assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == sheet.size
 
 
 def test_curves_are_svg_with_their_names():
-    svg = curves_svg("Loss", "step", {"run a": ([1, 2], [0.5, 0.25])}, log_y=True)
+    svg = plot_curves("Loss", "step", {"run a": ([1, 2], [0.5, 0.25])}, log_y=True)
     assert svg.startswith("<svg") and "Loss" in svg and "run a" in svg
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from launcher.__main__ import app
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
-from launcher.evaluation.validate_masks import judge
+from launcher.evaluation.judge_masks import MaskJudge
 from launcher.jobs import segment as job
 from launcher.jobs.crf_pool import run_in_order
 from launcher.jobs.segment import segment
@@ -165,7 +165,8 @@ def test_label_maps_of_the_cams_are_those_that_validation_judges(run, pets):
     shards = ShardFolder(pets / "val", "pixel")
     options = ["segment.crf=false", "evaluate.threshold=0.45"]
     trained = job.load_trained(job.Run(run, options))
-    judged = judge(trained.run.config, trained.method, shards, Accelerator(cpu=True), list(range(len(shards))), set())
+    judge = MaskJudge(trained.run.config, trained.method, shards, Accelerator(cpu=True))
+    judged = judge.judge(list(range(len(shards))), set())
     for name, size in (("native", "native"), ("squash", "squash")):
         out = segment(run, "val", pets / "val", [*options, f"segment.size={size}"], name, cams=True)
         confusion = torch.zeros(2, 3, 3, dtype=torch.int64)

@@ -9,8 +9,8 @@ from support.places import ROOT
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.studies import table as studies
-from launcher.studies.figures import table
-from launcher.studies.page import as_text, write_study_report
+from launcher.studies.figures import tabulate_study
+from launcher.studies.page import format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study, slurm_array
 from launcher.studies.table import load_study
@@ -110,23 +110,23 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     run_study(tiny, execute=lambda command: (done.append(command), here(command)))
     assert [c[0] for c in done].count("train") == 1 + 2 + 2  # one teacher, and two seeds of two students
     assert [c[0] for c in done].count("evaluate") == 4 and len(set(map(tuple, done))) == len(done)
-    rows = {row["name"]: row for row in table(tiny)}
+    rows = {row["name"]: row for row in tabulate_study(tiny)}
     assert all(row["seeds"] == [0, 1] for row in rows.values())
     ours = [
         json.loads((run_of(tiny, "lambda_1", seed) / "evaluation.json").read_text())["sources"]["project"]
         for seed in (0, 1)
     ]
-    expected = 50 * sum(figures["fixed"]["per_image_iou"] for figures in ours)
+    expected = 0.5 * sum(figures["fixed"]["per_image_iou"] for figures in ours)
     assert rows["lambda_1"]["fixed"]["mean"] == pytest.approx(expected)
     low, high = rows["lambda_1"]["fixed"]["interval"]
     assert low <= rows["lambda_1"]["fixed"]["mean"] <= high
     gap, low, high = rows["lambda_1"]["fixed"]["difference"]
-    assert gap == pytest.approx(rows["lambda_1"]["fixed"]["mean"] - rows["lambda_0"]["fixed"]["mean"], abs=0.01)
+    assert gap == pytest.approx(rows["lambda_1"]["fixed"]["mean"] - rows["lambda_0"]["fixed"]["mean"], abs=1e-4)
     assert low <= gap <= high
     oracle = rows["oracle"]["fixed"]  # a figure of another kind: not compared, and no threshold changes it
     assert oracle["difference"] is None and oracle["mean"] >= rows["lambda_1"]["fixed"]["mean"]
     page = write_study_report("tiny", tiny).read_text()
-    assert "47.37" in page and "scales 1, 2" in page and "project+crf2" in as_text("tiny", tiny)
+    assert "47.37" in page and "scales 1, 2" in page and "project+crf2" in format_study("tiny", tiny)
 
 
 def test_rows_of_a_training_are_one_task_of_the_array(tiny):
@@ -143,6 +143,9 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
     path.write_text(TINY.replace("run: lambda_0}", "run: lambda_7}"))
     with pytest.raises(ConfigError, match="row 'lambda_0': there is no training 'lambda_7'"):
         load_study(str(path))
+    path.write_text(TINY.replace("figure: oracle_per_image_iou", "figure: per_image_oiu"))
+    with pytest.raises(ConfigError, match="there is no figure 'per_image_oiu'; nearest are per_image_iou"):
+        load_study(str(path))
     with pytest.raises(ConfigError, match="there is no study 'smoke'"):
         load_study("smoke")
     with pytest.raises(ConfigError, match="there is no row 'x'"):
@@ -150,5 +153,5 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
 
 
 def test_what_is_not_done_is_no_figure(tiny):
-    assert all(row["fixed"]["mean"] is None for row in table(tiny))
+    assert all(row["fixed"]["mean"] is None for row in tabulate_study(tiny))
     assert studies.studies() == {}

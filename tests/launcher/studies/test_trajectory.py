@@ -24,11 +24,11 @@ def run(in_tmp, tiny_yaml):
 
 
 def test_the_run_stands_beside_the_published_figure_of_the_same_step(run):
-    found = trajectory.trajectory(run, "voc")
+    found = trajectory.compare_with_log(run, "voc")
     assert found["train/cls_loss"][0] == (200, 0.436, 0.5)
     assert found["train/cls_loss"][1] == (400, 0.241, None)  # the run has logged no step 400
     assert found["val/seg/miou"][0] == (2000, 0.4, pytest.approx(1.5))
-    text = trajectory.as_text(run, "voc")
+    text = trajectory.format_trajectory(run, "voc")
     assert "0.436    0.500" in text and "val/seg/miou" in text and " 300 " not in text
 
 
@@ -39,8 +39,8 @@ def test_the_page_holds_a_plot_of_every_metric(run):
 
 
 def test_every_published_line_has_all_its_columns():
-    for beside in ("voc", "coco"):
-        logs = trajectory.published(beside)
+    for name in ("voc", "coco"):
+        logs = trajectory.read_log(name)
         assert all(len(values) == 3 for values in logs["miou"].values())
         assert all(len(values) == 5 for values in logs["losses"].values())
         assert list(logs["miou"]) == sorted(logs["miou"])
@@ -49,4 +49,4 @@ def test_every_published_line_has_all_its_columns():
 def test_a_run_without_a_log_is_told(run):
     (run / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match="nothing is logged"):
-        trajectory.trajectory(run, "voc")
+        trajectory.compare_with_log(run, "voc")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.networks import tiny_vit
 
-from launcher.errors import RunError, report_user_errors
+from launcher.errors import ConfigError, RunError, report_user_errors
 from launcher.files import RUNS
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.signals import Stopped
@@ -164,15 +164,34 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(in_tmp, tiny_config, 
 
 def test_the_best_checkpoint_of_a_run_stays(in_tmp, tiny_config, monkeypatch):
     figures = iter([0.9, 0.2, 0.3])
-    monkeypatch.setattr("launcher.training.run.validator", lambda *_: lambda step: {"val/class_map/iou": next(figures)})
-    keep = ["train.keep=1", "train.eval_every=2", "train.save_every=null", "train.keep_best=val/class_map/iou"]
+    figure = "val/class_map/pooled_iou"
+    monkeypatch.setattr("launcher.training.run.make_validator", lambda *_: lambda step: {figure: next(figures)})
+    keep = ["train.keep=1", "train.eval_every=2", "train.save_every=null", f"train.keep_best={figure}"]
     train(tiny_config("classify", "train.steps=6", *keep))
     assert sorted(path.name for path in (RUNS / "teacher").glob("step_*")) == ["step_0000002", "step_0000006"]
 
 
-def test_a_best_of_a_figure_that_is_not_there_is_told(in_tmp, tiny_config):
-    with pytest.raises(RunError, match="keep_best: evaluation gave no figure 'val/miou'; it gave val/accuracy"):
-        train(tiny_config("classify", "train.steps=2", "train.keep_best=val/miou"))
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        ("val/miou", "evaluation gives no figure 'val/miou'; nearest are .*val/class_map/pooled_iou"),
+        ("val/class_map/per_image_oiu", "nearest are val/class_map/per_image_iou, "),
+        ("val/grad/pooled_iou", "nearest are val/class_map/pooled_iou"),  # no kind of cam.kinds
+        ("val/class_map/false_alarm_area", "of which less is better"),
+        ("val/class_map/chimney_area", "of which less is better"),
+    ],
+)
+def test_a_best_of_a_figure_that_will_not_be_there_is_refused_before_the_first_step(in_tmp, tiny_config, figure, said):
+    with pytest.raises(ConfigError, match=f"train.keep_best.*{said}"):
+        train(tiny_config("classify", "train.steps=2", f"train.keep_best={figure}"))
+    assert not (RUNS / "teacher").exists()
+
+
+def test_a_best_of_a_figure_that_evaluation_could_not_give_is_reported(in_tmp, tiny_config, monkeypatch):
+    figure = "val/class_map/per_image_iou"
+    monkeypatch.setattr("launcher.training.run.make_validator", lambda *_: lambda step: {"val/accuracy": 0.5})
+    with pytest.raises(RunError, match=f"keep_best: evaluation gave no figure '{figure}'; it gave val/accuracy"):
+        train(tiny_config("classify", "train.steps=2", f"train.keep_best={figure}"))
     assert (RUNS / "teacher/step_0000002").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Masks of several classes counted over the images of a split.
+"""Label maps of any number of classes counted over the images of a split.
 
 Shapes: C classes with background 0, H x W pixels.
 """
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import ClassSet
 from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
 
 
 @dataclass
-class MaskTally:
+class Confusion(Measure):
     """One confusion matrix of all images, and of each image what a bootstrap of mIoU needs.
 
     Attributes:
@@ -32,24 +33,25 @@ class MaskTally:
         num_classes = self.class_set.num_fg_classes + 1
         self.confusion_CC = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
-    def add(self, label_HW: np.ndarray, truth_HW: np.ndarray, group: str) -> None:
-        """Count one image; 255 in either map is left out."""
-        if label_HW.shape != truth_HW.shape:
-            raise ValueError(f"mask {label_HW.shape} and truth {truth_HW.shape} must have one size")
-        truth, label = torch.from_numpy(truth_HW), torch.from_numpy(label_HW)
-        confusion_CC = confusion_matrix(truth, label, len(self.confusion_CC))
+    def add(self, prediction: Prediction, truth: Truth) -> None:
+        """Count one image; 255 in either map is left out. Raises ValueError if they differ in size."""
+        label_HW = prediction.label_at(truth.mask_HW.shape)
+        if label_HW.shape != truth.mask_HW.shape:
+            raise ValueError(f"{truth.key}: mask {label_HW.shape} and truth {truth.mask_HW.shape} must have one size")
+        mask_HW, label = torch.from_numpy(truth.mask_HW), torch.from_numpy(label_HW)
+        confusion_CC = confusion_matrix(mask_HW, label, len(self.confusion_CC))
         self.confusion_CC += confusion_CC
-        self.groups.append(group)
+        self.groups.append(truth.group)
         self.sums.append(torch.stack([confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)]).numpy())
 
-    def extend(self, other: "MaskTally") -> None:
-        """Join what another process counted."""
+    def extend(self, other: "Confusion") -> None:
         self.confusion_CC += other.confusion_CC
         self.groups += other.groups
         self.sums += other.sums
 
-    def figures(self) -> dict[str, Any]:
-        """Figures in [0, 1]: mIoU over the classes that the truth holds, its 95 % interval, IoU of every class."""
+    def figures_at(self, threshold: float) -> dict[str, Any]:
+        """mIoU over the classes that the truth holds, its 95 % interval, IoU of every class. The class ids that were
+        counted are those of one threshold or of none, whatever is asked here."""
         iou_C = class_iou(self.confusion_CC).tolist()
         return {
             "miou": mean_iou(self.confusion_CC),

@@ -6,9 +6,10 @@ from accelerate import Accelerator
 from support.photographs import SIZES, Colours, Photographs, Segmenting
 
 from launcher.config.file import load_config
-from launcher.evaluation.pictures import painted
-from launcher.evaluation.validate import validator
-from launcher.evaluation.validate_masks import figures_of, gallery_row, judge
+from launcher.evaluation.judge import LABELS
+from launcher.evaluation.judge_masks import MaskJudge, MaskPart, draw_row
+from launcher.evaluation.pictures import overlay_classes
+from launcher.evaluation.validate import choose_judge, make_validator
 from launcher.tracking.tracker import NoTracker
 from shards.folder import ShardFolder
 from shards.write import write_split
@@ -46,6 +47,11 @@ def shards(pets):
     return ShardFolder(pets / "val", "pixel")
 
 
+def validate(config, method, shards, accelerator, tracker):
+    judge = choose_judge(method)(config, method, shards, accelerator)
+    return make_validator(judge, config, shards, accelerator, tracker)
+
+
 def up(x, size):
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
@@ -71,10 +77,19 @@ def plain(shards, number, threshold, size=32):
     return found
 
 
+def test_the_line_of_a_step_has_the_headline_figures_alone_and_all_are_logged(config, shards, capsys):
+    tracker = Kept()
+    figures = validate(config(), Segmenting(), shards, Accelerator(cpu=True), tracker)(5)
+    said = capsys.readouterr().out
+    seg, cam, f1 = (100 * figures[f"val/{name}"] for name in ("seg/miou", "cam/miou", "f1"))
+    assert said.startswith(f"step 5: seg mIoU {seg:.1f} %, cam mIoU {cam:.1f} %, label F1 {f1:.1f} %; 10 images in ")
+    assert figures == {name: value for name, value in tracker.figures[5].items() if name != "val/seconds"}
+
+
 def test_every_image_is_judged_at_its_own_size_by_the_published_protocol(config, shards):
     tracker, accelerator = Kept(), Accelerator(cpu=True)
     method = Segmenting().train()
-    validator(config("evaluate.gallery=0"), method, shards, accelerator, tracker)(7)
+    validate(config("evaluate.gallery=0"), method, shards, accelerator, tracker)(7)
     wanted = {kind: torch.zeros(3, 3, dtype=torch.int64) for kind in ("seg", "cam", "aux_cam")}
     for number in range(len(shards)):
         for kind, label in plain(shards, number, 0.45).items():
@@ -90,25 +105,26 @@ def test_every_image_is_judged_at_its_own_size_by_the_published_protocol(config,
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_shares_of_the_ranks_add_up_to_the_whole_and_no_sample_counts_twice(config, shards, ranks):
     accelerator, method = Accelerator(cpu=True), Segmenting()
-    whole = judge(config(), method, shards, accelerator, list(range(len(shards))), set())
-    shares = [
-        judge(config("segment.batch_size=3"), method, shards, accelerator, list(range(len(shards)))[r::ranks], set())
-        for r in range(ranks)
-    ]
+    whole = MaskJudge(config(), method, shards, accelerator).judge(list(range(len(shards))), set())
+    judge = MaskJudge(config("segment.batch_size=3"), method, shards, accelerator)
+    shares = [judge.judge(list(range(len(shards)))[r::ranks], set()) for r in range(ranks)]
     assert torch.equal(sum(share.confusion for share in shares), whole.confusion)
     torch.testing.assert_close(sum(share.f1 for share in shares), whole.f1)
+    for share in shares[1:]:
+        shares[0].extend(share)
+    assert {kind: pytest.approx(values) for kind, values in whole.figures().items()} == shares[0].figures()
     valid = sum(int((shards.mask(n) != 255).sum()) for n in range(len(shards)))
     assert whole.confusion.sum(dim=(1, 2)).tolist() == [valid] * 3 and whole.f1[1] == len(shards)
 
 
 def test_a_rank_without_a_sample_counts_nothing(config, shards):
-    judged = judge(config("data.workers=1"), Segmenting(), shards, Accelerator(cpu=True), [], set())
+    judged = MaskJudge(config("data.workers=1"), Segmenting(), shards, Accelerator(cpu=True)).judge([], set())
     assert not judged.confusion.any() and not judged.f1.any()
 
 
 def test_a_network_without_an_auxiliary_classifier_has_no_auxiliary_figures(config, shards):
     tracker = Kept()
-    validator(config(), Segmenting(Colours(aux=False)), shards, Accelerator(cpu=True), tracker)(0)
+    validate(config(), Segmenting(Colours(aux=False)), shards, Accelerator(cpu=True), tracker)(0)
     assert {"val/seg/miou", "val/cam/miou"} <= set(tracker.figures[0])
     assert "val/aux_cam/miou" not in tracker.figures[0]
 
@@ -118,20 +134,20 @@ def test_a_method_that_does_not_segment_keeps_its_validator(config, shards):
         segments = False
 
     tracker = Kept()
-    validator(config("cam.kinds=[class_map]"), Classifying(), shards, Accelerator(cpu=True), tracker)(0)
+    validate(config("cam.kinds=[class_map]"), Classifying(), shards, Accelerator(cpu=True), tracker)(0)
     assert "val/class_map/miou" in tracker.figures[0] and "val/seg/miou" not in tracker.figures[0]
 
 
 def test_views_of_all_scales_come_from_three_passes_over_a_batch(config, shards):
     method = Segmenting()
-    judge(config("segment.batch_size=4"), method, shards, Accelerator(cpu=True), [0, 1, 2, 3], set())
+    MaskJudge(config("segment.batch_size=4"), method, shards, Accelerator(cpu=True)).judge([0, 1, 2, 3], set())
     assert method.student.seen == [(8, 3, 32, 32), (8, 3, 16, 16), (8, 3, 48, 48)]
 
 
 def test_cams_are_judged_by_the_rule_of_the_config_and_segmentation_at_scale_one(config, shards):
     def judged(*overrides):
         method = Segmenting()
-        found = judge(config(*overrides), method, shards, Accelerator(cpu=True), [0, 1, 2, 3], set())
+        found = MaskJudge(config(*overrides), method, shards, Accelerator(cpu=True)).judge([0, 1, 2, 3], set())
         return found.confusion, method.student.seen
 
     before, _ = judged()
@@ -152,18 +168,18 @@ def test_the_gallery_shows_truth_segmentation_cams_and_the_methods_own_pictures(
             return {"sure": batch["image"].mean(1), "target": torch.ones(1, 4, 4, dtype=torch.int64)}
 
     tracker = Kept()
-    validator(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)
+    validate(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)
     width, height = tracker.images["gallery"].size
     assert (width, height) == (6 * 160, 14 + 4 * 174)  # image, seg, cam, aux_cam, sure, target; four images
     number = next(n for n in range(len(shards)) if shards.mask(n).shape == SIZES[1])
-    _, tiles = gallery_row(shards, number, {"target": torch.tensor([[0, 1], [2, 255]]), "score": torch.zeros(2, 2)})
+    _, tiles = draw_row(shards, number, {"target": torch.tensor([[0, 1], [2, 255]]), "score": torch.zeros(2, 2)})
     assert {tile.shape for tile in tiles.values()} == {(*SIZES[1], 3)}
     assert (tiles["score"] == shards.image(number)).all()  # a score of 0 is transparent
 
 
 def test_a_label_map_is_painted_in_the_colours_of_voc_and_background_stays_as_it_is():
     image = np.full((1, 4, 3), 100, dtype=np.uint8)
-    drawn = painted(image, np.array([[0, 1, 2, 255]]))
+    drawn = overlay_classes(image, np.array([[0, 1, 2, 255]]))
     assert drawn[0, 0].tolist() == [100, 100, 100]
     assert drawn[0, 1].tolist() == [118, 35, 35]  # 0.35 * 100 + 0.65 * (128, 0, 0)
     assert drawn[0, 2].tolist() == [35, 118, 35]
@@ -173,7 +189,7 @@ def test_a_label_map_is_painted_in_the_colours_of_voc_and_background_stays_as_it
 def test_figures_by_hand():
     confusion = torch.zeros(3, 2, 2, dtype=torch.int64)
     confusion[0] = torch.tensor([[3, 1], [0, 4]])
-    assert figures_of(confusion, torch.tensor([3.0, 4.0])) == {
-        "seg/miou": pytest.approx((3 / 4 + 4 / 5) / 2),
-        "f1": 0.75,
+    assert MaskPart(confusion, torch.tensor([3.0, 4.0])).figures() == {
+        "seg": {"miou": pytest.approx((3 / 4 + 4 / 5) / 2)},
+        LABELS: {"f1": 0.75},
     }

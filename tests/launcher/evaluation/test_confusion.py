@@ -1,8 +1,14 @@
 import numpy as np
 import pytest
 
-from launcher.evaluation.mask_tally import MaskTally
+from launcher.evaluation.confusion import Confusion
+from launcher.evaluation.measure import Truth
+from launcher.evaluation.sources import LabelPrediction
 from shards.schema import ClassSet
+
+
+def add(tally, label, truth, group="group"):
+    tally.add(LabelPrediction(label), Truth("a", group, truth, {}))
 
 
 def class_set(num_classes):
@@ -12,15 +18,15 @@ def class_set(num_classes):
 @pytest.mark.parametrize("case", ["miou_p0", "miou_p1"])
 def test_figures_equal_the_golden_vectors(golden, case):
     arrays = golden(case)
-    tally = MaskTally(class_set(int(arrays["num_classes"])))
+    tally = Confusion(class_set(int(arrays["num_classes"])))
     first = 0
     for height, width in arrays["sizes"].tolist():
         part = slice(first, first + height * width)
         first += height * width
         truth, label = arrays["gt"][part].reshape(height, width), arrays["pred"][part].reshape(height, width)
-        tally.add(label, truth, "group")
+        add(tally, label, truth)
     assert tally.confusion_CC.tolist() == arrays["hist"].tolist()
-    figures = tally.figures()
+    figures = tally.figures_at(0.3)
     assert figures["miou"] == pytest.approx(float(arrays["miou_gt_present"]), abs=1e-12)
     assert figures["pixel_accuracy"] == pytest.approx(float(arrays["pAcc"]), abs=1e-12)
     np.testing.assert_allclose(list(figures["class_iou"].values()), arrays["iou"], atol=1e-12)
@@ -35,14 +41,14 @@ def test_joined_parts_are_the_whole():
     pairs = [
         (rng.integers(0, 3, (5, 6)).astype(np.uint8), rng.integers(0, 3, (5, 6)).astype(np.uint8)) for _ in range(6)
     ]
-    tallies = [MaskTally(class_set(3)) for _ in range(3)]
+    tallies = [Confusion(class_set(3)) for _ in range(3)]
     for n, (label, truth) in enumerate(pairs):
-        tallies[0].add(label, truth, str(n))
-        tallies[1 + (n >= 2)].add(label, truth, str(n))
+        add(tallies[0], label, truth, str(n))
+        add(tallies[1 + (n >= 2)], label, truth, str(n))
     tallies[1].extend(tallies[2])
-    assert tallies[1].figures() == tallies[0].figures() and tallies[0].figures()["images"] == 6
+    assert tallies[1].figures_at(0.3) == tallies[0].figures_at(0.3) and tallies[0].figures_at(0.3)["images"] == 6
 
 
 def test_a_mask_of_another_size_than_the_truth_is_refused():
     with pytest.raises(ValueError, match=r"mask \(2, 3\) and truth \(3, 2\)"):
-        MaskTally(class_set(2)).add(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), "a")
+        add(Confusion(class_set(2)), np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))

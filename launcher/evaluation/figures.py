@@ -1,0 +1,222 @@
+"""The figures of an evaluation as one table: how each is called, what it says, which way is better, where it is shown.
+
+A new figure is an entry here, and the place that computes it. Figures are stored in [0, 1] and shown in percent.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DASH = "–"
+AREA = "_area"  # ends the name of the figure of a region, such as chimney_area
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """How a figure is shown.
+
+    Attributes:
+        heading: of its column.
+        meaning: in one sentence. `{one}` in it and in `absent` is the class of a data set that has one.
+        absent: why it may not exist.
+        higher_is_better: its direction.
+        leads: it answers "how good", has an interval NAME_interval, and is plotted over the steps of training.
+        headline: among the few that a line of training, the closing table and the report's first table show.
+        in_training: logged by validation.
+        measured_on: scores of one class, label maps of several, or image labels.
+        per_image: the mean of what per_image.csv states of every image, so runs are compared image by image.
+    """
+
+    heading: str
+    meaning: str
+    absent: str = ""
+    higher_is_better: bool = True
+    leads: bool = False
+    headline: bool = False
+    in_training: bool = False
+    measured_on: Literal["scores", "label maps", "image labels"] = "scores"
+    per_image: bool = False
+
+
+FIGURES: dict[str, Figure] = {
+    "per_image_iou": Figure(
+        heading="per-image IoU",
+        meaning="mean over the images with {one} of the IoU of {one}: the smoke paper's mIoU",
+        absent="no image shows {one}",
+        leads=True,
+        headline=True,
+        in_training=True,
+        per_image=True,
+    ),
+    "per_image_iou_gated": Figure(
+        heading="per-image IoU, gated",
+        meaning="the same, predicting nothing where the classifier sees no {one} (p < 0.5)",
+        absent="no image shows {one}",
+    ),
+    "miou": Figure(
+        heading="mIoU",
+        meaning="mean IoU over the classes that the truth holds, background included, by one confusion matrix",
+        absent="the truth holds no pixel",
+        leads=True,
+        headline=True,
+        in_training=True,
+        measured_on="label maps",
+    ),
+    "f1": Figure(
+        heading="label F1",
+        meaning="mean over the images of the F1 between the classes with a positive logit and the image label",
+        headline=True,
+        in_training=True,
+        measured_on="image labels",
+    ),
+    "pixel_accuracy": Figure(
+        heading="pixel accuracy", meaning="share of the pixels with the right class", measured_on="label maps"
+    ),
+    "mean_accuracy": Figure(
+        heading="mean accuracy", meaning="mean recall over the classes that the truth holds", measured_on="label maps"
+    ),
+    "pooled_iou": Figure(
+        heading="pooled IoU", meaning="IoU of {one}, the pixels pooled over all images", in_training=True
+    ),
+    "fg_bg_miou": Figure(heading="fg/bg mIoU", meaning="mean of the pooled IoU of {one} and of the background"),
+    "precision": Figure(
+        heading="precision", meaning="share of the predicted pixels that are {one}, pooled", in_training=True
+    ),
+    "recall": Figure(
+        heading="recall", meaning="share of the pixels of {one} that are predicted, pooled", in_training=True
+    ),
+    "false_alarm_area": Figure(
+        heading="false-alarm area",
+        meaning="mean share of the image that is predicted, over the images without {one}",
+        absent="every image shows {one}",
+        higher_is_better=False,
+        headline=True,
+        in_training=True,
+    ),
+    "false_alarm_area_gated": Figure(
+        heading="false-alarm area, gated",
+        meaning="the same, predicting nothing where the classifier sees no {one} (p < 0.5)",
+        absent="every image shows {one}",
+        higher_is_better=False,
+    ),
+    "average_precision": Figure(
+        heading="average precision",
+        meaning="of the class probability, over images",
+        absent="no image shows {one}",
+        in_training=True,
+        measured_on="image labels",
+    ),
+    "accuracy": Figure(
+        heading="image accuracy",
+        meaning="share of the images named right (p >= 0.5)",
+        in_training=True,
+        measured_on="image labels",
+    ),
+    "best_on_val": Figure(
+        heading="best on val",
+        meaning="per-image IoU at the threshold that is best on the validation split itself: a bound, no result",
+        absent="no image shows {one}",
+    ),
+    "oracle_per_image_iou": Figure(
+        heading="oracle",
+        meaning="per-image IoU, each image at its own best threshold: a bound, no result",
+        absent="no image shows {one}",
+    ),
+}
+
+
+def region_figure(region: str) -> Figure:
+    """The figure NAME_area of named boxes of the truth, such as chimneys, in which the class is predicted wrongly."""
+    name = region.replace("_", " ")
+    return Figure(
+        heading=f"{name} area",
+        meaning=f"mean share of the pixels of {name} boxes predicted to be {{one}}, over the images with such a box",
+        absent=f"no image has a {name} box",
+        higher_is_better=False,
+        headline=True,
+        in_training=True,
+    )
+
+
+def find_figure(name: str) -> Figure | None:
+    """The figure of this name, be it in the table or of a region; None if there is none."""
+    if name not in FIGURES and name.endswith(AREA):
+        return region_figure(name.removesuffix(AREA))
+    return FIGURES.get(name)
+
+
+def get_figure(name: str) -> Figure:
+    """The figure of this name. Raises ValueError if there is none."""
+    figure = find_figure(name)
+    if figure is None:
+        raise ValueError(f"there is no figure '{name}'; {hint_at(name, list(FIGURES))}")
+    return figure
+
+
+def hint_at(wanted: str, known: Sequence[str]) -> str:
+    """The names that a wrong one is like; all of them if it is like none."""
+    return f"nearest are {', '.join(difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known)}"
+
+
+def order_figures(names: Iterable[str]) -> dict[str, Figure]:
+    """{name: figure} of those that are figures, in the order of the table, areas of regions after the false alarms."""
+    found = {name: figure for name in sorted(set(names)) if (figure := find_figure(name))}
+    order = list(FIGURES)
+    after = order.index("false_alarm_area_gated")
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in FIGURES else after + 0.5))
+
+
+def list_logged_figures(measured_on: str) -> list[str]:
+    """Those that validation logs and that should be high."""
+    return [
+        name
+        for name, figure in FIGURES.items()
+        if figure.measured_on == measured_on and figure.in_training and figure.higher_is_better
+    ]
+
+
+def name_class(class_sets: Iterable[Sequence[str]]) -> str:
+    """What texts call the class: its name where all data sets have that one class, otherwise "the class"."""
+    names = {name for classes in class_sets if len(classes) == 1 for name in classes}
+    return names.pop().replace("_", " ") if len(names) == 1 else "the class"
+
+
+def format_percent(value: float | None, *, digits: int = 1, signed: bool = False) -> str:
+    """A figure in [0, 1] in percent; a dash where it does not exist."""
+    if value is None or math.isnan(value):
+        return DASH
+    return f"{100 * value:{'+' if signed else ''}.{digits}f}"
+
+
+def format_interval(interval: Sequence[float | None] | None, *, digits: int = 1, signed: bool = False) -> str:
+    """Both ends of an interval of a figure, in percent: [low, high]; "" where there is none."""
+    if interval is None or any(end is None or math.isnan(end) for end in interval):
+        return ""
+    low, high = (format_percent(end, digits=digits, signed=signed) for end in interval)
+    return f"[{low}, {high}]"
+
+
+def pick_headline(sources: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, str]:
+    """The one figure to quote of a run: {"source", "choice"}.
+
+    The masks that the network segmented itself, if there are any; otherwise the first kind of CAM, as `cam.kinds` names
+    them; otherwise what comes first. At the tuned threshold, if one was tuned.
+    """
+    names = [name for name in ("segments", *kinds) if name in sources] or list(sources)
+    return {"source": names[0], "choice": "tuned" if sources[names[0]]["tuned"] else "fixed"}
+
+
+def require_known(wanted: str, known: Sequence[str], where: str) -> None:
+    """Raises ValueError unless a figure is among those that validation gives, and one that should be high.
+
+    Args:
+        wanted, known: as they are logged, such as val/class_map/miou.
+        where: the config's key.
+    """
+    figure = find_figure(wanted.split("/")[-1])
+    if figure is not None and not figure.higher_is_better:
+        raise ValueError(f"{where} is '{wanted}', of which less is better; wanted one to be high")
+    if wanted not in known:
+        raise ValueError(f"{where}: evaluation gives no figure '{wanted}'; {hint_at(wanted, known)}")

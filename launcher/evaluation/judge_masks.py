@@ -1,0 +1,143 @@
+"""Validation of a method that segments: mIoU of its masks and of its CAMs, counted on the device.
+
+Shapes: B images, K foreground classes, C = K + 1, P present classes of an image, S x S the squashed view, H x W pixels
+of an image as its owner published it.
+
+The protocol is ToCo's (D-77): the view squashed to data.image_size; `seg` single-scale, unflipped, argmax over
+all classes; `cam` and `aux_cam` over three scales and the mirror, times the image label, unless the config's `cam.fuse`
+says how they are fused. All are resized to the image's own size before they become class ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from launcher.config.sections import Config
+from launcher.evaluation.figures import list_logged_figures
+from launcher.evaluation.galleries import Row, start_row
+from launcher.evaluation.judge import LABELS, Figures
+from launcher.evaluation.pictures import overlay_classes, overlay_scores
+from launcher.jobs.infer import judged_rule
+from launcher.jobs.segment import CAM_KINDS, maps_reader
+from shards.batches.augment import Squash
+from shards.batches.batch import to_device
+from shards.batches.loaders import eval_loader
+from shards.folder import ShardFolder
+from shards.schema import ClassSet
+from wsss.maps.fusion import CamRule, cams_of_present
+from wsss.maps.pseudo_label import cam_label
+from wsss.maps.scales import ScaledView, scaled_views
+from wsss.methods.base import Method
+from wsss.metrics.confusion import confusion_matrix, mean_iou
+from wsss.metrics.image_labels import label_f1
+from wsss.tensors import resize
+
+KINDS = ("seg", *CAM_KINDS)
+
+
+@dataclass
+class MaskPart:
+    """Confusion matrices and label F1.
+
+    Attributes:
+        confusion: (kinds, C, C) int64 of [truth, prediction], by KINDS.
+        f1: (2) float64, sum over the images of F1 and their number.
+    """
+
+    confusion: Tensor
+    f1: Tensor
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def extend(self, other: "MaskPart") -> None:
+        self.confusion += other.confusion
+        self.f1 += other.f1
+        self.rows.update(other.rows)
+
+    def figures(self) -> Figures:
+        found: Figures = {
+            kind: {"miou": mean_iou(confusion_CC)}
+            for kind, confusion_CC in zip(KINDS, self.confusion, strict=True)
+            if confusion_CC.any()
+        }
+        return {**found, LABELS: {"f1": float(self.f1[0] / self.f1[1])}}
+
+
+class MaskJudge:
+    """See judge.Judge."""
+
+    keeps_gallery: ClassVar[bool] = True  # regions and pseudo labels lie in no mask shard
+
+    def __init__(self, config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator) -> None:
+        self.config, self.method, self.shards, self.accelerator = config, method, shards, accelerator
+        self.quoted = ("seg", "cam")
+
+    @torch.no_grad()
+    def judge(self, numbers: Sequence[int], drawn: set[int]) -> MaskPart:
+        """Nothing waits for the device but the pictures, and the end."""
+        self.method.eval()
+        rule = judged_rule(self.config.cam)
+        num_classes = self.shards.index.as_class_set().num_fg_classes + 1
+        device = self.accelerator.device
+        confusion = torch.zeros(len(KINDS), num_classes, num_classes, dtype=torch.int64, device=device)
+        f1 = torch.zeros(2, dtype=torch.float64, device=device)
+        rows: dict[int, Row] = {}
+        loader = eval_loader(
+            self.shards,
+            Squash(size=self.config.data.image_size),
+            batch_size=self.config.segment.batch_size,
+            numbers=numbers,
+            workers=self.config.data.workers if numbers else 0,
+        )
+        for batch in loader:
+            batch = to_device(batch, device)
+            whole, views = self.read_views(batch["image"], rule)
+            f1_B = label_f1(whole.scores[0].float(), batch["image_label"])
+            f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B))])
+            cams = cams_of_present(views, CAM_KINDS, batch["present"], batch["image"].shape[-2:], rule.fuse)
+            seg_logits_BChw = whole.at_one_layer("seg")[0]
+            for i, number in enumerate(batch["number"]):
+                one = slice(i, i + 1)
+                truth_HW = torch.from_numpy(self.shards.mask(number)).to(device, non_blocking=True)
+                labels = {"seg": resize(seg_logits_BChw[one].float(), truth_HW.shape).argmax(dim=1)[0]}
+                for kind, cam_BPSS in cams.items():
+                    threshold = self.config.evaluate.threshold
+                    labels[kind] = cam_label(cam_BPSS[one], batch["present"][one], truth_HW.shape, threshold)
+                for kind, label_HW in labels.items():
+                    confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
+                if number in drawn:
+                    own = self.method.pictures({n: batch[n][one] for n in ("image", "image_label", "present")})
+                    rows[number] = draw_row(self.shards, number, {**labels, **{n: maps[0] for n, maps in own.items()}})
+        return MaskPart(confusion.cpu(), f1.cpu(), rows)
+
+    def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
+        """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
+        scales = list(dict.fromkeys([1.0, *rule.scales]))
+        read = maps_reader(self.method.student, self.accelerator)
+        stride = self.method.student.stride
+        seen = scaled_views(read, image_B3SS, stride=stride, scales=scales, flip=rule.flip, pad=rule.pad)
+        of_scale = dict(zip(scales, seen, strict=True))
+        return of_scale[1.0], [of_scale[scale] for scale in rule.scales]
+
+    @staticmethod
+    def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
+        return {**{kind: list_logged_figures("label maps") for kind in KINDS}, LABELS: ["f1"]}
+
+
+def draw_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> Row:
+    """The image with its truth, and every map over it: scores in [0, 1] as heat, int64 labels in their colours."""
+    image_HW3 = shards.image(number)
+    size = image_HW3.shape[:2]
+    title, tiles = start_row(shards, number, shards.keys[number])
+    for name, map_hw in maps.items():
+        if map_hw.dtype.is_floating_point:
+            score_HW = resize(map_hw.float()[None, None], size)[0, 0].clamp(0, 1).cpu().numpy()
+            tiles[name] = overlay_scores(image_HW3, score_HW)
+        else:
+            nearest = torch.nn.functional.interpolate(map_hw.to(torch.uint8)[None, None], size, mode="nearest-exact")
+            tiles[name] = overlay_classes(image_HW3, np.asarray(nearest[0, 0].cpu()))
+    return title, tiles

@@ -1,0 +1,78 @@
+"""Validation of a method by the scores of its CAMs, as `wsss infer` would store them, at the fixed threshold."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from accelerate import Accelerator
+
+from launcher.config.sections import Config
+from launcher.evaluation.figures import find_figure, list_logged_figures
+from launcher.evaluation.galleries import Row, start_row
+from launcher.evaluation.judge import LABELS, Figures
+from launcher.evaluation.measure import Measure, read_truth
+from launcher.evaluation.sources import ScorePrediction, measure_scores
+from launcher.jobs.infer import score_samples
+from shards.folder import ShardFolder
+from shards.schema import ClassSet
+from wsss.methods.base import Method
+
+
+@dataclass
+class ScorePart:
+    """A measure of every kind of CAM."""
+
+    measures: dict[str, Measure]
+    threshold: float
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def extend(self, other: "ScorePart") -> None:
+        self.rows.update(other.rows)
+        for kind, measure in self.measures.items():
+            measure.extend(other.measures[kind])
+
+    def figures(self) -> Figures:
+        found: Figures = {}
+        for kind, measure in self.measures.items():
+            found[LABELS] = measure.classification()
+            found[kind] = measure.figures_at(self.threshold)
+        return {
+            kind: {
+                name: value
+                for name, value in values.items()
+                if (figure := find_figure(name)) and figure.in_training and not math.isnan(value)
+            }
+            for kind, values in found.items()
+        }
+
+
+class ScoreJudge:
+    """See judge.Judge."""
+
+    keeps_gallery: ClassVar[bool] = False
+
+    def __init__(self, config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator) -> None:
+        self.config, self.method, self.shards, self.device = config, method, shards, accelerator.device
+        self.quoted = config.cam.kinds[:1]
+
+    def judge(self, numbers: Sequence[int], drawn: set[int]) -> ScorePart:
+        class_set, threshold = self.shards.index.as_class_set(), self.config.evaluate.threshold
+        part = ScorePart({kind: measure_scores(class_set) for kind in self.config.cam.kinds}, threshold)
+        for number, scores in score_samples(self.method, self.shards, numbers, self.config, self.device):
+            truth = read_truth(self.shards, number)
+            predictions = {kind: ScorePrediction(scores, kind, threshold) for kind in part.measures}
+            for kind, prediction in predictions.items():
+                part.measures[kind].add(prediction, truth)
+            if number in drawn:
+                row = start_row(self.shards, number, f"{scores.key}  p={max(scores.cls_probs):.2f}")
+                image_HW3 = self.shards.image(number)
+                row[1].update({kind: prediction.draw_on(image_HW3) for kind, prediction in predictions.items()})
+                part.rows[number] = row
+        return part
+
+    @staticmethod
+    def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
+        one = class_set.num_fg_classes == 1
+        known = {kind: list_logged_figures("scores" if one else "label maps") for kind in config.cam.kinds}
+        return {**known, LABELS: ["average_precision", "accuracy"] if one else []}

@@ -1,0 +1,191 @@
+"""What a run has predicted of a split: score maps, inferred or refined, and label maps.
+
+Each is a source of predictions: it says how they came about, reads them next to their image shards, and knows the
+measure that they need.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from launcher.errors import RunError
+from launcher.evaluation import protocol
+from launcher.evaluation.confusion import Confusion
+from launcher.evaluation.measure import Measure, Prediction
+from launcher.evaluation.pictures import draw_outline, overlay_classes, overlay_scores
+from launcher.evaluation.thresholds import Thresholds
+from launcher.jobs import output as jobs
+from launcher.jobs.label_maps import read_label_map, read_label_maps, segment_sources_of
+from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
+from shards.folder import ShardFolder
+from shards.schema import ClassSet
+from wsss.refine.threshold import mask_of
+
+MAGENTA = (255, 0, 255)
+
+
+@dataclass(frozen=True)
+class ScorePrediction:
+    """Score maps of one kind, of the classes that the image may show; `threshold` makes class ids of them."""
+
+    scores: Scores
+    kind: str
+    threshold: float
+
+    @property
+    def prob(self) -> float:
+        return self.scores.cls_probs[0]
+
+    def score_at(self, size: tuple[int, int]) -> np.ndarray:
+        # an image whose label says "nothing here" has no map at all under cam.classes = present
+        return at_size(self.scores.maps[self.kind], size).max(0, initial=0)
+
+    def label_at(self, size: tuple[int, int]) -> np.ndarray:
+        return mask_of(at_size(self.scores.maps[self.kind], size), self.scores.class_ids, threshold=self.threshold)
+
+    def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
+        if self.scores.mask is not None:
+            return draw_outline(image_HW3, self.scores.mask, MAGENTA)
+        return overlay_scores(image_HW3, self.score_at(image_HW3.shape[:2]))
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """Class ids at the image's own size."""
+
+    label_HW: np.ndarray
+
+    @property
+    def prob(self) -> float:
+        raise ValueError("label maps have no class probability")
+
+    def score_at(self, size: tuple[int, int]) -> np.ndarray:
+        raise ValueError("label maps have no scores")
+
+    def label_at(self, size: tuple[int, int]) -> np.ndarray:
+        return self.label_HW
+
+    def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
+        return overlay_classes(image_HW3, self.label_HW)
+
+
+class Source(Protocol):
+    """A folder with one output shard per image shard of a split.
+
+    Attributes:
+        name: unique among the sources of a run.
+        folder: RUN/.../SPLIT.
+        has_threshold: whether its predictions depend on the threshold that one reads them at.
+        again: what to do if it belongs to other images.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def has_threshold(self) -> bool: ...
+
+    @property
+    def again(self) -> str: ...
+
+    def protocol(self, seed: int) -> str:
+        """How its predictions came about, in words."""
+        ...
+
+    def new_measure(self, class_set: ClassSet) -> Measure:
+        """An empty measure of what it gives."""
+        ...
+
+    def predictions(self, shards: ShardFolder, shard: str, threshold: float) -> Iterator[tuple[int, Prediction]]:
+        """(number, prediction) of every sample of an image shard. Raises DataError or RunError on other samples."""
+        ...
+
+    def predict(self, shards: ShardFolder, number: int, threshold: float) -> Prediction:
+        """Of one sample, of which alone the bytes are read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreSource:
+    """CAMs of one kind, or refined scores."""
+
+    name: str
+    folder: Path
+    kind: str
+    has_threshold: ClassVar[bool] = True
+    again: ClassVar[str] = "infer, and refine, these images again with --overwrite"
+
+    def protocol(self, seed: int) -> str:
+        return protocol.describe_scores(read_made_of(self.folder), self.folder.name, seed)
+
+    def new_measure(self, class_set: ClassSet) -> Measure:
+        return measure_scores(class_set)
+
+    def predictions(self, shards: ShardFolder, shard: str, threshold: float) -> Iterator[tuple[int, Prediction]]:
+        for number, scores in read_scores(shards, self.folder, shard, self.kind):
+            yield number, ScorePrediction(scores, self.kind, threshold)
+
+    def predict(self, shards: ShardFolder, number: int, threshold: float) -> Prediction:
+        return ScorePrediction(read_scores_of(shards, self.folder, number, self.kind), self.kind, threshold)
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Masks of `wsss segment`, or the label maps of its CAMs."""
+
+    name: str
+    folder: Path
+    extension: str
+    has_threshold: ClassVar[bool] = False
+
+    @property
+    def again(self) -> str:
+        return f"remove the folder and run `wsss segment {self.folder.parents[1]}` again"
+
+    def protocol(self, seed: int) -> str:
+        return protocol.describe_labels(read_made_of(self.folder), self.extension, self.folder.name, seed)
+
+    def new_measure(self, class_set: ClassSet) -> Measure:
+        return Confusion(class_set)
+
+    def predictions(self, shards: ShardFolder, shard: str, threshold: float) -> Iterator[tuple[int, Prediction]]:
+        for number, label_HW in read_label_maps(shards, self.folder, shard, self.extension):
+            yield number, LabelPrediction(label_HW)
+
+    def predict(self, shards: ShardFolder, number: int, threshold: float) -> Prediction:
+        return LabelPrediction(read_label_map(shards, self.folder, number, self.extension))
+
+
+def measure_scores(class_set: ClassSet) -> Measure:
+    """An empty measure of scores: at every threshold of one class, at the fixed threshold of several."""
+    return Thresholds() if class_set.num_fg_classes == 1 else Confusion(class_set)
+
+
+def find_sources(run: Path, split: str) -> list[Source]:
+    """All that a run has inferred, refined and segmented of a split.
+
+    A name is KIND of the run's own CAMs, KIND@SET of a further set, and either with +CHAIN once refined; `segments` or
+    segments@SET of label maps, with .cam or .aux_cam for those of CAMs.
+    """
+    found: list[Source] = []
+    for cams in sorted(run.glob(f"cams*/{split}")):
+        _, at, name = cams.parent.name.partition("@")
+        found += [ScoreSource(f"{kind}{at}{name}", cams, kind) for kind in read_made_of(cams)["cam"]["kinds"]]
+    for folder in sorted((run / "masks").glob(f"*/{split}")):
+        found.append(ScoreSource(folder.parent.name, folder, REFINED))
+    segmented = segment_sources_of(run, split)
+    return [*found, *(LabelSource(name, folder, extension) for name, (folder, extension) in segmented.items())]
+
+
+def read_made_of(folder: Path) -> dict[str, Any]:
+    """What the outputs of a job were made of. Raises RunError if the folder does not say."""
+    content = jobs.read_made_of(folder)
+    if content is None:
+        raise RunError(f"{folder}: has no {jobs.JOB}, so nothing says how it was made; remove it and make it again")
+    return content

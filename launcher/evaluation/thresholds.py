@@ -1,0 +1,161 @@
+"""Scores of one foreground class (smoke) measured at every threshold, image by image."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from launcher.evaluation.figures import AREA
+from launcher.evaluation.measure import Measure, Prediction, Truth
+from shards.schema import IGNORE_INDEX, Box
+from wsss.metrics import counts as metrics
+from wsss.metrics import image_labels
+from wsss.metrics.counts import THRESHOLDS, Counts
+
+PRESENT_PROB = 0.5  # an image whose class probability is lower is predicted to show nothing, in the gated figures
+
+
+@dataclass
+class Thresholds(Measure):
+    """Counts of every image at every threshold.
+
+    Attributes:
+        probs: of each image the class probability.
+        parts: counts of all images, in order, in one or more pieces.
+        region_parts: {region: counts inside its boxes} of the images that have some.
+    """
+
+    has_thresholds: ClassVar[bool] = True
+    keys: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    probs: list[float] = field(default_factory=list)
+    parts: list[Counts] = field(default_factory=list)
+    region_parts: dict[str, list[Counts]] = field(default_factory=dict)
+
+    def add(self, prediction: Prediction, truth: Truth) -> None:
+        score_HW = torch.from_numpy(prediction.score_at(truth.mask_HW.shape))
+        mask_HW = torch.from_numpy(truth.mask_HW)
+        self.keys.append(truth.key)
+        self.groups.append(truth.group)
+        self.probs.append(prediction.prob)
+        self.parts.append(metrics.count(score_HW, mask_HW))
+        for name, boxes in truth.regions.items():
+            if boxes:
+                self.region_parts.setdefault(name, []).append(metrics.count(score_HW, inside_boxes(boxes, mask_HW)))
+
+    def extend(self, other: "Thresholds") -> None:
+        self.keys += other.keys
+        self.groups += other.groups
+        self.probs += other.probs
+        self.parts += other.parts
+        for name, parts in other.region_parts.items():
+            self.region_parts.setdefault(name, []).extend(parts)
+
+    @property
+    def counts(self) -> Counts:
+        """Of all images."""
+        return join_parts(self.parts)
+
+    @property
+    def gated_counts(self) -> Counts:
+        """The same, predicting nothing in images whose class probability is below PRESENT_PROB."""
+        counts, shown = self.counts, np.array(self.probs)[:, None] >= PRESENT_PROB
+        truth_NT = counts.tp_NT + counts.fn_NT
+        return Counts(counts.tp_NT * shown, counts.fp_NT * shown, truth_NT - counts.tp_NT * shown, counts.pixels_N)
+
+    def best_threshold(self) -> float:
+        """The threshold with the best mean per-image IoU over the images that show the class."""
+        counts = self.counts
+        return float(THRESHOLDS[metrics.iou_per_image(counts.take(counts.has_truth_N)).mean(0).argmax()])
+
+    def figures_at(self, threshold: float) -> dict[str, Any]:
+        """Areas are shares of the image. The threshold is taken to the nearest hundredth."""
+        t = nearest(threshold)
+        counts, gated = self.counts, self.gated_counts
+        shown_N = counts.has_truth_N
+        iou_N = metrics.iou_per_image(counts)[shown_N, t]
+        gated_iou_N = metrics.iou_per_image(gated)[shown_N, t]
+        low, high = metrics.bootstrap_interval(iou_N, np.array(self.groups)[shown_N].tolist())
+        figures: dict[str, Any] = {
+            "threshold": float(THRESHOLDS[t]),
+            "per_image_iou": float(iou_N.mean()) if len(iou_N) else float("nan"),
+            "per_image_iou_interval": [low, high],
+            "per_image_iou_gated": float(gated_iou_N.mean()) if len(iou_N) else float("nan"),
+            "pooled_iou": float(metrics.pooled_iou(counts)[t]),
+            "fg_bg_miou": float(metrics.fg_bg_miou(counts)[t]),
+            "precision": float(metrics.precision(counts)[t]),
+            "recall": float(metrics.recall(counts)[t]),
+            "false_alarm_area": float(metrics.false_alarm_area(counts)[t]),
+            "false_alarm_area_gated": float(metrics.false_alarm_area(gated)[t]),
+        }
+        for name, parts in self.region_parts.items():
+            figures[name + AREA] = float(metrics.false_alarm_area(join_parts(parts))[t])
+        return figures
+
+    def bounds_and_curve(self) -> dict[str, Any]:
+        """What no honestly chosen threshold can pass, and the figures at every threshold."""
+        counts = self.counts
+        shown = counts.take(counts.has_truth_N)
+        mean_iou_T = metrics.iou_per_image(shown).mean(0) if len(shown) else np.full(len(THRESHOLDS), np.nan)
+        oracle_N, _ = metrics.oracle_iou(shown)
+        curve = {
+            "per_image_iou": mean_iou_T,
+            "pooled_iou": metrics.pooled_iou(counts),
+            "precision": metrics.precision(counts),
+            "recall": metrics.recall(counts),
+            "false_alarm_area": metrics.false_alarm_area(counts),
+        }
+        return {
+            "images": len(counts),
+            "images_with_class": len(shown),
+            "groups": len(set(self.groups)),
+            "best_on_val": {
+                "threshold": float(THRESHOLDS[mean_iou_T.argmax()]),
+                "per_image_iou": float(mean_iou_T.max()),
+            },
+            "oracle_per_image_iou": float(oracle_N.mean()) if len(shown) else float("nan"),
+            "curve": {name: value_T.round(5).tolist() for name, value_T in curve.items()},
+        }
+
+    def classification(self) -> dict[str, float]:
+        """How well the class probabilities tell images with the class from images without."""
+        probs_N, truth_N = np.array(self.probs), self.counts.has_truth_N
+        return {
+            "average_precision": image_labels.average_precision(probs_N, truth_N),
+            "accuracy": float(((probs_N >= PRESENT_PROB) == truth_N).mean()),
+        }
+
+    def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+        """One row per image with its IoU and falsely predicted area at each of the named thresholds."""
+        counts = self.counts
+        iou_NT = metrics.iou_per_image(counts)
+        for n, key in enumerate(self.keys):
+            row = {"key": key, "group": self.groups[n], "probability": self.probs[n]}
+            row["truth_area"] = int(counts.tp_NT[n, 0] + counts.fn_NT[n, 0]) / int(counts.pixels_N[n])
+            for name, threshold in thresholds.items():
+                t = nearest(threshold)
+                row[f"iou_{name}"] = round(float(iou_NT[n, t]), 5)
+                row[f"false_area_{name}"] = round(float(counts.fp_NT[n, t] / counts.pixels_N[n]), 5)
+            yield row
+
+
+def join_parts(parts: list[Counts]) -> Counts:
+    """All pieces as one, which also takes their place, so that they are joined once."""
+    if len(parts) > 1:
+        parts[:] = [Counts.stack(parts)]
+    return parts[0]
+
+
+def nearest(threshold: float) -> int:
+    """Number of the nearest of THRESHOLDS."""
+    return int(np.abs(THRESHOLDS - threshold).argmin())
+
+
+def inside_boxes(boxes: list[Box], truth_HW: torch.Tensor) -> torch.Tensor:
+    """Truth that counts only the background pixels inside the boxes: all else is ignored."""
+    region_HW = torch.zeros_like(truth_HW, dtype=torch.bool)
+    for y0, y1, x0, x1 in boxes:
+        region_HW[y0:y1, x0:x1] = True
+    return torch.where(region_HW & (truth_HW == 0), 0, IGNORE_INDEX)

@@ -1,0 +1,72 @@
+import pytest
+
+from launcher.evaluation.figures import (
+    DASH,
+    FIGURES,
+    find_figure,
+    format_interval,
+    format_percent,
+    get_figure,
+    name_class,
+    order_figures,
+    pick_headline,
+    require_known,
+)
+
+
+def test_a_figure_of_a_region_is_found_by_its_name_and_less_of_it_is_better():
+    figure = get_figure("cooling_tower_area")
+    assert figure.heading == "cooling tower area" and not figure.higher_is_better and figure.headline
+    assert "cooling tower" in figure.meaning.format(one="smoke") and "smoke" in figure.meaning.format(one="smoke")
+    assert find_figure("threshold") is None and find_figure("per_image_iou_interval") is None
+    with pytest.raises(ValueError, match="there is no figure 'pixel_acuracy'; nearest are pixel_accuracy"):
+        get_figure("pixel_acuracy")
+
+
+def test_figures_keep_the_order_of_the_table_and_regions_follow_the_false_alarms():
+    names = ["oracle_per_image_iou", "tower_area", "chimney_area", "false_alarm_area", "images", "per_image_iou"]
+    wanted = ["per_image_iou", "false_alarm_area", "chimney_area", "tower_area", "oracle_per_image_iou"]
+    assert list(order_figures(names)) == wanted
+
+
+def test_every_meaning_takes_the_name_of_the_class():
+    for figure in FIGURES.values():
+        assert "{" not in figure.meaning.format(one="fire") + figure.absent.format(one="fire")
+        assert "smoke" not in figure.meaning.format(one="fire").replace("the smoke paper", "")
+
+
+def test_the_class_has_a_name_where_there_is_one():
+    assert name_class([["smoke"], ["smoke"]]) == "smoke" and name_class([["forest_fire"]]) == "forest fire"
+    assert name_class([["smoke"], ["fire"]]) == name_class([["cat", "dog"]]) == name_class([]) == "the class"
+
+
+def test_what_does_not_exist_is_a_dash():
+    assert format_percent(None) == format_percent(float("nan")) == DASH
+    assert format_percent(0.12345) == "12.3" and format_percent(-0.1, digits=2, signed=True) == "-10.00"
+    assert format_interval([0.1, 0.25]) == "[10.0, 25.0]" and format_interval(None) == format_interval([None, 1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (
+            "val/grad/per_image_iou",
+            "where: evaluation gives no figure 'val/grad/per_image_iou'; nearest are val/",
+        ),
+        ("val/cam/false_alarm_area", "less is better"),
+        ("val/cam/chimney_area", "less is better"),
+        ("nonsense", "nearest are val/cam/per_image_iou, val/cam/recall"),
+    ],
+)
+def test_a_figure_to_keep_the_best_of_must_be_known_and_better_when_high(wanted, said):
+    known = ["val/cam/per_image_iou", "val/cam/recall"]
+    require_known(known[0], known, "where")
+    with pytest.raises(ValueError, match=said):
+        require_known(wanted, known, "where")
+
+
+def test_the_headline_is_the_networks_own_mask_or_the_first_kind_at_the_tuned_threshold():
+    tuned, fixed = {"tuned": {"miou": 1}}, {"tuned": None}
+    assert pick_headline({"grad": tuned, "project": tuned}, ["project"]) == {"source": "project", "choice": "tuned"}
+    assert pick_headline({"grad": fixed, "segments": fixed}, ["grad"]) == {"source": "segments", "choice": "fixed"}
+    assert pick_headline({"grad@ms": fixed}, ["grad"]) == {"source": "grad@ms", "choice": "fixed"}

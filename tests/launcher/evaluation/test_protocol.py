@@ -1,0 +1,32 @@
+from launcher.evaluation.protocol import describe_scores
+
+CAMS = {
+    "checkpoint": "step_0000004",
+    "image_size": 224,
+    "cam": {"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "classes": "present"},
+}
+VIEWS = "image squashed to 224 px, scales 0.5, 1 + flip, classes present, scores resized to the image"
+ORIGIN = "split val, checkpoint step_0000004, training seed 3"
+
+
+def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
+    assert describe_scores(CAMS, "val", 3) == f"{VIEWS}, {ORIGIN}"
+    windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
+    assert "through windows of 96 px, scales 0.5, 1 + flip, layers -1, -2" in describe_scores(windows, "val", 3)
+
+
+def test_the_line_of_refined_scores_names_the_chain_with_its_options_its_cues_and_the_thresholds():
+    cues = {"kind": "sam", "fingerprint": "f", "weights": "0123", "variant": "vit_h", "points_per_side": 32}
+    refined = {
+        **CAMS,
+        "chain": [{"name": "crf", "gamma": 2.0}, {"name": "sam", "iou": 0.5}, {"name": "par"}],
+        "cues": {"sam": cues},
+        "threshold": 0.4,
+        "bg_threshold": 0.1,
+    }
+    assert describe_scores(refined, "val", 3) == (
+        f"{VIEWS}, refined by crf (gamma 2), then sam (iou 0.5; cues variant vit_h, points_per_side 32), then par (its "
+        f"defaults), stored masks at >= 0.4, ignored from 0.1, {ORIGIN}"
+    )
+    plain = describe_scores({**refined, "chain": [], "bg_threshold": None}, "val", 3)
+    assert plain == f"{VIEWS}, not refined, stored masks at >= 0.4, {ORIGIN}"
