@@ -1,6 +1,6 @@
 """Maps of images larger than the network's input, through overlapping windows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def sliding_window(view: ViewMaps, *, window_px: int, step_px: int, stride: int,
             "and the step between it and the window"
         )
 
-    def of_frame(image: Tensor) -> tuple[dict[str, Raw], Tensor]:
+    def of_frame(image: Tensor) -> tuple[Mapping[str, Raw], Tensor]:
         height, width = image.shape[-2:]
         high, wide = min(window_px, height), min(window_px, width)
         corners = [(y, x) for y in window_starts(height, high, step_px) for x in window_starts(width, wide, step_px)]
