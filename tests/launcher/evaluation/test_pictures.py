@@ -32,6 +32,11 @@ def test_the_outline_runs_along_the_mask_and_leaves_its_inside():
     assert shown[..., 0].sum() == 9 * 8 and shown[3, 3].sum() == 0
 
 
+def test_a_mask_of_the_whole_image_is_outlined_along_its_edge():
+    shown = draw_outline(np.zeros((5, 6, 3), dtype=np.uint8), np.ones((5, 6), dtype=np.uint8), (9, 9, 9))
+    assert not shown[1:-1, 1:-1].any() and (shown[[0, -1]] == 9).all() and (shown[:, [0, -1]] == 9).all()
+
+
 def test_a_gallery_has_a_tile_for_every_picture():
     row = {"image": np.zeros((4, 6, 3), dtype=np.uint8), "cam": np.full((4, 6, 3), 255, dtype=np.uint8)}
     sheet = lay_out_gallery([("a", row), ("b", row)])
