@@ -45,8 +45,9 @@ class ClipCue(Cue):
             raise RunError(
                 f"--positive is for data of one class; these have {len(classes)}, which speak for themselves"
             )
-        positive = [self.positive or (SMOKE_PROMPTS if smoke else (name,)) for name in classes]
-        return positive, self.negative or (SMOKE_NEGATIVES if smoke else SCENE_NEGATIVES)
+        positive: list[Sequence[str]] = [self.positive or (SMOKE_PROMPTS if smoke else (name,)) for name in classes]
+        negative: Sequence[str] = self.negative or (SMOKE_NEGATIVES if smoke else SCENE_NEGATIVES)
+        return positive, negative
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of

@@ -120,14 +120,15 @@ def test_what_a_killed_process_sent_and_did_not_note_is_shown_once(folder):
 
 def test_event_files_that_somebody_removed_are_written_anew(folder):
     first = tracked(folder)
-    first.log({"train/loss": 1}, 1)
+    for step in (1, 2):
+        first.log({"train/loss": step}, step)
     assert first.close()
     for path in (folder / "tensorboard").iterdir():
         path.unlink()
-    second = tracked(folder, resumed_at=1)
-    second.log({"train/loss": 2}, 2)
+    second = tracked(folder, resumed_at=2)
+    second.log({"train/loss": 3}, 3)
     assert second.close()
-    assert read_events(folder)["train/loss"] == [(1, 1), (2, 2)]
+    assert read_events(folder)["train/loss"] == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_a_line_that_comes_between_waits_for_the_next_time(folder, monkeypatch):
