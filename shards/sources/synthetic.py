@@ -125,8 +125,8 @@ def draw_background(size: int, rng: np.random.Generator) -> tuple[np.ndarray, in
 def draw_chimney(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -> Box:
     """A round, sometimes banded stack standing on the horizon, in place; returns its box."""
     size = image_HW3.shape[0]
-    width = max(4, int(size * rng.uniform(0.04, 0.08)))
-    height = int(size * rng.uniform(0.25, 0.45))
+    width = max(4, int(size * rng.uniform(0.06, 0.1)))
+    height = int(size * rng.uniform(0.25, 0.4))
     x0 = int(rng.uniform(0.1, 0.9) * (size - width))
     y0, y1, x1 = horizon - height, horizon, x0 + width
     shade_W = 0.7 + 0.3 * np.sin(np.linspace(0, np.pi, width))
@@ -139,7 +139,7 @@ def draw_chimney(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) 
 
 
 def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
-    """Wide grey and white clouds high in the sky, in place: as grey as smoke, but not smoke."""
+    """Wide clouds high in the sky, in place: neutral grey to white, soft as smoke, but not smoke."""
     size = image_HW3.shape[0]
     rows, columns = np.mgrid[0:size, 0:size]
     texture_HW = noise(size, 4, rng)
@@ -153,11 +153,14 @@ def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -
 
 
 def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A soft plume rising from `mouth` (row, column) and bending with the wind, in place -> (H, W) opacity."""
+    """A soft plume rising from `mouth` (row, column) and bending with the wind, in place -> (H, W) opacity.
+
+    It is darker than most clouds and warm in colour, so that small networks of random weights learn it in minutes.
+    """
     size = image_HW3.shape[0]
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
     rise, wind = rng.uniform(0.3, 0.6) * size, rng.uniform(-0.45, 0.45) * size
-    start, growth = 0.015 * size, rng.uniform(0.06, 0.12) * size
+    start, growth = 0.025 * size, rng.uniform(0.09, 0.15) * size
     thickness_HW = np.zeros((size, size))
     for t in np.linspace(0, 1, 14):
         y, x = mouth[0] - rise * t**0.8, mouth[1] + wind * t**1.5
@@ -166,11 +169,11 @@ def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Gen
         puff_HW = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * radius**2))
         thickness_HW = np.maximum(thickness_HW, puff_HW * (1 - 0.6 * t))
     turbulence_HW = 0.45 + 0.75 * noise(size, 10, rng, octaves=4)
-    opacity_HW = (thickness_HW * turbulence_HW * rng.uniform(0.8, 1.2)).clip(0, 0.95)
+    opacity_HW = (thickness_HW * turbulence_HW * rng.uniform(1.0, 1.4)).clip(0, 0.95)
     soft = Image.fromarray((opacity_HW * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 160))
     opacity_HW = np.asarray(soft) / 255
-    grey = rng.uniform(0.55, 0.98)
-    blend(image_HW3, grey * (0.9 + 0.2 * noise(size, 12, rng)[..., None]) * np.array([1.0, 0.985, 0.96]), opacity_HW)
+    grey = rng.uniform(0.25, 0.65)
+    blend(image_HW3, grey * (0.8 + 0.4 * noise(size, 12, rng)[..., None]) * np.array([1.0, 0.93, 0.85]), opacity_HW)
     return opacity_HW
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from shards.schema import DataError, decode_image
-from shards.sources.synthetic import Synthetic
+from shards.sources.synthetic import Synthetic, draw_clouds, draw_plume
 
 
 def shares(cooccurrence):
@@ -25,6 +25,21 @@ def test_masks_agree_with_labels_and_mark_where_the_plume_changed_the_image():
     assert all(s.mask.any() for s in shown) and not any(s.mask.any() for s in scenes if not s.image_label)
     area = np.mean([s.mask.mean() for s in shown])
     assert 0.02 < area < 0.3
+
+
+def test_smoke_is_warm_and_darker_than_clouds_which_are_neutral():
+    plumes, clouds = [], []
+    for seed in range(20):
+        sky_HW3 = np.full((64, 64, 3), 0.5)
+        opacity_HW = draw_plume(sky_HW3, (50, 32), np.random.default_rng(seed))
+        plumes.append(sky_HW3[opacity_HW > 0.6].mean(0))
+        sky_HW3 = np.full((64, 64, 3), 0.5)
+        draw_clouds(sky_HW3, 48, np.random.default_rng(seed))
+        assert np.ptp(sky_HW3, axis=2).max() < 1e-9
+        clouds.append(sky_HW3.max())
+    plumes_N3 = np.array(plumes)
+    assert (plumes_N3[:, 0] / plumes_N3[:, 2] > 1.05).all()
+    assert plumes_N3.mean() < np.mean(clouds) - 0.1
 
 
 def test_a_scene_is_a_function_of_seed_split_and_number_alone():
