@@ -12,27 +12,38 @@ from launcher.studies.table import Row, Study
 Command = list[str]
 
 
-def run_of(study: Study, training: str, seed: int) -> Path:
-    """The run's folder of a training for a seed: the training's first seed serves those that it does not have."""
+def seed_of(study: Study, training: str, seed: int) -> int:
+    """The seed that a training has for one of the study's: its first serves those that it does not have."""
     seeds = study.trainings[training].seeds
-    return RUNS / study.folder / f"{training}_seed{seed if seeds is None or seed in seeds else seeds[0]}"
+    return seed if seeds is None or seed in seeds else seeds[0]
+
+
+def run_of(study: Study, training: str, seed: int) -> Path:
+    """The run's folder of a training for a seed."""
+    return RUNS / study.folder / f"{training}_seed{seed_of(study, training, seed)}"
+
+
+def training_overrides(study: Study, name: str, seed: int, extra: Sequence[str] = ()) -> list[str]:
+    """What a training changes in its config: name, seed, the runs that it builds on, the study's overrides and its own."""
+    training = study.trainings[name]
+    overrides = [f"name={run_of(study, name, seed).relative_to(RUNS)}", f"train.seed={seed_of(study, name, seed)}"]
+    if training.teacher:
+        overrides.append(f"teacher={run_of(study, training.teacher, seed)}")
+    if training.masks:
+        source, masks = training.masks
+        overrides.append(f"data.masks={run_of(study, source, seed) / 'masks' / masks / 'train'}")
+    return [*overrides, *study.overrides, *training.overrides, *extra]
 
 
 def training_commands(study: Study, name: str, seed: int, extra: Sequence[str] = ()) -> Iterator[Command]:
     """Train a run, after everything that it builds on."""
     training = study.trainings[name]
-    run = run_of(study, name, seed)
-    needs: list[str] = []
     if training.teacher:
         yield from training_commands(study, training.teacher, seed, extra)
-        needs.append(f"teacher={run_of(study, training.teacher, seed)}")
     if training.masks:
         source, masks = training.masks
         yield from mask_commands(study, source, masks, seed, extra)
-        needs.append(f"data.masks={run_of(study, source, seed) / 'masks' / masks / 'train'}")
-    own_seed = run.name.rpartition("_seed")[2]
-    names = [f"name={run.relative_to(RUNS)}", f"train.seed={own_seed}"]
-    yield ["train", training.config, *names, *needs, *study.overrides, *training.overrides, *extra]
+    yield ["train", training.config, *training_overrides(study, name, seed, extra)]
 
 
 def mask_commands(study: Study, training: str, masks: str, seed: int, extra: Sequence[str]) -> Iterator[Command]:
@@ -73,8 +84,8 @@ def reading_commands(
 
 def shards_of(study: Study, training: str, seed: int, split: str, extra: Sequence[str]) -> str:
     """The image shards of a split of a training."""
-    *_, (_, config, *overrides) = training_commands(study, training, seed, extra)
-    return str(getattr(load_config(Path(config), overrides).data, split))
+    config = load_config(Path(study.trainings[training].config), training_overrides(study, training, seed, extra))
+    return str(getattr(config.data, split))
 
 
 def row_commands(study: Study, row: Row, seed: int, extra: Sequence[str] = ()) -> list[Command]:
@@ -86,8 +97,4 @@ def row_commands(study: Study, row: Row, seed: int, extra: Sequence[str] = ()) -
 def check(study: Study) -> None:
     """Load the config of every training with its overrides, so that a typing mistake is found before the first run."""
     for name, training in study.trainings.items():
-        folder = run_of(study, name, study.seeds[0])
-        overrides = [f"name={folder.relative_to(RUNS)}", *study.overrides, *training.overrides]
-        overrides += [f"teacher={folder}"] if training.teacher else []
-        overrides += [f"data.masks={folder}"] if training.masks else []
-        load_config(Path(training.config), overrides)
+        load_config(Path(training.config), training_overrides(study, name, study.seeds[0]))

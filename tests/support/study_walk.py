@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config.file import load_config
 from launcher.config.options import Named
 from launcher.config.sections import Config
-from launcher.studies.plan import Command, row_commands, run_of
+from launcher.studies.plan import Command, row_commands, training_overrides
 from launcher.studies.table import Row, Study, load_study
 
 Rows = dict[str, list[Row]]
@@ -60,10 +60,7 @@ def make_up_of_training(study: Study, name: str) -> Any:
 
 
 def config_of(study: Study, name: str) -> Config:
-    training = study.trainings[name]
-    folder = run_of(study, name, study.seeds[0])
-    needs = [f"teacher={folder}"] * bool(training.teacher) + [f"data.masks={folder}"] * bool(training.masks)
-    return load_config(Path(training.config), [*needs, *study.overrides, *training.overrides])
+    return load_config(Path(study.trainings[name].config), training_overrides(study, name, study.seeds[0]))
 
 
 def words_of(named: Named) -> Any:
