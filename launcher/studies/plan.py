@@ -24,7 +24,7 @@ def run_of(study: Study, training: str, seed: int) -> Path:
 
 
 def training_overrides(study: Study, name: str, seed: int, extra: Sequence[str] = ()) -> list[str]:
-    """What a training changes in its config: name, seed, the runs that it builds on, the study's overrides and its own."""
+    """What a training changes in its config: name, seed, the runs it builds on, the study's overrides and its own."""
     training = study.trainings[name]
     overrides = [f"name={run_of(study, name, seed).relative_to(RUNS)}", f"train.seed={seed_of(study, name, seed)}"]
     if training.teacher:
