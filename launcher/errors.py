@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and how they are told."""
+"""Errors that the user can fix, and how they are reported."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# Set for processes that `launch` started: a file that says that the run was stopped; beside it FILE.errors for what the
+# Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what the
 # launcher of several processes would bury below its own account.
 LAUNCHED = "WSSS_LAUNCHED"
 
@@ -21,7 +21,7 @@ class RunError(RuntimeError):
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """End the process with code 2 and one message, no traceback, for an error that the user can mend."""
+    """End the process with code 2 and one message, no traceback, for an error that the user can fix."""
     try:
         yield
     except Exception as error:
@@ -40,7 +40,7 @@ def report_user_errors() -> Iterator[None]:
 
 @contextmanager
 def user_error_as(kind: type[Exception]) -> Iterator[None]:
-    """A ValueError of the science, which knows no user, as one that is told without a traceback."""
+    """A ValueError of the science, which knows no user, as one that is reported without a traceback."""
     try:
         yield
     except ValueError as error:

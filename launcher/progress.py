@@ -25,7 +25,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=initial, desc=label, unit=unit) if terminal else None
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count; `note` stays beside the bar."""
+        """Count; `note` stays next to the bar."""
         self.done += amount
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False) if note else None

@@ -10,7 +10,7 @@ from launcher.commands.arguments import CARE, ConfigFile, Json, Overrides, examp
 
 def register(app: typer.Typer) -> None:
     """Add `bench lr-range|msee-step|crf|tracking` to a command."""
-    bench = typer.Typer(no_args_is_help=True, help="Measurements before and beside a run.")
+    bench = typer.Typer(no_args_is_help=True, help="Measurements of this machine, before and during a run.")
     bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
     bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
     bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)

@@ -59,7 +59,7 @@ def study_run(
 
 
 def study_report(name: Study) -> None:
-    """One page: ours, with intervals, seeds and commits, beside the paper's column."""
+    """One page: ours, with intervals, seeds and commits, next to the paper's column."""
     from launcher.studies.page import format_study, write_study_report
     from launcher.studies.table import load_study
 

@@ -44,7 +44,7 @@ def execute_here(command: Command) -> None:
     print("wsss " + shlex.join(command), flush=True)
     code = subprocess.run([sys.executable, "-m", "launcher", *command]).returncode
     if code:
-        raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; mend it and run the study again")
+        raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; fix it and run the study again")
 
 
 def slurm_array(name: str, study: Study, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str]) -> str:
