@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what the
-# launcher of several processes would bury below its own account.
+# Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what
+# the launcher of several processes would bury below its own account.
 LAUNCHED = "WSSS_LAUNCHED"
 
 
