@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 DASH = "–"
 AREA = "_area"  # ends the name of the figure of a region, such as chimney_area
+GATED = "_gated"  # ends the name of its twin that predicts nothing where the classifier sees nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,17 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def region_figure(region: str) -> Figure:
-    """The figure NAME_area of named boxes of the truth, such as chimneys, in which the class is predicted wrongly."""
+def region_figure(region: str, *, gated: bool = False) -> Figure:
+    """The figure NAME_area of named boxes of the truth, such as chimneys, in which the class is predicted wrongly, or
+    its gated twin NAME_area_gated."""
     name = region.replace("_", " ")
+    if gated:
+        return Figure(
+            heading=f"{name} area, gated",
+            meaning="the same, predicting nothing where the classifier sees no {one} (p < 0.5)",
+            absent=f"no image has a {name} box",
+            higher_is_better=False,
+        )
     return Figure(
         heading=f"{name} area",
         meaning=f"mean share of the pixels of {name} boxes predicted to be {{one}}, over the images with such a box",
@@ -142,9 +151,10 @@ def region_figure(region: str) -> Figure:
 
 def find_figure(name: str) -> Figure | None:
     """The figure of this name, be it in the table or of a region; None if there is none."""
-    if name not in FIGURES and name.endswith(AREA):
-        return region_figure(name.removesuffix(AREA))
-    return FIGURES.get(name)
+    if name in FIGURES:
+        return FIGURES[name]
+    area = name.removesuffix(GATED)
+    return region_figure(area.removesuffix(AREA), gated=area != name) if area.endswith(AREA) else None
 
 
 def get_figure(name: str) -> Figure:

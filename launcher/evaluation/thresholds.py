@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from launcher.evaluation.figures import AREA
+from launcher.evaluation.figures import AREA, GATED
 from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import IGNORE_INDEX, Box
 from wsss.metrics import counts as metrics
@@ -24,7 +24,7 @@ class Thresholds(Measure):
     Attributes:
         probs: of each image the class probability.
         parts: counts of all images, in order, in one or more pieces.
-        region_parts: {region: counts inside its boxes} of the images that have some.
+        region_parts, region_probs: {region: counts inside its boxes, and class probability} of the images with some.
     """
 
     has_thresholds: ClassVar[bool] = True
@@ -33,6 +33,7 @@ class Thresholds(Measure):
     probs: list[float] = field(default_factory=list)
     parts: list[Counts] = field(default_factory=list)
     region_parts: dict[str, list[Counts]] = field(default_factory=dict)
+    region_probs: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
         score_HW = torch.from_numpy(prediction.score_at(truth.mask_HW.shape))
@@ -44,6 +45,7 @@ class Thresholds(Measure):
         for name, boxes in truth.regions.items():
             if boxes:
                 self.region_parts.setdefault(name, []).append(metrics.count(score_HW, inside_boxes(boxes, mask_HW)))
+                self.region_probs.setdefault(name, []).append(prediction.prob)
 
     def extend(self, other: "Thresholds") -> None:
         self.keys += other.keys
@@ -52,18 +54,12 @@ class Thresholds(Measure):
         self.parts += other.parts
         for name, parts in other.region_parts.items():
             self.region_parts.setdefault(name, []).extend(parts)
+            self.region_probs.setdefault(name, []).extend(other.region_probs[name])
 
     @property
     def counts(self) -> Counts:
         """Of all images."""
         return join_parts(self.parts)
-
-    @property
-    def gated_counts(self) -> Counts:
-        """The same, predicting nothing in images whose class probability is below PRESENT_PROB."""
-        counts, shown = self.counts, np.array(self.probs)[:, None] >= PRESENT_PROB
-        truth_NT = counts.tp_NT + counts.fn_NT
-        return Counts(counts.tp_NT * shown, counts.fp_NT * shown, truth_NT - counts.tp_NT * shown, counts.pixels_N)
 
     def best_threshold(self) -> float:
         """The threshold with the best mean per-image IoU over the images that show the class."""
@@ -73,7 +69,7 @@ class Thresholds(Measure):
     def figures_at(self, threshold: float) -> dict[str, Any]:
         """Areas are shares of the image. The threshold is taken to the nearest hundredth."""
         t = nearest(threshold)
-        counts, gated = self.counts, self.gated_counts
+        counts, gated = self.counts, gate(self.counts, self.probs)
         shown_N = counts.has_truth_N
         iou_N = metrics.iou_per_image(counts)[shown_N, t]
         gated_iou_N = metrics.iou_per_image(gated)[shown_N, t]
@@ -91,7 +87,9 @@ class Thresholds(Measure):
             "false_alarm_area_gated": float(metrics.false_alarm_area(gated)[t]),
         }
         for name, parts in self.region_parts.items():
-            figures[name + AREA] = float(metrics.false_alarm_area(join_parts(parts))[t])
+            inside = join_parts(parts)
+            figures[name + AREA] = float(metrics.false_alarm_area(inside)[t])
+            figures[name + AREA + GATED] = float(metrics.false_alarm_area(gate(inside, self.region_probs[name]))[t])
         return figures
 
     def bounds_and_curve(self) -> dict[str, Any]:
@@ -139,6 +137,13 @@ class Thresholds(Measure):
                 row[f"iou_{name}"] = round(float(iou_NT[n, t]), 5)
                 row[f"false_area_{name}"] = round(float(counts.fp_NT[n, t] / counts.pixels_N[n]), 5)
             yield row
+
+
+def gate(counts: Counts, probs: list[float]) -> Counts:
+    """Counts of the same images if nothing is predicted where the class probability is below PRESENT_PROB."""
+    shown = np.array(probs)[:, None] >= PRESENT_PROB
+    truth_NT = counts.tp_NT + counts.fn_NT
+    return Counts(counts.tp_NT * shown, counts.fp_NT * shown, truth_NT - counts.tp_NT * shown, counts.pixels_N)
 
 
 def join_parts(parts: list[Counts]) -> Counts:
