@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from shards.files import publish, temporary_name
+from shards.folder import ShardFolder
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
 from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
 from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
@@ -184,6 +185,16 @@ def report_full_disk(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: cannot be written ({error}; {free_mb:.1f} MB are free there); make room and start again"
         ) from error
+
+
+def remarks_of(folder: Path) -> list[str]:
+    """What the samples of a written split have been remarked on: each remark with its count and its first sample."""
+    samples = ShardFolder(folder)
+    found: dict[str, list[str]] = {}
+    for number, key in enumerate(samples.keys):
+        for remark, detail in sorted(samples.about(number).get("remarks", {}).items()):
+            found.setdefault(remark, []).append(f"'{key}' ({detail})")
+    return [f"{len(places)} of {len(samples)} images: {one}, first {places[0]}" for one, places in found.items()]
 
 
 def check_groups(groups: set[str], out: Path, split: str) -> None:

@@ -31,7 +31,8 @@ FLOORS = {
         "cache index",
         "remote",
         "tars",
-        "schema files",
+        "schema",
+        "pixels files",
     ],
 }
 

@@ -1,9 +1,16 @@
 """Arguments and options that several commands share, declared once, and what commands print of themselves."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Turned(str, Enum):
+    keep = "keep"
+    apply = "apply"
+
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML that says the whole run.")]
@@ -20,6 +27,12 @@ SplitName = Annotated[str, typer.Option(help="Name of the split that is written.
 Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]
 Only = Annotated[Path | None, typer.Option("--list", help="Text file of names to take, one per line.")]
+LackClasses = Annotated[
+    bool, typer.Option("--may-lack-classes", help="Write a label-only split in which no image shows some class.")
+]
+Exif = Annotated[
+    Turned, typer.Option(help="Images with an EXIF orientation, turned clips: keep their pixels, or turn them upright.")
+]
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
 
 # The panels of `wsss --help`, in the order in which a user works.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.commands.arguments import Out, Workers, example
+from launcher.commands.arguments import Exif, LackClasses, Out, Turned, Workers, example
 from launcher.jobs.write_shards import write_verified
 
 NOT_FOUND = "not written"
@@ -26,9 +26,6 @@ OnlySplit = Annotated[str | None, typer.Option("--split", help="Only this split.
 WithMasks = Annotated[
     bool | None,
     typer.Option("--masks/--no-masks", help="With masks, or label-only. Default: masks in all splits but train, test."),
-]
-LackClasses = Annotated[
-    bool, typer.Option("--may-lack-classes", help="Write a label-only split in which no image shows some class.")
 ]
 
 
@@ -53,6 +50,7 @@ def voc12(
         str | None, typer.Option(help="Regular expression; its first group names an image's photograph.")
     ] = None,
     masks: WithMasks = None,
+    exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
     shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 32,
     workers: Workers = None,
@@ -76,6 +74,7 @@ def voc12(
                 list_file=list_file,
                 group_pattern=group_pattern or GROUP_PATTERN,
                 with_masks=wants_masks(name, masks),
+                exif=exif.value,
             )
         except NoSuchSplit as error:
             reasons.append(f"{name} {NOT_FOUND}: {error}")
@@ -107,6 +106,7 @@ def coco14(
         PaintOrder, typer.Option(help="Later annotations over earlier ones, or small objects over large ones.")
     ] = PaintOrder.area,
     masks: WithMasks = None,
+    exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
     shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,
     workers: Workers = None,
@@ -127,6 +127,7 @@ def coco14(
                     all_images=all_images,
                     paint=paint.value,
                     with_masks=wants_masks(name, masks),
+                    exif=exif.value,
                 )
                 print(f"{name}: {len(source)} images; {source.left_out} without an annotation are left out")
                 write_verified(source, out, name, wants_masks(name, masks), shards, workers, may_lack_classes)

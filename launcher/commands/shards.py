@@ -9,12 +9,15 @@ import typer
 from launcher.commands import benchmark_shards, smoke_shards
 from launcher.commands.arguments import (
     TRAINING,
+    Exif,
+    LackClasses,
     Masks,
     Only,
     Out,
     ShardFolderPlace,
     Shards,
     SplitName,
+    Turned,
     Workers,
     example,
 )
@@ -47,6 +50,7 @@ def synthetic(
     smoke_rate: Annotated[float, typer.Option(help="Share of frames with smoke.")] = 0.5,
     seed: int = 0,
     masks: Masks = False,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
@@ -62,7 +66,7 @@ def synthetic(
         seed=seed,
         with_masks=masks,
     )
-    write(source, out, split, masks, shards, workers)
+    write(source, out, split, masks, shards, workers, may_lack_classes)
 
 
 def smoke(
@@ -74,12 +78,14 @@ def smoke(
     masks: Masks = False,
     hold_out: Annotated[
         float | None,
-        typer.Option(min=0.01, max=0.9, help="Write whole groups of this share, with masks, as 'tune'."),
+        typer.Option(min=0.01, max=0.9, help="Write whole groups of this share as 'tune'; needs their masks."),
     ] = None,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
     label_column: Annotated[str, typer.Option(help="Column that says 1 (smoke) or 0.")] = "label",
     group_column: Annotated[str, typer.Option(help="Column that names the video or scene.")] = "group",
+    exif: Exif = Turned.keep,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
@@ -96,11 +102,15 @@ def smoke(
         mask_folder=mask_folder,
         label_column=label_column,
         group_column=group_column,
+        exif=exif.value,
     )
+    parts = {split: (source, masks)}
     if hold_out is not None:
-        source, held = source.hold_out(hold_out)
-        write(replace(held, with_masks=True), out, "tune", True, shards, workers)
-    write(replace(source, with_masks=masks), out, split, masks, shards, workers)
+        kept, held = source.hold_out(hold_out)
+        parts = {"tune": (held, True), split: (kept, masks)}
+    complete = {name: (replace(part, with_masks=pixel), pixel) for name, (part, pixel) in parts.items()}
+    for name, (part, pixel) in complete.items():  # what lacks a mask was refused before anything is written
+        write(part, out, name, pixel, shards, workers, may_lack_classes)
 
 
 def verify(folder: ShardFolderPlace) -> None:
@@ -120,6 +130,7 @@ def join(
     folders: Annotated[list[Path], typer.Argument(help="Folders of shards, all label-only or all with masks.")],
     out: Out,
     split: SplitName,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
@@ -127,4 +138,4 @@ def join(
     from shards.sources.joined import Joined
 
     source = Joined(tuple(folders))
-    write(source, out, split, source.supervision == "pixel", shards, workers)
+    write(source, out, split, source.supervision == "pixel", shards, workers, may_lack_classes)

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.commands.arguments import Masks, Only, Out, Shards, SplitName, Workers, example
+from launcher.commands.arguments import (
+    Exif,
+    LackClasses,
+    Masks,
+    Only,
+    Out,
+    Shards,
+    SplitName,
+    Turned,
+    Workers,
+    example,
+)
 from launcher.jobs.write_shards import write, write_clips
 
 
@@ -78,14 +89,18 @@ def ijmond(
     smoke: Smoke = None,
     only: Only = None,
     skip_missing: SkipMissing = False,
+    exif: Exif = Turned.keep,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
     """Frames of the labelled IJmond clips, label-only."""
     from shards.sources.ijmond import read_ijmond
 
-    options = clip_options(group_by, state, labelled_by, smoke, only, skip_missing)
-    write_clips(read_ijmond(metadata, videos, frames=frames, **options), out, split, smoke, shards, workers)
+    options = clip_options(group_by, state, labelled_by, smoke, only, skip_missing, exif)
+    write_clips(
+        read_ijmond(metadata, videos, frames=frames, **options), out, split, smoke, shards, workers, may_lack_classes
+    )
 
 
 def rise(
@@ -100,14 +115,18 @@ def rise(
     smoke: Smoke = None,
     only: Only = None,
     skip_missing: SkipMissing = False,
+    exif: Exif = Turned.keep,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
     """Frames of the labelled RISE clips, label-only."""
     from shards.sources.rise import read_rise
 
-    options = clip_options(group_by, state, labelled_by, smoke, only, skip_missing)
-    write_clips(read_rise(metadata, videos, frames=frames, **options), out, split, smoke, shards, workers)
+    options = clip_options(group_by, state, labelled_by, smoke, only, skip_missing, exif)
+    write_clips(
+        read_rise(metadata, videos, frames=frames, **options), out, split, smoke, shards, workers, may_lack_classes
+    )
 
 
 def ijmond_frames(
@@ -123,11 +142,14 @@ def ijmond_frames(
     stride: Annotated[int | None, typer.Option(min=1, help="Default: 128 (legacy), the window (grid).")] = None,
     negatives: Annotated[int, typer.Option(min=0, help="Smoke-free legacy crops per frame; the paper: 0.")] = 3,
     category: Annotated[
-        list[str] | None, typer.Option(help="Name that means smoke; default: all with 'smoke'.")
+        list[str] | None,
+        typer.Option(help="Name that means smoke, repeatable; default: smoke, high- and low-opacity smoke."),
     ] = None,
     group_pattern: Annotated[
         str | None, typer.Option(help="Regular expression; its first group names a file's video.")
     ] = None,
+    exif: Exif = Turned.keep,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
@@ -138,10 +160,12 @@ def ijmond_frames(
     from shards.sources.ijmond import GROUP_PATTERN, read_frames_with_polygons
 
     source = read_frames_with_polygons(
-        annotations, images, categories=category, group_pattern=group_pattern or GROUP_PATTERN
+        annotations, images, categories=category, group_pattern=group_pattern or GROUP_PATTERN, exif=exif.value
     )
+    left_out = ", ".join(f"{count} of '{name}'" for name, count in source.left_out.items())
+    print(f"{len(source)} frames; annotations of other categories, left out: {left_out or 'none'}")
     if crops is Crops.none:
-        write(replace(source, with_masks=masks), out, split, masks, shards, workers)
+        write(replace(source, with_masks=masks), out, split, masks, shards, workers, may_lack_classes)
         return
     cropped = crop(
         source,  # type: ignore[arg-type]
@@ -152,7 +176,7 @@ def ijmond_frames(
         with_masks=masks,
         run=shown,
     )
-    write(cropped, out, split, masks, shards, workers)
+    write(cropped, out, split, masks, shards, workers, may_lack_classes)
 
 
 def smoke5k(
@@ -164,6 +188,8 @@ def smoke5k(
     groups: Annotated[Path | None, typer.Option(help="csv (key, group) or json {key: group} of scenes.")] = None,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "img",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "gt",
+    exif: Exif = Turned.keep,
+    may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
@@ -171,11 +197,17 @@ def smoke5k(
     from shards.sources.smoke5k import NO_GROUPS, read_smoke5k
 
     source = read_smoke5k(
-        root, only=only, groups=groups, image_folder=image_folder, mask_folder=mask_folder, with_masks=masks
+        root,
+        only=only,
+        groups=groups,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+        with_masks=masks,
+        exif=exif.value,
     )
     if groups is None:
         typer.echo(f"warning: {NO_GROUPS}", err=True)
-    write(source, out, split, masks, shards, workers)
+    write(source, out, split, masks, shards, workers, may_lack_classes)
 
 
 def video_urls(
@@ -201,6 +233,7 @@ def clip_options(
     smoke: bool | None,
     only: Path | None,
     skip_missing: bool,
+    exif: Turned,
 ) -> dict[str, Any]:
     return {
         "group_by": group_by.value,
@@ -209,6 +242,7 @@ def clip_options(
         "smoke": smoke,
         "only": only,
         "skip_missing": skip_missing,
+        "exif": exif.value,
     }
 
 

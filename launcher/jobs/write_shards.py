@@ -1,5 +1,6 @@
 """A source of raw data -> a verified folder of shards, as the `wsss shards` commands do it."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,17 @@ def write_verified(
     print(f"{out / split}: every byte as written; {empty} of {index.num_samples} images have no foreground label")
 
 
-def write_clips(source: Any, out: Path, split: str, smoke: bool | None, shards: int, workers: int | None) -> None:
+def write_clips(
+    source: Any,
+    out: Path,
+    split: str,
+    smoke: bool | None,
+    shards: int,
+    workers: int | None,
+    may_lack_classes: bool = False,
+) -> None:
     """Write the clips' frames, then say what was not taken. Who asks for clips without smoke alone gets them."""
-    write(source, out, split, False, shards, workers, may_lack_classes=smoke is False)
+    write(source, out, split, False, shards, workers, may_lack_classes or smoke is False)
     left_out = ", ".join(f"{count} {reason}" for reason, count in source.left_out.items())
     print(f"{len(source.clips)} clips taken, left out: {left_out or 'none'}")
 
@@ -44,11 +53,11 @@ def write(
     workers: int | None,
     may_lack_classes: bool = False,
 ) -> None:
-    """Write one split in worker processes and say what it holds."""
+    """Write one split in worker processes and say what it holds, and what about its samples one has to know."""
     from functools import partial
 
     from launcher.jobs.pool import run_pool
-    from shards.write import write_split
+    from shards.write import remarks_of, write_split
 
     run = partial(run_pool, workers=workers, label=f"write {split}")
     write_split(
@@ -61,6 +70,8 @@ def write(
         run=run,
     )
     print(summarise(out / split))
+    for remark in remarks_of(out / split):
+        print(f"warning: {out / split}: {remark}", file=sys.stderr)
 
 
 def summarise(folder: Path | str) -> str:

@@ -6,23 +6,24 @@ A `Blob` says where one file is and can be sent to worker processes; each opens 
 import hashlib
 import io
 import os
+import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
-
-from PIL import Image
+from typing import BinaryIO, Literal
 
 from shards.files import appearing
-from shards.schema import DataError, decode_image, encode_image
+from shards.schema import DataError, check_size_of_mask, decode_image, encode_image, header_of, turn_upright
 
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 ARCHIVES = (".zip", ".tar", *COMPRESSED)
 MAX_DEPTH = 8  # of folders below a root
+BLOCK = tarfile.BLOCKSIZE
+Exif = Literal["keep", "apply"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +54,30 @@ class Blob:
             if self.offset < 0:
                 return opened_zip(self.path).read(self.member)
             data = os.pread(opened(self.path).fileno(), self.size, self.offset)
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # or: encrypted
             raise DataError(f"{self}: cannot be read ({error}); fetch it again") from error
         if len(data) != self.size:
             raise DataError(f"{self}: ends after {len(data)} of {self.size} bytes; fetch the archive again")
         return data
 
-    def read_jpeg(self, mask_size: tuple[int, ...] | None = None) -> bytes:
+    def read_jpeg(self, mask_size: tuple[int, ...] | None = None, exif: Exif = "keep") -> bytes:
         """The bytes of a JPEG as they are; another format is encoded once, since shards hold JPEGs.
 
+        Args:
+            exif: `keep` the pixels as they lie, with their EXIF orientation; or `apply` it, and encode them anew.
+
         Raises:
-            DataError: no image, or not of the (height, width) of its mask.
+            DataError: no image, one that RGB cannot show, or not of the (height, width) of its mask.
         """
         data = self.read()
-        try:
-            with Image.open(io.BytesIO(data)) as image:  # reads the header
-                size = image.height, image.width
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self}: is no image ({len(data)} bytes: {error}); replace or remove it") from error
-        if mask_size not in (None, size):
-            raise DataError(f"{self}: is {size}, its mask is {mask_size} (height, width): they must be equal")
-        return data if data.startswith(b"\xff\xd8") else encode_image(decode_image(data, str(self)))
+        if exif == "apply":
+            data = turn_upright(data, str(self))
+        size, orientation = header_of(data, str(self))
+        if mask_size is not None:
+            check_size_of_mask(mask_size, size, str(self), orientation)
+        if data.startswith(b"\xff\xd8"):
+            return data
+        return encode_image(decode_image(data, str(self)), orientation=orientation)
 
 
 @lru_cache(maxsize=8)
@@ -106,25 +110,63 @@ def list_archive(path: Path) -> dict[str, Blob]:
     """{NAME/member: blob} of a zip or an uncompressed tar, NAME being the archive's own without its ending.
 
     Raises:
-        DataError: not there, damaged, or a compressed tar, in which nothing can be found without reading all of it.
+        DataError: not there, damaged or cut short, with a link that leads nowhere, or a compressed tar, in which
+            nothing can be found without reading all of it.
     """
     if path.name.lower().endswith(COMPRESSED):
         raise DataError(f"{path}: is a compressed tar: unpack it, or `gunzip` it into a plain tar")
-    place = str(path.absolute())
     try:
         if path.name.lower().endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
-                return {
-                    f"{path.stem}/{name}": Blob(place, name) for name in map(str, archive.namelist()) if is_wanted(name)
-                }
+                names = [name for name in map(str, archive.namelist()) if is_wanted(name)]
+            return {f"{path.stem}/{name}": Blob(str(path.absolute()), name) for name in names}
         with tarfile.open(path, "r:") as tar:
-            return {
-                f"{path.stem}/{info.name.removeprefix('./')}": Blob(place, info.name, info.offset_data, info.size)
-                for info in tar
-                if info.isreg() and is_wanted(info.name)
-            }
+            members = list(tar)
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as an archive ({error}); fetch it again") from error
+    check_end(path, members)
+    files = {bare(info.name): info for info in members if not info.isdir() and is_wanted(info.name)}
+    return {f"{path.stem}/{name}": span_of(info, files, path) for name, info in files.items()}
+
+
+def bare(name: str) -> str:
+    return posixpath.normpath(name).removeprefix("/")
+
+
+def span_of(info: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo], path: Path) -> Blob:
+    """Where the bytes of a tar's member lie; of a link, those of the member that it leads to.
+
+    Raises:
+        DataError: a link to what is not in the tar or to itself, or neither a file nor a link.
+    """
+    name, target, seen = info.name, info, set()
+    while target.islnk() or target.issym():
+        folder = posixpath.dirname(target.name) if target.issym() else ""
+        aim = bare(posixpath.join(folder, target.linkname))
+        if aim in seen or aim not in files:
+            raise DataError(
+                f"{path}: member '{name}' is a link to '{target.linkname}', which is not in the tar; pack the files "
+                "themselves (`tar --dereference`)"
+            )
+        seen.add(aim)
+        target = files[aim]
+    if not target.isreg() or target.issparse():
+        raise DataError(f"{path}: member '{name}' is no plain file ({target.type!r}); pack it again without it")
+    return Blob(str(path.absolute()), name, target.offset_data, target.size)
+
+
+def check_end(path: Path, members: list[tarfile.TarInfo]) -> None:
+    """Raise DataError unless the tar ends, with an empty block, after the last member that was found.
+
+    Python's reader takes a damaged header, or the end of the file, for the tar's end.
+    """
+    at = max((info.offset_data + -(-info.size // BLOCK) * BLOCK * info.isreg() for info in members), default=0)
+    with path.open("rb") as file:
+        file.seek(at)
+        block = file.read(BLOCK)
+    if block != bytes(BLOCK):
+        last = f"its last member '{members[-1].name}'" if members else "the start"
+        raise DataError(f"{path}: no end of a tar after {last}, at byte {at}: cut short or damaged; fetch it again")
 
 
 def is_wanted(name: str) -> bool:
@@ -169,9 +211,9 @@ def repacked(path: Path, keep: Callable[[str], bool], folder: Path) -> Path:
         with appearing(made) as temporary:
             with tarfile.open(path, "r|*") as packed, tarfile.open(temporary, "w") as plain:
                 for info in packed:
-                    if info.isreg() and keep(info.name):
-                        reader = packed.extractfile(info)
-                        plain.addfile(info, io.BytesIO(reader.read() if reader else b""))
+                    if keep(info.name) and not info.isdir():
+                        reader = packed.extractfile(info) if info.isreg() else None  # a link is followed when listed
+                        plain.addfile(info, io.BytesIO(reader.read()) if reader else None)
             stat = path.stat()
             os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # made again, it has the same digest
     except (EOFError, zlib.error, tarfile.TarError) as error:

@@ -4,15 +4,17 @@ The two clip datasets of the smoke paper, IJmond and RISE, were labelled with on
 (`label_state` of the volunteers, `label_state_admin` of the researchers); a row of their metadata is a video.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.schema import SMOKE, ClassSet, DataError, Sample, encode_image
-from shards.sources.video import frame_count, read_frames
+from shards.schema import SMOKE, ClassSet, DataError, Sample, encode_image, turn_upright
+from shards.sources.archives import Exif
+from shards.sources.names import check_one_row_each, keys_of, plain
+from shards.sources.text import check_different, json_of, names_of, read_bytes, shown
+from shards.sources.video import frame_count, orientation_of_clip, read_frames
 
 Strength = Literal["gold", "strong", "weak", "maybe"]
 LabelledBy = Literal["researchers_first", "volunteers", "researchers"]
@@ -47,12 +49,14 @@ class Clips:
 
     Attributes:
         left_out: how many rows of the metadata were not taken, by reason.
+        exif: `keep` the frames as they are stored, with the clip's rotation as their EXIF orientation, or `apply` it.
     """
 
     clips: tuple[Clip, ...]
     source: str
     frames: int = 1
     left_out: Mapping[str, int] = field(default_factory=dict)
+    exif: Exif = "keep"
     class_set: ClassSet = SMOKE
 
     def __post_init__(self) -> None:
@@ -73,9 +77,11 @@ class Clips:
         if count < self.frames:
             raise DataError(f"{clip.path}: has {count} frames, {self.frames} were asked for; take fewer per clip")
         number = k * count // self.frames
+        orientation = orientation_of_clip(clip.path)
+        image = encode_image(read_frames(clip.path, [number])[0], orientation=orientation)
         return Sample(
             key=f"{clip.name}_f{number:05d}",
-            image=encode_image(read_frames(clip.path, [number])[0]),
+            image=turn_upright(image, str(clip.path)) if self.exif == "apply" else image,
             image_label=(1,) if clip.smoke else (),
             group=clip.group,
             source=self.source,
@@ -94,6 +100,7 @@ def read_clips(
     smoke: bool | None = None,
     only: Path | None = None,
     skip_missing: bool = False,
+    exif: Exif = "keep",
 ) -> Clips:
     """The clips of a metadata file whose label is strong enough and whose file NAME.mp4 lies somewhere below `videos`.
 
@@ -123,10 +130,10 @@ def read_clips(
             left_out[strength] += 1
         elif smoke is not None and positive is not smoke:
             left_out["with smoke" if positive else "without smoke"] += 1
-        elif name not in files:
+        elif plain(name) not in files:
             missing.append(name)
         else:
-            clips.append(Clip(name=name, path=files[name], smoke=positive, group=group_of(row, where)))
+            clips.append(Clip(name=name, path=files[plain(name)], smoke=positive, group=group_of(row, where)))
     if missing and not skip_missing:
         raise DataError(
             f"{videos}: {len(missing)} of {len(clips) + len(missing)} videos are missing, first '{missing[0]}.mp4'; "
@@ -136,24 +143,27 @@ def read_clips(
         left_out["file missing"] = len(missing)
     if not clips:
         raise DataError(f"{metadata}: none of {len(rows)} videos is left ({dict(left_out)}); see --state and --smoke")
-    return Clips(clips=tuple(clips), source=source, frames=frames, left_out=dict(left_out))
+    keys = keys_of([clip.name for clip in clips], str(metadata))
+    clips = [replace(clip, name=key) for clip, key in zip(clips, keys, strict=True)]
+    check_one_row_each(((clip.name, clip.path) for clip in clips), str(metadata), "video")
+    return Clips(clips=tuple(clips), source=source, frames=frames, left_out=dict(left_out), exif=exif)
 
 
 def metadata_rows(path: Path) -> dict[str, Row]:
     """{file name: row} of a json list of rows, or of an object whose values are rows."""
     if not path.is_file():
         raise DataError(f"{path}: metadata file is missing")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: not json ({error})") from error
+    content = json_of(read_bytes(path), str(path))
+    if not isinstance(content, (dict, list)):
+        raise DataError(f"{path}: holds {shown(content)}; wanted a list of rows, or an object of them")
     rows: dict[str, Row] = {}
     for number, row in enumerate(content.values() if isinstance(content, dict) else content):
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise DataError(f"{path}: row {number} is {str(row)[:80]}; wanted an object with 'file_name'")
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
+            raise DataError(f"{path}: row {number} is {shown(row)}; wanted an object with 'file_name'")
         if row["file_name"] in rows:
             raise DataError(f"{path}: video '{row['file_name']}' is listed twice; remove one of its rows")
         rows[row["file_name"]] = row
+    check_different(rows, str(path))
     return rows
 
 
@@ -161,7 +171,8 @@ def listed(rows: Mapping[str, Row], only: Path) -> dict[str, Row]:
     """The rows that a text file names, in its order."""
     if not only.is_file():
         raise DataError(f"{only}: list of videos is missing")
-    names = only.read_text().split()
+    same = {plain(name): name for name in rows}
+    names = [same.get(plain(name), name) for name in names_of(read_bytes(only), str(only))]
     unknown = [name for name in names if name not in rows]
     if unknown:
         raise DataError(f"{only}: {len(unknown)} names are not in the metadata, first '{unknown[0]}'")
@@ -171,10 +182,13 @@ def listed(rows: Mapping[str, Row], only: Path) -> dict[str, Row]:
 def videos_below(folder: Path) -> dict[str, Path]:
     """{file name without .mp4: path} of the folder's whole tree."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.mp4")):
-        if path.stem in files:
-            raise DataError(f"{folder}: two videos go by the name '{path.stem}': {files[path.stem]} and {path}")
-        files[path.stem] = path
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() != ".mp4" or path.name.startswith("."):
+            continue
+        name = plain(path.stem)
+        if name in files:
+            raise DataError(f"{folder}: two videos go by the name '{name}': {files[name]} and {path}")
+        files[name] = path
     return files
 
 
@@ -185,6 +199,8 @@ def label_of(row: Row, labelled_by: LabelledBy, where: str) -> tuple[str, bool]:
         "researchers": field_of(row, "label_state_admin", where),
     }
     for who, code in codes.items():
+        if not isinstance(code, int) or isinstance(code, bool):
+            raise DataError(f"{where}: label state {shown(code)} of the {who}; wanted a whole number")
         if code not in STATES and code not in (DISCORD, NO_LABEL, BAD_VIDEO):
             raise DataError(f"{where}: label state {code!r} of the {who}; wanted one of {sorted(STATES)}, 3, -1, -2")
     if BAD_VIDEO in codes.values():

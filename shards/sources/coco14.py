@@ -6,7 +6,8 @@ regions of crowds first, as 255 (ignore), then the objects, each over what was t
     order   as the file lists them
     area    the largest first, so that small objects stay visible (the default, and what the usual conversion does)
 
-An image label is the set of classes that the mask shows. So a class that only a crowd shows is in no label.
+An image label is the set of classes that the mask shows. So a class that only a crowd shows is in no label. A class
+that is annotated but shows in no pixel is remarked on: its annotations cover no pixel, or others cover them.
 """
 
 import json
@@ -18,12 +19,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shards.schema import IGNORE_INDEX, ClassSet, DataError, Sample, classes_in
-from shards.sources.archives import Blob, digest_of, digest_of_text, opened
-from shards.sources.coco_files import key_of, read_json, write_lines
+from shards.schema import (
+    IGNORE_INDEX,
+    ClassSet,
+    DataError,
+    Sample,
+    classes_in,
+)
+from shards.sources.archives import Blob, Exif, digest_of, digest_of_text, opened
+from shards.sources.coco_files import files_of, read_json, write_lines
+from shards.sources.coco_regions import region
+from shards.sources.names import keys_of
+from shards.sources.text import shown
 
 Paint = Literal["order", "area"]
 NUM_CLASSES = 80  # of COCO; another number makes another class set
+UNSEEN = "annotated classes that show in no pixel, so that they are not in the image label"
+EMPTY = "annotations that cover no pixel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class Coco14:
         lines: file of the annotations, a json line per image, which workers read instead of the whole json.
         annotations: digest of the json that the lines were made of.
         left_out: images of the json without an annotation, which were not taken.
+        exif: what to do with images that are not upright, see Blob.read_jpeg.
     """
 
     pictures: tuple[Picture, ...]
@@ -54,6 +67,7 @@ class Coco14:
     left_out: int = 0
     paint: Paint = "area"
     with_masks: bool = False
+    exif: Exif = "keep"
     source: str = "coco14"
 
     def __len__(self) -> int:
@@ -68,6 +82,7 @@ class Coco14:
             "annotations": self.annotations,
             "left_out": self.left_out,
             "paint": self.paint,
+            **({"exif": self.exif} if self.exif != "keep" else {}),
             "images": digest_of(picture.image for picture in self.pictures),
             "groups": digest_of_text(f"{picture.key} {picture.group}" for picture in self.pictures),
         }
@@ -76,54 +91,42 @@ class Coco14:
         picture = self.pictures[index]
         line = json.loads(os.pread(opened(self.lines).fileno(), picture.size, picture.offset))
         height, width = line["size"]
-        mask_HW = painted(line["annotations"], height, width, self.paint, f"image '{picture.key}'")
+        image = picture.image.read_jpeg((height, width), self.exif)
+        where = f"{line['where']}: image {picture.group} ({picture.image})"
+        mask_HW, empty = painted(line["annotations"], height, width, self.paint, where)
+        image_label = classes_in(mask_HW)
+        unseen = {one["class_id"] for one in line["annotations"] if not one["iscrowd"]} - {*image_label}
         return Sample(
             key=picture.key,
-            image=picture.image.read_jpeg(mask_HW.shape),
-            image_label=classes_in(mask_HW),
+            image=image,
+            image_label=image_label,
             group=picture.group,
             source=self.source,
             mask=mask_HW if self.with_masks else None,
+            mask_place=str(line["where"]),
+            remarks={
+                **({EMPTY: f"annotations {empty}"} if empty else {}),
+                **({UNSEEN: ", ".join(self.class_set.classes[one - 1] for one in sorted(unseen))} if unseen else {}),
+            },
         )
 
 
-def painted(annotations: Sequence[Mapping[str, Any]], height: int, width: int, paint: Paint, where: str) -> np.ndarray:
-    """Annotations with `class_id`, `iscrowd`, `segmentation` -> (H, W) uint8 class ids, 255 where only a crowd is."""
+def painted(
+    annotations: Sequence[Mapping[str, Any]], height: int, width: int, paint: Paint, where: str
+) -> tuple[np.ndarray, list[Any]]:
+    """Annotations with `class_id`, `iscrowd`, `segmentation` -> (H, W) uint8 class ids, 255 where only a crowd is;
+    and the ids of the annotations that cover no pixel."""
     mask_HW = np.zeros((height, width), dtype=np.uint8)
     regions = [region(one["segmentation"], height, width, f"{where}, annotation {one['id']}") for one in annotations]
+    areas = [int(inside_HW.sum()) for inside_HW in regions]
     order = list(range(len(regions)))
     if paint == "area":
-        areas = [int(inside_HW.sum()) for inside_HW in regions]
         order.sort(key=lambda number: -areas[number])
     order.sort(key=lambda number: not annotations[number]["iscrowd"])  # stable: crowds first, else as it was
     for number in order:
         one = annotations[number]
         mask_HW[regions[number]] = IGNORE_INDEX if one["iscrowd"] else one["class_id"]
-    return mask_HW
-
-
-def region(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Polygons or a run-length code -> (H, W) bool.
-
-    Raises:
-        DataError: neither, or of another size than the image.
-    """
-    from pycocotools import mask as codes
-
-    if isinstance(segmentation, list):
-        bad = [flat for flat in segmentation if not isinstance(flat, list) or len(flat) < 6 or len(flat) % 2]
-        if bad or not segmentation:  # four numbers would be taken for a box
-            raise DataError(f"{where}: polygon {str(bad)[:60]}; wanted x0, y0, x1, y1, ... of at least three points")
-        code = codes.merge(codes.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation, dict) and segmentation.get("size") == [height, width] and "counts" in segmentation:
-        code = segmentation
-        if isinstance(code["counts"], list):
-            code = codes.frPyObjects(code, height, width)
-    else:
-        raise DataError(
-            f"{where}: segmentation {str(segmentation)[:60]}; wanted polygons, or size {[height, width]} and counts"
-        )
-    return codes.decode(code).astype(bool)
+    return mask_HW, [one["id"] for one, area in zip(annotations, areas, strict=True) if area == 0]
 
 
 def read_coco(
@@ -134,44 +137,52 @@ def read_coco(
     all_images: bool = False,
     paint: Paint = "area",
     with_masks: bool = False,
+    exif: Exif = "keep",
 ) -> Coco14:
     """The images of a json of instances.
 
     Args:
-        images: {file name without folders: file}.
+        images: {path below their place: file}.
         lines: file that is written with the annotations, to be kept until all samples are read.
         all_images: take images without any annotation too: they show background only.
 
     Raises:
-        DataError: not such a json, an annotation of an unknown image or category, or an image's file is missing.
+        DataError: not such a json, too many categories, an annotation of an unknown image or category, or an image's
+            file is missing, may be two, or is another image's too.
     """
     content = read_json(annotations)
+    where = str(annotations)
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    if len({type(one) for one in names}) > 1:
+        raise DataError(f"{where}: some ids of its categories are numbers, some are text; wanted one kind")
     class_ids = {one: n + 1 for n, one in enumerate(sorted(names))}
-    of_image = annotations_of(content, class_ids, str(annotations))
+    class_set = ClassSet(
+        name="coco14" if len(names) == NUM_CLASSES else f"coco{len(names)}",
+        classes=tuple(names[one] for one in class_ids),
+    )
+    of_image = annotations_of(content, class_ids, where)
     taken = [image for image in content["images"] if all_images or of_image[image["id"]]]
-    files = [image["file_name"].rpartition("/")[2] for image in taken]
-    missing = [name for name in files if name not in images]
-    if missing:
-        raise DataError(f"{annotations}: {len(missing)} of {len(taken)} images are missing, first '{missing[0]}'")
+    files = files_of(taken, images, where)
+    keys = keys_of([image["file_name"] for image in taken], where)
     spans = write_lines(
         lines,
-        ({"size": [image["height"], image["width"]], "annotations": of_image[image["id"]]} for image in taken),
+        (
+            {"size": [image["height"], image["width"]], "annotations": of_image[image["id"]], "where": where}
+            for image in taken
+        ),
     )
     return Coco14(
         pictures=tuple(
-            Picture(key_of(name), str(image["id"]), images[name], *span)
-            for image, name, span in zip(taken, files, spans, strict=True)
+            Picture(key, str(image["id"]), file, *span)
+            for key, image, file, span in zip(keys, taken, files, spans, strict=True)
         ),
         lines=str(lines.absolute()),
         annotations=digest_of([annotations]),
-        class_set=ClassSet(
-            name="coco14" if len(names) == NUM_CLASSES else f"coco{len(names)}",
-            classes=tuple(names[one] for one in class_ids),
-        ),
+        class_set=class_set,
         left_out=len(content["images"]) - len(taken),
         paint=paint,
         with_masks=with_masks,
+        exif=exif,
     )
 
 
@@ -184,6 +195,8 @@ def annotations_of(content: Mapping[str, Any], class_ids: Mapping[int, int], whe
                 f"{where}: annotation {one['id']} is of image {one['image_id']} and category {one['category_id']}; "
                 "one of them is not listed"
             )
+        if one.get("iscrowd", 0) not in (0, 1):
+            raise DataError(f"{where}: annotation {one['id']}: iscrowd is {shown(one['iscrowd'])}; wanted 0 or 1")
         about = {"id": one["id"], "class_id": class_ids[one["category_id"]], "iscrowd": one.get("iscrowd", 0)}
         of_image[one["image_id"]].append({**about, "segmentation": one["segmentation"]})
     return of_image

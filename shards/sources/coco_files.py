@@ -5,24 +5,52 @@ instances_train2014.json and so on, anywhere below a root or in annotations_trai
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from shards.files import appearing
 from shards.schema import DataError
 from shards.sources.archives import Blob, is_archive, list_archive, list_folder
+from shards.sources.names import IMAGE_ENDINGS, Names, check_one_row_each, plain
+from shards.sources.text import json_of, shown
 
-IMAGES = (".jpg", ".jpeg", ".png")
 IMAGE_FOLDER = re.compile(r"(train|val)20\d\d")
 ANNOTATIONS = re.compile(r"instances_((?:train|val)20\d\d)\.json")
 ARCHIVE_NAMES = re.compile(r"(train|val)20\d\d|annotations", re.IGNORECASE)
-NEEDED = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "segmentation"),
+
+
+def is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+NEEDED: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "images": {
+        "id": (is_id, "a whole number or text"),
+        "file_name": (is_name, "a path"),
+        "height": (is_side, "a whole number of pixels"),
+        "width": (is_side, "a whole number of pixels"),
+    },
+    "categories": {"id": (is_id, "a whole number or text"), "name": (is_name, "text")},
+    "annotations": {
+        "id": (is_id, "a whole number or text"),
+        "image_id": (is_id, "the id of an image"),
+        "category_id": (is_id, "the id of a category"),
+        "segmentation": (lambda value: True, ""),
+    },
 }
 
 
@@ -69,44 +97,77 @@ def of_coco(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
         found = ANNOTATIONS.fullmatch(name)
         if found:
             yield found[1], "", blob
-        elif IMAGE_FOLDER.fullmatch(place) and name.lower().endswith(IMAGES):
+        elif IMAGE_FOLDER.fullmatch(place) and name.lower().endswith(IMAGE_ENDINGS):
             yield place, name, blob
 
 
 def list_images(place: Path) -> dict[str, Blob]:
-    """{file name: image} of a folder or an archive, whatever it is called.
+    """{path below it: image} of a folder or an archive, whatever it is called. Raises DataError if it is not there."""
+    files = list_archive(place) if is_archive(place) else list_folder(place)
+    below = {path.partition("/")[2]: blob for path, blob in files.items()}
+    return {path: blob for path, blob in below.items() if path.lower().endswith(IMAGE_ENDINGS)}
+
+
+def files_of(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Blob], where: str) -> list[Blob]:
+    """The file of each image of a json: by its full path, or by the end of one that only one file has.
 
     Raises:
-        DataError: not there, or two images of one name.
+        DataError: a file is missing, a name may mean two files, or two images are one file.
     """
-    images: dict[str, Blob] = {}
-    for path, blob in (list_archive(place) if is_archive(place) else list_folder(place)).items():
-        name = path.rpartition("/")[2]
-        if name.lower().endswith(IMAGES) and images.setdefault(name, blob) != blob:
-            raise DataError(f"{place}: two images are called '{name}': {images[name]} and {blob}; name one folder")
-    return images
+    names = Names(images, "the images", anywhere=True)
+    found = [names.find(row["file_name"], f"{where}: image {row['id']}") for row in rows]
+    missing = [row["file_name"] for row, path in zip(rows, found, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{where}: {len(missing)} of {len(rows)} images are missing, first '{missing[0]}' (of {len(images)} files; "
+            "folders in a name count)"
+        )
+    paths = [path for path in found if path is not None]
+    check_one_row_each(zip((f"image {row['id']}" for row in rows), paths, strict=True), where, "file")
+    return [images[path] for path in paths]
 
 
 def read_json(blob: Blob) -> dict[str, list[dict[str, Any]]]:
     """A json of instances, with the columns that are needed.
 
     Raises:
-        DataError: something else, or two images or categories with one id.
+        DataError: something else, a value of another kind, or two rows of one id, or two categories of one name.
     """
-    try:
-        content = json.loads(blob.read())
-    except ValueError as error:
-        raise DataError(f"{blob}: not json ({error})") from error
+    where = str(blob)
+    content = json_of(blob.read(), where)
     for name, needed in NEEDED.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise DataError(f"{blob}: no list '{name}'; wanted a json of instances, such as instances_train2014.json")
+            raise DataError(f"{where}: no list '{name}'; wanted a json of instances, such as instances_train2014.json")
         for number, row in enumerate(content[name]):
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: {name}[{number}] is {shown(row)}; wanted an object with {', '.join(needed)}")
             lacking = [key for key in needed if key not in row]
             if lacking:
-                raise DataError(f"{blob}: {name}[{number}] lacks {', '.join(lacking)}; it has {sorted(row)}")
-        if len({row["id"] for row in content[name]}) < len(content[name]):
-            raise DataError(f"{blob}: two of its {name} have one id")
+                raise DataError(f"{where}: {name}[{number}] lacks {', '.join(lacking)}; it has {sorted(row)}")
+            for key, (is_right, wanted) in needed.items():
+                if not is_right(row[key]):
+                    raise DataError(
+                        f"{where}: {name}[{number}] (id {shown(row['id'])}): {key} is {shown(row[key])}; "
+                        f"wanted {wanted}"
+                    )
+        for key in ("id", "name") if name == "categories" else ("id",):
+            check_one_each([row[key] for row in content[name]], f"{where}: two of its {name} have one {key}")
+    for image in content["images"]:
+        if image["height"] * image["width"] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise DataError(
+                f"{where}: image {image['id']} is said to have {image['height']} x {image['width']} pixels; no image "
+                "of that size is read: correct its height and width"
+            )
     return content
+
+
+def check_one_each(values: Sequence[Any], message: str) -> None:
+    seen: set[Any] = set()
+    for value in values:
+        form = plain(value) if isinstance(value, str) else value
+        if form in seen:
+            raise DataError(f"{message}: {shown(value)}")
+        seen.add(form)
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
@@ -120,7 +181,3 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[tuple[int
             spans.append((at, len(line)))
             at += file.write(line)
     return spans
-
-
-def key_of(file_name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_\-]", "_", file_name.rpartition(".")[0])

@@ -10,7 +10,17 @@ from typing import Literal
 
 import numpy as np
 
-from shards.schema import IGNORE_INDEX, Box, ClassSet, DataError, Sample, Source, decode_image, encode_image
+from shards.schema import (
+    IGNORE_INDEX,
+    Box,
+    ClassSet,
+    DataError,
+    Sample,
+    Source,
+    decode_image,
+    encode_image,
+    header_of,
+)
 
 Protocol = Literal["legacy", "grid"]
 SMOKE_ID = 1
@@ -101,6 +111,7 @@ class Cropped:
         mask_HW = mask_of(frame)
         where = f"{frame.source}: sample '{frame.key}'"
         image_HW3 = decode_image(frame.image, where)
+        _, orientation = header_of(frame.image, where)
         if image_HW3.shape[:2] != mask_HW.shape:
             raise DataError(f"{where}: mask is {mask_HW.shape}, image is {image_HW3.shape[:2]}: they must be equal")
         y0, y1, x0, x1 = box
@@ -108,11 +119,13 @@ class Cropped:
         regions = {name: clipped(boxes, box) for name, boxes in frame.regions.items()}
         return Sample(
             key=f"{frame.key}_{y0}_{x0}",
-            image=encode_image(np.ascontiguousarray(image_HW3[y0:y1, x0:x1]), quality=95),
+            image=encode_image(np.ascontiguousarray(image_HW3[y0:y1, x0:x1]), orientation=orientation),
             image_label=tuple(sorted(set(np.unique(mask_hw).tolist()) - {0, IGNORE_INDEX})),
             group=frame.group,
             source=frame.source,
             mask=mask_hw if self.with_masks else None,
+            mask_place=frame.mask_place,
+            remarks=frame.remarks,
             regions=regions if self.with_masks else {},
         )
 

@@ -1,24 +1,30 @@
 """IJmond: cameras around a steel works. Labelled clips for training, frames with polygons for testing.
 
 Clips: the metadata of MultiX-Amsterdam/ijmond-camera-monitor (CC BY 4.0; labels: D-32). Frames: a COCO json,
-whose categories of smoke, of low or high opacity, become the one class smoke (D-33).
+whose categories of smoke, of low or high opacity, become the one class smoke (D-33); other categories are left out.
 """
 
-import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from shards.schema import SMOKE, ClassSet, DataError, Sample, decode_image, encode_image
+from shards.schema import SMOKE, ClassSet, DataError, Sample
+from shards.sources.archives import Blob, Exif
 from shards.sources.clips import Clips, Row, field_of, join_url, metadata_rows, read_clips
+from shards.sources.coco_files import files_of, list_images, read_json
+from shards.sources.coco_regions import polygons_of
+from shards.sources.names import keys_of, last_of, plain
+from shards.sources.text import shown
 
 CAMERAS = ("hoogovens", "kooksfabriek_1", "kooksfabriek_2")  # by camera_id
 GROUP_PATTERN = r"(.+?)(?:[-_]\d+)?_frame_?\d+"  # VIDEO_VIEW_frameN and VIDEO_frame_N -> VIDEO
 GroupBy = Literal["scene", "clip", "camera"]
+SMOKE_NAMES = ("smoke", "high-opacity-smoke", "low-opacity-smoke")  # with blanks or _ for -, in any case
 Polygon = tuple[float, ...]  # x0, y0, x1, y1, ... in pixels; (0, 0) is the corner of the frame
 
 
@@ -60,7 +66,7 @@ def video_urls(metadata: Path, url_root: str | None = None) -> list[str]:
 
 def camera_of(row: Row, where: str) -> str:
     number = field_of(row, "camera_id", where)
-    if number not in range(len(CAMERAS)):
+    if not isinstance(number, int) or number not in range(len(CAMERAS)):
         raise DataError(f"{where}: camera_id is {number!r}; wanted 0 to {len(CAMERAS) - 1} ({', '.join(CAMERAS)})")
     return CAMERAS[number]
 
@@ -68,10 +74,10 @@ def camera_of(row: Row, where: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Frame:
     key: str
-    path: Path
+    image: Blob
     size: tuple[int, int]  # height, width
     group: str
-    polygons: tuple[Polygon, ...]
+    polygons: tuple[tuple[str, Polygon], ...]  # with the id of their annotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +86,15 @@ class Frames:
 
     Attributes:
         with_masks: give the rasterised masks, for pixel shards and for cropping.
+        left_out: annotations of other categories, by name.
+        exif: what to do with images that are not upright, see Blob.read_jpeg.
     """
 
     frames: tuple[Frame, ...]
     source: str = "ijmond"
     with_masks: bool = True
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    exif: Exif = "keep"
     class_set: ClassSet = SMOKE
 
     def __len__(self) -> int:
@@ -95,20 +105,24 @@ class Frames:
 
     def __getitem__(self, index: int) -> Sample:
         frame = self.frames[index]
-        data = frame.path.read_bytes()
-        image_HW3 = decode_image(data, str(frame.path))
-        if image_HW3.shape[:2] != frame.size:
-            raise DataError(f"{frame.path}: is {image_HW3.shape[:2]}, its annotation says {frame.size} (height, width)")
-        if not data.startswith(b"\xff\xd8"):  # not a JPEG: the one format that shards hold
-            data = encode_image(image_HW3)
-        mask_HW = rasterise(frame.polygons, *frame.size)
+        image = frame.image.read_jpeg(frame.size, self.exif)
+        mask_HW = np.zeros(frame.size, dtype=np.uint8)
+        for number, polygon in frame.polygons:
+            inside_HW = rasterise([polygon], *frame.size)
+            if not inside_HW.any():
+                raise DataError(
+                    f"{frame.image}: a polygon of annotation {number} covers no pixel of {frame.size} (height, width): "
+                    "it lies outside, is too small, or is in shares of the image; correct or remove it"
+                )
+            mask_HW |= inside_HW
         return Sample(
             key=frame.key,
-            image=data,
+            image=image,
             image_label=(1,) if mask_HW.any() else (),
             group=frame.group,
             source=self.source,
             mask=mask_HW if self.with_masks else None,
+            mask_place=f"the polygons of {frame.image}",
         )
 
 
@@ -118,89 +132,85 @@ def read_frames_with_polygons(
     *,
     categories: Collection[str] | None = None,
     group_pattern: str = GROUP_PATTERN,
+    exif: Exif = "keep",
 ) -> Frames:
     """Read a COCO json; file names are relative to `images`.
 
     Args:
-        categories: names that mean smoke; default: those whose name holds "smoke".
+        categories: names that mean smoke; default: SMOKE_NAMES.
         group_pattern: its first group, matched at the start of a file's name, names the frame's video or scene.
 
     Raises:
-        DataError: a file is missing; an annotation is of an unknown image, of a category that is unknown or not smoke,
-            or no polygon; a name does not match.
+        DataError: a file is missing; an annotation is of an unknown image or category, or no polygon; no category means
+            smoke; a name does not match.
     """
-    content = read_json(annotations)
-    wanted = smoke_ids(content["categories"], categories, annotations)
-    polygons: dict[int, list[Polygon]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        where = f"{annotations}: annotation {annotation.get('id')}"
-        if annotation.get("image_id") not in polygons:
-            raise DataError(f"{where}: is of image {annotation.get('image_id')}, which 'images' does not list")
-        if annotation.get("category_id") not in wanted:
+    where = str(annotations)
+    if not annotations.is_file():
+        raise DataError(f"{annotations}: annotation file is missing")
+    content = read_json(Blob(where))
+    names = {row["id"]: str(row["name"]) for row in content["categories"]}
+    wanted = smoke_ids(names, categories, where)
+    of_image = {image["id"]: image for image in content["images"]}
+    polygons: dict[Any, list[tuple[str, Polygon]]] = {key: [] for key in of_image}
+    left_out: Counter[str] = Counter()
+    for one in content["annotations"]:
+        place = f"{where}: annotation {one['id']}"
+        image = of_image.get(one["image_id"])
+        if image is None:
+            raise DataError(f"{place}: is of image {one['image_id']}, which 'images' does not list")
+        if one["category_id"] not in names:
+            raise DataError(f"{place}: its category is {one['category_id']}; listed: {names}")
+        if one["category_id"] not in wanted:
+            left_out[names[one["category_id"]]] += 1
+            continue
+        if not isinstance(one["segmentation"], list):
             raise DataError(
-                f"{where}: its category is {annotation.get('category_id')}; smoke: {wanted}; see --category"
+                f"{place}: segmentation is {shown(one['segmentation'])}; wanted a list of polygons, not RLE"
             )
-        polygons[annotation["image_id"]] += polygons_of(annotation.get("segmentation"), where)
-    if len(polygons) < len(content["images"]):
-        raise DataError(f"{annotations}: two images have one id")
+        of_it = polygons_of(one["segmentation"], image["height"], image["width"], f"{place} of image {image['id']}")
+        polygons[image["id"]] += [(str(one["id"]), tuple(map(float, flat))) for flat in of_it]
+    if not images.is_dir():
+        raise DataError(f"{images}: no such folder; see --images")
+    files = files_of(content["images"], list_images(images), where)
+    keys = keys_of([image["file_name"] for image in content["images"]], where)
     frames = []
-    for image in content["images"]:
-        path = images / image["file_name"]
-        if not path.is_file():
-            raise DataError(f"{path}: image of {annotations} is missing; see --images")
-        match = re.match(group_pattern, path.name)
+    for image, file, key in zip(content["images"], files, keys, strict=True):
+        name = last_of(plain(image["file_name"]))
+        match = re.match(group_pattern, name)
         if match is None:
-            raise DataError(f"{path}: does not match '{group_pattern}', so its video is unknown; see --group-pattern")
+            raise DataError(f"{name}: does not match '{group_pattern}', so its video is unknown; see --group-pattern")
         frames.append(
             Frame(
-                key=re.sub(r"[^A-Za-z0-9_\-]", "_", Path(image["file_name"]).with_suffix("").as_posix()),
-                path=path,
+                key=key,
+                image=file,
                 size=(image["height"], image["width"]),
                 group=match[1],
                 polygons=tuple(polygons[image["id"]]),
             )
         )
-    return Frames(frames=tuple(frames))
+    return Frames(frames=tuple(frames), left_out=dict(left_out), exif=exif)
 
 
-def read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The three lists of a COCO json, whose images have id, file_name, height and width."""
-    if not path.is_file():
-        raise DataError(f"{path}: annotation file is missing")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: not json ({error})") from error
-    needs = {"images": ("id", "file_name", "height", "width"), "categories": ("id",), "annotations": ()}
-    for name, needed in needs.items():
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise DataError(f"{path}: no list '{name}'; wanted a COCO json with images, annotations and categories")
-        for number, row in enumerate(content[name]):
-            lacking = [key for key in needed if key not in row]
-            if lacking:
-                raise DataError(f"{path}: {name}[{number}] lacks {', '.join(lacking)}; it has {sorted(row)}")
-    return content
+def smoke_ids(names: Mapping[Any, str], chosen: Collection[str] | None, where: str) -> set[Any]:
+    """The ids of the categories that mean smoke: exactly those chosen, or those of SMOKE_NAMES.
 
-
-def smoke_ids(listed: Sequence[Mapping[str, Any]], names: Collection[str] | None, where: Path) -> dict[int, str]:
-    """{id: name} of the categories that mean smoke."""
-    known = {row["id"]: str(row.get("name")) for row in listed}
-    unknown = sorted(set(names or ()) - set(known.values()))
+    Raises:
+        DataError: one that is chosen is not there, or none is called so.
+    """
+    unknown = sorted(set(chosen or ()) - set(names.values()))
     if unknown:
-        raise DataError(f"{where}: has no category {unknown}; it has {sorted(known.values())}")
-    return {key: name for key, name in known.items() if (name in names if names else "smoke" in name.lower())}
-
-
-def polygons_of(segmentation: Any, where: str) -> list[Polygon]:
-    """The polygons of one annotation."""
-    if not isinstance(segmentation, list) or not segmentation:
-        raise DataError(f"{where}: segmentation is {str(segmentation)[:60]}; wanted a list of polygons, not RLE")
-    polygons = []
-    for flat in segmentation:
-        if not isinstance(flat, list) or len(flat) < 6 or len(flat) % 2 or not np.isfinite(flat).all():
-            raise DataError(f"{where}: polygon {str(flat)[:60]}; wanted x0, y0, x1, y1, ... of at least three points")
-        polygons.append(tuple(float(number) for number in flat))
-    return polygons
+        raise DataError(f"{where}: has no category {unknown}; it has {sorted(names.values())}")
+    found = {
+        key
+        for key, name in names.items()
+        if (name in chosen if chosen else re.sub(r"[ _]", "-", name.strip().lower()) in SMOKE_NAMES)
+    }
+    if not found:
+        raise DataError(
+            f"{where}: no category is called {' or '.join(SMOKE_NAMES)}; it has {sorted(names.values())}: say which "
+            "means smoke with --category"
+        )
+    return found
 
 
 def rasterise(polygons: Sequence[Polygon], height: int, width: int) -> np.ndarray:

@@ -60,12 +60,15 @@ class Joined:
         key = part.keys[number]
         others = (other for n, other in enumerate(self.parts) if n != number_of_part)
         pixel = self.supervision == "pixel"
+        about = part.about(number)
         return Sample(
             key=f"{number_of_part}_{key}" if any(key in other.number_of_key for other in others) else key,
             image=part.read(number, "jpg"),
             image_label=tuple((np.flatnonzero(part.image_label_NK[number]) + 1).tolist()),
             group=part.groups[number],
-            source=str(part.about(number)["source"]),
+            source=str(about["source"]),
             mask=part.mask(number) if pixel else None,
+            mask_place=part.where(number),
+            remarks=about.get("remarks", {}),
             regions=part.regions(number) if pixel else {},
         )

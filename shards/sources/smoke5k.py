@@ -5,17 +5,17 @@ have a near-duplicate in the training split. Without a table of groups each imag
 neighbours on one side is then left to the author of the splits.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shards.schema import SMOKE, ClassSet, DataError, Sample, decode_image, decode_mask, encode_image
-from shards.sources.smoke_images import IMAGE_ENDINGS, table_rows
+from shards.schema import IGNORE_INDEX, SMOKE, ClassSet, DataError, Sample, decode_grey
+from shards.sources.archives import Blob, Exif, list_folder
+from shards.sources.names import IMAGE_ENDINGS, Names, check_one_row_each, keys_of, plain, without_ending
+from shards.sources.text import cell_of, names_of, read_bytes, read_rows
 
-COLOUR_TYPE = 25  # offset of this byte in a PNG
 NO_GROUPS = (
     "SMOKE5K names no scenes: each image is its own group, although near-duplicates exist (86 % of the real frames of "
     "the official test split have one in train). Give --groups to keep scenes on one side"
@@ -29,10 +29,12 @@ class Smoke5K:
     Attributes:
         pairs: (key, image, mask, group).
         with_masks: give the masks, for pixel shards.
+        exif: what to do with images that are not upright, see Blob.read_jpeg.
     """
 
     pairs: tuple[tuple[str, Path, Path, str], ...]
     with_masks: bool = False
+    exif: Exif = "keep"
     source: str = "smoke5k"
     class_set: ClassSet = SMOKE
 
@@ -44,35 +46,35 @@ class Smoke5K:
 
     def __getitem__(self, index: int) -> Sample:
         key, image, truth, group = self.pairs[index]
-        data = image.read_bytes()
-        if not data.startswith(b"\xff\xd8"):  # not a JPEG: the one format that shards hold
-            data = encode_image(decode_image(data, str(image)))
-        mask_HW = smoke_mask(decode_grey(truth.read_bytes(), str(truth)))
+        mask_HW = smoke_mask(decode_grey(Blob(str(truth)).read(), str(truth)), str(truth))
         return Sample(
             key=key,
-            image=data,
-            image_label=(1,) if mask_HW.any() else (),
+            image=Blob(str(image)).read_jpeg(exif=self.exif),
+            image_label=(1,) if (mask_HW == 1).any() else (),
             group=group,
             source=self.source,
             mask=mask_HW if self.with_masks else None,
+            mask_place=str(truth),
         )
 
 
-def decode_grey(data: bytes, where: str) -> np.ndarray:
-    """Encoded mask -> (H, W) uint8; a colour image passes if its three channels are equal."""
-    if not data.startswith(b"\x89PNG"):
-        raise DataError(f"{where}: mask is no PNG; a lossy one would have wrong edges")
-    if data[COLOUR_TYPE : COLOUR_TYPE + 1] != b"\x02":  # not RGB
-        return decode_mask(data, where)
-    image_HW3 = decode_image(data, where)
-    if (image_HW3 != image_HW3[..., :1]).any():
-        raise DataError(f"{where}: mask is a colour image; wanted grey levels or ids")
-    return image_HW3[..., 0]
+def smoke_mask(truth_HW: np.ndarray, where: str = "mask") -> np.ndarray:
+    """Stored mask (H, W) uint8 -> 1 smoke, 0 none, 255 ignored.
 
+    A mask of the values 0, 1 and 255 with a 1 among them holds ids already. Else they are grey levels, cut at 128.
 
-def smoke_mask(truth_HW: np.ndarray) -> np.ndarray:
-    """Stored mask (H, W) uint8 -> 1 smoke, 0 none: grey levels are cut at 128; a mask of 0 and 1 holds ids already."""
-    return (truth_HW >= (128 if truth_HW.max() > 1 else 1)).astype(np.uint8)
+    Raises:
+        DataError: grey levels none of which reaches 128.
+    """
+    present = set(np.unique(truth_HW).tolist())
+    if present <= {0} or (1 in present and present <= {0, 1, IGNORE_INDEX}):
+        return truth_HW
+    if max(present) < 128:
+        raise DataError(
+            f"{where}: holds the values {sorted(present)[:8]}; wanted grey levels of which smoke has 128 or more, or "
+            "the ids 0, 1 and 255 (ignore)"
+        )
+    return (truth_HW >= 128).astype(np.uint8)
 
 
 def read_smoke5k(
@@ -83,59 +85,74 @@ def read_smoke5k(
     image_folder: str = "img",
     mask_folder: str = "gt",
     with_masks: bool = False,
+    exif: Exif = "keep",
 ) -> Smoke5K:
-    """Pair the images of `root`/img with the masks of `root`/gt by file name without ending.
+    """Pair the images of `root`/img with the masks of `root`/gt by their path without ending.
 
     Args:
         only: text file of names to take, one a line, in its order; default: all, sorted.
         groups: csv with columns key and group, or json {key: group}, a key being a name without ending.
 
     Raises:
-        DataError: a folder is missing or empty, an image has no mask, a listed name no image, an image no group.
+        DataError: a folder is missing or empty, an image has no mask, a mask no image (unless a list is given), a
+            listed name no image, an image no group; or a name may mean two files.
     """
-    images, masks = by_stem(root / image_folder), by_stem(root / mask_folder)
-    stems = sorted(images)
-    if only is not None:
-        if not only.is_file():
-            raise DataError(f"{only}: list of images is missing")
-        stems = [Path(line.strip()).name for line in only.read_text().splitlines() if line.strip()]
-        stems = [Path(name).stem if name.lower().endswith(IMAGE_ENDINGS) else name for name in stems]
-    for place, known in ((root / image_folder, images), (root / mask_folder, masks)):
-        lacking = [stem for stem in stems if stem not in known]
+    images, masks = found_in(root / image_folder), found_in(root / mask_folder)
+    names = sorted(map(without_ending, images.files)) if only is None else names_of(read_bytes(only), str(only))
+    found = [images.find(below(name, image_folder, images), str(only or root / image_folder)) for name in names]
+    stems = [without_ending(path or name) for path, name in zip(found, names, strict=True)]
+    truths = [masks.find(f"{stem}.png", str(root / mask_folder)) or masks.find(stem, str(root)) for stem in stems]
+    for place, files in ((root / image_folder, found), (root / mask_folder, truths)):
+        lacking = [stem for stem, path in zip(stems, files, strict=True) if path is None]
         if lacking:
             raise DataError(f"{place}: {len(lacking)} of {len(stems)} images are not here, first '{lacking[0]}'")
-    group_of = {stem: stem for stem in stems} if groups is None else read_groups(groups)
-    ungrouped = [stem for stem in stems if stem not in group_of]
+    check_one_row_each(zip(names, found, strict=True), str(only or root / image_folder), "image")
+    extra = sorted({*masks.files} - {*truths}) if only is None else []
+    if extra:
+        raise DataError(
+            f"{root / mask_folder}: {len(extra)} masks have no image in {root / image_folder} "
+            f"({', '.join(IMAGE_ENDINGS)}), first '{extra[0]}'; add the images, remove the masks or name what to take "
+            "with --list"
+        )
+    group_of = {plain(stem): stem for stem in stems} if groups is None else read_groups(groups)
+    ungrouped = [stem for stem in stems if plain(stem) not in group_of]
     if ungrouped:
         raise DataError(f"{groups}: {len(ungrouped)} of {len(stems)} images have no group, first '{ungrouped[0]}'")
     pairs = tuple(
-        (re.sub(r"[^A-Za-z0-9_\-]", "_", stem), images[stem], masks[stem], str(group_of[stem])) for stem in stems
+        (key, images.files[str(image)], masks.files[str(truth)], group_of[plain(stem)])
+        for key, image, truth, stem in zip(keys_of(stems, str(root)), found, truths, stems, strict=True)
     )
-    return Smoke5K(pairs=pairs, with_masks=with_masks)
+    return Smoke5K(pairs=pairs, with_masks=with_masks, exif=exif)
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
-    """{name without ending: path} of a folder's images."""
+def below(name: str, folder: str, images: Names[Path]) -> str:
+    """A listed name without the folder of the images in front, unless that is a folder in it, too."""
+    bare = plain(name)
+    return bare.removeprefix(f"{plain(folder)}/") if images.find(name, folder) is None else name
+
+
+def found_in(folder: Path) -> Names[Path]:
+    """The images of a folder by their path below it."""
     if not folder.is_dir():
         raise DataError(f"{folder}: folder is missing; wanted SMOKE5K's img and gt below --root")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_ENDINGS:
-            continue
-        if path.stem in found:
-            raise DataError(f"{folder}: two images go by the name '{path.stem}': {found[path.stem].name}, {path.name}")
-        found[path.stem] = path
-    if not found:
+    paths = {path.partition("/")[2]: Path(blob.path) for path, blob in list_folder(folder).items()}
+    images = {path: file for path, file in paths.items() if path.lower().endswith(IMAGE_ENDINGS)}
+    if not images:
         raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)})")
-    return found
+    names = Names(images, str(folder))
+    for path in images:
+        names.find(without_ending(path), str(folder))  # two images of one name are refused here
+    return names
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """{name: group} of a csv or json table."""
-    groups = {}
-    for key, row in table_rows(path):
-        group = row.get("group") if isinstance(row, Mapping) else row
-        if group in (None, ""):
-            raise DataError(f"{path}: '{key}' has no group; wanted columns key and group, or json {{key: group}}")
-        groups[Path(key).stem if key.lower().endswith(IMAGE_ENDINGS) else key] = str(group)
+    """{name without ending: group} of a csv or json table."""
+    groups: dict[str, str] = {}
+    for key, row in read_rows(path):
+        where = f"{path}: '{key}'"
+        hint = "wanted columns key and group, or json {key: group}"
+        name = without_ending(plain(key))
+        if name in groups:
+            raise DataError(f"{where} is there twice, with and without its ending; remove one of its rows")
+        groups[name] = cell_of(row if isinstance(row, Mapping) else {"group": row}, "group", where, hint)
     return groups

@@ -1,4 +1,4 @@
-"""Video files -> frames, exact by decoding. Rotation tags are not applied, as for images."""
+"""Video files -> frames, exact by decoding, as they are stored: a rotation tag is reported, not applied."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from shards.schema import DataError
+
+ORIENTATION_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # degrees counterclockwise -> EXIF
 
 
 def frame_count(path: Path) -> int:
@@ -51,6 +53,7 @@ def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> 
 
     if not path.is_file():
         raise DataError(f"{path}: video is missing")
+    check_boxes(path)
     count, found = 0, {}
     try:
         with open_video(str(path)) as container:
@@ -69,3 +72,47 @@ def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> 
     if count == 0:
         raise DataError(f"{path}: holds no frame; fetch the file again")
     return count, found
+
+
+def check_boxes(path: Path) -> None:
+    """Raise DataError if an mp4 ends inside one of its boxes: cut after a frame, it would decode with fewer frames."""
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            header = file.read(16)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if at == 0 and kind != b"ftyp":
+                return  # no mp4, or the decoder says what is wrong with it
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            if length == 0:  # to the end of the file
+                return
+            if length < 8 or at + length > size:
+                raise DataError(
+                    f"{path}: does not decode whole: its box {kind!r} at byte {at} should have {length} bytes, the "
+                    f"file ends at {size}: cut short; fetch the file again"
+                )
+            at += length
+
+
+def orientation_of_clip(path: Path) -> int:
+    """The EXIF orientation (1, 3, 6 or 8) that says the same as a clip's rotation tag.
+
+    Raises:
+        DataError: as frame_count, or a rotation by other than quarter turns.
+    """
+    about = path.stat()
+    return tagged(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=65536)
+def tagged(path: Path, size: int, mtime_ns: int) -> int:
+    from av import open as open_video
+
+    with open_video(str(path)) as container:
+        frame = next(container.decode(container.streams.video[0]))
+        turns = frame.rotation % 360  # degrees, counterclockwise
+    if turns not in ORIENTATION_OF_TURN:
+        raise DataError(f"{path}: is tagged to be turned by {turns} degrees; wanted quarter turns: encode it upright")
+    return ORIENTATION_OF_TURN[turns]

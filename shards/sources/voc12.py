@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from shards.schema import ClassSet, DataError, Sample, classes_in, decode_mask
-from shards.sources.archives import Blob, digest_of, digest_of_text
+from shards.sources.archives import Blob, Exif, digest_of, digest_of_text
+from shards.sources.names import keys_of
 from shards.sources.voc_files import Files, read_list
 
 VOC12 = ClassSet(
@@ -48,11 +49,13 @@ class Voc12:
 
     Attributes:
         with_masks: give the masks, for pixel shards. Labels come from them either way; a split without masks has none.
+        exif: what to do with images that are not upright, see Blob.read_jpeg.
         ids_from: which list, or which sets, the ids come from.
     """
 
     pictures: tuple[Picture, ...]
     with_masks: bool = False
+    exif: Exif = "keep"
     ids_from: str = ""
     masks_from: Mapping[str, int] = field(default_factory=dict)
     source: str = "voc12"
@@ -68,6 +71,7 @@ class Voc12:
         return {
             "name": self.source,
             "ids_from": self.ids_from,
+            **({"exif": self.exif} if self.exif != "keep" else {}),
             "masks_from": dict(self.masks_from),
             "images": digest_of(picture.image for picture in self.pictures),
             "masks": digest_of(picture.mask for picture in self.pictures if picture.mask),
@@ -79,17 +83,19 @@ class Voc12:
         mask_HW = None if picture.mask is None else read_mask(picture.mask)
         return Sample(
             key=picture.key,
-            image=picture.image.read_jpeg(None if mask_HW is None else mask_HW.shape),
+            image=picture.image.read_jpeg(None if mask_HW is None else mask_HW.shape, self.exif),
             image_label=() if mask_HW is None else classes_in(mask_HW),
             group=picture.group,
             source=self.source,
             mask=mask_HW if self.with_masks else None,
+            mask_place=str(picture.mask or ""),
         )
 
 
 def read_mask(blob: Blob) -> np.ndarray:
-    """(H, W) uint8 class ids of a PNG of indices or of SBD's .mat."""
-    return sbd_mask(blob.read(), str(blob)) if blob.name.endswith(".mat") else decode_mask(blob.read(), str(blob))
+    """(H, W) uint8 class ids of a PNG in VOC's colours or grey ids, or of SBD's .mat."""
+    data = blob.read()
+    return sbd_mask(data, str(blob)) if blob.name.endswith(".mat") else decode_mask(data, str(blob), palette="voc")
 
 
 def sbd_mask(data: bytes, where: str) -> np.ndarray:
@@ -106,8 +112,10 @@ def sbd_mask(data: bytes, where: str) -> np.ndarray:
         mask_HW = loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # scipy raises whatever the first wrong byte leads to
         raise DataError(f"{where}: no SBD annotation ({type(error).__name__}: {error}); fetch it again") from error
-    if mask_HW.ndim != 2:
-        raise DataError(f"{where}: GTcls.Segmentation is of shape {mask_HW.shape}; wanted (height, width)")
+    if mask_HW.ndim != 2 or not np.isin(mask_HW, np.arange(256)).all():
+        raise DataError(
+            f"{where}: GTcls.Segmentation is of shape {mask_HW.shape}, type {mask_HW.dtype}; wanted ids (height, width)"
+        )
     return mask_HW.astype(np.uint8)
 
 
@@ -118,6 +126,7 @@ def read_voc12(
     list_file: str | None = None,
     group_pattern: str = GROUP_PATTERN,
     with_masks: bool = False,
+    exif: Exif = "keep",
 ) -> Voc12:
     """One split. Its ids are those of train_aug.txt, val.txt or test.txt; a train list that is not there is derived.
 
@@ -143,36 +152,35 @@ def read_voc12(
                 "or leave the split out with --split"
             )
     pictures = []
-    for one in ids:
+    for one, key in zip(ids, keys_of(ids, ids_from), strict=True):
         match = re.fullmatch(group_pattern, one)
         if match is None or not match.groups():
             raise DataError(f"image '{one}' does not match '{group_pattern}' with a group; see --group-pattern")
-        key = re.sub(r"[^A-Za-z0-9_\-]", "_", one)
         pictures.append(Picture(key, match[1], files["image"][one], None if split == "test" else masks[one][1]))
     counts = {} if split == "test" else Counter(masks[one][0] for one in ids)
-    return Voc12(pictures=tuple(pictures), with_masks=with_masks, ids_from=ids_from, masks_from=dict(counts))
+    return Voc12(pictures=tuple(pictures), with_masks=with_masks, exif=exif, ids_from=ids_from, masks_from=dict(counts))
 
 
 def ids_of(files: Files, split: str, list_file: str | None) -> tuple[list[str], str]:
     """(image ids, where they come from)."""
     lists = files["list"]
     if list_file is not None:
-        stem = Path(list_file).stem
+        stem = Path(list_file).name.removesuffix(".txt")
         if Path(list_file).is_file():
-            return read_list(Blob(list_file)), Path(list_file).name
+            return read_list(Blob(list_file), files), Path(list_file).name
         if stem not in lists:
             raise DataError(f"{list_file}: no such file, and no such list in ImageSets/Segmentation: {sorted(lists)}")
-        return read_list(lists[stem]), f"{stem}.txt"
+        return read_list(lists[stem], files), f"{stem}.txt"
     for name in {"train": ("train_aug", "trainaug")}.get(split, (split,)):
         if name in lists:
-            return read_list(lists[name]), f"{name}.txt"
+            return read_list(lists[name], files), f"{name}.txt"
     if split != "train":
         raise NoSuchSplit(f"{files.where}: no list {split}.txt in ImageSets/Segmentation ({sorted(lists)}); see --list")
     if "val" in lists:
-        val = set(read_list(lists["val"]))
+        val = set(read_list(lists["val"], files))
         if {"train", "val"} <= files["SBD list"].keys() and "train" in lists:
-            own = read_list(lists["train"])
-            more = [one for name in ("train", "val") for one in read_list(files["SBD list"][name])]
+            own = read_list(lists["train"], files)
+            more = [one for name in ("train", "val") for one in read_list(files["SBD list"][name], files)]
             return sorted({*own, *more} - val), "VOC train + SBD train and val - VOC val"
         if files["augmented mask"]:
             return sorted(files["augmented mask"].keys() - val), "SegmentationClassAug - VOC val"

@@ -2,24 +2,27 @@
 
 They are recognised by the folder that they lie in, which is the same in all distributions:
 
-    JPEGImages/ID.jpg, SegmentationClass/ID.png      VOCtrainval_11-May-2012.tar, VOC2012test.tar
+    JPEGImages/ID.jpg, SegmentationClass/ID.png      VOCtrainval_11-May-2012.tar, VOC2012test.tar (also .jpeg, .png)
     ImageSets/Segmentation/*.txt                     the same
     cls/ID.mat, train.txt and val.txt next to cls/   SBD: benchmark.tgz (Hariharan et al., 2011)
     SegmentationClassAug/ID.png                      both in one, as it is passed around
 """
 
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from shards.schema import DataError
 from shards.sources.archives import COMPRESSED, Blob, is_archive, list_archive, list_folder, repacked
+from shards.sources.names import IMAGE_ENDINGS, Names, last_of, without_ending
+from shards.sources.text import check_different, names_of
 
 ARCHIVE_NAMES = re.compile(r"voc|sbd|benchmark|segmentationclass", re.IGNORECASE)
 FOLDERS = {
-    "JPEGImages": ("image", (".jpg", ".jpeg")),
+    "JPEGImages": ("image", IMAGE_ENDINGS),
     "SegmentationClassAug": ("augmented mask", (".png",)),
     "SegmentationClass": ("mask", (".png",)),
     "cls": ("SBD mask", (".mat",)),
@@ -36,6 +39,16 @@ class Files:
 
     def __getitem__(self, kind: str) -> Mapping[str, Blob]:
         return self.of_kind.get(kind, {})
+
+    def image_of(self, name: str, where: str) -> str | None:
+        """The id of the image that a path means, its full path first; None if there is none."""
+        path = self.paths.find(name, where)
+        return None if path is None else self.paths.files[path]
+
+    @cached_property
+    def paths(self) -> Names[str]:
+        ids = {blob.member or blob.path: one for one, blob in self["image"].items()}
+        return Names(ids, self.where, anywhere=True)
 
     @property
     def where(self) -> str:
@@ -68,7 +81,11 @@ def find_files(roots: Sequence[Path], cache: Path) -> Files:
     unpacked = [path for path in archives if path.name.lower().endswith(COMPRESSED)]
     for archive in archives:
         plain = repacked(archive, is_small, cache) if archive in unpacked else archive
+        of_archive: dict[tuple[str, str], Blob] = {}
         for kind, name, blob in of_voc(list_archive(plain)):
+            other = of_archive.setdefault((kind, name), blob)
+            if other != blob and kind == "image":
+                raise DataError(f"{kind} '{name}' is there twice: {other} and {blob}; take one out")
             found.setdefault(kind, {}).setdefault(name, blob)
     return Files(of_kind=found, roots=tuple(roots), repacked=tuple(unpacked))
 
@@ -83,7 +100,7 @@ def of_voc(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
     beside_cls = {name.rpartition("/cls/")[0] for name in files if "/cls/" in name and name.endswith(".mat")}
     for name, blob in files.items():
         folder, _, file = name.rpartition("/")
-        stem, dot, ending = file.rpartition(".")
+        stem, dot, ending = unicodedata.normalize("NFC", file).rpartition(".")
         if any(re.fullmatch(r"VOC20\d\d", part) and part != "VOC2012" for part in folder.split("/")):
             continue
         kind, endings = FOLDERS.get(folder.rpartition("/")[2], ("", ()))
@@ -95,11 +112,34 @@ def of_voc(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
             yield "SBD list", stem, blob
 
 
-def read_list(blob: Blob) -> list[str]:
-    """The ids of a list, one a line; of a line of paths (image, mask) the first one's name."""
-    lines = blob.read().decode(errors="replace").split("\n")
-    ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    twice = [one for one, count in Counter(ids).items() if count > 1]
-    if twice or not ids:
-        raise DataError(f"{blob}: " + (f"'{twice[0]}' is listed twice" if twice else "lists no image"))
+def read_list(blob: Blob, files: Files) -> list[str]:
+    """The ids of a list, one a line: an id, an image's path, or the paths of an image and its mask.
+
+    Raises:
+        DataError: no text, no line, one image twice, or an image with another one's mask.
+    """
+    ids = [id_of(line, files, str(blob)) for line in names_of(blob.read(), str(blob))]
+    check_different(ids, str(blob))
     return ids
+
+
+def id_of(line: str, files: Files, where: str) -> str:
+    """The id that a line means; the line itself if there is no such image. A blank parts two paths or is in a name."""
+    images = files["image"]
+    for kind in ("image", "SBD mask"):  # SBD's lists may be read where its images are not
+        if (name := unicodedata.normalize("NFC", line)) in files[kind]:
+            return name
+    found = files.image_of(line, where)
+    if found is not None:
+        return found
+    image, *rest = line.split()
+    found = files.image_of(image, where) if len(rest) == 1 else None
+    if found is None:
+        return name
+    mask = without_ending(last_of(unicodedata.normalize("NFC", rest[0])))
+    is_mask = any(mask in files[kind] for kind in ("augmented mask", "mask"))
+    if mask != found and (is_mask or mask in images):
+        raise DataError(
+            f"{where}: '{line}' has the image '{found}' next to the mask of '{mask}'; wanted a pair of one id"
+        )
+    return found if is_mask else name

@@ -78,13 +78,6 @@ def test_a_label_names_each_class_once():
         sample(image_label=(2, 1), mask=mask_of()).members(TWO, "pixel")
 
 
-def test_images_decode_to_rgb_whatever_their_mode():
-    for mode in ("L", "RGBA", "P", "CMYK"):
-        buffer = io.BytesIO()
-        Image.new(mode, (5, 3)).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
-        assert decode_image(buffer.getvalue(), "").shape == (3, 5, 3)
-
-
 def test_masks_keep_every_id_and_colour_masks_are_refused():
     ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(decode_mask(encode_mask(ids), ""), ids)
@@ -104,3 +97,35 @@ def test_palette_begins_like_pascal_voc():
     colours = np.array(voc_palette()).reshape(256, 3)
     assert colours[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     assert colours[255].tolist() == [224, 224, 192]
+
+
+def test_a_pixel_sample_shows_every_class_of_its_label():
+    with pytest.raises(DataError, match=r"label says 1 \(smoke\), but the mask \(m/a.png\) shows \[0\] only; correct"):
+        sample(mask=mask_of(0), mask_place="m/a.png").members(SMOKE, "pixel")
+    half = mask_of(0)
+    half[:2] = 255
+    with pytest.raises(DataError, match=r"shows \[0, 255\] only; a 0/255 mask\? Class ids are wanted"):
+        sample(mask=half).members(SMOKE, "pixel")
+    with pytest.raises(DataError, match=r"label says 2 \(dog\), but the mask shows \[0, 1\] only"):
+        half[:2] = 1
+        sample(mask=half, image_label=(1, 2)).members(TWO, "pixel")
+    assert "png" in sample(mask=mask_of(255), image_label=()).members(SMOKE, "pixel")
+    with pytest.raises(DataError, match=r"has no mask \(masks/a.png\)"):
+        sample(mask_place="masks/a.png").members(SMOKE, "pixel")
+
+
+def test_a_mask_of_another_size_names_the_orientation_that_may_be_why():
+    turned = encode_image(np.zeros((4, 6, 3), dtype=np.uint8), orientation=6)
+    with pytest.raises(
+        DataError, match=r"mask is \(6, 4\), image is \(4, 6\) .*its EXIF orientation is 6: .*see --exif"
+    ):
+        sample(image=turned, mask=mask_of(1, (6, 4))).members(SMOKE, "pixel")
+    members = sample(image=turned).members(SMOKE, "label")
+    assert b'"remarks": {"EXIF orientation is not 1' in members["json"]
+    assert b"remarks" not in sample().members(SMOKE, "label")["json"]
+
+
+def test_more_classes_than_a_byte_names_are_refused():
+    ClassSet(name="most", classes=tuple(map(str, range(254))))
+    with pytest.raises(DataError, match="'many' has 255 classes; wanted at most 254"):
+        ClassSet(name="many", classes=tuple(map(str, range(255))))

@@ -14,7 +14,8 @@ from shards.index import Index
 from shards.schema import DataError, encode_image
 from shards.sources.archives import Blob
 from shards.sources.coco14 import painted, read_coco
-from shards.sources.coco_files import find_files, list_images
+from shards.sources.coco_files import files_of, find_files, list_images
+from shards.sources.coco_regions import runs_of
 
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
 # by the order of the ids: person 1, stop sign 2, toothbrush 3
@@ -119,7 +120,7 @@ def labels_of(folder):
 
 
 def paint(annotations, order="order"):
-    return painted(annotations, 6, 8, order, "here")
+    return painted(annotations, 6, 8, order, "here")[0]
 
 
 def one(class_id, segmentation, crowd=0):
@@ -287,7 +288,7 @@ def test_an_image_of_another_size_than_its_annotation_says_is_refused(tmp_path):
         content["images"][0]["height"] = 7
         content["annotations"] = content["annotations"][:1]
 
-    with pytest.raises(DataError, match=r"000000000100.jpg: is \(6, 8\), its mask is \(7, 8\)"):
+    with pytest.raises(DataError, match=r"000000000100.jpg: mask is \(7, 8\), image is \(6, 8\)"):
         read(unpacked(tmp_path, coco_files(2017, ("train",))), taller)[0]
 
 
@@ -301,7 +302,105 @@ def test_a_png_under_the_name_of_a_jpeg_is_encoded_once(tmp_path):
 
 def test_the_same_image_in_two_folders_is_refused(tmp_path):
     files = {f"{copy}/train2017/1.jpg": picture(1) for copy in "ab"}
-    with pytest.raises(DataError, match="two images are called '1.jpg'"):
-        list_images(unpacked(tmp_path, files))
+    images = list_images(unpacked(tmp_path, files))
+    assert sorted(images) == ["a/train2017/1.jpg", "b/train2017/1.jpg"]
+    with pytest.raises(DataError, match="image 7: '1.jpg' may be a/train2017/1.jpg or b/train2017/1.jpg"):
+        files_of([{"id": 7, "file_name": "1.jpg"}], images, "here")
+    (found,) = files_of([{"id": 7, "file_name": "a/train2017/1.jpg"}], images, "here")
+    assert found.path == str(tmp_path / "a/train2017/1.jpg")
     with pytest.raises(DataError, match="train2017: the same file is there twice"):
         find_files([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 1, 3, 1, float("nan"), 3]], "polygon has the coordinate x = nan"),
+        ([[1, 1, 3, float("inf"), 3, 3]], "polygon has the coordinate y = inf"),
+        ([[1, 1, 2.1e8, 1, 3, 3]], "coordinate x = 210000000.0; wanted pixels of an image of 6 x 8"),
+        ([[1, 1, "3", 1, 3, 3]], r"polygon \[1, 1, '3', 1, 3, 3\]; wanted"),
+        ([[True, 1, 3, 1, 3, 3]], r"polygon \[True"),
+        ([[[1, 1], [3, 1], [3, 3]]], "wanted x0, y0, x1"),
+        ({"size": [6, 8], "counts": [40, 5]}, "its 2 counts sum to 45, its image has 6 x 8 = 48 pixels"),
+        ({"size": [6, 8], "counts": [40, 50]}, "its 2 counts hold 50"),
+        ({"size": [6, 8], "counts": [50, -2]}, "its 2 counts hold 50"),
+        ({"size": [6, 8], "counts": [-2, 50]}, "its 2 counts hold -2"),
+        ({"size": [6, 8], "counts": []}, "its 0 counts sum to 0"),
+        ({"size": [6, 8], "counts": [24.0, 24]}, "counts are .*; wanted whole numbers"),
+        ({"size": [6, 8], "counts": "0"}, "its 1 counts sum to 0"),
+        ({"size": [6, 8], "counts": "~"}, "are no run-length code"),
+        ({"size": [6, 8], "counts": "o"}, "end in the middle of a number"),
+        ({"size": [8, 6], "counts": [48]}, "wanted polygons, or size .6, 8. and counts"),
+    ],
+)
+def test_what_would_crash_or_confuse_the_rasteriser_is_refused_with_image_and_annotation(segmentation, message):
+    with pytest.raises(DataError, match=f"here, annotation 1: .*{message}"):
+        paint([one(1, segmentation)])
+
+
+def test_compressed_runs_are_those_of_pycocotools():
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        mask_HW = (random.random((random.integers(1, 40), random.integers(1, 70))) < random.random()).astype(np.uint8)
+        text = codes.encode(np.asfortranarray(mask_HW))["counts"].decode()
+        height, width = mask_HW.shape
+        assert (runs_of({"size": [height, width], "counts": text}, height, width, "here") == mask_HW).all()
+
+
+def test_a_class_that_shows_in_no_pixel_is_remarked_on_and_never_leaves_the_label_in_silence(tmp_path):
+    files = coco_files(2017, ("train",))
+    content = json.loads(files["annotations/instances_train2017.json"])
+    content["annotations"] += [annotation(20, 100, 90, box(50, 55, 50, 55)), annotation(21, 100, 13, [[0, 0] * 3])]
+    files["annotations/instances_train2017.json"] = json.dumps(content).encode()
+    root = unpacked(tmp_path, files)
+    own = ("--annotations", root / "annotations/instances_train2017.json", "--images", root / "train2017")
+    said = shards_coco14(*own, "--split", "train", "--out", tmp_path / "out")
+    assert "1 of 2 images: annotations that cover no pixel, first '000000000100' (annotations [20, 21])" in said
+    assert "annotated classes that show in no pixel" in said and "(stop sign, toothbrush)" in said
+    assert labels_of(tmp_path / "out/train")["000000000100"] == [1]
+
+
+def test_names_keep_their_folders_and_each_image_its_file(tmp_path):
+    def moved(*names):
+        def change(content):
+            for image, name in zip(content["images"][::2], names, strict=True):
+                image["file_name"] = name
+
+        return change
+
+    files = coco_files(2017, ("train",))
+    files |= {f"train2017/cam{n}/0001.jpg": picture(n) for n in (1, 2)}
+    root = unpacked(tmp_path, files)
+    source = read(root, moved("cam1/0001.jpg", "cam2\\0001.jpg"))
+    assert [p.key for p in source.pictures] == ["cam1_0001", "cam2_0001"]
+    assert [source[n].image for n in (0, 1)] == [picture(1), picture(2)]
+    for names, message in (
+        (("cam1/0001.jpg", "cam3/0001.jpg"), "1 of 2 images are missing, first 'cam3/0001.jpg'"),
+        (("0001.jpg", "cam2/0001.jpg"), "image 100: '0001.jpg' may be .*cam1/0001.jpg or .*cam2/0001.jpg"),
+        (("cam1/0001.jpg", "cam1/0001.jpg"), "'image 100' and 'image 102' both lead to the file cam1/0001.jpg"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read(root, moved(*names))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"].insert(0, 7), r"images\[0\] is 7; wanted an object with id, file_name"),
+        (lambda c: c["images"][0].update(height="6"), r"images\[0\] \(id 100\): height is '6'; wanted a whole number"),
+        (lambda c: c["images"][0].update(width=0), "width is 0; wanted a whole number of pixels"),
+        (lambda c: c["images"][0].update(width=10**9, height=10**9), "image 100 is said to have 1000000000 x 10000000"),
+        (lambda c: c["images"][0].update(file_name=None), "file_name is None; wanted a path"),
+        (lambda c: c["annotations"][0].update(image_id=[100]), r"\(id 10\): image_id is \[100\]; wanted the id"),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), "annotation 10: iscrowd is '0'; wanted 0 or 1"),
+        (lambda c: c["categories"][0].update(id="90"), "some ids of its categories are numbers, some are text"),
+        (lambda c: c["categories"][0].update(name="person"), "two of its categories have one name: 'person'"),
+        (
+            lambda c: c.update(categories=[{"id": n, "name": str(n)} for n in range(300)]),
+            "class set 'coco300' has 300 classes; wanted at most 254",
+        ),
+    ],
+)
+def test_values_of_another_kind_are_refused_at_the_start(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        read(unpacked(tmp_path, coco_files(2017, ("train",))), change)

@@ -216,6 +216,32 @@ def test_both_opacities_become_smoke_and_the_rest_is_free_of_it(coco, tmp_path):
     assert index.class_counts() == {"smoke": 2}
 
 
+def test_other_categories_are_left_out_and_counted_and_only_exact_names_mean_smoke(coco, tmp_path):
+    path, content = coco
+    content["categories"] += [{"id": 4, "name": "smokestack"}, {"id": 5, "name": "no smoke"}]
+    for category, annotation in zip((3, 4, 5), content["annotations"], strict=True):
+        annotation["category_id"] = category
+    path.write_text(json.dumps(content))
+    source = read_frames_with_polygons(path, tmp_path / "frames")
+    assert source.left_out == {"chimney": 1, "smokestack": 1, "no smoke": 1}
+    assert [source[n].image_label for n in range(3)] == [(), (), ()]
+    chosen = read_frames_with_polygons(path, tmp_path / "frames", categories=["smokestack"])
+    assert [chosen[n].image_label for n in range(3)] == [(1,), (), ()]
+    content["categories"] = content["categories"][2:]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no category is called smoke or .*'smokestack'.: say which means smoke"):
+        read_frames_with_polygons(path, tmp_path / "frames")
+
+
+@pytest.mark.parametrize("polygon", [[99, 99, 109, 99, 109, 109], [0.1, 0.2, 0.3, 0.2, 0.3, 0.4]])
+def test_a_polygon_that_covers_no_pixel_is_refused_and_no_frame_becomes_free_of_smoke(coco, tmp_path, polygon):
+    path, content = coco
+    content["annotations"][2]["segmentation"] = [polygon]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="frame2.jpg: a polygon of annotation 12 covers no pixel of .40, 60."):
+        read_frames_with_polygons(path, tmp_path / "frames")[1]
+
+
 def test_the_group_of_a_frame_is_the_group_of_its_clips(coco, metadata, tmp_path):
     clips = read_ijmond(metadata, tmp_path / "videos")
     write_split(clips, tmp_path / "out", "train", "label")
@@ -234,12 +260,11 @@ def change(name, number, **fields):
     ("changed", "message"),
     [
         (change("annotations", 0, image_id=9), "annotation 1: is of image 9, which 'images' does not list"),
-        (change("annotations", 0, category_id=9), "annotation 1: its category is 9; smoke: .*--category"),
-        (change("annotations", 0, category_id=3), "annotation 1: its category is 3; smoke: .*--category"),
+        (change("annotations", 0, category_id=9), "annotation 1: its category is 9; listed: .*chimney"),
         (change("annotations", 0, segmentation={"counts": [1]}), "annotation 1: segmentation is .*not RLE"),
-        (change("annotations", 0, segmentation=[[1, 2, 3, 4]]), r"annotation 1: polygon \[1, 2, 3, 4\]"),
-        (change("images", 0, id=1), "two images have one id|which 'images' does not list"),
-        (change("images", 0, file_name="gone_frame1.png"), "gone_frame1.png: image of .* is missing"),
+        (change("annotations", 0, segmentation=[[1, 2, 3, 4]]), r"annotation 1 of image 0: polygon \[1, 2, 3, 4\]"),
+        (change("images", 0, id=1), "two of its images have one id: 1"),
+        (change("images", 0, file_name="gone_frame1.png"), "1 of 3 images are missing, first 'gone_frame1.png'"),
         (lambda content: content["images"][0].pop("width"), r"images\[0\] lacks width"),
         (lambda content: content.pop("categories"), "no list 'categories'"),
     ],
@@ -261,7 +286,7 @@ def test_a_name_without_a_video_needs_a_pattern(coco, tmp_path):
 
 def test_a_frame_of_another_size_than_annotated_is_told(coco, tmp_path):
     Image.fromarray(np.zeros((40, 64, 3), dtype=np.uint8)).save(tmp_path / "frames/AAA_a-aaaaa_0_frame2.jpg")
-    with pytest.raises(DataError, match=r"frame2.jpg: is \(40, 64\), its annotation says \(40, 60\)"):
+    with pytest.raises(DataError, match=r"frame2.jpg: mask is \(40, 60\), image is \(40, 64\)"):
         read_frames_with_polygons(coco[0], tmp_path / "frames")[1]
 
 

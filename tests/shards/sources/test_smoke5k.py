@@ -75,7 +75,7 @@ def test_a_table_of_groups_keeps_scenes_together(root):
     with pytest.raises(DataError, match="g.csv: 3 of 4 images have no group, first '1_11'"):
         read_smoke5k(root, groups=root / "g.csv")
     (root / "g.json").write_text('{"1_10": ""}')
-    with pytest.raises(DataError, match="'1_10' has no group"):
+    with pytest.raises(DataError, match="'1_10': group is empty"):
         read_smoke5k(root, groups=root / "g.json")
 
 
@@ -93,7 +93,7 @@ def test_missing_masks_folders_and_lists_are_told(root):
         read_smoke5k(root)
     with pytest.raises(DataError, match="masks: folder is missing"):
         read_smoke5k(root, mask_folder="masks")
-    with pytest.raises(DataError, match="gone.txt: list of images is missing"):
+    with pytest.raises(DataError, match="gone.txt: file is missing"):
         read_smoke5k(root, only=root / "gone.txt")
     (root / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no image"):
@@ -141,3 +141,33 @@ def test_real_pairs_give_labels_that_their_own_table_confirms(real_data, tmp_pat
     (tmp_path / "some.txt").write_text("\n".join(names))
     source = read_smoke5k(root, only=tmp_path / "some.txt", image_folder="images", mask_folder="masks")
     assert [len(source[n].image_label) for n in range(40)] == [items[name]["label"] for name in names]
+
+
+def test_levels_that_mean_nothing_and_masks_without_an_image_are_refused(root):
+    for levels in ([0, 100], [0, 2], [0, 1, 2]):
+        with pytest.raises(DataError, match="a.png: holds the values .*; wanted grey levels of which smoke has 128"):
+            smoke_mask(np.array([levels], dtype=np.uint8), "a.png")
+    assert smoke_mask(np.array([[0, 1, 255]], dtype=np.uint8)).tolist() == [[0, 1, 255]]
+    Image.new("L", (8, 6)).save(root / "gt/alone.png")
+    with pytest.raises(DataError, match="gt: 1 masks have no image in .*img .*first 'alone.png'"):
+        read_smoke5k(root)
+
+
+def test_folders_are_part_of_a_name_and_groups_come_once(root):
+    for folder in ("img", "gt"):
+        (root / folder / "cam1").mkdir()
+    Image.new("RGB", (8, 6)).save(root / "img/cam1/4_7.jpg")
+    Image.new("L", (8, 6), 255).save(root / "gt/cam1/4_7.png")
+    source = read_smoke5k(root)
+    assert [key for key, *_ in source.pairs][-1] == "cam1_4_7" and source[4].image_label == (1,)
+    (root / "some.txt").write_text("img/cam1/4_7.jpg\n4_7\n")
+    assert [key for key, *_ in read_smoke5k(root, only=root / "some.txt").pairs] == ["cam1_4_7", "4_7"]
+    (root / "some.txt").write_text("other/4_7.jpg\n")
+    with pytest.raises(DataError, match="1 of 1 images are not here, first 'other/4_7'"):
+        read_smoke5k(root, only=root / "some.txt")
+    (root / "g.csv").write_text("key,group\n1_10,a\n1_10,b\n")
+    with pytest.raises(DataError, match="'1_10' is listed twice"):
+        read_smoke5k(root, groups=root / "g.csv")
+    (root / "g.csv").write_text("key,group\n1_10,a\n1_10.png,b\n")
+    with pytest.raises(DataError, match="'1_10.png' is there twice, with and without its ending"):
+        read_smoke5k(root, groups=root / "g.csv")

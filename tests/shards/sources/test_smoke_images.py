@@ -122,3 +122,92 @@ def test_real_frames_become_group_disjoint_splits(real_data, tmp_path):
     for split, source in few.items():
         write_split(replace(source, with_masks=True), tmp_path, split, "pixel")
     assert Index.load(tmp_path / "train").supervision == "label"
+
+
+def table(frames, *lines, name="t.csv"):
+    (frames / name).write_text("\n".join(("key,label,group", *lines)))
+    return read_table(frames, name)
+
+
+def test_a_frame_with_smoke_and_without_a_mask_is_refused_before_anything_is_written(frames):
+    (frames / "masks/frame1.png").unlink()
+    source = read_table(frames, "labels.csv")
+    with pytest.raises(DataError, match="1 of 4 frames labelled smoke have no mask, first 'frame1' .*masks/frame1.png"):
+        replace(source, with_masks=True)
+    (frames / "masks/frame0.png").rename(frames / "masks/frame1.PNG")
+    assert source.rows[1].mask is None and read_table(frames, "labels.csv").rows[1].mask == frames / "masks/frame1.PNG"
+
+
+def test_a_hold_out_has_smoke_on_both_sides_and_frames_without_it_where_there_are(frames):
+    for seed in range(6):
+        labels = np.random.default_rng(seed).permutation([1, 1, 0, 0, 0, 0, 0, 0])
+        source = table(frames, *(f"frame{n},{label},v{n}" for n, label in enumerate(labels)))
+        for side in source.hold_out(0.25):
+            assert {row.smoke for row in side.rows} == {True, False}
+    source = table(frames, *(f"frame{n},{int(n < 2)},v{n // 2}" for n in range(8)))
+    with pytest.raises(DataError, match="of 4 groups 1 show smoke, and no choice of at most 4 rows"):
+        source.hold_out(0.5)
+
+
+def test_names_with_dots_blanks_brackets_and_letters_beyond_ascii_are_read(frames):
+    names = ["clip_12.5s", "clip_12.75s", "frame (1)", "cafe\u0301", "煙"]
+    for n, name in enumerate(names):
+        Image.new("RGB", (8, 6), (n, 0, 0)).save(frames / f"images/{name}.jpg")
+        Image.new("L", (8, 6), 1).save(frames / f"masks/{name}.png")
+    listed = [*names[:3], "caf\u00e9", names[4]]  # the table has composed letters, the disk (a Mac's zip) has not
+    source = replace(table(frames, *(f"{name},1,v" for name in listed)), with_masks=True)
+    assert [row.key for row in source.rows] == ["clip_12_5s", "clip_12_75s", "frame__1_", "caf_", "_"]
+    assert write_split(source, frames / "out", "val", "pixel").class_counts() == {"smoke": 5}
+
+
+def test_two_rows_of_one_file_and_two_files_of_one_row_are_refused(frames):
+    with pytest.raises(DataError, match="'frame0' and 'frame0.jpg' would both have the key 'frame0'"):
+        table(frames, "frame0,1,v", "frame0.jpg,1,v")
+    (frames / "t.csv").write_text("key,image,label,group\na,images/frame0.jpg,1,v\nb,images/frame0.jpg,0,w\n")
+    with pytest.raises(DataError, match="'a' and 'b' both lead to the image .*frame0.jpg"):
+        read_table(frames, "t.csv")
+    (frames / "t.csv").write_text("key,mask,label,group\nframe0,masks/frame1.png,1,v\nframe1,masks/frame1.png,1,v\n")
+    with pytest.raises(DataError, match="'frame0' and 'frame1' both lead to the mask .*frame1.png"):
+        read_table(frames, "t.csv")
+    Image.new("RGB", (8, 6)).save(frames / "images/frame0.png")
+    with pytest.raises(DataError, match="'images/frame0' may be images/frame0.jpg or images/frame0.png"):
+        table(frames, "frame0,1,v")
+
+
+def test_two_cameras_keep_their_masks_apart(frames):
+    for camera in ("cam1", "cam2"):
+        (frames / "frames" / camera).mkdir(parents=True)
+        (frames / "masks/frames" / camera).mkdir(parents=True)
+        Image.new("RGB", (8, 6)).save(frames / "frames" / camera / "0001.jpg")
+        Image.new("L", (8, 6), 1).save(frames / "masks/frames" / camera / "0001.png")
+    (frames / "t.csv").write_text("image,label,group\nframes/cam1/0001.jpg,1,v\nframes/cam2/0001.jpg,1,w\n")
+    assert [row.mask.parent.name for row in read_table(frames, "t.csv").rows] == ["cam1", "cam2"]
+    (frames / "masks/frames/cam1/0001.png").rename(frames / "masks/0001.png")
+    (frames / "t.csv").write_text("image,label,group\nframes/cam1/0001.jpg,1,v\n")  # cam2's frame is of another table
+    with pytest.raises(
+        DataError, match="masks/0001.png may be the mask of 'frames/cam1/0001' or of 'frames/cam2/0001'"
+    ):
+        read_table(frames, "t.csv")
+
+
+def test_an_empty_mask_cell_means_no_mask(frames):
+    (frames / "t.csv").write_text("key,mask,label,group\nframe0,,1,v\nframe7,,0,w\n")
+    source = read_table(frames, "t.csv")
+    assert [row.mask for row in source.rows] == [None, None]
+    with pytest.raises(DataError, match="1 of 1 frames labelled smoke have no mask, .*empty cell of column 'mask'"):
+        replace(source, with_masks=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("frame0,,v", "row 'frame0': label is empty"),
+        ("frame0,nan,v", "row 'frame0': label is empty"),
+        ("frame0,1.0,v", "row 'frame0': label is '1.0'; wanted 1/true/yes/smoke"),
+        ("frame0,1,", "row 'frame0': group is empty"),
+        ("frame0,1,v\nframe0,0,v", "'frame0' is listed twice"),
+    ],
+)
+def test_no_cell_has_a_default_and_no_row_comes_twice(frames, row, message):
+    with pytest.raises(DataError, match=message):
+        table(frames, row)

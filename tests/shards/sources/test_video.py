@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from support.videos import number_of, write_mp4
 
-from shards.schema import DataError
-from shards.sources.video import frame_count, read_frames
+from shards.schema import DataError, header_of
+from shards.sources.clips import Clip, Clips
+from shards.sources.video import frame_count, orientation_of_clip, read_frames
 
 
 @pytest.fixture
@@ -69,3 +70,41 @@ def test_the_real_clip_has_36_frames_of_600_px(real_data):
     first, last = read_frames(path, [0, 35])
     assert first.shape == last.shape == (600, 600, 3)
     assert 0 < np.abs(first.astype(int) - last).mean() < 20  # one scene, moving
+
+
+def faststart(path):
+    """The index of an mp4 in front of its frames, as videos on the web have it."""
+    moved = path.with_name("fast.mp4")
+    with av.open(str(path)) as before, av.open(str(moved), "w", options={"movflags": "faststart"}) as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(before.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                after.mux(packet)
+    return moved
+
+
+def test_a_clip_that_is_cut_anywhere_never_has_fewer_frames_in_silence(video):
+    fast = faststart(video)
+    whole = fast.read_bytes()
+    assert frame_count(fast) == 15 and whole.index(b"moov") < whole.index(b"mdat")
+    for at in range(whole.index(b"mdat"), len(whole), 7):
+        fast.write_bytes(whole[:at])
+        with pytest.raises(DataError, match="fast.mp4: (does not decode|holds no frame)"):
+            frame_count(fast)
+
+
+@pytest.mark.parametrize(("degrees", "orientation"), [(0, 1), (90, 8), (180, 3), (270, 6)])
+def test_the_rotation_tag_of_a_clip_becomes_the_exif_orientation_of_its_frames(video, degrees, orientation):
+    data = bytearray(video.read_bytes())
+    cosine, sine = {0: (1, 0), 90: (0, -1), 180: (-1, 0), 270: (0, 1)}[degrees]
+    at = data.index(b"tkhd") + 4 + 40
+    matrix = [cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = b"".join((value & 0xFFFFFFFF).to_bytes(4, "big") for value in matrix)
+    video.write_bytes(data)
+    assert orientation_of_clip(video) == orientation
+    clip = Clip(name="a", path=video, smoke=True, group="g")
+    for exif, left in (("keep", orientation), ("apply", 1)):
+        sample = Clips(clips=(clip,), source="s", exif=exif)[0]
+        turned = exif == "apply" and orientation in (6, 8)
+        assert header_of(sample.image, "") == ((48, 32) if turned else (32, 48), left)

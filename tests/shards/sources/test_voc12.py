@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import tarfile
@@ -222,7 +223,7 @@ def test_a_colour_picture_of_a_mask_is_refused(tmp_path):
 def test_an_image_of_another_size_than_its_mask_is_refused_though_the_mask_is_dropped(tmp_path):
     files = {**voc_tree(), f"SegmentationClassAug/{TRAIN}.png": encode_mask(mask_of((1,), 5))}
     source = read_voc12(find_files([unpacked(tmp_path, files)], tmp_path), "train")
-    with pytest.raises(DataError, match=r"JPEGImages/2007_000001.jpg: is \(6, 8\), its mask is \(6, 13\)"):
+    with pytest.raises(DataError, match=r"JPEGImages/2007_000001.jpg: mask is \(6, 13\), image is \(6, 8\)"):
         source[0]
 
 
@@ -331,3 +332,97 @@ def test_a_link_that_leads_in_a_circle_ends(tmp_path):
     root = unpacked(tmp_path / "raw", voc_tree())
     (root / "VOCdevkit/again").symlink_to(root)
     assert len(list_folder(root)) == len(voc_tree())
+
+
+def listed(root, lines, names=("img", "img 1", "frame_1", "frame_1.5", "site.1.001", "site.1.002"), **files):
+    """The ids that a list of these lines takes from a tree of these images, each with a mask of class 1."""
+    tree = {f"JPEGImages/{name}.jpg": picture(0) for name in names}
+    tree |= {f"SegmentationClassAug/{name}.png": encode_mask(mask_of((1,), 0)) for name in names}
+    tree["ImageSets/Segmentation/mine.txt"] = lines if isinstance(lines, bytes) else lines.encode()
+    return [picture.group for picture in read_voc12(find_files([unpacked(root, tree)], root), "mine").pictures]
+
+
+def test_a_list_holds_ids_with_dots_and_blanks_and_pairs_of_paths(tmp_path):
+    wanted = ["img 1", "frame_1.5", "site.1.001", "site.1.002", "frame_1", "img"]
+    lines = [*wanted[:4], "JPEGImages/frame_1.jpg SegmentationClassAug/frame_1.png", "/JPEGImages/img.jpg"]
+    assert listed(tmp_path, "\ufeff" + "\r\n".join(lines) + "\r\n") == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("img 2", "have no image, first 'img 2'"),
+        ("frame_1.7", "have no image, first 'frame_1.7'"),
+        ("img -1", "have no image, first 'img -1'"),
+        ("img\nJPEGImages/img.jpg", "'img' is listed twice"),
+        ("img.jpg frame_1.png", "has the image 'img' next to the mask of 'frame_1'; wanted a pair of one id"),
+        ("VOC2007/JPEGImages/img.jpg", "have no image, first 'VOC2007/JPEGImages/img.jpg'"),
+        (b"\xff\xfei\0m\0g\0", "mine.txt: is UTF-16"),
+        ("", "mine.txt: lists no name"),
+    ],
+)
+def test_a_line_that_means_no_image_or_two_is_refused(tmp_path, line, message):
+    with pytest.raises(DataError, match=message):
+        listed(tmp_path, line)
+
+
+def test_images_may_be_pngs_and_one_id_has_one_image(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "PNG")
+    tree = {"JPEGImages/a.png": buffer.getvalue(), "ImageSets/Segmentation/val.txt": b"a"}
+    tree["SegmentationClass/a.png"] = encode_mask(mask_of((1,), 0))
+    source = read_voc12(find_files([unpacked(tmp_path / "one", tree)], tmp_path), "val")
+    assert source[0].image.startswith(b"\xff\xd8") and source[0].image_label == (1,)
+    tree["JPEGImages/a.jpg"] = picture(0)
+    with pytest.raises(DataError, match="image 'a' is there twice: .*a.jpg and .*a.png"):
+        find_files([unpacked(tmp_path / "two", tree)], tmp_path)
+    with pytest.raises(DataError, match="image 'a' is there twice"):
+        find_files([as_tar(tmp_path / "VOC.tar", tree)], tmp_path)
+
+
+def linked_tar(path, target, kind):
+    """A tar of a folder with one file and a link to `target`."""
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("x/SegmentationClassAug/a.png")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"bytes"))
+        link = tarfile.TarInfo("x/SegmentationClassAug/b.png")
+        link.type, link.linkname = kind, target
+        tar.addfile(link)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"), [("x/SegmentationClassAug/a.png", tarfile.LNKTYPE), ("./a.png", tarfile.SYMTYPE)]
+)
+def test_a_link_in_a_tar_is_the_file_that_it_leads_to(tmp_path, target, kind):
+    files = list_archive(linked_tar(tmp_path / "t.tar", target, kind))
+    assert files["t/x/SegmentationClassAug/b.png"].read() == b"bytes"
+    assert len(find_files([tmp_path / "t.tar"], tmp_path)["augmented mask"]) == 2
+
+
+@pytest.mark.parametrize(("target", "kind"), [("/etc/passwd", tarfile.SYMTYPE), ("b.png", tarfile.SYMTYPE)])
+def test_a_link_that_leads_out_of_a_tar_or_nowhere_is_refused(tmp_path, target, kind):
+    with pytest.raises(DataError, match="t.tar: member 'x/SegmentationClassAug/b.png' is a link to"):
+        list_archive(linked_tar(tmp_path / "t.tar", target, kind))
+
+
+def test_a_tar_is_never_smaller_in_silence(tmp_path):
+    """Cut at any block, or with any header damaged, it is refused or holds all that it held."""
+    tar = as_tar(tmp_path / "VOC.tar", {f"JPEGImages/{n}.jpg": bytes(700) for n in range(3)})
+    whole = tar.read_bytes()
+    for at in range(0, len(whole), 512):
+        for damaged in (whole[:at], whole[:at] + b"\xff" * 512 + whole[at + 512 :]):
+            tar.write_bytes(damaged)
+            try:
+                files = list_archive(tar)
+            except DataError as error:
+                assert "VOC.tar" in str(error)
+            else:
+                assert len(files) == 3
+
+
+def test_links_of_a_compressed_archive_are_not_dropped(tmp_path):
+    buffer = linked_tar(tmp_path / "t.tar", "./a.png", tarfile.SYMTYPE).read_bytes()
+    (tmp_path / "t.tgz").write_bytes(gzip.compress(buffer))
+    assert len(list_archive(repacked(tmp_path / "t.tgz", lambda name: True, tmp_path))) == 2

@@ -1,0 +1,182 @@
+"""Tables, lists and json that other people's tools wrote: read in one way, or refused with file, row, got and wanted.
+
+Text is UTF-8, with or without the mark that Windows puts in front, with line ends of any system. A csv has a header;
+its columns are parted by commas, or by semicolons or tabs if only so the header has a column `key` or `image`.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.schema import DataError
+from shards.sources.archives import Blob
+from shards.sources.names import plain
+
+SHOWN = 60  # characters of what was got
+KEY_COLUMNS = ("key", "image")
+EMPTY = ("", "nan", "none", "null")  # what tools write into a cell without a value
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raise DataError if the file is not there or cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: file is missing")
+    return Blob(str(path)).read()
+
+
+def text_of(data: bytes, where: str) -> str:
+    """Bytes of a text file -> text. Raises DataError unless they are UTF-8."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        raise DataError(f"{where}: is UTF-16 or no text; wanted UTF-8: save it anew as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{where}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file anew as UTF-8"
+        ) from error
+    if "\ufeff" in text:
+        line = text.count("\n", 0, text.index("\ufeff")) + 1
+        raise DataError(f"{where}: line {line}: a byte order mark inside of the text, as of two files put together")
+    return text
+
+
+def names_of(data: bytes, where: str) -> list[str]:
+    """The lines of a list of names without empty ones. Raises DataError for no name, or one that is listed twice."""
+    names = [line.strip() for line in re.split(r"\r\n|\n|\r", text_of(data, where)) if line.strip()]
+    if not names:
+        raise DataError(f"{where}: lists no name; wanted one a line")
+    check_different(names, where)
+    return names
+
+
+def check_different(names: Iterable[str], where: str) -> None:
+    """Raise DataError if two names are one, or differ only in how their letters are composed."""
+    seen: dict[str, str] = {}
+    for name in names:
+        form = plain(name)
+        if form in seen:
+            also = f" (also as {seen[form]!a})" if seen[form] != name else ""
+            raise DataError(f"{where}: '{name}' is listed twice{also}; remove one of its rows")
+        seen[form] = name
+
+
+def json_of(data: bytes, where: str) -> Any:
+    """A json file's content. Raises DataError if it is none, or if an object has one key twice."""
+    text = text_of(data, where)
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: object_of(pairs, where))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not json ({str(error) or type(error).__name__})") from error
+
+
+def object_of(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        check_different((key for key, _ in pairs), where)
+    return content
+
+
+def read_rows(path: Path) -> list[tuple[str, Any]]:
+    """(key, row) of each row of a csv or json table; a row of a csv is {column: cell}, its key the `key`, else `image`.
+
+    A json is a list of such rows or an object {key: row}, bare or under "items"; its rows may be anything.
+
+    Raises:
+        DataError: unreadable, malformed, no row, a row without a key, or one key twice.
+    """
+    data, where = read_bytes(path), str(path)
+    if path.suffix.lower() == ".json":
+        content = json_of(data, where)
+        if isinstance(content, dict) and "items" in content:
+            content = content["items"]
+            if not isinstance(content, dict):
+                raise DataError(f"{where}: its 'items' are {shown(content)}; wanted an object {{key: row}}")
+        if not isinstance(content, (dict, list)):
+            raise DataError(f"{where}: holds {shown(content)}; wanted a list of rows or an object {{key: row}}")
+        if isinstance(content, dict):
+            rows = list(content.items())
+        else:
+            rows = [(key_of_row(row, f"{where}: row {number}"), row) for number, row in enumerate(content)]
+    else:
+        lines = csv_rows(text_of(data, where), where)
+        rows = [(key_of_row(row, f"{where}: line {number}"), row) for number, row in lines]
+    if not rows:
+        raise DataError(f"{where}: holds no row; wanted one for each image")
+    for key, _ in rows:
+        check_writable(key, where)
+    check_different((key for key, _ in rows), where)
+    return rows
+
+
+def key_of_row(row: Any, where: str) -> str:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is {shown(row)}; wanted an object with 'key' or 'image', 'label' and 'group'")
+    found = next((row[name] for name in KEY_COLUMNS if row.get(name) not in (None, "")), None)
+    if found is None:
+        raise DataError(f"{where}: neither 'key' nor 'image' among its columns {sorted(map(str, row))}, or both empty")
+    if not isinstance(found, str):
+        raise DataError(f"{where}: its key is {shown(found)}; wanted text, the name of a file")
+    return found
+
+
+def check_writable(text: str, where: str) -> None:
+    """Raise DataError if text holds half a character, as json may have it by \\ud800: no file can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {shown(text)} holds half a character; write it anew") from error
+
+
+def csv_rows(text: str, where: str) -> list[tuple[int, dict[str, str]]]:
+    """(line, {column: cell}) of each row; rows without any cell are left out."""
+    first = next((line for line in re.split(r"\r\n|\n|\r", text) if line.strip()), "")
+
+    def columns_at(delimiter: str) -> set[str]:
+        return {cell.strip(" \t\"'") for cell in first.split(delimiter)}
+
+    delimiter = next((one for one in ",;\t" if columns_at(one) & {*KEY_COLUMNS}), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise DataError(f"{where}: line {reader.line_num}: {error}; wanted a csv with a header") from error
+    if not lines:
+        raise DataError(f"{where}: is empty; wanted a csv with a header")
+    header = lines[0][1]
+    if len(set(header)) < len(header):
+        raise DataError(f"{where}: two columns of its header have one name: {header}; rename one")
+    for number, row in lines[1:]:
+        if len(row) != len(header):
+            raise DataError(
+                f"{where}: line {number}: {len(row)} cells ({shown(row)}); the header has {len(header)}: {header}; put "
+                "names with a comma in quotes"
+            )
+    return [(number, dict(zip(header, row, strict=True))) for number, row in lines[1:]]
+
+
+def cell_of(row: Mapping[str, Any], column: str, where: str, hint: str) -> str:
+    """A cell's text. Raises DataError if the column is not there, the cell is empty or holds something else."""
+    if column not in row:
+        raise DataError(f"{where}: no '{column}'; it has {sorted(map(str, row))}: {hint}")
+    value = row[column]
+    is_nothing = value is None or value != value  # json's null and NaN
+    if not is_nothing and not isinstance(value, (str, int)):
+        raise DataError(f"{where}: {column} is {shown(value)}; wanted text or a whole number")
+    text = str(value).strip()
+    if text.lower() in EMPTY:
+        raise DataError(f"{where}: {column} is empty ({shown(value)}); fill it in or remove the row: {hint}")
+    check_writable(text, where)
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value as an error may print it."""
+    text = ascii(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
