@@ -5,14 +5,17 @@ CAMS = {
     "image_size": 224,
     "cam": {"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "classes": "present"},
 }
-VIEWS = "image squashed to 224 px, scales 0.5, 1 + flip, classes present, scores resized to the image"
+SIZE = "image squashed to 224 px, scales 0.5, 1 + flip"
+VIEWS = f"{SIZE}, fuse mean, pad resize, classes present, scores resized to the image"
 ORIGIN = "split val, checkpoint step_0000004, training seed 3"
 
 
 def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
     assert describe_scores(CAMS, "val", 3) == f"{VIEWS}, {ORIGIN}"
     windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
-    assert "through windows of 96 px, scales 0.5, 1 + flip, layers -1, -2" in describe_scores(windows, "val", 3)
+    assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, pad resize, layers -1, -2" in describe_scores(
+        windows, "val", 3
+    )
 
 
 def test_the_line_of_refined_scores_names_the_chain_with_its_options_its_cues_and_the_thresholds():

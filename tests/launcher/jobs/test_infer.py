@@ -3,7 +3,7 @@ from support.networks import tiny_toco
 from support.toys import SMALL
 
 from launcher.config.sections import CamConfig
-from launcher.evaluation.protocol import protocol
+from launcher.evaluation.protocol import describe_scores
 from launcher.jobs.infer import cams_of, identify_cam, inferred_rule, judged_rule
 from wsss.maps.fusion import TOCO, CamRule, fuse_cams
 from wsss.maps.scales import scaled_views
@@ -29,7 +29,8 @@ def test_a_named_rule_serves_what_is_written_and_what_is_judged():
 
 def test_the_protocol_states_the_rule_of_old_and_new_folders():
     def line(cam):
-        return protocol({"cam": identify_cam(cam), "image_size": 32}, seed=0)
+        made_of = {"cam": identify_cam(cam), "image_size": 32, "checkpoint": "step_0000004"}
+        return describe_scores(made_of, "val", 0)
 
     assert "scales 0.5, 1 + flip, fuse mean, pad resize, classes" in line(CamConfig(scales=(0.5, 1.0), flip=True))
     assert "scales 1, fuse toco, pad pad, classes" in line(CamConfig(fuse="toco"))

@@ -73,11 +73,11 @@ def test_a_run_shows_its_figures_and_pictures_and_needs_no_mlflow(in_tmp, tiny_c
     assert not any(count_unsent(RUNS / "teacher", "tensorboard"))
 
 
-@pytest.mark.parametrize("dies_in", ["train_step", "note_figures"])  # in step 6; when the figures of step 4 were logged
+@pytest.mark.parametrize("dies_in", ["train_step", "record_figures"])  # in step 6; when step 4 was judged
 def test_a_run_that_was_killed_and_resumed_shows_each_step_once(in_tmp, tiny_config, monkeypatch, dies_in):
     settings = ("train.steps=8", "train.log_every=1", "train.save_every=4", "train.eval_every=2")
     config = tiny_config("classify", *settings, "tracking.to=[tensorboard]")
-    plain, at = getattr(Trainer, dies_in), {"train_step": 6, "note_figures": 4}[dies_in]
+    plain, at = getattr(Trainer, dies_in), {"train_step": 6, "record_figures": 4}[dies_in]
 
     def die(self, *arguments):
         if self.step == at:
