@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from launcher.processes.launch import launch_command
 from wsss.methods.msee import MSEE
@@ -29,5 +30,5 @@ else:
     from launcher.processes.launch import run_and_forward
 
     yaml, *overrides = sys.argv[2:]
-    argv, environment = launch_command(load_config(yaml, overrides), "support.breaks_on_rank_1", sys.argv[2:])
+    argv, environment = launch_command(load_config(Path(yaml), overrides), "support.breaks_on_rank_1", sys.argv[2:])
     sys.exit(run_and_forward(argv, {**os.environ, **environment}))

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from launcher.config.file import load_config
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_masks import MaskJudge, MaskPart, draw_row
 from launcher.evaluation.pictures import overlay_classes
-from launcher.evaluation.validate import choose_judge, make_validator
+from launcher.evaluation.validate import choose_judge, format_headlines, make_validator
 from launcher.tracking.tracker import NoTracker
 from shards.folder import ShardFolder
 from shards.write import write_split
@@ -84,6 +86,13 @@ def test_the_line_of_a_step_has_the_headline_figures_alone_and_all_are_logged(co
     seg, cam, f1 = (100 * figures[f"val/{name}"] for name in ("seg/miou", "cam/miou", "f1"))
     assert said.startswith(f"step 5: seg mIoU {seg:.1f} %, cam mIoU {cam:.1f} %, label F1 {f1:.1f} %; 10 images in ")
     assert figures == {name: value for name, value in tracker.figures[5].items() if name != "val/seconds"}
+
+
+def test_a_line_leaves_out_figures_that_are_no_headline_and_kinds_that_are_not_quoted():
+    judge = SimpleNamespace(quoted=("grad",))
+    of_kind = {"per_image_iou": 0.5, "precision": 0.25, "false_alarm_area": 0.125}
+    line = format_headlines(judge, {"grad": of_kind, "class_map": of_kind, LABELS: {"accuracy": 1.0}})
+    assert line == "grad per-image IoU 50.0 %, grad false-alarm area 12.5 %"
 
 
 def test_every_image_is_judged_at_its_own_size_by_the_published_protocol(config, shards):
