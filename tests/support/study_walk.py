@@ -39,6 +39,14 @@ def split_rows(names: Sequence[str]) -> tuple[Rows, dict[tuple[str, str], tuple[
     return running, others
 
 
+def rows_that_run(name: str, names: Sequence[str]) -> list[str]:
+    """The rows of one of these studies that add something; each other one has the make-up of a row that runs."""
+    running, others = split_rows(names)
+    chosen = [row.name for row in running[name]]
+    assert {row.name for row in load_study(name).rows} == {*chosen, *(row for of, row in others if of == name)}
+    return chosen
+
+
 def make_up_of_row(study: Study, row: Row) -> Any:
     cams = row.cams and tuple(keys_of(row.cams.overrides))
     masks = row.masks and (words_of_overrides(row.masks.overrides), tuple(row.masks.cues))
