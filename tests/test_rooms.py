@@ -22,7 +22,14 @@ FLOORS = {
         "tracking config",
         "files progress errors",
     ],
-    "wsss": ["methods", "refine losses", "maps", "models", "photometric optim metrics", "tensors"],
+    "wsss": [
+        "methods",
+        "refine losses",
+        "maps",
+        "models",
+        "photometric optim metrics gaussian_sum",
+        "gaussian_triton tensors",
+    ],
     "shards": [
         "sources batches",
         "write masks",

@@ -1,6 +1,7 @@
 """`wsss bench`: ratios and ranges, each measured in one run."""
 
 import json as json_format
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,13 +10,27 @@ from launcher.commands.arguments import CARE, ConfigFile, Json, Overrides, examp
 
 
 def register(app: typer.Typer) -> None:
-    """Add `bench lr-range|msee-step|crf|tracking` to a command."""
+    """Add `bench all|lr-range|msee-step|crf|tracking` to a command."""
     bench = typer.Typer(no_args_is_help=True, help="Measurements of this machine, before and during a run.")
+    bench.command("all", epilog=example("wsss bench all --device cuda --out bench"))(everything)
     bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
     bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
     bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
     bench.command("tracking", epilog=example("wsss bench tracking --steps 100 --json"))(tracking)
     app.add_typer(bench, name="bench", rich_help_panel=CARE)
+
+
+def everything(
+    out: Annotated[Path, typer.Option(help="Folder of bench.jsonl, bench.md and what cases wrote to stderr.")],
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    minutes: Annotated[float, typer.Option(min=0, help="Cases that do not fit into what is left are skipped.")] = 9.0,
+    only: Annotated[list[str] | None, typer.Option(help="A case; may be given again. Else all, in order.")] = None,
+    smoke: Annotated[bool, typer.Option(help="Toy sizes, each thing once: whether the cases run.")] = False,
+) -> None:
+    """Everything worth knowing of a GPU: ceilings, kernels, steps, precision, waits, compilation."""
+    from launcher.bench.suite import run_suite
+
+    run_suite(out, device=device, minutes=minutes, only=only or [], smoke=smoke)
 
 
 def lr_range(

@@ -69,7 +69,7 @@ def describe_labels(made_of: Mapping[str, Any], extension: str, split: str, seed
             f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, pad {rule['pad']}, "
             f"resized to the image, background at <= {made_of['cam_threshold']:g}, no CRF"
         )
-    precision = "float32" if made_of["precision"] == "no" else made_of["precision"]
+    precision = {"ieee": "float32"}.get(made_of["precision"], made_of["precision"])
     return f"{how}, {precision}, {describe_origin(made_of, split, seed)}"
 
 

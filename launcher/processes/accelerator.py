@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
 from launcher.processes.group import join_group
+from launcher.processes.precision import AUTOCAST, set_deterministic, set_precision
 from launcher.processes.signals import follow_launcher
 from launcher.processes.zero_settings import settings_for
 
@@ -62,9 +63,12 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    set_precision(config.train.precision)
+    if config.train.deterministic and not cpu:
+        set_deterministic()
     settings = settings_for(config, started)
     if settings is None:
-        accelerator = join_started(cpu=cpu, timeout=timeout, precision=config.train.precision, handlers=[ddp])
+        accelerator = join_started(cpu=cpu, timeout=timeout, precision=AUTOCAST[config.train.precision], handlers=[ddp])
     else:
         follow_launcher()
         if started > 1:

@@ -14,6 +14,7 @@ from typing import Any
 from launcher.config.sections import Config
 from launcher.errors import LAUNCHED, ConfigError
 from launcher.processes.accelerator import process_count, uses_cpu
+from launcher.processes.precision import AUTOCAST
 from launcher.processes.signals import STOPPED, end_with_parent, record_signals
 from launcher.processes.zero_settings import read_zero
 
@@ -96,7 +97,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     argv += ["--main_process_port", str(where.port)]
     if where.machines > 1:
         argv += ["--machine_rank", str(where.machine_rank), "--main_process_ip", str(where.main_address)]
-    argv += ["--mixed_precision", config.train.precision, "--dynamo_backend", "no"]
+    argv += ["--mixed_precision", AUTOCAST[config.train.precision], "--dynamo_backend", "no"]
     if zero is not None:
         argv += ["--use_deepspeed", "--zero_stage", str(zero["zero_optimization"]["stage"])]
         # the default would start the other machines itself, through pdsh
@@ -107,6 +108,8 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
         argv += ["--max_restarts", str(where.max_restarts)]
     argv += ["-m", module, *arguments]
     environment: dict[str, str] = {}
+    if config.train.deterministic and not cpu:
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if cpu:
         environment |= {"DS_ACCELERATOR": "cpu"} if zero is not None else {}
         environment |= {

@@ -17,6 +17,7 @@ from launcher.processes.group import gather_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
+from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
 from launcher.training.nonfinite import Micro, explain_nonfinite
 from launcher.training.skips import Skips
 from shards.batches.batch import Batch, to_device
@@ -63,6 +64,9 @@ class Trainer:
         self.full_method = full_method or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.plain_method = method
         self.method, self.optimizer = zero.prepare(accelerator, method, self.full_method, optimizer)
+        self.gradient: Gradient = self.losses_and_gradient
+        if config.graph and may_be_recorded(accelerator, method):
+            self.gradient = GraphedGradient(self.losses_and_gradient, method.phase)
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
@@ -146,16 +150,20 @@ class Trainer:
             self.skips.collect(batch)
             last = micro + 1 == self.config.accumulate
             with zero.accumulating(self.accelerator, self.method, last=last):
-                losses = self.method(batch, self.step)
-                self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
+                losses = self.gradient(batch, self.step)
             self.add_to_log_window(batch["key"], losses)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.gradient, GraphedGradient))
         with torch.no_grad():
             self.plain_method.synchronise(gather_ranks)
         if self.accelerator.device.type == "cpu":
             self.stop_if_not_finite()
+
+    def losses_and_gradient(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        losses = self.method(batch, step)
+        self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
+        return losses
 
     def prepare_step(self) -> None:
         """Set all that depends on the number of the step alone."""

@@ -39,7 +39,7 @@ SMALL = [
     "data.image_size=32",
     "data.global_batch_size=4",
     "data.workers=0",
-    "train.precision=no",
+    "train.precision=ieee",
     "train.save_every=null",
 ]
 SMALL += ["cam.batch_size=32", "refine.workers=1", "evaluate.gallery=0"]

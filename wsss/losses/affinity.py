@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wsss.maps.affinity import EPS, pair_indices
+from wsss.maps.affinity import EPS, pair_views
 from wsss.tensors import IGNORE_INDEX, at_least_float32
 
 
@@ -29,15 +29,13 @@ def affinity_loss(affinity_BOP: Tensor, label_Bhw: Tensor, radius: int) -> dict[
 
     Source: Ahn & Kwak 2018, Eq. 5-7; D-31. The smoke paper's code trains on the last image of each batch alone.
     """
-    height, width = label_Bhw.shape[-2:]
-    from_P, to_OP = pair_indices(height, width, radius, label_Bhw.device)
-    if affinity_BOP.shape != (len(label_Bhw), *to_OP.shape):
+    origin_B1rc, *neighbours = (view[:, None] for view in pair_views(label_Bhw, radius))
+    first, second = origin_B1rc.flatten(2), torch.cat(neighbours, dim=1).flatten(2)
+    if affinity_BOP.shape != second.shape:
         raise ValueError(
             f"affinities {tuple(affinity_BOP.shape)} for labels {tuple(label_Bhw.shape)}: wanted "
-            f"{(len(label_Bhw), *to_OP.shape)}; resize the labels to the grid of the features, and use one radius"
+            f"{tuple(second.shape)}; resize the labels to the grid of the features, and use one radius"
         )
-    label_BN = label_Bhw.flatten(1)
-    first, second = label_BN[:, None, from_P], label_BN[:, to_OP]
     certain = (first != IGNORE_INDEX) & (second != IGNORE_INDEX)
     equal, background = certain & (first == second), first == 0
     a = at_least_float32(affinity_BOP)

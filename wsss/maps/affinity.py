@@ -70,17 +70,22 @@ def pair_affinity(features_BDhw: Tensor, radius: int) -> Tensor:
     Raises:
         ValueError: see window.
     """
-    features_BDhw = at_least_float32(features_BDhw)
-    height, width = features_BDhw.shape[-2:]
-    rows, columns = window(height, width, radius)
-
-    def shifted(dy: int, dx: int) -> Tensor:
-        left = radius - 1 + dx
-        return features_BDhw[:, :, dy : dy + rows, left : left + columns]
-
-    origin = shifted(0, 0)
-    distances = [(shifted(dy, dx) - origin).abs().mean(dim=1).flatten(1) for dy, dx in pair_offsets(radius)]
+    origin, *neighbours = pair_views(at_least_float32(features_BDhw), radius)
+    distances = [(neighbour - origin).abs().mean(dim=1).flatten(1) for neighbour in neighbours]
     return torch.exp(-torch.stack(distances, dim=1))
+
+
+def pair_views(x: Tensor, radius: int) -> list[Tensor]:
+    """(..., h, w) -> views of the P `from` and of the P neighbours at each of the O offsets, each (..., rows, columns).
+
+    Raises:
+        ValueError: see window.
+    """
+    rows, columns = window(x.shape[-2], x.shape[-1], radius)
+    return [
+        x[..., dy : dy + rows, radius - 1 + dx : radius - 1 + dx + columns]
+        for dy, dx in [(0, 0), *pair_offsets(radius)]
+    ]
 
 
 def transition_matrix(

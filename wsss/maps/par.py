@@ -7,15 +7,13 @@ Source: Ru et al. 2023 (ToCo), after Araslanov & Roth 2020 (D-76, 5); golden `pa
 """
 
 import math
-import statistics
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.tensors import at_least_float32
+from wsss.tensors import at_least_float32, triton_serves
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 SHARPNESS = 0.3  # a difference of 0.3 standard deviations among the neighbours costs one unit in the exponent
@@ -64,20 +62,23 @@ def neighbour_weights(image_B3hw: Tensor, dilations: Sequence[int] = DILATIONS) 
             f"par: image is {tuple(image_B3hw.shape)} of {image_B3hw.dtype}; wanted (B, 3, h, w) RGB in [0, 1]"
         )
     image_B3hw = at_least_float32(image_B3hw.detach())
+    position_N11 = position_weights(tuple(dilations), image_B3hw.dtype, image_B3hw.device)
+    if triton_serves(image_B3hw):
+        from wsss.maps.par_triton import triton_weights
+
+        return triton_weights(image_B3hw, position_N11.flatten(), list(dilations), SHARPNESS, EPS)
     difference_BN3hw = torch.stack(neighbours(image_B3hw, dilations), dim=1).sub_(image_B3hw[:, None])
     # The deviation of the differences is that of the colours. In two passes: torch.std took 33 ms here, this 5 (CPU).
     centred_BN3hw = difference_BN3hw - difference_BN3hw.mean(dim=1, keepdim=True)
     std_B13hw = (centred_BN3hw.square_().sum(dim=1, keepdim=True) / (difference_BN3hw.shape[1] - 1)).sqrt_()
     colour_BNhw = difference_BN3hw.div_((std_B13hw + EPS) * SHARPNESS).square_().mean(dim=2).neg_().softmax(dim=1)
-    return colour_BNhw.add_(position_weights(tuple(dilations), colour_BNhw.dtype, colour_BNhw.device))
+    return colour_BNhw.add_(position_N11)
 
 
 def propagate(
     masks_BChw: Tensor, weight_BNhw: Tensor, dilations: Sequence[int] = DILATIONS, num_iter: int = 10
 ) -> Tensor:
     """masks <- sum_n weight_n neighbour_n(masks), num_iter times; (B, C, h, w).
-
-    The sum grows view by view over one padded tensor, so nothing of size C x N is stored.
 
     Args:
         weight_BNhw: from neighbour_weights with the same dilations.
@@ -94,6 +95,16 @@ def propagate(
         )
     if num_iter < 0:
         raise ValueError(f"par: num_iter is {num_iter}; wanted 0 or more")
+    if triton_serves(masks_BChw) and not (torch.is_grad_enabled() and masks_BChw.requires_grad):
+        from wsss.maps.par_triton import triton_propagate
+
+        return triton_propagate(masks_BChw, weight_BNhw, list(dilations), num_iter)
+    return propagate_by_views(masks_BChw, weight_BNhw, dilations, num_iter)
+
+
+def propagate_by_views(masks_BChw: Tensor, weight_BNhw: Tensor, dilations: Sequence[int], num_iter: int) -> Tensor:
+    """propagate on any device, with a gradient: the sum grows view by view over one padded tensor, so nothing of size
+    C x N is stored."""
     weights = weight_BNhw.split(1, dim=1)
     for _ in range(num_iter):
         total_BChw = torch.zeros_like(masks_BChw)
@@ -120,14 +131,14 @@ def neighbour_offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
     return [(dilation * dy, dilation * dx) for dilation in dilations for dy, dx in around]
 
 
-@lru_cache
 def position_weights(dilations: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0.01 softmax_n p, (N, 1, 1); kept, since each copy from the host would make it wait for the device."""
-    distances = [math.hypot(dy, dx) for dy, dx in neighbour_offsets(dilations)]
-    scale = (statistics.stdev(distances) + EPS) * SHARPNESS
-    with torch.inference_mode(False):  # a tensor made in inference mode could never be used in training
-        exponents_N = torch.tensor([-((distance / scale) ** 2) for distance in distances], dtype=torch.float64)
-        return (POSITION_WEIGHT * exponents_N.softmax(dim=0))[:, None, None].to(device, dtype)
+    """0.01 softmax_n p, (N, 1, 1). Made on the device: a copy from the host would make it wait."""
+    cell_8 = torch.arange(8, device=device)
+    cell_8 = cell_8 + (cell_8 >= 4)  # of the 3 x 3 cells, the middle one left out; corners are even
+    corner_8 = 1 + (math.sqrt(2) - 1) * (cell_8 % 2 == 0).to(torch.float64)
+    distance_N = torch.cat([dilation * corner_8 for dilation in dilations])
+    exponents_N = -((distance_N / ((distance_N.std() + EPS) * SHARPNESS)) ** 2)
+    return (POSITION_WEIGHT * exponents_N.softmax(dim=0)).to(dtype)[:, None, None]
 
 
 def check_dilations(dilations: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """AffinityNet: which neighbouring positions belong together, learnt from seeds that are certain."""
 
+from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 import torch
@@ -39,6 +40,9 @@ class Affinity(Method):
             raise ValueError(f"model: method affinity trains an affinity_net, not a {type(student).__name__}")
         self.student = student
         self.radius = radius
+
+    def phase(self, step: int) -> Hashable:
+        return None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         features_BDhw = self.student(batch["image"])

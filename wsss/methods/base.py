@@ -3,7 +3,7 @@
 Batch: image (B, 3, H, W) RGB in [0, 1], image_label (B, K) multi-hot, box (B, 4), key.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,6 +54,11 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def phase(self, step: int) -> Hashable:
+        """What a step's losses depend on besides the batch and the weights. Steps of one phase launch the same kernels,
+        so that one recording serves them (train.graph). By itself each step is a phase of its own."""
+        return step
 
     def synchronise(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Make equal on all ranks what each has learnt from its own images. Called on all ranks without gradients, once

@@ -1,5 +1,7 @@
 """Classification by image labels: how a teacher is trained, and the baseline of every student."""
 
+from collections.abc import Hashable
+
 from torch import Tensor
 
 from wsss.losses.dark_channel import dark_channel_loss
@@ -26,6 +28,9 @@ class Classify(Method):
             raise ValueError(f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit")
         self.student = student
         self.dark_weight = dark_weight
+
+    def phase(self, step: int) -> Hashable:
+        return None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if self.dark_weight and isinstance(self.student, ViT):

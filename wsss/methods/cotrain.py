@@ -1,5 +1,6 @@
 """Cross-architecture consistency, co-training: a ViT and a CNN learn from image labels and from each other's maps."""
 
+from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -51,6 +52,9 @@ class CoTrain(Consistency):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def phase(self, step: int) -> Hashable:
+        return step % 2 if self.gradient == "alternate" else None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         student, partner = self.student(batch["image"]), self.partner(batch["image"])

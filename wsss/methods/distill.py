@@ -1,5 +1,6 @@
 """Cross-architecture consistency, teacher-student: a ViT learns from image labels and a frozen CNN's maps."""
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -27,6 +28,9 @@ class Distill(Consistency):
     def __init__(self, student: Network, teacher: Frozen, **options: Any) -> None:
         super().__init__(student, teacher.network, **options)
         self.teacher = teacher
+
+    def phase(self, step: int) -> Hashable:
+        return None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         out = self.student(batch["image"])

@@ -1,5 +1,6 @@
 """Segmentation by masks: the supervised references, and a network trained on refined masks (stage 3)."""
 
+from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -26,6 +27,9 @@ class Supervised(Method):
     def __init__(self, student: Network) -> None:
         super().__init__()
         self.student = student
+
+    def phase(self, step: int) -> Hashable:
+        return None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         seg_loss = segmentation_loss(seg_logits_of(self.student(batch["image"])), batch["mask"])

@@ -4,6 +4,7 @@ Shapes: B images, K foreground classes, P classes of an image (packed: the chann
 D channels, N = h * w patches, H x W pixels, n local crops.
 """
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -147,6 +148,9 @@ class ToCo(Method):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         views = make_views(batch, toco_compat=self.toco_compat)
         return self.losses(views, batch["image_label"], batch["present"], step)
+
+    def phase(self, step: int) -> Hashable:
+        return tuple(term.name for term in self.schedule.at(step)), step >= self.aux_labels_before
 
     def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
         """The losses of one step.

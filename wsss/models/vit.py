@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from wsss.models.base import Network, Outputs, create_backbone
+from wsss.tensors import resize_by_products
 
 
 class ViT(Network):
@@ -29,7 +30,6 @@ class ViT(Network):
         patch = int(backbone.patch_embed.patch_size[0])
         super().__init__(feature_dim=backbone.embed_dim, stride=patch, num_classes=num_classes, mean=mean, std=std)
         self.backbone = backbone
-        self.frozen_positions: dict[tuple, Tensor] = {}  # resized tables of a position table that is not trained
 
     def forward(self, image: Tensor) -> Outputs:
         tokens_BND, grid = self.embed(self.normalise(image))
@@ -72,27 +72,13 @@ class ViT(Network):
         patches_BND = vit.patch_embed.norm(patches_BND)
         prefix = [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
         placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
-        table_ND = self.positions((height, width), placed)
+        table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, (height, width))
         prefix_BND = [token.expand(len(image), -1, -1) for token in prefix]
         tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
         if placed:
             positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
             tokens_BND = tokens_BND + positions
         return vit.norm_pre(vit.pos_drop(tokens_BND)), (height, width)
-
-    def positions(self, grid: tuple[int, int], placed: int) -> Tensor:
-        """Position table (1, h * w, D) of a patch grid; made once per grid where the table is not trained."""
-        vit: Any = self.backbone
-        if vit.pos_embed.requires_grad:
-            return resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, grid)
-        table = vit.pos_embed
-        key = (grid, table.device, table.dtype, table.data_ptr(), table._version)  # other weights, another key
-        if key not in self.frozen_positions:
-            stale = [old for old in self.frozen_positions if old[1:] != key[1:]]
-            for old in stale:
-                del self.frozen_positions[old]
-            self.frozen_positions[key] = resize_positions(table[:, placed:], vit.patch_embed.grid_size, grid)
-        return self.frozen_positions[key]
 
     def grid_of(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens without the prefix as a (B, D, h, w) map."""
@@ -122,7 +108,10 @@ def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, in
     if old == new:
         return table_1ND
     table_1Dhw = table_1ND.transpose(1, 2).unflatten(2, old)
-    resized = F.interpolate(table_1Dhw, size=new, mode="bicubic", align_corners=False, antialias=False)
+    if table_1Dhw.is_cuda:
+        resized = resize_by_products(table_1Dhw, new, "bicubic")
+    else:
+        resized = F.interpolate(table_1Dhw, size=new, mode="bicubic", align_corners=False, antialias=False)
     return resized.flatten(2).transpose(1, 2)
 
 

@@ -124,5 +124,5 @@ def test_flatten_names_every_value_by_its_dotted_key(path):
 
 
 def test_words_that_old_yaml_takes_for_booleans_stay_words(tiny_config):
-    assert tiny_config("classify", "train.precision=no").train.precision == "no"
+    assert tiny_config("classify", "train.precision=ieee").train.precision == "ieee"
     assert tiny_config("classify", "cam.flip=true").cam.flip is True

@@ -4,20 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from wsss.losses.energy import (
-    FUSED,
-    bilateral_features,
-    centred,
-    cuda_attention,
-    dense_energy,
-    energy_and_slope,
-    gaussian_sum,
-    gaussian_sum_chunked,
-    nearest,
-)
+from wsss.gaussian_sum import FUSED, gaussian_sum
+from wsss.losses.energy import bilateral_features, dense_energy, energy_and_slope, nearest
 
 KINDS = [("gate_ref", True, "published"), ("gate_true", True, "true"), ("nogate", False, "published")]
-EXTREMES = ["noise", "outliers", "one"]
 MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
 
 
@@ -184,65 +174,6 @@ def test_pixels_of_rows_and_columns_are_told_apart():
     features = bilateral_features(torch.full((1, 3, 2, 3), 6.0), 2.0, 10.0)
     assert features[0, :, :2].mul(10).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert (features[0, :, 2:] == 3).all()
-
-
-def extreme_points(kind: str) -> torch.Tensor:
-    """Features of 13 x 17 pixels in 0..255: noise, a dark image with few bright pixels, one colour."""
-    image = {
-        "noise": torch.rand(2, 3, 13, 17) * 255,
-        "outliers": torch.rand(2, 3, 13, 17),
-        "one": torch.full((2, 3, 13, 17), 250.0),
-    }[kind]
-    if kind == "outliers":
-        image[..., :2, :2] = 255
-    return bilateral_features(image.double(), 15.0, 50.0)
-
-
-def assert_sums(device: str, kind: str, classes: int, dtype: torch.dtype, tolerance: float) -> None:
-    points, values = extreme_points(kind), torch.rand(2, 13 * 17, classes, dtype=torch.float64)
-    difference = points[:, :, None] - points[:, None]
-    expected = (difference.square().sum(3) / -2).exp() @ values
-    on_device = points.to(device, dtype), values.to(device, dtype)
-    for sums in (gaussian_sum(*on_device), gaussian_sum_chunked(centred(on_device[0]), on_device[1], chunk=50)):
-        assert sums.dtype == dtype
-        torch.testing.assert_close(sums.double().cpu(), expected, rtol=tolerance, atol=0)
-
-
-@pytest.mark.parametrize("kind", EXTREMES)
-@pytest.mark.parametrize("classes", [1, 3, 21])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-5)])
-def test_the_kernels_sum_what_the_formula_says(kind, classes, dtype, tolerance):
-    assert_sums("cpu", kind, classes, dtype, tolerance)
-
-
-def test_points_may_have_more_features_than_there_are_values():
-    points, values = torch.randn(1, 30, 11, dtype=torch.float64), torch.rand(1, 30, 2, dtype=torch.float64)
-    expected = (torch.cdist(points, points).square() / -2).exp() @ values
-    torch.testing.assert_close(gaussian_sum(points, values), expected)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_cuda_kernel_sums_what_the_formula_says():
-    for kind in EXTREMES:
-        for classes in (1, 3, 21, 81):
-            assert_sums("cuda", kind, classes, torch.float32, 3e-5)
-
-
-def test_the_cpu_has_a_fused_kernel_and_a_device_without_one_takes_the_chunks(monkeypatch):
-    points, values, called = torch.randn(1, 6, 5), torch.rand(1, 6, 2), []
-    fused = FUSED["cpu", torch.float32]
-    monkeypatch.setitem(FUSED, ("cpu", torch.float32), lambda *heads: called.append(1) or fused(*heads))
-    sums = gaussian_sum(points, values)
-    assert called
-    monkeypatch.delitem(FUSED, ("cpu", torch.float32))
-    torch.testing.assert_close(gaussian_sum(points, values), sums)
-    assert len(called) == 1
-
-
-def test_the_cuda_kernel_is_called_with_shapes_that_it_takes():
-    queries, values = torch.empty(2, 70, 6, device="meta"), torch.empty(2, 70, 21, device="meta")
-    mean, log_Z = cuda_attention(queries, queries, values)
-    assert mean.shape == (2, 70, 21) and log_Z.shape == (2, 70)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from wsss.maps.par import (
     DILATIONS,
+    EPS,
+    SHARPNESS,
     neighbour_offsets,
     neighbour_weights,
     neighbours,
@@ -148,14 +150,26 @@ def test_neither_image_nor_maps_are_changed():
     assert torch.equal(image, before[0]) and torch.equal(masks, before[1]) and torch.equal(refined, masks)
 
 
-def test_weights_first_made_in_inference_mode_serve_training_later():
-    position_weights.cache_clear()
+def test_weights_made_in_inference_mode_do_not_keep_training_from_its_gradient():
     image, masks = torch.rand(1, 3, 6, 6), torch.rand(1, 1, 6, 6, requires_grad=True)
     with torch.inference_mode():
         pixel_adaptive_refinement(image, masks)
-    assert not position_weights(DILATIONS, torch.float32, image.device).is_inference()
     pixel_adaptive_refinement(image, masks).sum().backward()
-    assert position_weights.cache_info().misses == 1
+    assert masks.grad is not None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
+@pytest.mark.parametrize("dilations", [DILATIONS, (1, 3)])
+def test_the_kernels_of_our_own_refine_as_the_operators_of_torch(dilations):
+    par_triton = pytest.importorskip("wsss.maps.par_triton")
+    image, masks = torch.rand(2, 3, 9, 11), torch.rand(2, 5, 9, 11)
+    weight = neighbour_weights(image, dilations)
+    position = position_weights(dilations, torch.float32, image.device).flatten()
+    ours = par_triton.triton_weights(image, position, list(dilations), SHARPNESS, EPS)
+    torch.testing.assert_close(ours, weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        par_triton.triton_propagate(masks, weight, list(dilations), 3), propagate(masks, weight, dilations, 3)
+    )
 
 
 def test_half_precision_is_refined_in_float32():

@@ -99,3 +99,12 @@ def test_the_same_seed_gives_the_same_losses_and_gradients(name):
     gradients = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a.grad, b.grad) for a, b in gradients if a.requires_grad)
     assert losses["loss"].item() != stepped(name, 3, step, seed=1)[1]["loss"].item()
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_steps_of_one_phase_give_the_same_losses(name):
+    found = {}
+    for step in sorted({start + more for start in TOYS[name].steps.values() for more in (0, 1)}):
+        method, losses = stepped(name, 1, step)
+        values = {part: loss.item() for part, loss in losses.items()}
+        assert found.setdefault(method.phase(step), values) == values, f"step {step} of {name}"

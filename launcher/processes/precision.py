@@ -1,0 +1,50 @@
+"""What `train.precision` means: every flag of torch that says in how many digits float32 tensors are multiplied.
+
+ieee   float32 everywhere
+tf32   matrix products and convolutions of float32 tensors in TF32 (GPUs since Ampere): 10 bits after the point
+bf16   autocast to bfloat16 in networks; losses, CAMs and all else in float32
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from launcher.config.sections import Precision
+
+AUTOCAST: dict[Precision, str] = {"ieee": "no", "tf32": "no", "bf16": "bf16"}
+"""Accelerate's name of the autocast of each."""
+
+
+def set_precision(precision: Precision) -> None:
+    """Set all flags of this process; torch's own defaults are neither: TF32 convolutions, IEEE products."""
+    import torch
+
+    tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+@contextmanager
+def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
+    """A forward pass as training makes it, outside a training."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_precision(precision)
+    try:
+        with torch.autocast(device_type, torch.bfloat16, enabled=AUTOCAST[precision] == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def set_deterministic() -> None:
+    """Let the same step give the same bits on a GPU: each of torch's operators in a fixed order of sums, or an error.
+
+    The CUBLAS_WORKSPACE_CONFIG that this needs is set by the launch command: a process that has touched the GPU is too
+    late for it.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from launcher.processes.precision import in_precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "products", "convolutions", "autocast"),
+    [("ieee", "highest", False, False), ("tf32", "high", True, False), ("bf16", "highest", False, True)],
+)
+def test_each_precision_sets_every_flag_and_puts_it_back(precision, products, convolutions, autocast):
+    def flags() -> tuple:
+        return (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+            torch.is_autocast_enabled("cpu"),
+        )
+
+    before = flags()
+    with in_precision(precision, "cpu"):
+        assert flags() == (products, convolutions, autocast)
+    assert flags() == before

@@ -1,0 +1,162 @@
+"""The sum of gaussian_sum as a Triton kernel for GPUs: pairs that are too far apart to matter are left out.
+
+Points are sorted by colour, so that a tile of TILE x TILE pairs is near or far as a whole; a tile whose bounding boxes
+are further apart than FAR is not computed. In the others the exponent
+
+    -|f_i - f_j|^2 = 2 f_i.f_j - |f_i|^2 - |f_j|^2
+
+is a product on the matrix units, of features that are split into float16 parts whose sum holds 22 bits.
+
+Shapes: B images, N points, D = 5 features of a point (y, x, r, g, b), C values, T tiles of TILE points, M = T * TILE.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FAR = 24.0
+"""exp(-|f_i - f_j|^2 / 2) < 2^-FAR is taken as 0: of 50,000 points less than 0.003 of one of them."""
+
+TILE = 64
+WARPS = 4
+CODE_BITS = 10
+
+
+@torch.library.custom_op("wsss::gaussian_sum", mutates_args=())
+def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
+    """out_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j of centred features, (B, N, C) float32.
+
+    Values and weights are multiplied in float16 and added in float32.
+    """
+    batch, points, classes = values_BNC.shape
+    order_BN1 = torch.empty_like(features_BND[..., 0], dtype=torch.int32)
+    low_B3 = features_BND[..., 2:].amin(dim=1)
+    span_B = (features_BND[..., 2:].amax(dim=1) - low_B3).amax(dim=1).clamp(min=1e-9)
+    colour_code[(triton.cdiv(points, 1024), batch)](
+        features_BND.contiguous(), low_B3.contiguous(), span_B, order_BN1, points, BITS=CODE_BITS, BLOCK=1024
+    )
+    order_BN1 = order_BN1.argsort(dim=1)[..., None]
+    tiles = triton.cdiv(points, TILE)
+    padding = tiles * TILE - points
+    scaled_BND = (features_BND * math.sqrt(math.log2(math.e) / 2)).gather(1, order_BN1.expand(-1, -1, 5))
+    padded_BMD = torch.cat([scaled_BND, scaled_BND[:, -1:].expand(-1, padding, -1)], dim=1)
+    near_BTT = near_tiles(padded_BMD.unflatten(1, (tiles, TILE)))
+    which_BTT, count_BT = compacted(near_BTT)
+    width = max(16, triton.next_power_of_2(classes))
+    sorted_BNC = values_BNC.gather(1, order_BN1.expand(-1, -1, classes)).half()
+    sorted_BMC = F.pad(sorted_BNC, (0, width - classes, 0, padding))  # what is added has no value
+    out_BMC = torch.empty(batch, tiles * TILE, width, dtype=torch.float32, device=features_BND.device)
+    left_BMK, right_BMK = split_features(padded_BMD)
+    near_sums[(tiles, batch)](
+        left_BMK,
+        right_BMK,
+        sorted_BMC.contiguous(),
+        which_BTT,
+        count_BT,
+        out_BMC,
+        tiles * TILE,
+        tiles,
+        C=width,
+        K=left_BMK.shape[2],
+        TILE=TILE,
+        num_warps=WARPS,
+    )
+    out_BNC = torch.empty(batch, points, classes, dtype=torch.float32, device=features_BND.device)
+    return out_BNC.scatter_(1, order_BN1.expand(-1, -1, classes), out_BMC[:, :points, :classes])
+
+
+@triton_gaussian_sum.register_fake
+def _(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
+    return torch.empty(values_BNC.shape, dtype=torch.float32, device=features_BND.device)
+
+
+def split_features(points_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (B, M, 32) float16 whose products of rows are -|f_i - f_j|^2."""
+    high_BMD, low_BMD = split_half(points_BMD)
+    square_BM1 = points_BMD.square().sum(dim=2, keepdim=True)
+    first_BM1, rest_BM1 = split_half(-square_BM1)
+    norm_BM3 = torch.cat([first_BM1, *split_half(rest_BM1)], dim=2)
+    one_BM3 = torch.ones_like(norm_BM3)
+    left = [2 * high_BMD, 2 * high_BMD, 2 * low_BMD, 2 * low_BMD, norm_BM3, one_BM3]
+    right = [high_BMD, low_BMD, high_BMD, low_BMD, one_BM3, norm_BM3]
+    left_BMK, right_BMK = torch.cat(left, dim=2), torch.cat(right, dim=2)
+    padding = (0, 32 - left_BMK.shape[2])
+    return F.pad(left_BMK, padding).half(), F.pad(right_BMK, padding).half()
+
+
+def split_half(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What of x float16 can hold, and what is left, both as float32."""
+    high = x.half().float()
+    return high, x - high
+
+
+def near_tiles(points_BTID: Tensor) -> Tensor:
+    """(B, T, T) bool: which pairs of tiles have points that may be near; scaled so that exponents are powers of 2."""
+    low_BTD, high_BTD = points_BTID.amin(dim=2), points_BTID.amax(dim=2)
+    gap_BTTD = torch.maximum(low_BTD[:, :, None] - high_BTD[:, None], low_BTD[:, None] - high_BTD[:, :, None])
+    return gap_BTTD.clamp_(min=0).square_().sum(dim=3) < FAR
+
+
+def compacted(near_BTT: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of the near tiles of each row, first in (B, T, T) int32, and how many they are, (B, T) int32."""
+    place_BTT = near_BTT.cumsum(dim=2, dtype=torch.int32)
+    count_BT = place_BTT[..., -1].contiguous()
+    tiles = near_BTT.shape[2]
+    column_BTT = torch.arange(tiles, dtype=torch.int32, device=near_BTT.device).expand_as(near_BTT)
+    behind = torch.where(near_BTT, place_BTT - 1, tiles)  # what is far lands in a column that is cut off
+    which_BTT = torch.zeros(*near_BTT.shape[:2], tiles + 1, dtype=torch.int32, device=near_BTT.device)
+    return which_BTT.scatter_(2, behind.long(), column_BTT)[..., :tiles].contiguous(), count_BT
+
+
+@triton.jit
+def colour_code(feature_ptr, low_ptr, span_ptr, code_ptr, points, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Interleave the bits of the three colours: what is near in this code is near in colour."""
+    image = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < points
+    span = tl.load(span_ptr + image)
+    code = tl.zeros((BLOCK,), dtype=tl.int32)
+    for colour in tl.static_range(3):
+        value = tl.load(feature_ptr + (image * points + row) * 5 + 2 + colour, mask=inside, other=0.0)
+        level = ((value - tl.load(low_ptr + image * 3 + colour)) / span * ((1 << BITS) - 1)).to(tl.int32)
+        for bit in tl.static_range(BITS):
+            code |= ((level >> bit) & 1) << (3 * bit + colour)
+    tl.store(code_ptr + image * points + row, code, mask=inside)
+
+
+@triton.jit
+def near_sums(
+    left_ptr,
+    right_ptr,
+    v_ptr,
+    which_ptr,
+    count_ptr,
+    out_ptr,
+    points,
+    tiles,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One tile of rows against all its near tiles of columns.
+
+    left, right: (B, M, K) float16, see split_features; v: (B, M, C) float16; which, count: see compacted;
+    out: (B, M, C) float32; M = `points`.
+    """
+    tile, image = tl.program_id(0), tl.program_id(1)
+    row = image * points + tile * TILE + tl.arange(0, TILE)
+    k, c = tl.arange(0, K), tl.arange(0, C)
+    left = tl.load(left_ptr + row[:, None] * K + k[None, :])
+    total = tl.zeros((TILE, C), dtype=tl.float32)
+    which = which_ptr + (image * tiles + tile) * tiles
+    for n in range(0, tl.load(count_ptr + image * tiles + tile)):
+        column = image * points + tl.load(which + n) * TILE + tl.arange(0, TILE)
+        right = tl.load(right_ptr + column[None, :] * K + k[:, None])
+        weight = tl.exp2(tl.dot(left, right))
+        value = tl.load(v_ptr + column[:, None] * C + c[None, :])
+        total = tl.dot(weight.to(tl.float16), value, total)
+    tl.store(out_ptr + row[:, None] * C + c[None, :], total)
