@@ -5,7 +5,7 @@ Z_i = sum_j exp(f_i.f_j - |f_j|^2 / 2), of
 
     out_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j = (out_i / Z_i) exp(log Z_i - |f_i|^2 / 2)
 
-Shapes: B images, N points, D features of a point, E of a query or key, C values of a point.
+Shapes: B images, N points, M points that have values, D features of a point, E of a query or key, C values of a point.
 """
 
 from collections.abc import Callable
@@ -21,48 +21,53 @@ Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 HEAD_MULTIPLE = 8  # the fused kernels want a multiple of 4 or 8 of float32 in a head
 
 
-def gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
-    """out_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j over the points of each image, (B, N, C); not differentiable.
+def gaussian_sum(features_BND: Tensor, values_BMC: Tensor, keys_BMD: Tensor | None = None) -> Tensor:
+    """out_i = sum_j exp(-|f_i - k_j|^2 / 2) v_j, (B, N, C); not differentiable.
+
+    Args:
+        keys_BMD: the points j that have the values; None = all points of the image, k = f.
 
     On a GPU a kernel of our own (gaussian_triton); else a fused one of torch that returns log Z (FUSED); else
     gaussian_sum_chunked. In float32 a sum is off by up to 2e-5 of itself where features differ by 17 = 255 / 15:
     rounding of |f|^2. On a GPU values and weights are rounded to float16: up to
     1e-3, seen 2e-4.
     """
-    features_BND = centred(features_BND)
-    if triton_serves(features_BND) and features_BND.shape[2] == 5:
+    middle_B1D = (features_BND.amax(dim=1, keepdim=True) + features_BND.amin(dim=1, keepdim=True)) / 2
+    features_BND = features_BND - middle_B1D  # this changes no sum, and rounding errors grow with |f|^2
+    if keys_BMD is None and triton_serves(features_BND) and features_BND.shape[2] == 5:
         from wsss.gaussian_triton import triton_gaussian_sum
 
-        return triton_gaussian_sum(features_BND, values_BNC)
+        return triton_gaussian_sum(features_BND, values_BMC)
+    keys_BMD = features_BND if keys_BMD is None else keys_BMD - middle_B1D
     attention = FUSED.get((features_BND.device.type, features_BND.dtype))
     if attention is None:
-        return gaussian_sum_chunked(features_BND, values_BNC)
-    return gaussian_sum_by(attention, features_BND, values_BNC)
+        return gaussian_sum_chunked(features_BND, keys_BMD, values_BMC)
+    return gaussian_sum_by(attention, features_BND, keys_BMD, values_BMC)
 
 
-def gaussian_sum_by(attention: Attention, features_BND: Tensor, values_BNC: Tensor) -> Tensor:
-    """gaussian_sum of centred features by a kernel that returns log Z."""
-    half_square_BN1 = features_BND.square().sum(dim=2, keepdim=True) / 2
+def gaussian_sum_by(attention: Attention, features_BND: Tensor, keys_BMD: Tensor, values_BMC: Tensor) -> Tensor:
+    """gaussian_sum by a kernel that returns log Z."""
+    half_square_BN1, of_keys_BM1 = half_square(features_BND), half_square(keys_BMD)
     queries_BNE = torch.cat([features_BND, torch.ones_like(half_square_BN1)], dim=2)
-    keys_BNE = torch.cat([features_BND, -half_square_BN1], dim=2)
-    mean_BNC, log_Z_BN = attention(queries_BNE, keys_BNE, values_BNC)
+    keys_BME = torch.cat([keys_BMD, -of_keys_BM1], dim=2)
+    mean_BNC, log_Z_BN = attention(queries_BNE, keys_BME, values_BMC)
     return mean_BNC * (log_Z_BN[:, :, None] - half_square_BN1).exp()
 
 
-def gaussian_sum_chunked(features_BND: Tensor, values_BNC: Tensor, *, chunk: int = 256) -> Tensor:
-    """gaussian_sum in plain matrix products, `chunk` x N pairs at a time: any device, and what the kernels are checked
+def gaussian_sum_chunked(features_BND: Tensor, keys_BMD: Tensor, values_BMC: Tensor, *, chunk: int = 256) -> Tensor:
+    """gaussian_sum in plain matrix products, `chunk` x M pairs at a time: any device, and what the kernels are checked
     against."""
-    negative_half_BN1 = features_BND.square().sum(dim=2, keepdim=True) / -2
-    one_BN1 = torch.ones_like(negative_half_BN1)
-    rows_BNE = torch.cat([features_BND, one_BN1, negative_half_BN1], dim=2)
-    columns_BEN = torch.cat([features_BND, negative_half_BN1, one_BN1], dim=2).transpose(1, 2).contiguous()
-    sums = [(rows @ columns_BEN).exp_() @ values_BNC for rows in rows_BNE.split(chunk, dim=1)]
+    half_square_BN1, of_keys_BM1 = half_square(features_BND), half_square(keys_BMD)
+    rows_BNE = torch.cat([features_BND, torch.ones_like(half_square_BN1), -half_square_BN1], dim=2)
+    columns_BME = torch.cat([keys_BMD, -of_keys_BM1, torch.ones_like(of_keys_BM1)], dim=2)
+    columns_BEM = columns_BME.transpose(1, 2).contiguous()
+    sums = [(rows @ columns_BEM).exp_() @ values_BMC for rows in rows_BNE.split(chunk, dim=1)]
     return torch.cat(sums, dim=1)
 
 
-def centred(features_BND: Tensor) -> Tensor:
-    """Features around the middle of their range: this changes no sum, and rounding errors grow with |f|^2."""
-    return features_BND - (features_BND.amax(dim=1, keepdim=True) + features_BND.amin(dim=1, keepdim=True)) / 2
+def half_square(points_BMD: Tensor) -> Tensor:
+    """|f|^2 / 2, (B, M, 1)."""
+    return points_BMD.square().sum(dim=2, keepdim=True) / 2
 
 
 def cpu_attention(queries_BNE: Tensor, keys_BNE: Tensor, values_BNC: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,3 +86,37 @@ def taps(old: int, new: int, mode: Literal["linear", "bicubic"], like: Tensor) -
         return F.interpolate(identity, size=new, mode="linear", align_corners=False)[:, 0].T
     flat = F.interpolate(identity[:, :, None].expand(-1, -1, 1, -1), size=(1, new), mode="bicubic", align_corners=False)
     return flat[:, 0, 0].T
+
+
+def keyed_draws(seed_B: Tensor, count: int) -> Tensor:
+    """(B, count) int64 that look random and are a function of the seed alone, on any device; no two of a row are equal.
+
+    Args:
+        seed_B: int64, any value.
+    """
+    position_N = torch.arange(count, device=seed_B.device)
+    return mixed(mixed(seed_B)[:, None] + position_N * GOLDEN_GAMMA)
+
+
+def signed(bits: int) -> int:
+    """The int64 with these 64 bits."""
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+GOLDEN_GAMMA = signed(0x9E3779B97F4A7C15)
+MIX_1, MIX_2 = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele et al. 2014): a bijection of int64 whose output looks random.
+
+    Different inputs have different outputs, so keys made of it have no ties.
+    """
+    x = (x ^ shifted(x, 30)) * MIX_1
+    x = (x ^ shifted(x, 27)) * MIX_2
+    return x ^ shifted(x, 31)
+
+
+def shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits of int64 with zeros from the left, as for an unsigned number."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

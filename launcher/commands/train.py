@@ -21,6 +21,7 @@ def train(
 ) -> None:
     """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
     from launcher.config.file import load_config
+    from launcher.processes.accelerator import process_count
     from launcher.processes.launch import launch, launch_command
     from launcher.run.folder import run_folder
     from launcher.run.steps import newest_complete
@@ -29,8 +30,13 @@ def train(
     settings = load_config(config, overrides or [])
     if resume:
         newest_complete(run_folder(settings))
-    preflight(settings)
+    processes = preflight(settings)
     arguments = [str(config), *(overrides or [])]
+    if processes < process_count(settings):
+        images, available = settings.data.global_batch_size, process_count(settings)
+        print(f"{processes} of {available} GPUs: a batch of {images} images does not divide into more")
+        arguments.append(f"launch.processes={processes}")
+        settings = load_config(config, arguments[1:])
     if dry_run:
         print(" ".join(launch_command(settings, "launcher.train", arguments)[0]))
         return

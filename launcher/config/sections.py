@@ -25,6 +25,7 @@ class DataConfig(Section):
     tune: Folder | None = (
         None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
     )
+    val_part: PositiveInt | None = None  # images of val that evaluations before the last one count; null = all
     image_size: PositiveInt = 224  # side of the square view, in pixels
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
     min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none

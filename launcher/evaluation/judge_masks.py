@@ -92,6 +92,7 @@ class MaskJudge:
             batch_size=self.config.segment.batch_size,
             numbers=numbers,
             workers=self.config.data.workers if numbers else 0,
+            pin_memory=device.type == "cuda",
         )
         for batch in loader:
             batch = to_device(batch, device)
@@ -110,7 +111,8 @@ class MaskJudge:
                 for kind, label_HW in labels.items():
                     confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
                 if number in drawn:
-                    own = self.method.pictures({n: batch[n][one] for n in ("image", "image_label", "present")})
+                    with self.accelerator.autocast():
+                        own = self.method.pictures({n: batch[n][one] for n in ("image", "image_label", "present")})
                     rows[number] = draw_row(self.shards, number, {**labels, **{n: maps[0] for n, maps in own.items()}})
         return MaskPart(confusion.cpu(), f1.cpu(), rows)
 

@@ -33,15 +33,19 @@ def make_validator(
     """step -> log the figures and the gallery. All ranks must call it; rank 0 gets the figures as they are logged, the
     others {}.
 
-    Each rank judges every ranks-th sample, once; rank 0 puts the counts together.
+    Each rank judges every ranks-th sample, once; rank 0 puts the counts together. Before the last step it may be a part
+    of the split (data.val_part); the pictures are the same at every step.
     """
     drawn = choose_gallery(shards, config.evaluate.gallery)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
 
     def validate(step: int) -> dict[str, float]:
         started = time.perf_counter()
-        numbers = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
-        part: Part = judge.judge(numbers, drawn)
-        for other in gather_object([part])[1:] if accelerator.num_processes > 1 else []:
+        numbers = choose_part(len(shards), config.data.val_part if step < config.train.steps else None)
+        part: Part = judge.judge(numbers[rank::ranks], drawn)
+        if uncounted := sorted(drawn - set(numbers))[rank::ranks]:
+            part.rows.update(judge.judge(uncounted, drawn).rows)
+        for other in gather_object([part])[1:] if ranks > 1 else []:
             part.extend(other)
         logged: dict[str, float] = {}
         if accelerator.is_main_process:
@@ -54,11 +58,18 @@ def make_validator(
                 if judge.keeps_gallery:
                     keep_gallery(picture, run_folder(config))
                 tracker.image("gallery", picture, step)
-            print(f"step {step}: {format_headlines(judge, figures)}; {len(shards)} images in {seconds:.1f} s")
+            print(f"step {step}: {format_headlines(judge, figures)}; {len(numbers)} images in {seconds:.1f} s")
         accelerator.wait_for_everyone()
         return logged
 
     return validate
+
+
+def choose_part(images: int, part: int | None) -> list[int]:
+    """`part` numbers of 0..images-1 at even distances, so that every group and class has its share; None = all."""
+    if part is None or part >= images:
+        return list(range(images))
+    return [number * images // part for number in range(part)]
 
 
 def format_headlines(judge: Judge, figures: Figures) -> str:

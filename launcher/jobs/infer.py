@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from launcher.config.sections import CamConfig, Config
+from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import report_user_errors
 from launcher.jobs.over_ranks import Members, open_images, write_next_to
 from launcher.jobs.scores import Scores
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
 from launcher.processes.launch import read_arguments
+from launcher.processes.precision import in_precision
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
@@ -62,6 +63,7 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
             "checkpoint": checkpoint.name,
             "image_size": config.data.image_size,
             "cam": identify_cam(config.cam),
+            **identify_precision(config.train.precision),
         }
 
     def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
@@ -76,7 +78,7 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
 def score_samples(
     method: Method, shards: ShardFolder, numbers: Sequence[int], config: Config, device: torch.device
 ) -> Iterator[tuple[int, Scores]]:
-    """(number, cams) of these samples, in order."""
+    """(number, cams) of these samples, in order; in the precision of training."""
     whole = config.cam.window_px is not None  # frames of any size: one at a time, their windows make the batch
     loader = eval_loader(
         shards,
@@ -84,10 +86,12 @@ def score_samples(
         batch_size=1 if whole else config.cam.batch_size,
         numbers=numbers,
         workers=config.data.workers,
+        pin_memory=device.type == "cuda",
     )
     for batch in loader:
         batch = to_device(batch, device)
-        cams, probs_BK = cams_of(method, batch["image"], config.cam)
+        with in_precision(config.train.precision, device.type):
+            cams, probs_BK = cams_of(method, batch["image"], config.cam)
         on_host = {kind: cam_BKhw.cpu().numpy() for kind, cam_BKhw in cams.items()}
         probs = probs_BK.cpu().tolist()
         for i, number in enumerate(batch["number"]):
@@ -139,6 +143,11 @@ def identify_cam(cam: CamConfig) -> dict[str, Any]:
     made_of = cam.model_dump(mode="json", exclude={"batch_size", "fuse", "pad"})
     made_of |= {"fuse": rule.fuse} if rule.fuse != "mean" else {}
     return made_of | ({"pad": rule.pad} if rule.pad != DEFAULT_PAD[rule.fuse] else {})
+
+
+def identify_precision(precision: Precision) -> dict[str, str]:
+    """Of CAM shards; nothing where they are what they were before there was a choice."""
+    return {} if precision == "ieee" else {"precision": precision}
 
 
 def choose_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 GROUP_TIMEOUT = timedelta(minutes=10)
 LONGEST_SHARD = timedelta(days=7)  # in a job a process waits that long for one that still has a shard to finish
 
+# On GPUs what the hosts tell each other, such as a wish to stop, goes by gloo: it waits for no step on a device.
+BACKENDS = {True: "gloo", False: "cpu:gloo,cuda:nccl"}
+
 
 def uses_cpu(config: Config) -> bool:
     """Raises ConfigError if the config wants a GPU and there is none."""
@@ -62,7 +65,7 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
     # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     set_precision(config.train.precision)
     if config.train.deterministic and not cpu:
         set_deterministic()
@@ -72,7 +75,7 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
     else:
         follow_launcher()
         if started > 1:
-            join_group("gloo" if cpu else "nccl", timeout)
+            join_group(BACKENDS[cpu], timeout)
         accelerator = zero_accelerator(settings, backend="gloo" if cpu else "nccl")
     wanted = processes or started
     if accelerator.num_processes != wanted or started != wanted:
@@ -108,8 +111,8 @@ def join_started(
     follow_launcher()
     started, group = count_started(), list[Any]()
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
-        group.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
-        join_group("gloo" if cpu else "nccl", timeout)
+        group.append(InitProcessGroupKwargs(backend=BACKENDS[cpu], timeout=timeout))
+        join_group(BACKENDS[cpu], timeout)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[*group, *handlers])
     if accelerator.num_processes != started:
         raise ConfigError(

@@ -38,6 +38,17 @@ def gather_ranks(tensor: "Tensor") -> "Tensor":
     return torch.stack(parts)
 
 
+def any_rank(asked: bool) -> bool:
+    """Does any rank say yes? All ranks must call it. On the host: on a GPU it waits for no step."""
+    import torch
+
+    if rank_count() == 1:
+        return asked
+    votes = torch.tensor(float(asked))
+    torch.distributed.all_reduce(votes)
+    return bool(votes.item())
+
+
 def join_group(backend: str, timeout: timedelta) -> None:
     """Join the processes that elastic launch started, before Accelerate does it.
 

@@ -12,12 +12,13 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from launcher.errors import RunError
 from launcher.files import publish, sync_to_disk
@@ -29,7 +30,7 @@ from shards.tars import sha256_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# A full disk, as Python, our reader, safetensors and torch.save tell it.
+# A full disk, as Python, our reader, safetensors and torch.save tell it; a RuntimeError of a device is none: see write.
 CANNOT_WRITE = (OSError, DataError, SafetensorError, RuntimeError)
 
 
@@ -56,8 +57,9 @@ def save(
     final = folder_of(run, step)
     problem = None
     if accelerator.is_main_process:
+        weights, moments = to_host(method.state_dict()), to_host(optimizer.state_dict())  # what fails here is no disk
         try:
-            write(final, method, optimizer, accelerator.num_processes)
+            write(final, weights, moments, accelerator.num_processes)
         except CANNOT_WRITE as error:
             good = checkpoints(run)
             problem = (
@@ -72,15 +74,20 @@ def save(
     return final
 
 
-def write(final: Path, method: nn.Module, optimizer: torch.optim.Optimizer, world_size: int) -> None:
+def to_host(state: Any) -> Any:
+    """A state dict whose tensors are on the host."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
+
+
+def write(final: Path, weights: dict[str, torch.Tensor], moments: dict[str, Any], world_size: int) -> None:
     """One checkpoint: all bytes on the disk under a hidden name before it gets its own. The hidden name is the same at
     every try, for `prune` to find what a killed process left."""
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, temporary / MODEL)
-        torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / MODEL)
+        torch.save(moments, temporary / OPTIMIZER)
         files = sorted(temporary.iterdir())
         state = {
             "step": step_number(final),

@@ -16,7 +16,10 @@ from shards.schema import ClassSet
 CONFIG = "config.yaml"
 ABOUT = "run.json"
 # Reading a trained run needs neither the machines nor the ZeRO stage that trained it.
-HERE = ("launch.zero=0", "launch.machines=1", "launch.machine_rank=0", "launch.main_address=null", "launch.port=0")
+HERE = (
+    *("launch.zero=0", "launch.processes=null"),  # as many as there are GPUs here
+    *("launch.machines=1", "launch.machine_rank=0", "launch.main_address=null", "launch.port=0"),
+)
 
 
 def run_folder(config: Config) -> Path:
@@ -43,10 +46,8 @@ class Run:
             hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
             raise RunError(f"{folder}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
         content = read_content(folder / CONFIG)
-        several = content.get("launch", {}).get("machines", 1) > 1  # then `processes` counts those of all of them
-        here = [*HERE, "launch.processes=null"] if several else HERE
         self.folder = folder
-        self.config: Config = check_content(content, folder / CONFIG, [*here, *overrides])
+        self.config: Config = check_content(content, folder / CONFIG, [*HERE, *overrides])
         self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
         self._checkpoint: Path | None = None
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -28,12 +29,13 @@ from shards.masks import MaskFolder
 from shards.remote import Place
 from shards.schema import ClassSet
 from wsss.methods import METHODS
+from wsss.methods.base import Method
 
 # Settings that do not change the trained weights, so that a run may go on with others.
 FREE_TO_CHANGE = (
     *("launch.", "tracking.", "cam.", "refine.", "segment.", "evaluate."),
     *("data.val", "data.tune", "data.workers", "data.max_skipped"),
-    *("train.log_every", "train.eval_every", "train.save_every", "train.keep"),
+    *("train.log_every", "train.eval_every", "train.save_every", "train.keep", "train.graph"),
 )
 
 
@@ -192,16 +194,56 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
         )
 
 
-def preflight(config: Config) -> None:
+def preflight(config: Config) -> int:
     """Find in one process what would otherwise stop all of them, some of it after hours: wrong data, a missing teacher,
-    weights that do not fit, state that the processes would not share, a kind of CAM that the method does not have.
-    Weights that must be downloaded are, before several processes want them at once."""
+    weights that do not fit, state that the processes would not share, a kind of CAM that the method does not have, a
+    batch that they cannot share. Weights that must be downloaded are, before several processes want them at once.
+
+    Returns:
+        How many processes train: what launch.processes says, else as many GPUs as the batch divides into.
+
+    Raises:
+        ConfigError: settings that contradict each other; and see Inputs.check.
+    """
     inputs = Inputs(config)
     inputs.check()
-    inputs.loaders_from(0, rank=0, ranks=process_count(config))
     method = build_method(config, inputs.class_set, inputs.teacher)
-    refuse_unequal_state(method, process_count(config))
+    processes = choose_processes(config, method)
+    inputs.loaders_from(0, rank=0, ranks=processes)
+    refuse_unequal_state(method, processes)
     if method.gives_maps:
         small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
         with user_error_as(ConfigError):
             cams_of(method, small, config.cam.model_copy(update={"window_px": None}))
+    return processes
+
+
+def choose_processes(config: Config, method: Method) -> int:
+    """See preflight."""
+    available, machines = process_count(config), config.launch.machines
+    if config.launch.processes is None:
+        for fewer in range(available, machines - 1, -machines):
+            with suppress(ValueError):
+                check_share(config, method, fewer)
+                return fewer
+    with user_error_as(ConfigError):
+        check_share(config, method, available)
+    return available
+
+
+def check_share(config: Config, method: Method, processes: int) -> None:
+    """Raise ValueError if the batch cannot be shared out over so many processes."""
+    shares = processes * config.train.accumulate
+    images, rest = divmod(config.data.global_batch_size, shares)
+    if rest:
+        raise ValueError(
+            f"data.global_batch_size {config.data.global_batch_size} does not divide into {processes} processes x "
+            f"{config.train.accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
+        )
+    try:
+        method.check_batch(images)
+    except ValueError as error:
+        raise ValueError(
+            f"{config.data.global_batch_size} images over {processes} processes x {config.train.accumulate} "
+            f"micro-batches: {error}"
+        ) from None

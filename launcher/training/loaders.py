@@ -3,6 +3,7 @@
 from torch.utils.data import DataLoader
 
 from launcher.config.sections import Config
+from launcher.processes.accelerator import uses_cpu
 from shards.batches.augment import Augment
 from shards.batches.batch import MaskOf, Transform
 from shards.batches.loaders import train_loader
@@ -33,6 +34,7 @@ def make_loader(
         mask_of=mask_of,
         may_lack_classes=config.data.may_lack_classes,
         max_skipped=config.data.max_skipped,
+        pin_memory=not uses_cpu(config),
     )
 
 
@@ -48,6 +50,7 @@ def make_pixel_loader(config: Config, shards: ShardFolder, *, rank: int, ranks: 
         workers=0,
         first_step=step,
         mask_of=shards.mask,
+        pin_memory=not uses_cpu(config),
     )
 
 

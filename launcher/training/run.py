@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm  # torch's own drops the activations of BatchNormAct2d
 
 from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
@@ -85,7 +86,7 @@ def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tupl
     torch.manual_seed(config.train.seed)
     method = build_method(config, inputs.class_set, inputs.teacher)
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = convert_sync_batchnorm(method)
     refuse_unequal_state(method, accelerator.num_processes)
     groups = parameter_groups(
         method,

@@ -13,7 +13,7 @@ from torch import Tensor
 from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
-from launcher.processes.group import gather_ranks
+from launcher.processes.group import any_rank, gather_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
@@ -133,14 +133,8 @@ class Trainer:
         return self.evaluate is not None and self.is_due(self.config.eval_every)
 
     def must_stop(self) -> bool:
-        """Has any rank been asked to stop? All get the same answer, since all ask after the same steps.
-
-        On a GPU they ask where the host waits for the device anyway: when it logs.
-        """
-        if self.accelerator.device.type != "cpu" and not self.is_due(self.config.log_every):
-            return False
-        asked = torch.tensor(float(self.asked_to_stop()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum").item())
+        """Has any rank been asked to stop? All get the same answer, since all ask after the same steps."""
+        return any_rank(self.asked_to_stop())
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer update from `accumulate` micro-batches, without waiting for the device."""

@@ -122,6 +122,7 @@ def train_loader(
     mask_of: MaskOf | None = None,
     may_lack_classes: bool = False,
     max_skipped: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
 
@@ -131,6 +132,7 @@ def train_loader(
         mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
         may_lack_classes: train although some class has no positive image, as in a small part of a data set.
         max_skipped: damaged samples that may be replaced, see TrainSamples.
+        pin_memory: batches go to a GPU, which then copies them while it computes.
 
     Raises:
         DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
@@ -155,7 +157,7 @@ def train_loader(
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=stay_while_parent_does,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
 
 
@@ -176,7 +178,13 @@ def stay_while_parent_does(worker: int) -> None:
 
 
 def eval_loader(
-    shards: ShardFolder, transform: Transform, *, batch_size: int, numbers: Sequence[int], workers: int
+    shards: ShardFolder,
+    transform: Transform,
+    *,
+    batch_size: int,
+    numbers: Sequence[int],
+    workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """The samples of these numbers in order, each once. No batch crosses a shard, so that what is computed of a shard
     does not depend, in its last bits, on which others are still to do."""
@@ -188,5 +196,5 @@ def eval_loader(
         num_workers=workers if batches else 0,
         collate_fn=collate,
         worker_init_fn=stay_while_parent_does,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )

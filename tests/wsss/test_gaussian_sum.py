@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from wsss.gaussian_sum import FUSED, centred, cuda_attention, gaussian_sum, gaussian_sum_chunked
+from wsss.gaussian_sum import FUSED, cuda_attention, gaussian_sum, gaussian_sum_chunked
 from wsss.losses.energy import bilateral_features
 
 EXTREMES = ["noise", "outliers", "one"]
@@ -23,12 +23,19 @@ def extreme_points(kind: str) -> torch.Tensor:
     return bilateral_features(image.double(), 15.0, 50.0)
 
 
+def centred(points: torch.Tensor) -> torch.Tensor:
+    return points - (points.amax(dim=1, keepdim=True) + points.amin(dim=1, keepdim=True)) / 2
+
+
 def assert_sums(device: str, kind: str, classes: int, dtype: torch.dtype, tolerance: float) -> None:
     points, values = extreme_points(kind), torch.rand(2, 13 * 17, classes, dtype=torch.float64)
     difference = points[:, :, None] - points[:, None]
     expected = (difference.square().sum(3) / -2).exp() @ values
     on_device = points.to(device, dtype), values.to(device, dtype)
-    for sums in (gaussian_sum(*on_device), gaussian_sum_chunked(centred(on_device[0]), on_device[1], chunk=50)):
+    for sums in (
+        gaussian_sum(*on_device),
+        gaussian_sum_chunked(*2 * [centred(on_device[0])], on_device[1], chunk=50),
+    ):
         assert sums.dtype == dtype
         torch.testing.assert_close(sums.double().cpu(), expected, rtol=tolerance, atol=0)
 
@@ -38,6 +45,16 @@ def assert_sums(device: str, kind: str, classes: int, dtype: torch.dtype, tolera
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-5)])
 def test_the_kernels_sum_what_the_formula_says(kind, classes, dtype, tolerance):
     assert_sums("cpu", kind, classes, dtype, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_points_with_values_may_be_others(dtype, monkeypatch):
+    points, keys, values = torch.randn(2, 9, 5), torch.randn(2, 4, 5), torch.rand(2, 4, 3)
+    points, keys, values = points.to(dtype), keys.to(dtype), values.to(dtype)
+    expected = ((points[:, :, None] - keys[:, None]).square().sum(3) / -2).exp() @ values
+    torch.testing.assert_close(gaussian_sum(points, values, keys), expected)
+    monkeypatch.delitem(FUSED, ("cpu", dtype))
+    torch.testing.assert_close(gaussian_sum(points, values, keys), expected)
 
 
 def test_points_may_have_more_features_than_there_are_values():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.maps.pseudo_label import CERTAIN_FOREGROUND
-from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, mean_in_groups
+from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, keyed_draws, mean_in_groups
 
 EPS = 1e-4  # joins the negatives and the number of positives of class_token_contrast
 
@@ -115,35 +115,10 @@ def draw_crops(certainty_BHW: Tensor, seed_B: Tensor, *, crop_size: int, crop_nu
     centre_Bhw = certainty_BHW[:, margin : margin + rows, margin : margin + columns]
     candidate_BN = (centre_Bhw < CERTAIN_FOREGROUND).flatten(1)
     allowed_BN = candidate_BN | (candidate_BN.sum(dim=1, keepdim=True) < crop_num)
-    position_N = torch.arange(rows * columns, device=certainty_BHW.device)
-    key_BN = mixed(mixed(seed_B)[:, None] + position_N * GOLDEN_GAMMA)
+    key_BN = keyed_draws(seed_B, rows * columns)
     lowest = torch.iinfo(torch.int64).min
     place_Bn = key_BN.masked_fill(~allowed_BN, lowest).topk(crop_num, dim=1).indices
     return torch.stack([place_Bn // columns, place_Bn % columns], dim=2)
-
-
-def signed(bits: int) -> int:
-    """The int64 with these 64 bits."""
-    return bits - (1 << 64) if bits >> 63 else bits
-
-
-GOLDEN_GAMMA = signed(0x9E3779B97F4A7C15)
-MIX_1, MIX_2 = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
-
-
-def mixed(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele et al. 2014): a bijection of int64 whose output looks random.
-
-    Different inputs have different outputs, so keys made of it have no ties.
-    """
-    x = (x ^ shifted(x, 30)) * MIX_1
-    x = (x ^ shifted(x, 27)) * MIX_2
-    return x ^ shifted(x, 31)
-
-
-def shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits of int64 with zeros from the left, as for an unsigned number."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def crop_flags(certainty_BHW: Tensor, corner_Bn2: Tensor, *, crop_size: int, threshold: float = 0.2) -> Tensor:

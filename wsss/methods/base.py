@@ -55,6 +55,9 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def check_batch(self, images: int) -> None:
+        """Raise ValueError if a process cannot learn from that many images at a time."""
+
     def phase(self, step: int) -> Hashable:
         """What a step's losses depend on besides the batch and the weights. Steps of one phase launch the same kernels,
         so that one recording serves them (train.graph). By itself each step is a phase of its own."""

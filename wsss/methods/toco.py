@@ -29,7 +29,7 @@ from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views
 from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
 from wsss.models.toco import ToCoNet
-from wsss.tensors import IGNORE_INDEX, resize
+from wsss.tensors import IGNORE_INDEX, resize, sum_in_groups
 
 LATE = 2**62  # a step at which every loss has begun
 PUBLISHED_ENERGY = 1e-7  # factor inside the published loss
@@ -60,6 +60,8 @@ class ToCo(Method):
         group_size: images over which a loss counts its pixels and pairs (the published two of one GPU): the batch of a
             process must be a multiple of it. null = the whole batch of the process.
         energy_scale: resolution of the energy relative to the view.
+        energy_cell: one pixel of each cell of so many x so many stands for it in the energy's sum (1 = all): 4 and 9
+            times fewer pairs at 2 and 3, the same sum in expectation (D-90).
         energy_gain: strength of the exact kernel that equals the published lattice (D-52).
         par_iterations: of the pixel-adaptive refinement.
         toco_compat: the published handling of boxes: of the main view before its own flip, in pixels on the patch
@@ -100,6 +102,7 @@ class ToCo(Method):
         projection_out: int = 1024,
         group_size: int | None = 2,
         energy_scale: float = 0.5,
+        energy_cell: int = 1,
         energy_gain: float = 0.6,
         par_iterations: int = 10,
         par_dilations: tuple[int, ...] = DILATIONS,
@@ -128,7 +131,7 @@ class ToCo(Method):
         self.crop_num, self.crop_px = crop_num, crop_px
         self.temperature, self.momentum = temperature, momentum
         self.group_size = group_size
-        self.energy_scale, self.energy_gain = energy_scale, energy_gain
+        self.energy_scale, self.energy_cell, self.energy_gain = energy_scale, energy_cell, energy_gain
         self.par_iterations, self.par_dilations = par_iterations, par_dilations
         self.toco_compat = toco_compat
         maps: frozenset[Reads] = frozenset({"aux_cam"})
@@ -148,6 +151,9 @@ class ToCo(Method):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         views = make_views(batch, toco_compat=self.toco_compat)
         return self.losses(views, batch["image_label"], batch["present"], step)
+
+    def check_batch(self, images: int) -> None:
+        sum_in_groups(torch.zeros(images), self.group_size)
 
     def phase(self, step: int) -> Hashable:
         return tuple(term.name for term in self.schedule.at(step)), step >= self.aux_labels_before
@@ -254,7 +260,15 @@ class ToCo(Method):
         """Keeps neighbours of one colour in one class; in the units of the published loss."""
         assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
         views = seen.views
-        energy = dense_energy(views.guide, seen.seg_logits_BChw, seen.label_BHW, views.box, scale=self.energy_scale)
+        energy = dense_energy(
+            views.guide,
+            seen.seg_logits_BChw,
+            seen.label_BHW,
+            views.box,
+            scale=self.energy_scale,
+            cell=self.energy_cell,
+            seed_B=views.seed,
+        )
         return PUBLISHED_ENERGY * self.energy_gain * energy
 
     @torch.no_grad()

@@ -68,7 +68,7 @@ class ViT(Network):
         patch = self.stride
         height, width = (side // patch for side in image.shape[-2:])
         image = image[..., : height * patch, : width * patch]
-        patches_BND = vit.patch_embed.proj(image).flatten(2).transpose(1, 2)
+        patches_BND = embed_patches(vit.patch_embed.proj, image)
         patches_BND = vit.patch_embed.norm(patches_BND)
         prefix = [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
         placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
@@ -92,6 +92,15 @@ class ViT(Network):
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         return self.grid_of(activation, (height // self.stride, width // self.stride))
+
+
+def embed_patches(proj: nn.Conv2d, image: Tensor) -> Tensor:
+    """A convolution of stride = kernel, (B, N, D). On a GPU as a product: three channels leave its kernels idle."""
+    if not image.is_cuda:
+        return proj(image).flatten(2).transpose(1, 2)
+    rows, columns = proj.kernel_size
+    of_patches = image.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5)
+    return F.linear(of_patches.flatten(3).flatten(1, 2), proj.weight.flatten(1), proj.bias)
 
 
 def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from launcher.bench.cases import kernels, machine, numbers, steps
+from launcher.bench.cases import kernels, machine, numbers, steps, training
 from launcher.bench.stage import Found, Stage
 
 CASES: dict[str, tuple[float, Callable[[Stage], Found]]] = {
@@ -17,8 +17,11 @@ CASES: dict[str, tuple[float, Callable[[Stage], Found]]] = {
     "step_msee_coco": (20, steps.step_msee_coco),
     "graphed": (30, steps.graphed),
     "graph_equal": (10, numbers.graph_equal),
+    "training": (60, training.training),
+    "one_rank": (15, training.one_rank),
     "step_smoke": (25, steps.step_smoke),
     "determinism": (15, numbers.determinism),
     "inference": (20, steps.inference),
     "batch_sweep": (40, steps.batch_sweep),
+    "compiled": (60, steps.compiled),
 }

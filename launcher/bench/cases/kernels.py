@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launcher.bench.stage import Found, Stage
-from wsss.gaussian_sum import centred, cuda_attention, gaussian_sum, gaussian_sum_by
+from wsss.gaussian_sum import cuda_attention, gaussian_sum, gaussian_sum_by
 from wsss.losses.energy import bilateral_features
 from wsss.maps.par import DILATIONS, neighbour_weights, propagate, propagate_by_views
 from wsss.tensors import at_least_float32
@@ -21,7 +21,7 @@ def energy(stage: Stage) -> Found:
     found = Found()
     sums: dict[str, Sum] = {"shipped": gaussian_sum}
     if stage.cuda:
-        sums["torch"] = lambda features, values: gaussian_sum_by(cuda_attention, centred(features), values)
+        sums["torch"] = lambda features, values: gaussian_sum_by(cuda_attention, features, features, values)
     for images, full, classes in ((1, 224, 21), (4, 224, 21), (8, 224, 81)):
         side = stage.size(full, 14)
         colours = F.interpolate(torch.rand(images, 3, 32, 32, device=stage.device), (side, side), mode="bicubic")

@@ -109,7 +109,10 @@ def wsss_here(*arguments, monkeypatch, capsys):
         (("train", "CONFIG", "model.weights=gone.pth"), "gone.pth: weights file is missing"),
         (("train", "CONFIG", "model.timm_name=resnet10"), "timm has no 'resnet10'; near: "),
         (("train", "CONFIG", "data.workers=13"), "12 shards in .* cannot feed 1 ranks x 13 workers = 13 readers"),
-        (("train", "CONFIG", "launch.processes=3"), "global batch size 8 does not divide into 3 ranks"),
+        (
+            ("train", "CONFIG", "launch.processes=3"),
+            "data.global_batch_size 8 does not divide into 3 processes x 1 micro-batches",
+        ),
         (("infer", "runs/none"), "runs/none: no run here"),
         (("evaluate", "runs/none"), "runs/none: no run here"),
         (("report", "runs"), "no run with figures"),

@@ -8,11 +8,11 @@ from wsss.losses.contrast import (
     class_token_contrast,
     crop_flags,
     draw_crops,
-    mixed,
     pair_mask,
     patch_token_contrast,
     take_crops,
 )
+from wsss.tensors import mixed
 
 
 def tensor(array, dtype=None):
