@@ -52,7 +52,7 @@ def voc12(
     masks: WithMasks = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
-    shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 32,
+    shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,
     workers: Workers = None,
 ) -> None:
     """PASCAL VOC 2012 with SBD's annotations: train (train_aug), val, test. Run again after a kill, it goes on."""

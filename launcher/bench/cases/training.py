@@ -46,8 +46,9 @@ def training(stage: Stage) -> Found:
             last = read_metrics(folder, workers, "train/images_per_s")[-1]
             save_s = read_metrics(folder, workers, "train/save_s")[-1]
             found[f"{workers} workers"] = {"images_s": round(last, 1), "save_s": round(save_s, 2)}
-        config.write_text(MSEE.format(**content, steps=100_000, workers=2))
-        found["SIGTERM"] = stop_and_go_on(folder, config, stage.size(20, 2))
+        steps = stage.size(400, 24)
+        config.write_text(MSEE.format(**content, steps=steps, workers=stage.size(4, 1)))
+        found["SIGTERM"] = stop_and_go_on(folder, config, steps)
     return found
 
 
@@ -76,9 +77,9 @@ def read_metrics(folder: Path, run: int | str, name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
-def stop_and_go_on(folder: Path, config: Path, after_steps: int) -> Found:
-    """SIGTERM to a run that has logged once; then the same command again, to one step more."""
-    arguments = ["train", str(config), "name=bench/stopped", f"train.log_every={after_steps}"]
+def stop_and_go_on(folder: Path, config: Path, steps: int) -> Found:
+    """SIGTERM to a run that has logged once; then the same command again, to its end."""
+    arguments = ["train", str(config), "name=bench/stopped"]
     with (folder / "stopped.log").open("w") as log:
         process = subprocess.Popen(command_line(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log)
         until = time.monotonic() + 120
@@ -89,10 +90,9 @@ def stop_and_go_on(folder: Path, config: Path, after_steps: int) -> Found:
         code = process.wait(120)
     found = {"stopped_s": round(time.perf_counter() - asked, 2), "code": code}
     saved = sorted((folder / "runs/bench/stopped").glob("step_*"))
-    step = int(saved[-1].name.removeprefix("step_"))
-    wsss(folder, *arguments, f"train.steps={step + 1}")
-    ended = sorted((folder / "runs/bench/stopped").glob("step_*"))
-    return {**found, "saved_step": step, "went_on": ended[-1].name == f"step_{step + 1:07d}"}
+    wsss(folder, *arguments)
+    ended = (folder / f"runs/bench/stopped/step_{steps:07d}").is_dir()
+    return {**found, "saved_step": int(saved[-1].name.removeprefix("step_")), "went_on_to_the_end": ended}
 
 
 def one_rank(stage: Stage) -> Found:
