@@ -232,3 +232,18 @@ def apply_to_module(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bo
             if buffer is not None:
                 part._buffers[name] = fn(buffer)
     return self
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations on the device that are no views: about as many kernels are launched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.arguments)
+        computes = func.namespace in ("aten", "wsss") and not is_view and func is not aten._unsafe_view.default
+        if computes and any(x.is_cuda for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)):
+            self.found[str(func)] += 1
+        return func(*args, **(kwargs or {}))

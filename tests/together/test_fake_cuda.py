@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from support.fake_cuda import CUDA, Waits, fake_cuda, hollow, without_values
+from support.fake_cuda import CUDA, Launches, Waits, fake_cuda, hollow, without_values
 from support.methods import TOYS, build
 from support.networks import tiny_pcm, tiny_toco, tiny_vit
 from support.toys import SMALL
 
+from launcher.bench.stage import Stage
 from launcher.config.sections import CamConfig, TrainConfig
 from launcher.jobs.infer import cams_of
 from launcher.jobs.segment import maps_reader
@@ -25,6 +26,7 @@ from wsss.methods.base import Frozen
 from wsss.metrics.confusion import confusion_matrix
 from wsss.optim import parameter_groups
 
+LAUNCHES = 3654  # before recording
 LAST = {name: max(toy.steps.values()) for name, toy in TOYS.items()}  # a step with all losses
 STEPS = [(name, step, "bf16") for name, step in LAST.items()] + [("msee", LAST["msee"], "no"), ("msee", 0, "bf16")]
 
@@ -146,3 +148,16 @@ def test_gradients_without_the_engine_have_the_shapes_and_types_of_their_paramet
         method(moved, 20)["loss"].backward()
         found = {n: (p.grad.shape, p.grad.dtype) for n, p in method.named_parameters() if p.grad is not None}
     assert found == {n: (p.grad.shape, p.grad.dtype) for n, p in real.named_parameters() if p.grad is not None}
+
+
+def test_a_step_of_msee_launches_no_more_than_it_did():
+    """At twelve blocks, as ViT-B has. An H100's host needs about 30 us for each; a graph (train.graph) none."""
+    stage = Stage(torch.device("cpu"), smoke=True)
+    method, batch = stage.method("msee", 2, 64)
+    with fake_cuda():
+        without_values(method)
+        moved = {name: x.to(CUDA, non_blocking=True) for name, x in hollow(batch).items() if torch.is_tensor(x)}
+        with Launches() as launches, torch.autocast("cuda", torch.bfloat16):
+            method(moved, 20)["loss"].backward()
+    assert launches.found.total() <= 1.02 * LAUNCHES, launches.found.most_common(12)
+    assert launches.found.total() >= 0.9 * LAUNCHES, "fewer: write the new number down"
