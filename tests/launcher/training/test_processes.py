@@ -35,13 +35,14 @@ EXAMPLES = [
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_uses_all_the_gpus_that_it_asks_for(path, monkeypatch):
     text = path.read_text().replace("\\\n", " ").replace("#    ", "")
+    gpus = gpus_of(text)
+    monkeypatch.setattr(inputs, "process_count", lambda config: gpus)
     lines = LINE.findall(re.sub(r" +", " ", text))
     assert lines, f"{path} shows no run"
     for name, _ in lines:
         config = load_config(ROOT / name)
         method = build(config.method.name, group_size=2, **{k: v for k, v in SMALL.items() if k != "group_size"})
-        monkeypatch.setattr(inputs, "process_count", lambda config, gpus=gpus_of(text): gpus)
-        assert choose_processes(config, method) == gpus_of(text), f"{path.name}: {name}"
+        assert choose_processes(config, method) == gpus, f"{path.name}: {name}"
 
 
 @pytest.mark.parametrize(
