@@ -14,7 +14,9 @@ from launcher.evaluation.figures import (
     DASH,
     FIGURES,
     Figure,
+    explain_absent,
     find_figure,
+    format_figure,
     format_interval,
     format_percent,
     name_class,
@@ -25,6 +27,7 @@ from launcher.evaluation.galleries import draw_galleries
 from launcher.evaluation.judge import name_logged
 from launcher.evaluation.pictures import plot_curves
 from launcher.evaluation.protocol import join_options
+from launcher.evaluation.table import describe_left_out
 from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
@@ -58,7 +61,6 @@ def write_report(folder: Path) -> Path:
     )
     page = environment.get_template("report_template.html").render(
         title=str(folder),
-        percent=format_percent,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         groups=group_runs(described),
         runs=described,
@@ -79,6 +81,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     evaluation = json.loads((folder / EVALUATION).read_text())
     sources = evaluation["sources"]
     headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
+    one = name_class([run.class_set.classes])
     kinds = choose_judge(METHODS[run.config.method.name]).known_figures(run.config, run.class_set)
     return {
         "name": run.config.name,
@@ -90,12 +93,30 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "metrics": read_metrics(folder),
         "logged": [(kind, name) for kind, names in kinds.items() for name in names if FIGURES[name].leads],
         "class_table": tabulate_classes(evaluation),
+        "notes": collect_notes(evaluation, one),
+        "classification": ", ".join(
+            format_figure(FIGURES[name], value, one, unit=" %")
+            for name, value in evaluation.get("classification", {}).items()
+        ),
         "rows": [
             {**row, "run": run.config.name, "is_headline": headline == {"source": source, "choice": row["choice"]}}
             for source, figures in sources.items()
-            for row in tabulate_source(source, figures, name_class([run.class_set.classes]))
+            for row in tabulate_source(source, figures, one)
         ],
     }
+
+
+def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
+    """Why headline figures and tuned thresholds do not exist, each reason once, and which images count nowhere."""
+    lacking: dict[str, dict[str, None]] = {}
+    for source, figures in evaluation["sources"].items():
+        for name, figure in order_figures(figures["fixed"]).items():
+            if figure.headline and (reason := explain_absent(figure, figures["fixed"][name], one)):
+                lacking.setdefault(reason, {})[figure.heading] = None
+        if reason := figures.get("untuned"):
+            lacking.setdefault(reason, {})[f"tuned threshold of {source}"] = None
+    notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
+    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"])])]
 
 
 def describe_method(config: Config) -> str:
@@ -165,7 +186,7 @@ def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[d
 
 
 def tabulate_figure(figure: Figure, value: float | None, one: str) -> dict[str, str]:
-    return {"text": format_percent(value), "reason": figure.absent.format(one=one) if value is None else ""}
+    return {"text": format_percent(value), "reason": explain_absent(figure, value, one)}
 
 
 def tabulate_classes(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -220,12 +241,12 @@ def collect_validation(runs: Iterable[Mapping[str, Any]]) -> Lines:
 
 
 def collect_thresholds(runs: Iterable[Mapping[str, Any]], figure: str) -> Lines:
-    """A figure of every source that has one at every threshold."""
+    """A figure of every source that has one at every threshold; NaN where it does not exist."""
     return {
         f"{run['name']} {source}": (THRESHOLDS.tolist(), [float("nan") if y is None else y for y in curve[figure]])
         for run in runs
         for source, figures in run["evaluation"]["sources"].items()
-        if (curve := figures.get("curve"))
+        if (curve := figures.get("curve")) and any(y is not None for y in curve[figure])
     }
 
 

@@ -164,6 +164,11 @@ def segment_images(
             own = size_of(shards, number)
             one = [tuple(logits[i : i + 1] for logits in view) for view in views]
             seg_logits_CHW = fuse_seg_logits(one, own, flips=flips, scales=scales)[0]
+            if not seg_logits_CHW.isfinite().all():
+                raise RunError(
+                    f"{shards.where(number)}: the network's logits are NaN or infinite; take an earlier checkpoint, or "
+                    "train.precision=no"
+                )
             yield bring_to_host(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
 
 

@@ -33,6 +33,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
         alarms = collect_figure(found, row, choice, "false_alarm_area")
         of_row[choice] = {
             "mean": mean(values),
+            "seeds": len(values),
             "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "false_alarm_area": mean(alarms),
             "interval": find_interval(study, row, found, choice),
@@ -84,7 +85,7 @@ def read_per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, 
         return {
             line["key"]: (line["group"], float(line[f"iou_{choice}"]))
             for line in csv.DictReader(file)
-            if line["source"] == row.source and float(line["truth_area"]) > 0 and line.get(f"iou_{choice}")
+            if line["source"] == row.source and float(line["truth_area"] or 0) > 0 and line.get(f"iou_{choice}")
         }
 
 

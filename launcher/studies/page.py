@@ -49,8 +49,8 @@ def format_study(name: str, study: Study) -> str:
     for row in tabulate_study(study):
         rows.append((
             row["name"], row["source"], format_percent(row["paper"], digits=2), str(len(row["seeds"])),
-            format_cell(row["fixed"]), format_percent(row["fixed"]["false_alarm_area"]),
-            format_cell(row["tuned"]), format_percent(row["tuned"]["false_alarm_area"]),
+            format_cell(row, "fixed"), format_percent(row["fixed"]["false_alarm_area"]),
+            format_cell(row, "tuned"), format_percent(row["tuned"]["false_alarm_area"]),
             format_gap(row["tuned"]["difference"]),
         ))  # fmt: skip
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
@@ -58,10 +58,13 @@ def format_study(name: str, study: Study) -> str:
     return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded)])
 
 
-def format_cell(at: Mapping[str, Any]) -> str:
-    """Mean ± deviation over seeds [interval]."""
+def format_cell(row: Mapping[str, Any], choice: str) -> str:
+    """Mean ± deviation over seeds [interval]; of how many seeds, where not all have the figure."""
+    at = row[choice]
     deviation = "" if at["deviation"] is None else f"± {format_percent(at['deviation'])}"
-    return " ".join(filter(None, (format_percent(at["mean"]), deviation, format_interval(at["interval"]))))
+    some = 0 < at["seeds"] < len(row["seeds"])
+    of_seeds = f"({at['seeds']} of {len(row['seeds'])} seeds)" if some else ""
+    return " ".join(filter(None, (format_percent(at["mean"]), deviation, format_interval(at["interval"]), of_seeds)))
 
 
 def format_gap(difference: Sequence[float] | None) -> str:

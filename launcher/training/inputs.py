@@ -125,7 +125,7 @@ class Inputs:
         """
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
-        check_keep_best(self.config, self.class_set)
+        check_keep_best(self.config, self.class_set, self.val)
         if (folder / ABOUT).is_file():
             check_same_run(Run(folder), self.config, train.fingerprint, self.learns_from)
         train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)

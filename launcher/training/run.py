@@ -103,7 +103,7 @@ def make_trainer(
     optimizer: torch.optim.Optimizer,
     *,
     resume_from: Path | None,
-    evaluate: Callable[[int], Mapping[str, float]] | None,
+    evaluate: Callable[[int], Mapping[str, float | None]] | None,
     asked_to_stop: Callable[[], bool],
     tracker: Tracker,
     full_method: Method | None = None,

@@ -31,7 +31,7 @@ class Trainer:
         resume_from: the checkpoint to go on from (see steps.newest_good); None = begin at step 0.
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
         lr_at: step (0-based) -> learning rate.
-        evaluate: step -> figures on rank 0, {} elsewhere; called by all ranks; None = never.
+        evaluate: step -> figures on rank 0 (None: does not exist), {} elsewhere; called by all ranks; None = never.
         asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
@@ -49,7 +49,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         lr_at: Callable[[int], float],
         batches_from: Callable[[int], Iterator[Batch]],
-        evaluate: Callable[[int], Mapping[str, float]] | None,
+        evaluate: Callable[[int], Mapping[str, float | None]] | None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         tracker: Tracker,
         global_batch_size: int,
@@ -209,7 +209,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self.record_figures(figures)
 
-    def record_figures(self, figures: Mapping[str, float]) -> None:
+    def record_figures(self, figures: Mapping[str, float | None]) -> None:
         """Write them to the checkpoint of this step, if there is one, and see whether it is the best."""
         best = self.config.keep_best
         if best is not None and best not in figures:

@@ -152,6 +152,21 @@ def test_proposed_classes_give_the_same_masks_where_the_others_have_no_chance(ru
         assert (mask_HW == every[number]).mean() > 0.999
 
 
+@pytest.mark.parametrize("crf", ["true", "false"])
+def test_logits_that_are_no_numbers_are_refused_by_the_images_name(run, pets, monkeypatch, crf):
+    class Broken(Colours):
+        def forward(self, image):
+            out = super().forward(image)
+            out.seg_logits_BChw[0, 0, 0, 0] = torch.nan
+            return out
+
+    trained = job.load_trained
+    monkeypatch.setattr(job, "load_trained", lambda of: trained(of)._replace(method=Segmenting(Broken())))
+    shards = ShardFolder(pets / "val")
+    with pytest.raises(RunError, match=f"sample '{shards.keys[0]}': the network's logits are NaN"):
+        segment(run, "val", pets / "val", [f"segment.crf={crf}"])
+
+
 def test_other_settings_are_refused_and_named(run, pets):
     segment(run, "val", pets / "val", ["segment.crf=false"])
     segment(run, "val", pets / "val", ["segment.crf=false", "segment.workers=1", "segment.mean_field.iterations=3"])
