@@ -61,6 +61,7 @@ class Confusion(Measure):
         return without_nan({
             "miou": mean_iou(self.confusion_CC),
             "miou_interval": list(bootstrap_miou(self.sums, self.groups)),
+            "miou_groups": len({group for group, of in zip(self.groups, self.sums, strict=True) if of[1].any()}),
             "pixel_accuracy": pixel_accuracy(self.confusion_CC),
             "mean_accuracy": mean_accuracy(self.confusion_CC),
             "class_iou": dict(zip(("background", *self.class_set.classes), iou_C, strict=True)),

@@ -12,6 +12,7 @@ from launcher.errors import RunError
 from launcher.evaluation.evaluate import EVALUATION
 from launcher.evaluation.figures import (
     DASH,
+    FEW_GROUPS_NOTE,
     FIGURES,
     Figure,
     explain_absent,
@@ -27,7 +28,7 @@ from launcher.evaluation.galleries import draw_galleries
 from launcher.evaluation.judge import name_logged
 from launcher.evaluation.pictures import plot_curves
 from launcher.evaluation.protocol import join_options
-from launcher.evaluation.table import describe_left_out
+from launcher.evaluation.table import describe_left_out, has_few_groups
 from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
@@ -107,7 +108,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 
 def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
-    """Why headline figures and tuned thresholds do not exist, each reason once, and which images count nowhere."""
+    """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, and
+    what intervals are worth."""
     lacking: dict[str, dict[str, None]] = {}
     for source, figures in evaluation["sources"].items():
         for name, figure in order_figures(figures["fixed"]).items():
@@ -116,7 +118,8 @@ def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
         if reason := figures.get("untuned"):
             lacking.setdefault(reason, {})[f"tuned threshold of {source}"] = None
     notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
-    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"])])]
+    few = FEW_GROUPS_NOTE if has_few_groups(evaluation) else ""
+    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), few])]
 
 
 def describe_method(config: Config) -> str:
@@ -179,7 +182,7 @@ def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[d
             "choice": choice,
             "protocol": figures["protocol"],
             "threshold": f"{at['threshold']:.2f}" if "threshold" in at else DASH,
-            "interval": format_interval(at.get(f"{leading}_interval")),
+            "interval": format_interval(at.get(f"{leading}_interval"), groups=at.get(f"{leading}_groups")),
             "figures": {name: tabulate_figure(known[name], values[name], one) for name in known},
         })  # fmt: skip
     return rows

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.evaluation.figures import format_figure, format_interval, name_class, order_figures
+from launcher.evaluation.figures import (
+    FEW_GROUPS_NOTE,
+    format_figure,
+    format_interval,
+    is_few,
+    name_class,
+    order_figures,
+)
 
 MARK = "*"
 
@@ -24,6 +31,8 @@ def format_evaluation(report: Mapping[str, Any]) -> str:
             lines.append(f"    no tuned threshold: {figures['untuned']}")
     if said := describe_left_out(dataset):
         lines.append(f"  {said}")
+    if has_few_groups(report):
+        lines.append(f"  {FEW_GROUPS_NOTE}")
     lines.append(f"{MARK} the headline of {report['run']}: {headline['source']}, {describe_choice(report, headline)}")
     return "\n".join(lines)
 
@@ -33,6 +42,12 @@ def describe_left_out(dataset: Mapping[str, Any]) -> str:
     count = dataset.get("images_without_truth", 0)  # evaluations of before it was counted do not say
     what = "their masks are ignored everywhere, or lack the class that the image label names"
     return f"{count} of {dataset['images']} images count in no figure of maps: {what}" if count else ""
+
+
+def has_few_groups(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an interval of the evaluation comes from few groups."""
+    fixed = [figures["fixed"] for figures in evaluation["sources"].values()]
+    return any(is_few(at[name]) and at[name] for at in fixed for name in at if name.endswith("_groups"))
 
 
 def describe_choice(report: Mapping[str, Any], headline: Mapping[str, str]) -> str:
@@ -50,7 +65,8 @@ def format_figures(at: Mapping[str, Any], choice: str, one: str) -> str:
     parts = []
     for name, figure in order_figures(at).items():
         if figure.headline:
-            interval = format_interval(at.get(f"{name}_interval"), digits=2)
+            groups = at.get(f"{name}_groups")
+            interval = format_interval(at.get(f"{name}_interval"), groups=groups, digits=2)
             said = format_figure(figure, at[name], one, digits=2)
             parts.append(f"{said} {interval}" if interval else said)
     return f"{threshold:23s}  {', '.join(parts)}"

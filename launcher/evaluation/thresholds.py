@@ -89,11 +89,13 @@ class Thresholds(Measure):
         shown_N = counts.has_truth_N
         iou_N = metrics.iou_per_image(counts)[shown_N, t]
         gated_iou_N = metrics.iou_per_image(gated)[shown_N, t]
-        low, high = metrics.bootstrap_interval(iou_N, np.array(self.groups)[known_N][shown_N].tolist())
+        groups = np.array(self.groups)[known_N][shown_N].tolist()
+        low, high = metrics.bootstrap_interval(iou_N, groups)
         figures: dict[str, Any] = {
             "threshold": float(THRESHOLDS[t]),
             "per_image_iou": float(iou_N.mean()) if len(iou_N) else float("nan"),
             "per_image_iou_interval": [low, high],
+            "per_image_iou_groups": len(set(groups)),
             "per_image_iou_gated": float(gated_iou_N.mean()) if len(iou_N) else float("nan"),
             "pooled_iou": float(metrics.pooled_iou(counts)[t]),
             "fg_bg_miou": float(metrics.fg_bg_miou(counts)[t]),

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class SegmentedImage(NamedTuple):
         label_HW: class ids without a CRF, or None.
         probs_nHW: probabilities of `class_ids` (0 = background) for the CRF, or None.
         cams: label maps of the CAMs by kind.
+        left_out: mean probability of the classes that the CRF does not look at; None where it looks at all.
     """
 
     number: int
@@ -41,6 +42,7 @@ class SegmentedImage(NamedTuple):
     probs_nHW: np.ndarray | None
     class_ids: tuple[int, ...]
     cams: Mapping[str, np.ndarray]
+    left_out: float | None = None
 
 
 def count_crf_workers(settings: SegmentConfig, ranks: int) -> int:
@@ -93,11 +95,13 @@ def refine_and_encode(folder: Place, settings: SegmentConfig, image: SegmentedIm
         except ValueError as error:
             raise RunError(f"{shards.where(image.number)}: {error}") from error
     assert label_HW is not None
-    about = {
+    about: dict[str, Any] = {
         "class_ids": np.unique(label_HW).tolist(),
         "group": shards.groups[image.number],
         "size": list(label_HW.shape),
     }
+    if image.left_out is not None:
+        about["left_out"] = round(image.left_out, 4)
     members = {"json": json.dumps(about, sort_keys=True).encode(), "png": encode_mask(label_HW)}
     members |= {f"{kind}.png": encode_mask(cam_HW) for kind, cam_HW in image.cams.items()}
     return image.number, members

@@ -51,7 +51,7 @@ from wsss.maps.pseudo_label import cam_label
 from wsss.maps.scales import scaled_views
 from wsss.methods.base import Method
 from wsss.models.base import Network
-from wsss.refine.crf import proposed_classes
+from wsss.refine.crf import left_out_mass, proposed_classes
 
 CAM_KINDS = ("cam", "aux_cam")
 
@@ -179,8 +179,11 @@ def bring_to_host(
     if not settings.crf:
         return SegmentedImage(number, seg_logits_CHW.argmax(dim=0).to(torch.uint8).cpu().numpy(), None, (), cams)
     probs_CHW = seg_logits_CHW.softmax(dim=0)
-    class_ids = proposed_classes(probs_CHW) if settings.crf_classes == "proposed" else list(range(len(probs_CHW)))
-    return SegmentedImage(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams)
+    if settings.crf_classes == "all":
+        return SegmentedImage(number, None, probs_CHW.cpu().numpy(), tuple(range(len(probs_CHW))), cams)
+    class_ids = proposed_classes(probs_CHW)
+    left_out = left_out_mass(probs_CHW, class_ids)
+    return SegmentedImage(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams, left_out)
 
 
 def cam_labels_of(

@@ -28,7 +28,7 @@ from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views
 from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
 from wsss.models.toco import ToCoNet
-from wsss.tensors import IGNORE_INDEX, resize
+from wsss.tensors import IGNORE_INDEX, check_groups, resize
 
 LATE = 2**62  # a step at which every loss has begun
 PUBLISHED_ENERGY = 1e-7  # factor inside the published loss
@@ -143,6 +143,9 @@ class ToCo(Method):
                 Term("energy", energy_weight, seg_from, self.energy_loss, segments, trains=decoder),
             ]
         )
+
+    def check_images(self, images: int) -> None:
+        check_groups(images, self.group_size)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         views = make_views(batch, toco_compat=self.toco_compat)

@@ -41,6 +41,7 @@ def test_images_without_smoke_tune_nothing_and_have_false_alarms_alone():
     measure.extend(measure_of("b", 0.9, [[0.0, 0.0]], []))
     assert measure.best_threshold() is None
     figures = measure.figures_at(0.5)
+    assert figures.pop("per_image_iou_groups") == 0
     shown = {name for name, value in figures.items() if value not in (None, [None, None])}
     assert shown == {"threshold", "false_alarm_area", "false_alarm_area_gated"}
     assert figures["false_alarm_area"] == 0.25 and figures["per_image_iou_interval"] == [None, None]

@@ -17,6 +17,7 @@ from launcher.errors import ConfigError, RunError
 from launcher.evaluation.judge_masks import MaskJudge
 from launcher.jobs import segment as job
 from launcher.jobs.crf_pool import run_in_order
+from launcher.jobs.label_maps import read_left_out
 from launcher.jobs.segment import segment
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
@@ -148,6 +149,8 @@ def test_neither_worker_processes_nor_batches_nor_a_restart_change_a_byte(run, p
 def test_proposed_classes_give_the_same_masks_where_the_others_have_no_chance(run, pets):
     every = masks_of(segment(run, "val", pets / "val"), ShardFolder(pets / "val"))
     few = segment(run, "val", pets / "val", ["segment.crf_classes=proposed"], "few")
+    assert len(read_left_out(few)) == 6 and all(0 <= mass < 0.06 for mass in read_left_out(few))
+    assert read_left_out(run / "segments/val") == []
     for number, mask_HW in masks_of(few, ShardFolder(pets / "val")).items():
         assert (mask_HW == every[number]).mean() > 0.999
 

@@ -159,7 +159,7 @@ def test_what_is_not_done_is_no_figure(tiny):
 
 
 def test_seeds_without_a_figure_are_told_and_images_without_truth_are_left_out(tiny, monkeypatch):
-    cell = {"mean": 0.5, "seeds": 1, "deviation": None, "interval": None}
+    cell = {"mean": 0.5, "seeds": 1, "deviation": None, "interval": None, "groups": None}
     assert format_cell({"seeds": [0, 1], "tuned": cell}, "tuned") == "50.0 (1 of 2 seeds)"
     assert format_cell({"seeds": [0], "tuned": cell}, "tuned") == "50.0"
     assert format_cell({"seeds": [0], "tuned": {**cell, "mean": None, "seeds": 0}}, "tuned") == DASH
