@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launcher.config.sections import Config
-from launcher.errors import RunError
+from launcher.errors import RunError, naming
 from launcher.evaluation.figures import name_class, pick_headline
 from launcher.evaluation.measure import Measure, read_truth
 from launcher.evaluation.sources import Source, find_sources, read_made_of
@@ -170,7 +170,8 @@ def count_shard(threshold: float, task: Task) -> Measure:
     shards = open_shards(task.images, task.fingerprint)
     measure = task.source.new_measure(shards.index.as_class_set())
     for number, prediction in task.source.predictions(shards, task.shard, threshold):
-        measure.add(prediction, read_truth(shards, number))
+        with naming(shards.where(number)):
+            measure.add(prediction, read_truth(shards, number))
     return measure
 
 

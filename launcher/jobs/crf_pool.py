@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launcher.config.sections import SegmentConfig
-from launcher.errors import RunError
+from launcher.errors import RunError, naming
 from launcher.jobs.pool import Item, Result, begin_worker, open_shards
 from shards.remote import Place
 from shards.schema import encode_mask
@@ -90,10 +90,8 @@ def refine_and_encode(folder: Place, settings: SegmentConfig, image: SegmentedIm
     shards = open_shards(folder)
     label_HW = image.label_HW
     if image.probs_nHW is not None:
-        try:
+        with naming(shards.where(image.number)):
             label_HW = crf_label(shards.image(image.number), image.probs_nHW, image.class_ids, settings)
-        except ValueError as error:
-            raise RunError(f"{shards.where(image.number)}: {error}") from error
     assert label_HW is not None
     about: dict[str, Any] = {
         "class_ids": np.unique(label_HW).tolist(),

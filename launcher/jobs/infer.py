@@ -14,7 +14,7 @@ import torch
 
 from launcher.config.sections import CamConfig, Config
 from launcher.errors import report_user_errors
-from launcher.jobs.over_ranks import Members, open_images, write_next_to
+from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
 from launcher.jobs.scores import Scores
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
 from launcher.processes.launch import read_arguments
@@ -87,7 +87,8 @@ def score_samples(
     )
     for batch in loader:
         batch = to_device(batch, device)
-        cams, probs_BK = cams_of(method, batch["image"], config.cam)
+        where = [shards.where(number) for number in batch["number"]]
+        cams, probs_BK = try_together(lambda images: cams_of(method, images, config.cam), batch["image"], where)
         on_host = {kind: cam_BKhw.cpu().numpy() for kind, cam_BKhw in cams.items()}
         probs = probs_BK.cpu().tolist()
         for i, number in enumerate(batch["number"]):

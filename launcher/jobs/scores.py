@@ -121,7 +121,7 @@ def parse_scores(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
 
 
 def at_size(scores_nhw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Score maps at the image's size, bilinear."""
+    """Score maps at the image's size, bilinear, in [0, 1]: interpolation may round a saturated map up to 1.0000001."""
     if len(scores_nhw) == 0:
         return np.zeros((0, *size), dtype=np.float32)
-    return resize(torch.from_numpy(scores_nhw)[None], size)[0].numpy()
+    return resize(torch.from_numpy(scores_nhw)[None], size)[0].clamp(0, 1).numpy()

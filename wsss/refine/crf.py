@@ -23,9 +23,14 @@ def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
     Returns:
         (n + 1, H, W) float64, summing to 1.
 
+    Raises:
+        ValueError: gamma <= 0, with which a class that is nowhere would be no less likely than a background.
+
     Source: smoke paper, Table 4.11c (its "scaling factor"; D-80).
     """
-    background_HW = (1.0 - scores_nHW.max(0).astype(np.float64)) ** gamma
+    if not gamma > 0:
+        raise ValueError(f"gamma is {gamma}; wanted above 0")
+    background_HW = (1.0 - scores_nHW.max(0).astype(np.float64)).clip(0, 1) ** gamma  # a root of less than 0 is NaN
     stacked = np.concatenate([background_HW[None], scores_nHW])
     return stacked / stacked.sum(0)
 
@@ -151,7 +156,11 @@ def dense_crf(
     bilateral_srgb: float = 5.0,
     bilateral_weight: float = 15.0,
 ) -> np.ndarray:
-    """Scores -> foreground marginals of the CRF, (n, H, W) float32. Defaults are the smoke paper's (D-80)."""
+    """Scores -> foreground marginals of the CRF, (n, H, W) float32. Defaults are the smoke paper's (D-80).
+
+    Raises:
+        ValueError: as add_background and mean_field.
+    """
     if len(scores_nHW) == 0:
         return scores_nHW
     marginals_CHW = mean_field(
