@@ -141,8 +141,7 @@ class Trainer:
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer update from `accumulate` micro-batches, without waiting for the device."""
         self.prepare_step()
-        for micro in range(self.config.accumulate):
-            batch = to_device(next(batches), self.accelerator.device)
+        for micro, batch in enumerate(self.micro_batches(batches)):
             self.skips.collect(batch)
             last = micro + 1 == self.config.accumulate
             with zero.accumulating(self.accelerator, self.method, last=last):
@@ -156,6 +155,19 @@ class Trainer:
             self.plain_method.synchronise(gather_ranks)
         if self.accelerator.device.type == "cpu":
             self.stop_if_not_finite()
+
+    def micro_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The micro-batches of a step on the device, with the totals of the step where the method counts something."""
+        device, accumulate = self.accelerator.device, self.config.accumulate
+        if type(self.plain_method).counts is Method.counts:
+            yield from (to_device(next(batches), device) for _ in range(accumulate))
+            return
+        of_step = [next(batches) for _ in range(accumulate)]  # its totals are known before its first loss
+        counts = [self.plain_method.counts(batch) for batch in of_step]
+        mine = torch.stack([torch.stack([of_batch[name] for of_batch in counts]).sum() for name in counts[0]])
+        totals = dict(zip(counts[0], self.accelerator.reduce(mine.to(device), "sum"), strict=True))
+        shares = accumulate * self.accelerator.num_processes
+        yield from ({**to_device(batch, device), "totals": totals, "shares": shares} for batch in of_step)
 
     def prepare_step(self) -> None:
         """Set all that depends on the number of the step alone."""
