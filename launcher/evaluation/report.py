@@ -9,6 +9,7 @@ from typing import Any
 from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
+from launcher.evaluation.curves import plot_runs
 from launcher.evaluation.evaluate import EVALUATION
 from launcher.evaluation.figures import (
     DASH,
@@ -25,8 +26,6 @@ from launcher.evaluation.figures import (
     pick_headline,
 )
 from launcher.evaluation.galleries import draw_galleries
-from launcher.evaluation.judge import name_logged
-from launcher.evaluation.pictures import plot_curves
 from launcher.evaluation.protocol import join_options
 from launcher.evaluation.table import describe_left_out, has_few_groups
 from launcher.evaluation.validate import choose_judge
@@ -34,11 +33,8 @@ from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
-from wsss.metrics.counts import THRESHOLDS
 
 REPORT = "report.html"
-
-Lines = dict[str, tuple[Sequence[float], Sequence[float]]]  # {label: (x, y)}
 
 
 def write_report(folder: Path) -> Path:
@@ -206,61 +202,6 @@ def tabulate_classes(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         "sources": list(columns),
         "rows": [(name, [format_percent(of_source[name]) for of_source in columns.values()]) for name in names],
     }
-
-
-def plot_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """SVG plots over all runs: every loss that was logged, validation over steps, IoU and false alarms over the
-    threshold."""
-    one = name_class(run["classes"] for run in runs)
-    plots = [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
-    plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
-    plots.append(("Per-image IoU on val", "threshold", collect_thresholds(runs, "per_image_iou")))
-    alarms = collect_thresholds(runs, "false_alarm_area")
-    plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
-    return [
-        plot_curves(title, x, lines, log_y=title.startswith("Training, ") and all_positive(lines))
-        for title, x, lines in plots
-        if lines
-    ]
-
-
-def collect_losses(runs: Iterable[Mapping[str, Any]]) -> dict[str, Lines]:
-    """{loss: lines of the runs that log it}: what is minimised, and every part of it that a method names."""
-    found: dict[str, Lines] = {}
-    for run in runs:
-        for name in dict.fromkeys(name for line in run["metrics"] for name in line):
-            if name.startswith("train/") and name.endswith("loss"):
-                add_line(found.setdefault(name.removeprefix("train/"), {}), run["name"], run["metrics"], name)
-    return found
-
-
-def collect_validation(runs: Iterable[Mapping[str, Any]]) -> Lines:
-    """The leading figure of every kind of map that validation in training judged."""
-    found: Lines = {}
-    for run in runs:
-        for kind, name in run["logged"]:
-            add_line(found, f"{run['name']} {kind}", run["metrics"], name_logged(kind, name))
-    return found
-
-
-def collect_thresholds(runs: Iterable[Mapping[str, Any]], figure: str) -> Lines:
-    """A figure of every source that has one at every threshold; NaN where it does not exist."""
-    return {
-        f"{run['name']} {source}": (THRESHOLDS.tolist(), [float("nan") if y is None else y for y in curve[figure]])
-        for run in runs
-        for source, figures in run["evaluation"]["sources"].items()
-        if (curve := figures.get("curve")) and any(y is not None for y in curve[figure])
-    }
-
-
-def add_line(lines: Lines, label: str, metrics: Iterable[Mapping[str, float]], name: str) -> None:
-    points = [(line["step"], line[name]) for line in metrics if name in line]
-    if points:
-        lines[label] = tuple(zip(*points, strict=True))  # type: ignore[assignment]
-
-
-def all_positive(lines: Lines) -> bool:
-    return all(value > 0 for _, values in lines.values() for value in values)
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:

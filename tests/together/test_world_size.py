@@ -129,6 +129,8 @@ def test_methods_that_learn_from_masks_train_alike_on_one_process_on_two_and_in_
         for name in LEARNING_FROM_MASKS
         for n in (1, 2)
     ]
+    pair += [run("supervised", "z2", "launch.processes=2", "launch.zero=2")]
+    pair += [run("affinity", "z3", "launch.processes=2", "launch.zero=3")]
     shared, _ = together(2, trained, yaml, pair)
     for number, name in enumerate(LEARNING_FROM_MASKS):
         one, *others = [*alone[3 * number : 3 * number + 3], *shared[2 * number : 2 * number + 2]]
@@ -137,3 +139,5 @@ def test_methods_that_learn_from_masks_train_alike_on_one_process_on_two_and_in_
             assert other["losses"] == pytest.approx(one["losses"], rel=1e-4), name
             assert other["norms"] == pytest.approx(one["norms"], rel=1e-3), name
             assert other["sum"] == pytest.approx(one["sum"], rel=1e-4), name
+    for sharded, one in ((shared[-2], alone[0]), (shared[-1], alone[-3])):
+        assert sharded["losses"] == pytest.approx(one["losses"], rel=1e-4)
