@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from traceback import extract_tb
 
 # Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what
 # the launcher of several processes would bury below its own account.
@@ -17,6 +18,27 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """A run's folder or state does not allow what was asked. The message says what to do."""
+
+
+class ImageError(RunError):
+    """A job failed at one image or shard, which the message names. The others are not touched."""
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Whatever fails inside as an ImageError that says where; what is not an image's fault stays as it is."""
+    try:
+        yield
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        from shards.schema import DataError
+
+        if isinstance(error, DataError):  # it says where
+            raise ImageError(str(error)) from error
+        frames = extract_tb(error.__traceback__)
+        place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+        raise ImageError(f"{where}: {type(error).__name__}: {error}{place}") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from shards.cache import Cache, Prefetch, Wanted, release
 from shards.index import Index, Shard
 from shards.remote import Place, join, place_of
-from shards.schema import Box, DataError, SampleError, Supervision, decode_image, decode_mask
+from shards.schema import Box, DataError, SampleError, Supervision, check_class_ids, decode_image, decode_mask
 from shards.tars import BLOCK, is_header_of, unreadable
 
 Decoded = TypeVar("Decoded")
@@ -103,10 +103,12 @@ class ShardFolder:
         return self._decoded(number, "jpg", decode_image)
 
     def mask(self, number: int) -> np.ndarray:
-        """(H, W) uint8 class ids, 255 = ignore. Raises DataError for label-only shards."""
+        """(H, W) uint8 class ids, 255 = ignore. Raises DataError for label-only shards and ids that are no class."""
         if self.index.supervision != "pixel":
             raise DataError(f"{self.where(number)}: these shards are label-only, there is no mask to read")
-        return self._decoded(number, "png", decode_mask)
+        mask_HW = self._decoded(number, "png", decode_mask)
+        check_class_ids(mask_HW, self.index.as_class_set(), self.where(number))
+        return mask_HW
 
     def about(self, number: int) -> dict[str, Any]:
         """What the sample's json says: its label, size, source, group and, in pixel shards, regions."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.folder import ShardFolder
 from shards.members import read_span, spans_next_to
-from shards.schema import DataError, decode_mask
+from shards.schema import DataError, check_class_ids, decode_mask
 from shards.tars import Span
 
 
@@ -17,7 +17,7 @@ class MaskFolder:
     """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png.
 
     Raises:
-        DataError: a tar is missing; when read: damaged, or of other samples.
+        DataError: a tar is missing; when read: damaged, of other samples, or with ids that are no class.
     """
 
     def __init__(self, folder: Path, shards: ShardFolder) -> None:
@@ -38,4 +38,7 @@ class MaskFolder:
         if name not in self._spans:
             self._spans[name] = spans_next_to(self.shards, self.folder, name, ("png",))
         data = read_span(path, self._spans[name][number]["png"])
-        return decode_mask(data, f"{path}: sample '{self.shards.keys[number]}'")
+        where = f"{path}: sample '{self.shards.keys[number]}'"
+        mask_HW = decode_mask(data, where)
+        check_class_ids(mask_HW, self.shards.index.as_class_set(), where)
+        return mask_HW

@@ -170,11 +170,15 @@ def check_mask(
 ) -> None:
     """Raise DataError unless the mask is (H, W), of the image's size, with ids 0..K or 255."""
     check_size_of_mask(mask_HW.shape, size, where, orientation)
-    present = np.unique(mask_HW)
-    wrong = [int(v) for v in present if v > class_set.num_fg_classes and v != IGNORE_INDEX]
-    if wrong:
+    check_class_ids(mask_HW, class_set, where)
+
+
+def check_class_ids(mask_HW: np.ndarray, class_set: ClassSet, where: str) -> None:
+    """Raise DataError unless a mask holds ids 0..K or 255 only."""
+    wrong_HW = (mask_HW > class_set.num_fg_classes) & (mask_HW != IGNORE_INDEX)
+    if wrong_HW.any():
         raise DataError(
-            f"{where}: mask holds class ids {wrong}; wanted 0 (background), "
+            f"{where}: mask holds class ids {np.unique(mask_HW[wrong_HW]).tolist()}; wanted 0 (background), "
             f"1..{class_set.num_fg_classes} ({', '.join(class_set.classes)}) or {IGNORE_INDEX} (ignore)"
         )
 

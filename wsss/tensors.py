@@ -47,13 +47,17 @@ def sum_in_groups(value_B: Tensor, group_size: int | None) -> Tensor:
     Raises:
         ValueError: the batch does not divide into groups.
     """
-    images = len(value_B)
+    check_groups(len(value_B), group_size)
+    return value_B.view(-1, group_size or len(value_B)).sum(dim=1)
+
+
+def check_groups(images: int, group_size: int | None) -> None:
+    """Raise ValueError unless so many images divide into groups."""
     if group_size is not None and (group_size < 1 or images % group_size):
         raise ValueError(
             f"{images} images in this batch do not divide into groups of {group_size}: choose a group size that "
             "divides the images that one process has at a time, or none, which makes the batch one group"
         )
-    return value_B.view(-1, group_size or images).sum(dim=1)
 
 
 def resize(map_BChw: Tensor, size: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from launcher.config.sections import MeanFieldConfig
-from wsss.refine.crf import mean_field, mean_field_of_proposed, proposed_classes
+from wsss.refine.crf import left_out_mass, mean_field, mean_field_of_proposed, proposed_classes
 from wsss.tensors import resize
 
 
@@ -38,7 +38,7 @@ def crf_ratio(
         found["all_s"].append(between - started)
         chosen = proposed_classes(probs_CHW)
         found["proposed"].append(len(chosen))
-        found["left_out"].append(float(1 - probs_CHW[chosen].sum(0).mean()))
+        found["left_out"].append(left_out_mass(probs_CHW, chosen))
         found["agreement"].append(float((every_CHW.argmax(0) == few_CHW.argmax(0)).mean()))
         found["moved"].append(float(np.abs(every_CHW - few_CHW).sum(0).mean() / 2))
     means = {name: float(np.mean(values)) for name, values in found.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from launcher.evaluation.figures import without_nan
 from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import ClassSet
 from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
@@ -49,16 +50,21 @@ class Confusion(Measure):
         self.groups += other.groups
         self.sums += other.sums
 
+    @property
+    def images_without_truth(self) -> int:
+        return sum(int(sums_3C[1].sum() == 0) for sums_3C in self.sums)
+
     def figures_at(self, threshold: float) -> dict[str, Any]:
         """mIoU over the classes that the truth holds, its 95 % interval, IoU of every class. The class ids that were
         counted are those of one threshold or of none, whatever is asked here."""
         iou_C = class_iou(self.confusion_CC).tolist()
-        return {
+        return without_nan({
             "miou": mean_iou(self.confusion_CC),
             "miou_interval": list(bootstrap_miou(self.sums, self.groups)),
+            "miou_groups": len({group for group, of in zip(self.groups, self.sums, strict=True) if of[1].any()}),
             "pixel_accuracy": pixel_accuracy(self.confusion_CC),
             "mean_accuracy": mean_accuracy(self.confusion_CC),
             "class_iou": dict(zip(("background", *self.class_set.classes), iou_C, strict=True)),
             "classes_in_truth": int((self.confusion_CC.sum(1) > 0).sum()),
             "images": len(self.groups),
-        }
+        })  # fmt: skip

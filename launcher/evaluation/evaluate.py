@@ -6,17 +6,14 @@ what the best threshold on `val` itself would give stands next to it, named as w
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from launcher.config.sections import Config
-from launcher.errors import RunError
-from launcher.evaluation.figures import pick_headline
+from launcher.errors import RunError, naming
+from launcher.evaluation.figures import name_class, pick_headline
 from launcher.evaluation.measure import Measure, read_truth
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.files import appearing, write_whole
@@ -48,9 +45,11 @@ def evaluate(folder: Path) -> dict[str, Any]:
     if not sources:
         raise RunError(f"{run}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
     val = ShardFolder(config.data.val, "pixel")
-    measures, thresholds = measure_run(run, val, sources)
+    measures, thresholds, untuned = measure_run(run, val, sources)
     figures = {
-        source.name: describe_source(source, measures[source.name], thresholds[source.name], config.train.seed)
+        source.name: describe_source(
+            source, measures[source.name], thresholds[source.name], untuned.get(source.name, ""), config.train.seed
+        )
         for source in sources
     }
     report = {
@@ -60,6 +59,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
             "folder": str(config.data.val),
             "fingerprint": val.index.fingerprint,
             "images": len(val),
+            "images_without_truth": max(measure.images_without_truth for measure in measures.values()),
             "classes": list(val.index.classes),
         },
         "protocol": figures[sources[0].name]["protocol"],
@@ -73,15 +73,15 @@ def evaluate(folder: Path) -> dict[str, Any]:
     rows = [{"source": name, **row} for name, measure in measures.items() for row in measure.rows(thresholds[name])]
     if rows:
         write_csv(folder / PER_IMAGE, rows)
-    report = without_nan(report)
     write_whole(folder / EVALUATION, json.dumps(report, indent=1))
     return report
 
 
 def measure_run(
     run: Run, val: ShardFolder, sources: Sequence[Source]
-) -> tuple[dict[str, Measure], dict[str, dict[str, float]]]:
-    """{source: its measure on val} and {source: {"fixed": threshold, "tuned": the best on tune, if there is one}}."""
+) -> tuple[dict[str, Measure], dict[str, dict[str, float]], dict[str, str]]:
+    """{source: its measure on val}, {source: {"fixed": threshold, "tuned": the best on tune, if there is one}} and
+    {source: why there is none} of the sources that could have one."""
     config, class_set = run.config, val.index.as_class_set()
     tuned = {source.name for source in sources if source.new_measure(class_set).has_thresholds}
     tuning = [source for source in find_sources(run.folder, "tune") if source.name in tuned]
@@ -90,13 +90,21 @@ def measure_run(
         splits.append((ShardFolder(config.data.tune, "pixel"), tuning))
     measures, *on_tune = count_predictions(splits, config)
     thresholds = {name: {"fixed": config.evaluate.threshold} for name in measures}
+    missing = "data.tune is not set" if config.data.tune is None else "nothing of this source for the tune split"
+    untuned = dict.fromkeys(sorted(tuned), missing)
     for name, measure in (on_tune[0] if on_tune else {}).items():
-        thresholds[name]["tuned"] = measure.best_threshold()
-    return measures, thresholds
+        untuned[name] = f"no image of {config.data.tune} shows {name_class([class_set.classes])}"
+        if (best := measure.best_threshold()) is not None:
+            thresholds[name]["tuned"] = best
+            del untuned[name]
+    return measures, thresholds, untuned
 
 
-def describe_source(source: Source, measure: Measure, thresholds: Mapping[str, float], seed: int) -> dict[str, Any]:
-    """The figures of a source at each threshold, what bounds them, and how its predictions came about."""
+def describe_source(
+    source: Source, measure: Measure, thresholds: Mapping[str, float], untuned: str, seed: int
+) -> dict[str, Any]:
+    """The figures of a source at each threshold, what bounds them, how its predictions came about, and why it has no
+    tuned threshold ("" if it has one, or has no threshold at all)."""
     figures = {
         choice: ({"threshold": threshold} if source.has_threshold else {}) | measure.figures_at(threshold)
         for choice, threshold in thresholds.items()
@@ -105,6 +113,7 @@ def describe_source(source: Source, measure: Measure, thresholds: Mapping[str, f
         "protocol": source.protocol(seed),
         "chain": read_made_of(source.folder).get("chain", []),
         "tuned": None,
+        "untuned": untuned,
         **figures,
         **measure.bounds_and_curve(),
     }
@@ -161,7 +170,8 @@ def count_shard(threshold: float, task: Task) -> Measure:
     shards = open_shards(task.images, task.fingerprint)
     measure = task.source.new_measure(shards.index.as_class_set())
     for number, prediction in task.source.predictions(shards, task.shard, threshold):
-        measure.add(prediction, read_truth(shards, number))
+        with naming(shards.where(number)):
+            measure.add(prediction, read_truth(shards, number))
     return measure
 
 
@@ -169,15 +179,6 @@ def count_shard(threshold: float, task: Task) -> Measure:
 def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
     """Opened once per worker process, as long as the folder holds what it held."""
     return ShardFolder(folder, "pixel")
-
-
-def without_nan(value: Any) -> Any:
-    """JSON knows no NaN: a figure that does not exist is null."""
-    if isinstance(value, dict):
-        return {name: without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float | np.floating) and math.isnan(value) else value
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

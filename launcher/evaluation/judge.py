@@ -8,7 +8,7 @@ from launcher.evaluation.galleries import Row
 from shards.schema import ClassSet
 
 LABELS = ""  # stands in the place of a kind of map for figures of the image labels
-Figures = dict[str, dict[str, float]]  # {kind of map, or LABELS: {figure: value in [0, 1]}}
+Figures = dict[str, dict[str, float | None]]  # {kind of map, or LABELS: {figure: value in [0, 1]; None: there is none}}
 
 
 class Part(Protocol):
@@ -25,7 +25,7 @@ class Part(Protocol):
         ...
 
     def figures(self) -> Figures:
-        """Of all that was counted; what does not exist is left out."""
+        """Of all that was counted."""
         ...
 
 

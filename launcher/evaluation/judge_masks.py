@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from launcher.config.sections import Config
-from launcher.evaluation.figures import list_logged_figures
+from launcher.errors import RunError
+from launcher.evaluation.figures import list_logged_figures, without_nan
 from launcher.evaluation.galleries import Row, start_row
 from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.pictures import overlay_classes, overlay_scores
@@ -46,25 +47,29 @@ class MaskPart:
 
     Attributes:
         confusion: (kinds, C, C) int64 of [truth, prediction], by KINDS.
-        f1: (2) float64, sum over the images of F1 and their number.
+        f1: (3) float64, sum over the images of F1, their number, and that of those with a class in their label.
+        kinds: of KINDS, those that the network has.
     """
 
     confusion: Tensor
     f1: Tensor
     rows: dict[int, Row] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=lambda: {"seg"})
 
     def extend(self, other: "MaskPart") -> None:
         self.confusion += other.confusion
         self.f1 += other.f1
         self.rows.update(other.rows)
+        self.kinds |= other.kinds
 
     def figures(self) -> Figures:
         found: Figures = {
-            kind: {"miou": mean_iou(confusion_CC)}
+            kind: {"miou": without_nan(mean_iou(confusion_CC))}
             for kind, confusion_CC in zip(KINDS, self.confusion, strict=True)
-            if confusion_CC.any()
+            if kind in self.kinds
         }
-        return {**found, LABELS: {"f1": float(self.f1[0] / self.f1[1])}}
+        total, images, labelled = self.f1.tolist()
+        return {**found, LABELS: {"f1": total / images if labelled else None}}
 
 
 class MaskJudge:
@@ -78,14 +83,15 @@ class MaskJudge:
 
     @torch.no_grad()
     def judge(self, numbers: Sequence[int], drawn: set[int]) -> MaskPart:
-        """Nothing waits for the device but the pictures, and the end."""
+        """Nothing waits for the device but the pictures, and the end. Raises RunError if the network gives NaN."""
         self.method.eval()
         rule = judged_rule(self.config.cam)
         num_classes = self.shards.index.as_class_set().num_fg_classes + 1
         device = self.accelerator.device
         confusion = torch.zeros(len(KINDS), num_classes, num_classes, dtype=torch.int64, device=device)
-        f1 = torch.zeros(2, dtype=torch.float64, device=device)
+        f1 = torch.zeros(3, dtype=torch.float64, device=device)
         rows: dict[int, Row] = {}
+        kinds, broken = {"seg"}, torch.zeros((), dtype=torch.int64, device=device)
         loader = eval_loader(
             self.shards,
             Squash(size=self.config.data.image_size),
@@ -98,9 +104,11 @@ class MaskJudge:
             batch = to_device(batch, device)
             whole, views = self.read_views(batch["image"], rule)
             f1_B = label_f1(whole.scores[0].float(), batch["image_label"])
-            f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B))])
+            labelled = (batch["image_label"] > 0).any(dim=1).sum()
+            f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B)), labelled.to(f1_B)])
             cams = cams_of_present(views, CAM_KINDS, batch["present"], batch["image"].shape[-2:], rule.fuse)
             seg_logits_BChw = whole.at_one_layer("seg")[0]
+            broken += (~seg_logits_BChw.flatten(1).isfinite().all(dim=1)).sum()
             for i, number in enumerate(batch["number"]):
                 one = slice(i, i + 1)
                 truth_HW = torch.from_numpy(self.shards.mask(number)).to(device, non_blocking=True)
@@ -108,13 +116,19 @@ class MaskJudge:
                 for kind, cam_BPSS in cams.items():
                     threshold = self.config.evaluate.threshold
                     labels[kind] = cam_label(cam_BPSS[one], batch["present"][one], truth_HW.shape, threshold)
+                kinds.update(labels)
                 for kind, label_HW in labels.items():
                     confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
                 if number in drawn:
                     with self.accelerator.autocast():
                         own = self.method.pictures({n: batch[n][one] for n in ("image", "image_label", "present")})
                     rows[number] = draw_row(self.shards, number, {**labels, **{n: maps[0] for n, maps in own.items()}})
-        return MaskPart(confusion.cpu(), f1.cpu(), rows)
+        if count := int(broken):
+            raise RunError(
+                f"{self.shards.folder}: the network's logits of {count} of {len(numbers)} images are NaN or infinite: "
+                "no figure; go on from an earlier checkpoint with a lower train.lr, or train.precision=no"
+            )
+        return MaskPart(confusion.cpu(), f1.cpu(), rows, kinds)
 
     def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
         """The raw maps and class scores of a batch as it is, and of every scale of the rule."""

@@ -1,6 +1,5 @@
 """Validation of a method by the scores of its CAMs, as `wsss infer` would store them, at the fixed threshold."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -39,9 +38,7 @@ class ScorePart:
             found[kind] = measure.figures_at(self.threshold)
         return {
             kind: {
-                name: value
-                for name, value in values.items()
-                if (figure := find_figure(name)) and figure.in_training and not math.isnan(value)
+                name: value for name, value in values.items() if (figure := find_figure(name)) and figure.in_training
             }
             for kind, values in found.items()
         }

@@ -20,17 +20,20 @@ class Truth(NamedTuple):
         group: photograph, video or scene: images of one group are drawn together in a bootstrap.
         mask_HW: class ids, 255 = ignore.
         regions: named boxes in which a wrong prediction is measured on its own.
+        labelled: whether the image label names a class, be it in the mask or not.
     """
 
     key: str
     group: str
     mask_HW: np.ndarray
     regions: Mapping[str, list[Box]]
+    labelled: bool = False
 
 
 def read_truth(shards: ShardFolder, number: int) -> Truth:
     """The truth of a sample of pixel shards."""
-    return Truth(shards.keys[number], shards.groups[number], shards.mask(number), shards.regions(number))
+    labelled = bool(shards.image_label_NK[number].any())
+    return Truth(shards.keys[number], shards.groups[number], shards.mask(number), shards.regions(number), labelled)
 
 
 class Prediction(Protocol):
@@ -63,6 +66,11 @@ class Measure(ABC):
 
     has_thresholds: ClassVar[bool] = False
 
+    @property
+    @abstractmethod
+    def images_without_truth(self) -> int:
+        """Images whose mask says nothing: all of it is ignored, or it lacks the class that the image label names."""
+
     @abstractmethod
     def add(self, prediction: Prediction, truth: Truth) -> None:
         """Count one image."""
@@ -73,17 +81,18 @@ class Measure(ABC):
 
     @abstractmethod
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """Figures in [0, 1] at a threshold, which the predictions of label maps do not depend on."""
+        """Figures in [0, 1] at a threshold, which the predictions of label maps do not depend on; None where these
+        images give none."""
 
-    def best_threshold(self) -> float:
-        """The threshold to use elsewhere, if there is one to choose."""
+    def best_threshold(self) -> float | None:
+        """The threshold to use elsewhere; None if the images cannot tell. Of measures that have thresholds."""
         raise NotImplementedError
 
     def bounds_and_curve(self) -> dict[str, Any]:
         """What a threshold can do at all."""
         return {}
 
-    def classification(self) -> dict[str, float]:
+    def classification(self) -> dict[str, float | None]:
         """Figures of the class probabilities."""
         return {}
 

@@ -52,8 +52,14 @@ def describe_refiner(step: Mapping[str, Any], cues: Mapping[str, Any] | None = N
     return f"{step['name']} ({options or 'its defaults'})"
 
 
-def describe_labels(made_of: Mapping[str, Any], extension: str, split: str, seed: int) -> str:
-    """How label maps of `wsss segment` came about; `extension` is png for masks, KIND.png for those of CAMs."""
+def describe_labels(
+    made_of: Mapping[str, Any], extension: str, split: str, seed: int, left_out: Sequence[float] = ()
+) -> str:
+    """How label maps of `wsss segment` came about; `extension` is png for masks, KIND.png for those of CAMs.
+
+    Args:
+        left_out: of every image, the probability of the classes that a CRF of proposed classes did not look at.
+    """
     settings, squash = made_of["segment"], f"image squashed to {made_of['image_size']} px"
     if extension == "png":
         size = squash if settings["size"] == "squash" else "image at its own size"
@@ -61,7 +67,7 @@ def describe_labels(made_of: Mapping[str, Any], extension: str, split: str, seed
         several = f" ({scales})" if len(settings["scales"]) > 1 else ""
         views = f"{size}, scales {join_numbers(settings['scales'])}{several}"
         views += f" + flip ({flips})" if settings["flip"] else ", no flip"
-        how = f"{views}, argmax over all classes, {describe_crf(settings)}"
+        how = f"{views}, argmax over all classes, {describe_crf(settings, left_out)}"
     else:
         rule = made_of.get("cam") or asdict(TOCO)
         views = f"scales {join_numbers(rule['scales'])}{' + flip' if rule['flip'] else ''}"
@@ -73,10 +79,18 @@ def describe_labels(made_of: Mapping[str, Any], extension: str, split: str, seed
     return f"{how}, {precision}, {describe_origin(made_of, split, seed)}"
 
 
-def describe_crf(settings: Mapping[str, Any]) -> str:
+def describe_crf(settings: Mapping[str, Any], left_out: Sequence[float] = ()) -> str:
+    """With the mass that a CRF of proposed classes leaves out, on which it depends how far its masks are from those of
+    all classes."""
     if not settings["crf"]:
         return "no CRF"
-    return f"CRF of {settings['crf_classes']} classes ({join_options(settings['mean_field'])})"
+    said = f"CRF of {settings['crf_classes']} classes ({join_options(settings['mean_field'])})"
+    if settings["crf_classes"] == "all":
+        return said
+    if not left_out:
+        return f"{said}, left-out mass not recorded"
+    mean = sum(left_out) / len(left_out)
+    return f"{said}, left-out mass {100 * mean:.2f} % on the mean, {100 * max(left_out):.2f} % at most of an image"
 
 
 def describe_origin(made_of: Mapping[str, Any], split: str, seed: int) -> str:

@@ -9,12 +9,16 @@ from typing import Any
 from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
+from launcher.evaluation.curves import plot_runs
 from launcher.evaluation.evaluate import EVALUATION
 from launcher.evaluation.figures import (
     DASH,
+    FEW_GROUPS_NOTE,
     FIGURES,
     Figure,
+    explain_absent,
     find_figure,
+    format_figure,
     format_interval,
     format_percent,
     name_class,
@@ -22,19 +26,15 @@ from launcher.evaluation.figures import (
     pick_headline,
 )
 from launcher.evaluation.galleries import draw_galleries
-from launcher.evaluation.judge import name_logged
-from launcher.evaluation.pictures import plot_curves
 from launcher.evaluation.protocol import join_options
+from launcher.evaluation.table import describe_left_out, has_few_groups
 from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
-from wsss.metrics.counts import THRESHOLDS
 
 REPORT = "report.html"
-
-Lines = dict[str, tuple[Sequence[float], Sequence[float]]]  # {label: (x, y)}
 
 
 def write_report(folder: Path) -> Path:
@@ -58,7 +58,6 @@ def write_report(folder: Path) -> Path:
     )
     page = environment.get_template("report_template.html").render(
         title=str(folder),
-        percent=format_percent,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         groups=group_runs(described),
         runs=described,
@@ -79,6 +78,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     evaluation = json.loads((folder / EVALUATION).read_text())
     sources = evaluation["sources"]
     headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
+    one = name_class([run.class_set.classes])
     kinds = choose_judge(METHODS[run.config.method.name]).known_figures(run.config, run.class_set)
     return {
         "name": run.config.name,
@@ -90,12 +90,32 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "metrics": read_metrics(folder),
         "logged": [(kind, name) for kind, names in kinds.items() for name in names if FIGURES[name].leads],
         "class_table": tabulate_classes(evaluation),
+        "notes": collect_notes(evaluation, one),
+        "classification": ", ".join(
+            format_figure(FIGURES[name], value, one, unit=" %")
+            for name, value in evaluation.get("classification", {}).items()
+        ),
         "rows": [
             {**row, "run": run.config.name, "is_headline": headline == {"source": source, "choice": row["choice"]}}
             for source, figures in sources.items()
-            for row in tabulate_source(source, figures, name_class([run.class_set.classes]))
+            for row in tabulate_source(source, figures, one)
         ],
     }
+
+
+def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
+    """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, and
+    what intervals are worth."""
+    lacking: dict[str, dict[str, None]] = {}
+    for source, figures in evaluation["sources"].items():
+        for name, figure in order_figures(figures["fixed"]).items():
+            if figure.headline and (reason := explain_absent(figure, figures["fixed"][name], one)):
+                lacking.setdefault(reason, {})[figure.heading] = None
+        if reason := figures.get("untuned"):
+            lacking.setdefault(reason, {})[f"tuned threshold of {source}"] = None
+    notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
+    few = FEW_GROUPS_NOTE if has_few_groups(evaluation) else ""
+    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), few])]
 
 
 def describe_method(config: Config) -> str:
@@ -158,14 +178,14 @@ def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[d
             "choice": choice,
             "protocol": figures["protocol"],
             "threshold": f"{at['threshold']:.2f}" if "threshold" in at else DASH,
-            "interval": format_interval(at.get(f"{leading}_interval")),
+            "interval": format_interval(at.get(f"{leading}_interval"), groups=at.get(f"{leading}_groups")),
             "figures": {name: tabulate_figure(known[name], values[name], one) for name in known},
         })  # fmt: skip
     return rows
 
 
 def tabulate_figure(figure: Figure, value: float | None, one: str) -> dict[str, str]:
-    return {"text": format_percent(value), "reason": figure.absent.format(one=one) if value is None else ""}
+    return {"text": format_percent(value), "reason": explain_absent(figure, value, one)}
 
 
 def tabulate_classes(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -182,61 +202,6 @@ def tabulate_classes(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         "sources": list(columns),
         "rows": [(name, [format_percent(of_source[name]) for of_source in columns.values()]) for name in names],
     }
-
-
-def plot_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """SVG plots over all runs: every loss that was logged, validation over steps, IoU and false alarms over the
-    threshold."""
-    one = name_class(run["classes"] for run in runs)
-    plots = [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
-    plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
-    plots.append(("Per-image IoU on val", "threshold", collect_thresholds(runs, "per_image_iou")))
-    alarms = collect_thresholds(runs, "false_alarm_area")
-    plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
-    return [
-        plot_curves(title, x, lines, log_y=title.startswith("Training, ") and all_positive(lines))
-        for title, x, lines in plots
-        if lines
-    ]
-
-
-def collect_losses(runs: Iterable[Mapping[str, Any]]) -> dict[str, Lines]:
-    """{loss: lines of the runs that log it}: what is minimised, and every part of it that a method names."""
-    found: dict[str, Lines] = {}
-    for run in runs:
-        for name in dict.fromkeys(name for line in run["metrics"] for name in line):
-            if name.startswith("train/") and name.endswith("loss"):
-                add_line(found.setdefault(name.removeprefix("train/"), {}), run["name"], run["metrics"], name)
-    return found
-
-
-def collect_validation(runs: Iterable[Mapping[str, Any]]) -> Lines:
-    """The leading figure of every kind of map that validation in training judged."""
-    found: Lines = {}
-    for run in runs:
-        for kind, name in run["logged"]:
-            add_line(found, f"{run['name']} {kind}", run["metrics"], name_logged(kind, name))
-    return found
-
-
-def collect_thresholds(runs: Iterable[Mapping[str, Any]], figure: str) -> Lines:
-    """A figure of every source that has one at every threshold."""
-    return {
-        f"{run['name']} {source}": (THRESHOLDS.tolist(), [float("nan") if y is None else y for y in curve[figure]])
-        for run in runs
-        for source, figures in run["evaluation"]["sources"].items()
-        if (curve := figures.get("curve"))
-    }
-
-
-def add_line(lines: Lines, label: str, metrics: Iterable[Mapping[str, float]], name: str) -> None:
-    points = [(line["step"], line[name]) for line in metrics if name in line]
-    if points:
-        lines[label] = tuple(zip(*points, strict=True))  # type: ignore[assignment]
-
-
-def all_positive(lines: Lines) -> bool:
-    return all(value > 0 for _, values in lines.values() for value in values)
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:

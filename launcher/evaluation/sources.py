@@ -18,7 +18,7 @@ from launcher.evaluation.measure import Measure, Prediction
 from launcher.evaluation.pictures import draw_outline, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
 from launcher.jobs import output as jobs
-from launcher.jobs.label_maps import read_label_map, read_label_maps, segment_sources_of
+from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
 from shards.folder import ShardFolder
 from shards.schema import ClassSet
@@ -149,7 +149,8 @@ class LabelSource:
         return f"remove the folder and run `wsss segment {self.folder.parents[1]}` again"
 
     def protocol(self, seed: int) -> str:
-        return protocol.describe_labels(read_made_of(self.folder), self.extension, self.folder.name, seed)
+        left_out = read_left_out(self.folder) if self.extension == "png" else []
+        return protocol.describe_labels(read_made_of(self.folder), self.extension, self.folder.name, seed, left_out)
 
     def new_measure(self, class_set: ClassSet) -> Measure:
         return Confusion(class_set)

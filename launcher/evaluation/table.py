@@ -3,14 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.evaluation.figures import format_interval, format_percent, name_class, order_figures
+from launcher.evaluation.figures import (
+    FEW_GROUPS_NOTE,
+    format_figure,
+    format_interval,
+    is_few,
+    name_class,
+    order_figures,
+)
 
 MARK = "*"
 
 
 def format_evaluation(report: Mapping[str, Any]) -> str:
-    """A line per source and threshold with the headline figures in percent, and how each source came about. The figure
-    to quote of the run is marked and named at the end."""
+    """A line per source and threshold with the headline figures in percent, how each source came about, and why it has
+    no tuned threshold or counts fewer images. The figure to quote of the run is marked and named at the end."""
     dataset, headline = report["dataset"], report["headline"]
     one = name_class([dataset["classes"]])
     lines = [f"{report['run']}: {dataset['images']} images of {dataset['folder']}, figures in percent"]
@@ -20,8 +27,27 @@ def format_evaluation(report: Mapping[str, Any]) -> str:
                 marked = headline == {"source": source, "choice": choice}
                 lines.append(f"{MARK if marked else ' '} {source:20s} {format_figures(figures[choice], choice, one)}")
         lines.append(f"    {figures['protocol']}")
+        if figures["untuned"]:
+            lines.append(f"    no tuned threshold: {figures['untuned']}")
+    if said := describe_left_out(dataset):
+        lines.append(f"  {said}")
+    if has_few_groups(report):
+        lines.append(f"  {FEW_GROUPS_NOTE}")
     lines.append(f"{MARK} the headline of {report['run']}: {headline['source']}, {describe_choice(report, headline)}")
     return "\n".join(lines)
+
+
+def describe_left_out(dataset: Mapping[str, Any]) -> str:
+    """How many images count in no figure of maps, and why; "" if none."""
+    count = dataset.get("images_without_truth", 0)  # evaluations of before it was counted do not say
+    what = "their masks are ignored everywhere, or lack the class that the image label names"
+    return f"{count} of {dataset['images']} images count in no figure of maps: {what}" if count else ""
+
+
+def has_few_groups(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an interval of the evaluation comes from few groups."""
+    fixed = [figures["fixed"] for figures in evaluation["sources"].values()]
+    return any(is_few(at[name]) and at[name] for at in fixed for name in at if name.endswith("_groups"))
 
 
 def describe_choice(report: Mapping[str, Any], headline: Mapping[str, str]) -> str:
@@ -39,9 +65,8 @@ def format_figures(at: Mapping[str, Any], choice: str, one: str) -> str:
     parts = []
     for name, figure in order_figures(at).items():
         if figure.headline:
-            parts.append(f"{figure.heading} {format_percent(at[name], digits=2)}")
-            if at[name] is None and figure.absent:
-                parts[-1] += f" ({figure.absent.format(one=one)})"
-            elif interval := format_interval(at.get(f"{name}_interval"), digits=2):
-                parts[-1] += f" {interval}"
+            groups = at.get(f"{name}_groups")
+            interval = format_interval(at.get(f"{name}_interval"), groups=groups, digits=2)
+            said = format_figure(figure, at[name], one, digits=2)
+            parts.append(f"{said} {interval}" if interval else said)
     return f"{threshold:23s}  {', '.join(parts)}"

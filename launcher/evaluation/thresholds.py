@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from launcher.evaluation.figures import AREA, GATED
+from launcher.evaluation.figures import AREA, GATED, without_nan
 from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import IGNORE_INDEX, Box
 from wsss.metrics import counts as metrics
@@ -23,6 +23,7 @@ class Thresholds(Measure):
 
     Attributes:
         probs: of each image the class probability.
+        labelled: of each image whether its label names the class.
         parts: counts of all images, in order, in one or more pieces.
         region_parts, region_probs: {region: counts inside its boxes, and class probability} of the images with some.
     """
@@ -31,6 +32,7 @@ class Thresholds(Measure):
     keys: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
+    labelled: list[bool] = field(default_factory=list)
     parts: list[Counts] = field(default_factory=list)
     region_parts: dict[str, list[Counts]] = field(default_factory=dict)
     region_probs: dict[str, list[float]] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class Thresholds(Measure):
         self.keys.append(truth.key)
         self.groups.append(truth.group)
         self.probs.append(prediction.prob)
+        self.labelled.append(truth.labelled)
         self.parts.append(metrics.count(score_HW, mask_HW))
         for name, boxes in truth.regions.items():
             if boxes:
@@ -51,6 +54,7 @@ class Thresholds(Measure):
         self.keys += other.keys
         self.groups += other.groups
         self.probs += other.probs
+        self.labelled += other.labelled
         self.parts += other.parts
         for name, parts in other.region_parts.items():
             self.region_parts.setdefault(name, []).extend(parts)
@@ -61,23 +65,37 @@ class Thresholds(Measure):
         """Of all images."""
         return join_parts(self.parts)
 
-    def best_threshold(self) -> float:
-        """The threshold with the best mean per-image IoU over the images that show the class."""
+    @property
+    def known_N(self) -> np.ndarray:
+        """Images whose mask says where the class is, or that it is nowhere."""
         counts = self.counts
-        return float(THRESHOLDS[metrics.iou_per_image(counts.take(counts.has_truth_N)).mean(0).argmax()])
+        return counts.has_truth_N | (counts.is_clear_N & ~np.array(self.labelled, dtype=bool))
+
+    @property
+    def images_without_truth(self) -> int:
+        return int((~self.known_N).sum())
+
+    def best_threshold(self) -> float | None:
+        """The threshold with the best mean per-image IoU over the images that show the class; None if none does."""
+        counts = self.counts
+        shown = counts.take(counts.has_truth_N)
+        return float(THRESHOLDS[metrics.iou_per_image(shown).mean(0).argmax()]) if len(shown) else None
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """Areas are shares of the image. The threshold is taken to the nearest hundredth."""
-        t = nearest(threshold)
-        counts, gated = self.counts, gate(self.counts, self.probs)
+        """Areas are shares of the image. The threshold is taken to the nearest hundredth. Images without truth are left
+        out."""
+        t, known_N = nearest(threshold), self.known_N
+        counts, gated = (counts.take(known_N) for counts in (self.counts, gate(self.counts, self.probs)))
         shown_N = counts.has_truth_N
         iou_N = metrics.iou_per_image(counts)[shown_N, t]
         gated_iou_N = metrics.iou_per_image(gated)[shown_N, t]
-        low, high = metrics.bootstrap_interval(iou_N, np.array(self.groups)[shown_N].tolist())
+        groups = np.array(self.groups)[known_N][shown_N].tolist()
+        low, high = metrics.bootstrap_interval(iou_N, groups)
         figures: dict[str, Any] = {
             "threshold": float(THRESHOLDS[t]),
             "per_image_iou": float(iou_N.mean()) if len(iou_N) else float("nan"),
             "per_image_iou_interval": [low, high],
+            "per_image_iou_groups": len(set(groups)),
             "per_image_iou_gated": float(gated_iou_N.mean()) if len(iou_N) else float("nan"),
             "pooled_iou": float(metrics.pooled_iou(counts)[t]),
             "fg_bg_miou": float(metrics.fg_bg_miou(counts)[t]),
@@ -90,11 +108,11 @@ class Thresholds(Measure):
             inside = join_parts(parts)
             figures[name + AREA] = float(metrics.false_alarm_area(inside)[t])
             figures[name + AREA + GATED] = float(metrics.false_alarm_area(gate(inside, self.region_probs[name]))[t])
-        return figures
+        return without_nan(figures)
 
     def bounds_and_curve(self) -> dict[str, Any]:
         """What no honestly chosen threshold can pass, and the figures at every threshold."""
-        counts = self.counts
+        counts, best = self.counts.take(self.known_N), self.best_threshold()
         shown = counts.take(counts.has_truth_N)
         mean_iou_T = metrics.iou_per_image(shown).mean(0) if len(shown) else np.full(len(THRESHOLDS), np.nan)
         oracle_N, _ = metrics.oracle_iou(shown)
@@ -105,37 +123,36 @@ class Thresholds(Measure):
             "recall": metrics.recall(counts),
             "false_alarm_area": metrics.false_alarm_area(counts),
         }
-        return {
-            "images": len(counts),
+        return without_nan({
+            "images": len(self.counts),
             "images_with_class": len(shown),
             "groups": len(set(self.groups)),
-            "best_on_val": {
-                "threshold": float(THRESHOLDS[mean_iou_T.argmax()]),
-                "per_image_iou": float(mean_iou_T.max()),
-            },
+            "best_on_val": {"threshold": best, "per_image_iou": float(mean_iou_T.max())},
             "oracle_per_image_iou": float(oracle_N.mean()) if len(shown) else float("nan"),
             "curve": {name: value_T.round(5).tolist() for name, value_T in curve.items()},
-        }
+        })  # fmt: skip
 
-    def classification(self) -> dict[str, float]:
-        """How well the class probabilities tell images with the class from images without."""
-        probs_N, truth_N = np.array(self.probs), self.counts.has_truth_N
-        return {
+    def classification(self) -> dict[str, float | None]:
+        """How well the class probabilities tell images with the class, by their label or mask, from images without."""
+        probs_N, truth_N = np.array(self.probs), self.counts.has_truth_N | np.array(self.labelled, dtype=bool)
+        return without_nan({
             "average_precision": image_labels.average_precision(probs_N, truth_N),
             "accuracy": float(((probs_N >= PRESENT_PROB) == truth_N).mean()),
-        }
+        })  # fmt: skip
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image with its IoU and falsely predicted area at each of the named thresholds."""
-        counts = self.counts
-        iou_NT = metrics.iou_per_image(counts)
+        """One row per image with its IoU and falsely predicted area at each of the named thresholds; None where the
+        image does not show the class, and where its truth is not known."""
+        counts, known_N = self.counts, self.known_N
+        iou_NT, shown_N = metrics.iou_per_image(counts), counts.has_truth_N
         for n, key in enumerate(self.keys):
             row = {"key": key, "group": self.groups[n], "probability": self.probs[n]}
-            row["truth_area"] = int(counts.tp_NT[n, 0] + counts.fn_NT[n, 0]) / int(counts.pixels_N[n])
+            pixels = int(counts.pixels_N[n])
+            row["truth_area"] = int(counts.tp_NT[n, 0] + counts.fn_NT[n, 0]) / pixels if known_N[n] else None
             for name, threshold in thresholds.items():
                 t = nearest(threshold)
-                row[f"iou_{name}"] = round(float(iou_NT[n, t]), 5)
-                row[f"false_area_{name}"] = round(float(counts.fp_NT[n, t] / counts.pixels_N[n]), 5)
+                row[f"iou_{name}"] = round(float(iou_NT[n, t]), 5) if shown_N[n] else None
+                row[f"false_area_{name}"] = round(float(counts.fp_NT[n, t]) / pixels, 5) if known_N[n] else None
             yield row
 
 

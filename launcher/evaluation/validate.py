@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.figures import format_percent, order_figures, require_known
+from launcher.evaluation.figures import format_figure, name_class, order_figures, require_known
 from launcher.evaluation.galleries import choose_gallery, keep_gallery
 from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
 from launcher.evaluation.judge_masks import MaskJudge
@@ -29,17 +29,17 @@ def choose_judge(method: Method | type[Method]) -> type[MaskJudge] | type[ScoreJ
 
 def make_validator(
     judge: Judge, config: Config, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
-) -> Callable[[int], dict[str, float]]:
-    """step -> log the figures and the gallery. All ranks must call it; rank 0 gets the figures as they are logged, the
-    others {}.
+) -> Callable[[int], dict[str, float | None]]:
+    """step -> log the figures and the gallery. All ranks must call it; rank 0 gets the figures by the names of the log,
+    the others {}. One that does not exist is None and not logged.
 
     Each rank judges every ranks-th sample, once; rank 0 puts the counts together. Before the last step it may be a part
     of the split (data.val_part); the pictures are the same at every step.
     """
-    drawn = choose_gallery(shards, config.evaluate.gallery)
+    drawn, one = choose_gallery(shards, config.evaluate.gallery), name_class([shards.index.classes])
     rank, ranks = accelerator.process_index, accelerator.num_processes
 
-    def validate(step: int) -> dict[str, float]:
+    def validate(step: int) -> dict[str, float | None]:
         started = time.perf_counter()
         numbers = choose_part(len(shards), config.data.val_part if step < config.train.steps else None)
         part: Part = judge.judge(numbers[rank::ranks], drawn)
@@ -47,10 +47,11 @@ def make_validator(
             part.rows.update(judge.judge(uncounted, drawn).rows)
         for other in gather_object([part])[1:] if ranks > 1 else []:
             part.extend(other)
-        logged: dict[str, float] = {}
+        found: dict[str, float | None] = {}
         if accelerator.is_main_process:
             figures = part.figures()
-            logged = {name_logged(kind, name): value for kind in figures for name, value in figures[kind].items()}
+            found = {name_logged(kind, name): value for kind in figures for name, value in figures[kind].items()}
+            logged = {name: value for name, value in found.items() if value is not None}
             seconds = time.perf_counter() - started
             tracker.log({**logged, "val/seconds": seconds}, step)
             if part.rows:
@@ -58,9 +59,9 @@ def make_validator(
                 if judge.keeps_gallery:
                     keep_gallery(picture, run_folder(config))
                 tracker.image("gallery", picture, step)
-            print(f"step {step}: {format_headlines(judge, figures)}; {len(numbers)} images in {seconds:.1f} s")
+            print(f"step {step}: {format_headlines(judge, figures, one)}; {len(numbers)} images in {seconds:.1f} s")
         accelerator.wait_for_everyone()
-        return logged
+        return found
 
     return validate
 
@@ -72,20 +73,26 @@ def choose_part(images: int, part: int | None) -> list[int]:
     return [number * images // part for number in range(part)]
 
 
-def format_headlines(judge: Judge, figures: Figures) -> str:
-    """The few figures that matter most, in percent; all are logged."""
+def format_headlines(judge: Judge, figures: Figures, one: str = "the class") -> str:
+    """The few figures that matter most, in percent, or why they do not exist; all that do are logged."""
     parts = []
     for kind in (*judge.quoted, LABELS):
         for name, figure in order_figures(figures.get(kind, {})).items():
             if figure.headline:
-                parts.append(f"{kind} {figure.heading} {format_percent(figures[kind][name])} %".strip())
+                parts.append(f"{kind} {format_figure(figure, figures[kind][name], one, unit=' %')}".strip())
     return ", ".join(parts)
 
 
-def check_keep_best(config: Config, class_set: ClassSet) -> None:
-    """Raises ConfigError if validation does not give the figure that train.keep_best names, or if less is better."""
+def check_keep_best(config: Config, class_set: ClassSet, val: ShardFolder | None) -> None:
+    """Raises ConfigError if validation does not give the figure that train.keep_best names, if less is better, or if no
+    image of the validation split shows a class."""
     if config.train.keep_best is None:
         return
+    if val is not None and not val.image_label_NK.any():
+        raise ConfigError(
+            f"train.keep_best: no image of {val.folder} shows {name_class([class_set.classes])}, so no figure says "
+            "which checkpoint is best; choose another split for data.val or leave train.keep_best out"
+        )
     of_kinds = choose_judge(METHODS[config.method.name]).known_figures(config, class_set)
     known = [name_logged(kind, name) for kind, names in of_kinds.items() for name in names]
     with user_error_as(ConfigError):

@@ -13,12 +13,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from launcher.config.sections import SegmentConfig
-from launcher.errors import RunError
+from launcher.errors import RunError, naming
 from launcher.jobs.pool import Item, Result, begin_worker, open_shards
 from shards.remote import Place
 from shards.schema import encode_mask
@@ -34,6 +34,7 @@ class SegmentedImage(NamedTuple):
         label_HW: class ids without a CRF, or None.
         probs_nHW: probabilities of `class_ids` (0 = background) for the CRF, or None.
         cams: label maps of the CAMs by kind.
+        left_out: mean probability of the classes that the CRF does not look at; None where it looks at all.
     """
 
     number: int
@@ -41,6 +42,7 @@ class SegmentedImage(NamedTuple):
     probs_nHW: np.ndarray | None
     class_ids: tuple[int, ...]
     cams: Mapping[str, np.ndarray]
+    left_out: float | None = None
 
 
 def count_crf_workers(settings: SegmentConfig, ranks: int) -> int:
@@ -88,16 +90,16 @@ def refine_and_encode(folder: Place, settings: SegmentConfig, image: SegmentedIm
     shards = open_shards(folder)
     label_HW = image.label_HW
     if image.probs_nHW is not None:
-        try:
+        with naming(shards.where(image.number)):
             label_HW = crf_label(shards.image(image.number), image.probs_nHW, image.class_ids, settings)
-        except ValueError as error:
-            raise RunError(f"{shards.where(image.number)}: {error}") from error
     assert label_HW is not None
-    about = {
+    about: dict[str, Any] = {
         "class_ids": np.unique(label_HW).tolist(),
         "group": shards.groups[image.number],
         "size": list(label_HW.shape),
     }
+    if image.left_out is not None:
+        about["left_out"] = round(image.left_out, 4)
     members = {"json": json.dumps(about, sort_keys=True).encode(), "png": encode_mask(label_HW)}
     members |= {f"{kind}.png": encode_mask(cam_HW) for kind, cam_HW in image.cams.items()}
     return image.number, members

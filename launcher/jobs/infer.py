@@ -14,7 +14,7 @@ import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import report_user_errors
-from launcher.jobs.over_ranks import Members, open_images, write_next_to
+from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
 from launcher.jobs.scores import Scores
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
 from launcher.processes.launch import read_arguments
@@ -90,8 +90,9 @@ def score_samples(
     )
     for batch in loader:
         batch = to_device(batch, device)
+        where = [shards.where(number) for number in batch["number"]]
         with in_precision(config.train.precision, device.type):
-            cams, probs_BK = cams_of(method, batch["image"], config.cam)
+            cams, probs_BK = try_together(lambda images: cams_of(method, images, config.cam), batch["image"], where)
         on_host = {kind: cam_BKhw.cpu().numpy() for kind, cam_BKhw in cams.items()}
         probs = probs_BK.cpu().tolist()
         for i, number in enumerate(batch["number"]):

@@ -1,13 +1,14 @@
 """Label maps that a network segmented: which sets a run has, and reading one next to its image shards."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from shards.folder import ShardFolder
-from shards.members import members_next_to, sample_next_to
-from shards.schema import decode_mask
+from shards.members import members_next_to, read_span, sample_next_to
+from shards.schema import DataError, check_class_ids, decode_mask
 from shards.tars import tar_spans
 
 REMEDY = "remove this shard and segment again"
@@ -32,7 +33,7 @@ def read_label_maps(shards: ShardFolder, folder: Path, name: str, extension: str
     """(number, (H, W) class ids) of every sample of the image shard `name`, from FOLDER/name.
 
     Raises:
-        DataError: the tar is missing or damaged, or belongs to other image shards.
+        DataError: the tar is missing or damaged, belongs to other image shards, or holds ids that are no class.
     """
     for number, members in members_next_to(shards, folder, name, (extension,), remedy=REMEDY):
         yield number, decode_label_map(shards, folder, number, members[extension])
@@ -45,5 +46,23 @@ def read_label_map(shards: ShardFolder, folder: Path, number: int, extension: st
 
 
 def decode_label_map(shards: ShardFolder, folder: Path, number: int, data: bytes) -> np.ndarray:
-    name = shards.index.shards[shards.shard_of[number]].name
-    return decode_mask(data, f"{folder / name}: sample '{shards.keys[number]}'")
+    where = f"{folder / shards.index.shards[shards.shard_of[number]].name}: sample '{shards.keys[number]}'"
+    label_HW = decode_mask(data, where)
+    check_class_ids(label_HW, shards.index.as_class_set(), where)
+    return label_HW
+
+
+def read_left_out(folder: Path) -> list[float]:
+    """Of every image whose CRF looked at the proposed classes alone, the mean probability of the others, as `wsss
+    segment` stored it. Raises DataError if a description is damaged."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        for key, extension, span in tar_spans(path):
+            if extension != "json":
+                continue
+            try:
+                about = json.loads(read_span(path, span))
+                found += [float(about["left_out"])] if "left_out" in about else []
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{path}: '{key}' has a damaged json ({error!r}); {REMEDY}") from error
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from launcher.config.options import options_of
 from launcher.config.sections import RefineConfig
-from launcher.errors import RunError
+from launcher.errors import RunError, naming
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.cues import CUES
@@ -122,12 +122,9 @@ def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
                 refiner: CUES[refiner].select_classes(cue, scores.class_ids)
                 for refiner, cue in zip(task.cues, found, strict=True)
             }
-            image_HW3 = shards.image(number)
-            try:
-                refined = refine_one(image_HW3, scores, task.kind, settings, chain, cues)
-            except ValueError as error:
-                raise RunError(f"{shards.where(number)}: {error}") from error
-            yield scores.key, refined.members()
+            with naming(shards.where(number)):
+                members = refine_one(shards.image(number), scores, task.kind, settings, chain, cues).members()
+            yield scores.key, members
 
     write_tar(task.out / task.name, samples())
 

@@ -31,6 +31,9 @@ class Scores:
         cls_probs: (K) probability that each class is in the image.
         maps: {kind: (n, h, w) float32}.
         mask: (H, W) class ids, in mask shards.
+
+    Raises:
+        DataError: a score or probability is NaN or infinite: at every threshold it would count as something.
     """
 
     key: str
@@ -39,6 +42,15 @@ class Scores:
     cls_probs: tuple[float, ...]
     maps: Mapping[str, np.ndarray]
     mask: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in {**self.maps, "cls_probs": np.asarray(self.cls_probs)}.items():
+            bad = int((~np.isfinite(values)).sum())
+            if bad:
+                raise DataError(
+                    f"image '{self.key}': {bad} of {values.size} scores of {name} are NaN or infinite; the network "
+                    "that gave them is broken: take an earlier checkpoint, or precision float32"
+                )
 
     def members(self) -> dict[str, bytes]:
         about = {"class_ids": self.class_ids, "cls_probs": [round(p, 6) for p in self.cls_probs], "group": self.group}
@@ -100,16 +112,16 @@ def parse_scores(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
             class_ids=tuple(about["class_ids"]),
             cls_probs=tuple(about["cls_probs"]),
             maps=maps,
-            mask=decode_mask(members["png"], f"{path}: {key}") if "png" in members else None,
+            mask=decode_mask(members["png"], f"image '{key}'") if "png" in members else None,
         )
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}; {AGAIN}") from error
     except Exception as error:  # numpy and json tell damage in many ways
         raise DataError(f"{path}: '{key}' is damaged ({error!r}); {AGAIN}") from error
 
 
 def at_size(scores_nhw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Score maps at the image's size, bilinear."""
+    """Score maps at the image's size, bilinear, in [0, 1]: interpolation may round a saturated map up to 1.0000001."""
     if len(scores_nhw) == 0:
         return np.zeros((0, *size), dtype=np.float32)
-    return resize(torch.from_numpy(scores_nhw)[None], size)[0].numpy()
+    return resize(torch.from_numpy(scores_nhw)[None], size)[0].clamp(0, 1).numpy()

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from launcher.config.sections import Config, SegmentConfig
-from launcher.errors import RunError, report_user_errors
+from launcher.errors import RunError, naming, report_user_errors
 from launcher.jobs.crf_pool import (
     QUEUED,
     SegmentedImage,
@@ -35,7 +35,7 @@ from launcher.jobs.crf_pool import (
     run_in_order,
 )
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.over_ranks import Members, open_images, write_next_to
+from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.run.build import load_trained
@@ -51,7 +51,7 @@ from wsss.maps.pseudo_label import cam_label
 from wsss.maps.scales import scaled_views
 from wsss.methods.base import Method
 from wsss.models.base import Network
-from wsss.refine.crf import proposed_classes
+from wsss.refine.crf import left_out_mass, proposed_classes
 
 CAM_KINDS = ("cam", "aux_cam")
 
@@ -152,19 +152,27 @@ def segment_images(
     read = maps_reader(method.student, accelerator)
     flips, scales = RULES[settings.rule]
     for batch in loader_of(shards, names, config):
-        cam_labels = cam_labels_of(batch, shards, read, stride, config, accelerator.device) if cams else None
+        where = [shards.where(number) for number in batch["number"]]
+        with naming(", ".join(where)):
+            cam_labels = cam_labels_of(batch, shards, read, stride, config, accelerator.device) if cams else None
         on_device = to_device(batch, accelerator.device)
-        views = [
-            view.at_one_layer("seg")
-            for view in scaled_views(
-                read, on_device["image"], stride=stride, scales=settings.scales, flip=settings.flip
-            )
-        ]
+
+        def seg_views(images: Tensor) -> list[tuple[Tensor, ...]]:
+            seen = scaled_views(read, images, stride=stride, scales=settings.scales, flip=settings.flip)
+            return [view.at_one_layer("seg") for view in seen]
+
+        views = try_together(seg_views, on_device["image"], where)
         for i, number in enumerate(batch["number"]):
-            own = size_of(shards, number)
-            one = [tuple(logits[i : i + 1] for logits in view) for view in views]
-            seg_logits_CHW = fuse_seg_logits(one, own, flips=flips, scales=scales)[0]
-            yield bring_to_host(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
+            with naming(where[i]):
+                one = [tuple(logits[i : i + 1] for logits in view) for view in views]
+                seg_logits_CHW = fuse_seg_logits(one, size_of(shards, number), flips=flips, scales=scales)[0]
+                if not seg_logits_CHW.isfinite().all():
+                    raise DataError(
+                        f"{where[i]}: the network's logits are NaN or infinite; take an earlier checkpoint, or "
+                        "train.precision=no"
+                    )
+                image = bring_to_host(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
+            yield image
 
 
 def bring_to_host(
@@ -174,8 +182,11 @@ def bring_to_host(
     if not settings.crf:
         return SegmentedImage(number, seg_logits_CHW.argmax(dim=0).to(torch.uint8).cpu().numpy(), None, (), cams)
     probs_CHW = seg_logits_CHW.softmax(dim=0)
-    class_ids = proposed_classes(probs_CHW) if settings.crf_classes == "proposed" else list(range(len(probs_CHW)))
-    return SegmentedImage(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams)
+    if settings.crf_classes == "all":
+        return SegmentedImage(number, None, probs_CHW.cpu().numpy(), tuple(range(len(probs_CHW))), cams)
+    class_ids = proposed_classes(probs_CHW)
+    left_out = left_out_mass(probs_CHW, class_ids)
+    return SegmentedImage(number, None, probs_CHW[class_ids].cpu().numpy(), tuple(class_ids), cams, left_out)
 
 
 def cam_labels_of(

@@ -23,17 +23,17 @@ MODEL, OPTIMIZER, STATE, FIGURES = "model.safetensors", "optimizer.pt", "state.j
 
 def find_best(folders: list[Path], metric: str) -> Path | None:
     """The first of those with the highest value of a figure; None if none of them has it."""
-    values = {folder: read_figures(folder).get(metric, math.nan) for folder in folders}
-    values = {folder: value for folder, value in values.items() if not math.isnan(value)}
+    found = {folder: read_figures(folder).get(metric) for folder in folders}
+    values = {folder: value for folder, value in found.items() if value is not None and not math.isnan(value)}
     return max(values, key=lambda folder: values[folder]) if values else None
 
 
-def read_figures(folder: Path) -> dict[str, float]:
+def read_figures(folder: Path) -> dict[str, float | None]:
     path = folder / FIGURES
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
+def write_figures(folder: Path, figures: Mapping[str, float | None]) -> None:
     """Note that this checkpoint was evaluated, and what came out."""
     try:
         write_whole(folder / FIGURES, json.dumps(dict(figures), indent=1))

@@ -33,9 +33,11 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
         alarms = collect_figure(found, row, choice, "false_alarm_area")
         of_row[choice] = {
             "mean": mean(values),
+            "seeds": len(values),
             "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "false_alarm_area": mean(alarms),
             "interval": find_interval(study, row, found, choice),
+            "groups": count_groups(study, row, found, choice),
             "difference": compare_with_control(study, row, control, choice),
         }
     if found:
@@ -84,7 +86,7 @@ def read_per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, 
         return {
             line["key"]: (line["group"], float(line[f"iou_{choice}"]))
             for line in csv.DictReader(file)
-            if line["source"] == row.source and float(line["truth_area"]) > 0 and line.get(f"iou_{choice}")
+            if line["source"] == row.source and float(line["truth_area"] or 0) > 0 and line.get(f"iou_{choice}")
         }
 
 
@@ -107,6 +109,13 @@ def find_interval(study: Study, row: Row, found: dict[int, Any], choice: str) ->
         return None
     groups, values = zip(*images.values(), strict=True)
     return bootstrap_interval(np.array(values), groups)
+
+
+def count_groups(study: Study, row: Row, found: dict[int, Any], choice: str) -> int | None:
+    """The groups that the interval is drawn from: of a mean of stated intervals, the fewest; None if nothing says."""
+    if get_figure(row.figure).per_image:
+        return len({group for group, _ in average_seeds(study, row, sorted(found), choice).values()}) or None
+    return min(collect_figure(found, row, choice, f"{row.figure}_groups"), default=None)
 
 
 def compare_with_control(study: Study, row: Row, control: Row | None, choice: str) -> tuple[float, float, float] | None:

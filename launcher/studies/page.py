@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.evaluation.figures import DASH, format_interval, format_percent, get_figure, name_class
+from launcher.evaluation.figures import (
+    DASH,
+    FEW_GROUPS_NOTE,
+    format_interval,
+    format_percent,
+    get_figure,
+    is_few,
+    name_class,
+)
 from launcher.files import RUNS, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
 from launcher.studies.table import Study
@@ -34,6 +42,7 @@ def write_study_report(name: str, study: Study) -> Path:
         percent=format_percent,
         cell=format_cell,
         gap=format_gap,
+        note=FEW_GROUPS_NOTE if has_few_groups(rows) else "",
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
     out = RUNS / study.folder / f"{name}.html"
@@ -45,30 +54,42 @@ def format_study(name: str, study: Study) -> str:
     """The table in a terminal, and as it is put into docs/experiments.md."""
     lines = [f"{name}: {study.title}", "figures in percent, ± deviation over seeds, [95 % interval over groups]"]
     header = ("row", "scores", "paper", "seeds", "fixed", "alarms", "tuned", "alarms", "tuned - control")
-    rows = [header]
-    for row in tabulate_study(study):
+    rows, found = [header], tabulate_study(study)
+    for row in found:
         rows.append((
             row["name"], row["source"], format_percent(row["paper"], digits=2), str(len(row["seeds"])),
-            format_cell(row["fixed"]), format_percent(row["fixed"]["false_alarm_area"]),
-            format_cell(row["tuned"]), format_percent(row["tuned"]["false_alarm_area"]),
-            format_gap(row["tuned"]["difference"]),
+            format_cell(row, "fixed"), format_percent(row["fixed"]["false_alarm_area"]),
+            format_cell(row, "tuned"), format_percent(row["tuned"]["false_alarm_area"]),
+            format_gap(row, "tuned"),
         ))  # fmt: skip
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
     padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
-    return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded)])
+    note = [FEW_GROUPS_NOTE] if has_few_groups(found) else []
+    return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded), *note])
 
 
-def format_cell(at: Mapping[str, Any]) -> str:
-    """Mean ± deviation over seeds [interval]."""
+def format_cell(row: Mapping[str, Any], choice: str) -> str:
+    """Mean ± deviation over seeds [interval]; of how many seeds, where not all have the figure."""
+    at = row[choice]
     deviation = "" if at["deviation"] is None else f"± {format_percent(at['deviation'])}"
-    return " ".join(filter(None, (format_percent(at["mean"]), deviation, format_interval(at["interval"]))))
+    interval = format_interval(at["interval"], groups=at["groups"])
+    some = 0 < at["seeds"] < len(row["seeds"])
+    of_seeds = f"({at['seeds']} of {len(row['seeds'])} seeds)" if some else ""
+    return " ".join(filter(None, (format_percent(at["mean"]), deviation, interval, of_seeds)))
 
 
-def format_gap(difference: Sequence[float] | None) -> str:
-    """Mean difference [interval], with their signs."""
+def format_gap(row: Mapping[str, Any], choice: str) -> str:
+    """Mean difference to the control [interval], with their signs."""
+    difference: Sequence[float] | None = row[choice]["difference"]
     if difference is None:
         return DASH
-    return f"{format_percent(difference[0], signed=True)} {format_interval(difference[1:], signed=True)}"
+    interval = format_interval(difference[1:], groups=row[choice]["groups"], signed=True)
+    return f"{format_percent(difference[0], signed=True)} {interval}"
+
+
+def has_few_groups(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an interval of a row comes from few groups."""
+    return any(is_few(row[choice]["groups"]) for row in rows for choice in CHOICES)
 
 
 def explain_figures(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

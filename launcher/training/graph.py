@@ -6,11 +6,13 @@ on replayed on new values. It computes the same kernels in the same order.
 """
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from launcher.processes.zero import uses_zero
 from wsss.methods.base import Method
@@ -35,22 +37,22 @@ class GraphedGradient:
         self.stream = torch.cuda.Stream()
         self.pool = torch.cuda.graph_pool_handle()  # one for all: only one graph runs at a time
         self.seen: dict[Hashable, int] = {}
-        self.recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], tuple[str, ...], Tensor]] = {}
+        self.recorded: dict[Hashable, Recording] = {}
 
     def __call__(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
-        shapes = tuple((name, value.shape, value.dtype) for name, value in tensors.items())
-        kind = (self.phase_of(step), shapes)
+        tensors = tensors_of(batch)
+        kind = (self.phase_of(step), tuple((value.shape, value.dtype) for value in tensors))
         self.seen[kind] = self.seen.get(kind, 0) + 1
         if self.seen[kind] <= WARM:
             return self.aside(batch, step)
         if kind not in self.recorded:
-            self.recorded[kind] = self.record(batch, tensors, step)
-        graph, inputs, names, losses = self.recorded[kind]
-        for name, value in tensors.items():
-            inputs[name].copy_(value)
-        graph.replay()
-        return dict(zip(names, losses.clone().unbind(), strict=True))  # the next replay overwrites them
+            self.recorded[kind] = self.record(batch, step)
+        recording = self.recorded[kind]
+        for into, value in zip(recording.inputs, tensors, strict=True):
+            into.copy_(value)
+        recording.graph.replay()
+        losses = recording.losses.clone()  # the next replay overwrites them
+        return dict(zip(recording.names, losses.unbind(), strict=True))
 
     def aside(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """Run it on the stream that records, as recording asks for."""
@@ -60,15 +62,30 @@ class GraphedGradient:
         torch.cuda.current_stream().wait_stream(self.stream)
         return losses
 
-    def record(self, batch: Mapping[str, Any], tensors: Mapping[str, Tensor], step: int) -> Any:
+    def record(self, batch: Mapping[str, Any], step: int) -> "Recording":
         """Record it on copies of the batch's tensors; nothing is computed yet."""
-        inputs = {name: value.clone() for name, value in tensors.items()}
+        copied = tree_map_only(Tensor, torch.clone, batch)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            losses = self.gradient({**batch, **inputs}, step)
+            losses = self.gradient(copied, step)
             values = torch.stack([value.detach().float() for value in losses.values()])
-        return graph, inputs, tuple(losses), values
+        return Recording(graph, tensors_of(copied), tuple(losses), values)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph, the tensors that it reads, and the losses that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    names: tuple[str, ...]
+    losses: Tensor
+
+
+def tensors_of(batch: Mapping[str, Any]) -> list[Tensor]:
+    """All tensors of a batch, also of those inside it, in order."""
+    return [value for value in tree_leaves(batch) if isinstance(value, Tensor)]
 
 
 def may_be_recorded(accelerator: Accelerator, method: Method) -> bool:

@@ -127,7 +127,7 @@ class Inputs:
         """
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
-        check_keep_best(self.config, self.class_set)
+        check_keep_best(self.config, self.class_set, self.val)
         if (folder / ABOUT).is_file():
             check_same_run(Run(folder), self.config, train.fingerprint, self.learns_from)
         train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)
@@ -241,7 +241,7 @@ def check_share(config: Config, method: Method, processes: int) -> None:
             f"{config.train.accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
         )
     try:
-        method.check_batch(images)
+        method.check_images(images)
     except ValueError as error:
         raise ValueError(
             f"{config.data.global_batch_size} images over {processes} processes x {config.train.accumulate} "

@@ -29,7 +29,7 @@ from launcher.training.nonfinite import list_keys
 from launcher.training.run import build_method_and_optimizer, make_trainer
 from launcher.training.trainer import Trainer
 from launcher.training.watch import Watch, find_nonfinite
-from shards.batches.batch import Batch, to_device
+from shards.batches.batch import Batch
 
 
 def read_settings(run: Run) -> tuple[Config, int]:
@@ -100,8 +100,7 @@ def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
     lines = [f"rank {accelerator.process_index}:"]
     lines += [f"  {name} is not finite before the step" for name in find_nonfinite(method.state_dict().items())]
     watch = Watch(method)
-    for _ in range(trainer.config.accumulate):
-        batch = to_device(next(batches), accelerator.device)
+    for batch in trainer.micro_batches(batches):
         lines += [f"  batch['{name}'] is not finite" for name in find_nonfinite(batch.items())]
         with torch.autograd.set_detect_anomaly(True, check_nan=False), watch:
             losses = method(batch, trainer.step)

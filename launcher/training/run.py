@@ -14,6 +14,7 @@ from timm.layers import convert_sync_batchnorm  # torch's own drops the activati
 
 from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
+from launcher.errors import ConfigError, user_error_as
 from launcher.evaluation.validate import choose_judge, make_validator
 from launcher.files import write_whole
 from launcher.processes import zero
@@ -81,10 +82,16 @@ def train(config: Config) -> Method:
 
 
 def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
-    """The method with its initial weights, equal on all ranks, and its optimizer."""
+    """The method with its initial weights, equal on all ranks, and its optimizer.
+
+    Raises:
+        ConfigError: the method cannot learn from as many images as a process has at a time.
+    """
     config = inputs.config
     torch.manual_seed(config.train.seed)
     method = build_method(config, inputs.class_set, inputs.teacher)
+    with user_error_as(ConfigError):
+        method.check_images(config.data.global_batch_size // (accelerator.num_processes * config.train.accumulate))
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = convert_sync_batchnorm(method)
     refuse_unequal_state(method, accelerator.num_processes)
@@ -104,7 +111,7 @@ def make_trainer(
     optimizer: torch.optim.Optimizer,
     *,
     resume_from: Path | None,
-    evaluate: Callable[[int], Mapping[str, float]] | None,
+    evaluate: Callable[[int], Mapping[str, float | None]] | None,
     asked_to_stop: Callable[[], bool],
     tracker: Tracker,
     full_method: Method | None = None,

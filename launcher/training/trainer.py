@@ -32,7 +32,7 @@ class Trainer:
         resume_from: the checkpoint to go on from (see steps.newest_good); None = begin at step 0.
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
         lr_at: step (0-based) -> learning rate.
-        evaluate: step -> figures on rank 0, {} elsewhere; called by all ranks; None = never.
+        evaluate: step -> figures on rank 0 (None: does not exist), {} elsewhere; called by all ranks; None = never.
         asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
@@ -50,7 +50,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         lr_at: Callable[[int], float],
         batches_from: Callable[[int], Iterator[Batch]],
-        evaluate: Callable[[int], Mapping[str, float]] | None,
+        evaluate: Callable[[int], Mapping[str, float | None]] | None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         tracker: Tracker,
         global_batch_size: int,
@@ -139,8 +139,7 @@ class Trainer:
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer update from `accumulate` micro-batches, without waiting for the device."""
         self.prepare_step()
-        for micro in range(self.config.accumulate):
-            batch = to_device(next(batches), self.accelerator.device)
+        for micro, batch in enumerate(self.micro_batches(batches)):
             self.skips.collect(batch)
             last = micro + 1 == self.config.accumulate
             with zero.accumulating(self.accelerator, self.method, last=last):
@@ -158,6 +157,19 @@ class Trainer:
         losses = self.method(batch, step)
         self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
         return losses
+
+    def micro_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The micro-batches of a step on the device, with the totals of the step where the method counts something."""
+        device, accumulate = self.accelerator.device, self.config.accumulate
+        if type(self.plain_method).counts is Method.counts:
+            yield from (to_device(next(batches), device) for _ in range(accumulate))
+            return
+        of_step = [next(batches) for _ in range(accumulate)]  # its totals are known before its first loss
+        counts = [self.plain_method.counts(batch) for batch in of_step]
+        mine = torch.stack([torch.stack([of_batch[name] for of_batch in counts]).sum() for name in counts[0]])
+        totals = dict(zip(counts[0], self.accelerator.reduce(mine.to(device), "sum"), strict=True))
+        shares = accumulate * self.accelerator.num_processes
+        yield from ({**to_device(batch, device), "totals": totals, "shares": shares} for batch in of_step)
 
     def prepare_step(self) -> None:
         """Set all that depends on the number of the step alone."""
@@ -211,7 +223,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self.record_figures(figures)
 
-    def record_figures(self, figures: Mapping[str, float]) -> None:
+    def record_figures(self, figures: Mapping[str, float | None]) -> None:
         """Write them to the checkpoint of this step, if there is one, and see whether it is the best."""
         best = self.config.keep_best
         if best is not None and best not in figures:

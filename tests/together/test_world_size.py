@@ -1,8 +1,11 @@
 """1, 2 and 4 processes train on the same samples in the same order, with the same losses; what differs is said here."""
 
+from dataclasses import replace
+
 import pytest
 from support.places import ROOT
 from support.squares import Squares
+from support.tiny import CNN_SIZE, VIT, VIT_SIZE
 from support.together import together, trained
 from support.toys import TOY
 
@@ -80,3 +83,61 @@ def test_the_processes_of_a_run_may_change_and_its_batch_may_not(tiny_config, tm
     check_same_run(Run(tmp_path), tiny_config("classify", "launch.processes=2", "launch.zero=2"), "f", {})
     with pytest.raises(RunError, match="data.global_batch_size: 8 -> 4"):
         check_same_run(Run(tmp_path), tiny_config("classify", "data.global_batch_size=4"), "f", {})
+
+
+class Uneven(Squares):
+    """Squares whose masks know much of some images and little of others."""
+
+    def __getitem__(self, n):
+        sample = super().__getitem__(n)
+        if not self.with_masks:
+            return sample
+        mask = sample.mask.copy()
+        mask[: 4 * (n % 8)][mask[: 4 * (n % 8)] == 0] = 255
+        return replace(sample, mask=mask)
+
+
+LEARNING_FROM_MASKS = {
+    "supervised": [
+        "data.train=pets/masks",
+        f"model={{name: segmenter, timm_name: vit_tiny_patch16_224, decoder_layers: 1, timm_options: {VIT_SIZE}}}",
+    ],
+    "mixed": ["data.train=pets/train", "data.pixel=pets/masks", "data.pixel_batch_size=4", f"model={VIT}"],
+    "affinity": [
+        "data.train=pets/masks",
+        f"model={{name: affinity_net, timm_name: resnet10t, widths: [4, 4, 4], timm_options: {CNN_SIZE}}}",
+        "model.affinity_dim=8",
+        "method.radius=2",
+        "data.image_size=64",
+    ],
+}
+
+
+def test_methods_that_learn_from_masks_train_alike_on_one_process_on_two_and_in_micro_batches(in_tmp, tiny_yaml):
+    for split, masks in (("train", False), ("masks", True)):
+        write_split(Uneven(split, 16, masks), in_tmp / "pets", split, "pixel" if masks else "label", num_shards=4)
+    yaml = tiny_yaml("classify")
+
+    def run(name, number, *more):
+        overrides = [f"method={{name: {name}}}", *LEARNING_FROM_MASKS[name], "data.tune=null", *STEPS]
+        return [*overrides, f"name={name}{number}", *more]
+
+    alone = [run(name, n, f"train.accumulate={n}") for name in LEARNING_FROM_MASKS for n in (1, 2, 4)]
+    (alone,) = together(1, trained, yaml, alone)
+    pair = [
+        run(name, f"p{n}", f"train.accumulate={n}", "launch.processes=2")
+        for name in LEARNING_FROM_MASKS
+        for n in (1, 2)
+    ]
+    pair += [run("supervised", "z2", "launch.processes=2", "launch.zero=2")]
+    pair += [run("affinity", "z3", "launch.processes=2", "launch.zero=3")]
+    shared, _ = together(2, trained, yaml, pair)
+    for number, name in enumerate(LEARNING_FROM_MASKS):
+        one, *others = [*alone[3 * number : 3 * number + 3], *shared[2 * number : 2 * number + 2]]
+        assert len(set(one["losses"])) == 4
+        for other in others:
+            assert other["losses"] == pytest.approx(one["losses"], rel=1e-4), name
+            assert other["norms"] == pytest.approx(one["norms"], rel=1e-3), name
+            assert other["sum"] == pytest.approx(one["sum"], rel=1e-4), name
+    for sharded, one in ((shared[-2], alone[0]), (shared[-1], alone[-3])):
+        assert sharded["losses"] == pytest.approx(one["losses"], rel=1e-4)

@@ -4,7 +4,7 @@
 
 A level says what is compared: it turns each map into vectors, (B, D, N) -> (..., n), n entries each. A metric says how
 two sets of vectors differ, as a mean over them. DISTANCES holds the pairs that make sense and, under `legacy.`, the
-published forms; LOGIT_DISTANCES compares class logits (B, K), K classes, with a temperature. All carry gradient to the
+published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All carry gradient to the
 student only, since the teacher comes in detached.
 
 Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9, in the forms of D-05 and D-21.
@@ -61,9 +61,7 @@ def alignment_distance(
     if (level, metric) not in DISTANCES:
         raise ValueError(f"no alignment of level '{level}' and metric '{metric}'; there are {name_levels(DISTANCES)}")
     check_shapes(student_BDN, teacher_BDN, level)
-    check_temperature(tau)
-    if tau != 1 and level != "channel_softmax":
-        raise ValueError(f"tau is {tau} at the level '{level}'; only channel_softmax has one: leave it at 1")
+    check_takes_temperature(level, tau)
     if standardise and level == "pooled":
         raise ValueError("standardise makes every spatial mean 0, and pooled compares those: choose another level")
     with full_precision(student_BDN):
@@ -110,6 +108,13 @@ def check_shapes(student_BDN: Tensor, teacher_BDN: Tensor, level: str) -> None:
 def check_temperature(tau: float) -> None:
     if not tau > 0:
         raise ValueError(f"tau is {tau}; wanted > 0")
+
+
+def check_takes_temperature(level: str, tau: float) -> None:
+    """Raise ValueError unless tau is 1 or the level has a temperature."""
+    check_temperature(tau)
+    if tau != 1 and level not in TEMPERED:
+        raise ValueError(f"tau is {tau} at the level '{level}'; only {', '.join(TEMPERED)} have one: leave it at 1")
 
 
 def name_levels(pairs: dict[tuple[str, str], Distance]) -> str:
@@ -244,4 +249,7 @@ DISTANCES: dict[tuple[str, str], Distance] = {
     ("channel_pairs", "cosine"): channel_pairs_cosine,
     **LEGACY_DISTANCES,
 }
+TEMPERED = ("channel_softmax", "logits")
+"""Levels with a temperature."""
+
 LOGIT_DISTANCES: dict[str, Callable[..., Tensor]] = {"logits": bernoulli_kl, "legacy.logits": softmax_kl}

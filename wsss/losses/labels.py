@@ -17,14 +17,27 @@ def classification_loss(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor
     return F.binary_cross_entropy_with_logits(logits_BK, image_label_BK.to(logits_BK.dtype))
 
 
-def segmentation_loss(seg_logits_BChw: Tensor, mask_BHW: Tensor) -> Tensor:
+def segmentation_loss(
+    seg_logits_BChw: Tensor, mask_BHW: Tensor, *, labelled: Tensor | None = None, shares: int = 1
+) -> Tensor:
     """Cross-entropy of the scores resized to the mask, averaged over its pixels that are not 255, in float32.
 
+        L = shares * sum_labelled -log p / labelled
+
     0 without such a pixel.
+
+    Args:
+        labelled: labelled pixels of the whole batch of which this is one of `shares` parts: the mean of L over the
+            parts is then that of the whole batch, however its labelled pixels are spread. None: this is all of it.
     """
     seg_logits_BCHW = resize(seg_logits_BChw.float(), mask_BHW.shape[-2:])
     total = F.cross_entropy(seg_logits_BCHW, mask_BHW.long(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (mask_BHW != IGNORE_INDEX).sum().clamp(min=1)
+    return total / (count_labelled(mask_BHW) if labelled is None else labelled).clamp(min=1) * shares
+
+
+def count_labelled(mask: Tensor) -> Tensor:
+    """Pixels that are not 255, a scalar int64."""
+    return (mask != IGNORE_INDEX).sum()
 
 
 def balanced_segmentation_loss(seg_logits_BChw: Tensor, label_BHW: Tensor, group_size: int | None = None) -> Tensor:

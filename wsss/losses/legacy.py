@@ -76,21 +76,21 @@ def inner_cosine(student_BDN: Tensor, teacher_BDN: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(student_BDD, teacher_BDD, dim=1, eps=EPS).mean()
 
 
-def softmax_kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: float = 1.0) -> Tensor:
-    """tau^2 mean_b KL(softmax_k(t / tau) || softmax_k(s / tau)), in float32 or better. Value and gradient 0 if K = 1.
+def softmax_kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> Tensor:
+    """mean_b KL(softmax_k(t) || softmax_k(s)), in float32 or better, without a temperature, as published.
 
-    The factor tau^2 is that of Hinton et al. 2015; the published runs have one class, where it does not show.
+    Value and gradient are 0 if K = 1.
 
     Raises:
-        ValueError: shapes differ, or tau <= 0.
+        ValueError: shapes differ.
     """
     student, teacher = tuple(student_logits_BK.shape), tuple(teacher_logits_BK.shape)
-    if student != teacher or not tau > 0:
-        raise ValueError(f"softmax_kl: student {student}, teacher {teacher}, tau {tau}; wanted equal (B, K), tau > 0")
+    if student != teacher:
+        raise ValueError(f"softmax_kl: student {student}, teacher {teacher}; wanted equal (B, K)")
     dtype = torch.promote_types(student_logits_BK.dtype, torch.float32)
-    log_student_BK = F.log_softmax(student_logits_BK.to(dtype) / tau, dim=1)
-    log_teacher_BK = F.log_softmax(teacher_logits_BK.to(dtype) / tau, dim=1)
-    return tau**2 * (log_teacher_BK.exp() * (log_teacher_BK - log_student_BK)).sum(dim=1).mean()
+    log_student_BK = F.log_softmax(student_logits_BK.to(dtype), dim=1)
+    log_teacher_BK = F.log_softmax(teacher_logits_BK.to(dtype), dim=1)
+    return (log_teacher_BK.exp() * (log_teacher_BK - log_student_BK)).sum(dim=1).mean()
 
 
 LEGACY_DISTANCES: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {

@@ -31,6 +31,7 @@ Reduction = Literal["mean", "sum"]
 
 OUTSIDE = -1  # in a map of segmented classes: not part of the image
 EPS = 1e-5
+MARGIN = 1e-6  # of a map in [0, 1) above its mean: rounding alone, such as that of another padding, must not reach it
 
 
 def scale_cams(tokens_BDxy: Tensor, weight_BPD: Tensor, size: Sequence[int]) -> Tensor:
@@ -93,13 +94,15 @@ def thresholds(cam_BPhw: Tensor, segmented_Bhw: Tensor, present_BP: Tensor, *, c
 
 
 def fires(cam_BPhw: Tensor, threshold: Tensor) -> Tensor:
-    """Where a scale exceeds its threshold, (B, h, w) bool.
+    """Where a scale exceeds its threshold by more than rounding could, M > T + 1e-6, (B, h, w) bool.
+
+    A map that is constant over the region equals its mean up to the order of the sum, and does not fire (D-93).
 
     A threshold (B,) is for the largest map of the image, one (B, P) for each map, any of which may exceed its own.
     """
     if threshold.ndim == 1:
-        return cam_BPhw.amax(dim=1) > threshold[:, None, None]
-    return (cam_BPhw > threshold[:, :, None, None]).any(dim=1)
+        return cam_BPhw.amax(dim=1) > threshold[:, None, None] + MARGIN
+    return (cam_BPhw > threshold[:, :, None, None] + MARGIN).any(dim=1)
 
 
 def reliable_regions(fires_Bhw: Sequence[Tensor], valid_Bhw: Tensor, *, region_masks: bool = True) -> Tensor:

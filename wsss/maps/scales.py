@@ -44,17 +44,14 @@ def scaled_views(
     A scale and its mirror image go through the network as one batch. How a side becomes a multiple of the stride:
 
         resize    the image is resized to the nearest multiple
-        pad       it is resized to int(scale * side) and padded: see map_padded
-        floor     it is resized to int(scale * side) and what is behind the last multiple is cut off; the map is then
-                  read as that of the whole image, as ToCo publishes it
+        pad       it is resized to int(scale * side), at least 1, and padded: see map_padded
+        floor     it is resized to int(scale * side), at least one multiple, and what is behind the last multiple is
+                  cut off; the map is then read as that of the whole image, as ToCo publishes it
 
     Args:
         view_maps: (B', 3, H', W') with sides that are multiples of the stride -> ({kind: (B', P, h, w)}, (B', K)).
         image: (B, 3, H, W) RGB in [0, 1].
         stride: pixels per patch.
-
-    Raises:
-        ValueError: a scale that leaves nothing of a side.
     """
     for scale in scales:
         view = scale_image(image, scale, stride, pad)
@@ -68,17 +65,12 @@ def scaled_views(
 
 
 def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
-    """Bring images (B, 3, H, W) to one scale by the rule `pad`, all but the padding itself.
-
-    Raises:
-        ValueError: nothing is left of a side.
-    """
+    """Bring images (B, 3, H, W) to one scale by the rule `pad`, all but the padding itself."""
     height, width = image.shape[-2:]
     if pad == "resize":
         return resize(image, [max(round(side * scale / stride), 1) * stride for side in (height, width)])
-    size = (int(scale * height), int(scale * width))
-    if min(size) < (stride if pad == "floor" else 1):
-        raise ValueError(f"scale {scale:g} of an image of {height} x {width} pixels is empty; use larger scales")
+    least = stride if pad == "floor" else 1
+    size = (max(int(scale * height), least), max(int(scale * width), least))
     view = resize(image, size)
     return view[..., : size[0] // stride * stride, : size[1] // stride * stride] if pad == "floor" else view
 

@@ -1,5 +1,6 @@
 """AffinityNet: which neighbouring positions belong together, learnt from seeds that are certain."""
 
+import copy
 from collections.abc import Hashable
 from typing import ClassVar, Literal
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.losses.affinity import affinity_loss
+from wsss.losses.affinity import affinity_loss, count_pairs
 from wsss.maps.affinity import pair_affinity
 from wsss.methods.base import Batch, Method
 from wsss.models.affinity_net import AffinityNet
@@ -40,6 +41,8 @@ class Affinity(Method):
             raise ValueError(f"model: method affinity trains an affinity_net, not a {type(student).__name__}")
         self.student = student
         self.radius = radius
+        self.weightless = (copy.deepcopy(student).to("meta"),)  # in a tuple, so that it is no part of the method
+        self.grids: dict[tuple[int, int], tuple[int, int]] = {}
 
     def phase(self, step: int) -> Hashable:
         return None
@@ -47,7 +50,22 @@ class Affinity(Method):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         features_BDhw = self.student(batch["image"])
         label_Bhw = labels_on_grid(batch["mask"], (features_BDhw.shape[-2], features_BDhw.shape[-1]))
-        return affinity_loss(pair_affinity(features_BDhw, self.radius), label_Bhw, self.radius)
+        totals, shares = batch.get("totals"), batch.get("shares", 1)
+        affinity_BOP = pair_affinity(features_BDhw, self.radius)
+        return affinity_loss(affinity_BOP, label_Bhw, self.radius, totals=totals, shares=shares)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        mask_BHW = batch["mask"]
+        return count_pairs(labels_on_grid(mask_BHW, self.grid_of(tuple(mask_BHW.shape[-2:]))), self.radius)
+
+    @torch.no_grad()
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the features of images of this size, without any weight."""
+        if size not in self.grids:
+            (weightless,) = self.weightless
+            features_BDhw = weightless(torch.empty(1, 3, *size, device="meta"))
+            self.grids[size] = (features_BDhw.shape[-2], features_BDhw.shape[-1])
+        return self.grids[size]
 
     @torch.no_grad()
     def affinities(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:

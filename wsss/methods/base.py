@@ -1,6 +1,8 @@
 """What a training objective is, and how a frozen teacher is held.
 
-Batch: image (B, 3, H, W) RGB in [0, 1], image_label (B, K) multi-hot, box (B, 4), key.
+Batch: image (B, 3, H, W) RGB in [0, 1], image_label (B, K) multi-hot, box (B, 4), key. In training, where a method
+counts (see Method.counts): totals {name: count of the whole step}, and shares, the number of batches that the step has
+over its micro-batches and processes. Without them the batch is the whole step.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -55,13 +57,25 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def check_batch(self, images: int) -> None:
-        """Raise ValueError if a process cannot learn from that many images at a time."""
-
     def phase(self, step: int) -> Hashable:
         """What a step's losses depend on besides the batch and the weights. Steps of one phase launch the same kernels,
         so that one recording serves them (train.graph). By itself each step is a phase of its own."""
         return step
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """{name: scalar int64} of what the method's means are over, where that is not the number of images: labelled
+        pixels, pairs. Losses of the parts of a step are averaged with equal weight, however much each part has; so a
+        mean over labels must divide by batch["totals"], these counts added up over the step, and be multiplied by
+        batch["shares"]. Then a step has the same loss on any number of processes and micro-batches.
+
+        Args:
+            batch: as the loader gives it, on the host, its images not yet floats.
+        """
+        return {}
+
+    def check_images(self, images: int) -> None:
+        """Raise ValueError if the method cannot learn from so many images at a time, those of one process and
+        micro-batch. Called before the first step."""
 
     def synchronise(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Make equal on all ranks what each has learnt from its own images. Called on all ranks without gradients, once

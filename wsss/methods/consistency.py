@@ -12,11 +12,12 @@ from wsss.losses.align import (
     ANY_CHANNELS,
     DISTANCES,
     LOGIT_DISTANCES,
+    TEMPERED,
     Level,
     LogitLevel,
     Metric,
     alignment_distance,
-    check_temperature,
+    check_takes_temperature,
     name_levels,
 )
 from wsss.methods.base import Method
@@ -46,8 +47,8 @@ class Consistency(Method):
             levels that compare maps of different widths.
         project_dim: channels that both sides are brought to; null = the target's own. With project `student` the
             target then goes through a fixed random orthonormal map, so that it stays what it is.
-        shuffle_teacher: align with the map of the next image of the batch: a control, which can teach only what
-            maps have in common.
+        shuffle_teacher: align with the map of the next image that the process has at a time: a control, which can
+            teach only what maps have in common. One image at a time is refused, since it would meet its own map.
 
     Raises:
         ValueError: options that do not go together, or a target that this teacher does not have.
@@ -94,13 +95,14 @@ class Consistency(Method):
         self.readable = projected and self.project_target is None and target != "background"
 
     def check_level(self, project: str) -> None:
+        check_takes_temperature(self.level, self.tau)
         if self.level in LOGIT_DISTANCES:
-            check_temperature(self.tau)
-        elif (self.level, self.metric) not in DISTANCES:
+            return
+        if (self.level, self.metric) not in DISTANCES:
             raise ValueError(
                 f"method.level '{self.level}' knows no metric '{self.metric}'; there are {name_levels(DISTANCES)}"
             )
-        elif project == "none" and self.level not in ANY_CHANNELS:
+        if project == "none" and self.level not in ANY_CHANNELS:
             raise ValueError(
                 f"method.project is none, but level '{self.level}' compares channel with channel; "
                 f"without a projection choose one of {', '.join(sorted(ANY_CHANNELS))}"
@@ -110,7 +112,8 @@ class Consistency(Method):
         """The alignment of one batch; the teacher's side keeps whatever graph it comes with."""
         if self.level in LOGIT_DISTANCES:
             logits = self.shuffled(teacher.cls_logits_BK)
-            return LOGIT_DISTANCES[self.level](student.cls_logits_BK, logits, tau=self.tau)
+            tempered = {"tau": self.tau} if self.level in TEMPERED else {}
+            return LOGIT_DISTANCES[self.level](student.cls_logits_BK, logits, **tempered)
         target_BThw = self.shuffled(target_map(self.target, teacher))
         target_BThw = resize(target_BThw, student.patches_BDhw.shape[-2:])
         if self.project_target is not None:
@@ -125,7 +128,16 @@ class Consistency(Method):
             tau=self.tau,
         )
 
+    def check_images(self, images: int) -> None:
+        if self.shuffle_teacher and images < 2:
+            raise ValueError(
+                "method.shuffle_teacher: a process has one image at a time, which would be aligned with its own map; "
+                "wanted two or more: raise data.global_batch_size, or lower launch.processes or train.accumulate"
+            )
+
     def shuffled(self, of_images: Tensor) -> Tensor:
+        """The teacher's tensor of another image for each, where the control asks for it."""
+        self.check_images(len(of_images))
         return of_images.roll(1, dims=0) if self.shuffle_teacher else of_images
 
     def unused(self) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from wsss.losses.labels import segmentation_loss
+from wsss.losses.labels import count_labelled, segmentation_loss
 from wsss.methods.base import Batch, Method, image_label_loss
 from wsss.models.base import Network
 
@@ -39,9 +39,14 @@ class Mixed(Method):
         cls_loss = image_label_loss(self.student(batch["image"]), batch["image_label"])
         out = self.student(pixel["image"])
         pixel_cls_loss = image_label_loss(out, pixel["image_label"])
-        pixel_loss = segmentation_loss(with_zero_background(out.class_map_BKhw), pixel["mask"])
+        totals, shares = batch.get("totals", {}), batch.get("shares", 1)
+        class_map_BChw = with_zero_background(out.class_map_BKhw)
+        pixel_loss = segmentation_loss(class_map_BChw, pixel["mask"], labelled=totals.get("labelled"), shares=shares)
         total = cls_loss + self.pixel_weight * (pixel_cls_loss + pixel_loss)
         return {"loss": total, "cls_loss": cls_loss, "pixel_cls_loss": pixel_cls_loss, "pixel_loss": pixel_loss}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"labelled": count_labelled(batch["pixel"]["mask"])}
 
 
 def with_zero_background(class_map_BKhw: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from wsss.losses.labels import segmentation_loss
+from wsss.losses.labels import count_labelled, segmentation_loss
 from wsss.methods.base import Batch, Method
 from wsss.models.base import Network, Outputs
 
@@ -32,8 +32,13 @@ class Supervised(Method):
         return None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        seg_loss = segmentation_loss(seg_logits_of(self.student(batch["image"])), batch["mask"])
+        totals, shares = batch.get("totals", {}), batch.get("shares", 1)
+        seg_logits_BChw = seg_logits_of(self.student(batch["image"]))
+        seg_loss = segmentation_loss(seg_logits_BChw, batch["mask"], labelled=totals.get("labelled"), shares=shares)
         return {"loss": seg_loss, "seg_loss": seg_loss}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"labelled": count_labelled(batch["mask"])}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
         return {"seg": seg_logits_of(out).float().softmax(dim=1)[:, 1:]}

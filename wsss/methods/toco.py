@@ -29,7 +29,7 @@ from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views
 from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
 from wsss.models.toco import ToCoNet
-from wsss.tensors import IGNORE_INDEX, resize, sum_in_groups
+from wsss.tensors import IGNORE_INDEX, check_groups, resize
 
 LATE = 2**62  # a step at which every loss has begun
 PUBLISHED_ENERGY = 1e-7  # factor inside the published loss
@@ -148,12 +148,12 @@ class ToCo(Method):
             ]
         )
 
+    def check_images(self, images: int) -> None:
+        check_groups(images, self.group_size)
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         views = make_views(batch, toco_compat=self.toco_compat)
         return self.losses(views, batch["image_label"], batch["present"], step)
-
-    def check_batch(self, images: int) -> None:
-        sum_in_groups(torch.zeros(images), self.group_size)
 
     def phase(self, step: int) -> Hashable:
         return tuple(term.name for term in self.schedule.at(step)), step >= self.aux_labels_before

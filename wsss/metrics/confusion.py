@@ -18,11 +18,30 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     """(C, C) int64 of [truth, prediction] over the pixels where neither is 255, without waiting for the device.
 
     Sum it over images and ranks.
+
+    Raises:
+        ValueError: an id that is neither 0..C-1 nor 255. On a GPU, which nothing waits for, the device stops instead.
     """
+    truth, prediction = truth.long(), prediction.long()
     wanted = (truth != IGNORE_INDEX) & (prediction != IGNORE_INDEX)
-    pair = torch.where(wanted, truth.long() * num_classes + prediction, num_classes**2).flatten()
+    known = is_class_id(truth, num_classes) & is_class_id(prediction, num_classes)
+    if truth.device.type == "cpu" and not known.all():
+        raise ValueError(
+            f"confusion matrix: truth has ids {list_ids(truth)}, prediction {list_ids(prediction)}; wanted 0 to "
+            f"{num_classes - 1} or {IGNORE_INDEX}"
+        )
+    pair = torch.where(wanted, truth * num_classes + prediction, num_classes**2)
+    pair = torch.where(known, pair, num_classes**2 + 1).flatten()  # beyond the counts: refused by the scatter
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
     return counts.scatter_add_(0, pair, torch.ones_like(pair))[:-1].view(num_classes, num_classes)
+
+
+def is_class_id(ids: Tensor, num_classes: int) -> Tensor:
+    return ((ids >= 0) & (ids < num_classes)) | (ids == IGNORE_INDEX)
+
+
+def list_ids(ids: Tensor) -> list[int]:
+    return ids.unique().tolist()
 
 
 def class_iou(confusion_CC: Tensor) -> Tensor:
@@ -61,13 +80,14 @@ def bootstrap_miou(
 
         mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
 
-    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is.
+    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is. One that draws
+    no labelled pixel has no mIoU and is left out.
 
     Args:
         sums: of each image (3, C): pixels hit, in the truth, predicted.
 
     Returns:
-        (low, high); both NaN without an image. With one group both are its mIoU.
+        (low, high); both NaN without a labelled pixel. With one group both are its mIoU.
     """
     if not sums:
         return float("nan"), float("nan")
@@ -81,7 +101,11 @@ def bootstrap_miou(
         hit_RC, truth_RC, predicted_RC = np.moveaxis((times_RG @ of_group_GX).reshape(size, *sums[0].shape), 1, 0)
         iou_RC = hit_RC / np.maximum(truth_RC + predicted_RC - hit_RC, 1)
         there_RC = truth_RC > 0
-        found.append((iou_RC * there_RC).sum(1) / np.maximum(there_RC.sum(1), 1))
+        has_truth_R = there_RC.any(1)
+        found.append((iou_RC * there_RC).sum(1)[has_truth_R] / there_RC.sum(1)[has_truth_R])
+    miou_R = np.concatenate(found)
+    if len(miou_R) == 0:
+        return float("nan"), float("nan")
     tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(np.concatenate(found), [tail, 100 - tail])
+    low, high = np.percentile(miou_R, [tail, 100 - tail])
     return float(low), float(high)

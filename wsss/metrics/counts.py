@@ -1,7 +1,8 @@
 """How good scores and masks are: counts per image and threshold, and every figure made of them.
 
 Shapes: N images, T thresholds, C classes with background, H x W pixels. Truth is 0 background, 1..K class, 255 ignore.
-A pixel is predicted where score >= threshold.
+A pixel is predicted where score >= threshold, both in float32, as `wsss.refine.threshold.mask_of` compares them: a
+stored 0.7 reaches the threshold 0.7. A figure of nothing is NaN.
 """
 
 from collections.abc import Sequence
@@ -45,23 +46,30 @@ class Counts:
         """Images that show the class at all. Its pixels are the same at every threshold: tp + fn."""
         return (self.tp_NT[:, 0] + self.fn_NT[:, 0]) > 0
 
+    @property
+    def is_clear_N(self) -> np.ndarray:
+        """Images whose truth is known and does not show the class; one that is ignored everywhere is not among them."""
+        return ~self.has_truth_N & (self.pixels_N > 0)
+
 
 def count(score_HW: Tensor, truth_HW: Tensor, class_id: int = 1, thresholds: np.ndarray = THRESHOLDS) -> Counts:
     """Counts of one image for one class, at all thresholds in one pass over the pixels.
 
     Args:
-        score_HW: scores of the class.
+        score_HW: scores of the class, no NaN.
         truth_HW: class ids, same size; 255 is left out.
         thresholds: ascending.
 
     Raises:
-        ValueError: score and truth differ in size.
+        ValueError: score and truth differ in size, or a score is NaN.
     """
     if score_HW.shape != truth_HW.shape:
         raise ValueError(f"score {tuple(score_HW.shape)} and truth {tuple(truth_HW.shape)} must have one size")
+    if score_HW.isnan().any():
+        raise ValueError(f"{int(score_HW.isnan().sum())} of {score_HW.numel()} scores are NaN: no threshold parts them")
     valid = truth_HW != IGNORE_INDEX
-    score, positive = score_HW[valid].double(), truth_HW[valid] == class_id
-    levels = torch.as_tensor(thresholds, dtype=torch.float64, device=score.device)
+    score, positive = score_HW[valid].float(), truth_HW[valid] == class_id
+    levels = torch.as_tensor(thresholds, device=score.device).float()
     reached = torch.bucketize(score, levels, right=True)  # how many thresholds a pixel reaches
     # histogram over (is positive, thresholds reached); its reversed running sum counts pixels at or above each
     bins = torch.bincount(reached + positive * (len(levels) + 1), minlength=2 * (len(levels) + 1)).reshape(2, -1)
@@ -75,33 +83,46 @@ def iou(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
     return tp / np.maximum(tp + fp + fn, 1)
 
 
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, element by element; NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def where_shown(value_T: np.ndarray, counts: Counts) -> np.ndarray:
+    """The figure, or NaN at every threshold if no image shows the class: then it would be 0 whatever is predicted."""
+    return value_T if counts.has_truth_N.any() else np.full_like(value_T, np.nan, dtype=float)
+
+
 def iou_per_image(counts: Counts) -> np.ndarray:
-    """(N, T) IoU of the class in each image. Its mean over the images that show smoke is the smoke paper's mIoU."""
+    """(N, T) IoU of the class in each image. Its mean over the images that show smoke is the smoke paper's mIoU.
+
+    Of an image that does not show the class it says nothing: 0.
+    """
     return iou(counts.tp_NT, counts.fp_NT, counts.fn_NT)
 
 
 def pooled_iou(counts: Counts) -> np.ndarray:
-    """(T) IoU of the class, its pixels pooled over all images."""
-    return iou(counts.tp_NT.sum(0), counts.fp_NT.sum(0), counts.fn_NT.sum(0))
+    """(T) IoU of the class, its pixels pooled over all images; NaN if none shows it."""
+    return where_shown(iou(counts.tp_NT.sum(0), counts.fp_NT.sum(0), counts.fn_NT.sum(0)), counts)
 
 
 def fg_bg_miou(counts: Counts) -> np.ndarray:
-    """(T) mean of the pooled IoU of the class and of its background."""
+    """(T) mean of the pooled IoU of the class and of its background; NaN if no image shows the class."""
     tp, fp, fn = counts.tp_NT.sum(0), counts.fp_NT.sum(0), counts.fn_NT.sum(0)
     true_negative = counts.pixels_N.sum() - tp - fp - fn
-    return (iou(tp, fp, fn) + iou(true_negative, fn, fp)) / 2
+    return where_shown((iou(tp, fp, fn) + iou(true_negative, fn, fp)) / 2, counts)
 
 
 def precision(counts: Counts) -> np.ndarray:
-    """(T) share of predicted pixels that are right; 0 where nothing is predicted."""
+    """(T) share of predicted pixels that are right; NaN where nothing is predicted, or if no image shows the class."""
     tp, fp = counts.tp_NT.sum(0), counts.fp_NT.sum(0)
-    return tp / np.maximum(tp + fp, 1)
+    return where_shown(share(tp, tp + fp), counts)
 
 
 def recall(counts: Counts) -> np.ndarray:
-    """(T) share of the class's pixels that are predicted; 0 where there is none."""
+    """(T) share of the class's pixels that are predicted; NaN if no image shows it."""
     tp, fn = counts.tp_NT.sum(0), counts.fn_NT.sum(0)
-    return tp / np.maximum(tp + fn, 1)
+    return share(tp, tp + fn)
 
 
 def oracle_iou(counts: Counts, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.ndarray, np.ndarray]:
@@ -117,10 +138,10 @@ def oracle_iou(counts: Counts, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.
 
 def false_alarm_area(counts: Counts) -> np.ndarray:
     """(T) mean share of pixels predicted in the images that do not show the class; NaN without such an image."""
-    clear = counts.take(~counts.has_truth_N)
+    clear = counts.take(counts.is_clear_N)
     if len(clear) == 0:
         return np.full(counts.tp_NT.shape[1], np.nan)
-    return (clear.fp_NT / np.maximum(clear.pixels_N, 1)[:, None]).mean(0)
+    return (clear.fp_NT / clear.pixels_N[:, None]).mean(0)
 
 
 def bootstrap_interval(

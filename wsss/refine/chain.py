@@ -48,5 +48,5 @@ def run_chain(
                 f"refiner '{step.name}' gave scores from {low:g} to {high:g}; wanted [0, 1] and no NaN: divide or clip "
                 "them in the refiner"
             )
-        scores_nHW = refined_nHW
+        scores_nHW = refined_nHW.clip(0, 1)
     return scores_nHW

@@ -5,7 +5,7 @@ Shapes: M proposals, n score maps, H x W pixels, P = H * W.
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -44,19 +44,36 @@ def sam_proposals(
         min_area_px: smaller holes are filled and smaller islands dropped, see `drop_small_regions`.
 
     Returns:
-        (M, H, W) bool; M may be 0.
+        (M, H, W) bool; M may be 0. An image so thin that nothing of a side would be left at SAM's own size is made
+        wider by repeating its border.
 
     Raises:
-        ValueError: no (H, W, 3) uint8 image.
+        ValueError: no (H, W, 3) uint8 image, or no point is left for the smallest crops.
 
     Source: Kirillov et al. 2023, section 5.1, by segment_anything; defaults: smoke paper's code, with the 32 points of
     its best row (D-81).
     """
     from segment_anything import SamAutomaticMaskGenerator
+    from segment_anything.utils.amg import MaskData
+
+    class Generator(SamAutomaticMaskGenerator):
+        """The published one, which fails at crops without a pixel, and where no crop of a picture gives a mask."""
+
+        def _process_crop(self, image: np.ndarray, crop_box: list[int], *more: Any) -> Any:
+            size = crop_box[3] - crop_box[1], crop_box[2] - crop_box[0]
+            if min(size) < 1 or 0 in self.predictor.transform.get_preprocess_shape(*size, sam.image_encoder.img_size):
+                return MaskData()
+            data = super()._process_crop(image, crop_box, *more)
+            data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
+            return data
 
     if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
         raise ValueError(f"image is {image_HW3.shape} {image_HW3.dtype}; wanted (H, W, 3) uint8 RGB")
-    generator = SamAutomaticMaskGenerator(
+    check_points(points_per_side, crop_layers, crop_points_downscale)
+    height, width = image_HW3.shape[:2]
+    least = -(-max(height, width) // sam.image_encoder.img_size)  # px, which become one px of SAM's input
+    thin = ((0, max(least - height, 0)), (0, max(least - width, 0)), (0, 0))
+    generator = Generator(
         sam,
         points_per_side=points_per_side,
         points_per_batch=points_per_batch,
@@ -66,8 +83,21 @@ def sam_proposals(
         crop_n_layers=crop_layers,
         crop_n_points_downscale_factor=crop_points_downscale,
     )
-    masks = [drop_small_regions(record["segmentation"], min_area_px) for record in generator.generate(image_HW3)]
-    return np.stack(masks) if masks else np.zeros((0, *image_HW3.shape[:2]), dtype=bool)
+    records = generator.generate(np.pad(image_HW3, thin, mode="edge"))
+    masks = [drop_small_regions(record["segmentation"][:height, :width], min_area_px) for record in records]
+    if np.any(thin):
+        masks = [mask_HW for mask_HW in masks if mask_HW.any()]
+    return np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
+
+
+def check_points(points_per_side: int, crop_layers: int, crop_points_downscale: int = 2) -> None:
+    """Raise ValueError unless the grid of the smallest crops has a point."""
+    wanted = crop_points_downscale**crop_layers
+    if points_per_side < wanted:
+        raise ValueError(
+            f"points_per_side is {points_per_side}, which leaves no point for the crops of layer {crop_layers}; wanted "
+            f"{wanted} or more, or fewer crop_layers"
+        )
 
 
 def drop_small_regions(mask_HW: np.ndarray, min_area_px: int) -> np.ndarray:

@@ -12,8 +12,10 @@ def mask_of(
 ) -> np.ndarray:
     """The class of the highest score where it reaches the threshold, else background.
 
+    Both are compared in float32, as `wsss.metrics.counts.count` does: a stored 0.7 reaches the threshold 0.7.
+
     Args:
-        scores_nHW: scores of the n classes, in [0, 1].
+        scores_nHW: scores of the n classes, in [0, 1]; no NaN.
         class_ids: their ids 1..K.
         bg_threshold: scores from here up to the threshold are 255 = ignore; None = nothing is.
 
@@ -21,7 +23,7 @@ def mask_of(
         (H, W) uint8 class ids, 0 = background.
 
     Raises:
-        ValueError: another number of maps than of class ids.
+        ValueError: another number of maps than of class ids, or a score that is NaN.
 
     Source: smoke paper, 4.2 (0.3). The published code uses > on CAMs and >= after the CRF; here >= in both.
     """
@@ -29,10 +31,12 @@ def mask_of(
         raise ValueError(f"{len(scores_nHW)} score maps for {len(class_ids)} classes {list(class_ids)}")
     if len(class_ids) == 0:
         return np.zeros(scores_nHW.shape[1:], dtype=np.uint8)
+    if np.isnan(scores_nHW).any():
+        raise ValueError(f"{np.isnan(scores_nHW).sum()} of {scores_nHW.size} scores are NaN: no threshold parts them")
     best_HW = scores_nHW.argmax(0)
     mask_HW = np.asarray(class_ids, dtype=np.uint8)[best_HW]
-    score_HW = scores_nHW.max(0)
+    score_HW = scores_nHW.max(0).astype(np.float32)
     below_HW = np.zeros_like(mask_HW)
     if bg_threshold is not None:
-        below_HW[score_HW >= bg_threshold] = IGNORE_INDEX
-    return np.where(score_HW >= threshold, mask_HW, below_HW)
+        below_HW[score_HW >= np.float32(bg_threshold)] = IGNORE_INDEX
+    return np.where(score_HW >= np.float32(threshold), mask_HW, below_HW)

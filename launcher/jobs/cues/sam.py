@@ -53,7 +53,9 @@ class SamCue(Cue):
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of
         from wsss.models.sam import check_weights
+        from wsss.refine.sam import check_points
 
+        check_points(self.points_per_side, self.crop_layers)
         check_weights(self.weights, self.checked_variant)
         settings = {name: value for name, value in self.options.items() if name != "points_per_batch"}
         return {"weights": sha256_of(self.weights), "variant": self.variant, **settings}

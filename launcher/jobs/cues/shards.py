@@ -34,7 +34,7 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
     """
     import torch
 
-    from launcher.jobs.over_ranks import Members, write_next_to
+    from launcher.jobs.over_ranks import Members, try_together, write_next_to
     from launcher.processes.accelerator import LONGEST_SHARD, join_started
     from shards.folder import ShardFolder
 
@@ -53,7 +53,9 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
             numbers = images.numbers_of(name)
             for first in range(0, len(numbers), cue.images_at_a_time):
                 batch = numbers[first : first + cue.images_at_a_time]
-                for number, made in zip(batch, make([images.image(number) for number in batch]), strict=True):
+                where = [images.where(number) for number in batch]
+                found = try_together(make, [images.image(number) for number in batch], where)
+                for number, made in zip(batch, found, strict=True):
                     yield number, {cue.extension: cue.encode(made)}
 
     label = f"{kind} cues of {images.index.split}"

@@ -29,7 +29,8 @@ def test_figures_equal_the_golden_vectors(golden, case):
     figures = tally.figures_at(0.3)
     assert figures["miou"] == pytest.approx(float(arrays["miou_gt_present"]), abs=1e-12)
     assert figures["pixel_accuracy"] == pytest.approx(float(arrays["pAcc"]), abs=1e-12)
-    np.testing.assert_allclose(list(figures["class_iou"].values()), arrays["iou"], atol=1e-12)
+    iou = np.array(list(figures["class_iou"].values()), dtype=float)  # None becomes NaN
+    np.testing.assert_allclose(iou, arrays["iou"], atol=1e-12)
     # one group: every resample is the whole set
     assert figures["miou_interval"] == pytest.approx([figures["miou"]] * 2, abs=1e-12)
     if len(arrays["sizes"]) > 1:
@@ -52,3 +53,15 @@ def test_joined_parts_are_the_whole():
 def test_a_mask_of_another_size_than_the_truth_is_refused():
     with pytest.raises(ValueError, match=r"mask \(2, 3\) and truth \(3, 2\)"):
         add(Confusion(class_set(2)), np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
+
+
+def test_truth_that_is_ignored_everywhere_gives_no_figure_and_is_counted():
+    tally = Confusion(class_set(3))
+    add(tally, np.ones((2, 3), np.uint8), np.full((2, 3), 255, np.uint8))
+    figures = tally.figures_at(0.3)
+    assert figures["miou"] is figures["pixel_accuracy"] is figures["mean_accuracy"] is None
+    assert figures["miou_interval"] == [None, None] and set(figures["class_iou"].values()) == {None}
+    assert tally.images_without_truth == 1
+    add(tally, np.ones((2, 3), np.uint8), np.ones((2, 3), np.uint8))
+    assert tally.figures_at(0.3)["miou"] == 1.0 and tally.figures_at(0.3)["miou_interval"] == [1.0, 1.0]
+    assert tally.images_without_truth == 1

@@ -10,7 +10,7 @@ from launcher.evaluation.sources import LabelSource, ScoreSource
 from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
 from shards.folder import ShardFolder
-from shards.schema import encode_mask
+from shards.schema import DataError, encode_mask
 from shards.write import write_split, write_tar
 
 
@@ -84,6 +84,20 @@ def test_what_is_counted_is_every_sample_once_in_the_order_of_the_index(splits, 
     grad, segments = measures[0]["grad"], measures[1]["segments"]
     assert grad.keys == smoke.keys and grad.groups == smoke.groups and len(grad.counts) == len(smoke)
     assert int(segments.confusion_CC.sum()) == 12 * 32 * 32
+
+
+def test_a_label_map_with_an_id_that_is_no_class_is_refused_by_file_and_image(splits, config):
+    pets, (_, labels) = splits[1]
+    name = pets.index.shards[0].name
+    first, *others = pets.numbers_of(name)
+    content = [(pets.keys[n], {"json": b"{}", "png": encode_mask(np.zeros((32, 32), np.uint8))}) for n in others]
+    wrong = {"json": b"{}", "png": encode_mask(np.full((32, 32), 3, np.uint8))}
+    write_tar(labels.folder / name, [(pets.keys[first], wrong), *content])
+    said = rf"{name}: sample '{pets.keys[first]}': mask holds class ids \[3\]; wanted 0 .*1..2 \(cat, dog\)"
+    with pytest.raises(DataError, match=said):
+        count_predictions([(pets, [labels])], config())
+    with pytest.raises(DataError, match=said):
+        labels.predict(pets, first, 0.5)
 
 
 def test_counts_of_all_images_are_joined_once(splits, config, monkeypatch):

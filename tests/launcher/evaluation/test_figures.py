@@ -46,6 +46,14 @@ def test_what_does_not_exist_is_a_dash():
     assert format_interval([0.1, 0.25]) == "[10.0, 25.0]" and format_interval(None) == format_interval([None, 1]) == ""
 
 
+def test_an_interval_of_few_groups_says_how_many_and_one_group_has_none():
+    assert format_interval([0.1, 0.25], groups=8) == "[10.0, 25.0] of 8 groups"
+    assert format_interval([0.1, 0.25], groups=19).endswith("of 19 groups")
+    assert format_interval([0.1, 0.25], groups=20) == format_interval([0.1, 0.25], groups=None) == "[10.0, 25.0]"
+    assert format_interval([0.1, 0.1], groups=1) == "(1 group: no interval)"
+    assert format_interval([None, None], groups=0) == format_interval(None, groups=8) == ""
+
+
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from support.photographs import SIZES, Colours, Photographs, Segmenting
 
 from launcher.config.file import load_config
+from launcher.errors import RunError
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_masks import MaskJudge, MaskPart, draw_row
 from launcher.evaluation.pictures import overlay_classes
@@ -198,7 +199,27 @@ def test_a_label_map_is_painted_in_the_colours_of_voc_and_background_stays_as_it
 def test_figures_by_hand():
     confusion = torch.zeros(3, 2, 2, dtype=torch.int64)
     confusion[0] = torch.tensor([[3, 1], [0, 4]])
-    assert MaskPart(confusion, torch.tensor([3.0, 4.0])).figures() == {
+    assert MaskPart(confusion, torch.tensor([3.0, 4.0, 3.0])).figures() == {
         "seg": {"miou": pytest.approx((3 / 4 + 4 / 5) / 2)},
         LABELS: {"f1": 0.75},
     }
+
+
+def test_figures_of_nothing_are_none_and_a_kind_that_no_network_has_is_left_out():
+    part = MaskPart(torch.zeros(3, 2, 2, dtype=torch.int64), torch.tensor([0.0, 4.0, 0.0]), kinds={"seg", "cam"})
+    part.extend(MaskPart(torch.zeros(3, 2, 2, dtype=torch.int64), torch.zeros(3)))
+    assert part.figures() == {"seg": {"miou": None}, "cam": {"miou": None}, LABELS: {"f1": None}}
+    line = format_headlines(SimpleNamespace(quoted=("seg",)), part.figures())
+    assert line == "seg mIoU – (the truth holds no pixel), label F1 – (no image label names a class)"
+
+
+def test_a_network_that_gives_nan_is_told_instead_of_judged(config, shards):
+    class Broken(Colours):
+        def forward(self, image):
+            out = super().forward(image)
+            out.seg_logits_BChw[0, 0, 0, 0] = torch.nan
+            return out
+
+    judge = MaskJudge(config("segment.batch_size=3"), Segmenting(Broken()), shards, Accelerator(cpu=True))
+    with pytest.raises(RunError, match="logits of 2 of 4 images are NaN"):
+        judge.judge([0, 1, 2, 3], set())

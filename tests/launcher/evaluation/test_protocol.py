@@ -1,4 +1,4 @@
-from launcher.evaluation.protocol import describe_scores
+from launcher.evaluation.protocol import describe_crf, describe_scores
 
 CAMS = {
     "checkpoint": "step_0000004",
@@ -33,3 +33,11 @@ def test_the_line_of_refined_scores_names_the_chain_with_its_options_its_cues_an
     )
     plain = describe_scores({**refined, "chain": [], "bg_threshold": None}, "val", 3)
     assert plain == f"{VIEWS}, not refined, stored masks at >= 0.4, {ORIGIN}"
+
+
+def test_the_line_of_a_crf_of_proposed_classes_says_the_mass_that_it_leaves_out():
+    settings = {"crf": True, "crf_classes": "proposed", "mean_field": {"iterations": 10}}
+    said = "CRF of proposed classes (iterations 10), left-out mass 2.00 % on the mean, 3.50 % at most of an image"
+    assert describe_crf(settings, [0.005, 0.035]) == said
+    assert describe_crf(settings).endswith("left-out mass not recorded")
+    assert describe_crf({**settings, "crf_classes": "all"}) == "CRF of all classes (iterations 10)"

@@ -10,13 +10,13 @@ from launcher.evaluation.thresholds import Thresholds
 from launcher.jobs.scores import Scores
 
 
-def measure_of(key, prob, score_HW, boxes):
-    """A measure of one image without smoke."""
+def measure_of(key, prob, score_HW, boxes, truth=0, labelled=False):
+    """A measure of one image, without smoke if its truth is not said."""
     score_1HW = np.array([score_HW], dtype=np.float32)
     scores = Scores(key=key, group=key, class_ids=(1,), cls_probs=(prob,), maps={"x": score_1HW})
     measure = Thresholds()
-    truth_HW = np.zeros(score_1HW.shape[1:], dtype=np.uint8)
-    measure.add(ScorePrediction(scores, "x", 0.5), Truth(key, key, truth_HW, {"chimney": boxes}))
+    truth_HW = np.full(score_1HW.shape[1:], truth, dtype=np.uint8)
+    measure.add(ScorePrediction(scores, "x", 0.5), Truth(key, key, truth_HW, {"chimney": boxes}, labelled))
     return measure
 
 
@@ -34,3 +34,43 @@ def test_the_gated_area_of_a_region_is_a_figure_that_no_headline_shows():
     assert figure is not None and figure.heading == "chimney area, gated"
     assert not figure.higher_is_better and not figure.headline and not figure.in_training
     assert find_figure("chimney_gated") is None
+
+
+def test_images_without_smoke_tune_nothing_and_have_false_alarms_alone():
+    measure = measure_of("a", 0.1, [[0.9, 0.1]], [])
+    measure.extend(measure_of("b", 0.9, [[0.0, 0.0]], []))
+    assert measure.best_threshold() is None
+    figures = measure.figures_at(0.5)
+    assert figures.pop("per_image_iou_groups") == 0
+    shown = {name for name, value in figures.items() if value not in (None, [None, None])}
+    assert shown == {"threshold", "false_alarm_area", "false_alarm_area_gated"}
+    assert figures["false_alarm_area"] == 0.25 and figures["per_image_iou_interval"] == [None, None]
+    bounds = measure.bounds_and_curve()
+    assert bounds["best_on_val"] == {"threshold": None, "per_image_iou": None}
+    assert bounds["oracle_per_image_iou"] is None and set(bounds["curve"]["recall"]) == {None}
+    assert measure.classification() == {"average_precision": None, "accuracy": 0.5}
+    rows = list(measure.rows({"fixed": 0.5}))
+    assert [(row["truth_area"], row["iou_fixed"], row["false_area_fixed"]) for row in rows] == [
+        (0.0, None, 0.5),
+        (0.0, None, 0.0),
+    ]
+
+
+@pytest.mark.parametrize(("truth", "labelled"), [(255, False), (255, True), (0, True)])
+def test_an_image_whose_mask_says_nothing_counts_in_no_figure_of_maps_but_in_those_of_labels(truth, labelled):
+    measure = measure_of("smoke", 0.9, [[0.9, 0.1]], [], truth=1, labelled=True)
+    measure.extend(measure_of("clear", 0.1, [[0.9, 0.1]], []))
+    alone, before = measure.figures_at(0.5), measure.bounds_and_curve()
+    measure.extend(measure_of("said nothing", 0.9, [[0.9, 0.9]], [], truth=truth, labelled=labelled))
+    assert measure.figures_at(0.5) == alone and alone["false_alarm_area"] == 0.5
+    assert measure.bounds_and_curve() == {**before, "images": 3, "groups": 3}
+    assert measure.images_without_truth == 1
+    assert measure.classification()["accuracy"] == (1.0 if labelled else pytest.approx(2 / 3))
+    last = list(measure.rows({"fixed": 0.5}))[-1]
+    assert last["truth_area"] is last["iou_fixed"] is last["false_area_fixed"] is None
+
+
+def test_a_box_without_a_background_pixel_is_left_out_of_its_region():
+    measure = measure_of("hidden", 0.9, [[0.0, 0.0]], [(0, 1, 0, 2)], truth=1)
+    measure.extend(measure_of("seen", 0.9, [[0.9, 0.9]], [(0, 1, 0, 2)]))
+    assert measure.figures_at(0.5)["chimney_area"] == 1.0

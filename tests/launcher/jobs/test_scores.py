@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launcher.jobs.scores import Scores, read_scores
+from launcher.jobs.scores import Scores, npy_bytes, read_scores
 from shards.folder import ShardFolder
 from shards.schema import DataError
 from shards.write import write_tar
@@ -60,6 +60,25 @@ def test_a_damaged_member_is_told(images, tmp_path, extension, data):
         del content[1][1][extension]
     problem = "has no json, only " if data is None else "is damaged "
     with pytest.raises(DataError, match=f"val-00000.tar: .*'{content[1][0]}' {problem}.*; remove this shard"):
+        read(images, tmp_path, content)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused_by_name_where_they_are_made(bad):
+    about = {"key": "seven", "group": "g", "class_ids": (1,)}
+    maps = np.full((1, 2, 2), 0.25)
+    Scores(**about, cls_probs=(0.5,), maps={"grad": maps})
+    with pytest.raises(DataError, match="image 'seven': 1 of 1 scores of cls_probs are NaN or infinite"):
+        Scores(**about, cls_probs=(bad,), maps={"grad": maps})
+    maps[0, 1, 1] = bad
+    with pytest.raises(DataError, match="image 'seven': 1 of 4 scores of grad are NaN or infinite"):
+        Scores(**about, cls_probs=(0.5,), maps={"grad": maps})
+
+
+def test_scores_that_are_no_numbers_are_refused_by_file_where_they_are_read(images, tmp_path):
+    content = members(images)
+    content[1][1]["grad.npy"] = npy_bytes(np.full((1, 2, 2), np.nan, dtype=np.float16))
+    with pytest.raises(DataError, match=f"val-00000.tar: image '{content[1][0]}': 4 of 4 scores of grad are NaN"):
         read(images, tmp_path, content)
 
 

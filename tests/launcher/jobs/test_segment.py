@@ -17,6 +17,7 @@ from launcher.errors import ConfigError, RunError
 from launcher.evaluation.judge_masks import MaskJudge
 from launcher.jobs import segment as job
 from launcher.jobs.crf_pool import run_in_order
+from launcher.jobs.label_maps import read_left_out
 from launcher.jobs.segment import segment
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
@@ -148,8 +149,25 @@ def test_neither_worker_processes_nor_batches_nor_a_restart_change_a_byte(run, p
 def test_proposed_classes_give_the_same_masks_where_the_others_have_no_chance(run, pets):
     every = masks_of(segment(run, "val", pets / "val"), ShardFolder(pets / "val"))
     few = segment(run, "val", pets / "val", ["segment.crf_classes=proposed"], "few")
+    assert len(read_left_out(few)) == 6 and all(0 <= mass < 0.06 for mass in read_left_out(few))
+    assert read_left_out(run / "segments/val") == []
     for number, mask_HW in masks_of(few, ShardFolder(pets / "val")).items():
         assert (mask_HW == every[number]).mean() > 0.999
+
+
+@pytest.mark.parametrize("crf", ["true", "false"])
+def test_logits_that_are_no_numbers_are_refused_by_the_images_name(run, pets, monkeypatch, crf):
+    class Broken(Colours):
+        def forward(self, image):
+            out = super().forward(image)
+            out.seg_logits_BChw[0, 0, 0, 0] = torch.nan
+            return out
+
+    trained = job.load_trained
+    monkeypatch.setattr(job, "load_trained", lambda of: trained(of)._replace(method=Segmenting(Broken())))
+    shards = ShardFolder(pets / "val")
+    with pytest.raises(RunError, match=f"sample '{shards.keys[0]}': the network's logits are NaN"):
+        segment(run, "val", pets / "val", [f"segment.crf={crf}"])
 
 
 def test_other_settings_are_refused_and_named(run, pets):

@@ -8,9 +8,10 @@ from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
+from launcher.evaluation.figures import DASH
 from launcher.studies import table as studies
-from launcher.studies.figures import tabulate_study
-from launcher.studies.page import format_study, write_study_report
+from launcher.studies.figures import read_per_image, tabulate_study
+from launcher.studies.page import format_cell, format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study, slurm_array
 from launcher.studies.table import load_study
@@ -155,3 +156,16 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
 def test_what_is_not_done_is_no_figure(tiny):
     assert all(row["fixed"]["mean"] is None for row in tabulate_study(tiny))
     assert studies.studies() == {}
+
+
+def test_seeds_without_a_figure_are_told_and_images_without_truth_are_left_out(tiny, monkeypatch):
+    cell = {"mean": 0.5, "seeds": 1, "deviation": None, "interval": None, "groups": None}
+    assert format_cell({"seeds": [0, 1], "tuned": cell}, "tuned") == "50.0 (1 of 2 seeds)"
+    assert format_cell({"seeds": [0], "tuned": cell}, "tuned") == "50.0"
+    assert format_cell({"seeds": [0], "tuned": {**cell, "mean": None, "seeds": 0}}, "tuned") == DASH
+    row = tiny.row("lambda_1")
+    folder = run_of(tiny, row.run, 0)
+    folder.mkdir(parents=True)
+    lines = ["source,key,group,truth_area,iou_fixed", "project,a,g,0.5,0.25", "project,b,g,0.0,", "project,c,g,,"]
+    (folder / "per_image.csv").write_text("\n".join(lines))
+    assert read_per_image(tiny, row, 0, "fixed") == {"a": ("g", 0.25)}

@@ -171,6 +171,22 @@ def test_the_best_checkpoint_of_a_run_stays(in_tmp, tiny_config, monkeypatch):
     assert sorted(path.name for path in (RUNS / "teacher").glob("step_*")) == ["step_0000002", "step_0000006"]
 
 
+@pytest.mark.parametrize("share", ["data.global_batch_size=1", "train.accumulate=8"])
+def test_a_control_that_would_be_the_treatment_is_refused_before_the_first_step(run, tiny_config, share):
+    overrides = ["name=control", "method.shuffle_teacher=true", share]
+    with pytest.raises(ConfigError, match="shuffle_teacher: a process has one image at a time"):
+        train(tiny_config("distill", *overrides))
+    assert not list((RUNS / "control").glob("step_*")) and not (RUNS / "control/config.yaml").exists()
+
+
+def test_a_step_at_which_the_figure_does_not_exist_is_not_the_best(in_tmp, tiny_config, monkeypatch):
+    figures, figure = iter([None, 0.2, None]), "val/class_map/precision"
+    monkeypatch.setattr("launcher.training.run.make_validator", lambda *_: lambda step: {figure: next(figures)})
+    keep = ["train.keep=1", "train.eval_every=2", "train.save_every=null", f"train.keep_best={figure}"]
+    train(tiny_config("classify", "train.steps=6", *keep))
+    assert sorted(path.name for path in (RUNS / "teacher").glob("step_*")) == ["step_0000004", "step_0000006"]
+
+
 @pytest.mark.parametrize(
     ("figure", "said"),
     [

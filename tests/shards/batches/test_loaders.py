@@ -231,7 +231,8 @@ def test_a_mask_goes_through_the_same_crop_and_flip_as_its_image():
 
 
 def test_masks_of_a_job_are_read_beside_label_only_shards(scenes, train, tmp_path):
-    masks = {number: np.full((32, 32), number % 3, dtype=np.uint8) for number in range(len(train))}
+    ids = (0, 1, 255)
+    masks = {number: np.full((32, 32), ids[number % 3], dtype=np.uint8) for number in range(len(train))}
     for shard in train.index.shards:
         numbers = train.numbers_of(shard.name)
         write_tar(tmp_path / shard.name, ((train.keys[n], {"png": encode_mask(masks[n])}) for n in numbers))
@@ -240,7 +241,7 @@ def test_masks_of_a_job_are_read_beside_label_only_shards(scenes, train, tmp_pat
     part = Slice(rank=0, ranks=1, global_batch_size=8)
     batch = next(iter(train_loader(train, Squash(size=16), seed=0, part=part, workers=0, mask_of=mask_of)))
     assert batch["mask"].shape == (8, 16, 16)
-    assert batch["mask"][:, 0, 0].tolist() == [number % 3 for number in batch["number"]]
+    assert batch["mask"][:, 0, 0].tolist() == [ids[number % 3] for number in batch["number"]]
 
 
 def test_mask_shards_that_are_missing_or_of_other_images_are_told(train, tmp_path):
@@ -249,6 +250,14 @@ def test_mask_shards_that_are_missing_or_of_other_images_are_told(train, tmp_pat
     for shard in train.index.shards:
         write_tar(tmp_path / shard.name, [("other", {"png": encode_mask(np.zeros((2, 2), dtype=np.uint8))})])
     with pytest.raises(DataError, match=f"holds 'other', the images have '{train.keys[0]}': it belongs to other"):
+        MaskFolder(tmp_path, train)(0)
+
+
+def test_a_mask_with_an_id_that_is_no_class_is_refused_by_name(train, tmp_path):
+    for shard in train.index.shards:
+        mask = encode_mask(np.full((2, 2), 2, dtype=np.uint8))
+        write_tar(tmp_path / shard.name, [(train.keys[n], {"png": mask}) for n in train.numbers_of(shard.name)])
+    with pytest.raises(DataError, match=rf"sample '{train.keys[0]}': mask holds class ids \[2\]; wanted 0"):
         MaskFolder(tmp_path, train)(0)
 
 

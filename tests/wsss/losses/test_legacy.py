@@ -69,17 +69,24 @@ def test_softmax_kl_equals_the_golden_vectors(golden, case):
     arrays = golden(case)
     student, teacher = (torch.from_numpy(arrays[f"{name}_logits"]) for name in ("student", "teacher"))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
-        loss = softmax_kl(student.to(dtype), teacher.to(dtype), tau=float(arrays["tau"])).item()
+        loss = softmax_kl(student.to(dtype), teacher.to(dtype)).item()
         expected = float(arrays["legacy_softmax_kl_f64"])
         assert abs(loss - expected) <= tolerance * (1 + abs(expected))
 
 
 def test_softmax_kl_by_hand():
-    # the teacher is uniform over two classes, the student (3/4, 1/4): -log(2) - log(3/16) / 2, times tau^2
+    # the teacher is uniform over two classes, the student (3/4, 1/4): -log(2) - log(3/16) / 2
     student, teacher = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
     expected = -math.log(2) - math.log(3 / 16) / 2
     assert softmax_kl(student, teacher).item() == pytest.approx(expected, rel=1e-5)
-    assert softmax_kl(2 * student, teacher, tau=2.0).item() == pytest.approx(4 * expected, rel=1e-5)
+
+
+def test_the_published_softmax_kl_has_no_temperature():
+    student, teacher = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[0.5, 1.5, 0.0]])
+    p, q = teacher.softmax(1), student.softmax(1)
+    assert softmax_kl(student, teacher).item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
+    with pytest.raises(TypeError):
+        softmax_kl(student, teacher, tau=2.0)
 
 
 def test_softmax_kl_of_one_class_is_zero_whatever_the_networks_say():
@@ -91,11 +98,10 @@ def test_softmax_kl_of_one_class_is_zero_whatever_the_networks_say():
 
 def test_softmax_kl_computes_bf16_logits_in_float32():
     student, teacher = torch.randn(4, 5).bfloat16(), torch.randn(4, 5).bfloat16()
-    expected = softmax_kl(student.float(), teacher.float(), tau=3.0)
-    assert torch.equal(softmax_kl(student, teacher, tau=3.0), expected)
+    expected = softmax_kl(student.float(), teacher.float())
+    assert torch.equal(softmax_kl(student, teacher), expected)
 
 
-@pytest.mark.parametrize(("classes", "tau"), [(1, 1.0), (3, 0.0)])
-def test_softmax_kl_refuses_unequal_classes_and_no_temperature(classes, tau):
-    with pytest.raises(ValueError, match=r"wanted equal \(B, K\), tau > 0"):
-        softmax_kl(torch.zeros(2, 3), torch.zeros(2, classes), tau=tau)
+def test_softmax_kl_refuses_unequal_classes():
+    with pytest.raises(ValueError, match=r"wanted equal \(B, K\)"):
+        softmax_kl(torch.zeros(2, 3), torch.zeros(2, 1))

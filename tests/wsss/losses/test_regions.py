@@ -283,3 +283,20 @@ def test_the_example_of_the_module_docstring():
         fired.append(fires(cam, at))
     assert [fire.int().tolist() for fire in fired] == [[[[1, 0], [0, 0]]], [[[1, 1], [0, 1]]]]
     assert reliable_regions(fired, everywhere).int().tolist() == [[[[1, 0], [0, 0]]], [[[0, 1], [0, 1]]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", ["agnostic", "per_class"])
+def test_a_map_that_is_constant_over_its_region_never_fires_by_rounding(dtype, classes):
+    generator, present = torch.Generator().manual_seed(0), torch.tensor([[0]])
+    for height, width in ((1, 3), (4, 4), (7, 9), (28, 28)):
+        for value in [*torch.rand(20, generator=generator, dtype=dtype).tolist(), 0.9, 0.999999]:
+            cam = torch.full((1, 1, height, width), value, dtype=dtype)
+            region = torch.ones(1, height, width, dtype=torch.int64)
+            assert not fires(cam, thresholds(cam, region, present, classes=classes)).any(), (height, width, value)
+
+
+def test_a_cell_that_is_clearly_above_the_mean_fires():
+    cam = torch.tensor([[[[0.5, 0.5, 0.50001]]]])
+    assert fires(cam, torch.tensor([0.5])).tolist() == [[[False, False, True]]]
+    assert fires(cam, torch.tensor([[0.5]])).tolist() == [[[False, False, True]]]

@@ -155,12 +155,23 @@ def test_half_precision_logits_are_fused_in_float32():
 def test_nothing_to_fuse_is_refused():
     with pytest.raises(ValueError, match="no view to fuse"):
         fuse_cams([], (2, 2))
-    with pytest.raises(ValueError, match="use larger scales"):
-        list(scaled_views(identity, torch.zeros(1, 3, 4, 4), stride=2, scales=[0.1]))
-    with pytest.raises(ValueError, match="use larger scales"):
-        list(scaled_views(identity, torch.zeros(1, 3, 4, 4), stride=2, scales=[0.3], pad="floor"))
     with pytest.raises(ValueError, match="no view to fuse"):
         fuse_cams([], fuse="mean")
+
+
+@pytest.mark.parametrize(("pad", "size"), [("resize", (2, 2)), ("pad", (1, 4)), ("floor", (2, 4))])
+def test_something_is_left_of_a_side_however_small_it_is_and_the_scale(pad, size):
+    seen = []
+
+    def view(image):
+        seen.append(tuple(image.shape[-2:]))
+        return {"x": image}, image.mean(dim=(2, 3))
+
+    (view_of_scale,) = scaled_views(
+        view, torch.rand(1, 3, 1, 9), stride=2, scales=[0.5 if pad != "resize" else 0.1], pad=pad
+    )
+    assert min(seen[0]) >= 2 and not any(side % 2 for side in seen[0])
+    assert view_of_scale.maps["x"][0].shape[-2:] == size
 
 
 def test_the_mirror_image_of_an_image_has_the_mirrored_cam():

@@ -108,3 +108,82 @@ def test_steps_of_one_phase_give_the_same_losses(name):
         method, losses = stepped(name, 1, step)
         values = {part: loss.item() for part, loss in losses.items()}
         assert found.setdefault(method.phase(step), values) == values, f"step {step} of {name}"
+
+
+def split(batch, parts):
+    """The batch in equal parts, as micro-batches and processes get them."""
+    return [
+        {
+            name: split(value, parts)[number] if isinstance(value, dict) else value.chunk(parts)[number]
+            for name, value in batch.items()
+        }
+        for number in range(parts)
+    ]
+
+
+def unevenly_labelled(batch):
+    """The batch with masks of which some images know much and others little."""
+    if "mask" not in batch:
+        return batch
+    mask = batch["mask"].clone()
+    for number in range(len(mask)):
+        mask[number, 4 * (number % 8) :] = 255
+    few = {"pixel": {name: value[4:] for name, value in batch.items() if name != "pixel"}}
+    return {**batch, "mask": mask, **({"pixel": {**few["pixel"], "mask": mask[4:]}} if "pixel" in batch else {})}
+
+
+def learnt_in_parts(name, classes, step, parts):
+    """(mean losses, gradients) of a step whose batch comes in parts, as the trainer gives it to a method."""
+    torch.manual_seed(0)
+    method = build(name, classes, **TOYS[name].options).train()
+    for module in method.modules():  # each process normalises by its own images: the exception
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    batches = split(unevenly_labelled(TOYS[name].batch(8, classes)), parts)
+    counts = [method.counts(batch) for batch in batches]
+    totals = {kind: sum(of_part[kind] for of_part in counts) for kind in counts[0]}
+    means: dict[str, float] = {}
+    for batch in batches:
+        losses = method({**batch, **({"totals": totals, "shares": parts} if totals else {})}, step)
+        (losses["loss"] / parts).backward()
+        for key, loss in losses.items():
+            means[key] = means.get(key, 0.0) + loss.item() / parts
+    return means, {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("name", "classes", "step"), CASES)
+def test_a_step_is_the_same_however_its_batch_is_spread_over_processes_and_micro_batches(name, classes, step):
+    losses, gradients = learnt_in_parts(name, classes, step, 1)
+    for parts in (2, 4):
+        of_parts, in_parts = learnt_in_parts(name, classes, step, parts)
+        assert of_parts == pytest.approx(losses, rel=1e-4, abs=1e-6)
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(in_parts[key], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_batch_that_is_the_whole_step_needs_no_totals(name):
+    step, batch = max(TOYS[name].steps.values()), unevenly_labelled(TOYS[name].batch(8, 3))
+    found = []
+    for with_totals in (False, True):
+        torch.manual_seed(0)
+        method = build(name, 3, **TOYS[name].options).train()
+        more = {"totals": method.counts(batch), "shares": 1} if with_totals else {}
+        losses = method({**batch, **more}, step)
+        losses["loss"].backward()
+        found.append(({key: loss.item() for key, loss in losses.items()}, [p.grad for p in method.parameters()]))
+    assert found[0][0] == found[1][0]  # bit for bit
+    assert all(a is b or torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_methods_that_learn_from_masks_count_what_their_means_are_over():
+    batch = unevenly_labelled(TOYS["supervised"].batch(8, 1))
+    assert build("supervised").counts(batch) == {"labelled": int((batch["mask"] != 255).sum())}
+    assert build("mixed").counts(batch) == {"labelled": int((batch["pixel"]["mask"] != 255).sum())}
+    assert set(build("affinity", **TOYS["affinity"].options).counts(batch)) == {"bg", "fg", "neg"}
+    assert all(
+        build(name, **toy.options).counts(toy.batch(8, 1)) == {} for name, toy in TOYS.items() if name not in COUNTED
+    )
+
+
+COUNTED = {"supervised", "mixed", "affinity"}

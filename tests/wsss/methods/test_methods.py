@@ -172,6 +172,26 @@ def test_a_shuffled_teacher_shows_the_map_of_another_image():
     assert abs(shuffled.align_loss(out, seen) - plain.align_loss(out, seen)) > 1e-4
 
 
+@pytest.mark.parametrize("level", ["global", "logits", "legacy.logits"])
+def test_a_shuffled_teacher_of_one_image_at_a_time_is_refused_since_it_would_be_the_treatment(level):
+    teacher = Frozen(tiny_cnn())
+    method = Distill(tiny_vit(), teacher, shuffle_teacher=True, level=level)
+    batch = {name: value[:1] for name, value in batch_of().items() if name in ("image", "image_label")}
+    with pytest.raises(ValueError, match="shuffle_teacher: a process has one image at a time"):
+        method(batch, 0)
+    with pytest.raises(ValueError, match="shuffle_teacher"):
+        method.check_images(1)
+    method.check_images(2)
+    Distill(tiny_vit(), teacher, level=level)(batch, 0)
+
+
+@pytest.mark.parametrize("level", ["legacy.logits", "global"])
+def test_a_temperature_that_a_level_does_not_have_is_refused_at_once(level):
+    with pytest.raises(ValueError, match=rf"tau is 2.0 at the level '{level}'; only channel_softmax, logits have one"):
+        Distill(tiny_vit(), Frozen(tiny_cnn()), level=level, tau=2.0)
+    Distill(tiny_vit(), Frozen(tiny_cnn()), level="logits", tau=2.0)
+
+
 @pytest.mark.parametrize(
     ("gradient", "step", "student_moves", "partner_moves"),
     [

@@ -14,6 +14,19 @@ def test_confusion_by_hand():
     assert confusion_matrix(truth[:0], label[:0], 3).tolist() == [[0] * 3] * 3
 
 
+@pytest.mark.parametrize("truth, prediction", [(0, 3), (3, 0), (0, 254), (7, 7), (-1, 0), (0, -1), (255, 3), (3, 255)])
+def test_an_id_that_is_no_class_is_refused_instead_of_counted_elsewhere(truth, prediction):
+    with pytest.raises(ValueError, match="wanted 0 to 2 or 255"):
+        confusion_matrix(torch.tensor([[0, truth]]), torch.tensor([[1, prediction]]), 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_the_last_class_is_counted_in_its_own_row_whatever_the_type_of_the_ids(dtype):
+    ids = torch.tensor([199, 0, 255], dtype=dtype)
+    confusion = confusion_matrix(ids, ids, 200)
+    assert confusion[199, 199] == confusion[0, 0] == 1 and confusion.sum() == 2
+
+
 @pytest.mark.parametrize("case", ["miou_p0", "miou_p1"])
 def test_confusion_figures_equal_the_golden_vectors(golden, case):
     arrays = golden(case)
@@ -50,6 +63,13 @@ def test_the_interval_draws_groups_and_sums_pixels_before_it_divides():
     assert middle == pytest.approx((0.9, 0.9))
     assert bootstrap_miou(sums, ["a", "a"]) == pytest.approx((0.9, 0.9))
     assert all(math.isnan(end) for end in bootstrap_miou([], []))
+
+
+def test_images_without_a_labelled_pixel_have_no_interval_and_do_not_widen_that_of_others():
+    ignored = np.zeros((3, 2), dtype=int)
+    assert all(math.isnan(end) for end in bootstrap_miou([ignored, ignored], ["a", "b"]))
+    half = np.array([[1, 1], [2, 2], [2, 2]])  # IoU 1/3 of both classes
+    assert bootstrap_miou([half, ignored], ["a", "b"]) == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_a_class_that_a_resample_does_not_show_is_left_out_of_its_mean():

@@ -8,6 +8,7 @@ from wsss.metrics import counts as metrics
 from wsss.metrics import image_labels
 from wsss.metrics.counts import THRESHOLDS, Counts, count
 from wsss.metrics.image_labels import label_f1
+from wsss.refine.threshold import mask_of
 
 
 def counts_of(scores, truths, thresholds=THRESHOLDS):
@@ -39,7 +40,7 @@ def test_counts_by_hand():
     score = torch.tensor([[0.0, 0.29], [0.3, 0.9]])
     truth = torch.tensor([[0, 1], [1, 255]])
     at = count(score, truth, thresholds=np.array([0.0, 0.3, 1.0]))
-    # the pixel of 0.9 is ignored; at 0.3 only the pixel of exactly 0.3 is predicted (float32 0.3 lies above 0.3)
+    # the pixel of 0.9 is ignored; at 0.3 only the pixel of exactly 0.3 is predicted
     assert at.tp_NT.tolist() == [[2, 1, 0]]
     assert at.fp_NT.tolist() == [[1, 0, 0]]
     assert at.fn_NT.tolist() == [[0, 1, 2]]
@@ -48,9 +49,9 @@ def test_counts_by_hand():
 
 def test_counts_equal_a_plain_comparison_at_every_threshold():
     rng = np.random.default_rng(0)
-    score, truth = rng.random((9, 7)).round(2), rng.choice([0, 1, 255], (9, 7))
+    score, truth = rng.random((9, 7)).round(2).astype(np.float32), rng.choice([0, 1, 255], (9, 7))
     at = count(torch.from_numpy(score), torch.from_numpy(truth))
-    for t, threshold in enumerate(THRESHOLDS):
+    for t, threshold in enumerate(THRESHOLDS.astype(np.float32)):
         predicted, valid = score >= threshold, truth != 255
         assert at.tp_NT[0, t] == (predicted & (truth == 1)).sum()
         assert at.fp_NT[0, t] == (predicted & valid & (truth == 0)).sum()
@@ -74,6 +75,47 @@ def test_precision_recall_and_two_class_miou_by_hand():
     assert metrics.precision(at)[0] == pytest.approx(1 / 3)
     assert metrics.recall(at)[0] == pytest.approx(1 / 2)
     assert metrics.fg_bg_miou(at)[0] == pytest.approx((1 / 4 + 0 / 3) / 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_score_equal_to_its_threshold_reaches_it_in_counts_and_in_masks_alike(dtype):
+    # every second threshold of two digits lies above its float32, so float64 would give other masks than figures
+    score_HW = THRESHOLDS.astype(dtype)[None]
+    at = count(torch.from_numpy(score_HW), torch.ones(score_HW.shape, dtype=torch.int64))
+    for t, threshold in enumerate(THRESHOLDS):
+        mask_HW = mask_of(score_HW[None], (1,), threshold=float(threshold))
+        assert at.tp_NT[0, t] == mask_HW.sum()
+        if dtype == np.float32:
+            assert mask_HW[0, t] == 1
+            assert mask_of(score_HW[None], (1,), threshold=2.0, bg_threshold=float(threshold))[0, t] == 255
+
+
+def test_a_nan_score_is_refused_instead_of_counted():
+    score_HW = torch.tensor([[0.5, math.nan]])
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        count(score_HW, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        mask_of(score_HW.numpy()[None], (1,), threshold=0.5)
+
+
+def test_without_an_image_that_shows_the_class_only_its_false_alarms_are_figures():
+    at = counts_of([np.array([[0.9, 0.0]])] * 2, [np.zeros((1, 2), int)] * 2, np.array([0.5]))
+    for figure in (metrics.pooled_iou, metrics.fg_bg_miou, metrics.precision, metrics.recall):
+        assert np.isnan(figure(at)).all(), figure.__name__
+    assert metrics.false_alarm_area(at).tolist() == [0.5]
+
+
+def test_the_precision_of_no_prediction_is_no_figure_while_recall_and_iou_are_zero():
+    at = counts_of([np.zeros((1, 2))], [np.array([[1, 0]])], np.array([0.5]))
+    assert np.isnan(metrics.precision(at)).all()
+    assert metrics.recall(at).tolist() == metrics.pooled_iou(at).tolist() == [0.0]
+
+
+def test_an_image_that_is_ignored_everywhere_is_not_one_without_false_alarms():
+    fog, clear = np.full((1, 2), 255), np.zeros((1, 2), int)
+    at = counts_of([np.array([[0.9, 0.0]])] * 2, [fog, clear], np.array([0.5]))
+    assert metrics.false_alarm_area(at).tolist() == [0.5]
+    assert np.isnan(metrics.false_alarm_area(at.take(np.array([0])))).all()
 
 
 def test_score_and_truth_of_different_size_are_refused():

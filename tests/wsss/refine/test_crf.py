@@ -1,10 +1,19 @@
 import numpy as np
 import pytest
+import torch
 
 from wsss.refine import CUED, REFINERS
-from wsss.refine.crf import add_background, dense_crf, mean_field, mean_field_of_proposed, proposed_classes
+from wsss.refine.crf import (
+    add_background,
+    dense_crf,
+    left_out_mass,
+    mean_field,
+    mean_field_of_proposed,
+    proposed_classes,
+)
 from wsss.refine.threshold import mask_of
 from wsss.refine.walk import AffinityCue
+from wsss.tensors import resize
 
 NAMES = ("iterations", "gaussian_sxy", "gaussian_weight", "bilateral_sxy", "bilateral_srgb", "bilateral_weight")
 
@@ -91,6 +100,36 @@ def test_the_crf_of_proposed_classes_is_near_the_full_one_and_puts_the_others_ma
     assert np.abs(few - full).sum(0).mean() / 2 < probs[dropped].sum(0).mean() + 0.01
     assert set(range(5, 5 + extra)) <= set(dropped)
     np.testing.assert_array_equal(few[dropped], probs[dropped])
+
+
+def soft_scene(rng):
+    """A small image of blurred colours, and unsure probabilities of some classes, a few of them weak everywhere."""
+    classes, height, width = rng.integers(4, 22), rng.integers(3, 6), rng.integers(3, 6)
+    size = (8 * int(height), 8 * int(width))
+    logits = rng.normal(0, rng.uniform(0.3, 3), (classes, height, width)) - rng.uniform(0, 4, classes)[:, None, None]
+    probs_CHW = resize(torch.from_numpy(logits)[None], size)[0].softmax(0).float().numpy()
+    colours = resize(torch.from_numpy(rng.uniform(0, 255, (1, 3, height, width))), size)[0].permute(1, 2, 0).numpy()
+    return (colours + rng.normal(0, 10, colours.shape)).clip(0, 255).astype(np.uint8), probs_CHW
+
+
+def test_how_far_the_crf_of_proposed_classes_is_from_the_full_one_depends_on_the_mass_that_it_leaves_out(golden):
+    """The labels of soft scenes differ at far more than one pixel in 1,000."""
+    rng, options = np.random.default_rng(0), arguments(golden("crf_p0")["toco_seg_params"])
+    differing = []
+    for _ in range(60):
+        image_HW3, probs_CHW = soft_scene(rng)
+        mass = left_out_mass(probs_CHW, proposed_classes(probs_CHW))
+        full, few = mean_field(image_HW3, probs_CHW, **options), mean_field_of_proposed(image_HW3, probs_CHW, **options)
+        differing.append((full.argmax(0) != few.argmax(0)).mean())
+        assert differing[-1] < mass / 2 + 0.002
+        assert np.abs(full - few).sum(0).mean() / 2 < 2 * mass + 0.01
+    assert max(differing) > 0.01
+
+
+def test_the_mass_that_is_left_out_by_hand():
+    probs = np.array([[[0.5, 0.7]], [[0.3, 0.3]], [[0.2, 0.0]]], dtype=np.float32)
+    assert left_out_mass(probs, [0, 1]) == pytest.approx(0.1) == left_out_mass(torch.from_numpy(probs), [0, 1])
+    assert left_out_mass(probs, [0, 1, 2]) == pytest.approx(0, abs=1e-6)
 
 
 def test_where_only_background_is_proposed_no_crf_is_run():

@@ -284,3 +284,24 @@ def test_the_decoder_starts_from_the_checkpoint(tmp_path):
 def test_the_decoder_is_for_one_class():
     with pytest.raises(ValueError, match="gives one mask, but the data have 20 classes"):
         build_sam_decoder(20, image_size=64, encoder=TINY)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1, 400), (400, 1), (1, 1), (5, 500)])
+@pytest.mark.parametrize("crop_layers", [0, 2])
+@pytest.mark.parametrize("pred_iou", [0.0, 2.0])
+def test_thin_pictures_and_crops_without_a_mask_have_proposals_of_the_images_size_maybe_none(
+    size, crop_layers, pred_iou
+):
+    image = np.full((*size, 3), 130, dtype=np.uint8)
+    options = {"points_per_side": 4, "crop_layers": crop_layers, "pred_iou": pred_iou, "stability": 0.0}
+    with torch.no_grad():
+        masks = sam_proposals(tiny_sam().eval(), image, **options)
+    assert masks.dtype == bool and masks.shape[1:] == size
+    assert len(masks) == 0 or pred_iou < 1
+
+
+def test_a_grid_without_a_point_for_the_smallest_crops_is_refused():
+    with pytest.raises(
+        ValueError, match=r"points_per_side is 3, which leaves no point for the crops of layer 2; wanted 4"
+    ):
+        sam_proposals(tiny_sam(), picture(), points_per_side=3, crop_layers=2)
