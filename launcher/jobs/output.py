@@ -7,6 +7,7 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,19 @@ from shards.write import sweep_unfinished
 JOB = "job.json"
 
 
-def open_output(out: Path, content: dict[str, Any]) -> None:
+def open_output(out: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
     """Create the output folder, or check that it was made of the same inputs and settings; sweep what killed writers
     left in it.
+
+    Args:
+        overwrite: remove what is there first.
 
     Raises:
         RunError: it was made of something else; names the first difference.
     """
     content = json.loads(json.dumps(content))
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
     before = read_made_of(out)
     if before is not None:
         different = [name for name in {**before, **content} if before.get(name) != content.get(name)]

@@ -1,7 +1,7 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from launcher.jobs.infer import cams_folder
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores
 from shards.folder import ShardFolder
 from shards.remote import Place
+from shards.schema import DataError
 from shards.write import write_tar
 from wsss.refine import CUED, REFINERS
 from wsss.refine.chain import Step, run_chain
@@ -47,8 +48,8 @@ def refine(
     """
     chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
     parts = [refiner.name for refiner in settings.chain] if name is None else [name]
-    outs, items = [], []
-    for split in splits:
+    outputs: list[tuple[Path, dict[str, Any], list[ShardToRefine]]] = []
+    for split in splits:  # all are looked at before the first folder is claimed or removed
         folder = cams_folder(run, cams) / split
         inferred = jobs.read_made_of(folder)
         if inferred is None:
@@ -64,21 +65,23 @@ def refine(
             raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
         for kind in kinds:
             out = run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split
-            if overwrite:
-                shutil.rmtree(out, ignore_errors=True)
             made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
             made_of |= {
                 "bg_threshold": settings.bg_threshold,
                 "cues": {n: jobs.read_made_of(f) for n, f in cues.items()},
             }
-            jobs.open_output(out, made_of)
-            outs.append(out)
-            items += [
-                ShardToRefine(shards.folder, folder, cues, out, kind, shard) for shard in jobs.list_missing(out, names)
-            ]
+            of_kind = [ShardToRefine(shards.folder, folder, cues, out, kind, shard) for shard in names]
+            if names and (overwrite or jobs.read_made_of(out) is None):
+                try_chain(settings, of_kind[0])
+            outputs.append((out, made_of, of_kind))
+    items: list[ShardToRefine] = []
+    for out, made_of, of_kind in outputs:
+        jobs.open_output(out, made_of, overwrite=overwrite)
+        missing = set(jobs.list_missing(out, [shard.name for shard in of_kind]))
+        items += [shard for shard in of_kind if shard.name in missing]
     work = partial(refine_shard, settings)
     list(pool.run_pool(work, items, workers=settings.workers, label="refine"))
-    return outs
+    return [out for out, _, _ in outputs]
 
 
 class ShardToRefine(NamedTuple):
@@ -112,24 +115,36 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
 
 def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
     """One CAM shard -> one mask shard of the same name."""
+    write_tar(task.out / task.name, refined_samples(settings, task))
+
+
+def try_chain(settings: RefineConfig, task: ShardToRefine) -> None:
+    """Refine one image, so that an option that its refiner does not take is told before a folder is claimed. A damaged
+    image or CAM is left for the job to find, which does the others first.
+
+    Raises:
+        RunError: the chain does not run.
+    """
+    with suppress(DataError):
+        next(refined_samples(settings, task), None)
+
+
+def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members) of every sample of one mask shard, in order."""
     shards, chain = pool.open_shards(task.images), resolve_chain(settings)
-
-    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
-        of_cams = read_scores(shards, task.cams, task.name, task.kind)
-        for (number, scores), *found in zip(of_cams, *streams, strict=True):
-            cues = {
-                refiner: CUES[refiner].select_classes(cue, scores.class_ids)
-                for refiner, cue in zip(task.cues, found, strict=True)
-            }
-            image_HW3 = shards.image(number)
-            try:
-                refined = refine_one(image_HW3, scores, task.kind, settings, chain, cues)
-            except ValueError as error:
-                raise RunError(f"{shards.where(number)}: {error}") from error
-            yield scores.key, refined.members()
-
-    write_tar(task.out / task.name, samples())
+    streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
+    of_cams = read_scores(shards, task.cams, task.name, task.kind)
+    for (number, scores), *found in zip(of_cams, *streams, strict=True):
+        cues = {
+            refiner: CUES[refiner].select_classes(cue, scores.class_ids)
+            for refiner, cue in zip(task.cues, found, strict=True)
+        }
+        image_HW3 = shards.image(number)
+        try:
+            refined = refine_one(image_HW3, scores, task.kind, settings, chain, cues)
+        except ValueError as error:
+            raise RunError(f"{shards.where(number)}: {error}") from error
+        yield scores.key, refined.members()
 
 
 def resolve_chain(settings: RefineConfig) -> list[Step]:

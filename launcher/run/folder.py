@@ -75,11 +75,17 @@ def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:
     """{split: folder of shards}: of the split that is named, or of those of val and tune that the config has.
 
     Raises:
-        ConfigError: the config has no such split.
+        ConfigError: the config has no such split, or neither val nor tune where none is named.
     """
     folders = {"val": config.data.val, "tune": config.data.tune, "train": config.data.train}
     wanted = [only] if only else [name for name in ("val", "tune") if folders[name]]
     found = {name: folder for name in wanted if (folder := folders.get(name)) is not None}
+    has = ", ".join(name for name, folder in folders.items() if folder)
     if missing := [name for name in wanted if name not in found]:
-        raise ConfigError(f"--split {missing[0]}: this run has {', '.join(n for n, f in folders.items() if f)}")
+        raise ConfigError(f"--split {missing[0]}: this run has {has}")
+    if not found:
+        raise ConfigError(
+            f"this run has neither data.val nor data.tune, only {has}: name it with --split, or give the place of "
+            "another as data.val=FOLDER"
+        )
     return found

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from launcher.config.file import flatten
 from launcher.config.sections import Config
-from launcher.errors import ConfigError, RunError, user_error_as
+from launcher.errors import RunError
 from launcher.evaluation.validate import check_keep_best
 from launcher.jobs import output as jobs
-from launcher.jobs.infer import cams_of
+from launcher.jobs.infer import try_cams
 from launcher.processes.accelerator import process_count
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.run import steps
@@ -202,6 +201,4 @@ def preflight(config: Config) -> None:
     method = build_method(config, inputs.class_set, inputs.teacher)
     refuse_unequal_state(method, process_count(config))
     if method.gives_maps:
-        small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
-        with user_error_as(ConfigError):
-            cams_of(method, small, config.cam.model_copy(update={"window_px": None}))
+        try_cams(method, config)
