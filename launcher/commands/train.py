@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
     from launcher.config.file import load_config
-    from launcher.processes.launch import launch, launch_command
+    from launcher.processes.launch import launch, show_launch
     from launcher.run.folder import run_folder
     from launcher.run.steps import newest_complete
     from launcher.training.inputs import preflight
@@ -32,7 +32,7 @@ def train(
     preflight(settings)
     arguments = [str(config), *(overrides or [])]
     if dry_run:
-        print(" ".join(launch_command(settings, "launcher.train", arguments)[0]))
+        print(show_launch(settings, "launcher.train", arguments))
         return
     code = launch(settings, "launcher.train", arguments)
     if code:

@@ -81,9 +81,7 @@ def infer(
             yield number, scores.members()
 
     label = f"infer {split}"
-    write_next_to(
-        out, shards, accelerator, identify=identify, samples_of=samples_of, label=label, overwrite=overwrite
-    )
+    write_next_to(out, shards, accelerator, identify=identify, samples_of=samples_of, label=label, overwrite=overwrite)
     return out
 
 

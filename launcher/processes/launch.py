@@ -122,11 +122,21 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
 
 def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     """Print the launch command and run it; returns its exit code. A SIGTERM goes on to the processes that train."""
+    print("launching: " + show_launch(config, module, arguments), flush=True)
     argv, environment = launch_command(config, module, arguments)
-    effective = {**environment, **os.environ, **keep_forced(environment)}
-    shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
-    print("launching: " + " ".join(shown), flush=True)
-    return run_and_forward(argv, effective)
+    return run_and_forward(argv, effective(environment))
+
+
+def show_launch(config: Config, module: str, arguments: Sequence[str]) -> str:
+    """The launch command as a line that a shell takes, with the environment it needs."""
+    argv, environment = launch_command(config, module, arguments)
+    in_force = effective(environment)
+    return shlex.join(["env", *(f"{name}={in_force[name]}" for name in environment), *argv])
+
+
+def effective(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of what is launched: ours, then the user's, but for what must not be changed."""
+    return {**environment, **os.environ, **keep_forced(environment)}
 
 
 def run_or_launch(

@@ -39,8 +39,8 @@ class Run:
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
         if not is_run(folder):
-            below = sorted(str(path.parent) for path in folder.glob(f"**/{CONFIG}"))[:5] if folder.is_dir() else []
-            hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
+            below = ", ".join(map(str, find_runs(folder)[:5]))
+            hint = f"below it are {below}" if below else "train one with `wsss train CONFIG`"
             raise RunError(f"{folder}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
         content = read_content(folder / CONFIG)
         several = content.get("launch", {}).get("machines", 1) > 1  # then `processes` counts those of all of them
@@ -69,6 +69,12 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / ABOUT).is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run in a folder and those below it, by name. A config.yaml alone, as MLflow keeps copies of, is none."""
+    found = [folder / CONFIG, *folder.glob(f"**/{CONFIG}")]
+    return sorted({path.parent for path in found if is_run(path.parent)})
 
 
 def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:

@@ -1,4 +1,7 @@
+import json
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +35,26 @@ def test_the_exact_launch_command_on_a_cpu(tiny_config, monkeypatch):
     )
     assert environment["ACCELERATE_USE_CPU"] == "true"  # without it: two trainings that never talk to each other
     assert environment["OMP_NUM_THREADS"] == "4"
+
+
+def test_the_command_that_is_shown_can_be_pasted_into_a_shell(tiny_config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3 # mine")
+    config = config_of(tiny_config, "launch.processes=2")
+    argv, environment = launch_command(config, "launcher.train", ["my config.yaml", "method={name: classify}"])
+    line = launch.show_launch(config, "launcher.train", ["my config.yaml", "method={name: classify}"])
+    words = shlex.split(line)
+    assert words[0] == "env" and words[-len(argv) :] == argv
+    assert dict(word.split("=", 1) for word in words[1 : -len(argv)]) == {**environment, "OMP_NUM_THREADS": "3 # mine"}
+    seen = subprocess.run(
+        line.replace(" ".join(argv[:3]), shlex.join([sys.executable, "-c", PRINT])), shell=True, capture_output=True
+    )
+    assert json.loads(seen.stdout) == ["3 # mine", "true", "my config.yaml", "method={name: classify}"]
+
+
+PRINT = """
+import json, os, sys
+print(json.dumps([os.environ["OMP_NUM_THREADS"], os.environ["ACCELERATE_USE_CPU"], *sys.argv[-2:]]))
+"""
 
 
 def test_one_process_is_the_default_without_a_gpu(tiny_config):
