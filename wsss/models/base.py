@@ -99,9 +99,7 @@ class Network(nn.Module):
 def layer_at(layers: Sequence[nn.Module], index: int) -> nn.Module:
     """A block or stage by its number, as in a list. Raises ValueError if there is none of this number."""
     if not -len(layers) <= index < len(layers):
-        raise ValueError(
-            f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 or back from -1"
-        )
+        raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
     return layers[index]
 
 
