@@ -28,6 +28,7 @@ from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
+from launcher.training.unread import name_unread
 from shards.remote import name_of
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
@@ -51,6 +52,8 @@ def train(config: Config) -> Method:
     with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
+        if main and (line := name_unread(method)):
+            print(line, flush=True)
         full_method = zero.unsharded_copy(accelerator, method)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = begin_run(config, run, about, found) if main else NoTracker()

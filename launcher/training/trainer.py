@@ -19,6 +19,7 @@ from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
 from launcher.training.nonfinite import Micro, explain_nonfinite
 from launcher.training.skips import Skips
+from launcher.training.unread import refuse_unread
 from shards.batches.batch import Batch, to_device
 from wsss.methods.base import Method
 
@@ -72,6 +73,7 @@ class Trainer:
         self.skips = skips or Skips(run, 0, accelerator)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.step = 0
+        self.is_first = True  # no step was made yet
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
         self.log_window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
         self.log_batches = 0
@@ -147,6 +149,9 @@ class Trainer:
             last = micro + 1 == self.config.accumulate
             with zero.accumulating(self.accelerator, self.method, last=last):
                 losses = self.method(batch, self.step)
+                if self.is_first:  # of this process: before DDP or ZeRO waits for gradients that never come
+                    refuse_unread(self.plain_method, losses["loss"])
+                    self.is_first = False
                 self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
             self.add_to_log_window(batch["key"], losses)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))

@@ -69,7 +69,7 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         and node.body
-        and hasattr(node.body[0], "value")
+        and isinstance(node.body[0], ast.Expr)
     }
     silent |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
