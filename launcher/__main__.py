@@ -16,6 +16,7 @@ from launcher.commands import (
     report,
     segment,
     shards,
+    status,
     study,
     track,
     train,
@@ -26,13 +27,13 @@ COMMANDS = (
     *(shards, train),
     *(infer, cues, refine, segment),
     *(evaluate, report, study, trajectory),
-    *(replay, export, track, bench),
+    *(status, replay, export, track, bench),
 )
 ORDER = [  # of `wsss --help`: in which a user works
     *("shards", "train"),
     *("infer", "cues", "refine", "segment", "pack-voc"),
     *("evaluate", "report", "study", "trajectory"),
-    *("replay", "export", "track", "bench"),
+    *("status", "replay", "export", "track", "bench"),
 ]
 
 

@@ -22,6 +22,8 @@ def train(
     """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
     from launcher.config.file import load_config
     from launcher.processes.launch import launch, show_launch
+    from launcher.processes.signals import STOPPED
+    from launcher.run.failure import note_exit
     from launcher.run.folder import run_folder
     from launcher.run.steps import newest_complete
     from launcher.training.inputs import preflight
@@ -36,4 +38,6 @@ def train(
         return
     code = launch(settings, "launcher.train", arguments)
     if code:
+        if code != STOPPED:
+            note_exit(run_folder(settings), code)
         raise typer.Exit(code)

@@ -17,7 +17,7 @@ from launcher.processes.group import gather_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
-from launcher.training.nonfinite import Micro, explain_nonfinite
+from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
 from launcher.training.skips import Skips
 from launcher.training.unread import refuse_unread
 from shards.batches.batch import Batch, to_device
@@ -183,7 +183,8 @@ class Trainer:
         """Raises RunError on all ranks if a step since the last look was not finite."""
         seen, self.unchecked = self.unchecked, []
         if bad_step := int(self.bad_step.item()):
-            raise RunError(explain_nonfinite(bad_step, seen, self.run, self.accelerator))
+            said = explain_nonfinite(bad_step, seen, self.run, self.accelerator)
+            raise NotFinite(said, replay_command(self.run, bad_step))
 
     def add_to_log_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
         values = {name: value.detach().float() for name, value in losses.items()}

@@ -23,9 +23,9 @@ def refuse_unread(method: nn.Module, loss: Tensor) -> None:
     if names:
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         raise RunError(
-            f"the loss of method '{type(method).__name__}' does not depend on {len(names)} trainable parameters: {shown}; "
-            "choose a model without them or a method that trains them; a method of your own adds 0 times their sum to "
-            "its loss in steps that leave them out"
+            f"the loss of method '{type(method).__name__}' does not depend on {len(names)} trainable parameters: "
+            f"{shown}; choose a model without them or a method that trains them; a method of your own adds 0 times "
+            "their sum to its loss in steps that leave them out"
         )
 
 
