@@ -1,5 +1,6 @@
 """The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
 
+import os
 from typing import Any
 
 import typer
@@ -58,7 +59,10 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
+    from launcher.processes.surroundings import without_accelerate
 
+    for name in set(os.environ) - set(without_accelerate(os.environ)):
+        del os.environ[name]  # the config says what they would
     with report_user_errors():
         app()
 

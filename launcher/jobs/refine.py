@@ -54,7 +54,7 @@ def refine(
         inferred = jobs.read_made_of(folder)
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
-        shards = ShardFolder(inferred["shards"])
+        shards = jobs.open_images_of(folder, inferred)
         jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
         names = [shard.name for shard in shards.index.shards]
         jobs.require_all(folder, names)

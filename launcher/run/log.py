@@ -51,7 +51,7 @@ def keep_log(run: Path) -> Iterator[None]:
         yield
         return
     shown = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Tee(stream, descriptor) for stream in shown)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (Tee(stream, descriptor) for stream in shown)
     write_line(descriptor, f"--- {shlex.join(sys.argv)}")
     try:
         yield

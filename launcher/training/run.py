@@ -1,6 +1,5 @@
 """One training: config -> objects -> Trainer.fit."""
 
-import getpass
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, stop_on_sigterm
+from launcher.processes.surroundings import user_name
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.failure import NotingFailure
@@ -162,7 +162,7 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
         tags={
             "mlflow.source.git.commit": about["git_commit"],
             "mlflow.source.name": about["command"],
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": user_name(),
             "dataset_fingerprint": about["dataset_fingerprint"],
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},

@@ -96,8 +96,8 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def layer_at(layers: Sequence[nn.Module], index: int) -> nn.Module:
-    """A block or stage by its number, as in a list. Raises ValueError if there is none of this number."""
+def layer_at(layers: Any, index: int) -> Any:
+    """A module of a list or nn.Sequential by its number. Raises ValueError if there is none of this number."""
     if not -len(layers) <= index < len(layers):
         raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
     return layers[index]
