@@ -1,5 +1,6 @@
 """The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
 
+import os
 from typing import Any
 
 import typer
@@ -16,6 +17,7 @@ from launcher.commands import (
     report,
     segment,
     shards,
+    status,
     study,
     track,
     train,
@@ -26,13 +28,13 @@ COMMANDS = (
     *(shards, train),
     *(infer, cues, refine, segment),
     *(evaluate, report, study, trajectory),
-    *(replay, export, track, bench),
+    *(status, replay, export, track, bench),
 )
 ORDER = [  # of `wsss --help`: in which a user works
     *("shards", "train"),
     *("infer", "cues", "refine", "segment", "pack-voc"),
     *("evaluate", "report", "study", "trajectory"),
-    *("replay", "export", "track", "bench"),
+    *("status", "replay", "export", "track", "bench"),
 ]
 
 
@@ -57,7 +59,10 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
+    from launcher.processes.surroundings import without_accelerate
 
+    for name in set(os.environ) - set(without_accelerate(os.environ)):
+        del os.environ[name]  # the config says what they would
     with report_user_errors():
         app()
 

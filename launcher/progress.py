@@ -48,3 +48,8 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def format_duration(seconds: float) -> str:
+    """H:MM:SS, or M:SS below an hour, as bars have it."""
+    return tqdm.format_interval(round(seconds))

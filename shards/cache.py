@@ -50,7 +50,10 @@ class Cache:
     @staticmethod
     def from_environment() -> "Cache":
         """As WSSS_CACHE and WSSS_CACHE_GB say; raises DataError if the folder or the number cannot be."""
-        folder = Path(os.environ.get("WSSS_CACHE") or "~/.cache/wsss").expanduser()
+        try:
+            folder = Path(os.environ.get("WSSS_CACHE") or "~/.cache/wsss").expanduser()
+        except RuntimeError as error:  # a user that is a number, without HOME
+            raise DataError(f"the cache of remote shards has no place ({error}); name a folder, WSSS_CACHE") from error
         text = os.environ.get("WSSS_CACHE_GB") or "50"
         try:
             limit = int(float(text) * 1e9)

@@ -53,7 +53,7 @@ def write_split(
     """
     final = out / split
     if len(source) == 0:
-        raise DataError(f"split '{split}': the source has no sample for it; check --root and the split's list")
+        raise DataError(f"split '{split}': the source has no sample for it; check its place and the split's list")
     order = np.random.default_rng(0).permutation(len(source))
     dealt = [rows.tolist() for rows in np.array_split(order, min(num_shards, len(source)))]
     content = identify_write(source, split, supervision, len(dealt))

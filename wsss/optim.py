@@ -2,7 +2,7 @@
 
 from torch import nn
 
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
+UNDECAYED = ("pos_embed", "cls_token", "reg_token")
 
 
 def parameter_groups(

@@ -1,7 +1,9 @@
 """`wsss bench lr-range`: what learning rate a method takes, measured before a run."""
 
+import itertools
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,11 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
 
         lr_t = low (high / low)^(t / (steps - 1)),   smoothed_t = (sum_i 0.9^(t-i) loss_i) / (sum_i 0.9^(t-i))
 
-    It ends early when the smoothed loss exceeds four times its minimum. The suggested rate is the one where the
-    smoothed loss falls fastest per decade. Writes RUN/lr_range.json and lr_range.svg; no checkpoint, nothing that a
-    training of the run would go on from.
+    It ends early when the smoothed loss exceeds four times its minimum. For the suggested rate see `suggest`. Writes
+    RUN/lr_range.json and lr_range.svg; no checkpoint, nothing that a training of the run would go on from.
 
     Returns:
-        {"lr": [...], "loss": [...], "smoothed": [...], "suggested": lr}
+        {"lr": [...], "loss": [...], "smoothed": [...], "suggested": lr or None, "reason": why that one, or why none}
 
     Source: Smith 2017; smoke paper, section 4.2 (1e-7 to 100 in 100 steps, chose 1e-4).
     """
@@ -62,17 +63,33 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
         optimizer.step()
         with torch.no_grad():
             method.synchronise(gather_ranks)
-    found["suggested"] = steepest(found["lr"], found["smoothed"])
+    found["suggested"], found["reason"] = suggest(found["lr"], found["loss"], found["smoothed"])
     save(run_folder(config), config.name, found)
     return found
 
 
-def steepest(lr: list[float], smoothed: list[float]) -> float | None:
-    """The rate at which the loss falls fastest per decade; None if it never falls."""
-    slopes = [(smoothed[n + 1] - smoothed[n]) / (math.log10(lr[n + 1]) - math.log10(lr[n])) for n in range(len(lr) - 1)]
-    if not slopes or min(slopes) >= 0:
-        return None
-    return lr[slopes.index(min(slopes)) + 1]
+def suggest(lr: list[float], loss: list[float], smoothed: list[float]) -> tuple[float | None, str]:
+    """(a tenth of the rate at which the smoothed loss was lowest before it first clearly rose, or None; why).
+
+    Clearly means by more than four standard deviations of the smoothed loss, estimated from the median distance of
+    neighbouring losses. The steepest place, which is often taken, follows the noise of single batches: under AdamW it
+    lay a hundred times above rates that train (D-101).
+    """
+    settled = len(lr) // 5  # the first means are of few losses
+    lr, loss, smoothed = lr[settled:], loss[settled:], smoothed[settled:]
+    if len(lr) < 2:
+        return None, "the loss was not finite from the start, or at once four times as high; lower --low"
+    spread = statistics.median(abs(b - a) for a, b in itertools.pairwise(loss)) / (0.6745 * math.sqrt(2))
+    clear = 4 * spread * math.sqrt(0.1 / 1.9)  # what a mean with weights 0.9^n leaves of a spread
+    highest, lowest = smoothed[0], 0
+    for n, value in enumerate(smoothed):
+        if value < smoothed[lowest]:
+            lowest = n
+        elif smoothed[lowest] < highest - clear and value > smoothed[lowest] + clear:
+            return lr[lowest] / 10, f"a tenth of {lr[lowest]:.1e}, where the loss was lowest before it rose"
+    if smoothed[lowest] < highest - clear:
+        return None, "the loss never clearly rose, so the range ends too early; raise --high"
+    return None, "the loss never clearly fell; give it more --steps"
 
 
 def save(run: Path, name: str, found: dict[str, Any]) -> None:

@@ -47,8 +47,9 @@ def lr_range(
 
     settings = load_config(config, overrides or [])
     found = find(settings, low=low, high=high, steps=steps)
-    suggested = "none: the loss never fell" if found["suggested"] is None else f"{found['suggested']:.1e}"
-    print(f"suggested learning rate: {suggested}; plot: {run_folder(settings) / 'lr_range.svg'}")
+    suggested = "none" if found["suggested"] is None else f"{found['suggested']:.1e}"
+    print(f"suggested learning rate: {suggested} ({found['reason']}); the config says {settings.train.lr:.1e}")
+    print(f"plot: {run_folder(settings) / 'lr_range.svg'}")
 
 
 def msee_step(

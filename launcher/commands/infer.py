@@ -1,6 +1,5 @@
 """`wsss infer`."""
 
-import shutil
 from typing import Annotated
 
 import typer
@@ -32,8 +31,7 @@ def infer(
     settings = Run(run, overrides or []).config
     for of_split, folder in split_folders(settings, split).items():
         out = cams_folder(run, name) / of_split
-        if overwrite:
-            shutil.rmtree(out, ignore_errors=True)
         arguments = {"run": run, "split": of_split, "folder": folder, "overrides": overrides or [], "name": name}
+        arguments["overwrite"] = overwrite
         run_or_launch(settings, "launcher.jobs.infer", infer_split, arguments, cpu_alone=True)
         print(f"CAMs: {out}")

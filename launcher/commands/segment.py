@@ -1,6 +1,5 @@
 """`wsss segment` and `wsss pack-voc`."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +37,8 @@ def segment(
     if folder is None:
         raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")
     out = segments_folder(run, name) / split
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
     arguments = {"run": run, "split": split, "folder": folder, "overrides": overrides or [], "name": name, "cams": cams}
+    arguments["overwrite"] = overwrite
     run_or_launch(settings, "launcher.jobs.segment", segment_split, arguments, cpu_alone=True)
     print(f"masks: {out}")
 

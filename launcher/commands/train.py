@@ -22,7 +22,9 @@ def train(
     """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
     from launcher.config.file import load_config
     from launcher.processes.accelerator import process_count
-    from launcher.processes.launch import launch, launch_command
+    from launcher.processes.launch import launch, show_launch
+    from launcher.processes.signals import STOPPED
+    from launcher.run.failure import note_exit
     from launcher.run.folder import run_folder
     from launcher.run.steps import newest_complete
     from launcher.training.inputs import preflight
@@ -38,8 +40,10 @@ def train(
         arguments.append(f"launch.processes={processes}")
         settings = load_config(config, arguments[1:])
     if dry_run:
-        print(" ".join(launch_command(settings, "launcher.train", arguments)[0]))
+        print(show_launch(settings, "launcher.train", arguments))
         return
     code = launch(settings, "launcher.train", arguments)
     if code:
+        if code != STOPPED:
+            note_exit(run_folder(settings), code)
         raise typer.Exit(code)

@@ -30,7 +30,7 @@ from launcher.evaluation.protocol import join_options
 from launcher.evaluation.table import describe_left_out, has_few_groups
 from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
-from launcher.run.folder import CONFIG, Run
+from launcher.run.folder import CONFIG, Run, find_runs
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
 
@@ -45,8 +45,7 @@ def write_report(folder: Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    runs = sorted(path.parent for path in [*folder.glob(CONFIG), *folder.glob(f"**/{CONFIG}")])
-    runs = [run for run in dict.fromkeys(runs) if (run / EVALUATION).is_file()]
+    runs = [run for run in find_runs(folder) if (run / EVALUATION).is_file()]
     if not runs:
         raise RunError(f"{folder}: no run with figures in or below it; run `wsss evaluate RUN` first")
     runs.sort(key=lambda run: Run(run).about["started"])

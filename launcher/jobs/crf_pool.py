@@ -6,7 +6,6 @@ Shapes: n classes a CRF looks at, H x W pixels of an image as its owner publishe
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from launcher.config.sections import SegmentConfig
 from launcher.errors import RunError, naming
 from launcher.jobs.pool import Item, Result, begin_worker, open_shards
+from launcher.processes.surroundings import count_cores
 from shards.remote import Place
 from shards.schema import encode_mask
 from wsss.refine.crf import mean_field
@@ -49,7 +49,7 @@ def count_crf_workers(settings: SegmentConfig, ranks: int) -> int:
     """Processes of this rank that finish images: its share of the cores, one of which it needs itself."""
     if settings.workers is not None:
         return settings.workers
-    return max((os.cpu_count() or 1) // ranks - 1, 1)
+    return max(count_cores() // ranks - 1, 1)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
-from launcher.errors import report_user_errors
+from launcher.errors import ConfigError, report_user_errors
 from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
 from launcher.jobs.scores import Scores
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
@@ -28,7 +28,7 @@ from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from wsss.maps.cam import Raw, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
-from wsss.maps.scales import Pad
+from wsss.maps.scales import Pad, scale_image
 from wsss.maps.windows import sliding_window
 from wsss.methods.base import Method
 
@@ -40,18 +40,29 @@ def cams_folder(run: Path, name: str | None) -> Path:
     return run / (f"cams@{name}" if name else "cams")
 
 
-def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), name: str | None = None) -> Path:
+def infer(
+    run: Path,
+    split: str,
+    folder: Place,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Write one CAM shard per image shard of `folder` below cams_folder; returns the folder of the split.
 
     Args:
         overrides: section.key=value, such as cam.scales=[0.5,1]; what they change is kept in the output folder.
         name: of a further set of CAMs, which stands next to the run's own.
+        overwrite: remove what was made before, once it is clear that the new CAMs can be made.
 
     Raises:
+        ConfigError: `cam:` asks for what the method does not give.
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
     trained_run, method, checkpoint = load_trained(Run(run, overrides))
     config, shards = trained_run.config, open_images(trained_run, folder)
+    try_cams(method, config)
     accelerator = make_accelerator(config, processes=None, timeout=LONGEST_SHARD)
     out = cams_folder(run, name) / split
     method.to(accelerator.device)
@@ -71,8 +82,27 @@ def infer(run: Path, split: str, folder: Place, overrides: Sequence[str] = (), n
         for number, scores in score_samples(method, shards, numbers, config, accelerator.device):
             yield number, scores.members()
 
-    write_next_to(out, shards, accelerator, identify=identify, samples_of=samples_of, label=f"infer {split}")
+    label = f"infer {split}"
+    write_next_to(out, shards, accelerator, identify=identify, samples_of=samples_of, label=label, overwrite=overwrite)
     return out
+
+
+def try_cams(method: Method, config: Config) -> None:
+    """Read the CAMs of a small black image as `cam:` says: what cannot be read is told before a run trains for hours,
+    and before a job claims its output folder.
+
+    Raises:
+        ConfigError: a kind, layer, window or scale that this method, or images of this size, do not have.
+    """
+    stride, size, cam = method.student.stride, config.data.image_size, config.cam
+    try:
+        if cam.window_px is None:
+            for scale in cam.scales:  # sizes alone: the meta device computes nothing
+                scale_image(torch.empty(1, 3, size, size, device="meta"), scale, stride, inferred_rule(cam).pad)
+        image = torch.zeros(1, 3, 2 * stride, 2 * stride, device=next(method.parameters()).device)
+        cams_of(method, image, cam.model_copy(update={"scales": (1.0,)}))
+    except (ValueError, RuntimeError) as error:  # a network that changes its features in place has no gradient maps
+        raise ConfigError(f"CAMs cannot be read: {error}") from error
 
 
 def score_samples(

@@ -7,28 +7,37 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.files import sync_to_disk, temporary_name
+from launcher.files import sync_to_disk, temporary_name, write_whole
+from shards.folder import ShardFolder
+from shards.remote import place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
 
 
-def open_output(out: Path, content: dict[str, Any]) -> None:
+def open_output(out: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
     """Create the output folder, or check that it was made of the same inputs and settings; sweep what killed writers
     left in it.
+
+    Args:
+        overwrite: remove what is there first.
 
     Raises:
         RunError: it was made of something else; names the first difference.
     """
     content = json.loads(json.dumps(content))
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
     before = read_made_of(out)
     if before is not None:
-        different = [name for name in {**before, **content} if before.get(name) != content.get(name)]
+        old, new = without_places(before), without_places(content)
+        different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if different:
             name = different[0]
             raise RunError(
@@ -36,6 +45,8 @@ def open_output(out: Path, content: dict[str, Any]) -> None:
                 "remove the folder first"
             )
         sweep_unfinished(out)
+        if before != content:  # the images lie elsewhere now
+            write_whole(out / JOB, json.dumps(content, indent=1))
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +76,30 @@ def require_same_images(out: Path, fingerprint: str, remedy: str) -> dict[str, A
     if got != fingerprint:
         raise RunError(f"{out}: made of other images (fingerprint {got}, these shards {fingerprint}); {remedy}")
     return content
+
+
+def without_places(content: Any) -> Any:
+    """What a folder was made of, but for where its images lay: their fingerprint tells which they are."""
+    if not isinstance(content, dict):
+        return content
+    known = "fingerprint" in content
+    return {name: without_places(value) for name, value in content.items() if not (known and name == "shards")}
+
+
+def open_images_of(folder: Path, content: dict[str, Any]) -> ShardFolder:
+    """The image shards that a folder was made of, where they lay.
+
+    Raises:
+        RunError: they are not there; says how to tell where they are now.
+        DataError: they are damaged.
+    """
+    place = place_of(content["shards"])
+    if isinstance(place, Path) and not place.is_dir():
+        raise RunError(
+            f"{folder}: made of the images in {place}, which are gone; if they moved, run the command that made it "
+            f"again with data.{folder.name}=PLACE: where it finds the same images it only notes their place"
+        )
+    return ShardFolder(place)
 
 
 def list_missing(out: Path, names: Sequence[str]) -> list[str]:

@@ -30,6 +30,7 @@ def write_next_to(
     identify: Callable[[], dict[str, Any]],
     samples_of: Callable[[Sequence[str]], Generator[tuple[int, Members]]],
     label: str,
+    overwrite: bool = False,
 ) -> None:
     """Write OUT/NAME for every image shard NAME that is not there yet; each of n ranks takes every n-th.
 
@@ -40,13 +41,14 @@ def write_next_to(
         identify: what the output is made of, see output.open_output; called on the first rank alone.
         samples_of: names of shards -> (number, members) of all their samples in order; not called for none.
         label: of the progress.
+        overwrite: remove what was made before.
 
     Raises:
         RunError: the output folder was made of something else, images that failed, each with its name and reason, or
             shards that are missing at the end.
     """
     if ranks.is_main_process:
-        output.open_output(out, identify())
+        output.open_output(out, identify(), overwrite=overwrite)
     ranks.wait_for_everyone()
     names = [shard.name for shard in shards.index.shards]
     mine = output.list_missing(out, names)[ranks.process_index :: ranks.num_processes]

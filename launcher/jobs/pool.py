@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from launcher.errors import RunError
 from launcher.processes.signals import end_with_parent
+from launcher.processes.surroundings import count_cores
 from launcher.progress import Progress
 from shards.folder import ShardFolder
 from shards.remote import Place
@@ -33,7 +34,7 @@ def run_pool(
     Raises:
         DataError: the failed items with their errors.
     """
-    workers = min(workers or os.cpu_count() or 1, max(len(items), 1))
+    workers = min(workers or count_cores(), max(len(items), 1))
     results: dict[int, Result] = {}
     errors: list[str] = []
     with Progress(len(items), label, "shard") as progress:

@@ -1,6 +1,5 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from launcher.config.options import options_of
 from launcher.config.sections import RefineConfig
-from launcher.errors import RunError, naming
+from launcher.errors import ImageError, RunError, naming
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.cues import CUES
@@ -19,6 +18,7 @@ from launcher.jobs.infer import cams_folder
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores
 from shards.folder import ShardFolder
 from shards.remote import Place
+from shards.schema import DataError
 from shards.write import write_tar
 from wsss.refine import CUED, REFINERS
 from wsss.refine.chain import Step, run_chain
@@ -47,13 +47,13 @@ def refine(
     """
     chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
     parts = [refiner.name for refiner in settings.chain] if name is None else [name]
-    outs, items = [], []
-    for split in splits:
+    outputs: list[tuple[Path, dict[str, Any], list[ShardToRefine]]] = []
+    for split in splits:  # all are looked at before the first folder is claimed or removed
         folder = cams_folder(run, cams) / split
         inferred = jobs.read_made_of(folder)
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
-        shards = ShardFolder(inferred["shards"])
+        shards = jobs.open_images_of(folder, inferred)
         jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
         names = [shard.name for shard in shards.index.shards]
         jobs.require_all(folder, names)
@@ -64,21 +64,23 @@ def refine(
             raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
         for kind in kinds:
             out = run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split
-            if overwrite:
-                shutil.rmtree(out, ignore_errors=True)
             made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
             made_of |= {
                 "bg_threshold": settings.bg_threshold,
                 "cues": {n: jobs.read_made_of(f) for n, f in cues.items()},
             }
-            jobs.open_output(out, made_of)
-            outs.append(out)
-            items += [
-                ShardToRefine(shards.folder, folder, cues, out, kind, shard) for shard in jobs.list_missing(out, names)
-            ]
+            of_kind = [ShardToRefine(shards.folder, folder, cues, out, kind, shard) for shard in names]
+            if names and (overwrite or jobs.read_made_of(out) is None):
+                try_chain(settings, of_kind[0])
+            outputs.append((out, made_of, of_kind))
+    items: list[ShardToRefine] = []
+    for out, made_of, of_kind in outputs:
+        jobs.open_output(out, made_of, overwrite=overwrite)
+        missing = set(jobs.list_missing(out, [shard.name for shard in of_kind]))
+        items += [shard for shard in of_kind if shard.name in missing]
     work = partial(refine_shard, settings)
     list(pool.run_pool(work, items, workers=settings.workers, label="refine"))
-    return outs
+    return [out for out, _, _ in outputs]
 
 
 class ShardToRefine(NamedTuple):
@@ -112,21 +114,39 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
 
 def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
     """One CAM shard -> one mask shard of the same name."""
+    write_tar(task.out / task.name, refined_samples(settings, task))
+
+
+def try_chain(settings: RefineConfig, task: ShardToRefine) -> None:
+    """Refine one image, so that an option that its refiner does not take is told before a folder is claimed. A damaged
+    image or CAM is left for the job to find, which does the others first.
+
+    Raises:
+        RunError: the chain does not run.
+    """
+    try:
+        next(refined_samples(settings, task), None)
+    except DataError:
+        return
+    except ImageError as error:
+        if type(error.__cause__) is ValueError:  # what an option that does not fit raises
+            raise RunError(str(error)) from error
+
+
+def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members) of every sample of one mask shard, in order."""
     shards, chain = pool.open_shards(task.images), resolve_chain(settings)
-
-    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
-        of_cams = read_scores(shards, task.cams, task.name, task.kind)
-        for (number, scores), *found in zip(of_cams, *streams, strict=True):
-            cues = {
-                refiner: CUES[refiner].select_classes(cue, scores.class_ids)
-                for refiner, cue in zip(task.cues, found, strict=True)
-            }
-            with naming(shards.where(number)):
-                members = refine_one(shards.image(number), scores, task.kind, settings, chain, cues).members()
-            yield scores.key, members
-
-    write_tar(task.out / task.name, samples())
+    shards, chain = pool.open_shards(task.images), resolve_chain(settings)
+    streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
+    of_cams = read_scores(shards, task.cams, task.name, task.kind)
+    for (number, scores), *found in zip(of_cams, *streams, strict=True):
+        cues = {
+            refiner: CUES[refiner].select_classes(cue, scores.class_ids)
+            for refiner, cue in zip(task.cues, found, strict=True)
+        }
+        with naming(shards.where(number)):
+            members = refine_one(shards.image(number), scores, task.kind, settings, chain, cues).members()
+        yield scores.key, members
 
 
 def resolve_chain(settings: RefineConfig) -> list[Step]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from launcher.config.sections import Config, SegmentConfig
-from launcher.errors import RunError, naming, report_user_errors
+from launcher.errors import ConfigError, RunError, naming, report_user_errors, user_error_as
 from launcher.jobs.crf_pool import (
     QUEUED,
     SegmentedImage,
@@ -48,7 +48,7 @@ from shards.remote import Place, absolute
 from shards.schema import DataError
 from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
-from wsss.maps.scales import scaled_views
+from wsss.maps.scales import scale_image, scaled_views
 from wsss.methods.base import Method
 from wsss.models.base import Network
 from wsss.refine.crf import left_out_mass, proposed_classes
@@ -69,6 +69,7 @@ def segment(
     name: str | None = None,
     *,
     cams: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write one mask shard per image shard of `folder` below segments_folder; returns the folder of the split.
 
@@ -78,8 +79,10 @@ def segment(
         overrides: section.key=value, such as segment.scales=[1,1.5]; what they change is kept in the output folder.
         name: of a further set of masks, which stands next to the run's own.
         cams: also the label maps of the CAMs, by the image labels.
+        overwrite: remove what was made before, once it is clear that the new masks can be made.
 
     Raises:
+        ConfigError: a scale that leaves nothing of the images.
         RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
             labels, or an output folder made with other settings.
     """
@@ -91,6 +94,7 @@ def segment(
     out = segments_folder(run, name) / split
     method.to(accelerator.device).eval()
     workers = count_crf_workers(config.segment, accelerator.num_processes)
+    try_segment(method.student, config, accelerator)
 
     def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
         images = segment_images(method, shards, names, config, accelerator, cams)
@@ -105,8 +109,23 @@ def segment(
         identify=partial(identify_masks, config, shards, checkpoint, cams),
         samples_of=samples_of,
         label=f"segment {split}",
+        overwrite=overwrite,
     )
     return out
+
+
+def try_segment(network: Network, config: Config, accelerator: Accelerator) -> None:
+    """Segment a small black image, so that what cannot be is told before an output folder is claimed.
+
+    Raises:
+        ConfigError: a scale that leaves nothing of a squashed image.
+        RunError: the network gives no segmentation.
+    """
+    size, stride = config.data.image_size, network.stride
+    maps_reader(network, accelerator)(torch.zeros(1, 3, 2 * stride, 2 * stride, device=accelerator.device))
+    with user_error_as(ConfigError):
+        for scale in config.segment.scales if config.segment.size == "squash" else ():
+            scale_image(torch.empty(1, 3, size, size, device="meta"), scale, stride, "pad")
 
 
 def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
     made_of = jobs.read_made_of(folder)
     if made_of is None:
         raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
-    shards = ShardFolder(made_of["shards"])
+    shards = jobs.open_images_of(folder, made_of)
     if shards.index.fingerprint != made_of["fingerprint"]:
         raise RunError(f"{shards.folder}: not the images that {folder} was made of any more; segment them again")
     if shards.index.classes != VOC_CLASSES:

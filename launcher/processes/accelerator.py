@@ -20,6 +20,7 @@ from launcher.processes.zero_settings import settings_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
 GROUP_TIMEOUT = timedelta(minutes=10)
 LONGEST_SHARD = timedelta(days=7)  # in a job a process waits that long for one that still has a shard to finish
@@ -113,7 +114,12 @@ def join_started(
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
         group.append(InitProcessGroupKwargs(backend=BACKENDS[cpu], timeout=timeout))
         join_group(BACKENDS[cpu], timeout)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[*group, *handlers])
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        gradient_accumulation_plugin=whole_gradients(),
+        kwargs_handlers=[*group, *handlers],
+    )
     if accelerator.num_processes != started:
         raise ConfigError(
             f"{started} processes were started, but Accelerate joined {accelerator.num_processes}: on CPUs set "
@@ -131,4 +137,17 @@ def zero_accelerator(settings: dict[str, Any], *, backend: str) -> "Accelerator"
         raise ConfigError("launch.zero needs processes that a launcher started: use `wsss train`")
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     group = InitProcessGroupKwargs(backend=backend, timeout=GROUP_TIMEOUT)  # unstated, each CPU process is alone
-    return Accelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[group])
+    return Accelerator(
+        deepspeed_plugin=plugin,
+        mixed_precision="no",
+        gradient_accumulation_plugin=whole_gradients(),
+        kwargs_handlers=[group],
+    )
+
+
+def whole_gradients() -> "GradientAccumulationPlugin":
+    """The trainer divides gradients itself. Stated as a plugin, since ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the
+    environment beats the plain argument, and divides each gradient once more in silence."""
+    from accelerate.utils import GradientAccumulationPlugin
+
+    return GradientAccumulationPlugin(num_steps=1)

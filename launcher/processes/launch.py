@@ -16,7 +16,11 @@ from launcher.errors import LAUNCHED, ConfigError
 from launcher.processes.accelerator import process_count, uses_cpu
 from launcher.processes.precision import AUTOCAST
 from launcher.processes.signals import STOPPED, end_with_parent, record_signals
+from launcher.processes.surroundings import count_cores, find_ours, without_accelerate
 from launcher.processes.zero_settings import read_zero
+
+ACCELERATE = Path(__file__).with_name("accelerate.yaml")
+FORCED = ("ACCELERATE_USE_CPU", "PYTHONSAFEPATH", "PYTHONPATH")
 
 
 def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -93,6 +97,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     processes, cpu = process_count(config), uses_cpu(config)
     zero, where = read_zero(config), config.launch
     argv = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # of one process: no traceback of its own
+    argv += ["--config_file", str(ACCELERATE)]  # else the user's own, made for another project, decides
     argv += ["--num_machines", str(where.machines), "--num_processes", str(processes)]
     argv += ["--main_process_port", str(where.port)]
     if where.machines > 1:
@@ -107,7 +112,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     if processes > 1 and where.max_restarts:
         argv += ["--max_restarts", str(where.max_restarts)]
     argv += ["-m", module, *arguments]
-    environment: dict[str, str] = {}
+    environment = find_ours()
     if config.train.deterministic and not cpu:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if cpu:
@@ -115,7 +120,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
         environment |= {
             # with it Accelerate runs DDP where DeepSpeed was asked for, without it two trainings where DDP was
             "ACCELERATE_USE_CPU": "true" if zero is None else "false",
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) * where.machines // processes)),
+            "OMP_NUM_THREADS": str(max(1, count_cores() * where.machines // processes)),
             # glibc returns every large buffer to the kernel and asks for it again: half of a CPU step's time
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -125,11 +130,21 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
 
 def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     """Print the launch command and run it; returns its exit code. A SIGTERM goes on to the processes that train."""
+    print("launching: " + show_launch(config, module, arguments), flush=True)
     argv, environment = launch_command(config, module, arguments)
-    effective = {**environment, **os.environ, **keep_forced(environment)}
-    shown = [f"{name}={effective[name]}" for name in environment] + [shlex.quote(part) for part in argv]
-    print("launching: " + " ".join(shown), flush=True)
-    return run_and_forward(argv, effective)
+    return run_and_forward(argv, effective(environment))
+
+
+def show_launch(config: Config, module: str, arguments: Sequence[str]) -> str:
+    """The launch command as a line that a shell takes, with the environment it needs."""
+    argv, environment = launch_command(config, module, arguments)
+    in_force = effective(environment)
+    return shlex.join(["env", *(f"{name}={in_force[name]}" for name in environment), *argv])
+
+
+def effective(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of what is launched: ours, then the user's, but for what must not be changed."""
+    return {**environment, **without_accelerate(os.environ), **keep_forced(environment)}
 
 
 def run_or_launch(
@@ -166,5 +181,6 @@ def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def keep_forced(environment: dict[str, str]) -> dict[str, str]:
-    """What the user's own environment must not change: it decides whether the processes find each other, and how."""
-    return {name: value for name, value in environment.items() if name == "ACCELERATE_USE_CPU"}
+    """What the user's own environment must not change: it decides what is started, and whether the processes find each
+    other."""
+    return {name: environment[name] for name in FORCED if name in environment}

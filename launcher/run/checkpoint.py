@@ -136,7 +136,10 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise RunError(f"{folder / OPTIMIZER}: is no optimizer state of tensors and numbers: {error}") from error
-    optimizer.load_state_dict(state)
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise RunError(f"{folder / OPTIMIZER}: belongs to a method with other trained parameters: {error}") from error
     return step_number(folder)
 
 

@@ -42,8 +42,8 @@ class Run:
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
         if not is_run(folder):
-            below = sorted(str(path.parent) for path in folder.glob(f"**/{CONFIG}"))[:5] if folder.is_dir() else []
-            hint = f"below it are {', '.join(below)}" if below else "train one with `wsss train CONFIG`"
+            below = ", ".join(map(str, find_runs(folder)[:5]))
+            hint = f"below it are {below}" if below else "train one with `wsss train CONFIG`"
             raise RunError(f"{folder}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
         content = read_content(folder / CONFIG)
         self.folder = folder
@@ -72,15 +72,27 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / ABOUT).is_file()
 
 
+def find_runs(folder: Path) -> list[Path]:
+    """The run in a folder and those below it, by name. A config.yaml alone, as MLflow keeps copies of, is none."""
+    found = [folder / CONFIG, *folder.glob(f"**/{CONFIG}")]
+    return sorted({path.parent for path in found if is_run(path.parent)})
+
+
 def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:
     """{split: folder of shards}: of the split that is named, or of those of val and tune that the config has.
 
     Raises:
-        ConfigError: the config has no such split.
+        ConfigError: the config has no such split, or neither val nor tune where none is named.
     """
     folders = {"val": config.data.val, "tune": config.data.tune, "train": config.data.train}
     wanted = [only] if only else [name for name in ("val", "tune") if folders[name]]
     found = {name: folder for name in wanted if (folder := folders.get(name)) is not None}
+    has = ", ".join(name for name, folder in folders.items() if folder)
     if missing := [name for name in wanted if name not in found]:
-        raise ConfigError(f"--split {missing[0]}: this run has {', '.join(n for n, f in folders.items() if f)}")
+        raise ConfigError(f"--split {missing[0]}: this run has {has}")
+    if not found:
+        raise ConfigError(
+            f"this run has neither data.val nor data.tune, only {has}: name it with --split, or give the place of "
+            "another as data.val=FOLDER"
+        )
     return found

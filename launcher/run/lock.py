@@ -13,6 +13,23 @@ from launcher.errors import RunError
 LOCK, LOCK_WAIT_S = ".lock", 20.0
 
 
+def find_holder(run: Path) -> str | None:
+    """Which process trains in a run's folder, as it wrote; None if none does. Not for the process that does: it would
+    let go of its lock.
+
+    Raises:
+        OSError: there are no locks here.
+    """
+    try:
+        with (run / LOCK).open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except FileNotFoundError:
+        return None
+    except (BlockingIOError, PermissionError):
+        return (run / LOCK).read_text().strip() or "another process"
+
+
 @contextmanager
 def only_writer(run: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold a run's folder against a second training; the kernel lets go of it when this process ends, however.

@@ -1,6 +1,7 @@
 """Where a run came from: code, packages, data, machine."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -28,7 +29,7 @@ def collect_provenance(shards: ShardFolder, learns_from: dict[str, str], process
         "learns_from": learns_from,
         "processes": processes,
         "git_commit": git_commit(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES if name in list_packages()},

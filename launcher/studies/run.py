@@ -1,11 +1,13 @@
 """Run a study's commands here, or write them as a Slurm array."""
 
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
 from launcher.errors import RunError
+from launcher.processes.surroundings import find_ours
 from launcher.studies.plan import Command, row_commands
 from launcher.studies.table import Study
 
@@ -42,7 +44,7 @@ def run_study(
 def execute_here(command: Command) -> None:
     """Run one `wsss` command as its own process."""
     print("wsss " + shlex.join(command), flush=True)
-    code = subprocess.run([sys.executable, "-m", "launcher", *command]).returncode
+    code = subprocess.run([sys.executable, "-m", "launcher", *command], env={**os.environ, **find_ours()}).returncode
     if code:
         raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; fix it and run the study again")
 

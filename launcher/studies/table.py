@@ -133,8 +133,17 @@ class Study(Section):
 
 
 def studies() -> dict[str, Path]:
-    """{name: file} of the studies that ship with the project."""
-    return {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
+    """{name: file} of the studies that ship with the project.
+
+    Raises:
+        ConfigError: the working folder is not that of the project, whose configs a study names by their paths there.
+    """
+    if not (found := sorted(STUDIES.glob("*.yaml"))):
+        raise ConfigError(
+            f"{STUDIES.resolve()}: no studies here; go to the folder of the project, which holds {STUDIES}, or give "
+            "the path of a study's YAML"
+        )
+    return {path.stem: path for path in found}
 
 
 def load_study(name: str) -> Study:
@@ -145,7 +154,7 @@ def load_study(name: str) -> Study:
     """
     path = Path(name) if name.endswith(".yaml") else studies().get(name)
     if path is None or not path.is_file():
-        raise ConfigError(f"there is no study '{name}'; there are {', '.join(studies()) or 'none here'}")
+        raise ConfigError(f"there is no study '{name}'; there are {', '.join(studies())}")
     try:
         return Study.model_validate(yaml.load(path.read_text(), YamlLoader), strict=False)
     except ValidationError as error:

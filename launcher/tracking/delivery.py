@@ -65,7 +65,7 @@ class Delivery:
             if self.rewound or self.rewind():
                 self.send_metrics()
                 self.send_files()
-            self.send_status(wanted["status"])
+            self.send_status(wanted["status"], wanted.get("reason"))
         except Exception:
             self.connected = False  # the next attempt looks whether the run is still there
             raise
@@ -174,11 +174,11 @@ class Delivery:
             self.sink.send_picture(path, line.get("name", "images"), line["step"])
         self.counts["files"] += 1
 
-    def send_status(self, wanted: str | None) -> None:
+    def send_status(self, wanted: str | None, reason: str | None) -> None:
         status = "KILLED" if self.dead and wanted == "RUNNING" else wanted
         if status is None or status == self.sent["status"]:
             return
-        self.sink.send_status(status)
+        self.sink.send_status(status, reason)
         self.save(status=status)
 
     def refuse(self, what: str, why: object) -> None:

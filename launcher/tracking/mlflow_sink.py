@@ -14,6 +14,8 @@ from typing import Any
 from launcher.files import RUNS
 from launcher.tracking.sink import Point, Refused
 
+FAILURE_TAG, LONGEST_TAG = "wsss.failure", 5000
+
 
 class MlflowSink:
     """A run of an MLflow store."""
@@ -67,7 +69,9 @@ class MlflowSink:
         with self.name_refusals():
             self.client.log_artifact(self.run_id, str(path))
 
-    def send_status(self, status: str) -> None:
+    def send_status(self, status: str, reason: str | None) -> None:
+        if reason or FAILURE_TAG in self.client.get_run(self.run_id).data.tags:  # one of an earlier start
+            self.client.set_tag(self.run_id, FAILURE_TAG, (reason or "")[:LONGEST_TAG])
         if status == "RUNNING":
             self.client.update_run(self.run_id, status=status)
         else:

@@ -65,5 +65,5 @@ class Sink(Protocol):
 
     def send_file(self, path: Path) -> None: ...
 
-    def send_status(self, status: str) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED."""
+    def send_status(self, status: str, reason: str | None) -> None:
+        """RUNNING, FINISHED, FAILED or KILLED; `reason`: why it failed."""

@@ -35,8 +35,9 @@ class Tracker(Protocol):
     def artifact(self, path: Path) -> None:
         """Show a file as it is."""
 
-    def close(self, status: str | None = "FINISHED") -> bool:
-        """End the run with a status (None: leave its status as it is); whether nothing is left to send."""
+    def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
+        """End the run with a status (None: leave its status as it is) and, if it failed, with the reason; whether
+        nothing is left to send."""
 
 
 class NoTracker:
@@ -48,7 +49,7 @@ class NoTracker:
 
     def artifact(self, path: Path) -> None: ...
 
-    def close(self, status: str | None = "FINISHED") -> bool:
+    def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
         return True
 
 
@@ -99,7 +100,7 @@ class RunTracker:
         if not (run / WANTED).is_file():
             self.write_wanted(experiment, params or {}, tags or {}, datasets or {})
         changes: dict[str, Any] = {"to": [sink.name for sink in sinks]}
-        self.change_wanted(**changes, **({} if resumed_at is None else {"status": "RUNNING"}))
+        self.change_wanted(**changes, **({} if resumed_at is None else {"status": "RUNNING", "reason": None}))
         self.senders = [Sender(Delivery(run, sink)) for sink in sinks] if send else []
         for sender in self.senders:
             with suppress(ImportError):  # the thread finds so too, and says it
@@ -157,18 +158,19 @@ class RunTracker:
         for sender in self.senders:
             sender.wake.set()
 
-    def close(self, status: str | None = "FINISHED") -> bool:
+    def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
         """Wait a bounded time until the sinks have everything, and end the run there; say what is left.
 
         Args:
             status: of the run in its sinks; None = as it is.
+            reason: why it failed.
 
         Returns:
             Whether every sink has everything.
         """
         try:
             if status is not None:
-                self.change_wanted(status=status)
+                self.change_wanted(status=status, reason=reason)
         except OSError as error:
             warn(f"cannot write {self.run / WANTED} ({error}); no sink will learn that the run is {status}")
         for journal in (self.metrics, self.files):

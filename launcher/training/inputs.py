@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from launcher.config.file import flatten
@@ -15,12 +15,12 @@ from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.evaluation.validate import check_keep_best
 from launcher.jobs import output as jobs
-from launcher.jobs.infer import cams_of
+from launcher.jobs.infer import try_cams
 from launcher.processes.accelerator import process_count
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.run import steps
 from launcher.run.build import build_method
-from launcher.run.folder import ABOUT, Run, run_folder
+from launcher.run.folder import ABOUT, CONFIG, Run, run_folder
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
@@ -28,6 +28,7 @@ from shards.folder import ShardFolder
 from shards.masks import MaskFolder
 from shards.remote import Place
 from shards.schema import ClassSet
+from shards.tars import sha256_of
 from wsss.methods import METHODS
 from wsss.methods.base import Method
 
@@ -109,10 +110,14 @@ class Inputs:
             digests = steps.read_state(folder).get("sha256", {})  # none of before there were hashes
             found["teacher"] = f"{folder.name}, sha256 {digests.get(steps.MODEL, 'unknown')}"
         if self.config.data.masks is not None:
-            made_of = json.dumps(self.masks_made_of, sort_keys=True)
+            made_of = json.dumps(jobs.without_places(self.masks_made_of), sort_keys=True)
             found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
         if self.pixel is not None:
             found["data.pixel"] = f"fingerprint {self.pixel.index.fingerprint}"
+        for section, named in (("model", self.config.model), ("partner", self.config.partner)):
+            weights = named.options.get("weights") if named is not None else None
+            if weights not in (None, "timm") and Path(weights).is_file():
+                found[f"{section}.weights"] = f"sha256 {sha256_of(Path(weights))}"
         return found
 
     def check(self) -> None:
@@ -168,18 +173,22 @@ def open_with_masks(folder: Place | None) -> ShardFolder | None:
 def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict[str, str]) -> None:
     """Raise RunError if the run was begun on other data, or with other settings that change its weights.
 
+    Data, a teacher and initial weights are known by their content: where they lie, and what the run is called, may
+    change (D-102).
+
     Args:
         config: what it shall go on with.
         fingerprint: of data.train.
         learns_from: see Inputs.learns_from.
     """
+    then = run.about.get("learns_from", {})
+    known = {"name", "data.train", *(then.keys() & learns_from.keys())}
     before, now = flatten(run.config.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     different = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+        if before.get(key) != now.get(key) and key not in known and not key.startswith(FREE_TO_CHANGE)
     ]
-    then = run.about.get("learns_from", {})
     different += [
         f"{what}: {then[what]} -> {learns_from[what]}"
         for what in then
@@ -189,8 +198,8 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
         different.append(f"dataset fingerprint: {run.about['dataset_fingerprint']} -> {fingerprint}")
     if different:
         raise RunError(
-            f"{run} exists and was begun with other settings ({'; '.join(different)}): give the new run another name, "
-            "or remove the folder"
+            f"{run} exists and was begun with other settings ({'; '.join(different)}): to go on, start it with those, "
+            f"which {run.folder / CONFIG} has; a new run needs another name"
         )
 
 
@@ -212,9 +221,7 @@ def preflight(config: Config) -> int:
     inputs.loaders_from(0, rank=0, ranks=processes)
     refuse_unequal_state(method, processes)
     if method.gives_maps:
-        small = torch.zeros(1, 3, 2 * method.student.stride, 2 * method.student.stride)
-        with user_error_as(ConfigError):
-            cams_of(method, small, config.cam.model_copy(update={"window_px": None}))
+        try_cams(method, config)
     return processes
 
 

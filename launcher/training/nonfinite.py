@@ -1,17 +1,31 @@
 """What is said when a loss or gradient stops being finite, put together from all ranks."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from launcher.errors import RunError
 from launcher.run import steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SHOWN = 64  # sample keys of a rank that a message names
+
+
+class NotFinite(RunError):
+    """A loss or gradient is not finite.
+
+    Attributes:
+        next_command: what shows where it begins.
+    """
+
+    def __init__(self, message: str, next_command: str) -> None:
+        super().__init__(message)
+        self.next_command = next_command
 
 
 class Micro(NamedTuple):
@@ -68,10 +82,14 @@ def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: 
     parts += [
         f"last good checkpoint: {good[-1] if good else 'none'}",
         "no update was made from it",
-        f"to see where it begins: `wsss replay {run} --step {bad_step}`",
+        f"to see where it begins: `{replay_command(run, bad_step)}`",
         "to go on: lower train.lr, set train.max_grad_norm or look at these samples",
     ]
     return "; ".join(parts)
+
+
+def replay_command(run: Path, step: int) -> str:
+    return shlex.join(["wsss", "replay", str(run), "--step", str(step)])
 
 
 def explain_rank(rank: Culprit) -> str:

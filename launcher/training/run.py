@@ -1,6 +1,5 @@
 """One training: config -> objects -> Trainer.fit."""
 
-import getpass
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,22 +13,26 @@ from timm.layers import convert_sync_batchnorm  # torch's own drops the activati
 
 from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
-from launcher.errors import ConfigError, user_error_as
+from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, make_validator
 from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, stop_on_sigterm
+from launcher.processes.surroundings import user_name
 from launcher.run import steps
 from launcher.run.build import build_method
+from launcher.run.failure import NotingFailure
 from launcher.run.folder import ABOUT, CONFIG, run_folder
 from launcher.run.lock import only_writer
+from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
 from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
+from launcher.training.unread import name_unread
 from shards.remote import name_of
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
@@ -50,32 +53,43 @@ def train(config: Config) -> Method:
     inputs.check()
     accelerator = make_accelerator(config, processes=config.launch.processes)
     main = accelerator.is_main_process
-    with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
+    with (
+        only_writer(run) if main else nullcontext(),
+        keep_log(run) if main else nullcontext(),
+        NotingFailure(run, accelerator.process_index) as failure,
+        stop_on_sigterm() as asked_to_stop,
+    ):
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
+        if main and (line := name_unread(method)):
+            print(line, flush=True)
         full_method = zero.unsharded_copy(accelerator, method)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = begin_run(config, run, about, found) if main else NoTracker()
-        validate = None
-        if inputs.val is not None:
-            judge = choose_judge(full_method)(config, full_method, inputs.val, accelerator)
-            validate = make_validator(judge, config, inputs.val, accelerator, tracker)
-        trainer = make_trainer(
-            inputs,
-            accelerator,
-            method,
-            optimizer,
-            resume_from=found,
-            evaluate=validate,
-            asked_to_stop=asked_to_stop,
-            tracker=tracker,
-            full_method=full_method,
-        )
-        status = "FAILED"
+        status, reason = "FAILED", None
         try:
+            validate = None
+            if inputs.val is not None:
+                judge = choose_judge(full_method)(config, full_method, inputs.val, accelerator)
+                validate = make_validator(judge, config, inputs.val, accelerator, tracker)
+            trainer = make_trainer(
+                inputs,
+                accelerator,
+                method,
+                optimizer,
+                resume_from=found,
+                evaluate=validate,
+                asked_to_stop=asked_to_stop,
+                tracker=tracker,
+                full_method=full_method,
+            )
+            failure.step = lambda: trainer.step
             status = "FINISHED" if trainer.fit() else "KILLED"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {without_traceback(str(error))}"
+            raise
         finally:
-            tracker.close(status)
+            tracker.close(status, reason)
     if status == "KILLED":
         raise Stopped(f"{run}: asked to stop, did so after step {trainer.step}; start it again to go on")
     return full_method
@@ -155,7 +169,7 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
         tags={
             "mlflow.source.git.commit": about["git_commit"],
             "mlflow.source.name": about["command"],
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": user_name(),
             "dataset_fingerprint": about["dataset_fingerprint"],
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},

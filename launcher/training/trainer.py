@@ -18,8 +18,9 @@ from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
 from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
-from launcher.training.nonfinite import Micro, explain_nonfinite
+from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
 from launcher.training.skips import Skips
+from launcher.training.unread import refuse_unread
 from shards.batches.batch import Batch, to_device
 from wsss.methods.base import Method
 
@@ -76,6 +77,7 @@ class Trainer:
         self.skips = skips or Skips(run, 0, accelerator)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.step = 0
+        self.is_first = True  # no step was made yet
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
         self.log_window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
         self.log_batches = 0
@@ -155,6 +157,9 @@ class Trainer:
 
     def losses_and_gradient(self, batch: Batch, step: int) -> dict[str, Tensor]:
         losses = self.method(batch, step)
+        if self.is_first:  # of this process: before DDP or ZeRO waits for gradients that never come
+            refuse_unread(self.plain_method, losses["loss"])
+            self.is_first = False
         self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
         return losses
 
@@ -192,7 +197,8 @@ class Trainer:
         """Raises RunError on all ranks if a step since the last look was not finite."""
         seen, self.unchecked = self.unchecked, []
         if bad_step := int(self.bad_step.item()):
-            raise RunError(explain_nonfinite(bad_step, seen, self.run, self.accelerator))
+            said = explain_nonfinite(bad_step, seen, self.run, self.accelerator)
+            raise NotFinite(said, replay_command(self.run, bad_step))
 
     def add_to_log_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
         values = {name: value.detach().float() for name, value in losses.items()}

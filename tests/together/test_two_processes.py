@@ -121,3 +121,11 @@ def test_the_users_own_accelerate_launch_works_or_says_what_is_wrong(distill, in
     own = run("--multi_gpu", "--num_processes", "2")
     assert own.returncode == 0, own.stderr
     assert json.loads((in_tmp / "runs/own/run.json").read_text())["processes"] == 2
+
+
+def test_a_network_with_parameters_that_nothing_reads_trains_on_two_processes_as_on_one(in_tmp, tiny_yaml):
+    small = "timm_options: {depths: [1, 1, 1, 1], dims: [8, 8, 16, 16]}"
+    model = f"model={{name: cnn, timm_name: convnext_atto, output_stride: 16, {small}}}"
+    finish(start(tiny_yaml("classify"), ["launch.processes=2", model], in_tmp))
+    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0]["sha256"] == ranks[1]["sha256"]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.models.dry_run import try_network
 from wsss.models.pcm import create_stages, last_stages
 from wsss.tensors import resize
 
@@ -97,4 +98,6 @@ def build_affinity_net(
     backbone, dims = create_stages(timm_name, weights, options, count=3, output_stride=output_stride, dilated=dilated)
     head = AffinityHead(dims, widths=widths, affinity_dim=affinity_dim)
     config = backbone.pretrained_cfg
-    return AffinityNet(backbone, head, mean or config["mean"], std or config["std"])
+    network = AffinityNet(backbone, head, mean or config["mean"], std or config["std"])
+    try_network(network, timm_name, stride=output_stride, grad_cam=False)
+    return network

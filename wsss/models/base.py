@@ -60,10 +60,14 @@ class Network(nn.Module):
         stride: pixels per cell of the feature grid.
         num_classes: K.
         mean, std: of the RGB channels, for images in [0, 1].
+
+    Attributes:
+        unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
     """
 
     mean: Tensor
     std: Tensor
+    unread: tuple[str, ...] = ()
 
     def __init__(
         self, *, feature_dim: int, stride: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
@@ -92,26 +96,56 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+def layer_at(layers: Any, index: int) -> Any:
+    """A module of a list or nn.Sequential by its number. Raises ValueError if there is none of this number."""
+    if not -len(layers) <= index < len(layers):
+        raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
+    return layers[index]
+
+
 def create_backbone(
-    timm_name: str, weights: str | None, options: Mapping[str, Any], *, head: Sequence[str]
-) -> nn.Module:
+    timm_name: str, weights: str | None, options: Mapping[str, Any], *, head: Sequence[str], wanted: str
+) -> Any:
     """A timm model without its classifier.
 
     Args:
         weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
         options: further arguments of timm's constructor.
         head: see load_weights.
+        wanted: what to choose instead where timm cannot build it with these options.
 
     Raises:
-        ValueError: timm has no such model, or the weights do not fit.
+        ValueError: timm has no such model, or none with these options; its weights cannot be had, or those of the
+            path do not fit.
     """
     if not timm.is_model(timm_name):
         near = difflib.get_close_matches(timm_name, timm.list_models(), n=5)
         raise ValueError(f"model.timm_name: timm has no '{timm_name}'; near: {', '.join(near) or 'none'}")
-    backbone = timm.create_model(timm_name, pretrained=weights == "timm", num_classes=0, **options)
+    try:
+        backbone = timm.create_model(timm_name, pretrained=weights == "timm", num_classes=0, **options)
+    except Exception as error:  # an assertion, a network that does not answer: timm has no error of its own
+        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
+        if weights == "timm" and not isinstance(error, AssertionError | TypeError):
+            raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
+        given = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise ValueError(
+            f"model.timm_name: timm cannot build '{timm_name}' with {given}: {reason}; choose {wanted}"
+        ) from error
     if weights not in (None, "timm"):
         load_weights(backbone, weights, head=head)
     return backbone
+
+
+def explain_download(timm_name: str) -> str:
+    """How to get weights of timm to a machine that cannot download them."""
+    about = timm.get_pretrained_cfg(timm_name)
+    if about is None or not about.hf_hub_id:
+        return f"there are no pretrained weights of '{timm_name}' at a known place; give a file, model.weights=PATH"
+    return (
+        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Get model.safetensors of "
+        f"https://huggingface.co/{about.hf_hub_id} on a machine with a network, put it anywhere and name it: "
+        "model.weights=PATH/model.safetensors"
+    )
 
 
 def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsss.models.base import Network, Outputs, create_backbone
+from wsss.models.base import Network, Outputs, create_backbone, layer_at
+from wsss.models.dry_run import must_run, try_network
+
+DILATED = "a CNN that timm can dilate to this output_stride, such as resnet50"
 
 
 class CNN(Network):
@@ -41,11 +44,14 @@ class CNN(Network):
 
 
 def stage_of(backbone: nn.Module, index: int) -> nn.Module:
-    """A stage of a timm CNN by its number, as in a list; timm calls them stages, blocks or layer1 .. layer4."""
+    """A stage of a timm CNN by its number, as in a list; timm calls them stages, blocks or layer1 .. layer4, else its
+    feature_info names them. Raises ValueError if there is none of this number."""
     for stages in ("stages", "blocks"):
         if hasattr(backbone, stages):
-            return getattr(backbone, stages)[index]
-    return [module for name, module in backbone.named_children() if name.startswith("layer")][index]
+            return layer_at(getattr(backbone, stages), index)
+    layers = [module for name, module in backbone.named_children() if name.startswith("layer")]
+    about: Any = getattr(backbone, "feature_info", [])
+    return layer_at(layers or [backbone.get_submodule(stage["module"]) for stage in about], index)
 
 
 def build_cnn(
@@ -70,17 +76,17 @@ def build_cnn(
         ValueError: timm has no such model, it has no convolutional map, or the weights do not fit.
     """
     options = {"output_stride": output_stride, **(timm_options or {})}
-    try:
-        backbone: Any = create_backbone(timm_name, weights, options, head=("fc", "classifier", "head"))
-    except TypeError as error:  # its constructor knows no output_stride, or not one of timm_options
-        raise ValueError(f"model.timm_name: '{timm_name}' {error}; choose a CNN that timm can dilate") from error
-    with torch.no_grad():
+    head = ("fc", "classifier", "head")
+    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
+    with must_run(timm_name, "CNN"), torch.no_grad():
         features = backbone.eval().forward_features(torch.zeros(1, 3, 64, 64))
     side = 64 // output_stride
     if features.shape != (1, backbone.num_features, side, side):
         raise ValueError(
             f"model.timm_name: '{timm_name}' gives features {tuple(features.shape)} for 64x64 px; "
-            f"wanted (1, D, {side}, {side}): choose a CNN, or another output_stride"
+            f"wanted (1, {backbone.num_features}, {side}, {side}): choose a CNN, or another output_stride"
         )
     config = backbone.pretrained_cfg
-    return CNN(backbone.train(), num_classes, output_stride, mean or config["mean"], std or config["std"])
+    cnn = CNN(backbone.train(), num_classes, output_stride, mean or config["mean"], std or config["std"])
+    try_network(cnn, timm_name, stride=output_stride)
+    return cnn

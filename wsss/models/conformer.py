@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, load_weights
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at, load_weights
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
 from wsss.tensors import full_precision
 
@@ -125,7 +125,7 @@ class Conformer(Network):
         """The last activation of a block of the CNN, -1 the last."""
         numbers = range(2, self.backbone.depth + 1)
         fusions = [getattr(self.backbone, f"conv_trans_{number}").fusion_block for number in numbers]
-        return [self.backbone.conv_1, *fusions][index].act3
+        return layer_at([self.backbone.conv_1, *fusions], index).act3
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         return activation

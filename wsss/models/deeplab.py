@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.models.base import Outputs, create_backbone
+from wsss.models.cnn import DILATED
+from wsss.models.dry_run import try_network
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
 
 LOW_STRIDE = 4  # pixels per cell of the features that the decoder takes its edges from
@@ -115,11 +117,9 @@ def build_deeplab(
         ValueError: timm has no such model, it has no features at stride 4 and output_stride, or the weights do not fit.
     """
     options = {"output_stride": output_stride, **(timm_options or {})}
-    try:
-        backbone: Any = create_backbone(timm_name, weights, options, head=("fc", "classifier", "head"))
-        strides = [stage["reduction"] for stage in backbone.feature_info]
-    except (TypeError, AttributeError) as error:  # no output_stride, no feature_info, or not one of timm_options
-        raise ValueError(f"model.timm_name: '{timm_name}' {error}; choose a CNN that timm can dilate") from error
+    head = ("fc", "classifier", "head")
+    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
+    strides = [stage["reduction"] for stage in getattr(backbone, "feature_info", [{"reduction": None}])]
     if LOW_STRIDE not in strides or strides[-1] != output_stride:
         raise ValueError(
             f"model.timm_name: '{timm_name}' has features at strides {strides}; wanted {LOW_STRIDE} and, last, "
@@ -130,7 +130,7 @@ def build_deeplab(
         [low, high], prune_norm=True, prune_head=True
     )  # what lies behind them would have no gradient
     config = backbone.pretrained_cfg
-    return DeepLab(
+    deeplab = DeepLab(
         backbone,
         num_classes,
         layers=(low, high),
@@ -142,3 +142,5 @@ def build_deeplab(
         mean=mean or config["mean"],
         std=std or config["std"],
     )
+    try_network(deeplab, timm_name, stride=output_stride, grad_cam=False)
+    return deeplab

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.models.base import Network, Outputs, create_backbone
-from wsss.models.cnn import stage_of
+from wsss.models.cnn import DILATED, stage_of
+from wsss.models.dry_run import must_run, try_network
 from wsss.tensors import at_least_float32, full_precision
 
 EPS = 1e-5
@@ -160,17 +161,15 @@ def create_stages(
     Raises:
         ValueError: timm has no such model, it gives no such stages or grid, or the weights do not fit.
     """
-    try:
-        options = {"output_stride": output_stride, **options}
-        backbone: Any = create_backbone(timm_name, weights, options, head=("fc", "classifier", "head"))
-    except TypeError as error:  # its constructor knows no output_stride, or not one of timm_options
-        raise ValueError(f"model.timm_name: '{timm_name}' {error}; choose a CNN that timm can dilate") from error
+    options = {"output_stride": output_stride, **options}
+    head = ("fc", "classifier", "head")
+    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
     if not hasattr(backbone, "prune_intermediate_layers"):
         raise ValueError(f"model.timm_name: timm gives no single stages of '{timm_name}'; choose another CNN: resnet50")
     backbone.prune_intermediate_layers(count, prune_norm=True, prune_head=True)  # else they train without a gradient
     if not dilated:
         undilate(backbone)
-    with torch.no_grad():
+    with must_run(timm_name, "CNN of single stages"), torch.no_grad():
         maps = last_stages(backbone.eval(), torch.zeros(1, 3, 64, 64), count)
     side = 64 // output_stride
     if len(maps) != count or maps[-1].shape[2:] != (side, side):
@@ -223,7 +222,7 @@ def build_pcm(
         timm_name, weights, timm_options or {}, count=2, output_stride=output_stride, dilated=dilated
     )
     config = backbone.pretrained_cfg
-    return PCM(
+    pcm = PCM(
         backbone,
         stage_dims,
         num_classes,
@@ -235,3 +234,5 @@ def build_pcm(
         affinity_dim=affinity_dim,
         background=background,
     )
+    try_network(pcm, timm_name, stride=output_stride)
+    return pcm

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from wsss.models.base import Network, Outputs, create_backbone
+from wsss.models.base import Network, Outputs, create_backbone, layer_at
+from wsss.models.dry_run import try_network
 from wsss.tensors import resize_by_products
 
 
@@ -70,7 +72,7 @@ class ViT(Network):
         image = image[..., : height * patch, : width * patch]
         patches_BND = embed_patches(vit.patch_embed.proj, image)
         patches_BND = vit.patch_embed.norm(patches_BND)
-        prefix = [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
+        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
         table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, (height, width))
         prefix_BND = [token.expand(len(image), -1, -1) for token in prefix]
@@ -86,7 +88,7 @@ class ViT(Network):
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """The first norm of a block: what its attention reads. [T] and the published code use the last block's."""
-        block: Any = self.backbone.blocks[index]
+        block: Any = layer_at(self.backbone.blocks, index)
         return block.norm1
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
@@ -143,11 +145,18 @@ def build_vit(
         timm_options: further arguments of timm's constructor (img_size, patch_size, depth, drop_path_rate, ...).
 
     Raises:
-        ValueError: timm has no such model, it is no plain ViT, or the weights do not fit.
+        ValueError: timm has no such model, it is no plain ViT or does not run as one, or the weights do not fit.
     """
     options = {"global_pool": "", **(timm_options or {})}
-    backbone = create_backbone(timm_name, weights, options, head=("head", "fc_norm"))
+    plain = "a plain ViT, such as vit_base_patch16_224"
+    backbone = create_backbone(timm_name, weights, options, head=("head", "fc_norm"), wanted=plain)
     if not isinstance(backbone, VisionTransformer):
-        raise ValueError(f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not a plain ViT")
+        raise ValueError(f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not {plain}")
+    if type(backbone.patch_embed) is not PatchEmbed:
+        raise ValueError(
+            f"model.timm_name: '{timm_name}' makes its patches by {type(backbone.patch_embed).__name__}; choose {plain}"
+        )
     config: Any = backbone.pretrained_cfg
-    return ViT(backbone, num_classes, mean or config["mean"], std or config["std"])
+    vit = ViT(backbone, num_classes, mean or config["mean"], std or config["std"])
+    try_network(vit, timm_name, stride=vit.stride)
+    return vit

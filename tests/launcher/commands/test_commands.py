@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def test_help_needs_no_heavy_import():
 COMMANDS = ["shards synthetic", "shards smoke", "shards verify", "shards info"]
 COMMANDS += [f"shards {name}" for name in ("ijmond", "ijmond-frames", "rise", "smoke5k", "video-urls", "join")]
 COMMANDS += ["train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
-COMMANDS += ["shards voc12", "shards coco14", "segment", "pack-voc", "trajectory", "export"]
+COMMANDS += ["shards voc12", "shards coco14", "segment", "pack-voc", "trajectory", "export", "status"]
 COMMANDS += ["study list", "study run", "study report", "bench lr-range", "bench msee-step", "bench crf"]
 
 
@@ -129,6 +130,8 @@ def test_mistakes_are_one_line_and_code_2_and_leave_nothing(
 
 
 def test_a_dry_run_checks_and_prints_the_launch_command(tmp_path, tiny_yaml):
-    said = wsss("train", tiny_yaml("classify"), "train.seed=3", "--dry-run", cwd=tmp_path)
-    assert "accelerate.commands.launch" in said and said.strip().endswith("train.seed=3")
+    options = ["train.seed=3", "method={name: classify, dark_weight: 0.0}"]
+    said = wsss("train", tiny_yaml("classify"), *options, "--dry-run", cwd=tmp_path)
+    assert said.startswith("env ") and "accelerate.commands.launch" in said
+    assert shlex.split(said)[-2:] == options
     assert not (tmp_path / "runs").exists()

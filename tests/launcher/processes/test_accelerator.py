@@ -1,4 +1,6 @@
-import os
+import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from launcher.processes import accelerator as topology
 from launcher.processes import launch
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import launch_command
+from launcher.processes.surroundings import find_ours
 
 
 def config_of(tiny_config, *overrides):
@@ -21,17 +24,37 @@ def no_gpu(monkeypatch):
 
 
 def test_the_exact_launch_command_on_a_cpu(tiny_config, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(launch, "count_cores", lambda: 8)
     argv, environment = launch_command(
         config_of(tiny_config, "launch.processes=2"), "launcher.train", ["c.yaml", "a=1"]
     )
     assert argv[0] == sys.executable
     assert " ".join(argv[1:]) == (
-        "-m accelerate.commands.launch --quiet --num_machines 1 --num_processes 2 --main_process_port 0 "
-        "--mixed_precision no --dynamo_backend no --multi_gpu -m launcher.train c.yaml a=1"
+        f"-m accelerate.commands.launch --quiet --config_file {launch.ACCELERATE} --num_machines 1 --num_processes 2 "
+        "--main_process_port 0 --mixed_precision no --dynamo_backend no --multi_gpu -m launcher.train c.yaml a=1"
     )
     assert environment["ACCELERATE_USE_CPU"] == "true"  # without it: two trainings that never talk to each other
     assert environment["OMP_NUM_THREADS"] == "4"
+
+
+def test_the_command_that_is_shown_can_be_pasted_into_a_shell(tiny_config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3 # mine")
+    config = config_of(tiny_config, "launch.processes=2")
+    argv, environment = launch_command(config, "launcher.train", ["my config.yaml", "method={name: classify}"])
+    line = launch.show_launch(config, "launcher.train", ["my config.yaml", "method={name: classify}"])
+    words = shlex.split(line)
+    assert words[0] == "env" and words[-len(argv) :] == argv
+    assert dict(word.split("=", 1) for word in words[1 : -len(argv)]) == {**environment, "OMP_NUM_THREADS": "3 # mine"}
+    seen = subprocess.run(
+        line.replace(" ".join(argv[:3]), shlex.join([sys.executable, "-c", PRINT])), shell=True, capture_output=True
+    )
+    assert json.loads(seen.stdout) == ["3 # mine", "true", "my config.yaml", "method={name: classify}"]
+
+
+PRINT = """
+import json, os, sys
+print(json.dumps([os.environ["OMP_NUM_THREADS"], os.environ["ACCELERATE_USE_CPU"], *sys.argv[-2:]]))
+"""
 
 
 def test_one_process_is_the_default_without_a_gpu(tiny_config):
@@ -45,7 +68,7 @@ def test_all_gpus_are_the_default_where_there_are_some(tiny_config, monkeypatch)
     argv, environment = launch_command(config_of(tiny_config, "train.precision=bf16"), "launcher.train", [])
     assert argv[argv.index("--num_processes") + 1] == "4" and "--multi_gpu" in argv
     assert argv[argv.index("--mixed_precision") + 1] == "bf16"
-    assert not environment
+    assert environment == find_ours()
 
 
 @pytest.fixture

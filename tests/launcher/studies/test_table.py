@@ -9,7 +9,6 @@ from support.places import ROOT
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.evaluation.figures import DASH
-from launcher.studies import table as studies
 from launcher.studies.figures import read_per_image, tabulate_study
 from launcher.studies.page import format_cell, format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
@@ -136,7 +135,7 @@ def test_rows_of_a_training_are_one_task_of_the_array(tiny):
     assert "wsss study run tiny --row=lambda_1 --row=scales --row=oracle --row=crf --seed=1" in script
 
 
-def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
+def test_a_study_that_names_what_is_not_there_is_refused(in_tmp, monkeypatch):
     path = in_tmp / "wrong.yaml"
     path.write_text(TINY.replace("control: lambda_0", "control: lambda_9"))
     with pytest.raises(ConfigError, match="control: there is no row 'lambda_9'"):
@@ -147,7 +146,10 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
     path.write_text(TINY.replace("figure: oracle_per_image_iou", "figure: per_image_oiu"))
     with pytest.raises(ConfigError, match="there is no figure 'per_image_oiu'; nearest are per_image_iou"):
         load_study(str(path))
-    with pytest.raises(ConfigError, match="there is no study 'smoke'"):
+    with pytest.raises(ConfigError, match="configs/studies: no studies here; go to the folder of the project"):
+        load_study("smoke")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match="there is no study 'smoke'; there are .*smoke_table_4_10"):
         load_study("smoke")
     with pytest.raises(ConfigError, match="there is no row 'x'"):
         load_study(str(ROOT / "configs/studies/smoke_table_4_10.yaml")).row("x")
@@ -155,7 +157,6 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp):
 
 def test_what_is_not_done_is_no_figure(tiny):
     assert all(row["fixed"]["mean"] is None for row in tabulate_study(tiny))
-    assert studies.studies() == {}
 
 
 def test_seeds_without_a_figure_are_told_and_images_without_truth_are_left_out(tiny, monkeypatch):

@@ -29,7 +29,7 @@ class Notes:
 
     def artifact(self, path: Path) -> None: ...
 
-    def close(self, status: str | None = "FINISHED") -> bool:
+    def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
         self.ended.append(status)
         return True
 

@@ -1,0 +1,35 @@
+"""Parameters that a step does not read: told at the first step, on one process too."""
+
+from torch import Tensor, nn
+
+from launcher.errors import RunError
+from wsss.models.dry_run import find_unread
+
+SHOWN = 5  # names in a message
+
+
+def refuse_unread(method: nn.Module, loss: Tensor) -> None:
+    """Refuse a method whose loss leaves out trainable parameters. DDP would end in its second step without their names,
+    ZeRO would not know their state, and one process would train to its end without them (D-100).
+
+    Args:
+        method: not wrapped for data parallelism.
+        loss: of its forward pass, with its graph; no gradient is computed.
+
+    Raises:
+        RunError: on every rank, with the names.
+    """
+    names = find_unread(method, [loss])
+    if names:
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        raise RunError(
+            f"the loss of method '{type(method).__name__}' does not depend on {len(names)} trainable parameters: "
+            f"{shown}; choose a model without them or a method that trains them; a method of your own adds 0 times "
+            "their sum to its loss in steps that leave them out"
+        )
+
+
+def name_unread(method: nn.Module) -> str:
+    """A line about the parameters of its networks that no output depends on, which are frozen; '' if there are none."""
+    names = [f"{name}.{one}" for name, part in method.named_modules() for one in getattr(part, "unread", ())]
+    return f"not trained, since no output of the network depends on them: {', '.join(names)}" if names else ""

@@ -1,0 +1,106 @@
+"""One forward pass of a new network on a small black image: does it run, what can Grad-CAM read, what is never read."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsss.models.base import Network, Outputs
+
+SIDE_PX = 64  # of the image, or the next multiple of the stride
+
+
+def try_network(network: nn.Module, name: str, *, stride: int, grad_cam: bool = True) -> None:
+    """Refuse a network that cannot run, and freeze the parameters that none of its outputs depends on.
+
+    Nothing can train such a parameter (ConvNeXt's head.norm behind a 1x1 classifier), and DDP and ZeRO wait for the
+    gradient of every one that is trainable (D-100). `network.unread` names them. Draws no random numbers, changes no
+    buffer; the images are 64 px or two cells wide.
+
+    Args:
+        name: timm's, for the error.
+        stride: pixels per cell.
+        grad_cam: whether maps are read from gradients, at `grad_cam_layer(-1)`.
+
+    Raises:
+        ValueError: it cannot run, or its layer for Grad-CAM is not there or says nothing about the class scores.
+    """
+    side, was_training = stride * math.ceil(max(SIDE_PX, 2 * stride) / stride), network.training
+    seen: list[Any] = []
+    with must_run(name, type(network).__name__), torch.enable_grad():
+        image = torch.zeros(1, 3, side, side, device=next(network.parameters()).device)
+        if not (grad_cam and isinstance(network, Network)):
+            out = network.eval()(image)
+        else:
+            layer = network.grad_cam_layer(-1)
+            handle = layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+            out = network.eval()(image)
+            handle.remove()
+            refuse_deaf_layer(network, seen, out, image)
+    network.train(was_training)
+    network.unread = freeze_unread(network, tensors_of(out))  # type: ignore[assignment]  # torch types it as a module
+
+
+@contextmanager
+def must_run(name: str, kind: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a ValueError that names the network: timm's are made for other uses than ours, and
+    say so by any error."""
+    try:
+        yield
+    except Exception as error:
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"model.timm_name: '{name}' does not run as a {kind} ({first_line}); choose another network"
+        ) from error
+
+
+def refuse_deaf_layer(network: Network, seen: list[Any], out: Outputs, image: Tensor) -> None:
+    """Raise ValueError unless the layer of Grad-CAM gave one map of which the class scores are made."""
+    if len(seen) != 1 or not isinstance(seen[0], Tensor):
+        raise ValueError(f"its last layer for Grad-CAM ran {len(seen)} times, or gives no tensor")
+    as_map = network.as_map(seen[0], image)
+    if as_map.ndim != 4 or len(as_map) != 1:
+        raise ValueError(f"its last layer for Grad-CAM gives {tuple(as_map.shape)}, no map")
+    if seen[0].grad_fn not in set(graph_of([out.cls_logits_BK])):
+        raise ValueError("its class scores do not depend on its last layer for Grad-CAM")
+
+
+def freeze_unread(module: nn.Module, outputs: Iterable[Tensor]) -> tuple[str, ...]:
+    """Set the trainable parameters that no output depends on to need no gradient; returns their names."""
+    names = find_unread(module, outputs)
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
+    return names
+
+
+def find_unread(module: nn.Module, outputs: Iterable[Tensor]) -> tuple[str, ...]:
+    """Names of the trainable parameters that are in the graph of none of these outputs. Computes no gradient."""
+    read = {id(node.variable) for node in graph_of(outputs) if hasattr(node, "variable")}
+    read |= {id(output) for output in outputs}
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad and id(p) not in read)
+
+
+def graph_of(outputs: Iterable[Tensor]) -> Iterator[Any]:
+    """Every node of the graph that these tensors were computed in, once."""
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    known = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        new = [parent for parent, _ in node.next_functions if parent is not None and parent not in known]
+        known.update(new)
+        waiting += new
+
+
+def tensors_of(out: Any) -> list[Tensor]:
+    """The tensors in what a network gives: a tensor, Outputs, or either in tuples and dicts."""
+    if isinstance(out, Tensor):
+        return [out]
+    if is_dataclass(out):
+        return [tensor for field in fields(out) for tensor in tensors_of(getattr(out, field.name))]
+    parts = out.values() if isinstance(out, dict) else out if isinstance(out, tuple | list) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
