@@ -1,5 +1,6 @@
 """The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
 
+import sys
 from typing import Any
 
 import typer
@@ -57,8 +58,11 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
+    from launcher.processes.group import forget_group
 
     with report_user_errors():
+        if found := forget_group():
+            print(f"ignored, since a wsss command starts its own processes: {', '.join(found)}", file=sys.stderr)
         app()
 
 

@@ -27,15 +27,28 @@ def report_user_errors() -> Iterator[None]:
     except Exception as error:
         from shards.schema import DataError
 
-        if not isinstance(error, ConfigError | DataError | RunError):
+        said = explain_partner(error)
+        if said is None and not isinstance(error, ConfigError | DataError | RunError):
             raise
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-        message = f"error{rank}: {without_traceback(str(error))}"
+        message = f"error{rank}: {said or without_traceback(str(error))}"
         print(message, file=sys.stderr, flush=True)
         if mark := os.environ.get(LAUNCHED):
             with suppress(OSError), open(f"{mark}.errors", "a") as file:  # who launched us may be gone
                 file.write(f"{message}\n")
         sys.exit(2)
+
+
+def explain_partner(error: Exception) -> str | None:
+    """What gloo means when another process of the run is late or gone; None for any other error."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or "gloo/transport" not in text:
+        return None
+    reason = re.sub(r"^\[.*?\] ", "", text.splitlines()[0])
+    return (
+        f"another process of this run ended or did not come in time ({reason}); if it said why, that stands above. The "
+        "same command goes on from the last checkpoint"
+    )
 
 
 @contextmanager

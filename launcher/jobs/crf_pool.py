@@ -9,17 +9,16 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
 
 from launcher.config.sections import SegmentConfig
 from launcher.errors import RunError
-from launcher.jobs.pool import Item, Result, begin_worker, open_shards
+from launcher.jobs.pool import Item, Result, open_shards, spawned_pool
 from shards.remote import Place
 from shards.schema import encode_mask
 from wsss.refine.crf import mean_field
@@ -56,12 +55,8 @@ def crf_pool(workers: int) -> Iterator[Executor | None]:
     if workers == 0:
         yield None
         return
-    # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
-    try:
+    with spawned_pool(workers) as pool:
         yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def run_in_order(

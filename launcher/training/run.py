@@ -18,7 +18,7 @@ from launcher.files import write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
-from launcher.processes.signals import Stopped, stop_on_sigterm
+from launcher.processes.signals import Stopped, WaitsInVain, stop_on_sigterm
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, run_folder
@@ -28,6 +28,7 @@ from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
+from shards.batches.waiting import waited_s
 from shards.remote import name_of
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
@@ -41,14 +42,15 @@ def train(config: Config) -> Method:
 
     Raises:
         ConfigError, DataError, RunError: what the user can fix, nearly all of it before the first step.
-        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written.
+        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written; or this one
+            waited for a batch that did not come.
     """
     run = run_folder(config)
     inputs = Inputs(config)
     inputs.check()
     accelerator = make_accelerator(config, processes=config.launch.processes)
     main = accelerator.is_main_process
-    with only_writer(run) if main else nullcontext(), stop_on_sigterm() as asked_to_stop:
+    with only_writer(run) if main else nullcontext(), stop_on_sigterm(waited_s) as asked_to_stop:
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
         full_method = zero.unsharded_copy(accelerator, method)
@@ -72,6 +74,12 @@ def train(config: Config) -> Method:
         status = "FAILED"
         try:
             status = "FINISHED" if trainer.fit() else "KILLED"
+        except WaitsInVain as reason:
+            status = "KILLED"
+            raise Stopped(
+                f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
+                "ended without a new checkpoint; start it again to go on from the last one"
+            ) from reason
         finally:
             tracker.close(status)
     if status == "KILLED":
