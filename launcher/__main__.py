@@ -37,6 +37,10 @@ ORDER = [  # of `wsss --help`: in which a user works
 ]
 
 
+# Their product lies in files, so that it is no failure where what they say of it is lost.
+WORK = {"train", "infer", "cues", "refine", "segment", "evaluate", "report", "study"}
+
+
 class InOrderOfWork(typer.core.TyperGroup):
     """Lists commands and groups of commands in one order; Typer by itself lists all groups behind the commands."""
 
@@ -59,11 +63,19 @@ def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
     from launcher.processes.group import forget_group
+    from launcher.streams import lost_output
 
     with report_user_errors():
         if found := forget_group():
             print(f"ignored, since a wsss command starts its own processes: {', '.join(found)}", file=sys.stderr)
-        app()
+        try:
+            app()
+        except SystemExit as end:
+            error = lost_output()
+            if end.code or not error or set(sys.argv[1:2]) & WORK:
+                raise
+            print(f"error: what this command had to print is lost: {error}", file=sys.stderr)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from launcher.streams import outlive_output
+
 # Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what
 # the launcher of several processes would bury below its own account.
 LAUNCHED = "WSSS_LAUNCHED"
@@ -21,7 +23,9 @@ class RunError(RuntimeError):
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """End the process with code 2 and one message, no traceback, for an error that the user can fix."""
+    """End the process with code 2 and one message, no traceback, for an error that the user can fix. First thing in
+    every process that is started as a program: from here on no print can end it."""
+    outlive_output()
     try:
         yield
     except Exception as error:

@@ -21,6 +21,7 @@ FLOORS = {
         "processes",
         "tracking config",
         "files progress errors",
+        "streams",
     ],
     "wsss": ["methods", "refine losses", "maps", "models", "photometric optim metrics", "tensors"],
     "shards": [

@@ -13,6 +13,7 @@ from typing import TypeVar
 from launcher.errors import RunError
 from launcher.processes.signals import end_with_parent
 from launcher.progress import Progress
+from launcher.streams import outlive_output
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import DataError
@@ -87,6 +88,7 @@ def begin_worker() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it was killed before the kernel was asked
         os._exit(1)
+    outlive_output()
     import torch
 
     torch.set_num_threads(1)

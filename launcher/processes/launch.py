@@ -26,14 +26,14 @@ SAY_EVERY_S, LOOK_UP_EVERY_S = 60.0, 2.0
 
 
 def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a launch command to its end. SIGTERM and Ctrl-C ask the processes below the launcher to stop; a second
-    Ctrl-C kills them, and so does time, see Stopping.
+    """Run a launch command to its end. SIGTERM, Ctrl-C and the end of the terminal ask the processes below the launcher
+    to stop; a second Ctrl-C kills them, and so does time, see Stopping.
 
     Returns:
         The launcher's exit code; STOPPED if the run was asked to stop, on this machine or another, and did, or here and
         ended before it trained.
     """
-    with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT) as came:
+    with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as came:
         mark = Path(folder) / "stopped"
         process, stopping = start(argv, {**environment, LAUNCHED: str(mark)}), None
         while (code := wait(process)) is None:

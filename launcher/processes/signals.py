@@ -44,7 +44,9 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in signals}
+    # nohup and disown ignore the end of the terminal, and so do we then
+    heard = [s for s in signals if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heard}
     try:
         yield came
     finally:
@@ -54,7 +56,7 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 
 @contextmanager
 def stop_on_sigterm(waited_s: Callable[[], float] = lambda: 0.0) -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only sets a flag; yields a function that returns whether it was received.
+    """Inside, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
 
     Args:
         waited_s: how long the process has been waiting for something that may never come. From a SIGTERM on it is
@@ -64,11 +66,11 @@ def stop_on_sigterm(waited_s: Callable[[], float] = lambda: 0.0) -> Iterator[Cal
         WaitsInVain: inside the block, PATIENCE_S or more after a SIGTERM, if it has been waiting for as long.
     """
     ended, lock = threading.Event(), threading.Lock()
-    with record_signals(signal.SIGTERM) as came:
+    with record_signals(signal.SIGTERM, signal.SIGHUP) as came:
         ours: Any = signal.getsignal(signal.SIGTERM)
 
         def record(number: int, frame: Any) -> None:
-            if not came:
+            if not first:
                 threading.Thread(target=look_again, args=(threading.get_ident(),), daemon=True).start()
             ours(number, frame)
             if time.monotonic() - first.setdefault("at", time.monotonic()) >= PATIENCE_S <= waited_s():

@@ -74,7 +74,7 @@ def remedies() -> str:
     except OSError as error:
         free = str(error)
     return (
-        f"what it says above, if anything, is the reason. Give it more memory if it was killed, a larger /dev/shm "
+        f"give it more memory if it was killed, a larger /dev/shm "
         f"({free}; containers: --shm-size), a TMPDIR that is short and can be written ({tempfile.gettempdir()}), more "
         "open files (ulimit -n); or let the training process read by itself: data.workers=0"
     )
@@ -85,6 +85,9 @@ def report_failed_hand_over() -> None:
 
     def tell(queue: Any, error: Exception, item: Any) -> None:
         said = f"a loader process could not hand over its batch ({type(error).__name__}: {error}); {remedies()}"
-        queue.put((item[0], ExceptionWrapper((DataError, DataError(said), None), where="in a loader process")))
+        try:
+            raise DataError(said) from None
+        except DataError:
+            queue.put((item[0], ExceptionWrapper(where="in a loader process")))
 
     Queue._on_queue_feeder_error = tell  # type: ignore[attr-defined]  # Python's hook for this

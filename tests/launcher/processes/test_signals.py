@@ -106,11 +106,27 @@ def test_the_error_of_a_rank_is_the_last_word(begin, tmp_path):
 
 
 # While the child imports, when there is nothing to save, and later.
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["pid", "begun"])
-def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, when):
+def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, when, how):
+    """So does the end of the terminal."""
     process = begin(when)
-    process.terminate()
+    process.send_signal(how)
     assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == (when == "begun")
+
+
+def test_below_nohup_the_end_of_the_terminal_stops_nothing(begin, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is started inherits it
+    try:
+        process = begin("begun")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        one.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None and not (tmp_path / "saved").exists()
+    process.terminate()
+    assert process.wait(60) == STOPPED and (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("when", ["pid", "begun"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from launcher.errors import without_traceback
 from shards.batches import waiting
 from shards.batches.augment import Augment
 from shards.batches.loaders import begin_worker, eval_loader, train_loader
@@ -37,8 +38,11 @@ def long_tmpdir(tmp_path, monkeypatch):
 
 
 def test_a_tmpdir_that_is_too_long_is_told_in_the_trainer(scenes, long_tmpdir):
-    with pytest.raises(DataError, match="could not hand over its batch .*path too long.*TMPDIR.*data.workers=0"):
+    with pytest.raises(
+        DataError, match="could not hand over its batch .*path too long.*TMPDIR.*data.workers=0"
+    ) as told:
         next(batches_of(scenes))
+    assert without_traceback(str(told.value)).startswith("a loader process could not hand over")
 
 
 def test_so_it_is_in_a_job_and_in_validation(scenes, long_tmpdir):
