@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from launcher.streams import outlive_output
 
@@ -31,7 +32,7 @@ def report_user_errors() -> Iterator[None]:
     except Exception as error:
         from shards.schema import DataError
 
-        said = explain_partner(error)
+        said = explain_partner(error) or explain_machine(error)
         if said is None and not isinstance(error, ConfigError | DataError | RunError):
             raise
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
@@ -41,6 +42,16 @@ def report_user_errors() -> Iterator[None]:
             with suppress(OSError), open(f"{mark}.errors", "a") as file:  # who launched us may be gone
                 file.write(f"{message}\n")
         sys.exit(2)
+
+
+def explain_machine(error: Exception) -> str | None:
+    """What a disk refuses or a machine lacks, by its own cause; None for what may be a mistake of ours."""
+    from shards.batches.waiting import explain_loader
+    from shards.files import OF_THE_MACHINE, tell_refusal
+
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return tell_refusal(error, Path(os.fsdecode(error.filename or ".")))
+    return explain_loader(str(error)) if isinstance(error, RuntimeError) else None
 
 
 def explain_partner(error: Exception) -> str | None:

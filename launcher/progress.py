@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ class Progress:
         self.enabled = enabled
         self.started_at = self.line_at = time.monotonic()
         terminal = enabled and sys.stderr.isatty()
-        size = terminal_size() if terminal else {}
+        size: Any = terminal_size() if terminal else {}
         self.bar = tqdm(total=total, initial=initial, desc=label, unit=unit, **size) if terminal else None
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -52,6 +53,6 @@ class Progress:
             self.bar.close()
 
 
-def terminal_size() -> dict[str, int]:
+def terminal_size() -> dict[str, Any]:
     """Of a bar on a terminal that does not say its own, as below `docker exec -t`: tqdm would show nothing there."""
     return {} if all(os.get_terminal_size(sys.stderr.fileno())) else {"ncols": 80, "nrows": 24}

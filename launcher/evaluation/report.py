@@ -1,6 +1,5 @@
 """Runs -> one HTML page: figures with their protocol, curves, overlays. The page needs no other file."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,7 +25,7 @@ from launcher.evaluation.judge import name_logged
 from launcher.evaluation.pictures import plot_curves
 from launcher.evaluation.protocol import join_options
 from launcher.evaluation.validate import choose_judge
-from launcher.files import write_whole
+from launcher.files import read_json, write_whole
 from launcher.run.folder import CONFIG, Run
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
@@ -76,7 +75,7 @@ def write_report(folder: Path) -> Path:
 def describe_run(folder: Path) -> dict[str, Any]:
     """What the page says of one run."""
     run = Run(folder)
-    evaluation = json.loads((folder / EVALUATION).read_text())
+    evaluation = read_json(folder / EVALUATION)
     sources = evaluation["sources"]
     headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
     kinds = choose_judge(METHODS[run.config.method.name]).known_figures(run.config, run.class_set)

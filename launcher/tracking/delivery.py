@@ -5,14 +5,13 @@ RUN/tracking/wanted.json says what the run is to look like, RUN/tracking/SINK/se
 Points have fixed times and pictures fixed names, so that sending one twice, because an answer was lost, adds nothing.
 """
 
-import fcntl
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.files import write_whole
+from launcher.files import Damaged, read_json, take_lock, write_whole
 from launcher.tracking.journal import read_lines_from, warn
 from launcher.tracking.sink import Point, Refused, Sink
 
@@ -76,12 +75,12 @@ class Delivery:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         file = (self.folder / LOCK).open("a")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        held = take_lock(file.fileno(), of_process=True)
+        if held is False:
             file.close()
-            raise Busy(f"another process sends {self.run}") from error
+            raise Busy(f"another process sends {self.run}")
         self.lock = file
+        self.dead = self.dead and held is True  # without locks nobody knows whether its process is gone
         self.sent = read_sent(self.run, self.sink.name)
 
     def release(self) -> None:
@@ -197,7 +196,7 @@ class Delivery:
 
 def read_wanted(run: Path) -> dict[str, Any]:
     """What the run is to look like in its sinks, which `to` names."""
-    return {"to": ["mlflow"], **json.loads((run / WANTED).read_text())}
+    return {"to": ["mlflow"], "status": None, **read_json(run / WANTED)}
 
 
 def make_state(run_id: str | None) -> dict[str, Any]:
@@ -213,12 +212,16 @@ def make_state(run_id: str | None) -> dict[str, Any]:
 
 
 def read_sent(run: Path, sink: str) -> dict[str, Any]:
-    """What a sink has of a run."""
+    """What a sink has of a run; nothing, where that is damaged: sent twice adds nothing."""
     paths = [run / TRACKING / sink / SENT]
     if sink == SENT_BEFORE[0]:
         paths.append(run / SENT_BEFORE[1])
     found = next((path for path in paths if path.is_file()), None)
-    return json.loads(found.read_text()) if found else make_state(None)
+    try:
+        return {**make_state(None), **(read_json(found) if found else {})}
+    except Damaged as error:
+        warn(f"{error}; what {sink} has of {run} is sent again")
+        return make_state(None)
 
 
 def read_unsent(path: Path, until: float, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

@@ -1,6 +1,6 @@
 """MLflow: an experiment, a run, its metrics and artifacts; found or created so that doing it twice changes nothing.
 
-MLflow is an SQLite file below runs/ unless MLFLOW_TRACKING_URI says otherwise.
+MLflow is an SQLite file in the folder of runs that a run lies in, unless MLFLOW_TRACKING_URI says otherwise.
 """
 
 import os
@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.files import RUNS
+from launcher.files import RUNS, root_of
+from launcher.tracking.journal import warn
 from launcher.tracking.sink import Point, Refused
+
+OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
 
 
 class MlflowSink:
@@ -29,7 +32,7 @@ class MlflowSink:
         load_mlflow()
 
     def connect(self, run: Path, wanted: Mapping[str, Any], run_id: str | None) -> str:
-        client, artifacts = open_client()
+        client, artifacts = open_client(root_of(run))
         if run_id is None or not has_run(client, run_id):
             experiment_id = find_experiment(client, wanted["experiment"], artifacts)
             run_id = find_run(client, experiment_id, wanted["key"])
@@ -86,14 +89,15 @@ class MlflowSink:
             raise Refused(str(error)) from error
 
 
-def find_store() -> tuple[str, str | None]:
+def find_store(root: Path = RUNS) -> tuple[str, str | None]:
     """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
 
-    By default both are below runs/; a named store decides for itself where artifacts go.
+    By default both are in the folder of runs, wherever one stands; a named store decides for itself where artifacts go.
     """
-    here = f"sqlite:///{(RUNS / 'mlflow.db').resolve()}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI", here)
-    return uri, (RUNS / "mlartifacts").resolve().as_uri() if uri == here else None
+    here = f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = here if not named or named == os.environ.get(OURS) else named
+    return uri, (root / "mlartifacts").resolve().as_uri() if uri == here else None
 
 
 def load_mlflow() -> None:
@@ -109,22 +113,27 @@ def load_mlflow() -> None:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
-def open_client() -> tuple[Any, str | None]:
+def open_client(root: Path = RUNS) -> tuple[Any, str | None]:
     """A client of the store, and where new experiments keep their artifacts (None: the store decides)."""
     load_mlflow()
     import mlflow
 
-    uri, artifacts = find_store()
+    uri, artifacts = find_store(root)
     if artifacts is not None:
-        RUNS.mkdir(exist_ok=True)
+        root.mkdir(exist_ok=True)
+        os.environ[OURS] = uri
     mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
     return mlflow.MlflowClient(uri), artifacts
 
 
 def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """Id of an experiment, created if it is new."""
+    """Id of an experiment, created if it is new; a warning if it keeps its files elsewhere than new ones would."""
     found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+    if found is None:
+        return client.create_experiment(name, artifact_location=artifacts)
+    if artifacts is not None and not str(found.artifact_location).startswith(artifacts):
+        warn(f"MLflow keeps the files of '{name}' in {found.artifact_location}, as before the runs were moved")
+    return found.experiment_id
 
 
 def find_run(client: Any, experiment_id: str, key: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from launcher.files import write_whole
+from launcher.files import Damaged, set_aside, write_whole
 from launcher.tracking.delivery import FILES, METRICS, TRACKING, WANTED, Delivery, read_sent, read_wanted, report_unsent
 from launcher.tracking.journal import Journal, read_lines, warn
 from launcher.tracking.sender import Sender
@@ -96,7 +96,11 @@ class RunTracker:
             self.files.keep(  # only evaluations draw
                 lambda line: line["step"] is None or (line["step"] <= resumed_at and line["step"] != again)
             )
-        if not (run / WANTED).is_file():
+        try:
+            begun = (run / WANTED).is_file() and bool(read_wanted(run))
+        except Damaged as error:
+            begun = set_aside(run / WANTED, error)
+        if not begun:
             self.write_wanted(experiment, params or {}, tags or {}, datasets or {})
         changes: dict[str, Any] = {"to": [sink.name for sink in sinks]}
         self.change_wanted(**changes, **({} if resumed_at is None else {"status": "RUNNING"}))

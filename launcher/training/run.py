@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
 from launcher.evaluation.validate import choose_judge, make_validator
-from launcher.files import write_whole
+from launcher.files import Damaged, read_json, set_aside, write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
@@ -146,7 +146,11 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
     """Write the run's config.yaml and run.json, and begin to track it or go on with that."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / ABOUT
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        before = read_json(path) if path.is_file() else {}
+    except Damaged as error:
+        before = {}
+        set_aside(path, error)
     write_whole(run / CONFIG, to_yaml(config))
     tracker = open_tracker(
         run,
@@ -160,7 +164,7 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
         resumed_at=steps.step_number(found) if found else 0,
-        evaluates_again=found is not None and not (found / steps.FIGURES).is_file(),
+        evaluates_again=found is not None and not steps.read_figures(found),
     )
     write_whole(path, json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
     tracker.artifact(run / CONFIG)
