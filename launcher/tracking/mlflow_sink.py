@@ -8,12 +8,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launcher.files import RUNS, root_of
 from launcher.tracking.journal import warn
-from launcher.tracking.sink import Point, Refused
+from launcher.tracking.sink import Aside, Point, Refused
 
 OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
 
@@ -43,7 +44,28 @@ class MlflowSink:
         return self.run_id
 
     def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
-        return begin_run(self.client, self.run_id, wanted["params"], wanted["tags"], wanted["datasets"])
+        return self.send_each(begin_parts(wanted["params"], wanted["tags"], wanted["datasets"]))
+
+    def send_each(self, parts: Sequence[tuple[str, Sequence[tuple[str, Any]]]]) -> Iterator[tuple[str, Exception]]:
+        """Send parts of a run, each kind in one request, or one by one where that is not taken.
+
+        Yields:
+            (what, why) of those that are not taken.
+        """
+        for kind, named in parts:
+            send = self.client.log_inputs if kind == "datasets" else partial(self.log_batch, kind)
+            try:
+                with self.name_refusals():
+                    send(self.run_id, [part for _, part in named])
+            except (Refused, Aside) as error:
+                if len(named) == 1:
+                    yield named[0][0], error
+                    continue
+                for one in named:  # only what is wrong is left out
+                    yield from self.send_each([(kind, [one])])
+
+    def log_batch(self, kind: str, run_id: str, parts: Sequence[Any]) -> None:
+        self.client.log_batch(run_id, **{kind: parts})  # the client cuts it into requests
 
     def rewind(self, step: int) -> None: ...
 
@@ -71,22 +93,22 @@ class MlflowSink:
             self.client.log_artifact(self.run_id, str(path))
 
     def send_status(self, status: str) -> None:
-        if status == "RUNNING":
-            self.client.update_run(self.run_id, status=status)
-        else:
-            self.client.set_terminated(self.run_id, status)
+        with self.name_refusals():
+            if status == "RUNNING":
+                self.client.update_run(self.run_id, status=status)
+            else:
+                self.client.set_terminated(self.run_id, status)
 
     @contextmanager
     def name_refusals(self) -> Iterator[None]:
-        """Raises Refused for what this run, which is there, will never take."""
-        from mlflow.exceptions import MlflowException
-
+        """Raises Refused or Aside for what this run, which is there, does not take."""
         try:
             yield
-        except MlflowException as error:
-            if not is_refusal(error) or not has_run(self.client, self.run_id):
+        except Exception as error:
+            if not has_run(self.client, self.run_id):
                 raise
-            raise Refused(str(error)) from error
+            text = f"{type(error).__name__}: {error}"
+            raise (Refused(str(error)) if is_refusal(error) else Aside(text)) from error
 
 
 def find_store(root: Path = RUNS) -> tuple[str, str | None]:
@@ -160,36 +182,25 @@ def has_run(client: Any, run_id: str) -> bool:
 
 def is_refusal(error: Any) -> bool:
     """Whether MLflow says that it will never take this, rather than not now."""
-    return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    from PIL import UnidentifiedImageError
+
+    broken = isinstance(error, UnidentifiedImageError)  # a picture, as a power cut leaves it
+    return broken or getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
-def begin_run(
-    client: Any,
-    run_id: str,
-    params: Mapping[str, str],
-    tags: Mapping[str, str],
-    datasets: Mapping[str, tuple[str, str, str]],
-) -> Iterator[tuple[str, Exception]]:
-    """Give a run its parameters, tags and datasets {context: (name, folder, fingerprint)}.
-
-    Yields:
-        (what, why) of the parts that MLflow refuses.
-    """
+def begin_parts(
+    params: Mapping[str, str], tags: Mapping[str, str], datasets: Mapping[str, tuple[str, str, str]]
+) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """[(kind, [(name of a part, part)])]: what a run has from its beginning; datasets as {context: (name, folder,
+    fingerprint)}."""
     from mlflow.entities import Param, RunTag
-    from mlflow.exceptions import MlflowException
 
-    parts = {
-        "params": [Param(key, value) for key, value in params.items()],
-        "tags": [RunTag(key, value) for key, value in tags.items()],
-    }
-    for name, part in parts.items():
-        try:
-            client.log_batch(run_id, **{name: part})  # the client cuts it into requests
-        except MlflowException as error:
-            if not is_refusal(error) or not has_run(client, run_id):
-                raise
-            yield name, error
-    client.log_inputs(run_id, [make_dataset_input(context, *dataset) for context, dataset in datasets.items()])
+    parts: list[tuple[str, list[tuple[str, Any]]]] = [
+        ("params", [(f"param {key}", Param(key, value)) for key, value in params.items()]),
+        ("tags", [(f"tag {key}", RunTag(key, value)) for key, value in tags.items()]),
+        ("datasets", [(f"dataset {use}", make_dataset_input(use, *dataset)) for use, dataset in datasets.items()]),
+    ]
+    return [(kind, named) for kind, named in parts if named]
 
 
 def make_dataset_input(context: str, name: str, folder: str, fingerprint: str) -> Any:

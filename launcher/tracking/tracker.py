@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from PIL import Image
 
 from launcher.files import Damaged, set_aside, write_whole
-from launcher.tracking.delivery import FILES, METRICS, TRACKING, WANTED, Delivery, read_sent, read_wanted, report_unsent
+from launcher.tracking.delivery import Delivery
 from launcher.tracking.journal import Journal, read_lines, warn
 from launcher.tracking.sender import Sender
 from launcher.tracking.sink import Sink
 from launcher.tracking.sinks import make_sink
+from launcher.tracking.unsent import FILES, METRICS, TRACKING, WANTED, read_sent, read_wanted, report_unsent
 from shards.remote import Place, absolute
 
 CLOSE_S = 30.0  # how long a run that ends waits for its sinks
