@@ -1,6 +1,7 @@
 """The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
 
 import os
+import sys
 from typing import Any
 
 import typer
@@ -38,6 +39,10 @@ ORDER = [  # of `wsss --help`: in which a user works
 ]
 
 
+# Their product lies in files, so that it is no failure where what they say of it is lost.
+WORK = {"train", "infer", "cues", "refine", "segment", "evaluate", "report", "study"}
+
+
 class InOrderOfWork(typer.core.TyperGroup):
     """Lists commands and groups of commands in one order; Typer by itself lists all groups behind the commands."""
 
@@ -59,12 +64,23 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
+    from launcher.processes.group import forget_group
     from launcher.processes.surroundings import without_accelerate
+    from launcher.streams import lost_output
 
     for name in set(os.environ) - set(without_accelerate(os.environ)):
         del os.environ[name]  # the config says what they would
     with report_user_errors():
-        app()
+        if found := forget_group():
+            print(f"ignored, since a wsss command starts its own processes: {', '.join(found)}", file=sys.stderr)
+        try:
+            app()
+        except SystemExit as end:
+            error = lost_output()
+            if end.code or not error or set(sys.argv[1:2]) & WORK:
+                raise
+            print(f"error: what this command had to print is lost: {error}", file=sys.stderr)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

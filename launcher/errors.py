@@ -5,7 +5,10 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from traceback import extract_tb
+
+from launcher.streams import outlive_output
 
 # Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what
 # the launcher of several processes would bury below its own account.
@@ -43,21 +46,46 @@ def naming(where: str) -> Iterator[None]:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """End the process with code 2 and one message, no traceback, for an error that the user can fix."""
+    """End the process with code 2 and one message, no traceback, for an error that the user can fix. First thing in
+    every process that is started as a program: from here on no print can end it."""
+    outlive_output()
     try:
         yield
     except Exception as error:
         from shards.schema import DataError
 
-        if not isinstance(error, ConfigError | DataError | RunError):
+        said = explain_partner(error) or explain_machine(error)
+        if said is None and not isinstance(error, ConfigError | DataError | RunError):
             raise
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-        message = f"error{rank}: {without_traceback(str(error))}"
+        message = f"error{rank}: {said or without_traceback(str(error))}"
         print(message, file=sys.stderr, flush=True)
         if mark := os.environ.get(LAUNCHED):
             with suppress(OSError), open(f"{mark}.errors", "a") as file:  # who launched us may be gone
                 file.write(f"{message}\n")
         sys.exit(2)
+
+
+def explain_machine(error: Exception) -> str | None:
+    """What a disk refuses or a machine lacks, by its own cause; None for what may be a mistake of ours."""
+    from shards.batches.waiting import explain_loader
+    from shards.files import OF_THE_MACHINE, tell_refusal
+
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return tell_refusal(error, Path(os.fsdecode(error.filename or ".")))
+    return explain_loader(str(error)) if isinstance(error, RuntimeError) else None
+
+
+def explain_partner(error: Exception) -> str | None:
+    """What gloo means when another process of the run is late or gone; None for any other error."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or "gloo/transport" not in text:
+        return None
+    reason = re.sub(r"^\[.*?\] ", "", text.splitlines()[0])
+    return (
+        f"another process of this run ended or did not come in time ({reason}); if it said why, that stands above. The "
+        "same command goes on from the last checkpoint"
+    )
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere, nothing off rank 0."""
 
+import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,7 +24,8 @@ class Progress:
         self.enabled = enabled
         self.started_at = self.line_at = time.monotonic()
         terminal = enabled and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=initial, desc=label, unit=unit) if terminal else None
+        size: Any = terminal_size() if terminal else {}
+        self.bar = tqdm(total=total, initial=initial, desc=label, unit=unit, **size) if terminal else None
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count; `note` stays next to the bar."""
@@ -53,3 +56,8 @@ class Progress:
 def format_duration(seconds: float) -> str:
     """H:MM:SS, or M:SS below an hour, as bars have it."""
     return tqdm.format_interval(round(seconds))
+
+
+def terminal_size() -> dict[str, Any]:
+    """Of a bar on a terminal that does not say its own, as below `docker exec -t`: tqdm would show nothing there."""
+    return {} if all(os.get_terminal_size(sys.stderr.fileno())) else {"ncols": 80, "nrows": 24}

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from shards.files import publish
+from shards.files import publish, take_lock, tell_refusal
 from shards.remote import download
 from shards.schema import DataError
 from shards.tars import sha256_of
 
 LOOK_AGAIN_S = 0.05  # while another process fetches what this one waits for
-STUCK_S = 900.0  # without a byte: that process is stopped or its disk hangs
+STUCK_S = 340.0  # without a byte: that process is stopped or its disk hangs; one that tries has given up before
+LOCK_S = 60.0  # what is done under the lock of the whole folder is short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,11 @@ class Cache:
             try:
                 descriptor = self.held(wanted)
                 if descriptor is None:
-                    descriptor = self.fetch(wanted)
+                    descriptor = self.fetch(wanted, waits.waited_s())
             except OSError as error:
-                raise DataError(
-                    f"WSSS_CACHE: {self.folder}: {error}; users who share it need write access to all in it"
-                ) from error
+                refused = isinstance(error, PermissionError)
+                hint = "users who share it need write access to all in it" if refused else "or name another one"
+                raise DataError(f"WSSS_CACHE: {tell_refusal(error, self.part(wanted))}; {hint}") from error
             if descriptor is not None:
                 return descriptor
             waits.once()
@@ -105,13 +106,14 @@ class Cache:
             os.utime(path)
         return descriptor
 
-    def fetch(self, wanted: Wanted) -> int | None:
-        """Fetch, check, and take in the file; None if another process does so now, or has just done."""
+    def fetch(self, wanted: Wanted, waited_s: float = 0.0) -> int | None:
+        """Fetch, check, and take in the file, which has been waited for so long; None if another process does so now,
+        or has just done."""
         path, part = self.folder / wanted.sha256, self.part(wanted)
         try:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise DataError(f"{part}: cannot be written ({error}); name another cache with WSSS_CACHE") from error
+            raise DataError(f"{tell_refusal(error, part)}; or name another cache with WSSS_CACHE") from error
         try:
             if not try_lock(descriptor, fcntl.LOCK_EX, part) or not is_still(descriptor, part):
                 release(descriptor)
@@ -122,7 +124,7 @@ class Cache:
                 return None
             self.make_room(wanted.bytes)
             try:
-                download(wanted.url, part, wanted.bytes, wanted.sha256)
+                download(wanted.url, part, wanted.bytes, wanted.sha256, waited_s=waited_s)
                 publish(part, path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -213,27 +215,32 @@ class Patience:
             came = -1
         if came != self.seen:
             self.seen, self.since = came, time.monotonic()
-        if time.monotonic() - self.since > STUCK_S:
+        if self.waited_s() > STUCK_S:
             raise DataError(
                 f"{self.wanted.url}: another process fetches it into {self.part}, of which {came} of "
                 f"{self.wanted.bytes} bytes have come, and none for {STUCK_S:.0f} s; end that process and start again"
             )
 
+    def waited_s(self) -> float:
+        """Since the last byte."""
+        return time.monotonic() - self.since
+
 
 def try_lock(descriptor: int, kind: int, path: Path) -> bool:
     """Take a lock, if it is free. Raises DataError where the file system has none."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        held = take_lock(descriptor, kind)
     except OSError as error:
-        raise DataError(f"{path}: cannot be locked ({error}); name a local folder with WSSS_CACHE") from error
+        raise DataError(f"{path}: cannot be locked: {tell_refusal(error, path)}") from error
+    if held is None:
+        raise DataError(f"{path}: this file system has no locks; name a folder on a local disk with WSSS_CACHE")
+    return held
 
 
 def release(descriptor: int) -> None:
     """Give up a file: unlocked by name, since a fork may have a copy of the descriptor, which would keep the lock."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
@@ -266,7 +273,8 @@ def exclusive(path: Path) -> Iterator[None]:
     try:
         with suppress(PermissionError):  # other users may have another umask
             os.fchmod(descriptor, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if take_lock(descriptor, wait_s=LOCK_S) is False:
+            raise DataError(f"{path}: another process has held it for {LOCK_S:.0f} s; end that process and start again")
         yield
     finally:
         release(descriptor)

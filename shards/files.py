@@ -1,19 +1,123 @@
-"""Files that are whole or absent, also after a power cut."""
+"""Files that are whole or absent, also after a power cut; locks; and what to do about what a disk refuses.
 
+File systems without locks (Lustre without flock, NFS without lockd), without sync of folders (SMB, sshfs, some FUSE) or
+without hard links (FAT, SMB, gcsfuse) are used as they are: the promises that need these are then weaker.
+"""
+
+import errno
+import fcntl
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system without this call
+NO_LOCKS = {*NOT_OFFERED, errno.ENOLCK}
+NO_LINKS = {*NOT_OFFERED, errno.EPERM, errno.EMLINK, errno.EXDEV}
+NOT_FOR_FOLDERS = {*NOT_OFFERED, errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
+BUSY = {errno.EAGAIN, errno.EACCES}
+LOOK_AGAIN_S = 0.05  # while another process holds a lock
+
+REMEDIES = {
+    errno.ENOSPC: "make room on this disk",
+    errno.EDQUOT: "your quota on this disk is used up: make room, or have it raised",
+    errno.EFBIG: "this file system or `ulimit -f` allows no file of this size",
+    errno.EACCES: "you may not write there: fix the permissions, or choose another place",
+    errno.EPERM: "it is not permitted there: fix the permissions, or choose another place",
+    errno.EROFS: "this file system is read-only: choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of this path is a file: rename it, or choose another place",
+    errno.EEXIST: "something else has this name: rename it, or choose another place",
+    errno.ENOENT: "a folder of this path is not there: make it, or choose another place",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ESTALE: "the network file system has lost it: start again",
+    errno.EIO: "the disk or the network file system fails: have it looked at",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
+}
+
+OF_THE_MACHINE = {  # never for a mistake of ours
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENFILE),
+}
+
+
+def tell_refusal(error: OSError, path: Path) -> str:
+    """Why the disk refuses a path, and what to do, each by its own cause."""
+    for part in reversed((path, *path.parents)):
+        if os.path.islink(part) and not os.path.exists(part):
+            return f"{part} is a link to {os.readlink(part)}, which is not there: make that folder, or remove the link"
+        if os.path.exists(part) and not os.path.isdir(part) and part != path:
+            return f"{part} is a file, not a folder: {REMEDIES[errno.EEXIST]}"
+    remedy = REMEDIES.get(error.errno or 0, "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = next((part for part in (path, *path.parents) if os.path.isdir(part)), Path("."))
+        remedy = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free there; {remedy}"
+    return f"{error}; {remedy}" if remedy else str(error)
+
 
 def sync_to_disk(path: Path) -> None:
-    """Of a file its bytes, of a folder its names."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Of a file its bytes, of a folder its names; where the file system does not offer that, it is left out."""
+    refused = NOT_FOR_FOLDERS if path.is_dir() else NOT_OFFERED
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in refused:
+            raise
+
+
+def take_lock(
+    descriptor: int, kind: int = fcntl.LOCK_EX, *, wait_s: float = 0.0, of_process: bool = False
+) -> bool | None:
+    """Lock an open file.
+
+    Args:
+        wait_s: for another process that holds it.
+        of_process: a POSIX record lock, which child processes do not inherit, in place of a flock.
+
+    Returns:
+        Whether it is held now; None where the file system has no locks.
+
+    Raises:
+        OSError: anything else is wrong.
+    """
+    call, deadline = (fcntl.lockf if of_process else fcntl.flock), time.monotonic() + wait_s
+    while True:
+        try:
+            call(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
+            if error.errno not in BUSY:
+                raise
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOK_AGAIN_S)
+
+
+def link_or_move(temporary: Path, path: Path) -> None:
+    """Give a file its name unless another one has it, in one step where there are hard links.
+
+    Raises:
+        FileExistsError: another one has it.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
+    sync_to_disk(path.parent)
 
 
 @contextmanager

@@ -18,13 +18,19 @@ from shards.tars import sha256_of
 Place = Path | str  # a local folder or file; or a URL, as text, since Path would make s3:/a of s3://a
 Result = TypeVar("Result")
 
-TRIES = 9  # of one file: with the waits below, a store may be away for two to four minutes
+TRIES = 9  # of one file: with the waits below, a store may be away for three minutes
+PATIENCE_S = 240.0  # no try of a file begins later; the order of all limits is in docs/decisions.md, D-113
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # the n-th wait is FIRST 2^(n-1) s and at most LONGEST, plus up to 1 s
 CONNECT_S, SILENCE_S = 20, 60  # a server that says nothing for so long has failed this try
+SLOWEST = 1000.0  # bytes per second, over SILENCE_S; with fewer a try has failed
 
 
 class WrongBytes(Exception):
     """Something came, but not what the index says."""
+
+
+class TooSlow(Exception):
+    """So few bytes come that a file would take for ever."""
 
 
 def place_of(text: Place) -> Place:
@@ -65,39 +71,56 @@ def name_of(place: Place) -> str:
 
 
 def read_bytes(url: str) -> bytes:
-    """A small file, whole. Raises DataError after the last try."""
+    """A small file, whole. Raises DataError after the last try, of which none takes longer than PATIENCE_S."""
 
     def once() -> bytes:
         filesystem, path = file_system(url)
-        return filesystem.cat_file(path)
+        return filesystem.cat_file(path, timeout=PATIENCE_S) if filesystem.async_impl else filesystem.cat_file(path)
 
     return patiently(url, once)
 
 
-def download(url: str, target: Path, size: int, sha256: str, *, tries: int | None = None) -> None:
-    """Fetch a file and check it. Raises DataError after the last try (TRIES)."""
+def download(
+    url: str, target: Path, size: int, sha256: str, *, tries: int | None = None, waited_s: float = 0.0
+) -> None:
+    """Fetch a file and check it.
+
+    Args:
+        waited_s: that it has been waited for already: so much less patience is left.
+
+    Raises:
+        DataError: after the last try (TRIES), or when patience ends.
+    """
     from fsspec.callbacks import Callback
 
     class Bound(Callback):
+        began = 0.0
+
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
             if self.value > size:
                 raise WrongBytes(f"more than {size} bytes, which is what the index says")
+            took_s = time.monotonic() - self.began
+            if took_s > SILENCE_S and self.value < SLOWEST * took_s:
+                raise TooSlow(f"{self.value} of {size} bytes came in {took_s:.0f} s, which is as good as none")
 
     def once() -> None:
         filesystem, path = file_system(url)
-        filesystem.get_file(path, str(target), callback=Bound())
+        bound = Bound()
+        bound.began = time.monotonic()
+        filesystem.get_file(path, str(target), callback=bound)
         came = target.stat().st_size
         if came != size:
             raise WrongBytes(f"{came} bytes came, the index says {size}: cut short, or changed after it was indexed")
         if sha256_of(target) != sha256:
             raise WrongBytes("its sha256 is not the index's: damaged on the way, or changed after it was indexed")
 
-    patiently(url, once, tries)
+    patiently(url, once, tries, waited_s)
 
 
 def file_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Made anew in each process, as its connections must be."""
+    from fsspec.config import conf
     from fsspec.core import url_to_fs
 
     options: dict[str, Any] = {}
@@ -106,20 +129,29 @@ def file_system(url: str) -> tuple[Any, str]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-        options = {"client_kwargs": {"timeout": timeout}}
+        # trust_env: http_proxy, https_proxy and no_proxy are obeyed, as by curl and MLflow
+        asked = {**conf.get("http", {}), **conf.get(protocol, {})}.get("client_kwargs", {})
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True, **asked}}
     elif protocol in ("s3", "s3a"):
         waits = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S, "retries": {"max_attempts": 0}}
-        options = {"config_kwargs": waits, "use_listings_cache": False}
+        asked = {**conf.get("s3", {}), **conf.get(protocol, {})}.get("config_kwargs", {})
+        options = {"config_kwargs": {**waits, **asked}, "use_listings_cache": False}
     return url_to_fs(url, **options)
 
 
-def patiently(url: str, once: Callable[[], Result], tries: int | None = None) -> Result:
+def patiently(url: str, once: Callable[[], Result], tries: int | None = None, waited_s: float = 0.0) -> Result:
     """Do it; where trying again can help, again with growing waits, each reported in a warning.
 
     Raises:
         DataError: it failed for good; names the URL, the number of tries and the last error.
     """
-    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+    from tenacity import (
+        RetryCallState,
+        Retrying,
+        retry_if_exception,
+        wait_exponential,
+        wait_random,
+    )
 
     def tell(state: RetryCallState) -> None:
         assert state.outcome is not None and state.next_action is not None
@@ -129,10 +161,14 @@ def patiently(url: str, once: Callable[[], Result], tries: int | None = None) ->
             stacklevel=2,
         )
 
+    def enough(state: RetryCallState) -> bool:
+        gone_s = waited_s + (state.seconds_since_start or 0.0)
+        return state.attempt_number >= (tries or TRIES) or gone_s + state.upcoming_sleep > PATIENCE_S
+
     began = time.monotonic()
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and not is_lasting(error)),
-        stop=stop_after_attempt(tries or TRIES),
+        stop=enough,
         wait=wait_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S) + wait_random(0, min(1, FIRST_WAIT_S)),
         before_sleep=tell,
         reraise=True,
@@ -149,11 +185,31 @@ def patiently(url: str, once: Callable[[], Result], tries: int | None = None) ->
 
 def is_lasting(error: BaseException) -> bool:
     """Whether trying again cannot help: not there, not allowed, no library for it, no room on the disk."""
-    status = getattr(error, "status", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
+    status, code = answer_of(error)
+    passes = status in (408, 425, 429) or code in PASSING_CODES
+    refused = not passes and (status is not None and 400 <= status < 500)
+    # s3fs gives an answer that it has no name for, as 400 for an expired token, as this errno
+    refused = refused or (status is None and isinstance(error, OSError) and error.errno == errno.EINVAL)
     kinds = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)
     nobody = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")  # of botocore
     return refused or nobody or isinstance(error, kinds) or is_full(error)
+
+
+PASSING_CODES = ("RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "ThrottlingException")
+
+
+def answer_of(error: BaseException | None) -> tuple[int | None, str]:
+    """(HTTP status, the store's own code) of a store's answer, as its library tells it of this error or its cause."""
+    for name in ("status", "status_code", "code"):  # of aiohttp, Azure, gcsfs
+        if isinstance(status := getattr(error, name, None), int):
+            return status, ""
+    while error is not None:  # s3fs raises an OSError from botocore's answer
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return None, ""
 
 
 def is_full(error: BaseException) -> bool:
@@ -163,6 +219,8 @@ def is_full(error: BaseException) -> bool:
 def described(error: BaseException | None) -> str:
     status, message = getattr(error, "status", None), getattr(error, "message", "")
     text = str(error) if status is None else f"{status} {message}"
+    code = answer_of(error)[1]
+    text += f" ({code})" if code and not code.isdigit() and code not in text else ""
     return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
@@ -174,5 +232,5 @@ def what_to_do(error: BaseException) -> str:
     if isinstance(error, WrongBytes):
         return "compare the store's copy with `wsss shards verify` where the shards were written"
     if is_lasting(error):
-        return "check the address and the credentials"
+        return "check the address and the credentials (an expired token, a clock that is wrong)"
     return "check the store and the network and start again: a run goes on from its last checkpoint"

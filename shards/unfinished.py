@@ -5,7 +5,6 @@ finished shard lies a note of its sha256. The next write of the same content com
 other content removes them.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shards.files import publish, write_whole
+from shards.files import publish, take_lock, tell_refusal, write_whole
 from shards.index import Shard
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -62,21 +61,23 @@ def hold_lock(final: Path) -> Iterator[None]:
         DataError: another process holds it, or the file system has no locks.
     """
     path = final.with_name(f".{final.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
-                break  # else its last holder removed it after we had opened it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise DataError(f"{final}: cannot be written: {tell_refusal(error, path)}") from error
+        held = take_lock(lock)
+        if held is None:
             os.close(lock)
-        except BlockingIOError as error:
+            raise DataError(f"{path}: this file system has no locks; write to a local disk and copy the shards")
+        if held is False:
             holder = os.read(lock, 200).decode(errors="replace") or "another process"
             os.close(lock)
-            raise DataError(f"{final}: {holder} is writing it; wait for it, or end it and begin again") from error
-        except OSError as error:
-            os.close(lock)
-            raise DataError(f"{path}: cannot be locked ({error}); write to a local disk and copy the shards") from error
+            raise DataError(f"{final}: {holder} is writing it; wait for it, or end it and begin again")
+        if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
+            break
+        os.close(lock)  # its last holder removed it after we had opened it
     try:
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())

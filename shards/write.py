@@ -4,9 +4,7 @@ A write of a source that says what it is made of (`Traceable`) may be killed: th
 finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 """
 
-import fcntl
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,13 +14,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from shards.files import publish, temporary_name
+from shards.files import publish, take_lock, tell_refusal, temporary_name
 from shards.folder import ShardFolder
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
 from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
 from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
+SWEEP_S = 10.0  # that another process may look at a new file for
 
 
 def write_split(
@@ -161,7 +160,7 @@ def open_locked(temporary: Path) -> BinaryIO:
     while True:
         file = temporary.open("wb")
         with suppress(OSError):  # a file system without locks: nothing is swept there either
-            fcntl.flock(file, fcntl.LOCK_EX)
+            take_lock(file.fileno(), wait_s=SWEEP_S)
         if temporary.exists():
             return file
         file.close()  # swept before it was locked
@@ -171,8 +170,8 @@ def sweep_unfinished(folder: Path) -> None:
     """Remove the temporary tars of writers that were killed; those of living ones, here or elsewhere, are locked."""
     for temporary in folder.glob(".*.tar.*.tmp"):
         with suppress(OSError), temporary.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
+            if take_lock(file.fileno()):
+                temporary.unlink()
 
 
 @contextmanager
@@ -181,10 +180,7 @@ def report_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free_mb = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0.0
-        raise DataError(
-            f"{path}: cannot be written ({error}; {free_mb:.1f} MB are free there); make room and start again"
-        ) from error
+        raise DataError(f"{path}: cannot be written: {tell_refusal(error, path)}; then start again") from error
 
 
 def remarks_of(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ FLOORS = {
         "processes",
         "tracking config",
         "files progress errors",
+        "streams",
     ],
     "wsss": [
         "methods",

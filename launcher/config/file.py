@@ -49,7 +49,7 @@ def read_content(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: config file is missing; see configs/ for complete examples")
     try:
         content = yaml.load(path.read_text(), YamlLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}; wanted sections such as data: and train:")

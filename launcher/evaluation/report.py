@@ -1,6 +1,5 @@
 """Runs -> one HTML page: figures with their protocol, curves, overlays. The page needs no other file."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +28,7 @@ from launcher.evaluation.galleries import draw_galleries
 from launcher.evaluation.protocol import join_options
 from launcher.evaluation.table import describe_left_out, has_few_groups
 from launcher.evaluation.validate import choose_judge
-from launcher.files import write_whole
+from launcher.files import read_json, write_whole
 from launcher.run.folder import CONFIG, Run, find_runs
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
@@ -74,7 +73,7 @@ def write_report(folder: Path) -> Path:
 def describe_run(folder: Path) -> dict[str, Any]:
     """What the page says of one run."""
     run = Run(folder)
-    evaluation = json.loads((folder / EVALUATION).read_text())
+    evaluation = read_json(folder / EVALUATION)
     sources = evaluation["sources"]
     headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
     one = name_class([run.class_set.classes])

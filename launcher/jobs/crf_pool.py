@@ -8,17 +8,16 @@ Shapes: n classes a CRF looks at, H x W pixels of an image as its owner publishe
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from launcher.config.sections import SegmentConfig
 from launcher.errors import RunError, naming
-from launcher.jobs.pool import Item, Result, begin_worker, open_shards
+from launcher.jobs.pool import Item, Result, open_shards, spawned_pool
 from launcher.processes.surroundings import count_cores
 from shards.remote import Place
 from shards.schema import encode_mask
@@ -58,12 +57,8 @@ def crf_pool(workers: int) -> Iterator[Executor | None]:
     if workers == 0:
         yield None
         return
-    # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
-    try:
+    with spawned_pool(workers) as pool:
         yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def run_in_order(

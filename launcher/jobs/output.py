@@ -6,14 +6,22 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.files import sync_to_disk, temporary_name, write_whole
+from launcher.files import (
+    Damaged,
+    link_or_move,
+    read_json,
+    set_aside,
+    sync_to_disk,
+    tell_refusal,
+    temporary_name,
+    write_whole,
+)
 from shards.folder import ShardFolder
 from shards.remote import place_of
 from shards.write import sweep_unfinished
@@ -53,20 +61,26 @@ def open_output(out: Path, content: dict[str, Any], *, overwrite: bool = False) 
         with temporary_name(out / JOB) as temporary:
             temporary.write_text(json.dumps(content, indent=1))
             sync_to_disk(temporary)
-            os.link(temporary, out / JOB)  # unlike a rename it does not replace what another process has just written
+            link_or_move(temporary, out / JOB)  # does not replace what another process has just written
     except FileExistsError:
+        if not (out / JOB).is_file():
+            raise RunError(f"{out}: cannot be made: something else has this name; rename it") from None
         open_output(out, content)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error}); fix its permissions or make room") from error
+        raise RunError(f"{out}: cannot be written: {tell_refusal(error, out / JOB)}") from error
 
 
 def read_made_of(out: Path) -> dict[str, Any] | None:
-    """What an output folder was made of; None if there is none. Raises RunError if what it says is damaged."""
+    """What an output folder was made of; None if there is none. Where that is damaged and the folder holds no shard, it
+    is set aside and the job begins anew; raises RunError if it holds some."""
     path = out / JOB
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise RunError(f"{path}: is no JSON ({error}); remove the folder and run the job again") from error
+        return read_json(path) if path.is_file() else None
+    except Damaged as error:
+        if any(out.glob("*.tar")):
+            raise RunError(f"{error}; remove the folder and run the job again") from error
+        set_aside(path, error)
+        return None
 
 
 def require_same_images(out: Path, fingerprint: str, remedy: str) -> dict[str, Any]:

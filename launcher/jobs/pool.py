@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from launcher.errors import RunError
 from launcher.processes.signals import end_with_parent
 from launcher.processes.surroundings import count_cores
 from launcher.progress import Progress
+from launcher.streams import outlive_output
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import DataError
@@ -62,12 +64,22 @@ def try_each(
             except Exception as error:
                 yield number, error
         return
-    # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
+    with spawned_pool(workers) as pool:
         futures = {pool.submit(work, item): number for number, item in enumerate(items)}
         for future in as_completed(futures):
             yield futures[future], future.exception() or future.result()
+
+
+@contextmanager
+def spawned_pool(workers: int) -> Iterator[Executor]:
+    """Worker processes. What waits for one is dropped when the block fails, as by Ctrl-C."""
+    # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def begin_worker() -> None:
@@ -77,6 +89,7 @@ def begin_worker() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it was killed before the kernel was asked
         os._exit(1)
+    outlive_output()
     import torch
 
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
-from launcher.processes.group import join_group
+from launcher.processes.group import GROUP_TIMEOUT, join_group
 from launcher.processes.precision import AUTOCAST, set_deterministic, set_precision
 from launcher.processes.signals import follow_launcher
 from launcher.processes.zero_settings import settings_for
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
-GROUP_TIMEOUT = timedelta(minutes=10)
 LONGEST_SHARD = timedelta(days=7)  # in a job a process waits that long for one that still has a shard to finish
 
 # On GPUs what the hosts tell each other, such as a wish to stop, goes by gloo: it waits for no step on a device.
@@ -63,6 +62,11 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
     from launcher.processes.zero import uses_zero
 
     cpu, started = uses_cpu(config), count_started()
+    if processes is not None and started > 1 and processes != started:  # before it waits for partners
+        raise ConfigError(
+            f"launch.processes is {processes}, but WORLD_SIZE is {started}: start it with `wsss train`, which ignores "
+            "what the surroundings say of other processes, or set launch.processes to what you start"
+        )
     # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
@@ -95,7 +99,7 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
 
 def count_started() -> int:
     """The processes that a launcher started together with this one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def join_started(

@@ -1,14 +1,26 @@
 """The group of processes of one run: joined, left, and what they tell each other."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from launcher.errors import LAUNCHED
+
 if TYPE_CHECKING:  # torch takes seconds to import, and commands that only start processes need none of it
     from accelerate import Accelerator
     from torch import Tensor
+
+GROUP_TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
+# What torch, Accelerate and MPI take for "one of several processes", each with its own names.
+GROUP_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+    *("GROUP_WORLD_SIZE", "ROLE_NAME", "NODE_RANK", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("PMI_RANK", "PMI_SIZE", "PMI_FD", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+GROUP_PREFIXES = ("TORCHELASTIC_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
 
 
 def from_first_rank(value: Any, accelerator: "Accelerator") -> Any:
@@ -49,21 +61,41 @@ def any_rank(asked: bool) -> bool:
     return bool(votes.item())
 
 
+def forget_group() -> list[str]:
+    """Remove from the environment what other programs say of a group of processes; returns the names that were there.
+
+    A `wsss` command starts its processes itself. In a pod of a PyTorchJob, below srun, mpirun or torchrun it would
+    else take itself for one of a group, and wait for partners that never come.
+    """
+    found = [name for name in os.environ if name in GROUP_VARIABLES or name.startswith(GROUP_PREFIXES)]
+    for name in found:
+        del os.environ[name]
+    return found
+
+
 def join_group(backend: str, timeout: timedelta) -> None:
-    """Join the processes that elastic launch started, before Accelerate does it.
+    """Join the processes that a launcher started, before Accelerate does it.
 
     The launcher's store outlives a restart, and stale keys in it make new processes connect to dead ones: so each
     attempt has keys of its own. Accelerate uses the group that it finds.
+
+    Args:
+        timeout: that a process later waits for what another one does. For their coming it is at most GROUP_TIMEOUT.
     """
     import torch.distributed as dist
 
-    if dist.is_initialized() or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+    if dist.is_initialized() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    coming = min(timeout, GROUP_TIMEOUT)
+    if not os.environ.get(LAUNCHED) and os.environ.get("LOCAL_RANK", "0") == "0":
+        minutes = coming.total_seconds() / 60
+        message = f"obeys RANK={rank} WORLD_SIZE={world_size}: waits for the others at {host}:{port}, {minutes:.0f} min"
+        print(message, file=sys.stderr, flush=True)
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(host, port, world_size, is_master=is_master, timeout=timeout, multi_tenant=True)
-    attempt = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = dist.TCPStore(host, port, world_size, is_master=is_master, timeout=coming, multi_tenant=True)
+    attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=timeout)
 
 

@@ -4,9 +4,11 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,33 +23,65 @@ from launcher.processes.zero_settings import read_zero
 
 ACCELERATE = Path(__file__).with_name("accelerate.yaml")
 FORCED = ("ACCELERATE_USE_CPU", "PYTHONSAFEPATH", "PYTHONPATH")
+NAME_S = 300.0  # that the name of the first machine may take to get an address: pods start at different times
+STOP_S = 1800.0  # that a run may take to stop: longer than a group waits for one of it, and than most evaluations
+ALONE_S = 30.0  # that a launcher whose children have ended may take to end
+SAY_EVERY_S, LOOK_UP_EVERY_S = 60.0, 2.0
 
 
 def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a launch command to its end. SIGTERM and Ctrl-C ask the processes below the launcher to stop; a second
-    Ctrl-C kills them.
+    """Run a launch command to its end. SIGTERM, Ctrl-C and the end of the terminal ask the processes below the launcher
+    to stop; a second Ctrl-C kills them, and so does time, see Stopping.
 
     Returns:
         The launcher's exit code; STOPPED if the run was asked to stop, on this machine or another, and did, or here and
         ended before it trained.
     """
-    with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT) as came:
-        mark, asked = Path(folder) / "stopped", set[int]()
-        process, announced = start(argv, {**environment, LAUNCHED: str(mark)}), False
+    with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as came:
+        mark = Path(folder) / "stopped"
+        process, stopping = start(argv, {**environment, LAUNCHED: str(mark)}), None
         while (code := wait(process)) is None:
-            if came and not announced:
-                announced = True
-                print("asked to stop; waiting for the step to end. Ctrl-C kills the run at once", file=sys.stderr)
             if came:
-                terminate_children(process, asked)
-            if len(came) > 1 and came[-1] == signal.SIGINT:
-                kill_all(process)
-        if code and (errors := mark.with_suffix(".errors")).exists():
+                stopping = stopping or Stopping(process)
+                stopping.go_on(at_once=len(came) > 1 and came[-1] == signal.SIGINT)
+        if code and (errors := mark.with_suffix(".errors")).exists() and not mark.exists():
             if "--multi_gpu" in argv or "--use_deepspeed" in argv:  # those launchers have said much since
                 print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
         elif mark.exists() or (came and code):
             return STOPPED
         return code
+
+
+class Stopping:
+    """The end of a launcher that was asked to stop: its children are told; where there are none, or they do not end,
+    it is killed with all below."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process, self.asked = process, set[int]()
+        self.began = self.alone_since = self.said = time.monotonic()
+
+    def go_on(self, *, at_once: bool) -> None:
+        """To be called again and again until the launcher has ended."""
+        first, now = not self.asked, time.monotonic()
+        if terminate_children(self.process, self.asked):
+            self.alone_since = now
+            if first:
+                say("asked to stop; waiting for the step to end. Ctrl-C kills the run at once")
+        elif first:
+            say("asked to stop; no process trains yet, so there is nothing to wait for")
+            at_once = True
+        if now - self.said > SAY_EVERY_S:
+            self.said = now
+            minutes = (now - self.began) / 60
+            say(f"asked to stop {minutes:.0f} min ago; the step, its save or an evaluation still goes on")
+        if now - self.began > STOP_S:
+            say(f"asked to stop {STOP_S / 60:.0f} min ago, and still there: killed; the last checkpoint stands")
+        if at_once or now - self.began > STOP_S or now - self.alone_since > ALONE_S:
+            kill_all(self.process)
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def start(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
@@ -68,17 +102,23 @@ def wait(process: subprocess.Popen) -> int | None:
         return None
 
 
-def terminate_children(process: subprocess.Popen, asked: set[int]) -> None:
-    """SIGTERM to each child of a launcher once, also to those that it starts later; `asked` are their ids."""
+def terminate_children(process: subprocess.Popen, asked: set[int]) -> bool:
+    """SIGTERM to each child of a launcher once, also to those that it starts later; `asked` are their ids.
+
+    Returns:
+        Whether it has children.
+    """
     import psutil
 
     try:
-        for child in psutil.Process(process.pid).children():
+        children = psutil.Process(process.pid).children()
+        for child in children:
             if child.pid not in asked:
                 asked.add(child.pid)
                 child.terminate()
+        return bool(children)
     except psutil.NoSuchProcess:
-        return
+        return True
 
 
 def kill_all(process: subprocess.Popen) -> None:
@@ -132,6 +172,12 @@ def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
     """Print the launch command and run it; returns its exit code. A SIGTERM goes on to the processes that train."""
     print("launching: " + show_launch(config, module, arguments), flush=True)
     argv, environment = launch_command(config, module, arguments)
+    if config.launch.machines > 1:
+        await_address(str(config.launch.main_address))
+        say(
+            f"machine {config.launch.machine_rank} of {config.launch.machines}: waiting for the others at "
+            f"{config.launch.main_address}:{config.launch.port}, half an hour at most; SIGTERM or Ctrl-C ends it"
+        )
     return run_and_forward(argv, effective(environment))
 
 
@@ -145,6 +191,30 @@ def show_launch(config: Config, module: str, arguments: Sequence[str]) -> str:
 def effective(environment: dict[str, str]) -> dict[str, str]:
     """The environment of what is launched: ours, then the user's, but for what must not be changed."""
     return {**environment, **without_accelerate(os.environ), **keep_forced(environment)}
+
+
+def await_address(name: str) -> None:
+    """Wait until the first machine's name has an address.
+
+    Raises:
+        ConfigError: it has none after NAME_S.
+    """
+    began = said = time.monotonic()
+    while True:
+        try:
+            socket.getaddrinfo(name, None)
+            return
+        except (OSError, UnicodeError) as error:
+            waited_s = time.monotonic() - began
+            if waited_s > NAME_S:
+                raise ConfigError(
+                    f"launch.main_address: '{name}' has no address ({error}) after {waited_s:.0f} s; wanted that of "
+                    "machine 0 as this machine reaches it"
+                ) from error
+            if said == began:
+                said = time.monotonic()
+                say(f"launch.main_address '{name}' has no address yet ({error}); waiting for one for {NAME_S:.0f} s")
+            time.sleep(LOOK_UP_EVERY_S)
 
 
 def run_or_launch(

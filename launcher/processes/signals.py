@@ -11,19 +11,26 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import LAUNCHED
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop and did
+PATIENCE_S = 20.0  # schedulers kill 30 s after they have asked
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 libc = ctypes.CDLL(None)
 
 
 class Stopped(Exception):
-    """A run was asked to stop and did, with a checkpoint; it is not finished."""
+    """A run was asked to stop and did; it is not finished."""
+
+
+class WaitsInVain(BaseException):
+    """A run was asked to stop, but waits for a batch that does not come. No retry of an `Exception` may catch it."""
 
 
 @contextmanager
@@ -37,7 +44,9 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in signals}
+    # nohup and disown ignore the end of the terminal, and so do we then
+    heard = [s for s in signals if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heard}
     try:
         yield came
     finally:
@@ -46,10 +55,41 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only sets a flag; yields a function that returns whether it was received."""
-    with record_signals(signal.SIGTERM) as came:
-        yield lambda: bool(came)
+def stop_on_sigterm(waited_s: Callable[[], float] = lambda: 0.0) -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
+
+    Args:
+        waited_s: how long the process has been waiting for something that may never come. From a SIGTERM on it is
+            looked at every PATIENCE_S.
+
+    Raises:
+        WaitsInVain: inside the block, PATIENCE_S or more after a SIGTERM, if it has been waiting for as long.
+    """
+    ended, lock = threading.Event(), threading.Lock()
+    with record_signals(signal.SIGTERM, signal.SIGHUP) as came:
+        ours: Any = signal.getsignal(signal.SIGTERM)
+
+        def record(number: int, frame: Any) -> None:
+            if not first:
+                threading.Thread(target=look_again, args=(threading.get_ident(),), daemon=True).start()
+            ours(number, frame)
+            if time.monotonic() - first.setdefault("at", time.monotonic()) >= PATIENCE_S <= waited_s():
+                raise WaitsInVain
+
+        def look_again(main_thread: int) -> None:
+            while not ended.wait(PATIENCE_S):
+                with lock:
+                    if not ended.is_set():
+                        signal.pthread_kill(main_thread, signal.SIGTERM)  # wakes it from the call that it waits in
+
+        first: dict[str, float] = {}
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, record)
+        try:
+            yield lambda: bool(came)
+        finally:
+            with lock:
+                ended.set()
 
 
 def end_with_parent(how: signal.Signals) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from launcher.errors import RunError
-from launcher.files import publish, sync_to_disk
+from launcher.files import publish, sync_to_disk, tell_refusal
 from launcher.processes.group import from_first_rank
 from launcher.run.steps import MODEL, OPTIMIZER, STATE, checkpoints, find_best, folder_of, step_folders, step_number
 from shards.schema import DataError
@@ -63,9 +63,8 @@ def save(
         except CANNOT_WRITE as error:
             good = checkpoints(run)
             problem = (
-                f"{final}: could not be saved: {error}; {shutil.disk_usage(run).free / 1e6:.1f} MB are free on this "
-                f"disk; last good checkpoint: {good[-1] if good else 'none'}. Make room and start again: the run goes "
-                "on from there"
+                f"{final}: could not be saved: {explain_disk(error, run)}; last good checkpoint: "
+                f"{good[-1] if good else 'none'}. Then start again: the run goes on from there"
             )
     if said := from_first_rank(problem, accelerator):
         raise RunError(said)
@@ -77,6 +76,15 @@ def save(
 def to_host(state: Any) -> Any:
     """A state dict whose tensors are on the host."""
     return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
+
+
+def explain_disk(error: Exception, run: Path) -> str:
+    """Why a save failed. safetensors and torch.save tell no errno: the free space has to."""
+    if isinstance(error, OSError):
+        return tell_refusal(error, run)
+    return (
+        f"{error}; {shutil.disk_usage(run).free / 1e6:.1f} MB are free on this disk; if that is too little, make room"
+    )
 
 
 def write(final: Path, weights: dict[str, torch.Tensor], moments: dict[str, Any], world_size: int) -> None:

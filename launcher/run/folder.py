@@ -1,6 +1,5 @@
 """A run's folder: its config, what it was made of, and its checkpoints."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from launcher.config.file import check_content, read_content
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError
-from launcher.files import RUNS
+from launcher.files import RUNS, Damaged, read_json
 from launcher.run import steps
 from shards.remote import Place
 from shards.schema import ClassSet
@@ -45,10 +44,13 @@ class Run:
             below = ", ".join(map(str, find_runs(folder)[:5]))
             hint = f"below it are {below}" if below else "train one with `wsss train CONFIG`"
             raise RunError(f"{folder}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
-        content = read_content(folder / CONFIG)
+        try:
+            content = read_content(folder / CONFIG)
+            self.about: dict[str, Any] = read_json(folder / ABOUT)
+        except (ConfigError, Damaged) as error:
+            raise Damaged(f"{error}; start its training again with its config, which writes the file anew") from error
         self.folder = folder
         self.config: Config = check_content(content, folder / CONFIG, [*HERE, *overrides])
-        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
         self._checkpoint: Path | None = None
 
     @property

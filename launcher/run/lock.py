@@ -3,12 +3,13 @@
 import fcntl
 import os
 import socket
-import time
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launcher.errors import RunError
+from launcher.files import take_lock, tell_refusal, temporary_name
 
 LOCK, LOCK_WAIT_S = ".lock", 20.0
 
@@ -35,28 +36,55 @@ def only_writer(run: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold a run's folder against a second training; the kernel lets go of it when this process ends, however.
 
     Raises:
-        RunError: another process still holds it after wait_s.
+        RunError: another process still holds it after wait_s, or the folder cannot be written.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("a+") as file:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise RunError(
-                        f"{run}: is being trained by {file.read().strip() or 'another process'}; end that first, or "
-                        "give this run another name"
-                    ) from error
-                time.sleep(0.2)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+")
+    except OSError as error:
+        raise RunError(f"{run}: cannot be written: {tell_refusal(error, run / LOCK)}") from error
+    with file:
         try:
-            file.seek(0)
-            file.truncate()
+            held = take_lock(file.fileno(), wait_s=wait_s, of_process=True)
+        except OSError as error:
+            raise RunError(f"{run / LOCK}: cannot be locked: {tell_refusal(error, run / LOCK)}") from error
+        file.seek(0)
+        if held is False:
+            raise RunError(
+                f"{run}: is being trained by {file.read().strip() or 'another process'}; end that first, or give this "
+                "run another name"
+            )
+        if held is None:
+            print(
+                f"{run}: this file system has no locks (mount it with them: flock on Lustre, lockd on NFS), so nothing "
+                "keeps a second training out of this folder: start none",
+                file=sys.stderr,
+                flush=True,
+            )
+        try:
+            file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         except OSError as error:
-            raise RunError(f"{run / LOCK}: cannot be written ({error}); make room on this disk") from error
+            raise RunError(f"{run / LOCK}: cannot be written: {tell_refusal(error, run / LOCK)}") from error
         yield
+
+
+def require_writable(run: Path) -> None:
+    """Try to write in a run's folder; what had to be made for that is removed again.
+
+    Raises:
+        RunError: it cannot be written; says why.
+    """
+    try:
+        missing = [path for path in (run, *run.parents) if not os.path.exists(path)]
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary_name(run / LOCK) as temporary:
+                temporary.write_text("?")
+        finally:
+            for path in missing:
+                with suppress(OSError):
+                    path.rmdir()
+    except OSError as error:
+        raise RunError(f"{run}: cannot be written: {tell_refusal(error, run / LOCK)}") from error

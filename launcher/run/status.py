@@ -14,8 +14,8 @@ from launcher.run import steps
 from launcher.run.failure import FAILURE, continue_command, read_failure
 from launcher.run.folder import CONFIG, find_runs
 from launcher.run.lock import find_holder
-from launcher.tracking.delivery import METRICS, WANTED, read_wanted
 from launcher.tracking.journal import read_lines
+from launcher.tracking.unsent import METRICS, WANTED, read_wanted
 
 RECENT = 20  # lines of metrics.jsonl that say how fast a run is
 HEADINGS = ("run", "state", "step", "loss", "left", "reason")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import RunError
-from launcher.files import write_whole
+from launcher.files import Damaged, read_json, set_aside, write_whole
 from launcher.processes.group import from_first_rank
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -29,8 +29,13 @@ def find_best(folders: list[Path], metric: str) -> Path | None:
 
 
 def read_figures(folder: Path) -> dict[str, float | None]:
+    """What evaluation found of a checkpoint; {} if nobody has evaluated it, or what it found is damaged."""
     path = folder / FIGURES
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return read_json(path) if path.is_file() else {}
+    except Damaged as error:
+        set_aside(path, error)
+        return {}
 
 
 def write_figures(folder: Path, figures: Mapping[str, float | None]) -> None:

@@ -1,13 +1,13 @@
 """The figures of a study's rows: means over seeds, intervals, differences to the control."""
 
 import csv
-import json
 from typing import Any
 
 import numpy as np
 
 from launcher.evaluation.evaluate import EVALUATION, PER_IMAGE
 from launcher.evaluation.figures import get_figure
+from launcher.files import read_json
 from launcher.run.folder import Run
 from launcher.studies.plan import run_of
 from launcher.studies.table import Row, Study
@@ -52,7 +52,7 @@ def read_evaluation(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     path = run_of(study, row.run, seed) / EVALUATION
     if not path.is_file():
         return None
-    evaluation = json.loads(path.read_text())
+    evaluation = read_json(path)
     return evaluation if row.source in evaluation["sources"] else None
 
 

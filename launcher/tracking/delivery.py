@@ -5,22 +5,19 @@ RUN/tracking/wanted.json says what the run is to look like, RUN/tracking/SINK/se
 Points have fixed times and pictures fixed names, so that sending one twice, because an answer was lost, adds nothing.
 """
 
-import fcntl
 import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.files import write_whole
+from launcher.files import take_lock, write_whole
 from launcher.tracking.journal import read_lines_from, warn
-from launcher.tracking.sink import Point, Refused, Sink
+from launcher.tracking.sink import Aside, Point, Refused, Sink
+from launcher.tracking.unsent import FILES, METRICS, SENT, TRACKING, make_state, read_sent, read_unsent, read_wanted
 
-METRICS = "metrics.jsonl"
-TRACKING = "tracking"
-WANTED, FILES = f"{TRACKING}/wanted.json", f"{TRACKING}/files.jsonl"
-SENT, LOCK = "sent.json", "lock"  # in RUN/tracking/SINK
-SENT_BEFORE = ("mlflow", f"{TRACKING}/sent.json")  # the one sink of runs that were begun when there was no other
+LOCK = "lock"  # in RUN/tracking/SINK
 BATCH = 1000  # points that are read and sent together; as many as MLflow takes in one request
 
 
@@ -47,11 +44,13 @@ class Delivery:
         self.connected = self.rewound = False
         self.lock: IO[str] | None = None
         self.abandoned = threading.Event()
+        self.try_aside = True  # what an earlier delivery set aside is tried once more
         self.counts = {"points": 0, "files": 0}  # sent by this object
         self.read_until = 0  # byte of metrics.jsonl up to which the sink has it; what is before need not be read again
 
     def send(self) -> None:
-        """Send everything that the sink does not have.
+        """Send everything that the sink does not have. What it takes nothing of now keeps nothing else from it: figures
+        and the run's state go before files, and a file that it does not take is set aside.
 
         Raises:
             Busy: another process sends this run.
@@ -62,13 +61,24 @@ class Delivery:
         try:
             if not self.connected:
                 self.connect(wanted)
-            if self.rewound or self.rewind():
-                self.send_metrics()
+            ready = self.rewound or self.rewind()
+            failed = self.attempt(self.send_metrics) if ready else None
+            failed = self.attempt(partial(self.send_status, wanted["status"], wanted.get("reason"))) or failed
+            if ready:
                 self.send_files()
-            self.send_status(wanted["status"], wanted.get("reason"))
+            if failed is not None:
+                raise failed
         except Exception:
             self.connected = False  # the next attempt looks whether the run is still there
             raise
+
+    def attempt(self, part: Callable[[], None]) -> Aside | None:
+        """Why the sink does not take a part now; None if it did."""
+        try:
+            part()
+            return None
+        except Aside as error:
+            return error
 
     def take_lock(self) -> None:
         """Held until the process ends or `release`; loader processes do not inherit it (POSIX record locks)."""
@@ -76,12 +86,12 @@ class Delivery:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         file = (self.folder / LOCK).open("a")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        held = take_lock(file.fileno(), of_process=True)
+        if held is False:
             file.close()
-            raise Busy(f"another process sends {self.run}") from error
+            raise Busy(f"another process sends {self.run}")
         self.lock = file
+        self.dead = self.dead and held is True  # without locks nobody knows whether its process is gone
         self.sent = read_sent(self.run, self.sink.name)
 
     def release(self) -> None:
@@ -96,9 +106,15 @@ class Delivery:
             self.read_until = 0
             self.save(**make_state(run_id))
         if not self.sent["begun"]:
+            later: Aside | None = None
             for what, why in self.sink.begin(wanted):
-                self.refuse(what, why)
-            self.save(begun=True)
+                if isinstance(why, Aside):
+                    later = why
+                else:
+                    self.refuse(what, why)
+            self.save(begun=later is None)
+            if later is not None:
+                warn(f"{self.sink.title} does not take all parameters, tags or data sets of {self.run} now: {later}")
         self.connected, self.rewound = True, False
 
     def rewind(self) -> bool:
@@ -128,7 +144,7 @@ class Delivery:
             self.send_points([point for line, _ in group for point in read_points(line)])
         for line in again:
             if "file" in line and (self.run / line["file"]).is_file():
-                self.send_file(line)
+                self.try_file(line)
         self.rewound = True
         return True
 
@@ -150,21 +166,44 @@ class Delivery:
                 return
             for point in points:  # only what is wrong is left out
                 self.send_points([point])
+        except Aside:
+            if len(points) == 1:
+                raise
+            half = len(points) // 2  # a proxy may take only small requests
+            self.send_points(points[:half])
+            self.send_points(points[half:])
 
     def send_files(self) -> None:
+        if self.try_aside:
+            self.try_aside = False
+            for of_file in list(self.sent["aside"].values()):
+                self.stop_if_abandoned()
+                self.try_file(of_file["line"])
         lines = [line for line, _ in read_unsent(self.run / FILES, self.sent["files_until"])]
         newest = {line["file"]: line["time"] for line in lines}
         for line in lines:
             self.stop_if_abandoned()
-            path = self.run / line["file"]
-            try:
-                if not path.is_file():
-                    self.refuse(f"file {path}", "it is gone")
-                elif newest[line["file"]] == line["time"]:
-                    self.send_file(line)
-            except Refused as error:
-                self.refuse(f"file {path}", error)
+            if newest[line["file"]] == line["time"]:
+                self.try_file(line)
             self.save(files_until=line["time"])
+
+    def try_file(self, line: dict[str, Any]) -> None:
+        """Send a file; one that the sink does not take is left out, or set aside to be tried again later."""
+        path, aside = self.run / line["file"], {**self.sent["aside"]}
+        known = aside.pop(line["file"], None)
+        try:
+            if path.is_file():
+                self.send_file(line)
+            else:
+                self.refuse(f"file {path}", "it is gone")
+        except Refused as error:
+            self.refuse(f"file {path}", error)
+        except Aside as error:
+            if not self.sent["aside"]:  # of the others their number is told at the end
+                warn(f"{self.sink.title} does not take the file {path}, it is set aside: {error}")
+            aside[line["file"]] = {"line": line, "why": " ".join(str(error).split())[:300]}
+        if known is not None or aside != self.sent["aside"]:
+            self.save(aside=aside)
 
     def send_file(self, line: dict[str, Any]) -> None:
         path = self.run / line["file"]
@@ -183,6 +222,8 @@ class Delivery:
 
     def refuse(self, what: str, why: object) -> None:
         """Leave out what the sink will never take; it is reported once and remembered."""
+        if what in self.sent["refused"]:
+            return
         warn(f"{self.sink.title} refuses {what} of {self.run}, it is left out there: {why}")
         self.save(refused={**self.sent["refused"], what: str(why)})
 
@@ -193,54 +234,6 @@ class Delivery:
     def stop_if_abandoned(self) -> None:
         if self.abandoned.is_set():
             raise Abandoned(f"{self.run}: stopped on the way")
-
-
-def read_wanted(run: Path) -> dict[str, Any]:
-    """What the run is to look like in its sinks, which `to` names."""
-    return {"to": ["mlflow"], **json.loads((run / WANTED).read_text())}
-
-
-def make_state(run_id: str | None) -> dict[str, Any]:
-    """What a sink has of a run that it has just begun."""
-    return {
-        "run_id": run_id,
-        "begun": False,
-        "metrics_until": 0.0,
-        "files_until": 0.0,
-        "status": None,
-        "refused": {},
-    }
-
-
-def read_sent(run: Path, sink: str) -> dict[str, Any]:
-    """What a sink has of a run."""
-    paths = [run / TRACKING / sink / SENT]
-    if sink == SENT_BEFORE[0]:
-        paths.append(run / SENT_BEFORE[1])
-    found = next((path for path in paths if path.is_file()), None)
-    return json.loads(found.read_text()) if found else make_state(None)
-
-
-def read_unsent(path: Path, until: float, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Lines after the one of time `until`, each with the byte at which the next one begins."""
-    return ((line, end) for line, end in read_lines_from(path, start) if line["time"] > until)
-
-
-def count_unsent(run: Path, sink: str) -> tuple[int, int, bool]:
-    """(lines of metrics, files, whether the sink lacks the run or its state) that are still to be sent."""
-    sent, status = read_sent(run, sink), read_wanted(run)["status"]
-    lines = sum(1 for _ in read_unsent(run / METRICS, sent["metrics_until"]))
-    files = sum(1 for _ in read_unsent(run / FILES, sent["files_until"]))
-    has_status = status in (None, sent["status"]) or (status, sent["status"]) == ("RUNNING", "KILLED")
-    return lines, files, not (sent["begun"] and has_status)
-
-
-def report_unsent(run: Path, sink: Sink) -> bool:
-    """Whether a sink lacks something of a run; says what, and how to send it."""
-    lines, files, state = count_unsent(run, sink.name)
-    if lines or files or state:
-        warn(f"{sink.title} lacks {lines} lines of metrics and {files} files of {run}; later: wsss track sync {run}")
-    return bool(lines or files or state)
 
 
 def explain(run: Path, sink: Sink, error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Lines of JSON that a run writes while it goes on, and small files that are whole or absent. Knows no tracker."""
 
-import fcntl
+import errno
 import json
 import os
 import sys
@@ -13,9 +13,10 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from launcher.errors import RunError
-from launcher.files import write_whole
+from launcher.files import take_lock, write_whole
 
 HELD = 10_000  # lines kept in memory while the disk takes none
+LOCK_WAIT_S = 10.0
 TAIL = 1 << 20  # bytes; more than any line
 
 
@@ -30,6 +31,7 @@ class Journal:
 
     def __init__(self, path: Path, *, floor: float = 0.0) -> None:
         self.path = path
+        repair(path)
         self.held: deque[str] = deque()
         self.lost = 0  # lines that found no place on the disk nor in memory
         lines = list(read_lines(path))
@@ -49,7 +51,9 @@ class Journal:
         waited = len(self.held) > 1
         try:
             with self.path.open("ab+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # a run may be evaluated while it is trained
+                # a run may be evaluated while it is trained; where there are no locks, lines are appended whole
+                if take_lock(file.fileno(), wait_s=LOCK_WAIT_S) is False:
+                    raise OSError(errno.EAGAIN, "another process holds its lock")
                 drop_torn_end(file)
                 file.write("".join(self.held).encode())
             self.held.clear()
@@ -69,6 +73,26 @@ def drop_torn_end(file: IO[bytes]) -> None:
     tail = file.read()
     if not tail.endswith(b"\n"):
         file.truncate(start + tail.rfind(b"\n") + 1)
+
+
+def repair(path: Path) -> None:
+    """Take whole lines that are no JSON objects, as a power cut leaves them, out of a file into NAME.damaged."""
+    if not path.is_file():
+        return
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    damaged = [line for line in whole if not is_line(line)]
+    if damaged:
+        with path.with_name(f"{path.name}.damaged").open("ab") as file:
+            file.writelines(damaged)
+        write_whole(path, b"".join(line for line in whole if is_line(line)))
+        warn(f"{path}: {len(damaged)} lines are no JSON; they are now in {path.name}.damaged, the others stay")
+
+
+def is_line(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """MLflow: an experiment, a run, its metrics and artifacts; found or created so that doing it twice changes nothing.
 
-MLflow is an SQLite file below runs/ unless MLFLOW_TRACKING_URI says otherwise.
+MLflow is an SQLite file in the folder of runs that a run lies in, unless MLFLOW_TRACKING_URI says otherwise.
 """
 
 import os
@@ -8,11 +8,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.files import RUNS
-from launcher.tracking.sink import Point, Refused
+from launcher.files import RUNS, root_of
+from launcher.tracking.journal import warn
+from launcher.tracking.sink import Aside, Point, Refused
+
+OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
 
 FAILURE_TAG, LONGEST_TAG = "wsss.failure", 5000
 
@@ -31,7 +35,7 @@ class MlflowSink:
         load_mlflow()
 
     def connect(self, run: Path, wanted: Mapping[str, Any], run_id: str | None) -> str:
-        client, artifacts = open_client()
+        client, artifacts = open_client(root_of(run))
         if run_id is None or not has_run(client, run_id):
             experiment_id = find_experiment(client, wanted["experiment"], artifacts)
             run_id = find_run(client, experiment_id, wanted["key"])
@@ -42,7 +46,28 @@ class MlflowSink:
         return self.run_id
 
     def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
-        return begin_run(self.client, self.run_id, wanted["params"], wanted["tags"], wanted["datasets"])
+        return self.send_each(begin_parts(wanted["params"], wanted["tags"], wanted["datasets"]))
+
+    def send_each(self, parts: Sequence[tuple[str, Sequence[tuple[str, Any]]]]) -> Iterator[tuple[str, Exception]]:
+        """Send parts of a run, each kind in one request, or one by one where that is not taken.
+
+        Yields:
+            (what, why) of those that are not taken.
+        """
+        for kind, named in parts:
+            send = self.client.log_inputs if kind == "datasets" else partial(self.log_batch, kind)
+            try:
+                with self.name_refusals():
+                    send(self.run_id, [part for _, part in named])
+            except (Refused, Aside) as error:
+                if len(named) == 1:
+                    yield named[0][0], error
+                    continue
+                for one in named:  # only what is wrong is left out
+                    yield from self.send_each([(kind, [one])])
+
+    def log_batch(self, kind: str, run_id: str, parts: Sequence[Any]) -> None:
+        self.client.log_batch(run_id, **{kind: parts})  # the client cuts it into requests
 
     def rewind(self, step: int) -> None: ...
 
@@ -70,34 +95,35 @@ class MlflowSink:
             self.client.log_artifact(self.run_id, str(path))
 
     def send_status(self, status: str, reason: str | None) -> None:
-        if reason or FAILURE_TAG in self.client.get_run(self.run_id).data.tags:  # one of an earlier start
-            self.client.set_tag(self.run_id, FAILURE_TAG, (reason or "")[:LONGEST_TAG])
-        if status == "RUNNING":
-            self.client.update_run(self.run_id, status=status)
-        else:
-            self.client.set_terminated(self.run_id, status)
+        with self.name_refusals():
+            if reason or FAILURE_TAG in self.client.get_run(self.run_id).data.tags:  # one of an earlier start
+                self.client.set_tag(self.run_id, FAILURE_TAG, (reason or "")[:LONGEST_TAG])
+            if status == "RUNNING":
+                self.client.update_run(self.run_id, status=status)
+            else:
+                self.client.set_terminated(self.run_id, status)
 
     @contextmanager
     def name_refusals(self) -> Iterator[None]:
-        """Raises Refused for what this run, which is there, will never take."""
-        from mlflow.exceptions import MlflowException
-
+        """Raises Refused or Aside for what this run, which is there, does not take."""
         try:
             yield
-        except MlflowException as error:
-            if not is_refusal(error) or not has_run(self.client, self.run_id):
+        except Exception as error:
+            if not has_run(self.client, self.run_id):
                 raise
-            raise Refused(str(error)) from error
+            text = f"{type(error).__name__}: {error}"
+            raise (Refused(str(error)) if is_refusal(error) else Aside(text)) from error
 
 
-def find_store() -> tuple[str, str | None]:
+def find_store(root: Path = RUNS) -> tuple[str, str | None]:
     """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
 
-    By default both are below runs/; a named store decides for itself where artifacts go.
+    By default both are in the folder of runs, wherever one stands; a named store decides for itself where artifacts go.
     """
-    here = f"sqlite:///{(RUNS / 'mlflow.db').resolve()}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI", here)
-    return uri, (RUNS / "mlartifacts").resolve().as_uri() if uri == here else None
+    here = f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = here if not named or named == os.environ.get(OURS) else named
+    return uri, (root / "mlartifacts").resolve().as_uri() if uri == here else None
 
 
 def load_mlflow() -> None:
@@ -113,22 +139,27 @@ def load_mlflow() -> None:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
-def open_client() -> tuple[Any, str | None]:
+def open_client(root: Path = RUNS) -> tuple[Any, str | None]:
     """A client of the store, and where new experiments keep their artifacts (None: the store decides)."""
     load_mlflow()
     import mlflow
 
-    uri, artifacts = find_store()
+    uri, artifacts = find_store(root)
     if artifacts is not None:
-        RUNS.mkdir(exist_ok=True)
+        root.mkdir(exist_ok=True)
+        os.environ[OURS] = uri
     mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
     return mlflow.MlflowClient(uri), artifacts
 
 
 def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """Id of an experiment, created if it is new."""
+    """Id of an experiment, created if it is new; a warning if it keeps its files elsewhere than new ones would."""
     found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+    if found is None:
+        return client.create_experiment(name, artifact_location=artifacts)
+    if artifacts is not None and not str(found.artifact_location).startswith(artifacts):
+        warn(f"MLflow keeps the files of '{name}' in {found.artifact_location}, as before the runs were moved")
+    return found.experiment_id
 
 
 def find_run(client: Any, experiment_id: str, key: str) -> str | None:
@@ -155,36 +186,25 @@ def has_run(client: Any, run_id: str) -> bool:
 
 def is_refusal(error: Any) -> bool:
     """Whether MLflow says that it will never take this, rather than not now."""
-    return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    from PIL import UnidentifiedImageError
+
+    broken = isinstance(error, UnidentifiedImageError)  # a picture, as a power cut leaves it
+    return broken or getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
-def begin_run(
-    client: Any,
-    run_id: str,
-    params: Mapping[str, str],
-    tags: Mapping[str, str],
-    datasets: Mapping[str, tuple[str, str, str]],
-) -> Iterator[tuple[str, Exception]]:
-    """Give a run its parameters, tags and datasets {context: (name, folder, fingerprint)}.
-
-    Yields:
-        (what, why) of the parts that MLflow refuses.
-    """
+def begin_parts(
+    params: Mapping[str, str], tags: Mapping[str, str], datasets: Mapping[str, tuple[str, str, str]]
+) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """[(kind, [(name of a part, part)])]: what a run has from its beginning; datasets as {context: (name, folder,
+    fingerprint)}."""
     from mlflow.entities import Param, RunTag
-    from mlflow.exceptions import MlflowException
 
-    parts = {
-        "params": [Param(key, value) for key, value in params.items()],
-        "tags": [RunTag(key, value) for key, value in tags.items()],
-    }
-    for name, part in parts.items():
-        try:
-            client.log_batch(run_id, **{name: part})  # the client cuts it into requests
-        except MlflowException as error:
-            if not is_refusal(error) or not has_run(client, run_id):
-                raise
-            yield name, error
-    client.log_inputs(run_id, [make_dataset_input(context, *dataset) for context, dataset in datasets.items()])
+    parts: list[tuple[str, list[tuple[str, Any]]]] = [
+        ("params", [(f"param {key}", Param(key, value)) for key, value in params.items()]),
+        ("tags", [(f"tag {key}", RunTag(key, value)) for key, value in tags.items()]),
+        ("datasets", [(f"dataset {use}", make_dataset_input(use, *dataset)) for use, dataset in datasets.items()]),
+    ]
+    return [(kind, named) for kind, named in parts if named]
 
 
 def make_dataset_input(context: str, name: str, folder: str, fingerprint: str) -> Any:

@@ -34,6 +34,7 @@ class Sender(threading.Thread):
         while not abandoned.is_set():
             if self.closing.is_set() and not last:
                 last, pause_s = True, FIRST_PAUSE_S
+                self.delivery.try_aside = True
             self.wake.clear()
             try:
                 self.delivery.send()
@@ -49,7 +50,9 @@ class Sender(threading.Thread):
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
                 continue
             if failed:
-                warn(f"{self.delivery.sink.title} answers again and has everything of {self.delivery.run}")
+                left = len(self.delivery.sent["aside"])
+                has = f"all but {left} files" if left else "everything"
+                warn(f"{self.delivery.sink.title} answers again and has {has} of {self.delivery.run}")
             failed, pause_s = False, FIRST_PAUSE_S
             if last:
                 break

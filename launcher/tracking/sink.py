@@ -16,8 +16,14 @@ class Refused(RuntimeError):
     """The sink will never take this; any other error means: not now."""
 
 
+class Aside(RuntimeError):
+    """The sink answers, but does not take this now, such as a file for a store of files that is not there: it must not
+    hold up anything else."""
+
+
 class Sink(Protocol):
-    """One place that shows a run's figures. Used by one thread; may raise anything when it cannot take something now.
+    """One place that shows a run's figures. Used by one thread; may raise anything when it cannot take anything now,
+    Aside when it takes other things.
 
     What is sent may be sent again, because an answer was lost or a process was killed: that must add nothing, or be
     hidden by `rewind`.
@@ -52,7 +58,7 @@ class Sink(Protocol):
         """Give a new run its parameters, tags and datasets.
 
         Yields:
-            (what, why) of the parts that the sink refuses.
+            (what, why) of the parts that the sink refuses; where `why` is Aside, they are offered again later.
         """
 
     def rewind(self, step: int) -> None:

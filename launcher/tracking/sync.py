@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from launcher.errors import RunError
-from launcher.tracking.delivery import WANTED, Busy, Delivery, explain, read_wanted, report_unsent
+from launcher.files import Damaged
+from launcher.tracking.delivery import Busy, Delivery, explain
 from launcher.tracking.sink import Sink
 from launcher.tracking.sinks import make_sink
+from launcher.tracking.unsent import WANTED, read_wanted, report_unsent
 
 
 def sync(folder: Path) -> bool:
@@ -22,7 +24,13 @@ def sync(folder: Path) -> bool:
         raise RunError(f"{folder}: no run to send in or below it (a tracked run holds {WANTED})")
     done = True
     for run in dict.fromkeys(runs):
-        for name in read_wanted(run)["to"]:
+        try:
+            names = read_wanted(run)["to"]
+        except Damaged as error:
+            print(f"{error}; not sent: train or evaluate {run} again, which begins the file anew")
+            done = False
+            continue
+        for name in names:
             done = sync_to(run, make_sink(name)) and done
     return done
 

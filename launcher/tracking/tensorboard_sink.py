@@ -15,9 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from launcher.tracking.sink import Point
+from launcher.tracking.sink import Point, Refused
 
 FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents."  # TensorBoard reads the files with this in their name, in the order of their names
@@ -79,9 +79,12 @@ class TensorboardSink:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        with Image.open(path) as image:
-            width, height = image.size
-            channels = len(image.getbands())
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                channels = len(image.getbands())
+        except UnidentifiedImageError as error:  # as a power cut leaves it
+            raise Refused(f"{path} is no picture") from error
         encoded = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
         value = Summary.Value(tag=name, image=encoded)
         self.write(Event(wall_time=path.stat().st_mtime, step=step, summary=Summary(value=[value])))

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from launcher.files import write_whole
-from launcher.tracking.delivery import FILES, METRICS, TRACKING, WANTED, Delivery, read_sent, read_wanted, report_unsent
+from launcher.files import Damaged, set_aside, write_whole
+from launcher.tracking.delivery import Delivery
 from launcher.tracking.journal import Journal, read_lines, warn
 from launcher.tracking.sender import Sender
 from launcher.tracking.sink import Sink
 from launcher.tracking.sinks import make_sink
+from launcher.tracking.unsent import FILES, METRICS, TRACKING, WANTED, read_sent, read_wanted, report_unsent
 from shards.remote import Place, absolute
 
 CLOSE_S = 30.0  # how long a run that ends waits for its sinks
@@ -97,7 +98,11 @@ class RunTracker:
             self.files.keep(  # only evaluations draw
                 lambda line: line["step"] is None or (line["step"] <= resumed_at and line["step"] != again)
             )
-        if not (run / WANTED).is_file():
+        try:
+            begun = (run / WANTED).is_file() and bool(read_wanted(run))
+        except Damaged as error:
+            begun = set_aside(run / WANTED, error)
+        if not begun:
             self.write_wanted(experiment, params or {}, tags or {}, datasets or {})
         changes: dict[str, Any] = {"to": [sink.name for sink in sinks]}
         self.change_wanted(**changes, **({} if resumed_at is None else {"status": "RUNNING", "reason": None}))

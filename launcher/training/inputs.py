@@ -14,13 +14,15 @@ from launcher.config.file import flatten
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.evaluation.validate import check_keep_best
+from launcher.files import Damaged, set_aside
 from launcher.jobs import output as jobs
 from launcher.jobs.infer import try_cams
 from launcher.processes.accelerator import process_count
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.run import steps
 from launcher.run.build import build_method
-from launcher.run.folder import ABOUT, CONFIG, Run, run_folder
+from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
+from launcher.run.lock import require_writable
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
@@ -133,8 +135,8 @@ class Inputs:
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
         check_keep_best(self.config, self.class_set, self.val)
-        if (folder / ABOUT).is_file():
-            check_same_run(Run(folder), self.config, train.fingerprint, self.learns_from)
+        if (begun := run_to_go_on_with(folder)) is not None:
+            check_same_run(begun, self.config, train.fingerprint, self.learns_from)
         train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)
         for name, shards in (("val", self.val), ("tune", self.tune), ("pixel", self.pixel)):
             if shards is None:
@@ -164,6 +166,19 @@ class Inputs:
         if not pixel:
             return batches
         return ({**batch, "pixel": few} for batch, few in zip(batches, pixel[0], strict=True))
+
+
+def run_to_go_on_with(folder: Path) -> Run | None:
+    """The run that was begun in a folder. Where its config or run.json is damaged, that is set aside: its checkpoints
+    may be sound, and the training that now begins writes both anew."""
+    if not is_run(folder):
+        return None
+    try:
+        return Run(folder)
+    except Damaged as error:
+        name = CONFIG if str(error).startswith(f"{folder / CONFIG}:") else ABOUT
+        set_aside(folder / name, f"{error}; the run's settings and data are not compared with those of its beginning")
+        return None
 
 
 def open_with_masks(folder: Place | None) -> ShardFolder | None:
@@ -214,6 +229,7 @@ def preflight(config: Config) -> int:
     Raises:
         ConfigError: settings that contradict each other; and see Inputs.check.
     """
+    require_writable(run_folder(config))
     inputs = Inputs(config)
     inputs.check()
     method = build_method(config, inputs.class_set, inputs.teacher)

@@ -15,11 +15,11 @@ from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, make_validator
-from launcher.files import write_whole
+from launcher.files import Damaged, read_json, set_aside, write_whole
 from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
-from launcher.processes.signals import Stopped, stop_on_sigterm
+from launcher.processes.signals import Stopped, WaitsInVain, stop_on_sigterm
 from launcher.processes.surroundings import user_name
 from launcher.run import steps
 from launcher.run.build import build_method
@@ -33,6 +33,7 @@ from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_unread
+from shards.batches.waiting import waited_s
 from shards.remote import name_of
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
@@ -46,7 +47,8 @@ def train(config: Config) -> Method:
 
     Raises:
         ConfigError, DataError, RunError: what the user can fix, nearly all of it before the first step.
-        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written.
+        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written; or this one
+            waited for a batch that did not come.
     """
     run = run_folder(config)
     inputs = Inputs(config)
@@ -57,7 +59,7 @@ def train(config: Config) -> Method:
         only_writer(run) if main else nullcontext(),
         keep_log(run) if main else nullcontext(),
         NotingFailure(run, accelerator.process_index) as failure,
-        stop_on_sigterm() as asked_to_stop,
+        stop_on_sigterm(waited_s) as asked_to_stop,
     ):
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
@@ -85,6 +87,12 @@ def train(config: Config) -> Method:
             )
             failure.step = lambda: trainer.step
             status = "FINISHED" if trainer.fit() else "KILLED"
+        except WaitsInVain as vain:
+            status = "KILLED"
+            raise Stopped(
+                f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
+                "ended without a new checkpoint; start it again to go on from the last one"
+            ) from vain
         except Exception as error:
             reason = f"{type(error).__name__}: {without_traceback(str(error))}"
             raise
@@ -160,7 +168,11 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
     """Write the run's config.yaml and run.json, and begin to track it or go on with that."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / ABOUT
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        before = read_json(path) if path.is_file() else {}
+    except Damaged as error:
+        before = {}
+        set_aside(path, error)
     write_whole(run / CONFIG, to_yaml(config))
     tracker = open_tracker(
         run,
@@ -174,7 +186,7 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
         },
         datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
         resumed_at=steps.step_number(found) if found else 0,
-        evaluates_again=found is not None and not (found / steps.FIGURES).is_file(),
+        evaluates_again=found is not None and not steps.read_figures(found),
     )
     write_whole(path, json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
     tracker.artifact(run / CONFIG)

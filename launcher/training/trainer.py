@@ -258,7 +258,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             print(f"resuming from {self.resume_from}", flush=True)
         self.step = checkpoint.load(self.resume_from, self.full_method, self.optimizer)
-        if self.step and self.is_evaluation_due() and not (self.resume_from / steps.FIGURES).is_file():
+        if self.step and self.is_evaluation_due() and not steps.read_figures(self.resume_from):
             self.run_evaluation()
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batches.batch import Batch, MaskOf, Transform, collate
 from shards.batches.order import Slice, StepSampler, shard_order
+from shards.batches.waiting import PatientLoader, report_failed_hand_over
 from shards.folder import ShardFolder
 from shards.index import check_every_class_has_an_image
 from shards.schema import DataError, SampleError
@@ -151,17 +152,23 @@ def train_loader(
             f"{len(shards.index.shards)} shards in {shards.folder} cannot feed {part.ranks} ranks x {workers} workers "
             f"= {readers} readers: write them again with --shards {4 * readers} or lower data.workers"
         )
-    return DataLoader(
+    return PatientLoader(
         TrainSamples(shards, transform, seed, mask_of, max_skipped),
         batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step),
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=stay_while_parent_does,
+        worker_init_fn=begin_worker,
         pin_memory=pin_memory,
     )
 
 
-def stay_while_parent_does(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """First thing in each loader process."""
+    report_failed_hand_over()
+    stay_while_parent_does()
+
+
+def stay_while_parent_does() -> None:
     """Let a loader process take a SIGTERM as its parent does, since it may be sent to a whole job: a run that catches
     it decides itself when to stop, and needs batches until then."""
 
@@ -190,11 +197,11 @@ def eval_loader(
     does not depend, in its last bits, on which others are still to do."""
     of_shards = [list(of_shard) for _, of_shard in groupby(numbers, key=lambda number: shards.shard_of[number])]
     batches = [part[i : i + batch_size] for part in of_shards for i in range(0, len(part), batch_size)]
-    return DataLoader(
+    return PatientLoader(
         EvalSamples(shards, transform),
         batch_sampler=batches,
         num_workers=workers if batches else 0,
         collate_fn=collate,
-        worker_init_fn=stay_while_parent_does,
+        worker_init_fn=begin_worker,
         pin_memory=pin_memory,
     )

@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,56 @@ def test_a_temporary_name_is_hidden_and_begins_with_the_name_of_the_file(tmp_pat
         with files.temporary_name(tmp_path / name) as temporary:
             assert temporary.parent == tmp_path
             assert temporary.name.startswith(".a.tar.") and temporary.suffix == ".tmp"
+
+
+def refusing(number, only=lambda *_: True):
+    def refuse(*arguments):
+        if only(*arguments):
+            raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES])
+def test_a_file_system_that_syncs_no_folders_is_used_as_it_is(tmp_path, monkeypatch, number):
+    """SMB, sshfs, VirtualBox, some FUSE."""
+    monkeypatch.setattr(os, "fsync", refusing(number, lambda fd: stat.S_ISDIR(os.fstat(fd).st_mode)))
+    files.write_whole(tmp_path / "figures.json", "new")
+    assert (tmp_path / "figures.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_folder_that_the_disk_fails_to_sync_is_told(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", refusing(number, lambda fd: stat.S_ISDIR(os.fstat(fd).st_mode)))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        files.write_whole(tmp_path / "figures.json", "new")
+
+
+@pytest.mark.parametrize("of_process", [False, True])
+def test_a_lock_is_held_busy_or_not_offered(tmp_path, monkeypatch, of_process):
+    call = "lockf" if of_process else "flock"
+    with open(tmp_path / "lock", "w") as file:
+        assert files.take_lock(file.fileno(), of_process=of_process) is True
+        for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            monkeypatch.setattr(fcntl, call, refusing(number))
+            assert files.take_lock(file.fileno(), wait_s=600, of_process=of_process) is None  # at once
+        for number in (errno.EAGAIN, errno.EACCES):
+            monkeypatch.setattr(fcntl, call, refusing(number))
+            assert files.take_lock(file.fileno(), wait_s=0.1, of_process=of_process) is False
+        monkeypatch.setattr(fcntl, call, refusing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            files.take_lock(file.fileno(), of_process=of_process)
+
+
+def test_each_refusal_is_told_by_its_own_cause(tmp_path):
+    def told(number, path=tmp_path / "x"):
+        return files.tell_refusal(OSError(number, os.strerror(number), str(path)), path)
+
+    assert "MB are free there; make room" in told(errno.ENOSPC) and "quota" in told(errno.EDQUOT)
+    for number, remedy in ((errno.EROFS, "read-only"), (errno.ENAMETOOLONG, "shorter"), (errno.EACCES, "permissions")):
+        assert remedy in told(number) and "make room" not in told(number)
+    assert told(errno.EPIPE) == "[Errno 32] Broken pipe: '" + str(tmp_path / "x") + "'"
+    (tmp_path / "runs").symlink_to("/nonexistent/scratch")
+    assert "runs is a link to /nonexistent/scratch, which is not there" in told(errno.EEXIST, tmp_path / "runs/a")
+    (tmp_path / "file").touch()
+    assert "file is a file, not a folder" in told(errno.ENOTDIR, tmp_path / "file/a/b")

@@ -10,7 +10,9 @@ import pytest
 import torch
 from support.store import Store
 
+from launcher.processes.group import GROUP_TIMEOUT
 from shards import cache, remote
+from shards.batches import waiting
 from shards.batches.augment import Augment
 from shards.batches.loaders import train_loader
 from shards.batches.order import Slice
@@ -240,9 +242,76 @@ def test_what_cannot_get_better_is_not_tried_again():
 
 
 def test_a_cache_that_another_user_owns_is_told_as_such(store, cached, monkeypatch):
-    def refuse(self, wanted):
+    def refuse(self, wanted, waited_s):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Cache, "fetch", refuse)
-    with pytest.raises(DataError, match="WSSS_CACHE: .*Permission denied; users who share it"):
+    with pytest.raises(DataError, match="WSSS_CACHE: .*Permission denied; .*; users who share it"):
         ShardFolder(f"{store.url}/train").image(0)
+
+
+def test_each_wait_is_shorter_than_the_one_that_waits_for_it():
+    """So the error that comes names the URL, the tries and the reason, and not a process that was late."""
+    one_try_s = remote.CONNECT_S + remote.SILENCE_S
+    assert remote.PATIENCE_S + one_try_s < cache.STUCK_S
+    assert cache.STUCK_S + one_try_s < waiting.BATCH_S < GROUP_TIMEOUT.total_seconds()
+
+
+def test_patience_ends_before_the_tries_where_each_takes_long(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    began = []
+
+    def silent():
+        began.append(now[0])
+        now[0] += remote.CONNECT_S + remote.SILENCE_S
+        raise TimeoutError("nothing came")
+
+    for waited_s, tries in ((0.0, 3), (remote.PATIENCE_S, 1)):
+        now[0], began[:] = 0.0, []
+        with pytest.raises(DataError, match=rf"x/a.tar: not fetched after {tries} (try|tries) .*TimeoutError: nothing"):
+            remote.patiently("http://x/a.tar", silent, waited_s=waited_s)
+        assert max(began) + waited_s <= remote.PATIENCE_S
+
+
+def test_a_reader_that_has_waited_for_another_one_has_less_patience_left(store, monkeypatch):
+    left = []
+
+    def give_up(url, target, size, sha256, *, waited_s):
+        left.append(waited_s)
+        raise DataError("given up")
+
+    monkeypatch.setattr(cache, "download", give_up)
+    monkeypatch.setattr(cache.Patience, "waited_s", lambda self: 123.0)
+    with pytest.raises(DataError, match="given up"):
+        ShardFolder(f"{store.url}/train").image(0)
+    assert left == [123.0]
+
+
+def test_a_trickle_is_no_answer(store, monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE_S", 0.0)
+    monkeypatch.setattr(remote, "SLOWEST", 1e12)
+    with pytest.raises(DataError, match="not fetched after 9 tries .*bytes came in .*as good as none"):
+        ShardFolder(f"{store.url}/train").image(0)
+
+
+def test_the_proxy_of_the_environment_is_used(scenes, cached, monkeypatch):
+    """As by curl and MLflow: the name need not be known here."""
+    proxy = Store(scenes)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    try:
+        assert ShardFolder("http://data.example.invalid/train").image(0).shape == (32, 32, 3)
+    finally:
+        proxy.stop()
+
+
+def test_what_the_user_sets_for_fsspec_is_kept(monkeypatch):
+    from fsspec.config import conf
+
+    monkeypatch.setitem(conf, "http", {"client_kwargs": {"trust_env": False, "headers": {"a": "b"}}})
+    client = remote.file_system("http://x/a")[0].client_kwargs
+    assert client["headers"] == {"a": "b"} and client["trust_env"] is False and client["timeout"].sock_read == 60

@@ -6,6 +6,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 class Store:
@@ -57,8 +58,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         store: Store = self.server.store  # type: ignore[attr-defined]
         time.sleep(store.slow_s)
-        store.asked.append(self.path.lstrip("/"))
-        path, fault = store.folder / self.path.lstrip("/"), store.fault_of(self.path)
+        here = urlsplit(self.path).path.lstrip("/")  # a proxy is asked for whole URLs
+        store.asked.append(here)
+        path, fault = store.folder / here, store.fault_of(here)
         if fault in ("503", "403") or not path.is_file():
             self.send_error(int(fault) if fault in ("503", "403") else 404)
             return

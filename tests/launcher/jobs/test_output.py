@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import time
@@ -80,15 +82,18 @@ def test_the_rest_of_a_job_needs_no_fewer_workers():
     assert list(pool.run_pool(len, ["aa"], workers=3, label="test")) == [2]
 
 
-def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, monkeypatch):
-    plain = jobs.os.link
+@pytest.mark.parametrize("no_links", [False, True])
+def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, monkeypatch, no_links):
+    plain = os.link
 
     def late(temporary, path):
         path.write_text('{"threshold": 0.3}')
-        monkeypatch.setattr(jobs.os, "link", plain)
+        monkeypatch.setattr(os, "link", plain)
+        if no_links:
+            raise OSError(errno.EPERM, "Operation not permitted")
         plain(temporary, path)
 
-    monkeypatch.setattr(jobs.os, "link", late)
+    monkeypatch.setattr(os, "link", late)
     with pytest.raises(RunError, match=r"made with other settings \(threshold: 0.3, now 0.6\)"):
         jobs.open_output(tmp_path, {"threshold": 0.6})
     assert jobs.read_made_of(tmp_path) == {"threshold": 0.3} and len(list(tmp_path.iterdir())) == 1
@@ -96,11 +101,34 @@ def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, mo
 
 def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
     (tmp_path / "job.json").write_text('{"thres')
+    (tmp_path / "a.tar").touch()
     with pytest.raises(RunError, match=r"job.json: is no JSON .* remove the folder"):
-        jobs.read_made_of(tmp_path)
+        jobs.open_output(tmp_path, {})
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="file/out: cannot be written"):
+    with pytest.raises(RunError, match="file/out: cannot be written: .*/file is a file, not a folder"):
         jobs.open_output(tmp_path / "file/out", {})
+    with pytest.raises(RunError, match="file: cannot be made: something else has this name"):
+        jobs.open_output(tmp_path / "file", {})
+
+
+@pytest.mark.parametrize("left", ["", "\0\0\0", '{"thres', "[]"])
+def test_a_folder_without_a_shard_whose_description_a_power_cut_took_is_begun_anew(tmp_path, left, capsys):
+    (tmp_path / "job.json").write_text(left)
+    jobs.open_output(tmp_path, {"threshold": 0.6})
+    assert jobs.read_made_of(tmp_path) == {"threshold": 0.6}
+    assert "set aside as job.json.damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_an_output_folder_needs_no_hard_links(tmp_path, monkeypatch, refusal):
+    def refuse(*_):
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "link", refuse)
+    jobs.open_output(tmp_path / "out", {"threshold": 0.6})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["job.json"]
+    with pytest.raises(RunError, match="made with other settings"):
+        jobs.open_output(tmp_path / "out", {"threshold": 0.3})
 
 
 def test_what_killed_writers_left_is_swept_and_what_living_ones_write_is_not(tmp_path):
@@ -122,14 +150,14 @@ def test_what_killed_writers_left_is_swept_and_what_living_ones_write_is_not(tmp
 
 
 def test_a_temporary_file_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    plain = write.fcntl.flock
+    plain = fcntl.flock
 
     def swept_first(file, how):
-        monkeypatch.setattr(write.fcntl, "flock", plain)
+        monkeypatch.setattr(fcntl, "flock", plain)
         write.sweep_unfinished(tmp_path)
         plain(file, how)
 
-    monkeypatch.setattr(write.fcntl, "flock", swept_first)
+    monkeypatch.setattr(fcntl, "flock", swept_first)
     write_tar(tmp_path / "a.tar", [("key", {"json": b"{}"})])
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 

@@ -17,13 +17,15 @@ LAUNCHER = """
 import subprocess, sys, time
 from pathlib import Path
 Path("launching").touch()
-time.sleep("late" in sys.argv)
+time.sleep(600 * ("alone" in sys.argv))
 sys.exit(subprocess.call([sys.executable, "child.py", *sys.argv[1:]]))
 """
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from launcher.processes.signals import follow_launcher, exit_code_when_stopped, stop_on_sigterm
+from launcher.processes import signals
+from launcher.processes.signals import WaitsInVain, follow_launcher, exit_code_when_stopped, stop_on_sigterm
+signals.PATIENCE_S = 0.5
 Path("pid").write_text(str(os.getpid()))
 if "5" in sys.argv:
     sys.exit(5)
@@ -34,17 +36,27 @@ if "wrong" in sys.argv:
         raise RunError("no such thing")
 time.sleep(1)  # imports
 follow_launcher()
-with stop_on_sigterm() as asked:
-    Path("begun").touch()
-    while not asked() or "stubborn" in sys.argv:
-        time.sleep(0.05)
+try:
+    # a long step is no wait for a batch
+    with stop_on_sigterm(lambda: 10.0 * ("vain" in sys.argv and "step" not in sys.argv)) as asked:
+        Path("begun").touch()
+        if "vain" in sys.argv:
+            time.sleep(2 if "step" in sys.argv else 600)
+        while not asked() or "stubborn" in sys.argv:
+            time.sleep(0.05)
+except WaitsInVain:
+    print("waits in vain", file=sys.stderr)
+    sys.exit(exit_code_when_stopped())
 Path("saved").touch()
 time.sleep(1)
 sys.exit(exit_code_when_stopped())
 """
 WSSS = """
 import os, sys
+from launcher.processes import launch
 from launcher.processes.launch import run_and_forward
+if "short" in sys.argv:
+    launch.STOP_S, launch.SAY_EVERY_S = 2.0, 0.5
 sys.exit(run_and_forward([sys.executable, "accelerate_like.py", *sys.argv[1:]], os.environ))
 """
 
@@ -94,11 +106,27 @@ def test_the_error_of_a_rank_is_the_last_word(begin, tmp_path):
 
 
 # While the child imports, when there is nothing to save, and later.
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["pid", "begun"])
-def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, when):
+def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, when, how):
+    """So does the end of the terminal."""
     process = begin(when)
-    process.terminate()
+    process.send_signal(how)
     assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == (when == "begun")
+
+
+def test_below_nohup_the_end_of_the_terminal_stops_nothing(begin, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is started inherits it
+    try:
+        process = begin("begun")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        one.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None and not (tmp_path / "saved").exists()
+    process.terminate()
+    assert process.wait(60) == STOPPED and (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("when", ["pid", "begun"])
@@ -113,11 +141,31 @@ def test_so_does_one_that_every_process_of_the_tree_gets(begin, tmp_path, when):
     assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == (when == "begun")
 
 
-def test_one_before_there_is_a_child_is_announced_once_and_reaches_it(begin, tmp_path):
-    process = begin("launching", "late")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_one_before_there_is_a_child_ends_the_launcher_at_once(begin, tmp_path, how):
+    """As where it waits for another machine, for half an hour."""
+    process = begin("launching", "alone")
+    process.send_signal(how)
+    assert process.wait(20) == STOPPED
+    assert (tmp_path / "stderr").read_text().count("asked to stop; no process trains yet") == 1
+
+
+def test_a_child_that_does_not_stop_is_killed_in_the_end_and_the_wait_is_told(begin, tmp_path):
+    process = begin("begun", "stubborn", "short")
     process.terminate()
     assert process.wait(60) == STOPPED and not (tmp_path / "saved").exists()
-    assert (tmp_path / "stderr").read_text().count("asked to stop") == 1
+    until(lambda: gone(tmp_path))
+    said = (tmp_path / "stderr").read_text()
+    assert "asked to stop; waiting for the step to end" in said and "the step, its save or an evaluation" in said
+    assert "and still there: killed; the last checkpoint stands" in said
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_child_that_waits_in_vain_for_a_batch_ends_without_one(begin, tmp_path, late):
+    process = begin("begun", "vain", *(["step"] if late else []))
+    process.terminate()
+    assert process.wait(60) == STOPPED and (tmp_path / "saved").exists() == late
+    assert ("waits in vain" in (tmp_path / "stderr").read_text()) != late
 
 
 def test_a_run_that_was_stopped_elsewhere_is_stopped_here(begin, tmp_path):

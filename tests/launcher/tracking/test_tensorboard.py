@@ -15,12 +15,13 @@ from launcher.errors import ConfigError
 from launcher.evaluation import evaluate, report
 from launcher.files import RUNS
 from launcher.tracking import sinks
-from launcher.tracking.delivery import Delivery, count_unsent, read_sent
+from launcher.tracking.delivery import Delivery
 from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.sinks import SINKS
 from launcher.tracking.sync import sync
 from launcher.tracking.tensorboard_sink import TensorboardSink
 from launcher.tracking.tracker import RunTracker, read_metrics
+from launcher.tracking.unsent import count_unsent, read_sent
 from launcher.training.inputs import preflight
 from launcher.training.run import train
 from launcher.training.trainer import Trainer

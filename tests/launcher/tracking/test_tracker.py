@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 
 from launcher.errors import RunError
-from launcher.tracking.delivery import read_sent
 from launcher.tracking.mlflow_sink import MlflowSink, open_client
 from launcher.tracking.tracker import NoTracker, RunTracker, read_metrics
+from launcher.tracking.unsent import read_sent
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,12 @@ from support.servers import SilentServer
 
 from launcher.errors import RunError
 from launcher.evaluation import report
-from launcher.tracking.delivery import LOCK, count_unsent, read_sent
+from launcher.tracking.delivery import LOCK
 from launcher.tracking.journal import Journal, read_lines
 from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.sync import sync
 from launcher.tracking.tracker import RunTracker, open_tracker, read_metrics
+from launcher.tracking.unsent import count_unsent, read_sent
 
 NOBODY = "http://127.0.0.1:9"  # nothing listens on the discard port
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from support.servers import Proxy, free_port
 
-from launcher.tracking.delivery import read_sent
 from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.tracker import RunTracker, read_metrics
+from launcher.tracking.unsent import read_sent
 
 START_S = 280
 

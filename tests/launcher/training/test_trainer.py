@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from launcher.files import RUNS
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.signals import Stopped
 from launcher.run.lock import only_writer
+from launcher.run.steps import checkpoints
 from launcher.tracking.tracker import NoTracker, read_metrics
 from launcher.training.inputs import Inputs
 from launcher.training.run import train
 from launcher.training.trainer import Trainer, poison_gradient, seed_step
 from shards.batches.batch import to_device
+from shards.batches.waiting import watch
 from shards.folder import ShardFolder
 from wsss.methods.classify import Classify
 from wsss.optim import parameter_groups
@@ -286,6 +289,25 @@ def test_an_image_that_does_not_decode_stops_the_run_and_is_named(in_tmp, tiny_c
     assert end.value.code == 2
     assert re.search(r"^error: broken/train-00004.tar: sample 'train-\d+': image does not decode", said, re.M)
     assert "Traceback" not in said
+
+
+def test_sigterm_while_no_batch_comes_ends_the_run_with_its_last_checkpoint(in_tmp, tiny_config, monkeypatch):
+    """As where the store is away: there is no step after which it could stop."""
+    monkeypatch.setattr("launcher.processes.signals.PATIENCE_S", 0.3)
+    real = Inputs.batches_from
+
+    def stalls(self, step, **ranks):
+        batches = real(self, step, **ranks)
+        yield from (next(batches) for _ in range(3))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+
+    monkeypatch.setattr(Inputs, "batches_from", lambda self, step, **ranks: watch(stalls(self, step, **ranks)))
+    with pytest.raises(Stopped, match="waited for a batch after step 3, which did not come"):
+        train(tiny_config("classify", "train.steps=20"))
+    run = RUNS / "teacher"
+    assert [path.name for path in checkpoints(run)] == ["step_0000002"]
+    assert json.loads((run / "tracking/wanted.json").read_text())["status"] == "KILLED"
 
 
 def test_zero_steps_save_and_evaluate_the_untrained_model(in_tmp, tiny_config):

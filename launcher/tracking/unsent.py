@@ -1,0 +1,75 @@
+"""What a run is to look like in its sinks, what each of them has of it, and what is left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.files import Damaged, read_json
+from launcher.tracking.journal import read_lines_from, warn
+from launcher.tracking.sink import Sink
+
+METRICS = "metrics.jsonl"
+TRACKING = "tracking"
+WANTED, FILES = f"{TRACKING}/wanted.json", f"{TRACKING}/files.jsonl"
+SENT = "sent.json"  # in RUN/tracking/SINK
+LISTED = 5  # files that were set aside, with their reasons
+SENT_BEFORE = ("mlflow", f"{TRACKING}/sent.json")  # the one sink of runs that were begun when there was no other
+
+
+def read_wanted(run: Path) -> dict[str, Any]:
+    """What the run is to look like in its sinks, which `to` names."""
+    return {"to": ["mlflow"], "status": None, **read_json(run / WANTED)}
+
+
+def make_state(run_id: str | None) -> dict[str, Any]:
+    """What a sink has of a run that it has just begun."""
+    return {
+        "run_id": run_id,
+        "begun": False,
+        "metrics_until": 0.0,
+        "files_until": 0.0,
+        "status": None,
+        "refused": {},  # what it will never take: why
+        "aside": {},  # files that it did not take: their lines and why; see Aside
+    }
+
+
+def read_sent(run: Path, sink: str) -> dict[str, Any]:
+    """What a sink has of a run; nothing, where that is damaged: sent twice adds nothing."""
+    paths = [run / TRACKING / sink / SENT]
+    if sink == SENT_BEFORE[0]:
+        paths.append(run / SENT_BEFORE[1])
+    found = next((path for path in paths if path.is_file()), None)
+    try:
+        return {**make_state(None), **(read_json(found) if found else {})}
+    except Damaged as error:
+        warn(f"{error}; what {sink} has of {run} is sent again")
+        return make_state(None)
+
+
+def read_unsent(path: Path, until: float, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Lines after the one of time `until`, each with the byte at which the next one begins."""
+    return ((line, end) for line, end in read_lines_from(path, start) if line["time"] > until)
+
+
+def count_unsent(run: Path, sink: str) -> tuple[int, int, bool]:
+    """(lines of metrics, files, whether the sink lacks the run or its state) that are still to be sent, set aside or
+    not."""
+    sent, status = read_sent(run, sink), read_wanted(run)["status"]
+    lines = sum(1 for _ in read_unsent(run / METRICS, sent["metrics_until"]))
+    files = sum(1 for _ in read_unsent(run / FILES, sent["files_until"]))
+    has_status = status in (None, sent["status"]) or (status, sent["status"]) == ("RUNNING", "KILLED")
+    return lines, files + len(sent["aside"]), not (sent["begun"] and has_status)
+
+
+def report_unsent(run: Path, sink: Sink) -> bool:
+    """Whether a sink lacks something of a run; says what, and how to send it."""
+    lines, files, state = count_unsent(run, sink.name)
+    if lines or files or state:
+        warn(f"{sink.title} lacks {lines} lines of metrics and {files} files of {run}; later: wsss track sync {run}")
+        aside = read_sent(run, sink.name)["aside"]
+        for file in list(aside)[:LISTED]:
+            warn(f"set aside: {file}: {aside[file]['why']}")
+        if len(aside) > LISTED:
+            warn(f"and {len(aside) - LISTED} more; {run / TRACKING / sink.name / SENT} lists them all")
+    return bool(lines or files or state)

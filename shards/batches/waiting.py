@@ -1,0 +1,93 @@
+"""Waiting for batches: with a limit, and with an error where none can come.
+
+A loader process hands its batches over through shared memory (/dev/shm) and sockets in TMPDIR. Where one of them does
+not work, torch prints a traceback in that process, drops the batch, and the trainer would wait for ever.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.queues import Queue
+from typing import Any
+
+import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset
+
+from shards.schema import DataError
+
+BATCH_S = 480.0  # a loader process that gives nothing for so long hangs; a store and a cache are given up before
+ALONE_S = 3600.0  # and where no other process waits for this one: a large shard may come slowly
+waiting_since: float | None = None  # time.monotonic() at which this process began to wait for a batch
+
+
+class PatientLoader(DataLoader):
+    """A DataLoader whose processes are not waited for without end; takes the same arguments.
+
+    Raises:
+        DataError: a loader process died, could not hand over its batch, or gave none for its limit; while iterating.
+    """
+
+    def __init__(self, dataset: Dataset, *, num_workers: int, **options: Any) -> None:
+        limit_s = BATCH_S if torch.distributed.is_initialized() else ALONE_S
+        super().__init__(dataset, num_workers=num_workers, timeout=limit_s if num_workers else 0, **options)
+
+    def __iter__(self) -> Any:
+        return watch(super().__iter__())
+
+
+def watch(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; what torch says of its processes as an error for the user."""
+    global waiting_since
+    while True:
+        waiting_since = time.monotonic()
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if said := explain_loader(str(error)):
+                raise DataError(said) from error
+            raise
+        finally:
+            waiting_since = None
+        if batch is None:
+            return
+        yield batch
+
+
+def waited_s() -> float:
+    """How long this process has been waiting for a batch; 0 while it does something else."""
+    return 0.0 if waiting_since is None else time.monotonic() - waiting_since
+
+
+def explain_loader(message: str) -> str | None:
+    """What to do about torch's message on a loader process; None if it is about something else."""
+    if not message.startswith(("DataLoader ", "Too many open files")):
+        return None
+    first = message.splitlines()[0].rstrip(".")
+    return f"no batch came from a loader process: {first}; {remedies()}"
+
+
+def remedies() -> str:
+    try:
+        free = f"{shutil.disk_usage('/dev/shm').free / 1e6:.1f} MB are free there"
+    except OSError as error:
+        free = str(error)
+    return (
+        f"give it more memory if it was killed, a larger /dev/shm "
+        f"({free}; containers: --shm-size), a TMPDIR that is short and can be written ({tempfile.gettempdir()}), more "
+        "open files (ulimit -n); or let the training process read by itself: data.workers=0"
+    )
+
+
+def report_failed_hand_over() -> None:
+    """In a loader process: what keeps a batch from being handed over goes to the trainer in its place."""
+
+    def tell(queue: Any, error: Exception, item: Any) -> None:
+        said = f"a loader process could not hand over its batch ({type(error).__name__}: {error}); {remedies()}"
+        try:
+            raise DataError(said) from None
+        except DataError:
+            queue.put((item[0], ExceptionWrapper(where="in a loader process")))
+
+    Queue._on_queue_feeder_error = tell  # type: ignore[attr-defined]  # Python's hook for this

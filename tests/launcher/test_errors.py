@@ -1,0 +1,21 @@
+"""What becomes one line, and what stays a traceback."""
+
+import pytest
+
+from launcher.errors import report_user_errors
+
+LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv"
+GONE = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5000"
+
+
+@pytest.mark.parametrize(("text", "reason"), [(LATE, "Timed out waiting 600000ms"), (GONE, "Connection closed by")])
+def test_a_partner_that_is_late_or_gone_is_one_line_that_says_where_to_look(text, reason, capsys):
+    with pytest.raises(SystemExit) as end, report_user_errors():
+        raise RuntimeError(text)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and f"({reason}" in said and "that stands above" in said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="ours"), report_user_errors():
+        raise RuntimeError("ours")
