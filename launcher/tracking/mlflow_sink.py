@@ -131,12 +131,26 @@ def load_mlflow() -> None:
     # One request waits so long and is tried so often; the defaults, 120 s and 7, would hide an outage for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    import mlflow
-    import mlflow.data.meta_dataset
-    import mlflow.tracking.multimedia
+    with a_home():
+        import mlflow
+        import mlflow.data.meta_dataset
+        import mlflow.tracking.multimedia
 
-    if not find_store()[0].startswith("http"):
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        if not find_store()[0].startswith("http"):
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+@contextmanager
+def a_home() -> Iterator[None]:
+    """MLflow asks for the user's home when it is imported, and does not import where a container's user has none."""
+    homeless = "HOME" not in os.environ and os.path.expanduser("~") == "~"
+    if homeless:
+        os.environ["HOME"] = str(RUNS.resolve())
+    try:
+        yield
+    finally:
+        if homeless:
+            del os.environ["HOME"]
 
 
 def open_client(root: Path = RUNS) -> tuple[Any, str | None]:

@@ -108,7 +108,7 @@ class RunTracker:
         self.change_wanted(**changes, **({} if resumed_at is None else {"status": "RUNNING", "reason": None}))
         self.senders = [Sender(Delivery(run, sink)) for sink in sinks] if send else []
         for sender in self.senders:
-            with suppress(ImportError):  # the thread finds so too, and says it
+            with suppress(Exception):  # the thread finds so too, and says it: no sink may end a run
                 sender.delivery.sink.load()
             sender.start()
 

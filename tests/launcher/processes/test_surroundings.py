@@ -16,6 +16,7 @@ from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import ACCELERATE, launch_command
 from launcher.processes.surroundings import count_cores, cpu_quota, find_ours, shadows, user_name, without_accelerate
 from launcher.studies import run as studies
+from launcher.training.run import train
 from shards.cache import Cache
 from shards.schema import DataError
 
@@ -170,7 +171,28 @@ def test_without_a_home_the_caches_folder_is_asked_for(monkeypatch):
 
     monkeypatch.delenv("WSSS_CACHE", raising=False)
     monkeypatch.setattr(Path, "expanduser", homeless)
-    with pytest.raises(
-        DataError, match=r"no place \(Could not determine home directory\.\); name a folder, WSSS_CACHE"
-    ):
+    with pytest.raises(DataError, match=r"no place \(Could not determine .*; name a folder, WSSS_CACHE"):
         Cache.from_environment()
+
+
+def test_mlflow_is_imported_where_a_user_has_no_home(tmp_path):
+    code = (
+        "import os, pathlib\n"
+        "def nobody(name): raise KeyError(name)\n"
+        "import pwd; pwd.getpwuid = nobody\n"
+        "from launcher.tracking.mlflow_sink import load_mlflow\n"
+        "load_mlflow()\n"
+        "assert 'HOME' not in os.environ\n"
+    )
+    homeless = {name: value for name, value in environment({}).items() if name not in ("HOME", "MLFLOW_TRACKING_URI")}
+    done = subprocess.run([sys.executable, "-c", code], env=homeless, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_sink_that_cannot_be_imported_ends_no_run(in_tmp, tiny_config, monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("launcher.tracking.mlflow_sink.load_mlflow", broken)
+    train(tiny_config("classify", "train.steps=2"))
+    assert "MLflow does not take the figures of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err
