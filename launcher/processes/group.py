@@ -51,14 +51,19 @@ def gather_ranks(tensor: "Tensor") -> "Tensor":
 
 
 def any_rank(asked: bool) -> bool:
-    """Does any rank say yes? All ranks must call it. On the host: on a GPU it waits for no step."""
+    """Does any rank say yes? All ranks must call it."""
     import torch
 
-    if rank_count() == 1:
-        return asked
-    votes = torch.tensor(float(asked))
-    torch.distributed.all_reduce(votes)
-    return bool(votes.item())
+    return bool(sum_ranks(torch.tensor(int(asked))).item())
+
+
+def sum_ranks(tensor: "Tensor") -> "Tensor":
+    """The sum over the ranks of a tensor on the host, there: on a GPU it waits for no step. All ranks must call it."""
+    import torch
+
+    if rank_count() > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
 
 
 def forget_group() -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
-from launcher.processes.group import any_rank, gather_ranks
+from launcher.processes.group import any_rank, gather_ranks, sum_ranks
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
@@ -172,7 +172,7 @@ class Trainer:
         of_step = [next(batches) for _ in range(accumulate)]  # its totals are known before its first loss
         counts = [self.plain_method.counts(batch) for batch in of_step]
         mine = torch.stack([torch.stack([of_batch[name] for of_batch in counts]).sum() for name in counts[0]])
-        totals = dict(zip(counts[0], self.accelerator.reduce(mine.to(device), "sum"), strict=True))
+        totals = dict(zip(counts[0], sum_ranks(mine).to(device, non_blocking=True), strict=True))
         shares = accumulate * self.accelerator.num_processes
         yield from ({**to_device(batch, device), "totals": totals, "shares": shares} for batch in of_step)
 

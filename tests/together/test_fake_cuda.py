@@ -35,6 +35,7 @@ STEPS = [(name, step, "bf16") for name, step in LAST.items()] + [("msee", LAST["
 def test_a_step_of_the_trainer_runs_on_a_gpu_and_never_waits_for_it(tmp_path, name, step, precision):
     toy = TOYS[name]
     method, batch = build(name, 3, **toy.options).train(), as_loaded(toy.batch(4, 3))
+    method.counts(batch)  # what it looks at once, on tensors of another kind
     with fake_cuda():
         trainer = make_trainer(without_values(method), precision, tmp_path)
         trainer.step = step

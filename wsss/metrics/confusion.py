@@ -22,7 +22,7 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     Raises:
         ValueError: an id that is neither 0..C-1 nor 255. On a GPU, which nothing waits for, the device stops instead.
     """
-    truth, prediction = truth.long(), prediction.long()
+    truth, prediction = truth.int(), prediction.int()  # half the bytes of int64
     wanted = (truth != IGNORE_INDEX) & (prediction != IGNORE_INDEX)
     known = is_class_id(truth, num_classes) & is_class_id(prediction, num_classes)
     if truth.device.type == "cpu" and not known.all():
@@ -32,8 +32,12 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
         )
     pair = torch.where(wanted, truth * num_classes + prediction, num_classes**2)
     pair = torch.where(known, pair, num_classes**2 + 1).flatten()  # beyond the counts: refused by the scatter
-    counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
-    return counts.scatter_add_(0, pair, torch.ones_like(pair))[:-1].view(num_classes, num_classes)
+    if pair.device.type == "cpu":
+        return pair.bincount(minlength=num_classes**2 + 1)[:-1].view(num_classes, num_classes)
+    counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)  # bincount would wait for its size
+    return counts.scatter_add_(0, pair.long(), torch.ones_like(pair, dtype=torch.int64))[:-1].view(
+        num_classes, num_classes
+    )
 
 
 def is_class_id(ids: Tensor, num_classes: int) -> Tensor:
