@@ -57,7 +57,7 @@ def write_next_to(
     with Progress(total, label, "image", enabled=ranks.is_main_process) as progress:
 
         def write(todo: Sequence[str]) -> None:
-            with closing(samples_of(todo)) as samples:
+            with closing(data_errors_named(samples_of(todo))) as samples:
                 for shard_number, of_shard in groupby(samples, key=lambda sample: int(shards.shard_of[sample[0]])):
                     write_tar(out / names[shard_number], name_by_key(of_shard, shards, progress))
 
@@ -86,13 +86,26 @@ def write_all(write: Callable[[Sequence[str]], None], out: Path, names: Sequence
         try:
             write(left)
             break
-        except (ImageError, DataError):
-            first, *left = output.list_missing(out, left)
+        except ImageError:
+            missing = output.list_missing(out, left)
+            if not missing:  # another start of the job has written them
+                break
+            first, *left = missing
         try:
             write([first])
-        except (ImageError, DataError) as error:
+        except ImageError as error:
             failed.append(without_traceback(str(error)))
     return failed
+
+
+def data_errors_named(samples: Generator[tuple[int, Members]]) -> Generator[tuple[int, Members]]:
+    """The samples; a DataError of their making, which says where, as an ImageError, unlike one of the disk that they
+    are written to."""
+    with closing(samples):
+        try:
+            yield from samples
+        except DataError as error:
+            raise ImageError(str(error)) from error
 
 
 def gather_lists(mine: list[str], ranks: "Accelerator") -> list[list[str]]:

@@ -101,7 +101,7 @@ def average_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict
 def find_interval(study: Study, row: Row, found: dict[int, Any], choice: str) -> tuple[float, float] | None:
     """95 % bootstrap interval over groups: of a figure per image, of its average over the seeds; of other figures, the
     mean of the ends that each seed's evaluation states."""
-    stated = collect_figure(found, row, choice, f"{row.figure}_interval")
+    stated = [ends for ends in collect_figure(found, row, choice, f"{row.figure}_interval") if None not in ends]
     if not get_figure(row.figure).per_image:
         return tuple(np.mean(np.array(stated), axis=0).tolist()) if stated else None
     images = average_seeds(study, row, sorted(found), choice)

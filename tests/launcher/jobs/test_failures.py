@@ -172,6 +172,31 @@ def test_what_is_no_images_fault_stops_the_job_at_once(tmp_path):
         raise RunError("settings")
 
 
+def test_a_disk_that_takes_no_shard_stops_the_job_at_its_first(failing, pets, monkeypatch):
+    tried = []
+
+    def full(path, samples):
+        tried.append((path.name, len(list(samples))))
+        raise DataError(f"{path}: No space left on device")
+
+    monkeypatch.setattr("launcher.jobs.over_ranks.write_tar", full)
+    with pytest.raises(DataError, match="No space left"):
+        infer_job.infer(failing, "val", pets.folder, ["cam.batch_size=1"])
+    assert len(tried) == 1
+
+
+def test_an_image_that_does_not_decode_is_named_and_costs_its_own_shard(failing, pets):
+    key, name = bad_of(pets)
+    shard = next(shard for shard in pets.index.shards if shard.name == name)
+    offset, size = shard.members["jpg"][shard.keys.index(key)]
+    with (pets.folder / name).open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    with pytest.raises(RunError, match=rf"1 of 3 shards failed.*\n  .*sample '{key}': image does not decode"):
+        infer_job.infer(failing, "val", pets.folder, ["cam.batch_size=4"])
+    check_only_the_bad_shard_is_missing(pets, failing / "cams/val")
+
+
 def test_images_that_fail_only_together_are_named_together():
     def work(images):
         if len(images) > 1:
