@@ -171,9 +171,7 @@ def test_without_a_home_the_caches_folder_is_asked_for(monkeypatch):
 
     monkeypatch.delenv("WSSS_CACHE", raising=False)
     monkeypatch.setattr(Path, "expanduser", homeless)
-    with pytest.raises(
-        DataError, match=r"no place \(Could not determine .*; name a folder, WSSS_CACHE"
-    ):
+    with pytest.raises(DataError, match=r"no place \(Could not determine .*; name a folder, WSSS_CACHE"):
         Cache.from_environment()
 
 
