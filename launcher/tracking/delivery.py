@@ -59,7 +59,7 @@ class Delivery:
         self.take_lock()
         wanted = read_wanted(self.run)
         try:
-            if not self.connected:
+            if not self.connected or (self.try_aside and not self.sent["begun"]):
                 self.connect(wanted)
             ready = self.rewound or self.rewind()
             failed = self.attempt(self.send_metrics) if ready else None
@@ -205,7 +205,16 @@ class Delivery:
         if known is not None or aside != self.sent["aside"]:
             self.save(aside=aside)
 
-    def send_file(self, line: dict[str, Any]) -> None:
+    def send_file(self, line: dict[str, Any], tries: int = 2) -> None:
+        """Raises Aside if the sink does not take it twice; once may be an answer that was lost."""
+        try:
+            self.send_file_once(line)
+        except Aside:
+            if tries == 1:
+                raise
+            self.send_file(line, tries - 1)
+
+    def send_file_once(self, line: dict[str, Any]) -> None:
         path = self.run / line["file"]
         if line["step"] is None:
             self.sink.send_file(path)

@@ -48,7 +48,9 @@ class MlflowSink:
     def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
         return self.send_each(begin_parts(wanted["params"], wanted["tags"], wanted["datasets"]))
 
-    def send_each(self, parts: Sequence[tuple[str, Sequence[tuple[str, Any]]]]) -> Iterator[tuple[str, Exception]]:
+    def send_each(
+        self, parts: Sequence[tuple[str, Sequence[tuple[str, Any]]]], *, last: bool = False
+    ) -> Iterator[tuple[str, Exception]]:
         """Send parts of a run, each kind in one request, or one by one where that is not taken.
 
         Yields:
@@ -60,11 +62,11 @@ class MlflowSink:
                 with self.name_refusals():
                     send(self.run_id, [part for _, part in named])
             except (Refused, Aside) as error:
-                if len(named) == 1:
+                if last and len(named) == 1:
                     yield named[0][0], error
                     continue
-                for one in named:  # only what is wrong is left out
-                    yield from self.send_each([(kind, [one])])
+                for one in named:  # only what is wrong is left out, and not for an answer that was lost
+                    yield from self.send_each([(kind, [one])], last=True)
 
     def log_batch(self, kind: str, run_id: str, parts: Sequence[Any]) -> None:
         self.client.log_batch(run_id, **{kind: parts})  # the client cuts it into requests

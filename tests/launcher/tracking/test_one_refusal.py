@@ -47,9 +47,9 @@ def test_a_place_for_files_that_cannot_be_written_keeps_neither_figures_nor_the_
     folder, monkeypatch, tmp_path, capsys
 ):
     """As the artifact root of a server that is a folder there; S3 without credentials."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    client = mlflow.MlflowClient()
-    client.create_experiment("one refusal", artifact_location="file:///proc/server_only/artifacts")
+    uri = f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.MlflowClient(uri).create_experiment("one refusal", artifact_location="file:///proc/server_only/artifacts")
     tracker = tracked(folder)
     for path in make_files(folder, "config.yaml", "evaluation.json"):
         tracker.artifact(path)

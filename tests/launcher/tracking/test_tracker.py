@@ -113,7 +113,7 @@ def test_a_store_that_two_runs_create_at_once_costs_another_attempt_and_nothing_
 
     attempts = []
 
-    def collide():
+    def collide(*_):
         attempts.append(1)
         if len(attempts) == 1:
             raise OperationalError("ALTER TABLE metrics ADD COLUMN step", {}, Exception("duplicate column name: step"))
