@@ -170,16 +170,17 @@ def begin_worker(worker: int) -> None:
 
 def stay_while_parent_does() -> None:
     """Let a loader process take a SIGTERM as its parent does, since it may be sent to a whole job: a run that catches
-    it decides itself when to stop, and needs batches until then."""
+    it decides itself when to stop, and needs batches until then. Its exit code is 0, as torch's own handler has it: a
+    process that ends sends its loader processes SIGTERM, and would take another code for a failure of theirs."""
 
     def end_unless_parent_stays(*_: Any) -> None:
         try:
             status = Path(f"/proc/{os.getppid()}/status").read_text()
         except OSError:
-            os._exit(128 + signal.SIGTERM)
+            os._exit(0)
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
         if not caught >> (signal.SIGTERM - 1) & 1:
-            os._exit(128 + signal.SIGTERM)
+            os._exit(0)
 
     signal.signal(signal.SIGTERM, end_unless_parent_stays)
 
