@@ -30,14 +30,17 @@ PER_IMAGE = "per_image.csv"
 FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
 
-def evaluate(folder: Path) -> dict[str, Any]:
+def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Write RUN/evaluation.json and, for one class, RUN/per_image.csv from whatever CAMs and masks of `val` are there.
+
+    Args:
+        overrides: section.key=value, such as data.val=FOLDER where the data was moved.
 
     Raises:
         RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
         DataError: shards that failed, each with its reason.
     """
-    run = Run(folder)
+    run = Run(folder, overrides)
     config = run.config
     if config.data.val is None:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")

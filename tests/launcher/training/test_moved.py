@@ -9,12 +9,14 @@ import torch
 
 from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
+from launcher.evaluation.evaluate import evaluate
 from launcher.files import RUNS
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
 from launcher.run.folder import Run
 from launcher.training.inputs import Inputs
 from launcher.training.run import train
+from shards.schema import DataError
 
 
 def again(tiny_config, method, *overrides):
@@ -125,3 +127,17 @@ def test_masks_of_moved_images_are_the_same_target(run, scenes, tmp_path, tiny_c
     assert identity() == first
     (out / "job.json").write_text(json.dumps({**made_of, "threshold": 0.9}))
     assert identity() != first and Run(run).config
+
+
+def test_a_run_is_evaluated_where_its_data_was_moved(in_tmp, tiny_config, scenes):
+    shutil.copytree(scenes, in_tmp / "first")
+    first = [f"data.{split}={in_tmp / 'first' / split}" for split in ("train", "val", "tune")]
+    train(tiny_config("classify", *first))
+    run = RUNS / "teacher"
+    infer(run, "val", in_tmp / "first/val")
+    infer(run, "tune", in_tmp / "first/tune")
+    before = evaluate(run)["sources"]
+    (in_tmp / "first").rename(in_tmp / "second")
+    with pytest.raises(DataError, match="first"):
+        evaluate(run)
+    assert evaluate(run, ["data.val=second/val", "data.tune=second/tune"])["sources"] == before
