@@ -10,6 +10,7 @@ import typer.core
 from launcher.commands import (
     bench,
     cues,
+    doctor,
     evaluate,
     export,
     infer,
@@ -29,13 +30,13 @@ COMMANDS = (
     *(shards, train),
     *(infer, cues, refine, segment),
     *(evaluate, report, study, trajectory),
-    *(status, replay, export, track, bench),
+    *(doctor, status, replay, export, track, bench),
 )
 ORDER = [  # of `wsss --help`: in which a user works
     *("shards", "train"),
     *("infer", "cues", "refine", "segment", "pack-voc"),
     *("evaluate", "report", "study", "trajectory"),
-    *("status", "replay", "export", "track", "bench"),
+    *("doctor", "status", "replay", "export", "track", "bench"),
 ]
 
 

@@ -13,7 +13,7 @@ FLOORS = {
     "launcher": [
         "__main__ train",
         "commands",
-        "bench studies",
+        "bench studies doctor",
         "training",
         "evaluation",
         "jobs",

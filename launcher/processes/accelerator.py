@@ -111,6 +111,7 @@ def join_started(
         ConfigError: Accelerate joined another number of processes than were started.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
     follow_launcher()
@@ -118,6 +119,8 @@ def join_started(
     if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
         group.append(InitProcessGroupKwargs(backend=BACKENDS[cpu], timeout=timeout))
         join_group(BACKENDS[cpu], timeout)
+    else:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of another run in this process, in other precision
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,

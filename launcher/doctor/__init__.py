@@ -1,0 +1,1 @@
+"""What of this machine would stop a run, looked at before one starts."""
