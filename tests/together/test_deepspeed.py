@@ -172,7 +172,7 @@ def test_a_run_of_a_cluster_is_read_on_one_machine_without_deepspeed(tiny_config
     assert Run(tmp_path).config.launch == tiny_config("classify").launch
     assert Run(tmp_path, ["launch.processes=4"]).config.launch.processes == 4
     (tmp_path / CONFIG).write_text(to_yaml(tiny_config("classify", "launch.zero=2", "launch.processes=3")))
-    assert Run(tmp_path).config.launch == tiny_config("classify", "launch.processes=3").launch
+    assert Run(tmp_path).config.launch == tiny_config("classify").launch  # as many as there are GPUs here
 
 
 def test_the_student_is_exported_as_one_plain_file(run, tmp_path):
