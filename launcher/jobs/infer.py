@@ -28,7 +28,7 @@ from shards.folder import ShardFolder
 from shards.remote import Place, absolute
 from wsss.maps.cam import Raw, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
-from wsss.maps.scales import Pad, scale_image
+from wsss.maps.scales import Pad
 from wsss.maps.windows import sliding_window
 from wsss.methods.base import Method
 
@@ -94,11 +94,8 @@ def try_cams(method: Method, config: Config) -> None:
     Raises:
         ConfigError: a kind, layer, window or scale that this method, or images of this size, do not have.
     """
-    stride, size, cam = method.student.stride, config.data.image_size, config.cam
+    stride, cam = method.student.stride, config.cam
     try:
-        if cam.window_px is None:
-            for scale in cam.scales:  # sizes alone: the meta device computes nothing
-                scale_image(torch.empty(1, 3, size, size, device="meta"), scale, stride, inferred_rule(cam).pad)
         image = torch.zeros(1, 3, 2 * stride, 2 * stride, device=next(method.parameters()).device)
         cams_of(method, image, cam.model_copy(update={"scales": (1.0,)}))
     except (ValueError, RuntimeError) as error:  # a network that changes its features in place has no gradient maps

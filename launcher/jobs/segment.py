@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from launcher.config.sections import Config, SegmentConfig
-from launcher.errors import ConfigError, RunError, naming, report_user_errors, user_error_as
+from launcher.errors import RunError, naming, report_user_errors
 from launcher.jobs.crf_pool import (
     QUEUED,
     SegmentedImage,
@@ -48,7 +48,7 @@ from shards.remote import Place, absolute
 from shards.schema import DataError
 from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
-from wsss.maps.scales import scale_image, scaled_views
+from wsss.maps.scales import scaled_views
 from wsss.methods.base import Method
 from wsss.models.base import Network
 from wsss.refine.crf import left_out_mass, proposed_classes
@@ -118,14 +118,10 @@ def try_segment(network: Network, config: Config, accelerator: Accelerator) -> N
     """Segment a small black image, so that what cannot be is told before an output folder is claimed.
 
     Raises:
-        ConfigError: a scale that leaves nothing of a squashed image.
         RunError: the network gives no segmentation.
     """
-    size, stride = config.data.image_size, network.stride
+    stride = network.stride
     maps_reader(network, accelerator)(torch.zeros(1, 3, 2 * stride, 2 * stride, device=accelerator.device))
-    with user_error_as(ConfigError):
-        for scale in config.segment.scales if config.segment.size == "squash" else ():
-            scale_image(torch.empty(1, 3, size, size, device="meta"), scale, stride, "pad")
 
 
 def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
