@@ -14,6 +14,7 @@ import numpy as np
 from launcher.errors import RunError
 from launcher.evaluation import protocol
 from launcher.evaluation.confusion import Confusion
+from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction
 from launcher.evaluation.pictures import draw_outline, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
@@ -39,6 +40,10 @@ class ScorePrediction:
     def prob(self) -> float:
         return self.scores.cls_probs[0]
 
+    @property
+    def probs(self) -> tuple[float, ...]:
+        return self.scores.cls_probs
+
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
         # an image whose label says "nothing here" has no map at all under cam.classes = present
         return at_size(self.scores.maps[self.kind], size).max(0, initial=0)
@@ -61,6 +66,10 @@ class LabelPrediction:
     @property
     def prob(self) -> float:
         raise ValueError("label maps have no class probability")
+
+    @property
+    def probs(self) -> None:
+        return None
 
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
         raise ValueError("label maps have no scores")
@@ -166,6 +175,12 @@ class LabelSource:
 def measure_scores(class_set: ClassSet) -> Measure:
     """An empty measure of scores: at every threshold of one class, at the fixed threshold of several."""
     return Thresholds() if class_set.num_fg_classes == 1 else Confusion(class_set)
+
+
+def new_measure(source: Source, shards: ShardFolder) -> Measure:
+    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks."""
+    class_set = shards.index.as_class_set()
+    return ImageLabels(class_set.classes) if shards.index.supervision == "label" else source.new_measure(class_set)
 
 
 def find_sources(run: Path, split: str) -> list[Source]:

@@ -68,7 +68,7 @@ class Inputs:
 
     @cached_property
     def val(self) -> ShardFolder | None:
-        return open_with_masks(self.config.data.val)
+        return ShardFolder(self.config.data.val) if self.config.data.val else None
 
     @cached_property
     def tune(self) -> ShardFolder | None:

@@ -72,7 +72,8 @@ def train(config: Config) -> Method:
         try:
             validate = None
             if inputs.val is not None:
-                judge = choose_judge(full_method)(config, full_method, inputs.val, accelerator)
+                chosen = choose_judge(full_method, inputs.val.index.supervision)
+                judge = chosen(config, full_method, inputs.val, accelerator)
                 validate = make_validator(judge, config, inputs.val, accelerator, tracker)
             trainer = make_trainer(
                 inputs,
