@@ -86,7 +86,7 @@ def format_classes(evaluation: Mapping[str, Any]) -> list[str]:
     width, headings = max(len(name) for name, _ in rows), table["headings"]
     lines = []
     for name, cells in [("", headings), *rows]:
-        columns = [f"{cell:>{len(heading)}s}" for cell, heading in zip(cells, headings, strict=True)]
+        columns = [f"{cell:>{max(len(heading), len('100.0'))}s}" for cell, heading in zip(cells, headings, strict=True)]
         lines.append("  ".join([f"    {name:{width}s}", *columns]))
     return [*lines, *said]
 
