@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from launcher.evaluation.pictures import draw_outline, encode_data_uri, lay_out_gallery
+from launcher.evaluation.pictures import draw_class_outlines, draw_outline, encode_data_uri, lay_out_gallery
 from launcher.evaluation.sources import find_sources
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
@@ -57,7 +57,8 @@ def start_row(shards: ShardFolder, number: int, seen: str = "") -> Row:
     title = f"{shards.keys[number]}: {', '.join(names) or 'none'}{f'  {seen}' if seen else ''}"
     if index.supervision == "label":
         return title, {"image": shards.image(number)}
-    return title, {TRUTH: draw_outline(shards.image(number), shards.mask(number))}
+    draw = draw_outline if len(index.classes) == 1 else draw_class_outlines
+    return title, {TRUTH: draw(shards.image(number), shards.mask(number))}
 
 
 def name_probable(class_set: ClassSet, probs: Sequence[float] | None) -> str:

@@ -24,6 +24,7 @@ from launcher.evaluation.figures import (
     pick_headline,
 )
 from launcher.evaluation.galleries import draw_galleries
+from launcher.evaluation.pictures import class_colours
 from launcher.evaluation.protocol import join_options
 from launcher.evaluation.table import describe_labels, describe_left_out, has_few_groups, tabulate_classes
 from launcher.evaluation.validate import choose_judge
@@ -138,12 +139,18 @@ def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         said = [f"{d['folder']}, {d['images']} images, fingerprint {d['fingerprint']}" for d in datasets]
         found.append({
             "classes": classes,
+            "legend": [(name, name_colour(number)) for number, name in enumerate(classes, start=1)],
             "runs": members,
             "columns": describe_columns(classes, rows),
             "headlines": [row for row in rows if row["is_headline"]],
             "datasets": list(dict.fromkeys(said)),
         })  # fmt: skip
     return found
+
+
+def name_colour(class_id: int) -> str:
+    """The colour of a class in pictures, as HTML writes it."""
+    return "#" + bytes(class_colours()[class_id].astype("uint8")).hex()
 
 
 def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,13 @@ from launcher.evaluation import protocol
 from launcher.evaluation.confusion import Confusion
 from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction
-from launcher.evaluation.pictures import draw_outline, overlay_classes, overlay_scores
+from launcher.evaluation.pictures import (
+    draw_class_outlines,
+    draw_outline,
+    overlay_class_scores,
+    overlay_classes,
+    overlay_scores,
+)
 from launcher.evaluation.thresholds import Thresholds
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
@@ -52,8 +58,13 @@ class ScorePrediction:
         return mask_of(at_size(self.scores.maps[self.kind], size), self.scores.class_ids, threshold=self.threshold)
 
     def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
+        several = len(self.scores.cls_probs) > 1
         if self.scores.mask is not None:
-            return draw_outline(image_HW3, self.scores.mask, MAGENTA)
+            mask_HW = self.scores.mask
+            return draw_class_outlines(image_HW3, mask_HW) if several else draw_outline(image_HW3, mask_HW, MAGENTA)
+        if several:
+            scores_nHW = at_size(self.scores.maps[self.kind], image_HW3.shape[:2])
+            return overlay_class_scores(image_HW3, scores_nHW, self.scores.class_ids)
         return overlay_scores(image_HW3, self.score_at(image_HW3.shape[:2]))
 
 

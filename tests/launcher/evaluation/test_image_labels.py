@@ -110,6 +110,7 @@ def test_its_evaluation_has_every_class_by_name_in_terminal_table_page_and_track
     page = write_report(RUNS).read_text()
     assert "Each class, in percent" in page and "Calibration: share that is right on val" in page
     assert "CAMs and masks of teacher" in page and "NaN" not in json.dumps(report)
+    assert '<i style="background: #008000"></i>dog</span>' in page  # the legend of the pictures
 
 
 def test_label_maps_alone_say_nothing_of_image_labels(pets_run, in_tmp):
