@@ -20,7 +20,7 @@ from shards.index import INDEX_NAME, Index
 from shards.schema import ClassSet, DataError
 from shards.sources.archives import Exif, list_folder
 from shards.sources.coco_files import check_instances, is_instances
-from shards.sources.label_names import Empty, check_names, names_by_key
+from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key
 from shards.sources.labelled import Labelled, read_labelled
 from shards.sources.names import IMAGE_ENDINGS
 from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows
@@ -115,6 +115,12 @@ def rows_of_folders(root: Path, image_folder: str, mask_folder: str, label_colum
         raise DataError(
             f"{base}: {f'{len(loose)} images lie in no folder of a class, first {loose[0]}' if loose else 'no image'}; "
             "wanted CLASS/x.jpg, or labels in a table (--labels)"
+        )
+    folders = {path.partition("/")[0] for path in images}
+    if len(folders) == 1:
+        raise DataError(
+            f"{base}: all {len(images)} images lie in the folder '{folders.pop()}'; wanted one folder for each class "
+            f"(and '{BACKGROUND}' for images of none), or labels in a table (--labels)"
         )
     return {path: {label_column: [path.partition("/")[0]]} for path in images}
 

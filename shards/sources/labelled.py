@@ -1,6 +1,6 @@
 """Images with image-level labels, a group, and masks for those that are evaluated on: rows as a source of samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from shards.sources.archives import Blob, Exif
 from shards.sources.names import check_one_row_each, keys_of
 from shards.sources.smoke_files import Folders
 
-TRIES = 200  # choices of what is held out of several classes, of which the one with most classes is taken
+TRIES = 100  # choices of what is held out of several classes
 NONE = 0  # stands for "no class at all" beside the class ids 1..K
 
 
@@ -94,48 +94,62 @@ class Labelled:
         """Split into (kept, held out) so that no group is in both, and both show each class that two groups have.
 
         Groups are visited in a fixed pseudo-random order and held out whenever they still fit into `share` of the rows,
-        so a group larger than that is always kept. Where a side would lack a class, or images without any, although two
-        groups have some, another group comes first. Of several classes the held-out side may lack some where every
-        choice does: then it has as many as it can.
+        so a group larger than that is always kept. Of one class: where a side would lack it, or images without it,
+        although two groups have some, another group comes first. Of several, TRIES orders are tried: the held-out side
+        has as many classes as it can, and of each as near to `share` as it can.
 
         Raises:
             DataError: no group is small enough, or no choice leaves all classes in what is kept and one (of one class:
                 images with and without it, where two groups have some) in what is held out.
         """
-        groups, counts = np.unique(self.groups(), return_counts=True)
+        groups, number_of, counts = np.unique(self.groups(), return_inverse=True, return_counts=True)
         room = int(share * len(self.rows))
         if counts.min() > share * len(self.rows):
             raise DataError(f"cannot hold out {share:.0%} of {len(self.rows)} rows: every group is larger than that")
-        shown_by: dict[str, set[int]] = {}
-        for row in self.rows:
-            shown_by.setdefault(row.group, set()).update(row.shows)
-        all_shown = set().union(*shown_by.values())
-        wanted = {one for one in all_shown if sum(one in shown for shown in shown_by.values()) > 1}
-        best: tuple[int, set[str]] = (0, set())
-        order = np.random.default_rng(0).permutation(len(groups)).tolist()
-        tries = order if self.class_set.num_fg_classes == 1 else order[:TRIES]
-        for first in ([], *([number] for number in tries)):
-            held: set[str] = set()
+        several = self.class_set.num_fg_classes > 1
+        images = np.zeros((len(groups), self.class_set.num_fg_classes + 1), dtype=int)  # of group and class; NONE first
+        for number, row in zip(number_of, self.rows, strict=True):
+            images[number, sorted(row.shows)] += 1
+        total, wanted = images.sum(0), (images > 0).sum(0) > 1
+        best: tuple[tuple[int, float], set[str]] | None = None
+        for order in self.orders(len(groups)):
+            held: list[int] = []
             left = share * len(self.rows)
-            for number in [*first, *(one for one in order if one not in first)]:
+            for number in order:
                 if counts[number] <= left:
-                    held.add(str(groups[number]))
+                    held.append(number)
                     left -= counts[number]
-            apart = [set().union(*(shown_by[one] for one in side)) for side in (held, shown_by.keys() - held)]
-            if not (all_shown - {NONE} <= apart[1] and apart[0] - {NONE}):
+            out = images[held].sum(0)
+            kept = total - out
+            if (kept[1:] == 0)[total[1:] > 0].any() or not out[1:].any():
                 continue  # a class could not be learned, or nothing could be judged
-            best = max(best, (len(wanted & apart[0]), held), key=lambda choice: choice[0])
-            if all(wanted <= side for side in apart):
-                return self.take(shown_by.keys() - held), self.take(held)
-        if best[0] and self.class_set.num_fg_classes > 1:
-            return self.take(shown_by.keys() - best[1]), self.take(best[1])
-        with_class = sum(shown != {NONE} for shown in shown_by.values())
+            on_both = int(((out > 0) & (kept > 0) & wanted).sum())
+            if not several and on_both < wanted.sum():
+                continue
+            uneven = float(np.abs(out - share * total)[total > 0].sum())
+            if best is None or (on_both, -uneven) > best[0]:
+                best = (on_both, -uneven), {str(group) for group in groups[held]}
+            if not several:
+                break
+        if best is not None and (several or wanted[1]):
+            return self.take({*map(str, groups)} - best[1]), self.take(best[1])
+        with_class = int((images[:, 1:].sum(1) > 0).sum())
         one = self.any_class if self.class_set.num_fg_classes == 1 else "a class"
         raise DataError(
             f"cannot hold out {share:.0%} of {len(self.rows)} rows: of {len(groups)} groups {with_class} show {one}, "
             f"and no choice of at most {room} rows leaves frames with and without {one} on both sides; hold "
             "out more, or write the held-out split from a list of your own (--list)"
         )
+
+    def orders(self, groups: int) -> Iterator[list[int]]:
+        """The orders in which hold_out visits the groups."""
+        random = np.random.default_rng(0)
+        order = random.permutation(groups).tolist()
+        yield order
+        if self.class_set.num_fg_classes > 1:
+            yield from (random.permutation(groups).tolist() for _ in range(TRIES - 1))
+        else:
+            yield from ([first, *(one for one in order if one != first)] for first in order)
 
     def take(self, groups: set[str]) -> "Labelled":
         """The rows of these groups."""

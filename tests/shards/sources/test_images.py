@@ -223,6 +223,27 @@ def test_of_several_classes_the_kept_part_has_all_and_the_held_out_one_as_many_a
     assert len({row.image_label for row in held.rows}) == 3 and len({row.image_label for row in kept.rows}) == 6
 
 
+def test_a_hold_out_has_of_every_class_about_the_share(pets):
+    rng = np.random.default_rng(0)
+    lines = []
+    for n in range(80):
+        Image.new("RGB", (8, 6)).save(pets / f"photos/{n}.jpg")
+        found = [name for name, share in (("cat", 0.1), ("dog", 0.2), ("person", 0.5)) if rng.random() < share]
+        lines.append(f"photos/{n}.jpg,{';'.join(found) or 'background'}")
+    write_csv(pets, "image,labels", lines)
+    source = read(pets, "t.csv").source
+    kept, held = source.hold_out(0.25)
+    assert len(held) == 20 and not {*kept.groups()} & {*held.groups()}
+    for class_id in (1, 2, 3):
+        shown = [sum(class_id in row.image_label for row in side.rows) for side in (held, source)]
+        assert abs(shown[0] - 0.25 * shown[1]) <= 1
+
+
+def test_one_folder_alone_is_no_label(pets):
+    with pytest.raises(DataError, match="all 6 images lie in the folder 'photos'; wanted one folder for each class"):
+        read(pets, None, None)
+
+
 def test_classes_are_named_in_the_option_in_a_file_or_by_the_splits_that_are_there(pets):
     (pets / "classes.txt").write_text("traffic light\ncat\n")
     assert parse_classes(str(pets / "classes.txt"), pets) == ("traffic light", "cat")
