@@ -89,6 +89,7 @@ class Sample:
     `group` names the video, scene or frame that the image is cut from: splits never share one.
     `regions` are named boxes (chimneys, say) that evaluation measures false activation on. They are
     positional knowledge like a mask, so they too may only be written to `pixel` shards.
+    `hidden` are classes of the label that no pixel of the mask shows, since others lie over them.
     `mask_place` is the mask's file, or where one was looked for. `remarks` ({what: detail}) are things that the user
     has to hear of although the sample is taken; they are written to its json, counted and said at the end.
     """
@@ -100,6 +101,7 @@ class Sample:
     source: str
     mask: np.ndarray | None = None
     mask_place: str = ""
+    hidden: tuple[int, ...] = ()
     regions: Mapping[str, Sequence[Box]] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
 
@@ -137,7 +139,8 @@ class Sample:
                 raise DataError(
                     f"{where}: mask{place} shows class ids {sorted(unlabelled)}, label says {self.image_label}"
                 )
-            absent = [f"{class_id} ({class_set.classes[class_id - 1]})" for class_id in {*self.image_label} - present]
+            seen = {*self.image_label} - {*self.hidden}
+            absent = [f"{class_id} ({class_set.classes[class_id - 1]})" for class_id in seen - present]
             if absent:
                 binary = "; a 0/255 mask? Class ids are wanted, 255 is ignored" if present == {0, IGNORE_INDEX} else ""
                 raise DataError(

@@ -21,7 +21,7 @@ Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a U
 
 class DataConfig(Section):
     train: Folder  # label-only shards: a folder, or a URL such as s3://bucket/train
-    val: Folder | None = None  # folder of pixel shards: what figures are reported on
+    val: Folder | None = None  # folder of shards: what figures are reported on; of maps if it holds masks
     tune: Folder | None = (
         None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
     )

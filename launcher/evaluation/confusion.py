@@ -3,6 +3,7 @@
 Shapes: C classes with background 0, H x W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from launcher.evaluation.figures import without_nan
+from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import ClassSet
 from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
@@ -22,6 +24,7 @@ class Confusion(Measure):
 
     Attributes:
         groups: the group of each image.
+        labels: the class probabilities of the images, where the predictions have some.
         sums: of each image (3, C) int64: pixels hit, in the truth, and predicted, of every class.
     """
 
@@ -29,9 +32,11 @@ class Confusion(Measure):
     confusion_CC: Tensor = field(init=False)
     groups: list[str] = field(default_factory=list)
     sums: list[np.ndarray] = field(default_factory=list)
+    labels: ImageLabels = field(init=False)
 
     def __post_init__(self) -> None:
         num_classes = self.class_set.num_fg_classes + 1
+        self.labels = ImageLabels(self.class_set.classes)
         self.confusion_CC = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
@@ -43,16 +48,25 @@ class Confusion(Measure):
         confusion_CC = confusion_matrix(mask_HW, label, len(self.confusion_CC))
         self.confusion_CC += confusion_CC
         self.groups.append(truth.group)
+        if prediction.probs is not None:
+            self.labels.add(prediction, truth)
         self.sums.append(torch.stack([confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)]).numpy())
 
     def extend(self, other: "Confusion") -> None:
         self.confusion_CC += other.confusion_CC
         self.groups += other.groups
         self.sums += other.sums
+        self.labels.extend(other.labels)
 
     @property
     def images_without_truth(self) -> int:
         return sum(int(sums_3C[1].sum() == 0) for sums_3C in self.sums)
+
+    def classification(self) -> dict[str, float | None]:
+        return self.labels.classification()
+
+    def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
+        return self.labels.label_details(classes)
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
         """mIoU over the classes that the truth holds, its 95 % interval, IoU of every class. The class ids that were

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.evaluation.figures import name_class
-from launcher.evaluation.judge import name_logged
+from launcher.evaluation.judge import LABELS, name_logged
 from launcher.evaluation.pictures import plot_curves
 from wsss.metrics.counts import THRESHOLDS
 
@@ -17,6 +17,8 @@ def plot_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     one = name_class(run["classes"] for run in runs)
     plots = [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
     plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
+    plots.append(("Average precision of the image labels on val", "step", collect_validation(runs, of_labels=True)))
+    plots.append(("Calibration: share that is right on val", "probability", collect_calibration(runs)))
     plots.append(("Per-image IoU on val", "threshold", collect_thresholds(runs, "per_image_iou")))
     alarms = collect_thresholds(runs, "false_alarm_area")
     plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
@@ -37,13 +39,23 @@ def collect_losses(runs: Iterable[Mapping[str, Any]]) -> dict[str, Lines]:
     return found
 
 
-def collect_validation(runs: Iterable[Mapping[str, Any]]) -> Lines:
-    """The leading figure of every kind of map that validation in training judged."""
+def collect_validation(runs: Iterable[Mapping[str, Any]], *, of_labels: bool = False) -> Lines:
+    """The leading figure of every kind of map that validation in training judged, or that of the image labels."""
     found: Lines = {}
     for run in runs:
         for kind, name in run["logged"]:
-            add_line(found, f"{run['name']} {kind}", run["metrics"], name_logged(kind, name))
+            if (kind == LABELS) == of_labels:
+                add_line(found, f"{run['name']} {kind}".strip(), run["metrics"], name_logged(kind, name))
     return found
+
+
+def collect_calibration(runs: Iterable[Mapping[str, Any]]) -> Lines:
+    """How often a class is there over the probability that is said, and the line on which both are equal."""
+    found: Lines = {}
+    for run in runs:
+        if parts := run["evaluation"].get("labels", {}).get("reliability"):
+            found[run["name"]] = ([part["probability"] for part in parts], [part["share"] for part in parts])
+    return {**found, "equal": ([0.0, 1.0], [0.0, 1.0])} if found else {}
 
 
 def collect_thresholds(runs: Iterable[Mapping[str, Any]], figure: str) -> Lines:

@@ -6,6 +6,7 @@ what the best threshold on `val` itself would give stands next to it, named as w
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from launcher.config.sections import Config
 from launcher.errors import RunError, naming
 from launcher.evaluation.figures import name_class, pick_headline
 from launcher.evaluation.measure import Measure, read_truth
-from launcher.evaluation.sources import Source, find_sources, read_made_of
+from launcher.evaluation.sources import Source, find_sources, new_measure, read_made_of
 from launcher.files import appearing, write_whole
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
@@ -27,11 +28,13 @@ from shards.remote import Place
 
 EVALUATION = "evaluation.json"
 PER_IMAGE = "per_image.csv"
+NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
 FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Write RUN/evaluation.json and, for one class, RUN/per_image.csv from whatever CAMs and masks of `val` are there.
+    """Write RUN/evaluation.json and, of one class or of image labels, RUN/per_image.csv from whatever CAMs and masks of
+    `val` are there. Where it holds no masks the figures are those of image labels alone.
 
     Args:
         overrides: section.key=value, such as data.val=FOLDER where the data was moved.
@@ -47,7 +50,12 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     sources = find_sources(folder, "val")
     if not sources:
         raise RunError(f"{run}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
-    val = ShardFolder(config.data.val, "pixel")
+    val = ShardFolder(config.data.val)
+    if val.index.supervision == "label" and not (sources := [one for one in sources if one.has_threshold]):
+        raise RunError(
+            f"{run}: {val.folder} holds no masks, so figures are those of class probabilities, which label maps do not "
+            f"have; run `wsss infer {run}`"
+        )
     measures, thresholds, untuned = measure_run(run, val, sources)
     figures = {
         source.name: describe_source(
@@ -64,6 +72,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             "images": len(val),
             "images_without_truth": max(measure.images_without_truth for measure in measures.values()),
             "classes": list(val.index.classes),
+            "supervision": val.index.supervision,
         },
         "protocol": figures[sources[0].name]["protocol"],
         "git_commit": run.about.get("git_commit"),
@@ -73,6 +82,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for measure in measures.values():
         if classification := measure.classification():
             report["classification"] = classification
+            report["labels"] = measure.label_details(val.index.classes)
     rows = [{"source": name, **row} for name, measure in measures.items() for row in measure.rows(thresholds[name])]
     if rows:
         write_csv(folder / PER_IMAGE, rows)
@@ -86,7 +96,7 @@ def measure_run(
     """{source: its measure on val}, {source: {"fixed": threshold, "tuned": the best on tune, if there is one}} and
     {source: why there is none} of the sources that could have one."""
     config, class_set = run.config, val.index.as_class_set()
-    tuned = {source.name for source in sources if source.new_measure(class_set).has_thresholds}
+    tuned = {source.name for source in sources if new_measure(source, val).has_thresholds}
     tuning = [source for source in find_sources(run.folder, "tune") if source.name in tuned]
     splits: list[tuple[ShardFolder, Sequence[Source]]] = [(val, sources)]
     if tuning and config.data.tune is not None:
@@ -109,7 +119,8 @@ def describe_source(
     """The figures of a source at each threshold, what bounds them, how its predictions came about, and why it has no
     tuned threshold ("" if it has one, or has no threshold at all)."""
     figures = {
-        choice: ({"threshold": threshold} if source.has_threshold else {}) | measure.figures_at(threshold)
+        choice: ({"threshold": threshold} if source.has_threshold and measure.reads_maps else {})
+        | measure.figures_at(threshold)
         for choice, threshold in thresholds.items()
     }
     return {
@@ -142,7 +153,7 @@ def count_predictions(
     The measures do not depend on the number of workers: shards are joined in their order.
 
     Args:
-        splits: pixel shards, and what was predicted of them.
+        splits: image shards, and what was predicted of them.
 
     Raises:
         RunError: a shard of a source is missing, or the source is of other images.
@@ -160,8 +171,7 @@ def count_predictions(
     parts = pool.run_pool(partial(count_shard, config.evaluate.threshold), tasks, workers=workers, label="evaluate")
     found: list[dict[str, Measure]] = []
     for shards, sources in splits:
-        class_set = shards.index.as_class_set()
-        found.append({source.name: source.new_measure(class_set) for source in sources})
+        found.append({source.name: new_measure(source, shards) for source in sources})
         for source in sources:
             for _ in shards.index.shards:
                 found[-1][source.name].extend(next(parts))
@@ -171,7 +181,7 @@ def count_predictions(
 def count_shard(threshold: float, task: Task) -> Measure:
     """The measure of one shard."""
     shards = open_shards(task.images, task.fingerprint)
-    measure = task.source.new_measure(shards.index.as_class_set())
+    measure = new_measure(task.source, shards)
     for number, prediction in task.source.predictions(shards, task.shard, threshold):
         with naming(shards.where(number)):
             measure.add(prediction, read_truth(shards, number))
@@ -181,7 +191,7 @@ def count_shard(threshold: float, task: Task) -> Measure:
 @lru_cache(maxsize=4)
 def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
     """Opened once per worker process, as long as the folder holds what it held."""
-    return ShardFolder(folder, "pixel")
+    return ShardFolder(folder)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -202,11 +212,22 @@ def track(run: Path, report: dict[str, Any]) -> None:
 
 
 def final_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """{final/SOURCE/CHOICE/figure: value} of an evaluation. MLflow allows no '+' or '@' in a name."""
-    return {
-        f"final/{source.replace('+', '_').replace('@', '_')}/{choice}/{figure}": value
+    """{final/SOURCE/CHOICE/figure: value} of an evaluation, final/labels/figure of its image labels, and of each of
+    several classes final/classes/NAME/iou, that of the headline, and .../average_precision and .../f1.
+
+    MLflow allows no '+' or '@' in a name.
+    """
+    found = {
+        f"{source}/{choice}/{figure}": value
         for source, figures in report["sources"].items()
         for choice in ("fixed", "tuned")
         for figure, value in (figures[choice] or {}).items()
-        if isinstance(value, float)
     }
+    found |= {f"labels/{figure}": value for figure, value in report.get("classification", {}).items()}
+    if len(report["dataset"]["classes"]) > 1:
+        headline = report["headline"]
+        ious = report["sources"][headline["source"]][headline["choice"]].get("class_iou", {})
+        found |= {f"classes/{name}/iou": iou for name, iou in ious.items()}
+        for name, about in report.get("labels", {}).get("classes", {}).items():
+            found |= {f"classes/{name}/{figure}": about[figure] for figure in ("average_precision", "f1")}
+    return {f"final/{re.sub(NO_NAME, '_', name)}": value for name, value in found.items() if isinstance(value, float)}

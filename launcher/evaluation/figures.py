@@ -28,8 +28,8 @@ class Figure:
         meaning: in one sentence. `{one}` in it and in `absent` is the class of a data set that has one.
         absent: why it may not exist.
         higher_is_better: its direction.
-        leads: it answers "how good", has an interval NAME_interval, drawn from NAME_groups groups, and is plotted over
-            the steps of training.
+        leads: it answers "how good" and is plotted over the steps of training; that of maps has an interval
+            NAME_interval, drawn from NAME_groups groups.
         headline: among the few that a line of training, the closing table and the report's first table show.
         in_training: logged by validation.
         measured_on: scores of one class, label maps of several, or image labels.
@@ -130,14 +130,30 @@ FIGURES: dict[str, Figure] = {
     ),
     "average_precision": Figure(
         heading="average precision",
-        meaning="of the class probability, over images",
+        meaning="of the class probability over images; of several classes the mean over those that a label names",
+        absent="no image shows {one}",
+        leads=True,
+        headline=True,
+        in_training=True,
+        measured_on="image labels",
+    ),
+    "class_f1": Figure(
+        heading="class F1",
+        meaning="F1 of the images in which {one} is seen (p >= 0.5); of several classes the mean over those in a label",
         absent="no image shows {one}",
         in_training=True,
         measured_on="image labels",
     ),
     "accuracy": Figure(
         heading="image accuracy",
-        meaning="share of the images named right (p >= 0.5)",
+        meaning="share of the images with every class named right (p >= 0.5)",
+        in_training=True,
+        measured_on="image labels",
+    ),
+    "calibration_error": Figure(
+        heading="calibration error",
+        meaning="how far class probabilities are from the share that is right, over ten parts of [0, 1]",
+        higher_is_better=False,
         in_training=True,
         measured_on="image labels",
     ),

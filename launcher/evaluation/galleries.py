@@ -1,17 +1,20 @@
 """Galleries: a few fixed images with their maps next to them, while training and on the report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from launcher.evaluation.pictures import draw_outline, encode_data_uri, lay_out_gallery
+from launcher.evaluation.pictures import draw_class_outlines, draw_outline, encode_data_uri, lay_out_gallery
 from launcher.evaluation.sources import find_sources
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
+from shards.schema import ClassSet
 
 GALLERY = "gallery.jpg"
 TRUTH = "image, truth"  # heading of the first column
+MOST_PROBABLE = 3  # classes that a title names
 
 Row = tuple[str, dict[str, np.ndarray]]  # title, {column: (H, W, 3) uint8}
 
@@ -35,20 +38,37 @@ def draw_gallery(run: Run) -> Image.Image | None:
     config, sources = run.config, find_sources(run.folder, "val")
     if config.data.val is None or config.evaluate.gallery == 0 or not sources:
         return None
-    shards = ShardFolder(config.data.val, "pixel")
+    shards = ShardFolder(config.data.val)
     rows = []
     for number in sorted(choose_gallery(shards, config.evaluate.gallery)):
-        row = start_row(shards, number, shards.keys[number])
-        for source in sources:
-            prediction = source.predict(shards, number, config.evaluate.threshold)
-            row[1][source.name] = prediction.draw_on(shards.image(number))
+        predictions = {one.name: one.predict(shards, number, config.evaluate.threshold) for one in sources}
+        probs = next((one.probs for one in predictions.values() if one.probs is not None), None)
+        row = start_row(shards, number, name_probable(shards.index.as_class_set(), probs))
+        row[1].update({name: one.draw_on(shards.image(number)) for name, one in predictions.items()})
         rows.append(row)
     return lay_out_gallery(rows)
 
 
-def start_row(shards: ShardFolder, number: int, title: str) -> Row:
-    """The row of one image: so far the image with the outline of its truth."""
-    return title, {TRUTH: draw_outline(shards.image(number), shards.mask(number))}
+def start_row(shards: ShardFolder, number: int, seen: str = "") -> Row:
+    """The row of one image: so far the image, with the outline of its truth where there are masks, under its key, the
+    classes of its label and what the network sees."""
+    index = shards.index
+    names = [name for name, is_there in zip(index.classes, shards.image_label_NK[number], strict=True) if is_there]
+    title = f"{shards.keys[number]}: {', '.join(names) or 'none'}{f'  {seen}' if seen else ''}"
+    if index.supervision == "label":
+        return title, {"image": shards.image(number)}
+    draw = draw_outline if len(index.classes) == 1 else draw_class_outlines
+    return title, {TRUTH: draw(shards.image(number), shards.mask(number))}
+
+
+def name_probable(class_set: ClassSet, probs: Sequence[float] | None) -> str:
+    """The most probable classes with their probabilities; "" where there are none."""
+    if probs is None:
+        return ""
+    first = sorted(zip(probs, class_set.classes, strict=True), reverse=True)[:MOST_PROBABLE]
+    if class_set.num_fg_classes == 1:
+        return f"p={first[0][0]:.2f}"
+    return "p: " + ", ".join(f"{name} {prob:.2f}" for prob, name in first)
 
 
 def choose_gallery(shards: ShardFolder, count: int) -> set[int]:

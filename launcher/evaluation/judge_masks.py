@@ -21,6 +21,7 @@ from launcher.config.sections import Config
 from launcher.errors import RunError
 from launcher.evaluation.figures import list_logged_figures, without_nan
 from launcher.evaluation.galleries import Row, start_row
+from launcher.evaluation.image_labels import HIGH, ImageLabels
 from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.pictures import overlay_classes, overlay_scores
 from launcher.jobs.infer import judged_rule
@@ -49,18 +50,21 @@ class MaskPart:
         confusion: (kinds, C, C) int64 of [truth, prediction], by KINDS.
         f1: (3) float64, sum over the images of F1, their number, and that of those with a class in their label.
         kinds: of KINDS, those that the network has.
+        labels: class probabilities and labels of the images.
     """
 
     confusion: Tensor
     f1: Tensor
     rows: dict[int, Row] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=lambda: {"seg"})
+    labels: ImageLabels = field(default_factory=ImageLabels)
 
     def extend(self, other: "MaskPart") -> None:
         self.confusion += other.confusion
         self.f1 += other.f1
         self.rows.update(other.rows)
         self.kinds |= other.kinds
+        self.labels.extend(other.labels)
 
     def figures(self) -> Figures:
         found: Figures = {
@@ -69,7 +73,7 @@ class MaskPart:
             if kind in self.kinds
         }
         total, images, labelled = self.f1.tolist()
-        return {**found, LABELS: {"f1": total / images if labelled else None}}
+        return {**found, LABELS: {"f1": total / images if labelled else None, **self.labels.classification()}}
 
 
 class MaskJudge:
@@ -91,6 +95,8 @@ class MaskJudge:
         confusion = torch.zeros(len(KINDS), num_classes, num_classes, dtype=torch.int64, device=device)
         f1 = torch.zeros(3, dtype=torch.float64, device=device)
         rows: dict[int, Row] = {}
+        probs_BK: list[Tensor] = []
+        seen: list[int] = []
         kinds, broken = {"seg"}, torch.zeros((), dtype=torch.int64, device=device)
         loader = eval_loader(
             self.shards,
@@ -104,6 +110,8 @@ class MaskJudge:
             batch = to_device(batch, device)
             whole, views = self.read_views(batch["image"], rule)
             f1_B = label_f1(whole.scores[0].float(), batch["image_label"])
+            seen += batch["number"]
+            probs_BK.append(whole.scores[0].float().sigmoid())
             labelled = (batch["image_label"] > 0).any(dim=1).sum()
             f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B)), labelled.to(f1_B)])
             cams = cams_of_present(views, CAM_KINDS, batch["present"], batch["image"].shape[-2:], rule.fuse)
@@ -128,7 +136,11 @@ class MaskJudge:
                 f"{self.shards.folder}: the network's logits of {count} of {len(numbers)} images are NaN or infinite: "
                 "no figure; go on from an earlier checkpoint with a lower train.lr, or train.precision=no"
             )
-        return MaskPart(confusion.cpu(), f1.cpu(), rows, kinds)
+        judged = ImageLabels(self.shards.index.classes)
+        for number, probs_K in zip(seen, torch.cat(probs_BK).tolist() if seen else [], strict=True):
+            present = self.shards.image_label_NK[number] > 0
+            judged.count(self.shards.keys[number], self.shards.groups[number], probs_K, present.tolist())
+        return MaskPart(confusion.cpu(), f1.cpu(), rows, kinds, judged)
 
     def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
         """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
@@ -141,14 +153,14 @@ class MaskJudge:
 
     @staticmethod
     def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
-        return {**{kind: list_logged_figures("label maps") for kind in KINDS}, LABELS: ["f1"]}
+        return {**{kind: list_logged_figures("label maps") for kind in KINDS}, LABELS: ["f1", *HIGH]}
 
 
 def draw_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> Row:
     """The image with its truth, and every map over it: scores in [0, 1] as heat, int64 labels in their colours."""
     image_HW3 = shards.image(number)
     size = image_HW3.shape[:2]
-    title, tiles = start_row(shards, number, shards.keys[number])
+    title, tiles = start_row(shards, number)
     for name, map_hw in maps.items():
         if map_hw.dtype.is_floating_point:
             score_HW = resize(map_hw.float()[None, None], size)[0, 0].clamp(0, 1).cpu().numpy()

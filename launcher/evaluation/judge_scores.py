@@ -8,7 +8,8 @@ from accelerate import Accelerator
 
 from launcher.config.sections import Config
 from launcher.evaluation.figures import find_figure, list_logged_figures
-from launcher.evaluation.galleries import Row, start_row
+from launcher.evaluation.galleries import Row, name_probable, start_row
+from launcher.evaluation.image_labels import HIGH
 from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.measure import Measure, read_truth
 from launcher.evaluation.sources import ScorePrediction, measure_scores
@@ -62,7 +63,7 @@ class ScoreJudge:
             for kind, prediction in predictions.items():
                 part.measures[kind].add(prediction, truth)
             if number in drawn:
-                row = start_row(self.shards, number, f"{scores.key}  p={max(scores.cls_probs):.2f}")
+                row = start_row(self.shards, number, name_probable(class_set, scores.cls_probs))
                 image_HW3 = self.shards.image(number)
                 row[1].update({kind: prediction.draw_on(image_HW3) for kind, prediction in predictions.items()})
                 part.rows[number] = row
@@ -72,4 +73,4 @@ class ScoreJudge:
     def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
         one = class_set.num_fg_classes == 1
         known = {kind: list_logged_figures("scores" if one else "label maps") for kind in config.cam.kinds}
-        return {**known, LABELS: ["average_precision", "accuracy"] if one else []}
+        return {**known, LABELS: [*HIGH]}

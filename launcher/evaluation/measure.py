@@ -1,16 +1,17 @@
 """What is counted of one source of predictions, image by image. Processes fill their own and join them.
 
-Two measures: thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes.
+Three measures: thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes, and
+image_labels.ImageLabels of class probabilities where there are no masks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from shards.folder import ShardFolder
-from shards.schema import Box
+from shards.schema import IGNORE_INDEX, Box
 
 
 class Truth(NamedTuple):
@@ -21,6 +22,7 @@ class Truth(NamedTuple):
         mask_HW: class ids, 255 = ignore.
         regions: named boxes in which a wrong prediction is measured on its own.
         labelled: whether the image label names a class, be it in the mask or not.
+        present: of each class, whether the image label names it.
     """
 
     key: str
@@ -28,12 +30,16 @@ class Truth(NamedTuple):
     mask_HW: np.ndarray
     regions: Mapping[str, list[Box]]
     labelled: bool = False
+    present: tuple[bool, ...] = ()
 
 
 def read_truth(shards: ShardFolder, number: int) -> Truth:
-    """The truth of a sample of pixel shards."""
-    labelled = bool(shards.image_label_NK[number].any())
-    return Truth(shards.keys[number], shards.groups[number], shards.mask(number), shards.regions(number), labelled)
+    """The truth of a sample; of label-only shards its mask is ignored everywhere and never read."""
+    present = tuple(map(bool, shards.image_label_NK[number]))
+    key, group = shards.keys[number], shards.groups[number]
+    if shards.index.supervision == "label":
+        return Truth(key, group, np.full((1, 1), IGNORE_INDEX, np.uint8), {}, any(present), present)
+    return Truth(key, group, shards.mask(number), shards.regions(number), any(present), present)
 
 
 class Prediction(Protocol):
@@ -42,6 +48,11 @@ class Prediction(Protocol):
     @property
     def prob(self) -> float:
         """Probability that the image shows the first class."""
+        ...
+
+    @property
+    def probs(self) -> tuple[float, ...] | None:
+        """Probability of each class; None of label maps."""
         ...
 
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
@@ -62,9 +73,11 @@ class Measure(ABC):
 
     Attributes:
         has_thresholds: whether `figures_at` depends on the threshold, so that one is worth choosing.
+        reads_maps: whether it counts maps at all, and not probabilities alone.
     """
 
     has_thresholds: ClassVar[bool] = False
+    reads_maps: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -93,7 +106,11 @@ class Measure(ABC):
         return {}
 
     def classification(self) -> dict[str, float | None]:
-        """Figures of the class probabilities."""
+        """Figures of the class probabilities, see image_labels.label_figures; {} where there are none."""
+        return {}
+
+    def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What stands behind them, by the names of the classes; see image_labels.label_details."""
         return {}
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shards.schema import voc_palette
+from shards.schema import IGNORE_INDEX, voc_palette
 
 TILE_PX = 160
 LABEL_PX = 14
 PAINT = 0.65  # opacity of a class's colour over the image
+TINT = 0.3  # the same where its border is drawn too
 
 
 def overlay_scores(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
@@ -23,9 +24,30 @@ def overlay_scores(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
     return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)
 
 
-def draw_outline(
-    image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int] = (0, 255, 255)
-) -> np.ndarray:
+def overlay_class_scores(image_HW3: np.ndarray, scores_nHW: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
+    """Score maps in [0, 1] of several classes over the image: at each pixel the colour of the class with the highest
+    score, the more opaque the higher it is."""
+    if len(class_ids) == 0:
+        return image_HW3.copy()
+    colour_HW3 = class_colours()[np.array(class_ids)[scores_nHW.argmax(0)]]
+    opacity_HW1 = 0.75 * scores_nHW.max(0).clip(0, 1)[..., None]
+    return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)
+
+
+def draw_class_outlines(image_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """The image with each class of the mask tinted and its border drawn in the class's colour; 255 stays as it is."""
+    image_HW3 = overlay_classes(image_HW3, np.where(mask_HW == IGNORE_INDEX, 0, mask_HW), opacity=TINT)
+    for class_id in sorted({*np.unique(mask_HW).tolist()} - {0, IGNORE_INDEX}):
+        image_HW3 = draw_outline(image_HW3, mask_HW == class_id, tuple(class_colours()[class_id].astype(int).tolist()))
+    return image_HW3
+
+
+def class_colours() -> np.ndarray:
+    """(256, 3) float32 RGB: the colour that PASCAL VOC gives each class id."""
+    return np.array(voc_palette(), dtype=np.float32).reshape(256, 3)
+
+
+def draw_outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, ...] = (0, 255, 255)) -> np.ndarray:
     """The image with the border of the mask (any class) drawn on it, also where the mask meets the image's edge."""
     inside_HW = (mask_HW > 0) & (mask_HW < 255)
     padded = np.pad(inside_HW, 1)
@@ -93,8 +115,8 @@ def plot_curves(
     return text[text.index("<svg") :]
 
 
-def overlay_classes(image_HW3: np.ndarray, label_HW: np.ndarray) -> np.ndarray:
+def overlay_classes(image_HW3: np.ndarray, label_HW: np.ndarray, *, opacity: float = PAINT) -> np.ndarray:
     """The image with every class but the background in the colour that PASCAL VOC gives its id."""
-    colour_HW3 = np.array(voc_palette(), dtype=np.float32).reshape(256, 3)[label_HW]
-    opacity_HW1 = PAINT * (label_HW > 0)[..., None]
+    colour_HW3 = class_colours()[label_HW]
+    opacity_HW1 = opacity * (label_HW > 0)[..., None]
     return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)

@@ -17,7 +17,6 @@ from launcher.evaluation.figures import (
     Figure,
     explain_absent,
     find_figure,
-    format_figure,
     format_interval,
     format_percent,
     name_class,
@@ -25,8 +24,9 @@ from launcher.evaluation.figures import (
     pick_headline,
 )
 from launcher.evaluation.galleries import draw_galleries
+from launcher.evaluation.pictures import class_colours
 from launcher.evaluation.protocol import join_options
-from launcher.evaluation.table import describe_left_out, has_few_groups
+from launcher.evaluation.table import describe_labels, describe_left_out, has_few_groups, tabulate_classes
 from launcher.evaluation.validate import choose_judge
 from launcher.files import read_json, write_whole
 from launcher.run.folder import CONFIG, Run, find_runs
@@ -77,7 +77,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
     sources = evaluation["sources"]
     headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
     one = name_class([run.class_set.classes])
-    kinds = choose_judge(METHODS[run.config.method.name]).known_figures(run.config, run.class_set)
+    supervision = evaluation["dataset"].get("supervision", "pixel")  # of before it was said: with masks
+    kinds = choose_judge(METHODS[run.config.method.name], supervision).known_figures(run.config, run.class_set)
     return {
         "name": run.config.name,
         "method": describe_method(run.config),
@@ -89,10 +90,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "logged": [(kind, name) for kind, names in kinds.items() for name in names if FIGURES[name].leads],
         "class_table": tabulate_classes(evaluation),
         "notes": collect_notes(evaluation, one),
-        "classification": ", ".join(
-            format_figure(FIGURES[name], value, one, unit=" %")
-            for name, value in evaluation.get("classification", {}).items()
-        ),
+        "classification": describe_labels(evaluation, one),
         "rows": [
             {**row, "run": run.config.name, "is_headline": headline == {"source": source, "choice": row["choice"]}}
             for source, figures in sources.items()
@@ -141,12 +139,18 @@ def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         said = [f"{d['folder']}, {d['images']} images, fingerprint {d['fingerprint']}" for d in datasets]
         found.append({
             "classes": classes,
+            "legend": [(name, name_colour(number)) for number, name in enumerate(classes, start=1)],
             "runs": members,
             "columns": describe_columns(classes, rows),
             "headlines": [row for row in rows if row["is_headline"]],
             "datasets": list(dict.fromkeys(said)),
         })  # fmt: skip
     return found
+
+
+def name_colour(class_id: int) -> str:
+    """The colour of a class in pictures, as HTML writes it."""
+    return "#" + bytes(class_colours()[class_id].astype("uint8")).hex()
 
 
 def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -184,22 +188,6 @@ def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[d
 
 def tabulate_figure(figure: Figure, value: float | None, one: str) -> dict[str, str]:
     return {"text": format_percent(value), "reason": explain_absent(figure, value, one)}
-
-
-def tabulate_classes(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """IoU of every class, one column per source that has several classes; None without such a source."""
-    columns = {
-        source: figures["fixed"]["class_iou"]
-        for source, figures in evaluation["sources"].items()
-        if "class_iou" in figures["fixed"]
-    }
-    if not columns:
-        return None
-    names = list(next(iter(columns.values())))
-    return {
-        "sources": list(columns),
-        "rows": [(name, [format_percent(of_source[name]) for of_source in columns.values()]) for name in names],
-    }
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:

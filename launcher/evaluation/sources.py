@@ -14,8 +14,15 @@ import numpy as np
 from launcher.errors import RunError
 from launcher.evaluation import protocol
 from launcher.evaluation.confusion import Confusion
+from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction
-from launcher.evaluation.pictures import draw_outline, overlay_classes, overlay_scores
+from launcher.evaluation.pictures import (
+    draw_class_outlines,
+    draw_outline,
+    overlay_class_scores,
+    overlay_classes,
+    overlay_scores,
+)
 from launcher.evaluation.thresholds import Thresholds
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
@@ -39,6 +46,10 @@ class ScorePrediction:
     def prob(self) -> float:
         return self.scores.cls_probs[0]
 
+    @property
+    def probs(self) -> tuple[float, ...]:
+        return self.scores.cls_probs
+
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
         # an image whose label says "nothing here" has no map at all under cam.classes = present
         return at_size(self.scores.maps[self.kind], size).max(0, initial=0)
@@ -47,8 +58,13 @@ class ScorePrediction:
         return mask_of(at_size(self.scores.maps[self.kind], size), self.scores.class_ids, threshold=self.threshold)
 
     def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
+        several = len(self.scores.cls_probs) > 1
         if self.scores.mask is not None:
-            return draw_outline(image_HW3, self.scores.mask, MAGENTA)
+            mask_HW = self.scores.mask
+            return draw_class_outlines(image_HW3, mask_HW) if several else draw_outline(image_HW3, mask_HW, MAGENTA)
+        if several:
+            scores_nHW = at_size(self.scores.maps[self.kind], image_HW3.shape[:2])
+            return overlay_class_scores(image_HW3, scores_nHW, self.scores.class_ids)
         return overlay_scores(image_HW3, self.score_at(image_HW3.shape[:2]))
 
 
@@ -61,6 +77,10 @@ class LabelPrediction:
     @property
     def prob(self) -> float:
         raise ValueError("label maps have no class probability")
+
+    @property
+    def probs(self) -> None:
+        return None
 
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
         raise ValueError("label maps have no scores")
@@ -166,6 +186,12 @@ class LabelSource:
 def measure_scores(class_set: ClassSet) -> Measure:
     """An empty measure of scores: at every threshold of one class, at the fixed threshold of several."""
     return Thresholds() if class_set.num_fg_classes == 1 else Confusion(class_set)
+
+
+def new_measure(source: Source, shards: ShardFolder) -> Measure:
+    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks."""
+    class_set = shards.index.as_class_set()
+    return ImageLabels(class_set.classes) if shards.index.supervision == "label" else source.new_measure(class_set)
 
 
 def find_sources(run: Path, split: str) -> list[Source]:

@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.evaluation.figures import (
+    DASH,
     FEW_GROUPS_NOTE,
     format_figure,
     format_interval,
+    format_percent,
     is_few,
     name_class,
     order_figures,
 )
 
 MARK = "*"
+MANY_CLASSES = 25  # of which more fill a screen
 
 
 def format_evaluation(report: Mapping[str, Any]) -> str:
@@ -29,12 +32,70 @@ def format_evaluation(report: Mapping[str, Any]) -> str:
         lines.append(f"    {figures['protocol']}")
         if figures["untuned"]:
             lines.append(f"    no tuned threshold: {figures['untuned']}")
+    if said := describe_labels(report, one):
+        lines.append(f"  image labels: {said}")
+    lines += format_classes(report)
     if said := describe_left_out(dataset):
         lines.append(f"  {said}")
     if has_few_groups(report):
         lines.append(f"  {FEW_GROUPS_NOTE}")
     lines.append(f"{MARK} the headline of {report['run']}: {headline['source']}, {describe_choice(report, headline)}")
     return "\n".join(lines)
+
+
+def tabulate_classes(evaluation: Mapping[str, Any], only: str | None = None) -> dict[str, Any] | None:
+    """The figures of every class by its name: of the image labels, and IoU of each source that has several classes.
+
+    Args:
+        only: the one source whose IoU is wanted.
+
+    Returns:
+        {"headings": [...], "rows": [(name, [text, ...]), ...]}; None where there is one class alone.
+    """
+    ious = {
+        f"IoU {source}": figures["fixed"]["class_iou"]
+        for source, figures in evaluation["sources"].items()
+        if "class_iou" in figures["fixed"] and only in (None, source)
+    }
+    of_label = evaluation.get("labels", {}).get("classes", {})
+    if len(evaluation["dataset"]["classes"]) == 1 or not (ious or of_label):
+        return None
+    counted = {"AP": "average_precision", "F1": "f1"} if of_label else {}
+    rows = []
+    for name in ("background", *evaluation["dataset"]["classes"]) if ious else evaluation["dataset"]["classes"]:
+        about = of_label.get(name, {})
+        cells = [format_percent(of_class[name]) for of_class in ious.values()]
+        cells += [format_percent(about.get(figure)) for figure in counted.values()]
+        rows.append((name, [*cells, *([str(about.get("images", DASH))] if counted else [])]))
+    return {"headings": [*ious, *counted, *(["images"] if counted else [])], "rows": rows}
+
+
+def format_classes(evaluation: Mapping[str, Any]) -> list[str]:
+    """The lines of tabulate_classes for the headline's source; of many classes the weakest alone, which is said."""
+    table = tabulate_classes(evaluation, evaluation["headline"]["source"])
+    if table is None:
+        return []
+    rows, said = table["rows"], []
+    if len(rows) > MANY_CLASSES:
+
+        def first_figure(row: tuple[str, list[str]]) -> float:
+            return float("inf") if row[1][0] == DASH else float(row[1][0])
+
+        rows = sorted(rows, key=first_figure)[:MANY_CLASSES]
+        said = [f"    (the {MANY_CLASSES} lowest of {len(table['rows'])} classes; all are in evaluation.json)"]
+    width, headings = max(len(name) for name, _ in rows), table["headings"]
+    lines = []
+    for name, cells in [("", headings), *rows]:
+        columns = [f"{cell:>{max(len(heading), len('100.0'))}s}" for cell, heading in zip(cells, headings, strict=True)]
+        lines.append("  ".join([f"    {name:{width}s}", *columns]))
+    return [*lines, *said]
+
+
+def describe_labels(evaluation: Mapping[str, Any], one: str) -> str:
+    """How good the class probabilities are, in one line; "" where nothing was judged by them."""
+    found = evaluation.get("classification", {})
+    figures = order_figures(found).items()
+    return ", ".join(format_figure(figure, found[name], one, unit=" %") for name, figure in figures)
 
 
 def describe_left_out(dataset: Mapping[str, Any]) -> str:
@@ -54,14 +115,19 @@ def describe_choice(report: Mapping[str, Any], headline: Mapping[str, str]) -> s
     """The threshold of a headline, in words."""
     at = report["sources"][headline["source"]][headline["choice"]]
     if "threshold" not in at:
-        return "label maps"
+        return name_unthresholded(at)
     how = "chosen on the tune split" if headline["choice"] == "tuned" else "as configured"
     return f"threshold {at['threshold']:.2f}, {how}"
 
 
+def name_unthresholded(at: Mapping[str, Any]) -> str:
+    """What figures without a threshold are of."""
+    return "image labels" if "average_precision" in at else "label maps"
+
+
 def format_figures(at: Mapping[str, Any], choice: str, one: str) -> str:
     """The headline figures at one threshold, each with its interval or with the reason why it does not exist."""
-    threshold = f"threshold {at['threshold']:.2f} ({choice})" if "threshold" in at else "label maps"
+    threshold = f"threshold {at['threshold']:.2f} ({choice})" if "threshold" in at else name_unthresholded(at)
     parts = []
     for name, figure in order_figures(at).items():
         if figure.headline:

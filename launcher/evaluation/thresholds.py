@@ -1,6 +1,6 @@
 """Scores of one foreground class (smoke) measured at every threshold, image by image."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from launcher.evaluation.figures import AREA, GATED, without_nan
+from launcher.evaluation.image_labels import PRESENT_PROB, label_details, label_figures
 from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import IGNORE_INDEX, Box
 from wsss.metrics import counts as metrics
-from wsss.metrics import image_labels
 from wsss.metrics.counts import THRESHOLDS, Counts
-
-PRESENT_PROB = 0.5  # an image whose class probability is lower is predicted to show nothing, in the gated figures
 
 
 @dataclass
@@ -134,11 +132,15 @@ class Thresholds(Measure):
 
     def classification(self) -> dict[str, float | None]:
         """How well the class probabilities tell images with the class, by their label or mask, from images without."""
-        probs_N, truth_N = np.array(self.probs), self.counts.has_truth_N | np.array(self.labelled, dtype=bool)
-        return without_nan({
-            "average_precision": image_labels.average_precision(probs_N, truth_N),
-            "accuracy": float(((probs_N >= PRESENT_PROB) == truth_N).mean()),
-        })  # fmt: skip
+        return label_figures(*self.labels_N1())
+
+    def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
+        return label_details(*self.labels_N1(), classes)
+
+    def labels_N1(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 1) probabilities, and whether the label or the mask shows the class."""
+        truth_N = self.counts.has_truth_N | np.array(self.labelled, dtype=bool)
+        return np.array(self.probs)[:, None], truth_N[:, None]
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """One row per image with its IoU and falsely predicted area at each of the named thresholds; None where the

@@ -11,19 +11,25 @@ from launcher.errors import ConfigError, user_error_as
 from launcher.evaluation.figures import format_figure, name_class, order_figures, require_known
 from launcher.evaluation.galleries import choose_gallery, keep_gallery
 from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
+from launcher.evaluation.judge_labels import LabelJudge
 from launcher.evaluation.judge_masks import MaskJudge
 from launcher.evaluation.judge_scores import ScoreJudge
 from launcher.evaluation.pictures import lay_out_gallery
 from launcher.run.folder import run_folder
 from launcher.tracking.tracker import Tracker
 from shards.folder import ShardFolder
-from shards.schema import ClassSet
+from shards.schema import ClassSet, Supervision
 from wsss.methods import METHODS
 from wsss.methods.base import Method
 
 
-def choose_judge(method: Method | type[Method]) -> type[MaskJudge] | type[ScoreJudge]:
-    """A method that segments is judged by its masks, another by the scores of its CAMs."""
+def choose_judge(
+    method: Method | type[Method], supervision: Supervision
+) -> type[MaskJudge] | type[ScoreJudge] | type[LabelJudge]:
+    """A method that segments is judged by its masks, another by the scores of its CAMs, and any by image labels alone
+    where the validation split holds nothing else."""
+    if supervision == "label":
+        return LabelJudge
     return MaskJudge if method.segments else ScoreJudge
 
 
@@ -93,7 +99,8 @@ def check_keep_best(config: Config, class_set: ClassSet, val: ShardFolder | None
             f"train.keep_best: no image of {val.folder} shows {name_class([class_set.classes])}, so no figure says "
             "which checkpoint is best; choose another split for data.val or leave train.keep_best out"
         )
-    of_kinds = choose_judge(METHODS[config.method.name]).known_figures(config, class_set)
+    supervision: Supervision = "pixel" if val is None else val.index.supervision
+    of_kinds = choose_judge(METHODS[config.method.name], supervision).known_figures(config, class_set)
     known = [name_logged(kind, name) for kind, names in of_kinds.items() for name in names]
     with user_error_as(ConfigError):
         require_known(config.train.keep_best, known, "train.keep_best")

@@ -9,21 +9,35 @@ from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.run import steps
 from launcher.run.checkpoint import load_method
 from launcher.run.folder import Run
+from launcher.run.start import read_start
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
-from wsss.models.base import Network
+from wsss.models.base import Network, load_parts
 
 
-def build_network(named: Named, num_classes: int) -> Network:
+def build_network(named: Named, class_set: ClassSet) -> Network:
     """The network of `model:` or `partner:`.
+
+    Its weights may be those of a run, of a checkpoint or of an exported file: what fits whole is taken, the backbone
+    must fit, and all else is taken only where the classes are the same. `Network.origin` says what was.
 
     Raises:
         ConfigError: no such model, or weights that do not fit it.
+        RunError: a run without a sound checkpoint.
     """
+    start = read_start(named)
     with user_error_as(ConfigError):
-        return MODELS[named.name](num_classes, **options_of(named, MODELS))  # type: ignore[return-value]
+        options = options_of(named if start is None else drop_weights(named), MODELS)
+        network: Network = MODELS[named.name](class_set.num_fg_classes, **options)  # type: ignore[assignment]
+        if start is not None:
+            same = start.classes == class_set.classes
+            taken, new = load_parts(network, start.state, start.place, only_backbone=not same)
+            why = "" if same else f" (its classes are {', '.join(start.classes) if start.classes else 'not known'})"
+            network.origin = f"begins with {start.place}: {', '.join(taken)}"
+            network.origin += f"; new: {', '.join(new)}{why}" if new else ""
+    return network
 
 
 def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None) -> Method:
@@ -32,13 +46,13 @@ def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None
     Args:
         teacher: the run at config.teacher, where it is open already.
     """
-    student = build_network(config.model, class_set.num_fg_classes)
+    student = build_network(config.model, class_set)
     collaborators: list[Frozen | Network] = []
     if METHODS[config.method.name].needs_teacher:
         assert config.teacher is not None  # Config refuses a method that needs a teacher without one
         collaborators.append(load_teacher(teacher or Run(config.teacher), class_set))
     if config.partner is not None:
-        collaborators.append(build_network(config.partner, class_set.num_fg_classes))
+        collaborators.append(build_network(config.partner, class_set))
     with user_error_as(ConfigError):
         return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
 

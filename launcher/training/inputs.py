@@ -23,6 +23,7 @@ from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.lock import require_writable
+from launcher.run.start import find_weights
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
@@ -68,7 +69,7 @@ class Inputs:
 
     @cached_property
     def val(self) -> ShardFolder | None:
-        return open_with_masks(self.config.data.val)
+        return ShardFolder(self.config.data.val) if self.config.data.val else None
 
     @cached_property
     def tune(self) -> ShardFolder | None:
@@ -117,9 +118,8 @@ class Inputs:
         if self.pixel is not None:
             found["data.pixel"] = f"fingerprint {self.pixel.index.fingerprint}"
         for section, named in (("model", self.config.model), ("partner", self.config.partner)):
-            weights = named.options.get("weights") if named is not None else None
-            if weights not in (None, "timm") and Path(weights).is_file():
-                found[f"{section}.weights"] = f"sha256 {sha256_of(Path(weights))}"
+            if named is not None and (weights := find_weights(named)) is not None:
+                found[f"{section}.weights"] = f"sha256 {sha256_of(weights)}"
         return found
 
     def check(self) -> None:

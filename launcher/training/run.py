@@ -32,7 +32,7 @@ from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.inputs import Inputs
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
-from launcher.training.unread import name_unread
+from launcher.training.unread import name_origins, name_unread
 from shards.batches.waiting import waited_s
 from shards.remote import name_of
 from wsss.methods.base import Method
@@ -63,8 +63,9 @@ def train(config: Config) -> Method:
     ):
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
-        if main and (line := name_unread(method)):
-            print(line, flush=True)
+        if main:
+            lines = [name_unread(method), *(name_origins(method) if found is None else [])]
+            print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
         full_method = zero.unsharded_copy(accelerator, method)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = begin_run(config, run, about, found) if main else NoTracker()
@@ -72,7 +73,8 @@ def train(config: Config) -> Method:
         try:
             validate = None
             if inputs.val is not None:
-                judge = choose_judge(full_method)(config, full_method, inputs.val, accelerator)
+                chosen = choose_judge(full_method, inputs.val.index.supervision)
+                judge = chosen(config, full_method, inputs.val, accelerator)
                 validate = make_validator(judge, config, inputs.val, accelerator, tracker)
             trainer = make_trainer(
                 inputs,

@@ -29,6 +29,12 @@ def refuse_unread(method: nn.Module, loss: Tensor) -> None:
         )
 
 
+def name_origins(method: nn.Module) -> list[str]:
+    """A line for each of its networks that began as a part of another one of ours."""
+    parts = method.named_modules()
+    return [f"{name or 'network'} {part.origin}" for name, part in parts if getattr(part, "origin", "")]
+
+
 def name_unread(method: nn.Module) -> str:
     """A line about the parameters of its networks that no output depends on, which are frozen; '' if there are none."""
     names = [f"{name}.{one}" for name, part in method.named_modules() for one in getattr(part, "unread", ())]

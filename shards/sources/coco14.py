@@ -6,8 +6,9 @@ regions of crowds first, as 255 (ignore), then the objects, each over what was t
     order   as the file lists them
     area    the largest first, so that small objects stay visible (the default, and what the usual conversion does)
 
-An image label is the set of classes that the mask shows. So a class that only a crowd shows is in no label. A class
-that is annotated but shows in no pixel is remarked on: its annotations cover no pixel, or others cover them.
+An image label is the set of the classes of its objects, whatever the mask leaves visible of them: where image labels
+are all that is known, whole images stand for objects, and each would hide the one before. A class that only a crowd
+shows is in no label. A class that shows in no pixel is remarked on: its annotations cover none, or others cover them.
 """
 
 import json
@@ -34,7 +35,7 @@ from shards.sources.text import shown
 
 Paint = Literal["order", "area"]
 NUM_CLASSES = 80  # of COCO; another number makes another class set
-UNSEEN = "annotated classes that show in no pixel, so that they are not in the image label"
+UNSEEN = "classes of the image label that show in no pixel of the mask"
 EMPTY = "annotations that cover no pixel"
 
 
@@ -82,6 +83,7 @@ class Coco14:
             "annotations": self.annotations,
             "left_out": self.left_out,
             "paint": self.paint,
+            "labels": "annotations",  # before, those that the mask shows
             **({"exif": self.exif} if self.exif != "keep" else {}),
             "images": digest_of(picture.image for picture in self.pictures),
             "groups": digest_of_text(f"{picture.key} {picture.group}" for picture in self.pictures),
@@ -94,8 +96,8 @@ class Coco14:
         image = picture.image.read_jpeg((height, width), self.exif)
         where = f"{line['where']}: image {picture.group} ({picture.image})"
         mask_HW, empty = painted(line["annotations"], height, width, self.paint, where)
-        image_label = classes_in(mask_HW)
-        unseen = {one["class_id"] for one in line["annotations"] if not one["iscrowd"]} - {*image_label}
+        image_label = tuple(sorted({one["class_id"] for one in line["annotations"] if not one["iscrowd"]}))
+        hidden = tuple(one for one in image_label if one not in classes_in(mask_HW))
         return Sample(
             key=picture.key,
             image=image,
@@ -104,9 +106,10 @@ class Coco14:
             source=self.source,
             mask=mask_HW if self.with_masks else None,
             mask_place=str(line["where"]),
+            hidden=hidden,
             remarks={
                 **({EMPTY: f"annotations {empty}"} if empty else {}),
-                **({UNSEEN: ", ".join(self.class_set.classes[one - 1] for one in sorted(unseen))} if unseen else {}),
+                **({UNSEEN: ", ".join(self.class_set.classes[one - 1] for one in hidden)} if hidden else {}),
             },
         )
 

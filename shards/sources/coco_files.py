@@ -52,6 +52,7 @@ NEEDED: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "segmentation": (lambda value: True, ""),
     },
 }
+OF_REGIONS = ("height", "width", "segmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +134,24 @@ def read_json(blob: Blob) -> dict[str, list[dict[str, Any]]]:
     Raises:
         DataError: something else, a value of another kind, or two rows of one id, or two categories of one name.
     """
-    where = str(blob)
-    content = json_of(blob.read(), where)
-    for name, needed in NEEDED.items():
+    content = json_of(blob.read(), str(blob))
+    check_instances(content, str(blob))
+    return content
+
+
+def is_instances(content: Any) -> bool:
+    """Whether a json's content is one of instances, right or not."""
+    return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
+
+
+def check_instances(content: Any, where: str, *, regions: bool = True) -> None:
+    """Raise DataError unless the content of a json has the columns that are needed, see read_json.
+
+    Args:
+        regions: False: only what the labels of images need, so neither sizes nor segmentations.
+    """
+    for name, of_name in NEEDED.items():
+        needed = of_name if regions else {key: about for key, about in of_name.items() if key not in OF_REGIONS}
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise DataError(f"{where}: no list '{name}'; wanted a json of instances, such as instances_train2014.json")
         for number, row in enumerate(content[name]):
@@ -152,13 +168,12 @@ def read_json(blob: Blob) -> dict[str, list[dict[str, Any]]]:
                     )
         for key in ("id", "name") if name == "categories" else ("id",):
             check_one_each([row[key] for row in content[name]], f"{where}: two of its {name} have one {key}")
-    for image in content["images"]:
+    for image in content["images"] if regions else ():
         if image["height"] * image["width"] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
             raise DataError(
                 f"{where}: image {image['id']} is said to have {image['height']} x {image['width']} pixels; no image "
                 "of that size is read: correct its height and width"
             )
-    return content
 
 
 def check_one_each(values: Sequence[Any], message: str) -> None:

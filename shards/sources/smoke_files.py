@@ -1,4 +1,4 @@
-"""Where the images and masks of a table of smoke frames lie."""
+"""Where the images and masks of a table of labels lie."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -93,26 +93,48 @@ def read_rows(path: Path) -> list[tuple[str, Any]]:
     """
     data, where = read_bytes(path), str(path)
     if path.suffix.lower() == ".json":
-        content = json_of(data, where)
-        if isinstance(content, dict) and "items" in content:
-            content = content["items"]
-            if not isinstance(content, dict):
-                raise DataError(f"{where}: its 'items' are {shown(content)}; wanted an object {{key: row}}")
-        if not isinstance(content, (dict, list)):
-            raise DataError(f"{where}: holds {shown(content)}; wanted a list of rows or an object {{key: row}}")
-        if isinstance(content, dict):
-            rows = list(content.items())
-        else:
-            rows = [(key_of_row(row, f"{where}: row {number}"), row) for number, row in enumerate(content)]
-    else:
-        lines = csv_rows(text_of(data, where), where)
-        rows = [(key_of_row(row, f"{where}: line {number}"), row) for number, row in lines]
+        return rows_of_json(json_of(data, where), where)
+    lines = csv_rows(text_of(data, where), where)
+    return checked_rows([(key_of_row(row, f"{where}: line {number}"), row) for number, row in lines], where)
+
+
+def rows_of_json(content: Any, where: str) -> list[tuple[str, Any]]:
+    """The rows of a json table, see read_rows."""
+    if isinstance(content, dict) and "items" in content:
+        content = content["items"]
+        if not isinstance(content, dict):
+            raise DataError(f"{where}: its 'items' are {shown(content)}; wanted an object {{key: row}}")
+    if not isinstance(content, (dict, list)):
+        raise DataError(f"{where}: holds {shown(content)}; wanted a list of rows or an object {{key: row}}")
+    if isinstance(content, dict):
+        return checked_rows(list(content.items()), where)
+    return checked_rows([(key_of_row(row, f"{where}: row {number}"), row) for number, row in enumerate(content)], where)
+
+
+def checked_rows(rows: list[tuple[str, Any]], where: str) -> list[tuple[str, Any]]:
+    """The rows themselves. Raises DataError for no row, or one key twice."""
     if not rows:
         raise DataError(f"{where}: holds no row; wanted one for each image")
     for key, _ in rows:
         check_writable(key, where)
     check_different((key for key, _ in rows), where)
     return rows
+
+
+def select_rows(rows: dict[str, Any], only: Path | None, where: Path) -> dict[str, Any]:
+    """The rows whose keys a text file lists, one per line, in its order; all rows where there is no list.
+
+    Raises:
+        DataError: the list is missing, or names a key that no row has.
+    """
+    if only is None:
+        return rows
+    same = {plain(key): key for key in rows}
+    keys = [same.get(plain(name), name) for name in names_of(read_bytes(only), str(only))]
+    unknown = [key for key in keys if key not in rows]
+    if unknown:
+        raise DataError(f"{only}: {len(unknown)} keys are not in {where}, first '{unknown[0]}'")
+    return {key: rows[key] for key in keys}
 
 
 def key_of_row(row: Any, where: str) -> str:

@@ -1,4 +1,7 @@
-"""Figures of image-level predictions: average precision and multi-label F1."""
+"""Figures of image-level predictions: average precision, F1, and how far probabilities may be believed.
+
+Shapes: N images, or decisions about a class of an image; B images of a batch, K classes.
+"""
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +20,31 @@ def average_precision(score_N: np.ndarray, positive_N: np.ndarray) -> float:
     tp, predicted = np.cumsum(hit)[last_of_rank], (np.arange(len(hit)) + 1)[last_of_rank]
     gained = np.diff(tp, prepend=0)
     return float((gained * tp / predicted).sum() / positive_N.sum())
+
+
+def f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """2 TP / (predicted + positive) of one class over images; NaN where it is neither predicted nor there."""
+    total = int(predicted_N.sum() + positive_N.sum())
+    return 2 * int((predicted_N & positive_N).sum()) / total if total else float("nan")
+
+
+def reliability(prob_N: np.ndarray, positive_N: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean probability, share that is positive, count) of the decisions in each of `bins` equal parts of [0, 1] that
+    holds any."""
+    part_N = np.minimum((prob_N * bins).astype(int), bins - 1)
+    inside = [part_N == part for part in range(bins)]
+    return [(float(prob_N[i].mean()), float(positive_N[i].mean()), int(i.sum())) for i in inside if i.any()]
+
+
+def calibration_error(prob_N: np.ndarray, positive_N: np.ndarray, bins: int = 10) -> float:
+    """Mean distance between what is said and what is true, in [0, 1]; NaN of nothing.
+
+        sum over the parts of count / N * |mean probability - share that is positive|
+
+    Source: expected calibration error (Naeini et al., 2015; Guo et al., 2017), of every decision about a class.
+    """
+    parts = reliability(prob_N, positive_N, bins)
+    return sum(count * abs(said - true) for said, true, count in parts) / len(prob_N) if parts else float("nan")
 
 
 def label_f1(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:

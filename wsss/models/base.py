@@ -63,11 +63,13 @@ class Network(nn.Module):
 
     Attributes:
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
+        origin: which parts it has of another network of ours, in words; "" where it has none.
     """
 
     mean: Tensor
     std: Tensor
     unread: tuple[str, ...] = ()
+    origin: str = ""
 
     def __init__(
         self, *, feature_dim: int, stride: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
@@ -160,7 +162,9 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: weights file is missing; give a path, 'timm' (downloads) or null (random weights)")
+        raise ValueError(
+            f"{path}: weights file is missing; give a path, a run, 'timm' (downloads) or null (random weights)"
+        )
     state = read_state(path)
     head = tuple(head)
     state = {name: value for name, value in state.items() if not name.split(".")[0].startswith(head)}
@@ -179,6 +183,46 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
             f"{len(reshaped)} of another shape {reshaped[:3]}; choose the model that they were saved from"
         )
     module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
+
+
+def load_parts(
+    network: nn.Module, state: Mapping[str, Tensor], where: str, *, only_backbone: bool
+) -> tuple[list[str], list[str]]:
+    """Load of another network of ours the parts, such as `backbone` and `head`, that fit whole by names and shapes.
+
+    Args:
+        state: {name: tensor} of the other network.
+        only_backbone: leave all else as it is, as where the classes are others.
+
+    Returns:
+        The parts that were taken, and those that were not.
+
+    Raises:
+        ValueError: the backbone does not fit, or nothing does.
+    """
+    wanted = network.state_dict()
+    taken, new = list[str](), list[str]()
+    for part in dict.fromkeys(name.split(".")[0] for name in wanted):
+        shapes = [{n: tuple(t.shape) for n, t in one.items() if n.split(".")[0] == part} for one in (wanted, state)]
+        fits = shapes[0] == shapes[1] and (part == "backbone" or not only_backbone)
+        (taken if fits else new).append(part)
+    if "backbone" in new or not taken:
+        lacking = [name for name in wanted if name.startswith("backbone.") and name not in state]
+        reshaped = [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in state and state[name].shape != wanted[name].shape
+        ]
+        raise ValueError(
+            f"{where}: this is another network than {type(network).__name__}: {len(lacking)} names of the backbone are "
+            f"missing {lacking[:3]}, {len(reshaped)} have another shape {reshaped[:3]}; begin with a run of the same "
+            "model.timm_name and timm_options"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if name.split(".")[0] in taken:
+                tensor.copy_(state[name])
+    return taken, new
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from wsss.methods import METHODS
 from wsss.models import MODELS
 
 FOREIGN = {"--help", "--dereference", "--shm-size"}  # of every command, of tar, of docker
-WRITERS = ["coco14", "ijmond", "ijmond-frames", "join", "rise", "smoke", "smoke5k", "synthetic", "voc12"]
+WRITERS = ["coco14", "images", "ijmond", "ijmond-frames", "join", "rise", "smoke", "smoke5k", "synthetic", "voc12"]
 SPOKEN_IN = {  # the commands in which a file of shards speaks, where not all writers of shards can make it
     "shards/write.py": WRITERS,
     "shards/sources/clips.py": ["ijmond", "rise", "video-urls"],
@@ -26,12 +26,15 @@ SPOKEN_IN = {  # the commands in which a file of shards speaks, where not all wr
     "shards/sources/ijmond.py": ["ijmond", "ijmond-frames"],
     "shards/sources/rise.py": ["rise"],
     "shards/sources/smoke5k.py": ["smoke5k"],
-    "shards/sources/smoke_files.py": ["smoke", "smoke5k"],
+    "shards/sources/images.py": ["images"],
+    "shards/sources/label_names.py": ["images"],
+    "shards/sources/labelled.py": ["smoke", "images"],
+    "shards/sources/smoke_files.py": ["smoke", "images"],
     "shards/sources/smoke_images.py": ["smoke"],
     "shards/sources/voc12.py": ["voc12"],
     "shards/sources/voc_files.py": ["voc12"],
 }
-IN_ALL = {"shards/write.py", "shards/sources/smoke_files.py"}  # else in one of them
+IN_ALL = {"shards/write.py", "shards/sources/smoke_files.py", "shards/sources/labelled.py"}  # else in one of them
 
 
 @cache

@@ -56,12 +56,13 @@ def test_a_split_without_smoke_has_false_alarms_and_says_why_it_has_nothing_else
     assert f"no tuned threshold: {untuned}" in said and "tuned on" not in said
     assert {name.rsplit("/", 1)[1] for name in final_metrics(report)} == {
         "threshold", "false_alarm_area", "false_alarm_area_gated", "chimney_area", "chimney_area_gated",
+        "accuracy", "calibration_error",
     }  # fmt: skip
 
     page = write_report(RUNS).read_text()
     assert f'<td title="{NO_SMOKE}">–</td>' in page and f"no per-image IoU: {NO_SMOKE}" in page
     assert f"no tuned threshold of class_map: {untuned}" in page
-    assert f"average precision – ({NO_SMOKE}), image accuracy " in page
+    assert f"average precision – ({NO_SMOKE}), class F1 – ({NO_SMOKE}), image accuracy " in page
     assert "Per-image IoU on val" not in page and "False-alarm area on images" in page
 
 
@@ -84,7 +85,8 @@ def test_an_image_whose_mask_says_nothing_is_counted_nowhere_and_that_is_said(ru
 
 def test_truth_that_is_ignored_everywhere_has_no_figure_of_maps_at_all(run):
     report = evaluate(run(smoke=0, clear=0, ignored=3))
-    assert set(final_metrics(report)) == {"final/class_map/fixed/threshold"}
+    of_labels = {"final/labels/accuracy", "final/labels/calibration_error"}  # images without truth have labels
+    assert set(final_metrics(report)) == {"final/class_map/fixed/threshold", *of_labels}
     said = format_evaluation(report)
     assert f"per-image IoU – ({NO_SMOKE}), false-alarm area – (no image without smoke)" in said
     assert "no chimney area: no image has a chimney box over background" in write_report(RUNS).read_text()

@@ -104,7 +104,7 @@ def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
     assert report["headline"] == {"source": "segments", "choice": "fixed"}
     page = write_report(RUNS).read_text()
     assert f"<td>{100 * at['miou']:.1f}</td>" in page and "segments@crf" in page
-    assert "IoU of each class" in page and f"<td>{100 * at['class_iou']['dog']:.1f}</td>" in page
+    assert "Each class, in percent" in page and f"<td>{100 * at['class_iou']['dog']:.1f}</td>" in page
     assert page.count("CRF of all classes") >= 1 and f"[{100 * low:.1f}, {100 * high:.1f}]" in page
 
 

@@ -51,7 +51,7 @@ def shards(pets):
 
 
 def validate(config, method, shards, accelerator, tracker):
-    judge = choose_judge(method)(config, method, shards, accelerator)
+    judge = choose_judge(method, shards.index.supervision)(config, method, shards, accelerator)
     return make_validator(judge, config, shards, accelerator, tracker)
 
 
@@ -84,8 +84,10 @@ def test_the_line_of_a_step_has_the_headline_figures_alone_and_all_are_logged(co
     tracker = Kept()
     figures = validate(config(), Segmenting(), shards, Accelerator(cpu=True), tracker)(5)
     said = capsys.readouterr().out
-    seg, cam, f1 = (100 * figures[f"val/{name}"] for name in ("seg/miou", "cam/miou", "f1"))
-    assert said.startswith(f"step 5: seg mIoU {seg:.1f} %, cam mIoU {cam:.1f} %, label F1 {f1:.1f} %; 10 images in ")
+    names = ("seg/miou", "cam/miou", "f1", "average_precision")
+    seg, cam, f1, ap = (f"{100 * figures[f'val/{name}']:.1f} %" for name in names)
+    wanted = f"step 5: seg mIoU {seg}, cam mIoU {cam}, label F1 {f1}, average precision {ap}; 10 images in "
+    assert said.startswith(wanted)
     assert figures == {name: value for name, value in tracker.figures[5].items() if name != "val/seconds"}
 
 

@@ -7,9 +7,11 @@ from PIL import Image
 from launcher.evaluation.pictures import (
     LABEL_PX,
     TILE_PX,
+    draw_class_outlines,
     draw_outline,
     encode_data_uri,
     lay_out_gallery,
+    overlay_class_scores,
     overlay_scores,
     plot_curves,
 )
@@ -69,3 +71,23 @@ def test_other_ranks_show_no_progress(capsys):
     with Progress(1, "train", "step", enabled=False) as progress:
         progress.advance()
     assert capsys.readouterr().err == ""
+
+
+def test_maps_of_several_classes_have_the_colour_of_the_class_with_the_highest_score():
+    image = np.full((1, 3, 3), 100, dtype=np.uint8)
+    scores = np.array([[[1.0, 0.2, 0.0]], [[0.0, 0.6, 0.0]]])  # of the classes 2 and 5
+    drawn = overlay_class_scores(image, scores, (2, 5))
+    assert drawn[0, 0].tolist() == [25, 121, 25]  # 0.25 * 100 + 0.75 * (0, 128, 0)
+    assert drawn[0, 1].tolist() == [112, 55, 112]  # 1 - 0.75 * 0.6 of it, and (128, 0, 128)
+    assert drawn[0, 2].tolist() == [100, 100, 100]
+    assert (overlay_class_scores(image, np.zeros((0, 1, 3)), ()) == image).all()
+
+
+def test_each_class_is_tinted_with_a_border_and_what_is_ignored_is_not():
+    image = np.full((3, 8, 3), 100, dtype=np.uint8)
+    mask = np.zeros((3, 8), dtype=np.uint8)
+    mask[:, :3], mask[:, 4:7], mask[:, 7] = 1, 2, 255
+    drawn = draw_class_outlines(image, mask)
+    assert drawn[0, 0].tolist() == [128, 0, 0] and drawn[0, 4].tolist() == [0, 128, 0]
+    assert drawn[1, 1].tolist() == [108, 70, 70] and drawn[1, 5].tolist() == [70, 108, 70]  # 0.7 of it, 0.3 of theirs
+    assert drawn[0, 3].tolist() == drawn[0, 7].tolist() == [100, 100, 100]

@@ -48,7 +48,8 @@ def test_images_without_smoke_tune_nothing_and_have_false_alarms_alone():
     bounds = measure.bounds_and_curve()
     assert bounds["best_on_val"] == {"threshold": None, "per_image_iou": None}
     assert bounds["oracle_per_image_iou"] is None and set(bounds["curve"]["recall"]) == {None}
-    assert measure.classification() == {"average_precision": None, "accuracy": 0.5}
+    of_labels = {"average_precision": None, "class_f1": None, "accuracy": 0.5, "calibration_error": 0.5}
+    assert measure.classification() == of_labels
     rows = list(measure.rows({"fixed": 0.5}))
     assert [(row["truth_area"], row["iou_fixed"], row["false_area_fixed"]) for row in rows] == [
         (0.0, None, 0.5),

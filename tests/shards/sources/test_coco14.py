@@ -347,7 +347,7 @@ def test_compressed_runs_are_those_of_pycocotools():
         assert (runs_of({"size": [height, width], "counts": text}, height, width, "here") == mask_HW).all()
 
 
-def test_a_class_that_shows_in_no_pixel_is_remarked_on_and_never_leaves_the_label_in_silence(tmp_path):
+def test_a_class_that_shows_in_no_pixel_is_in_the_label_and_remarked_on(tmp_path):
     files = coco_files(2017, ("train",))
     content = json.loads(files["annotations/instances_train2017.json"])
     content["annotations"] += [annotation(20, 100, 90, box(50, 55, 50, 55)), annotation(21, 100, 13, [[0, 0] * 3])]
@@ -356,8 +356,23 @@ def test_a_class_that_shows_in_no_pixel_is_remarked_on_and_never_leaves_the_labe
     own = ("--annotations", root / "annotations/instances_train2017.json", "--images", root / "train2017")
     said = shards_coco14(*own, "--split", "train", "--out", tmp_path / "out")
     assert "1 of 2 images: annotations that cover no pixel, first '000000000100' (annotations [20, 21])" in said
-    assert "annotated classes that show in no pixel" in said and "(stop sign, toothbrush)" in said
-    assert labels_of(tmp_path / "out/train")["000000000100"] == [1]
+    assert "classes of the image label that show in no pixel" in said and "(stop sign, toothbrush)" in said
+    assert labels_of(tmp_path / "out/train")["000000000100"] == [1, 2, 3]
+
+
+def test_whole_images_in_the_place_of_objects_lose_no_label_and_their_masks_are_written_too(tmp_path):
+    files = coco_files(2017)
+    for split in ("train", "val"):
+        content = json.loads(files[f"annotations/instances_{split}2017.json"])
+        pairs = [(image["id"], category) for image in content["images"] for category in (1, 13, 90)]
+        content["annotations"] = [annotation(n, *pair, box(0, 6, 0, 8)) for n, pair in enumerate(pairs)]
+        files[f"annotations/instances_{split}2017.json"] = json.dumps(content).encode()
+    said = shards_coco14("--root", unpacked(tmp_path / "coco", files), "--out", tmp_path / "out")
+    for split in ("train", "val"):
+        assert set(map(tuple, labels_of(tmp_path / "out" / split).values())) == {(1, 2, 3)}
+    val = ShardFolder(tmp_path / "out/val", "pixel")
+    assert {*np.unique(val.mask(0))} == {3}  # the last one lies over the others
+    assert "person in 3, stop sign in 3, toothbrush in 3" in said
 
 
 def test_names_keep_their_folders_and_each_image_its_file(tmp_path):

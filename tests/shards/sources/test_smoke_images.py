@@ -40,7 +40,7 @@ def test_a_csv_and_both_forms_of_json_say_the_same(frames):
     (frames / "dict.json").write_text(json.dumps({"items": {row.pop("key"): row for row in rows}}))
     for name in ("list.json", "dict.json"):
         assert read_table(frames, name).rows == from_csv.rows
-    assert [row.smoke for row in from_csv.rows] == [True] * 4 + [False] * 4
+    assert [row.image_label for row in from_csv.rows] == [(1,)] * 4 + [()] * 4
     assert from_csv.groups() == ["video0", "video0", "video1", "video1", "video2", "video2", "video3", "video3"]
 
 
@@ -49,7 +49,7 @@ def test_an_image_column_names_the_file_and_subfolders_become_part_of_the_key(fr
     (frames / "images/frame0.jpg").rename(frames / "images/cam 1/a.b.jpg")
     (frames / "t.csv").write_text("image,label,group\nimages/cam 1/a.b.jpg,smoke,v\n")
     (row,) = read_table(frames, "t.csv").rows
-    assert (row.key, row.smoke, row.mask) == ("images_cam_1_a_b", True, None)
+    assert (row.key, row.image_label, row.mask) == ("images_cam_1_a_b", (1,), None)
 
 
 def test_frames_without_smoke_need_no_mask_file(frames):
@@ -143,7 +143,7 @@ def test_a_hold_out_has_smoke_on_both_sides_and_frames_without_it_where_there_ar
         labels = np.random.default_rng(seed).permutation([1, 1, 0, 0, 0, 0, 0, 0])
         source = table(frames, *(f"frame{n},{label},v{n}" for n, label in enumerate(labels)))
         for side in source.hold_out(0.25):
-            assert {row.smoke for row in side.rows} == {True, False}
+            assert {row.image_label for row in side.rows} == {(1,), ()}
     source = table(frames, *(f"frame{n},{int(n < 2)},v{n // 2}" for n in range(8)))
     with pytest.raises(DataError, match="of 4 groups 1 show smoke, and no choice of at most 4 rows"):
         source.hold_out(0.5)

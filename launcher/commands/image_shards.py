@@ -1,0 +1,105 @@
+"""`wsss shards images`: images with image-level labels of any classes to verified shards."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import Exif, LackClasses, Only, Out, Shards, SplitName, Turned, Workers, example
+from launcher.jobs.write_shards import write
+
+
+class EmptyCell(str, Enum):
+    refuse = "refuse"
+    background = "background"
+    skip = "skip"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `wsss shards`."""
+    line = "wsss shards images --root pets --labels labels.csv --out data/pets --split train --hold-out 0.2"
+    app.command(epilog=example(line))(images)
+
+
+def images(
+    root: Annotated[Path, typer.Option(help="Folder of your images.")],
+    out: Out,
+    split: SplitName,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv, json table or json in COCO's format, relative to --root. Without: the folder is the class."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names in the order of their ids: cat,dog or a file. Default: all that occur.")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="Column with all classes of an image.")] = "labels",
+    separator: Annotated[str, typer.Option(help="Between two names in that column.")] = ";",
+    empty: Annotated[
+        EmptyCell, typer.Option(help="An empty cell: refuse it, take it as none of the classes, or skip the image.")
+    ] = EmptyCell.refuse,
+    drop_others: Annotated[
+        bool, typer.Option("--drop-others", help="Leave names that --classes does not have out of the labels.")
+    ] = False,
+    group_column: Annotated[
+        str | None, typer.Option(help="Column that names the video, scene or person. Default: group, if there is one.")
+    ] = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression; its first group, found in an image's name, is the group.")
+    ] = None,
+    hold_out: Annotated[
+        float | None, typer.Option(min=0.01, max=0.9, help="Write whole groups of this share as --held-out.")
+    ] = None,
+    held_out: Annotated[str, typer.Option(help="Name of the split that --hold-out writes.")] = "val",
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Masks, for evaluation: in the split held out, or else in --split.")
+    ] = False,
+    image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
+    mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    only: Only = None,
+    exif: Exif = Turned.keep,
+    may_lack_classes: LackClasses = False,
+    shards: Shards = 32,
+    workers: Workers = None,
+) -> None:
+    """Images of any classes with image-level labels: a table, COCO's json, or a folder per class."""
+    from dataclasses import replace
+
+    from shards.schema import DataError
+    from shards.sources.images import parse_classes, read_images
+    from shards.write import check_classes
+
+    if hold_out is not None and held_out == split:
+        raise DataError(f"--held-out and --split both are '{split}'; give the part that is held out another name")
+    found = read_images(
+        root,
+        labels,
+        classes=parse_classes(classes, out),
+        only=only,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+        label_column=label_column,
+        separator=separator,
+        group_column=group_column,
+        group_pattern=group_pattern,
+        empty=empty.value,
+        drop_others=drop_others,
+        exif=exif.value,
+    )
+    print(f"{len(found.source)} images of {len({*found.source.groups()})} groups: {found.grouped_by}")
+    if found.dropped:
+        print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
+    if found.skipped:
+        print(f"{found.skipped} images with an empty label are left out")
+    parts = {split: replace(found.source, with_masks=masks and hold_out is None)}
+    if hold_out is not None:
+        kept, held = found.source.hold_out(hold_out)
+        parts = {held_out: replace(held, with_masks=masks), split: kept}
+    for name, part in parts.items():  # what lacks a mask was refused before anything is written
+        check_classes(part.class_set, out, name)
+        # what is held out is judged, not learned: it may lack a class
+        write(part, out, name, part.with_masks, shards, workers, may_lack_classes or name != split)
+        clear = sum(not row.image_label for row in part.rows)
+        print(f"{out / name}: {clear} of {len(part)} images show none of the classes")

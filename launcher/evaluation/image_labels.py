@@ -1,0 +1,109 @@
+"""Class probabilities against image labels, of any number of classes: what there is to say without a mask.
+
+Shapes: N images, K classes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from launcher.evaluation.figures import without_nan
+from launcher.evaluation.measure import Measure, Prediction, Truth
+from wsss.metrics import image_labels
+
+PRESENT_PROB = 0.5  # an image whose class probability is lower is predicted not to show the class
+HIGH = ("average_precision", "class_f1", "accuracy")  # of the figures of image labels those that should be high
+
+
+@dataclass
+class ImageLabels(Measure):
+    """The probabilities and labels of every image.
+
+    Attributes:
+        classes: names of the K classes.
+        probs, present: of each image K probabilities, and whether its label names each class.
+    """
+
+    reads_maps: ClassVar[bool] = False
+    classes: tuple[str, ...] = ()
+    keys: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    probs: list[Sequence[float]] = field(default_factory=list)
+    present: list[Sequence[bool]] = field(default_factory=list)
+
+    def add(self, prediction: Prediction, truth: Truth) -> None:
+        """Count one image. Raises ValueError unless there is a probability of each class; label maps have none."""
+        if prediction.probs is None or len(prediction.probs) != len(truth.present):
+            raise ValueError(f"{truth.key}: wanted a probability of each of {self.classes}, got {prediction.probs}")
+        self.count(truth.key, truth.group, prediction.probs, truth.present)
+
+    def count(self, key: str, group: str, probs: Sequence[float], present: Sequence[bool]) -> None:
+        self.keys.append(key)
+        self.groups.append(group)
+        self.probs.append(probs)
+        self.present.append(present)
+
+    def extend(self, other: "ImageLabels") -> None:
+        self.keys += other.keys
+        self.groups += other.groups
+        self.probs += other.probs
+        self.present += other.present
+
+    @property
+    def images_without_truth(self) -> int:
+        return 0  # every image has a label
+
+    def figures_at(self, threshold: float) -> dict[str, Any]:
+        """The figures of `classification`; no map is read, so no threshold counts."""
+        return {**self.classification(), "images": len(self.keys)} if self.keys else {}
+
+    def classification(self) -> dict[str, float | None]:
+        return label_figures(*self.as_arrays()) if self.keys else {}
+
+    def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
+        return label_details(*self.as_arrays(), classes) if self.keys else {}
+
+    def as_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K) probabilities and labels."""
+        return np.array(self.probs, dtype=float), np.array(self.present, dtype=bool)
+
+    def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+        """One row per image: each class with its probability and whether the label names it."""
+        for n, key in enumerate(self.keys):
+            row: dict[str, Any] = {"key": key, "group": self.groups[n]}
+            for name, prob, is_there in zip(self.classes, self.probs[n], self.present[n], strict=True):
+                row |= {f"p({name})": prob, name: int(is_there)}
+            yield row
+
+
+def label_figures(prob_NK: np.ndarray, present_NK: np.ndarray) -> dict[str, float | None]:
+    """Figures over all classes: means over those that a label names, the share of the images with every class named
+    right, and the calibration error of every decision. None where there is none."""
+    named = present_NK.any(axis=0).nonzero()[0]
+    seen_NK = prob_NK >= PRESENT_PROB
+    precision = [image_labels.average_precision(prob_NK[:, k], present_NK[:, k]) for k in named]
+    f1 = [image_labels.f1(seen_NK[:, k], present_NK[:, k]) for k in named]
+    return without_nan({
+        "average_precision": float(np.mean(precision)) if precision else float("nan"),
+        "class_f1": float(np.mean(f1)) if f1 else float("nan"),
+        "accuracy": float((seen_NK == present_NK).all(axis=1).mean()),
+        "calibration_error": image_labels.calibration_error(prob_NK.ravel(), present_NK.ravel()),
+    })  # fmt: skip
+
+
+def label_details(prob_NK: np.ndarray, present_NK: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """{"classes": {name: figures and number of its images}, "reliability": see wsss.metrics.image_labels}."""
+    seen_NK = prob_NK >= PRESENT_PROB
+    of_class = {
+        name: {
+            "average_precision": image_labels.average_precision(prob_NK[:, k], present_NK[:, k]),
+            "f1": image_labels.f1(seen_NK[:, k], present_NK[:, k]),
+            "images": int(present_NK[:, k].sum()),
+        }
+        for k, name in enumerate(classes)
+    }
+    parts = image_labels.reliability(prob_NK.ravel(), present_NK.ravel())
+    reliability = [{"probability": said, "share": true, "decisions": count} for said, true, count in parts]
+    return without_nan({"classes": of_class, "reliability": reliability})

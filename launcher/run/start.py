@@ -1,0 +1,77 @@
+"""What `model.weights` means where it is a run, a checkpoint or an exported student: networks of ours to begin with."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from launcher.config.options import Named
+from launcher.errors import ConfigError
+from launcher.run import steps
+from launcher.run.folder import Run, is_run
+
+STUDENT = "student."  # begins the names of a checkpoint that are the student's
+
+
+class Start(NamedTuple):
+    """A student to begin with.
+
+    Attributes:
+        classes: that it knows; None where nothing says which.
+        state: {name: tensor} under its own names.
+    """
+
+    place: str
+    classes: tuple[str, ...] | None
+    state: dict[str, Tensor]
+
+
+def find_weights(named: Named) -> Path | None:
+    """The file that the weights of `model:` or `partner:` mean; None for null, 'timm' and what is not there.
+
+    Raises:
+        ConfigError: a folder that is neither a run nor a checkpoint.
+        RunError: a run without a complete checkpoint.
+    """
+    weights = named.options.get("weights")
+    if weights in (None, "timm"):
+        return None
+    path = Path(weights)
+    if path.is_dir():
+        folder = Run(path).checkpoint() if is_run(path) else path
+        if not steps.is_complete(folder):
+            raise ConfigError(
+                f"model.weights: {path} is a folder, but neither a run with a checkpoint nor a complete checkpoint "
+                f"(RUN/step_NNNNNNN); give one, or a file"
+            )
+        return folder / steps.MODEL
+    return path if path.is_file() else None
+
+
+def read_start(named: Named) -> Start | None:
+    """The student that a network begins with; None where its weights are none of ours, see base.load_weights.
+
+    Raises:
+        ConfigError: see find_weights; a checkpoint without a student.
+        RunError: a checkpoint that was damaged after it was written.
+    """
+    file = find_weights(named)
+    if file is None or file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            names, about = list(opened.keys()), opened.metadata() or {}
+    except (SafetensorError, OSError):
+        return None  # load_weights says what is wrong with it
+    if "classes" in about and "model" in about:
+        return Start(str(named.options["weights"]), tuple(json.loads(about["classes"])), load_file(file))
+    if not any(name.startswith(STUDENT) for name in names):
+        return None
+    if steps.is_complete(file.parent):
+        steps.refuse_damaged(file.parent)
+    run = file.parent.parent
+    state = {name.removeprefix(STUDENT): one for name, one in load_file(file).items() if name.startswith(STUDENT)}
+    return Start(str(file), Run(run).class_set.classes if is_run(run) else None, state)

@@ -1,0 +1,203 @@
+"""Images of any classes with image-level labels: a table, a json in the format of COCO, or one folder per class.
+
+    one column       labels: cat;dog      the names of an image's classes, `background` for none of them
+    column by class  cat,dog: 1,0         one column for each name of --classes, 1 or 0
+    json table       {path: [names]} or rows with a list in the column; an empty list says that there is none
+    COCO's format    the categories of an image's annotations; what only a crowd shows is in no label; no region is read
+    folders          CLASS/x.jpg          the folder below the root is the class, `background` none
+
+A label comes from what somebody wrote, never from what a mask leaves visible.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.index import INDEX_NAME, Index
+from shards.schema import ClassSet, DataError
+from shards.sources.archives import Exif, list_folder
+from shards.sources.coco_files import check_instances, is_instances
+from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key
+from shards.sources.labelled import Labelled, read_labelled
+from shards.sources.names import IMAGE_ENDINGS
+from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows
+
+LABELS, GROUP = "labels", "group"  # columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was read.
+
+    Attributes:
+        skipped: images with an empty label, left out as asked.
+        dropped: {class that was not asked for: images whose label named it}.
+        grouped_by: what a group is, in words.
+    """
+
+    source: Labelled
+    skipped: int
+    dropped: dict[str, int]
+    grouped_by: str
+
+
+def read_images(
+    root: Path,
+    labels: Path | None,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "own",
+    only: Path | None = None,
+    image_folder: str = "",
+    mask_folder: str = "masks",
+    label_column: str = LABELS,
+    separator: str = ";",
+    group_column: str | None = None,
+    group_pattern: str | None = None,
+    empty: Empty = "refuse",
+    drop_others: bool = False,
+    exif: Exif = "keep",
+) -> Found:
+    """Read the image labels of any classes; paths are relative to `root`.
+
+    Args:
+        labels: a csv, a json table or a json of instances; None: the folder that an image lies in is its class.
+        classes: in the order of their ids; None: the categories of a json of instances by their ids, else all names
+            that occur, sorted.
+        only: a text file of keys, one per line: the rows to take, in its order.
+        group_column: that names the video, scene or photograph; None: `group` if there is one.
+        group_pattern: a regular expression whose first group, found in the key, is the group.
+        empty: what a cell without a name means; an empty list of a json is never empty in this sense.
+        drop_others: leave names that are not in `classes` out of the labels instead of refusing them.
+
+    Raises:
+        DataError: a file, a column, a label or a group that is not what it should be, with its row.
+    """
+    where = root if labels is None else root / labels
+    if labels is None:
+        rows, known = rows_of_folders(root, image_folder, mask_folder, label_column), None
+    else:
+        rows, known = read_file(where, label_column)
+    rows = select_rows(rows, only and root / only, where)
+    named, skipped = names_by_key(rows, str(where), classes, label_column, separator, empty)
+    counts = Counter(one for _, found in named.values() for one in found)
+    chosen = tuple(classes or known or sorted(counts))
+    check_names(chosen, counts, str(where), drop_others=drop_others)
+    ids = {one: number for number, one in enumerate(chosen, start=1)}
+    group_of, grouped_by = choose_groups(rows, group_column, group_pattern)
+    source = read_labelled(
+        root,
+        {key: row for key, (row, _) in named.items()},
+        where,
+        class_set=ClassSet(name=name, classes=chosen),
+        label_of=lambda key, row, place: tuple(sorted(ids[one] for one in {*named[key][1]} if one in ids)),
+        group_of=group_of,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+        exif=exif,
+    )
+    dropped = {one: count for one, count in sorted(counts.items()) if one not in ids}
+    return Found(source=source, skipped=skipped, dropped=dropped, grouped_by=grouped_by)
+
+
+def rows_of_folders(root: Path, image_folder: str, mask_folder: str, label_column: str) -> dict[str, Any]:
+    """{path below the image folder: row} of one folder per class."""
+    base = root / image_folder
+    paths = [path.partition("/")[2] for path in list_folder(base)]
+    images = sorted(path for path in paths if path.lower().endswith(IMAGE_ENDINGS))
+    if not image_folder and mask_folder:
+        images = [path for path in images if not path.startswith(f"{mask_folder}/")]
+    loose = [path for path in images if "/" not in path]
+    if loose or not images:
+        raise DataError(
+            f"{base}: {f'{len(loose)} images lie in no folder of a class, first {loose[0]}' if loose else 'no image'}; "
+            "wanted CLASS/x.jpg, or labels in a table (--labels)"
+        )
+    folders = {path.partition("/")[0] for path in images}
+    if len(folders) == 1:
+        raise DataError(
+            f"{base}: all {len(images)} images lie in the folder '{folders.pop()}'; wanted one folder for each class "
+            f"(and '{BACKGROUND}' for images of none), or labels in a table (--labels)"
+        )
+    return {path: {label_column: [path.partition("/")[0]]} for path in images}
+
+
+def read_file(path: Path, label_column: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """({key: row}, classes where the file lists them) of a table or a json of instances."""
+    if path.suffix.lower() != ".json":
+        return dict(read_rows(path)), None
+    content = json_of(read_bytes(path), str(path))
+    if is_instances(content):
+        return read_instances(content, str(path), label_column)
+    listed = isinstance(content, dict) and "items" not in content
+    bare = {key: {label_column: row} for key, row in content.items() if not isinstance(row, dict)} if listed else {}
+    return dict(rows_of_json({**content, **bare} if bare else content, str(path))), None
+
+
+def read_instances(content: Any, where: str, label_column: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The images of a json of instances as rows with the names of their categories; no region is read."""
+    check_instances(content, where, regions=False)
+    names = {one["id"]: one["name"] for one in content["categories"]}
+    if len({type(one) for one in names}) > 1:
+        raise DataError(f"{where}: some ids of its categories are numbers, some are text; wanted one kind")
+    found: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
+    for one in content["annotations"]:
+        if one["image_id"] not in found or one["category_id"] not in names:
+            raise DataError(
+                f"{where}: annotation {one['id']} is of image {one['image_id']} and category {one['category_id']}; "
+                "one of them is not listed"
+            )
+        if not one.get("iscrowd", 0):
+            found[one["image_id"]].append(names[one["category_id"]])
+    rows = [{**image, "key": image["file_name"], label_column: found[image["id"]]} for image in content["images"]]
+    return dict(rows_of_json(rows, where)), tuple(names[one] for one in sorted(names))
+
+
+def choose_groups(
+    rows: Mapping[str, Any], column: str | None, pattern: str | None
+) -> tuple[Callable[[str, Any, str], str], str]:
+    """(key, row, place for messages) -> group, and what it is in words."""
+    if column is not None and pattern is not None:
+        raise DataError("--group-column and --group-pattern both say what a group is; give one")
+    if pattern is not None:
+        form = compiled(pattern)
+
+        def group_in(key: str, row: Any, place: str) -> str:
+            match = form.search(key)
+            if match is None or not match[1]:
+                raise DataError(f"{place}: does not match '{pattern}' with a group; see --group-pattern")
+            return match[1]
+
+        return group_in, f"by the first group of '{pattern}' in its name"
+    if column is not None or any(isinstance(row, dict) and GROUP in row for row in rows.values()):
+        named = column or GROUP
+        return lambda key, row, place: cell_of(row, named, place, "see --group-column"), f"by the column '{named}'"
+    return lambda key, row, place: key, "each image is its own group"
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        form = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"--group-pattern '{pattern}' is no regular expression: {error}") from error
+    if not form.groups:
+        raise DataError(f"--group-pattern '{pattern}' has no group; put what names the scene into brackets")
+    return form
+
+
+def parse_classes(text: str | None, out: Path) -> tuple[str, ...] | None:
+    """The names of --classes: a file with one a line, or names parted by commas. Without them those of the splits that
+    are already in `out`, so that an id means one class in all; None if there is none.
+
+    Raises:
+        DataError: no name, or one twice.
+    """
+    if text is None:
+        there = sorted(out.glob(f"[!.]*/{INDEX_NAME}"))
+        return Index.load(there[0].parent).classes if there else None
+    if Path(text).is_file():
+        return tuple(names_of(read_bytes(Path(text)), text))
+    return tuple(names_of("\n".join(text.split(",")).encode(), f"--classes {text}"))

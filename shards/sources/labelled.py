@@ -1,0 +1,193 @@
+"""Images with image-level labels, a group, and masks for those that are evaluated on: rows as a source of samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.schema import ClassSet, DataError, Sample, decode_mask, header_of
+from shards.sources.archives import Blob, Exif
+from shards.sources.names import check_one_row_each, keys_of
+from shards.sources.smoke_files import Folders
+
+TRIES = 100  # choices of what is held out of several classes
+NONE = 0  # stands for "no class at all" beside the class ids 1..K
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """`image_label` are class ids 1..K, sorted. `mask` is None where no file was found; `mask_place` then says where it
+    was looked for."""
+
+    key: str
+    image: Path
+    image_label: tuple[int, ...]
+    group: str
+    mask: Path | None
+    mask_place: str = ""
+
+    @property
+    def shows(self) -> set[int]:
+        """The classes of the label, or that there is none."""
+        return {*self.image_label} or {NONE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Rows of a label table as a source of samples.
+
+    Attributes:
+        with_masks: read masks, for pixel shards. An image without any class needs no mask file.
+        exif: what to do with images that are not upright, see Blob.read_jpeg.
+
+    Raises:
+        DataError: masks are wanted, and an image with a class has none.
+    """
+
+    rows: tuple[Row, ...]
+    source: str
+    class_set: ClassSet
+    with_masks: bool = False
+    exif: Exif = "keep"
+
+    def __post_init__(self) -> None:
+        lacking = [row for row in self.rows if row.image_label and row.mask is None] if self.with_masks else []
+        if lacking:
+            raise DataError(
+                f"{self.source}: {len(lacking)} of {sum(bool(row.image_label) for row in self.rows)} frames labelled "
+                f"{self.any_class} have no mask, first '{lacking[0].key}' (looked for {lacking[0].mask_place}); "
+                f"without one they would count as free of {self.any_class}: add masks, or write these frames label-only"
+            )
+
+    @property
+    def any_class(self) -> str:
+        """The class, or what texts call any of several."""
+        return self.class_set.classes[0] if self.class_set.num_fg_classes == 1 else "with a class"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def groups(self) -> list[str]:
+        return [row.group for row in self.rows]
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self.rows[index]
+        image = Blob(str(row.image)).read_jpeg(exif=self.exif)
+        mask = None
+        if self.with_masks and row.mask is not None:
+            mask = decode_mask(Blob(str(row.mask)).read(), str(row.mask))
+        elif self.with_masks:
+            mask = np.zeros(header_of(image, str(row.image))[0], dtype=np.uint8)
+        return Sample(
+            key=row.key,
+            image=image,
+            image_label=row.image_label,
+            group=row.group,
+            source=self.source,
+            mask=mask,
+            mask_place=row.mask_place,
+        )
+
+    def hold_out(self, share: float) -> tuple["Labelled", "Labelled"]:
+        """Split into (kept, held out) so that no group is in both, and both show each class that two groups have.
+
+        Groups are visited in a fixed pseudo-random order and held out whenever they still fit into `share` of the rows,
+        so a group larger than that is always kept. Of one class: where a side would lack it, or images without it,
+        although two groups have some, another group comes first. Of several, TRIES orders are tried: the held-out side
+        has as many classes as it can, and of each as near to `share` as it can.
+
+        Raises:
+            DataError: no group is small enough, or no choice leaves all classes in what is kept and one (of one class:
+                images with and without it, where two groups have some) in what is held out.
+        """
+        groups, number_of, counts = np.unique(self.groups(), return_inverse=True, return_counts=True)
+        room = int(share * len(self.rows))
+        if counts.min() > share * len(self.rows):
+            raise DataError(f"cannot hold out {share:.0%} of {len(self.rows)} rows: every group is larger than that")
+        several = self.class_set.num_fg_classes > 1
+        images = np.zeros((len(groups), self.class_set.num_fg_classes + 1), dtype=int)  # of group and class; NONE first
+        for number, row in zip(number_of, self.rows, strict=True):
+            images[number, sorted(row.shows)] += 1
+        total, wanted = images.sum(0), (images > 0).sum(0) > 1
+        best: tuple[tuple[int, float], set[str]] | None = None
+        for order in self.orders(len(groups)):
+            held: list[int] = []
+            left = share * len(self.rows)
+            for number in order:
+                if counts[number] <= left:
+                    held.append(number)
+                    left -= counts[number]
+            out = images[held].sum(0)
+            kept = total - out
+            if (kept[1:] == 0)[total[1:] > 0].any() or not out[1:].any():
+                continue  # a class could not be learned, or nothing could be judged
+            on_both = int(((out > 0) & (kept > 0) & wanted).sum())
+            if not several and on_both < wanted.sum():
+                continue
+            uneven = float(np.abs(out - share * total)[total > 0].sum())
+            if best is None or (on_both, -uneven) > best[0]:
+                best = (on_both, -uneven), {str(group) for group in groups[held]}
+            if not several:
+                break
+        if best is not None and (several or wanted[1]):
+            return self.take({*map(str, groups)} - best[1]), self.take(best[1])
+        with_class = int((images[:, 1:].sum(1) > 0).sum())
+        one = self.any_class if self.class_set.num_fg_classes == 1 else "a class"
+        raise DataError(
+            f"cannot hold out {share:.0%} of {len(self.rows)} rows: of {len(groups)} groups {with_class} show {one}, "
+            f"and no choice of at most {room} rows leaves frames with and without {one} on both sides; hold "
+            "out more, or write the held-out split from a list of your own (--list)"
+        )
+
+    def orders(self, groups: int) -> Iterator[list[int]]:
+        """The orders in which hold_out visits the groups."""
+        random = np.random.default_rng(0)
+        order = random.permutation(groups).tolist()
+        yield order
+        if self.class_set.num_fg_classes > 1:
+            yield from (random.permutation(groups).tolist() for _ in range(TRIES - 1))
+        else:
+            yield from ([first, *(one for one in order if one != first)] for first in order)
+
+    def take(self, groups: set[str]) -> "Labelled":
+        """The rows of these groups."""
+        return replace(self, rows=tuple(row for row in self.rows if row.group in groups))
+
+
+def read_labelled(
+    root: Path,
+    rows: Mapping[str, Any],
+    where: Path,
+    *,
+    class_set: ClassSet,
+    label_of: Callable[[str, Any, str], tuple[int, ...]],
+    group_of: Callable[[str, Any, str], str],
+    image_folder: str,
+    mask_folder: str,
+    exif: Exif,
+) -> Labelled:
+    """Find the image and the mask of every row, see Folders.
+
+    Args:
+        rows: {key: {column: cell}} of a table.
+        where: the table, for messages; its folder names the source.
+        label_of, group_of: (key, row, place for messages) -> class ids, group.
+
+    Raises:
+        DataError: a file is missing, may be two or is another row's too; or what the two functions raise.
+    """
+    folders = Folders(root, image_folder, mask_folder, rows)
+    read = []
+    for (key, fields), name in zip(rows.items(), keys_of([*rows], str(where)), strict=True):
+        place = f"{where}: row '{key}'"
+        image_label = label_of(key, fields, place)
+        image, path = folders.image_of(key, fields, place)
+        mask, mask_place = folders.mask_of(path, fields, place)
+        group = group_of(key, fields, place)
+        read.append(Row(key=name, image=image, image_label=image_label, group=group, mask=mask, mask_place=mask_place))
+    check_one_row_each(((key, row.image) for key, row in zip(rows, read, strict=True)), str(where), "image")
+    with_mask = [(key, row.mask) for key, row in zip(rows, read, strict=True) if row.mask is not None]
+    check_one_row_each(with_mask, str(where), "mask")
+    return Labelled(rows=tuple(read), source=where.parent.name or str(where), class_set=class_set, exif=exif)

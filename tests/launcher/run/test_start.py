@@ -1,0 +1,94 @@
+"""A network that begins with another one of ours: a run, its checkpoint, its weights file, an exported student."""
+
+import shutil
+
+import pytest
+import torch
+
+from launcher.config.file import load_config
+from launcher.config.options import Named
+from launcher.errors import ConfigError, RunError
+from launcher.files import RUNS
+from launcher.run.build import build_network, load_trained
+from launcher.run.export import write_student
+from launcher.run.folder import Run
+from launcher.training.run import train
+from shards.schema import SMOKE, ClassSet
+
+PETS = ClassSet(name="pets", classes=("cat", "dog"))
+
+
+def named(run, weights, **changes):
+    """The network of a run, which begins with these weights."""
+    model = Run(run).config.model
+    options = {name: value for name, value in model.options.items() if value is not None}
+    return Named(**{"name": model.name, **options, "weights": str(weights), **changes})
+
+
+def equal(one, other, part):
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items() if name.startswith(part))
+
+
+@pytest.fixture
+def trained(run):
+    """(a run's folder, its trained student)."""
+    return run, load_trained(Run(run)).method.student
+
+
+@pytest.mark.parametrize("form", ["run", "checkpoint", "file", "export"])
+def test_all_of_a_network_is_taken_where_the_classes_are_the_same(trained, form, tmp_path):
+    run, student = trained
+    checkpoint = Run(run).checkpoint()
+    places = {"run": run, "checkpoint": checkpoint, "file": checkpoint / "model.safetensors"}
+    place = places.get(form) or write_student(run, tmp_path / "student.safetensors")
+    network = build_network(named(run, place), SMOKE)
+    assert equal(network, student, "backbone") and equal(network, student, "head")
+    assert network.origin.startswith("begins with ") and network.origin.endswith(": head, backbone")
+
+
+def test_the_backbone_alone_is_taken_where_the_classes_are_others(trained, tmp_path):
+    run, student = trained
+    for place in (run, write_student(run, tmp_path / "student.safetensors")):
+        network = build_network(named(run, place), PETS)
+        assert equal(network, student, "backbone") and network.head.weight.shape[0] == 2
+        assert network.origin.endswith(": backbone; new: head (its classes are smoke)")
+    renamed = build_network(named(run, run), ClassSet(name="fire", classes=("fire",)))  # as many, but others
+    assert not equal(renamed, student, "head")
+
+
+def test_another_model_on_the_same_backbone_takes_what_fits(trained):
+    run, student = trained
+    network = build_network(named(run, run, name="toco", decoder_dim=8, dilation=1, aux_block=0), SMOKE)
+    assert equal(network, student, "backbone")
+    assert network.origin.endswith(": backbone; new: head, aux_head, decoder")  # its head has no bias
+
+
+def test_another_backbone_is_refused_by_name(trained):
+    run, _ = trained
+    with pytest.raises(ConfigError, match="another network than CNN: .* names of the backbone are missing"):
+        build_network(named(RUNS / "teacher", run), SMOKE)
+
+
+def test_a_folder_that_is_no_run_and_a_damaged_checkpoint_are_refused(trained, tmp_path):
+    run, _ = trained
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty is a folder, but neither a run with a checkpoint nor a complete"):
+        build_network(named(run, tmp_path / "empty"), SMOKE)
+    shutil.copytree(run, tmp_path / "damaged")
+    file = Run(tmp_path / "damaged").checkpoint() / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(RunError, match=r"model\.safetensors"):
+        build_network(named(run, tmp_path / "damaged"), SMOKE)
+
+
+def test_a_run_that_began_with_another_says_so_and_knows_it_by_content(trained, tiny_yaml, capsys):
+    own = ["model.weights=runs/teacher", "data.val=null", "data.tune=null", "train.steps=1", "name=second"]
+    train(load_config(tiny_yaml("classify"), own))
+    assert "student begins with runs/teacher" in capsys.readouterr().out
+    assert Run(RUNS / "second").about["learns_from"]["model.weights"].startswith("sha256 ")
+    checkpoint = Run(RUNS / "teacher").checkpoint()
+    train(load_config(tiny_yaml("classify"), [*own, f"model.weights={checkpoint}/model.safetensors"]))  # the same bytes
+    assert "begins with" not in capsys.readouterr().out  # it goes on
