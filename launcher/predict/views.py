@@ -1,0 +1,201 @@
+"""How a network sees a frame: squashed as in training, or through windows at the scale of training.
+
+Shapes: B frames, K classes, h x w grid of the maps, H x W pixels of a frame.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from launcher.config.sections import CamConfig
+from launcher.errors import RunError
+from launcher.jobs.infer import inferred_rule, view_of
+from launcher.predict.model import Model
+from launcher.processes.precision import in_precision
+from shards.batches.augment import resize as resize_image
+from wsss.maps.cam import PROBABILITIES, Raw
+from wsss.maps.fusion import multi_scale_cam
+from wsss.methods.base import Method
+
+NEAR = 1.25  # times the size of a training image, up to which a frame is seen as those were
+SHORT_SIDE = 2.4  # of a large frame, in sides of the network's view, where the scale of training is not known
+BATCH_PX = 32_000_000  # pixels of the frames that are in memory together
+SQUASHED_UP_TO = 3.0  # sides of the network's view, where the scale of training is not known
+
+
+class HasImage(Protocol):
+    @property
+    def image(self) -> np.ndarray | None: ...
+
+
+Frame = TypeVar("Frame", bound=HasImage)
+
+
+class Scale(NamedTuple):
+    """What decides between squashing and windows.
+
+    Attributes:
+        image_size: side of the network's view in pixels.
+        train_size: (height, width) of the images that it was trained on; None = not known.
+        scale: pixels of the network per pixel of a frame; None = that of training.
+        how: `auto`, `squash` or `windows`.
+    """
+
+    image_size: int
+    train_size: tuple[int, int] | None
+    scale: float | None = None
+    how: str = "auto"
+
+    def of(self, size: tuple[int, int]) -> float | None:
+        """The scale at which a frame of this (height, width) is seen through windows; None = it is squashed."""
+        if self.how == "squash":
+            return None
+        if self.how == "auto" and self.scale is None and self.is_near(size):
+            return None
+        if self.scale is not None:
+            return self.scale
+        if self.train_size is not None:
+            return self.image_size / float(np.sqrt(self.train_size[0] * self.train_size[1]))
+        return min(SHORT_SIDE * self.image_size / min(size), 1.0)
+
+    def is_near(self, size: tuple[int, int]) -> bool:
+        if self.train_size is not None:
+            return all(side <= NEAR * trained for side, trained in zip(size, self.train_size, strict=True))
+        return min(size) <= SQUASHED_UP_TO * self.image_size
+
+    def describe(self) -> str:
+        """What is done with which frames, in words."""
+        squash, size = f"squashed to {self.image_size} px", self.image_size
+        if self.how == "squash":
+            return squash
+        known = self.train_size is not None
+        why = f"training images are {self.train_size[0]} x {self.train_size[1]}" if self.train_size else ""
+        windows = f"windows of {size} px over the frame"
+        if self.scale is not None:
+            return f"{windows} at scale {self.scale:g}"
+        at = f"at scale {self.of((10**6, 10**6)):.2f}, as {why}" if known else f"scaled to {SHORT_SIDE:g} x {size} px"
+        if self.how == "windows":
+            return f"{windows} {at}"
+        up_to = (
+            " x ".join(f"{NEAR * side:.0f}" for side in self.train_size)
+            if self.train_size
+            else f"a short side of {SQUASHED_UP_TO * size:.0f}"
+        )
+        return f"{squash} up to {up_to} px, larger frames: {windows} {at}"
+
+
+class Looked(NamedTuple):
+    """What the network says of one frame.
+
+    Attributes:
+        cam: (K, h, w) float32 in [0, 1].
+        probs: (K,) class probabilities.
+        strength: (K,) how far the raw maps rose over their lowest value before each was normalised to a peak of 1.
+    """
+
+    cam: np.ndarray
+    probs: np.ndarray
+    strength: np.ndarray
+
+
+def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Frames in lists of `size` at most, and of fewer where they are large."""
+    batch: list[Frame] = []
+    pixels = 0
+    for frame in frames:
+        batch.append(frame)
+        pixels += 0 if frame.image is None else frame.image.size // 3
+        del frame
+        if len(batch) == size or pixels >= BATCH_PX:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def look(
+    model: Model, kind: str, scale: Scale, images: Sequence[np.ndarray], kept_HW: np.ndarray | None = None
+) -> list[Looked]:
+    """Look at frames (H, W, 3) uint8; those that are squashed go through the network together.
+
+    Args:
+        kept_HW: False where nothing is to be found: the maps are normalised over the rest.
+
+    Raises:
+        RunError: a score that is not finite.
+    """
+    squashed = [n for n, image in enumerate(images) if scale.of(image.shape[:2]) is None]
+    found: dict[int, Looked] = {}
+    if squashed:
+        views = [resize_image(images[n], (scale.image_size, scale.image_size)) for n in squashed]
+        found.update(zip(squashed, maps_of(model, kind, np.stack(views), None, kept_HW), strict=True))
+    for n, image in enumerate(images):
+        if (factor := scale.of(image.shape[:2])) is not None:
+            stride = model.method.student.stride
+            height, width = (max(round(side * factor / stride), 1) * stride for side in image.shape[:2])
+            window_px = max(scale.image_size // stride, 1) * stride
+            (found[n],) = maps_of(model, kind, resize_image(image, (height, width))[None], window_px, kept_HW)
+    return [found[n] for n in range(len(images))]
+
+
+def maps_of(
+    model: Model, kind: str, images_BHW3: np.ndarray, window_px: int | None, kept_HW: np.ndarray | None
+) -> list[Looked]:
+    """What the network says of frames of one size."""
+    config = model.config
+    cam = config.cam.model_copy(update={"kinds": (kind,), "window_px": window_px, "step_px": None})
+    image_B3HW = torch.from_numpy(np.array(images_BHW3)).to(model.device).permute(0, 3, 1, 2) / 255
+    kept = None if kept_HW is None else torch.from_numpy(kept_HW).to(model.device, torch.float32)
+    with in_precision(config.train.precision, model.device.type):
+        cam_BKhw, probs_BK, strength_BK = read_maps(model.method, image_B3HW, cam, kept)
+    values = [x.float().cpu().numpy() for x in (cam_BKhw, probs_BK, strength_BK)]
+    if not all(np.isfinite(x).all() for x in values):
+        raise RunError(
+            f"{model.place}: its scores are NaN or infinite; the network is broken: take an earlier checkpoint, or "
+            "train.precision ieee"
+        )
+    return [Looked(*of_frame) for of_frame in zip(*values, strict=True)]
+
+
+def read_maps(
+    method: Method, image_B3HW: Tensor, cam: CamConfig, kept_HW: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cam of the one kind of `cam` (B, K, h, w), class probabilities and strengths (B, K)."""
+    view, (kind,), rule = view_of(method, cam), cam.kinds, inferred_rule(cam)
+    strengths: list[Tensor] = []
+    ways = 1 + rule.flip
+
+    def recorded(image: Tensor) -> tuple[dict[str, Raw], Tensor]:
+        maps, probs_BK = view(image)
+        raw = maps[kind]
+        if kept_HW is not None:
+            raw = [without(layer, kept_HW, ways) for layer in raw] if isinstance(raw, list) else without(
+                raw, kept_HW, ways
+            )  # fmt: skip
+        spans = torch.stack([span(layer) for layer in (raw if isinstance(raw, list) else [raw])]).mean(0)
+        strengths.append(spans.unflatten(0, (ways, -1)).mean(0))
+        return {kind: raw}, probs_BK
+
+    cams, probs_BK = multi_scale_cam(recorded, image_B3HW, stride=method.student.stride, rule=rule)
+    strength_BK = torch.stack(strengths).mean(0)
+    return cams[kind], probs_BK, torch.ones_like(strength_BK) if kind in PROBABILITIES else strength_BK
+
+
+def span(raw_BKhw: Tensor) -> Tensor:
+    """(B, K): how far the rectified map rises over its lowest value."""
+    x = F.relu(raw_BKhw.float())
+    return x.amax(dim=(-2, -1)) - x.amin(dim=(-2, -1))
+
+
+def without(raw_BKhw: Tensor, kept_HW: Tensor, ways: int) -> Tensor:
+    """A raw map whose cells outside of `kept` have the lowest value of the others. With two ways the second half of the
+    batch is seen in the mirror."""
+    kept_hw = F.adaptive_avg_pool2d(kept_HW[None, None], (raw_BKhw.shape[-2], raw_BKhw.shape[-1]))[0, 0] >= 0.5
+    kept_Bhw = torch.stack([kept_hw, kept_hw.flip(-1)][:ways]).repeat_interleave(len(raw_BKhw) // ways, 0)
+    dropped = ~kept_Bhw[:, None].expand_as(raw_BKhw)
+    lowest = raw_BKhw.masked_fill(dropped, torch.inf).amin(dim=(-2, -1), keepdim=True)
+    return torch.where(dropped, torch.where(lowest.isinf(), 0.0, lowest), raw_BKhw)
