@@ -25,8 +25,8 @@ def predict(
     gate: Annotated[
         float | None, typer.Option(help="A class of a lower probability is not drawn. Default: 0.5; segmenting: 0.")
     ] = None,
-    view: Annotated[str, typer.Option(help="auto, squash or windows.")] = "auto",
-    scale: Annotated[float | None, typer.Option(help="Of the frame, for windows. Default: that of training.")] = None,
+    view: Annotated[str, typer.Option(help="auto, squash, windows or whole.")] = "auto",
+    scale: Annotated[float | None, typer.Option(help="Of frames not squashed. Default: that of training.")] = None,
     refine: Annotated[str, typer.Option(help="none or crf.")] = "none",
     ignore: Annotated[Path | None, typer.Option(help="Picture that is black where the frame counts.")] = None,
     every: Annotated[str | None, typer.Option(help="Of clips a frame each 2s, 0.5s ...")] = None,

@@ -19,6 +19,7 @@ from shards.schema import DataError, decode_image
 from shards.sources.text import read_bytes
 from shards.tars import sha256_of
 from wsss.maps.cam import PROBABILITIES
+from wsss.methods import METHODS
 from wsss.refine import CUED, REFINERS
 from wsss.refine.chain import Step
 
@@ -121,7 +122,8 @@ def settle(model: Model, wishes: Wishes, *, clips: bool = True) -> Settings:
             if absolute
             else "default: below this probability of a class its map means nothing"
         )
-    scale = Scale(model.config.data.image_size, model.train_size, wishes.scale, wishes.view)
+    from_crops = METHODS[model.config.method.name].views == "two"
+    scale = Scale(model.config.data.image_size, model.train_size, wishes.scale, wishes.view, from_crops)
     if wishes.view == "auto" and wishes.scale is None:
         origins["view"] = "default: things have the size that they had in training"
     if wishes.normalise is None:
@@ -163,13 +165,13 @@ def check(wishes: Wishes, clips: bool) -> None:
     if wishes.smooth_s is not None and not 0 <= wishes.smooth_s <= LONGEST_SMOOTH_S:
         raise ConfigError(f"--smooth {wishes.smooth_s:g}: wanted 0 to {LONGEST_SMOOTH_S:g} seconds")
     for name, value, known in (
-        ("view", wishes.view, ("auto", "squash", "windows")),
+        ("view", wishes.view, ("auto", "squash", "windows", "whole")),
         ("normalise", wishes.normalise or "clip", ("frame", "clip")),
     ):
         if value not in known:
             raise ConfigError(f"--{name} {value}: wanted {' or '.join(known)}")
     if wishes.view == "squash" and wishes.scale is not None:
-        raise ConfigError("--scale is of windows; leave it out, or --view squash")
+        raise ConfigError("--scale is not of squashed frames; leave it out, or --view squash")
     of_clips = {"every": wishes.every_s, "smooth": wishes.smooth_s, "normalise": wishes.normalise}
     if given := [name for name, value in of_clips.items() if value is not None and not clips]:
         raise ConfigError(f"--{given[0]} is for clips, and SOURCE holds none; leave it out")

@@ -36,56 +36,71 @@ Frame = TypeVar("Frame", bound=HasImage)
 
 
 class Scale(NamedTuple):
-    """What decides between squashing and windows.
+    """What decides how much of a frame the network sees at a time, and at what scale.
 
     Attributes:
         image_size: side of the network's view in pixels.
         train_size: (height, width) of the images that it was trained on; None = not known.
         scale: pixels of the network per pixel of a frame; None = that of training.
-        how: `auto`, `squash` or `windows`.
+        how: `auto`, `squash`, `windows` or `whole`.
+        from_crops: the network learnt from crops of the training images, not from squashed ones.
     """
 
     image_size: int
     train_size: tuple[int, int] | None
     scale: float | None = None
     how: str = "auto"
+    from_crops: bool = False
+
+    @property
+    def through_windows(self) -> bool:
+        """Whether what is not squashed is seen through windows, or else whole."""
+        return self.how == "windows" or (self.how == "auto" and not self.from_crops)
 
     def of(self, size: tuple[int, int]) -> float | None:
-        """The scale at which a frame of this (height, width) is seen through windows; None = it is squashed."""
+        """The scale at which a frame of this (height, width) is seen; None = it is squashed."""
         if self.how == "squash":
-            return None
-        if self.how == "auto" and self.scale is None and self.is_near(size):
             return None
         if self.scale is not None:
             return self.scale
+        if self.from_crops:  # training images were cropped at their own scale
+            return min(self.train_side / float(np.sqrt(size[0] * size[1])), 1.0)
+        if self.how == "auto" and self.is_near(size):
+            return None
         if self.train_size is not None:
-            return self.image_size / float(np.sqrt(self.train_size[0] * self.train_size[1]))
+            return self.image_size / self.train_side
         return min(SHORT_SIDE * self.image_size / min(size), 1.0)
+
+    @property
+    def train_side(self) -> float:
+        """Of a square as large as a training image."""
+        height, width = self.train_size or (self.image_size, self.image_size)
+        return float(np.sqrt(height * width))
 
     def is_near(self, size: tuple[int, int]) -> bool:
         if self.train_size is not None:
-            return all(side <= NEAR * trained for side, trained in zip(size, self.train_size, strict=True))
+            return all(side <= NEAR * known for side, known in zip(sorted(size), sorted(self.train_size), strict=True))
         return min(size) <= SQUASHED_UP_TO * self.image_size
 
     def describe(self) -> str:
         """What is done with which frames, in words."""
-        squash, size = f"squashed to {self.image_size} px", self.image_size
+        view = self.image_size
         if self.how == "squash":
-            return squash
-        known = self.train_size is not None
-        why = f"training images are {self.train_size[0]} x {self.train_size[1]}" if self.train_size else ""
-        windows = f"windows of {size} px over the frame"
+            return f"squashed to {view} px"
+        seen = f"through windows of {view} px" if self.through_windows else "whole"
         if self.scale is not None:
-            return f"{windows} at scale {self.scale:g}"
-        at = f"at scale {self.of((10**6, 10**6)):.2f}, as {why}" if known else f"scaled to {SHORT_SIDE:g} x {size} px"
-        if self.how == "windows":
-            return f"{windows} {at}"
-        up_to = (
-            " x ".join(f"{NEAR * side:.0f}" for side in self.train_size)
-            if self.train_size
-            else f"a short side of {SQUASHED_UP_TO * size:.0f}"
-        )
-        return f"{squash} up to {up_to} px, larger frames: {windows} {at}"
+            return f"{seen}, at scale {self.scale:g}"
+        trained = f"training images are {self.train_size[0]} x {self.train_size[1]} px" if self.train_size else ""
+        if self.from_crops:
+            why = f", as {trained}" if trained else ", a crop of training"
+            return f"{seen}, scaled down to the area of {self.train_side:.0f} x {self.train_side:.0f} px{why}"
+        at = f"with a short side of {SHORT_SIDE * view:.0f} px"
+        up_to = f"a short side of {SQUASHED_UP_TO * view:.0f}"
+        if self.train_size is not None:
+            at = f"at scale {view / self.train_side:.2f}, as {trained}"
+            up_to = " x ".join(f"{NEAR * side:.0f}" for side in self.train_size)
+        large = f"{seen}, {at}"
+        return large if self.how != "auto" else f"squashed to {view} px up to {up_to} px, larger frames {large}"
 
 
 class Looked(NamedTuple):
@@ -137,7 +152,7 @@ def look(
         if (factor := scale.of(image.shape[:2])) is not None:
             stride = model.method.student.stride
             height, width = (max(round(side * factor / stride), 1) * stride for side in image.shape[:2])
-            window_px = max(scale.image_size // stride, 1) * stride
+            window_px = max(scale.image_size // stride, 1) * stride if scale.through_windows else None
             (found[n],) = maps_of(model, kind, resize_image(image, (height, width))[None], window_px, kept_HW)
     return [found[n] for n in range(len(images))]
 

@@ -131,11 +131,8 @@ def thresholds_of(run: Path) -> dict[str, Any] | None:
 def training_size(config: Config) -> tuple[int, int] | None:
     """(height, width) in pixels, at the median, of the images that the network's view was made of, which tells at what
     scale it knows things. None where that cannot be known: the shards are not here, or their images were no larger than
-    the view, so that somebody scaled them before. Methods that crop see images at their own scale."""
-    view = config.data.image_size
-    if METHODS[config.method.name].views == "two":
-        return view, view
-    folder = config.data.train
+    the view that they were squashed to, so that somebody scaled them before."""
+    view, folder = config.data.image_size, config.data.train
     if not isinstance(folder, Path) or not folder.is_dir():
         return None
     try:
@@ -144,7 +141,8 @@ def training_size(config: Config) -> tuple[int, int] | None:
         height, width = np.median([shards.about(int(number))["size"] for number in numbers], axis=0).round().astype(int)
     except (DataError, KeyError):
         return None
-    return (int(height), int(width)) if height * width > view * view else None
+    squashed = METHODS[config.method.name].views == "plain"
+    return None if squashed and height * width <= view * view else (int(height), int(width))
 
 
 def encode(x: Tensor) -> Any:

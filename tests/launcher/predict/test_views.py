@@ -16,7 +16,8 @@ def test_frames_like_those_of_training_are_squashed_and_larger_ones_keep_the_siz
     known = Scale(224, (400, 600))
     assert known.of((400, 600)) is None and known.of((480, 640)) is None
     assert known.of((1080, 1920)) == pytest.approx(224 / np.sqrt(400 * 600))  # as a training image was
-    assert "up to 500 x 750 px" in known.describe() and "at scale 0.46, as training images are" in known.describe()
+    assert known.of((640, 480)) is None  # on its side
+    assert "up to 500 x 750 px, larger frames through windows of 224 px, at scale 0.46" in known.describe()
 
 
 def test_without_the_size_of_training_images_a_large_frame_is_scaled_to_the_view():
@@ -25,6 +26,14 @@ def test_without_the_size_of_training_images_a_large_frame_is_scaled_to_the_view
     assert unknown.of((1080, 1920)) == pytest.approx(2.4 * 224 / 1080)
     assert Scale(224, None, how="windows").of((300, 300)) == 1.0  # nothing is enlarged
     assert Scale(224, None, 0.25).of((100, 100)) == 0.25 and Scale(224, None, how="squash").of((4000, 4000)) is None
+
+
+def test_a_network_that_learnt_from_crops_sees_frames_whole_as_large_as_the_training_images():
+    crops = Scale(448, (375, 500), from_crops=True)
+    assert crops.of((375, 500)) == 1.0 and crops.of((240, 320)) == 1.0 and not crops.through_windows
+    assert crops.of((3000, 4000)) == pytest.approx(0.125)
+    assert Scale(448, None, from_crops=True).of((4480, 448)) == pytest.approx(np.sqrt(0.1))
+    assert "whole, scaled down to the area of 433 x 433 px, as training images are 375 x 500 px" in crops.describe()
 
 
 def test_a_squashed_frame_has_the_maps_of_infer(run):
