@@ -151,7 +151,7 @@ def draw_clip(model: Model, settings: Settings, clip: Input, out: Folder, known:
                     out.write("heat", name, draw.jpeg(draw.heat(image_HW3, prediction)))
             else:
                 of_classes = row["classes"]
-            shown = draw.overlay(image_HW3, mask_HW, draw.caption_of(of_classes, each.time_s))
+            shown = draw.overlay(image_HW3, mask_HW, draw.words_of(of_classes, each.time_s))
             if n in stills and not out.place("overlays", name).is_file():
                 out.write("overlays", name, draw.jpeg(shown))
             if row is None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from colorsys import hsv_to_rgb
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from launcher.evaluation.pictures import draw_outline, overlay_scores, plot_curves
 from launcher.predict.masks import Prediction
-from shards.schema import voc_palette
 
+Words = tuple[str, int | None]  # and the class that they are of
+GAP = "   "
+FIRST_HUE, GOLDEN_SECTION = 0.95, 0.618
 FILL = 0.22  # opacity of a class's colour inside its outline: what is below stays visible
 OUTLINES = 360  # outlines are as wide as the short side over this
 STILL_PX = 320
@@ -18,13 +21,14 @@ PLOTTED = 1000  # points of a curve at most
 
 
 def colour_of(class_id: int) -> tuple[int, int, int]:
-    """The colour of PASCAL VOC, twice as bright, since outlines lie on photographs."""
-    red, green, blue = (min(2 * x, 255) for x in voc_palette()[3 * class_id : 3 * class_id + 3])
-    return red, green, blue
+    """A bright colour of its own: hues a golden section apart, the first one a red that neither sky nor flares have.
+    PASCAL VOC's are dark, and some of them alike as an outline."""
+    red, green, blue = hsv_to_rgb((FIRST_HUE + GOLDEN_SECTION * (class_id - 1)) % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, caption: str) -> np.ndarray:
-    """The frame with each class filled lightly and outlined, dark around the outline, and words at the top."""
+def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, words: Sequence[Words]) -> np.ndarray:
+    """The frame with each class filled lightly and outlined, dark inside the outline, and words at the top."""
     drawn_HW3, short = image_HW3, min(image_HW3.shape[:2])
     width_px = max(round(short / OUTLINES), 1)
     for class_id in np.unique(mask_HW):
@@ -36,29 +40,41 @@ def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, caption: str) -> np.ndar
         drawn_HW3[inside_HW] = filled_N3.astype(np.uint8)
         drawn_HW3 = draw_outline(drawn_HW3, inside_HW, (0, 0, 0), 2 * width_px)
         drawn_HW3 = draw_outline(drawn_HW3, inside_HW, colour, width_px)
-    return write_words(drawn_HW3, caption)
+    return write_words(drawn_HW3, words)
 
 
-def write_words(image_HW3: np.ndarray, words: str) -> np.ndarray:
-    """The image with a line of light words on dark in its upper left corner."""
+def write_words(image_HW3: np.ndarray, words: Sequence[Words]) -> np.ndarray:
+    """The image with a line of light words on dark in its upper left corner; those of a class in its colour."""
     picture = Image.fromarray(image_HW3)
     size_px = max(min(image_HW3.shape[:2]) // 28, 10)
     font = ImageFont.load_default(size=size_px)
-    draw = ImageDraw.Draw(picture, "RGBA")
-    left, top, right, bottom = draw.textbbox((size_px // 2, size_px // 2), words, font=font)
-    margin = size_px // 3
-    draw.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=(0, 0, 0, 150))
-    draw.text((size_px // 2, size_px // 2), words, fill=(255, 255, 255), font=font)
+    draw, place, margin = ImageDraw.Draw(picture, "RGBA"), (size_px // 2, size_px // 2), size_px // 3
+    left, top, right, bottom = draw.textbbox(place, GAP.join(text for text, _ in words), font=font)
+    draw.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=(0, 0, 0, 170))
+    x = float(place[0])
+    for text, class_id in words:
+        fill = (255, 255, 255) if class_id is None else lighter(colour_of(class_id))
+        draw.text((x, place[1]), text, fill=fill, font=font)
+        x += draw.textlength(text + GAP, font=font)
     return np.asarray(picture)
 
 
-def caption_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) -> str:
+def lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A class's colour as words, which must be read on dark."""
+    red, green, blue = ((x + 255) // 2 for x in colour)
+    return red, green, blue
+
+
+def words_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) -> list[Words]:
     """Time, and of each class that is seen its probability and area; of the likeliest one if none is."""
-    seen = [row for row in classes if row["area_px"]]
+    seen = [
+        (f"{row['class']} {row['probability']:.2f}, {row['area_percent']:.1f} %", class_id)
+        for class_id, row in enumerate(classes, start=1)
+        if row["area_px"]
+    ]
     likeliest = max(classes, key=lambda row: row["probability"])
-    words = [f"{row['class']} {row['probability']:.2f}, {row['area_percent']:.1f} %" for row in seen]
-    words = words or [f"no {likeliest['class']} ({likeliest['probability']:.2f})"]
-    return "   ".join([*([] if time_s is None else [f"{time_s:.1f} s"]), *words])
+    nothing: list[Words] = [(f"no {likeliest['class']} ({likeliest['probability']:.2f})", None)]
+    return [*([] if time_s is None else [(f"{time_s:.1f} s", None)]), *(seen or nothing)]
 
 
 def heat(image_HW3: np.ndarray, prediction: Prediction) -> np.ndarray:

@@ -64,7 +64,7 @@ def write_image(out: Folder, rows: ImageRows, settings: Settings, each: Read, pr
     """All pictures of one image, and then its row."""
     key, classes = each.input.key, describe_classes(prediction)
     out.write_mask(key, prediction.mask)
-    out.write("overlays", key, draw.jpeg(draw.overlay(each.image, prediction.mask, draw.caption_of(classes))))
+    out.write("overlays", key, draw.jpeg(draw.overlay(each.image, prediction.mask, draw.words_of(classes))))
     if settings.heat:
         out.write("heat", key, draw.jpeg(draw.heat(each.image, prediction)))
     rows.append(row_of(each.input, key, each.image, classes) | {"stamp": each.stamp})

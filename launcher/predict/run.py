@@ -115,7 +115,7 @@ def summarise(model: Model, settings: Settings, journals: Sequence[Rows], lines:
         if facts["frames"]
     ]
     return {
-        "headline": f"{frames} frames: {'; '.join(found) or 'no class in any'}",
+        "headline": f"{frames} frame{'' if frames == 1 else 's'}: {'; '.join(found) or 'no class in any'}",
         "frames": frames,
         "per_class": per_class,
         "model": str(model.place),

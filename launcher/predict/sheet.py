@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from launcher.files import write_whole
-from launcher.predict.draw import caption_of
+from launcher.predict.draw import GAP, words_of
 from launcher.predict.outputs import FAILED, SHEET, Failure, Folder, Rows
 from launcher.predict.sources import Input
 
@@ -62,7 +62,7 @@ def tile_of(out: Folder, row: Mapping[str, Any]) -> dict[str, Any]:
     overlay = out.place("overlays", row["name"])
     return {
         "name": row["file"] if "frame" not in row else f"frame {row['frame']}",
-        "words": caption_of(row["classes"], row.get("time_s")),
+        "words": GAP.join(text for text, _ in words_of(row["classes"], row.get("time_s"))),
         "seen": any(of_class["area_px"] for of_class in row["classes"]),
         "overlay": overlay.relative_to(out.path).as_posix(),
         "mask": row["mask"],

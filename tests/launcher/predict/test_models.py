@@ -138,7 +138,7 @@ def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_f
     Image.fromarray(noise()).save("frames/a.png")
     command = ("predict", "frames", "--model", run, "--out", "out", "--gate", 0)
     said, code = wsss_here(*command, monkeypatch=monkeypatch, capsys=capsys)
-    assert code == 0 and "1 frames: smoke in 1" in said and "look at out/contact_sheet.html" in said
+    assert code == 0 and "1 frame: smoke in 1" in said and "look at out/contact_sheet.html" in said
     Path("frames/b.png").write_text("?")
     said, code = wsss_here(*command, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 3 and "left out: frames/b.png" in said and "1 could not be read: out/failed.csv" in said
