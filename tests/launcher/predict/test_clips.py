@@ -60,6 +60,7 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
 
 def test_every_takes_the_first_frame_of_each_period(clip):
     assert [frame.number for frame in timed_frames(Path("cam/clip.mp4"), 0.5)] == [0, 6, 12, 18]
+    assert [frame.number for frame in timed_frames(Path("cam/clip.mp4"), 0.3)] == [0, 4, 8, 11, 15, 18]  # no drift
     predict(["cam"], clip, Path("out"), Wishes(gate=0.0, every_s=0.5))
     assert [(int(row["frame"]), float(row["time_s"])) for row in rows()] == [(0, 0.0), (6, 0.5), (12, 1.0), (18, 1.5)]
     assert frame_count(Path("out/clips/clip.mp4")) == 4
@@ -164,11 +165,12 @@ def seen(number, time_s, value, strength=1.0):
 
 
 def test_maps_are_smoothed_with_weights_that_fall_to_0_at_half_the_time():
-    frames = [seen(n, n / 4, float(n == 2)) for n in range(5)]
-    found = [float(each.looked.cam[0, 0, 0]) for each in smoothed(iter(frames), 1.0)]
-    assert found == pytest.approx([0.0, 0.25, 0.5, 0.25, 0.0], abs=1e-5)
-    assert [each.number for each in smoothed(iter(frames), 1.0)] == list(range(5))
-    assert [each.looked.cam[0, 0, 0] for each in smoothed(iter(frames), 0.0)] == [0, 0, 1, 0, 0]
+    frames = [seen(n, n / 4, float(n == 2)) for n in range(6)]
+    found = [float(each.looked.cam[0, 0, 0]) for each in smoothed(iter(frames), 1.5)]
+    # weights 1, 2/3 and 1/3 at 0, 1/4 and 1/2 s; at the ends there are fewer
+    assert found == pytest.approx([1 / 6, 2 / 8, 3 / 9, 2 / 9, 1 / 8, 0.0], abs=1e-5)
+    assert [each.number for each in smoothed(iter(frames), 1.5)] == list(range(6))
+    assert [each.looked.cam[0, 0, 0] for each in smoothed(iter(frames), 0.0)] == [0, 0, 1, 0, 0, 0]
 
 
 def test_maps_are_divided_by_the_strongest_of_the_clip(tmp_path):
