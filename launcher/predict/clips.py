@@ -22,11 +22,11 @@ from launcher.predict.images import row_of
 from launcher.predict.masks import check_kept, describe_classes, predict_frame
 from launcher.predict.model import Model
 from launcher.predict.movie import Movie
-from launcher.predict.outputs import PICTURES, Failure, Folder, Rows, stamp_of
+from launcher.predict.outputs import CLIP, PICTURES, Failure, Folder, Rows, stamp_of
 from launcher.predict.parts import Seen, parts_of, read_part, seen_of, smoothed, write_part
-from launcher.predict.settings import Settings
+from launcher.predict.settings import Settings, look_as
 from launcher.predict.sources import Input
-from launcher.predict.views import in_batches, look
+from launcher.predict.views import in_batches
 from launcher.progress import Progress
 from shards.schema import DataError
 from shards.sources.video import TimedFrame, about_clip, timed_frames
@@ -36,9 +36,9 @@ STILLS = 12  # overlays of a clip, for the contact sheet
 ABOUT = "clip.json"  # what is known of a clip whose frames have all been looked at
 
 
-def predict_clip(model: Model, settings: Settings, clip: Input, out: Folder) -> tuple[Rows, list[Failure]]:
-    """Predict a clip, or what is missing of it; returns a row per frame, and what could not be read."""
-    work = out.rows / f"clip-{clip.key}"
+def predict_clip(model: Model, settings: Settings, clip: Input, out: Folder) -> list[Failure]:
+    """Predict a clip, or what is missing of it; returns what could not be read."""
+    work = out.rows / f"{CLIP}{clip.key}"
     stamp, begun, about = [*stamp_of(clip.path)], work / "stamp.json", work / ABOUT
     movie = out.path / "clips" / f"{clip.key}.mp4"
     rows = Rows(work / "rows.jsonl")
@@ -61,7 +61,7 @@ def predict_clip(model: Model, settings: Settings, clip: Input, out: Folder) -> 
         draw_clip(model, settings, clip, out, known, rows)
     for part in parts_of(work):
         part.unlink()
-    return rows, [Failure(*failure) for failure in known["failures"]]
+    return [Failure(*failure) for failure in known["failures"]]
 
 
 def look_at_clip(model: Model, settings: Settings, clip: Input, work: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def look_at_clip(model: Model, settings: Settings, clip: Input, work: Path) -> d
         batches = in_batches(readable(decoded, clip, settings, at, told, progress), settings.batch_size)
         for batch in chain(batches, [[]]):  # an empty one behind the last
             images = [frame.image for frame in batch if frame.image is not None]
-            found = look(model, settings.kind, settings.scale, images, settings.kept)
+            found = look_as(settings, model, images)
             seen += [Seen(frame.number, frame.time_s, looked) for frame, looked in zip(batch, found, strict=True)]
             if len(seen) >= PART or (not batch and (seen or told)):
                 write_part(work, parts, seen, told)
@@ -130,7 +130,7 @@ def estimate(path: Path, settings: Settings) -> int:
 
 def draw_clip(model: Model, settings: Settings, clip: Input, out: Folder, known: dict[str, Any], rows: Rows) -> None:
     """Second pass: masks, stills, rows, the mp4 and the plot. Frames that have a row are read from their masks."""
-    work, classes, total = out.rows / f"clip-{clip.key}", model.class_set.classes, known["frames"]
+    work, classes, total = out.rows / f"{CLIP}{clip.key}", model.class_set.classes, known["frames"]
     seen = smoothed(seen_of(work, settings, np.asarray(known["strongest"], np.float32)), settings.smooth_s)
     done, stills = iter(list_of(rows)), {*np.linspace(0, total - 1, min(STILLS, total)).round().astype(int).tolist()}
     plot, target = draw.AreaPlot(classes, total), out.path / "clips" / f"{clip.key}.mp4"

@@ -9,9 +9,9 @@ from launcher.predict import draw
 from launcher.predict.masks import Prediction, check_kept, describe_classes, predict_frame
 from launcher.predict.model import Model
 from launcher.predict.outputs import Failure, Folder, ImageRows, stamp_of
-from launcher.predict.settings import Settings
+from launcher.predict.settings import Settings, look_as
 from launcher.predict.sources import Input, read_image
-from launcher.predict.views import in_batches, look
+from launcher.predict.views import in_batches
 from launcher.progress import Progress
 from shards.schema import DataError
 
@@ -31,7 +31,7 @@ def predict_images(
     with Progress(len(inputs), "predict", "frame", initial=len(inputs) - len(todo)) as progress:
         readable = read_all(todo, settings, failures, progress)
         for batch in in_batches(readable, settings.batch_size):
-            found = look(model, settings.kind, settings.scale, [each.image for each in batch], settings.kept)
+            found = look_as(settings, model, [each.image for each in batch])
             for each, looked in zip(batch, found, strict=True):
                 classes = model.class_set.classes
                 prediction = predict_frame(each.image, looked, settings, classes, model.config.segment)

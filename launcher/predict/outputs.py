@@ -30,6 +30,7 @@ COLUMNS = (
     *("components", "boxes", "mean_score", "mask"),
 )
 FRAMES, FAILED, SUMMARY, SHEET = "frames.csv", "failed.csv", "summary.json", "contact_sheet.html"
+CLIP = "clip-"  # and the key: the folder of what is known of a clip
 PICTURES = ("masks", "overlays", "heat")
 OURS = (*PICTURES, "clips", ".rows", FRAMES, FAILED, SUMMARY, SHEET, JOB)
 
@@ -92,6 +93,12 @@ class Folder:
             return decode_mask(path.read_bytes(), str(path))
         except (OSError, DataError):
             return None
+
+    def clips(self) -> dict[str, "Rows"]:
+        """{key: rows} of all clips that were ever predicted into this folder and have a frame."""
+        places = sorted(self.rows.glob(f"{CLIP}*"))
+        found = {place.name.removeprefix(CLIP): Rows(place / "rows.jsonl") for place in places}
+        return {key: rows for key, rows in found.items() if rows.count}
 
     def finish(self, journals: Sequence["Rows"], failures: Sequence[Failure]) -> None:
         """frames.csv, and failed.csv if anything failed."""

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from launcher.predict.defaults import settle
 from launcher.predict.masks import Prediction, predict_frame
 from launcher.predict.model import Model, load_model
-from launcher.predict.settings import Settings, Wishes, settle
+from launcher.predict.settings import Settings, Wishes, look_as
 from launcher.predict.sources import read_image
-from launcher.predict.views import look
 from shards.pixels import orientation_of, rgb_of, upright
 
 
@@ -37,7 +37,7 @@ class Predictor:
             DataError: a file that cannot be read.
         """
         image_HW3 = array_of(image)
-        (looked,) = look(self.model, self.settings.kind, self.settings.scale, [image_HW3], self.settings.kept)
+        (looked,) = look_as(self.settings, self.model, [image_HW3])
         return predict_frame(image_HW3, looked, self.settings, self.classes, self.model.config.segment)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from launcher.errors import RunError
 from launcher.files import tell_refusal, write_whole
 from launcher.predict.clips import predict_clip
+from launcher.predict.defaults import settle
 from launcher.predict.images import predict_images
 from launcher.predict.model import Model, load_model
 from launcher.predict.outputs import SUMMARY, Failure, Folder, ImageRows, Rows, refuse_foreign
-from launcher.predict.settings import Settings, Wishes, settle
+from launcher.predict.settings import Settings, Wishes
 from launcher.predict.sheet import write_sheet
 from launcher.predict.sources import Inputs, find_inputs
 from launcher.progress import format_duration
@@ -76,23 +77,18 @@ def predict(
 def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines: Sequence[str], begun: float) -> Done:
     """Predict what is missing, and write what is made of all."""
     images = ImageRows(folder.rows / "images.jsonl")
-    before = images.count
     failures = predict_images(model, settings, inputs.images, folder, images)
-    of_clips: list[tuple[Any, Rows]] = []
     for clip in inputs.clips:
-        rows, failed = predict_clip(model, settings, clip, folder)
-        of_clips.append((clip, rows))
-        failures += failed
-    journals = [images, *(rows for _, rows in of_clips)]
+        failures += predict_clip(model, settings, clip, folder)
+    clips = folder.clips()
+    journals = [images, *clips.values()]
     summary = summarise(model, settings, journals, lines)
-    summary["clips"], summary["failed"] = len(of_clips), len(failures)
+    summary["clips"], summary["failed"] = len(clips), len(failures)
     summary["below"], summary["seconds"] = str(inputs.below), round(time.monotonic() - begun, 1)
     folder.finish(journals, failures)
-    write_sheet(folder, images, of_clips, failures, summary)
+    write_sheet(folder, images, clips, failures, summary)
     write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1))
-    took, new = time.monotonic() - begun, images.count - before
-    words = f"{summary['headline']}; {format_duration(took)} in all" + (f", {new} images new" if before else "")
-    return Done(words, failures)
+    return Done(f"{summary['headline']}; {format_duration(time.monotonic() - begun)} in all", failures)
 
 
 def summarise(model: Model, settings: Settings, journals: Sequence[Rows], lines: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from PIL import Image
 from launcher.files import write_whole
 from launcher.predict.draw import GAP, words_of
 from launcher.predict.outputs import FAILED, SHEET, Failure, Folder, Rows
-from launcher.predict.sources import Input
 
 TILES = 200  # of images at most, evenly over all
 TILE_PX = 360
@@ -20,7 +19,7 @@ TILE_PX = 360
 def write_sheet(
     out: Folder,
     images: Rows,
-    clips: Sequence[tuple[Input, Rows]],
+    clips: Mapping[str, Rows],
     failures: Sequence[Failure],
     summary: Mapping[str, Any],
 ) -> None:
@@ -37,7 +36,7 @@ def write_sheet(
         total=total,
         tiles=(tile_of(out, row) for number, row in enumerate(images) if number in shown),
         shown=len(shown),
-        clips=(describe_clip(out, clip, rows) for clip, rows in clips),
+        clips=(describe_clip(out, key, rows) for key, rows in clips.items()),
         failures=failures[:TILES],
         failed=len(failures),
         failed_file=FAILED,
@@ -45,13 +44,13 @@ def write_sheet(
     write_whole(out.path / SHEET, "".join(page))
 
 
-def describe_clip(out: Folder, clip: Input, rows: Rows) -> dict[str, Any]:
-    plot = out.path / "clips" / f"{clip.key}.area.svg"
+def describe_clip(out: Folder, key: str, rows: Rows) -> dict[str, Any]:
+    plot = out.path / "clips" / f"{key}.area.svg"
     stills = [row for row in rows if out.place("overlays", row["name"]).is_file()]
     return {
-        "name": clip.name,
+        "name": next(iter(rows))["file"],
         "frames": rows.count,
-        "movie": f"clips/{clip.key}.mp4",
+        "movie": f"clips/{key}.mp4",
         "plot": plot.read_text() if plot.is_file() else "",
         "poster": thumbnail(out, stills[len(stills) // 2]["name"]) if stills else "",
         "tiles": [tile_of(out, row) for row in stills],

@@ -133,39 +133,45 @@ def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 
 
 def look(
-    model: Model, kind: str, scale: Scale, images: Sequence[np.ndarray], kept_HW: np.ndarray | None = None
+    model: Model,
+    kind: str,
+    scale: Scale,
+    images: Sequence[np.ndarray],
+    kept_HW: np.ndarray | None = None,
+    windows: int = 16,
 ) -> list[Looked]:
     """Look at frames (H, W, 3) uint8; those that are squashed go through the network together.
 
     Args:
         kept_HW: False where nothing is to be found: the maps are normalised over the rest.
+        windows: that go through it together.
 
     Raises:
         RunError: a score that is not finite.
     """
+    cam = model.config.cam.model_copy(update={"kinds": (kind,), "step_px": None, "batch_size": windows})
     squashed = [n for n, image in enumerate(images) if scale.of(image.shape[:2]) is None]
     found: dict[int, Looked] = {}
     if squashed:
         views = [resize_image(images[n], (scale.image_size, scale.image_size)) for n in squashed]
-        found.update(zip(squashed, maps_of(model, kind, np.stack(views), None, kept_HW), strict=True))
+        found.update(zip(squashed, maps_of(model, cam, np.stack(views), None, kept_HW), strict=True))
     for n, image in enumerate(images):
         if (factor := scale.of(image.shape[:2])) is not None:
             stride = model.method.student.stride
             height, width = (max(round(side * factor / stride), 1) * stride for side in image.shape[:2])
             window_px = max(scale.image_size // stride, 1) * stride if scale.through_windows else None
-            (found[n],) = maps_of(model, kind, resize_image(image, (height, width))[None], window_px, kept_HW)
+            (found[n],) = maps_of(model, cam, resize_image(image, (height, width))[None], window_px, kept_HW)
     return [found[n] for n in range(len(images))]
 
 
 def maps_of(
-    model: Model, kind: str, images_BHW3: np.ndarray, window_px: int | None, kept_HW: np.ndarray | None
+    model: Model, cam: CamConfig, images_BHW3: np.ndarray, window_px: int | None, kept_HW: np.ndarray | None
 ) -> list[Looked]:
     """What the network says of frames of one size."""
-    config = model.config
-    cam = config.cam.model_copy(update={"kinds": (kind,), "window_px": window_px, "step_px": None})
+    cam = cam.model_copy(update={"window_px": window_px})
     image_B3HW = torch.from_numpy(np.array(images_BHW3)).to(model.device).permute(0, 3, 1, 2) / 255
     kept = None if kept_HW is None else torch.from_numpy(kept_HW).to(model.device, torch.float32)
-    with in_precision(config.train.precision, model.device.type):
+    with in_precision(model.config.train.precision, model.device.type):
         cam_BKhw, probs_BK, strength_BK = read_maps(model.method, image_B3HW, cam, kept)
     values = [x.float().cpu().numpy() for x in (cam_BKhw, probs_BK, strength_BK)]
     if not all(np.isfinite(x).all() for x in values):

@@ -72,7 +72,7 @@ def test_a_clip_that_was_killed_goes_on_and_ends_the_same(clip, monkeypatch, pla
     from launcher.predict import movie
 
     module, calls, looked = (movie if place == "publish" else clips), [], []
-    original, look = getattr(module, place), clips.look
+    original, look = getattr(module, place), clips.look_as
 
     def killed(*arguments, **named):
         if len(calls) == at:
@@ -85,7 +85,7 @@ def test_a_clip_that_was_killed_goes_on_and_ends_the_same(clip, monkeypatch, pla
         predict(["cam"], clip, Path("out"), OPEN)
     assert not Path("out/clips/clip.mp4").exists()
     monkeypatch.setattr(module, place, original)
-    monkeypatch.setattr(clips, "look", lambda *a: looked.append(len(a[3])) or look(*a))
+    monkeypatch.setattr(clips, "look_as", lambda *a: looked.append(len(a[2])) or look(*a))
     predict(["cam"], clip, Path("out"), OPEN)
     assert sum(looked) == (4 if place == "write_part" else 0)  # what was looked at is not looked at again
     assert Path("out/frames.csv").read_bytes() == Path("whole/frames.csv").read_bytes()
@@ -158,6 +158,15 @@ def test_damaged_frames_are_named_and_left_out(clip, monkeypatch):
         ("9", "cam/clip.mp4: frame 9 is damaged"),
     ]
     assert [int(row["frame"]) for row in rows()] == [n for n in range(20) if n not in (0, 9)]
+
+
+def test_a_clip_that_is_gone_stays_in_the_table_and_on_the_page(clip):
+    predict(["cam"], clip, Path("out"), OPEN)
+    write_mp4(Path("cam/new.mp4"), 2)
+    Path("cam/clip.mp4").unlink()
+    predict(["cam"], clip, Path("out"), OPEN)
+    assert [row["file"] for row in rows()] == ["clip.mp4"] * 20 + ["new.mp4"] * 2
+    assert Path("out/contact_sheet.html").read_text().count("<video") == 2
 
 
 def seen(number, time_s, value, strength=1.0):

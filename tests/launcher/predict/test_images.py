@@ -96,14 +96,14 @@ def test_new_and_changed_frames_are_added_and_those_that_are_gone_stay_in_the_ta
     Image.new("RGB", (20, 30)).save("frames/1.png")
     os.unlink("frames/0.png")
     looked = []
-    monkeypatch.setattr(images, "look", lambda *a: looked.append(len(a[3])) or look(*a))
+    monkeypatch.setattr(images, "look_as", lambda *a: looked.append(len(a[2])) or look(*a))
     predict(["frames"], frames, Path("out"), OPEN)
     assert looked == [2]
     assert {row["file"]: row["width"] for row in rows()}["1.png"] == "20" and len(rows()) == 7
     assert decode_mask(Path("out/masks/1.png").read_bytes(), "mask").shape == (30, 20)
 
 
-look = images.look
+look = images.look_as
 
 
 def test_a_bad_frame_is_named_counted_and_skipped(frames, capsys):

@@ -15,10 +15,11 @@ import wsss
 from launcher.__main__ import main
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
+from launcher.predict.defaults import settle
 from launcher.predict.model import Model, load_model
 from launcher.predict.predictor import Predictor
 from launcher.predict.run import predict
-from launcher.predict.settings import Wishes, settle
+from launcher.predict.settings import Wishes
 from launcher.run.export import training_size, write_student
 from launcher.run.folder import EVALUATION
 from wsss.methods.classify import Classify
