@@ -1,6 +1,8 @@
 """Runs, exported files and their defaults; several classes; the command and the entry from Python."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 from support.networks import tiny_vit
+from support.places import PYTHONPATH
 from support.squares import PETS
 
 import wsss
@@ -146,3 +149,10 @@ def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_f
     said, code = wsss_here(*command, "--every", "often", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2 and "--every often: wanted seconds" in said
     assert Path("out/frames.csv").read_text().count("\n") == 2  # the header and a.png
+
+
+def test_importing_wsss_imports_no_launcher_and_knows_no_other_name():
+    code = "import sys, wsss, wsss.metrics.counts\nassert not [m for m in sys.modules if m.startswith('launcher')]"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": PYTHONPATH})
+    with pytest.raises(AttributeError, match="module 'wsss' has no attribute 'lode'"):
+        _ = wsss.lode
