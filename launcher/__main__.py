@@ -14,6 +14,7 @@ from launcher.commands import (
     evaluate,
     export,
     infer,
+    predict,
     refine,
     replay,
     report,
@@ -28,20 +29,20 @@ from launcher.commands import (
 
 COMMANDS = (
     *(shards, train),
-    *(infer, cues, refine, segment),
+    *(infer, cues, refine, segment, predict),
     *(evaluate, report, study, trajectory),
     *(doctor, status, replay, export, track, bench),
 )
 ORDER = [  # of `wsss --help`: in which a user works
     *("shards", "train"),
-    *("infer", "cues", "refine", "segment", "pack-voc"),
+    *("infer", "cues", "refine", "segment", "pack-voc", "predict"),
     *("evaluate", "report", "study", "trajectory"),
     *("doctor", "status", "replay", "export", "track", "bench"),
 ]
 
 
 # Their product lies in files, so that it is no failure where what they say of it is lost.
-WORK = {"train", "infer", "cues", "refine", "segment", "evaluate", "report", "study"}
+WORK = {"train", "infer", "cues", "refine", "segment", "predict", "evaluate", "report", "study"}
 
 
 class InOrderOfWork(typer.core.TyperGroup):

@@ -37,6 +37,13 @@ class Progress:
             self.line_at = time.monotonic()
             print(self.line(note), file=sys.stderr, flush=True)
 
+    def say(self, words: str) -> None:
+        """A line of its own, which leaves a bar whole."""
+        if self.bar is not None:
+            tqdm.write(words, file=sys.stderr)
+        elif self.enabled:
+            print(words, file=sys.stderr, flush=True)
+
     def line(self, note: str = "") -> str:
         elapsed_s = time.monotonic() - self.started_at
         meter = tqdm.format_meter(

@@ -14,7 +14,7 @@ FLOORS = {
         "__main__ train",
         "commands",
         "bench studies doctor",
-        "training",
+        "training predict",
         "evaluation",
         "jobs",
         "run",

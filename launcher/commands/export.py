@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import CARE, RunFolder, example
-from launcher.run.export import write_student
 
 
 def register(app: typer.Typer) -> None:
@@ -20,4 +19,6 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write.")],
 ) -> None:
     """The student of a run's newest checkpoint as one safetensors file: no teacher, no projections, no optimizer."""
+    from launcher.run.export import write_student
+
     print(f"{write_student(run, out)}: the student of {run}")

@@ -21,12 +21,11 @@ from launcher.files import appearing, write_whole
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.run import steps
-from launcher.run.folder import Run
+from launcher.run.folder import EVALUATION, Run
 from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
 from shards.remote import Place
 
-EVALUATION = "evaluation.json"
 PER_IMAGE = "per_image.csv"
 NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
 FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started

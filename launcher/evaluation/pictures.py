@@ -47,13 +47,17 @@ def class_colours() -> np.ndarray:
     return np.array(voc_palette(), dtype=np.float32).reshape(256, 3)
 
 
-def draw_outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, ...] = (0, 255, 255)) -> np.ndarray:
+def draw_outline(
+    image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, ...] = (0, 255, 255), width_px: int = 1
+) -> np.ndarray:
     """The image with the border of the mask (any class) drawn on it, also where the mask meets the image's edge."""
     inside_HW = (mask_HW > 0) & (mask_HW < 255)
-    padded = np.pad(inside_HW, 1)
-    eroded_HW = inside_HW & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    within_HW = inside_HW
+    for _ in range(width_px):
+        padded = np.pad(within_HW, 1)
+        within_HW = within_HW & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
     drawn_HW3 = image_HW3.copy()
-    drawn_HW3[inside_HW & ~eroded_HW] = colour
+    drawn_HW3[inside_HW & ~within_HW] = colour
     return drawn_HW3
 
 
@@ -92,6 +96,7 @@ def plot_curves(
     y_label: str = "",
     log_x: bool = False,
     log_y: bool = False,
+    from_zero: bool = False,
 ) -> str:
     """Line plot {name: (x, y)} as SVG text."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -106,6 +111,8 @@ def plot_curves(
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
+    if from_zero:
+        axes.set_ylim(0, None if any(value > 0 for _, y in lines.values() for value in y) else 1)
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))

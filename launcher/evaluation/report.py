@@ -9,7 +9,6 @@ from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
 from launcher.evaluation.curves import plot_runs
-from launcher.evaluation.evaluate import EVALUATION
 from launcher.evaluation.figures import (
     DASH,
     FEW_GROUPS_NOTE,
@@ -29,7 +28,7 @@ from launcher.evaluation.protocol import join_options
 from launcher.evaluation.table import describe_labels, describe_left_out, has_few_groups, tabulate_classes
 from launcher.evaluation.validate import choose_judge
 from launcher.files import read_json, write_whole
-from launcher.run.folder import CONFIG, Run, find_runs
+from launcher.run.folder import CONFIG, EVALUATION, Run, find_runs
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
 

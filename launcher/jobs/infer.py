@@ -26,7 +26,7 @@ from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute
-from wsss.maps.cam import Raw, view_maps
+from wsss.maps.cam import Raw, ViewMaps, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.scales import Pad
 from wsss.maps.windows import sliding_window
@@ -139,18 +139,20 @@ def score_samples(
 def cams_of(method: Method, image: torch.Tensor, cam: CamConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Cams of all kinds (B, K, h, w) and class probabilities (B, K), as the config's `cam:` says."""
     method.eval()
+    return multi_scale_cam(view_of(method, cam), image, stride=method.student.stride, rule=inferred_rule(cam))
+
+
+def view_of(method: Method, cam: CamConfig) -> ViewMaps:
+    """image -> (raw maps of all kinds, class probabilities) of one view, through windows where the config says so."""
     stride = method.student.stride
 
     def view(image: torch.Tensor) -> tuple[dict[str, Raw], torch.Tensor]:
         return view_maps(method.student, method.maps_of, image, cam.kinds, cam.layers)
 
-    if cam.window_px is not None:
-        step_px = cam.step_px or max(cam.window_px // 2 // stride, 1) * stride
-        windows = sliding_window(
-            view, window_px=cam.window_px, step_px=step_px, stride=stride, batch_size=cam.batch_size
-        )
-        return multi_scale_cam(windows, image, stride=stride, rule=inferred_rule(cam))
-    return multi_scale_cam(view, image, stride=stride, rule=inferred_rule(cam))
+    if cam.window_px is None:
+        return view
+    step_px = cam.step_px or max(cam.window_px // 2 // stride, 1) * stride
+    return sliding_window(view, window_px=cam.window_px, step_px=step_px, stride=stride, batch_size=cam.batch_size)
 
 
 def inferred_rule(cam: CamConfig) -> CamRule:

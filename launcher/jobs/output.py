@@ -29,12 +29,15 @@ from shards.write import sweep_unfinished
 JOB = "job.json"
 
 
-def open_output(out: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
+def open_output(
+    out: Path, content: dict[str, Any], *, overwrite: bool = False, remedy: str = "remove the folder first"
+) -> None:
     """Create the output folder, or check that it was made of the same inputs and settings; sweep what killed writers
     left in it.
 
     Args:
         overwrite: remove what is there first.
+        remedy: what to do about a folder that was made with other settings.
 
     Raises:
         RunError: it was made of something else; names the first difference.
@@ -49,8 +52,7 @@ def open_output(out: Path, content: dict[str, Any], *, overwrite: bool = False) 
         if different:
             name = different[0]
             raise RunError(
-                f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); "
-                "remove the folder first"
+                f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); {remedy}"
             )
         sweep_unfinished(out)
         if before != content:  # the images lie elsewhere now
@@ -65,7 +67,7 @@ def open_output(out: Path, content: dict[str, Any], *, overwrite: bool = False) 
     except FileExistsError:
         if not (out / JOB).is_file():
             raise RunError(f"{out}: cannot be made: something else has this name; rename it") from None
-        open_output(out, content)
+        open_output(out, content, remedy=remedy)
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {tell_refusal(error, out / JOB)}") from error
 

@@ -14,6 +14,7 @@ from shards.schema import ClassSet
 
 CONFIG = "config.yaml"
 ABOUT = "run.json"
+EVALUATION = "evaluation.json"
 # Reading a trained run needs neither the machines nor the ZeRO stage that trained it.
 HERE = (
     *("launch.zero=0", "launch.processes=null"),  # as many as there are GPUs here

@@ -32,8 +32,13 @@ def find_holder(run: Path) -> str | None:
 
 
 @contextmanager
-def only_writer(run: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+def only_writer(
+    run: Path, wait_s: float = LOCK_WAIT_S, *, work: str = "trained", remedy: str = "give this run another name"
+) -> Iterator[None]:
     """Hold a run's folder against a second training; the kernel lets go of it when this process ends, however.
+
+    Args:
+        work, remedy: what another process does with the folder, and what to do if it is not to be ended.
 
     Raises:
         RunError: another process still holds it after wait_s, or the folder cannot be written.
@@ -51,8 +56,7 @@ def only_writer(run: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         file.seek(0)
         if held is False:
             raise RunError(
-                f"{run}: is being trained by {file.read().strip() or 'another process'}; end that first, or give this "
-                "run another name"
+                f"{run}: is being {work} by {file.read().strip() or 'another process'}; end that first, or {remedy}"
             )
         if held is None:
             print(

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from launcher.evaluation.evaluate import EVALUATION, PER_IMAGE
+from launcher.evaluation.evaluate import PER_IMAGE
 from launcher.evaluation.figures import get_figure
 from launcher.files import read_json
-from launcher.run.folder import Run
+from launcher.run.folder import EVALUATION, Run
 from launcher.studies.plan import run_of
 from launcher.studies.table import Row, Study
 from wsss.metrics.counts import bootstrap_interval

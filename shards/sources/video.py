@@ -1,11 +1,14 @@
-"""Video files -> frames, exact by decoding, as they are stored: a rotation tag is reported, not applied."""
+"""Video files -> frames, exact by decoding, as they are stored (timed_frames: upright): a rotation tag is reported."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.pixels import upright
 from shards.schema import DataError
 
 ORIENTATION_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # degrees counterclockwise -> EXIF
@@ -48,30 +51,98 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[np.ndarray]:
 
 def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> tuple[int, dict[int, np.ndarray]]:
     """(frames decoded, kept frames by number), stopping after frame `last`."""
+    count, found = 0, {}
+    for frame in decoded_frames(path):
+        if frame.is_corrupt:
+            raise DataError(f"{path}: frame {count} is damaged; fetch the file again")
+        if keep(count):
+            found[count] = frame.to_ndarray(format="rgb24")
+        count += 1
+        if last is not None and count > last:
+            break
+    return count, found
+
+
+def decoded_frames(path: Path) -> Iterator[Any]:
+    """The frames of a clip as PyAV gives them, in order, one at a time; damaged ones have `is_corrupt`.
+
+    Raises:
+        DataError: the file is missing, is cut short, has no video stream, or does not decode to its end.
+    """
     from av import open as open_video
     from av.error import FFmpegError
 
     if not path.is_file():
         raise DataError(f"{path}: video is missing")
     check_boxes(path)
-    count, found = 0, {}
+    count = 0
     try:
         with open_video(str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path}: has no video stream; wanted a video such as mp4")
             for frame in container.decode(container.streams.video[0]):
-                if frame.is_corrupt:
-                    raise DataError(f"{path}: frame {count} is damaged; fetch the file again")
-                if keep(count):
-                    found[count] = frame.to_ndarray(format="rgb24")
+                yield frame
                 count += 1
-                if last is not None and count > last:
-                    break
     except FFmpegError as error:
         raise DataError(f"{path}: does not decode after {count} frames ({error}); fetch the file again") from error
     if count == 0:
         raise DataError(f"{path}: holds no frame; fetch the file again")
-    return count, found
+
+
+class TimedFrame(NamedTuple):
+    """One frame of a clip; image (H, W, 3) uint8 RGB, upright; None where it is damaged."""
+
+    number: int
+    time_s: float
+    image: np.ndarray | None
+
+
+def timed_frames(path: Path, every_s: float | None = None) -> Generator[TimedFrame]:
+    """Frames with their times from the first one, upright, one at a time: a clip of any length needs no memory.
+
+    Args:
+        every_s: only the first frame of each period of so many seconds; None = all.
+
+    Raises:
+        DataError: as decoded_frames, or a rotation by other than quarter turns.
+    """
+    rate, next_s, start_s, orientation = about_clip(path).rate, 0.0, None, None
+    for number, frame in enumerate(decoded_frames(path)):
+        at_s = number / rate if frame.time is None else float(frame.time)
+        start_s = at_s if start_s is None else start_s
+        orientation = orientation_of_frame(frame, path) if orientation is None else orientation
+        time_s = at_s - start_s
+        if every_s is not None:
+            if time_s + 1e-6 < next_s:
+                continue
+            next_s = (math.floor((time_s + 1e-6) / every_s) + 1) * every_s
+        image = None if frame.is_corrupt else upright(frame.to_ndarray(format="rgb24"), orientation)
+        yield TimedFrame(number, time_s, image)
+
+
+class AboutClip(NamedTuple):
+    """What the header of a clip says, which need not be true: frames per second, seconds (0 = not said)."""
+
+    rate: float
+    duration_s: float
+
+
+def about_clip(path: Path) -> AboutClip:
+    """Raises DataError if the file is missing, cut short, or cannot be opened as a video."""
+    from av import open as open_video
+    from av.error import FFmpegError
+
+    if not path.is_file():
+        raise DataError(f"{path}: video is missing")
+    check_boxes(path)
+    try:
+        with open_video(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: has no video stream; wanted a video such as mp4")
+            rate = float(container.streams.video[0].average_rate or 25)
+            return AboutClip(rate, (container.duration or 0) / 1e6)
+    except (FFmpegError, OSError) as error:
+        raise DataError(f"{path}: does not open as a video ({error}); fetch the file again") from error
 
 
 def check_boxes(path: Path) -> None:
@@ -111,8 +182,11 @@ def tagged(path: Path, size: int, mtime_ns: int) -> int:
     from av import open as open_video
 
     with open_video(str(path)) as container:
-        frame = next(container.decode(container.streams.video[0]))
-        turns = frame.rotation % 360  # degrees, counterclockwise
+        return orientation_of_frame(next(container.decode(container.streams.video[0])), path)
+
+
+def orientation_of_frame(frame: Any, path: Path) -> int:
+    turns = frame.rotation % 360  # degrees, counterclockwise
     if turns not in ORIENTATION_OF_TURN:
         raise DataError(f"{path}: is tagged to be turned by {turns} degrees; wanted quarter turns: encode it upright")
     return ORIENTATION_OF_TURN[turns]

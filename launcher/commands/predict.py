@@ -1,0 +1,62 @@
+"""`wsss predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import MASKS, Overwrite, example
+
+FAILED = 3  # exit code where something could not be read and the rest is done
+
+
+def register(app: typer.Typer) -> None:
+    """Add `predict` to a command."""
+    line = "wsss predict frames/ clip.mp4 --model runs/demo/student --out predictions"
+    app.command(epilog=example(line), rich_help_panel=MASKS)(predict)
+
+
+def predict(
+    source: Annotated[list[str], typer.Argument(help="Images, clips, folders, globs, lists; - is a list on stdin.")],
+    model: Annotated[Path, typer.Option(help="A run such as runs/demo/student, or a file of `wsss export`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the predictions.")],
+    kind: Annotated[str | None, typer.Option(help="Kind of map. Default: the headline of the evaluation.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Default: the tuned one, else evaluate.threshold.")] = None,
+    gate: Annotated[
+        float | None, typer.Option(help="A class of a lower probability is not drawn. Default: 0.5; segmenting: 0.")
+    ] = None,
+    view: Annotated[str, typer.Option(help="auto, squash, windows or whole.")] = "auto",
+    scale: Annotated[float | None, typer.Option(help="Of frames not squashed. Default: that of training.")] = None,
+    refine: Annotated[str, typer.Option(help="none or crf.")] = "none",
+    ignore: Annotated[Path | None, typer.Option(help="Picture that is black where the frame counts.")] = None,
+    every: Annotated[str | None, typer.Option(help="Of clips a frame each 2s, 0.5s ...")] = None,
+    normalise: Annotated[str | None, typer.Option(help="Maps of clips over the clip (default) or each frame.")] = None,
+    smooth: Annotated[float | None, typer.Option(help="Average maps of clips over so many seconds.")] = None,
+    heat: Annotated[bool, typer.Option("--heat", help="Also the maps over the frames, in OUT/heat.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Frames, or windows, at a time.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Masks, overlays, a table and a page of new images and clips, without labels."""
+    from launcher.predict.run import predict as predict_sources
+    from launcher.predict.settings import Wishes, seconds_of
+
+    wishes = Wishes(
+        kind=kind,
+        threshold=threshold,
+        gate=gate,
+        view=view,
+        scale=scale,
+        refine=refine,
+        normalise=normalise,
+        ignore=ignore,
+        every_s=None if every is None else seconds_of(every),
+        smooth_s=smooth,
+        heat=heat,
+        batch_size=batch_size,
+    )
+    done = predict_sources(source, model, out, wishes, device=device, overwrite=overwrite)
+    print(f"{done.words}\nlook at {out / 'contact_sheet.html'}; also masks, overlays, frames.csv, summary.json there")
+    if done.failures:
+        print(f"{len(done.failures)} could not be read: {out / 'failed.csv'}")
+        raise typer.Exit(FAILED)

@@ -1,0 +1,1 @@
+"""New images and clips through a trained network: masks, overlays, a table, a page."""

@@ -1,0 +1,117 @@
+"""What people look at: overlays with outlines and words, heat maps, stills, the area over the time of a clip."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from colorsys import hsv_to_rgb
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from launcher.evaluation.pictures import draw_outline, overlay_scores, plot_curves
+from launcher.predict.masks import Prediction
+
+Words = tuple[str, int | None]  # and the class that they are of
+GAP = "   "
+FIRST_HUE, GOLDEN_SECTION = 0.95, 0.618
+FILL = 0.22  # opacity of a class's colour inside its outline: what is below stays visible
+OUTLINES = 360  # outlines are as wide as the short side over this
+STILL_PX = 320
+PLOTTED = 1000  # points of a curve at most
+
+
+def colour_of(class_id: int) -> tuple[int, int, int]:
+    """A bright colour of its own: hues a golden section apart, the first one a red that neither sky nor flares have.
+    PASCAL VOC's are dark, and some of them alike as an outline."""
+    red, green, blue = hsv_to_rgb((FIRST_HUE + GOLDEN_SECTION * (class_id - 1)) % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, words: Sequence[Words]) -> np.ndarray:
+    """The frame with each class filled lightly and outlined, dark inside the outline, and words at the top."""
+    drawn_HW3, short = image_HW3, min(image_HW3.shape[:2])
+    width_px = max(round(short / OUTLINES), 1)
+    for class_id in np.unique(mask_HW):
+        if class_id in (0, 255):
+            continue
+        inside_HW, colour = mask_HW == class_id, colour_of(int(class_id))
+        drawn_HW3 = drawn_HW3.copy()
+        filled_N3 = drawn_HW3[inside_HW] * (1 - FILL) + np.asarray(colour) * FILL
+        drawn_HW3[inside_HW] = filled_N3.astype(np.uint8)
+        drawn_HW3 = draw_outline(drawn_HW3, inside_HW, (0, 0, 0), 2 * width_px)
+        drawn_HW3 = draw_outline(drawn_HW3, inside_HW, colour, width_px)
+    return write_words(drawn_HW3, words)
+
+
+def write_words(image_HW3: np.ndarray, words: Sequence[Words]) -> np.ndarray:
+    """The image with a line of light words on dark in its upper left corner; those of a class in its colour."""
+    picture = Image.fromarray(image_HW3)
+    size_px = max(min(image_HW3.shape[:2]) // 28, 10)
+    font = ImageFont.load_default(size=size_px)
+    draw, place, margin = ImageDraw.Draw(picture, "RGBA"), (size_px // 2, size_px // 2), size_px // 3
+    left, top, right, bottom = draw.textbbox(place, GAP.join(text for text, _ in words), font=font)
+    draw.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=(0, 0, 0, 170))
+    x = float(place[0])
+    for text, class_id in words:
+        fill = (255, 255, 255) if class_id is None else lighter(colour_of(class_id))
+        draw.text((x, place[1]), text, fill=fill, font=font)
+        x += draw.textlength(text + GAP, font=font)
+    return np.asarray(picture)
+
+
+def lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A class's colour as words, which must be read on dark."""
+    red, green, blue = ((x + 255) // 2 for x in colour)
+    return red, green, blue
+
+
+def words_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) -> list[Words]:
+    """Time, and of each class that is seen its probability and area; of the likeliest one if none is."""
+    seen = [
+        (f"{row['class']} {row['probability']:.2f}, {row['area_percent']:.1f} %", class_id)
+        for class_id, row in enumerate(classes, start=1)
+        if row["area_px"]
+    ]
+    likeliest = max(classes, key=lambda row: row["probability"])
+    nothing: list[Words] = [(f"no {likeliest['class']} ({likeliest['probability']:.2f})", None)]
+    return [*([] if time_s is None else [(f"{time_s:.1f} s", None)]), *(seen or nothing)]
+
+
+def heat(image_HW3: np.ndarray, prediction: Prediction) -> np.ndarray:
+    """The scores of all classes that pass the gate over the frame."""
+    return overlay_scores(image_HW3, prediction.scores.max(0, initial=0))
+
+
+def jpeg(image_HW3: np.ndarray, longest_px: int | None = None) -> bytes:
+    """An image as a JPEG, scaled down to a longest side if it is longer."""
+    picture, buffer = Image.fromarray(image_HW3), io.BytesIO()
+    if longest_px is not None:
+        picture.thumbnail((longest_px, longest_px), Image.Resampling.BILINEAR)
+    picture.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+class AreaPlot:
+    """Area over time of every class, in PLOTTED means at most, whatever the number of frames.
+
+    Args:
+        frames: of the clip.
+    """
+
+    def __init__(self, classes: Sequence[str], frames: int) -> None:
+        self.classes = classes
+        self.each = max(-(-frames // PLOTTED), 1)  # frames in a mean
+        self.sums: list[np.ndarray] = []  # (2 + K,) number, time and areas of each mean
+
+    def add(self, number: int, time_s: float, areas_percent: Iterable[float]) -> None:
+        """The frame of this number, from 0, in order."""
+        if number // self.each >= len(self.sums):
+            self.sums.append(np.zeros(2 + len(self.classes)))
+        self.sums[-1] += [1, time_s, *areas_percent]
+
+    def svg(self, title: str) -> str:
+        """Classes that are nowhere seen are left out, unless all are."""
+        means = np.array([sums[1:] / sums[0] for sums in self.sums])
+        seen = [k for k in range(len(self.classes)) if means[:, 1 + k].any()] or [0]
+        lines = {self.classes[k]: (means[:, 0].tolist(), means[:, 1 + k].tolist()) for k in seen}
+        return plot_curves(title, "time in s", lines, y_label="area in %", from_zero=True)

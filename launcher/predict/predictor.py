@@ -1,0 +1,67 @@
+"""The entry from Python: `wsss.load(path).predict(image)`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from launcher.predict.defaults import settle
+from launcher.predict.masks import Prediction, predict_frame
+from launcher.predict.model import Model, load_model
+from launcher.predict.settings import Settings, Wishes, look_as
+from launcher.predict.sources import read_image
+from shards.pixels import orientation_of, rgb_of, upright
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network and how its maps become masks."""
+
+    model: Model
+    settings: Settings
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.model.class_set.classes
+
+    def predict(self, image: np.ndarray | Image.Image | str | Path) -> Prediction:
+        """The mask of one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, a picture or a file.
+
+        Raises:
+            ValueError: an array of another shape or type, or a picture of a mode that RGB cannot show.
+            DataError: a file that cannot be read.
+        """
+        image_HW3 = array_of(image)
+        (looked,) = look_as(self.settings, self.model, [image_HW3])
+        return predict_frame(image_HW3, looked, self.settings, self.classes, self.model.config.segment)
+
+
+def array_of(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return upright(rgb_of(image), orientation_of(image))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image is {image.shape} {image.dtype}; wanted (H, W, 3) uint8 RGB")
+    return image
+
+
+def load(path: str | Path, *, device: str = "auto", **options: Any) -> Predictor:
+    """A run, or a file of `wsss export`, as a Predictor.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        options: of launcher.predict.settings.Wishes: kind, threshold, gate, view, scale, refine, ignore. Defaults are
+            those of `wsss predict`.
+
+    Raises:
+        RunError: there is no model.
+        ConfigError: an option that it does not fit.
+    """
+    model = load_model(Path(path), device)
+    return Predictor(model, settle(model, Wishes(**options)))

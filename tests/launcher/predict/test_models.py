@@ -1,0 +1,158 @@
+"""Runs, exported files and their defaults; several classes; the command and the entry from Python."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from support.networks import tiny_vit
+from support.places import PYTHONPATH
+from support.squares import PETS
+
+import wsss
+from launcher.__main__ import main
+from launcher.errors import ConfigError, RunError
+from launcher.evaluation.evaluate import evaluate
+from launcher.predict.defaults import settle
+from launcher.predict.model import Model, load_model
+from launcher.predict.predictor import Predictor
+from launcher.predict.run import predict
+from launcher.predict.settings import Wishes
+from launcher.run.export import training_size, write_student
+from launcher.run.folder import EVALUATION
+from wsss.methods.classify import Classify
+
+
+def noise(size=(40, 48), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["project", "class_map", "grad"])
+def test_an_exported_file_predicts_what_its_run_does(run, kind):
+    evaluate(run)
+    write_student(run, Path("student.safetensors"))
+    of_run, of_file = load_model(run, "cpu"), load_model(Path("student.safetensors"), "cpu")
+    assert of_file.class_set == of_run.class_set and of_file.evaluation == of_run.evaluation is not None
+    assert settle(of_file, Wishes()).describe() == settle(of_run, Wishes()).describe()
+    found = [wsss.load(path, kind=kind, gate=0.0).predict(noise()) for path in (run, "student.safetensors")]
+    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-5)
+    np.testing.assert_allclose(found[0].probs, found[1].probs, atol=1e-6)
+
+
+def test_a_file_that_cannot_predict_is_told(run):
+    save_file({}, "old.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it anew"):
+        load_model(Path("old.safetensors"))
+    Path("no.safetensors").write_text("?")
+    with pytest.raises(RunError, match="no.safetensors: is no file of `wsss export`"):
+        load_model(Path("no.safetensors"))
+    with pytest.raises(RunError, match="runs/none: no run here"):
+        load_model(Path("runs/none"))
+
+
+def test_defaults_come_from_the_evaluation_and_say_so(run):
+    model = load_model(run, "cpu")
+    said = settle(model, Wishes()).describe()
+    assert said[0] == "kind grad (first of cam.kinds)"
+    assert said[1] == "threshold 0.30 (evaluate.threshold of its config: no threshold was tuned for grad)"
+    evaluate(run)
+    report = json.loads((run / EVALUATION).read_text())
+    report["headline"]["source"], report["sources"]["project"]["tuned"]["threshold"] = "project", 0.42
+    (run / EVALUATION).write_text(json.dumps(report))
+    said = settle(load_model(run, "cpu"), Wishes()).describe()
+    assert said[:2] == [
+        "kind project (headline of its evaluation)",
+        "threshold 0.42 (tuned for project in its evaluation)",
+    ]
+    assert "gate 0.50" in said[2]
+    report["sources"]["project"]["tuned"]["threshold"] = 0.0
+    (run / EVALUATION).write_text(json.dumps(report))
+    assert (
+        "threshold 0.30 (evaluate.threshold of its config: the one tuned for project, 0.00, is none)"
+        in settle(load_model(run, "cpu"), Wishes()).describe()
+    )
+    refined = settle(model, Wishes(refine="crf"))
+    assert "threshold 0.30 (refine.threshold of its config: no threshold was tuned for grad+crf)" in refined.describe()
+    assert [step.name for step in refined.chain] == ["crf"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"kind": "saliency"}, "--kind saliency: this model has class_map, project, grad, layer"),
+        ({"threshold": 3.0}, "--threshold 3.0: wanted 0 to 1"),
+        ({"refine": "sam"}, "--refine sam: needs what `wsss cues` computes; wanted none or crf"),
+        ({"refine": "magic"}, "--refine magic: there is no such refiner; wanted none or crf"),
+        ({"view": "all"}, "--view all: wanted auto or squash or windows or whole"),
+        ({"view": "squash", "scale": 0.5}, "--scale is not of squashed frames"),
+        ({"scale": 0.0}, "--scale 0: wanted more than 0"),
+        ({"smooth_s": 1000.0}, "--smooth 1000: wanted 0 to 60 seconds"),
+    ],
+)
+def test_a_wish_that_does_not_fit_is_told(run, wishes, message):
+    with pytest.raises(ConfigError, match=message):
+        settle(load_model(run, "cpu"), Wishes(**wishes))
+
+
+def test_the_size_of_training_images_is_known_where_they_were_larger_than_the_view(tiny_config):
+    assert training_size(tiny_config("classify")) is None  # 32 px, as the view
+    assert training_size(tiny_config("classify", "data.image_size=16")) == (32, 32)
+    assert training_size(tiny_config("classify", "data.image_size=16", "data.train=gone")) is None
+
+
+def test_several_classes_have_a_row_a_colour_and_an_id_each(run):
+    model = load_model(run, "cpu")
+    pets = Model(**{**model.__dict__, "class_set": PETS, "method": Classify(tiny_vit(2)).eval()})
+    found = Predictor(pets, settle(pets, Wishes(kind="class_map", gate=0.0, threshold=0.1))).predict(noise())
+    assert found.classes == ("cat", "dog") and found.shown == (1, 2) and found.scores.shape == (2, 40, 48)
+    assert set(np.unique(found.mask)) <= {0, 1, 2} and len(found.probs) == 2
+
+
+def test_an_image_may_be_an_array_a_picture_or_a_path(run):
+    Image.fromarray(noise()).save("a.png")
+    model = wsss.load(run)
+    masks = [model.predict(image).mask for image in (noise(), Image.open("a.png"), "a.png", Path("a.png"))]
+    assert all(np.array_equal(mask, masks[0]) for mask in masks) and masks[0].shape == (40, 48)
+    with pytest.raises(ValueError, match=r"image is \(4, 4\) float64; wanted \(H, W, 3\) uint8 RGB"):
+        model.predict(np.zeros((4, 4)))
+
+
+def test_python_and_the_command_give_the_same_mask(run):
+    Image.fromarray(noise()).save("a.png")
+    predict(["a.png"], run, Path("out"), Wishes(gate=0.0))
+    mask = wsss.load(run, gate=0.0).predict("a.png").mask
+    assert mask.any() and np.array_equal(mask, np.asarray(Image.open("out/masks/a.png")))
+
+
+def wsss_here(*arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["wsss", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    shown = capsys.readouterr()
+    return shown.out + shown.err, end.value.code
+
+
+def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_for_a_mistake(run, monkeypatch, capsys):
+    Path("frames").mkdir()
+    Image.fromarray(noise()).save("frames/a.png")
+    command = ("predict", "frames", "--model", run, "--out", "out", "--gate", 0)
+    said, code = wsss_here(*command, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0 and "1 frame: smoke in 1" in said and "look at out/contact_sheet.html" in said
+    Path("frames/b.png").write_text("?")
+    said, code = wsss_here(*command, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 3 and "left out: frames/b.png" in said and "1 could not be read: out/failed.csv" in said
+    said, code = wsss_here(*command, "--every", "often", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2 and "--every often: wanted seconds" in said
+    assert Path("out/frames.csv").read_text().count("\n") == 2  # the header and a.png
+
+
+def test_importing_wsss_imports_no_launcher_and_knows_no_other_name():
+    code = "import sys, wsss, wsss.metrics.counts\nassert not [m for m in sys.modules if m.startswith('launcher')]"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": PYTHONPATH})
+    with pytest.raises(AttributeError, match="module 'wsss' has no attribute 'lode'"):
+        _ = wsss.lode
