@@ -136,7 +136,6 @@ def try_chain(settings: RefineConfig, task: ShardToRefine) -> None:
 def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members) of every sample of one mask shard, in order."""
     shards, chain = pool.open_shards(task.images), resolve_chain(settings)
-    shards, chain = pool.open_shards(task.images), resolve_chain(settings)
     streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
     of_cams = read_scores(shards, task.cams, task.name, task.kind)
     for (number, scores), *found in zip(of_cams, *streams, strict=True):

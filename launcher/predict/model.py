@@ -82,7 +82,7 @@ def read_file(place: Path) -> Model:
     found = read_exported(place)
     config = found.config
     if found.maps or config.teacher is not None or config.partner is not None:
-        method: Method = Reader(build_network(config.model, found.class_set.num_fg_classes), found.maps)
+        method: Method = Reader(build_network(config.model, found.class_set), found.maps)
     else:
         method = build_method(config, found.class_set)
     try:
