@@ -134,6 +134,7 @@ class MeanFieldConfig(Section):
     bilateral_sxy: PositiveFloat = 121.0
     bilateral_srgb: PositiveFloat = 5.0
     bilateral_weight: PositiveFloat = 4.0
+    by: Literal["lattice", "exact"] | None = None  # null = exact on GPUs and where pydensecrf is not installed
 
 
 class SegmentConfig(Section):
