@@ -2,6 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name, such as one of event files, is none."""
+    try:
+        found = find_spec(package)
+    except ValueError:  # a stand-in that says nothing of where it lies
+        return False
+    return found is not None and found.origin is not None
 
 
 class MissingPackage(ImportError):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,11 +49,9 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[np.ndarray]:
 
 def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> tuple[int, dict[int, np.ndarray]]:
     """(frames decoded, kept frames by number), stopping after frame `last`."""
-    from av import open as open_video
-    from av.error import FFmpegError
-
     if not path.is_file():
         raise DataError(f"{path}: video is missing")
+    open_video, FFmpegError = load_decoder(path)
     check_boxes(path)
     count, found = 0, {}
     try:
@@ -72,6 +71,18 @@ def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> 
     if count == 0:
         raise DataError(f"{path}: holds no frame; fetch the file again")
     return count, found
+
+
+def load_decoder(path: Path) -> tuple[Callable[[str], Any], type[Exception]]:
+    """PyAV's `open` and its error; raises DataError where it is not installed."""
+    try:
+        from av import open as open_video
+        from av.error import FFmpegError
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path}: videos are read by the package 'av', which is not installed: pip install 'wsss[video]'"
+        ) from error
+    return open_video, FFmpegError
 
 
 def check_boxes(path: Path) -> None:
@@ -108,8 +119,7 @@ def orientation_of_clip(path: Path) -> int:
 
 @lru_cache(maxsize=65536)
 def tagged(path: Path, size: int, mtime_ns: int) -> int:
-    from av import open as open_video
-
+    open_video, _ = load_decoder(path)
     with open_video(str(path)) as container:
         frame = next(container.decode(container.streams.video[0]))
         turns = frame.rotation % 360  # degrees, counterclockwise

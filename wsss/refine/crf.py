@@ -5,14 +5,13 @@ Shapes: n score maps, C = n + 1 with background first, H x W pixels.
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsss.extras import MissingPackage
+from wsss.extras import MissingPackage, is_installed
 from wsss.refine.exact_crf import exact_mean_field
 
 By = Literal["lattice", "exact"]
@@ -54,7 +53,7 @@ def choose_sum(by: By | None, device: str = "cpu") -> By:
     Raises:
         MissingPackage: the lattice is wanted, and pydensecrf is not installed.
     """
-    installed = find_spec("pydensecrf") is not None
+    installed = is_installed("pydensecrf")
     if by == "lattice" and not installed:
         raise MissingPackage(
             f"by: lattice needs the package 'pydensecrf', which is not installed: {remedy()}; or take by: exact"

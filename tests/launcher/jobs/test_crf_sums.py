@@ -13,12 +13,12 @@ from wsss.refine import crf
 
 @pytest.fixture
 def bare(monkeypatch):
-    monkeypatch.setattr(crf, "find_spec", lambda name: None)
+    monkeypatch.setattr(crf, "is_installed", lambda name: False)
 
 
 @pytest.fixture
 def furnished(monkeypatch):
-    monkeypatch.setattr(crf, "find_spec", lambda name: object())
+    monkeypatch.setattr(crf, "is_installed", lambda name: True)
 
 
 def sums_of(settings):

@@ -135,7 +135,7 @@ def test_the_crf_gets_the_softmax_of_the_fused_logits_and_the_whole_image(run, p
 def test_where_pydensecrf_is_not_installed_masks_are_made_and_tell_how(run, pets, monkeypatch):
     options = ["segment.mean_field.iterations=2"]
     with monkeypatch.context() as bare:
-        bare.setattr("wsss.refine.crf.find_spec", lambda name: None)
+        bare.setattr("wsss.refine.crf.is_installed", lambda name: False)
         out = segment(run, "val", pets / "val", options)
     assert json.loads((out / "job.json").read_text())["segment"]["mean_field"]["by"] == "exact"
     with pytest.raises(RunError, match="made with other settings"):  # no half of the masks by another sum
