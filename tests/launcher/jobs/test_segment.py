@@ -138,6 +138,7 @@ def test_where_pydensecrf_is_not_installed_masks_are_made_and_tell_how(run, pets
         bare.setattr("wsss.refine.crf.is_installed", lambda name: False)
         out = segment(run, "val", pets / "val", options)
     assert json.loads((out / "job.json").read_text())["segment"]["mean_field"]["by"] == "exact"
+    pytest.importorskip("pydensecrf")
     with pytest.raises(RunError, match="made with other settings"):  # no half of the masks by another sum
         segment(run, "val", pets / "val", [*options, "segment.mean_field.by=lattice"])
 
