@@ -15,7 +15,7 @@ install: .venv/installed
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[all,test]'
 	touch $@
 
 test: install
@@ -28,6 +28,7 @@ test: install
 chaos: install
 	$(BIN)/pytest -m slow -s
 
+RUNS := $(or $(WSSS_RUNS),runs)
 DEMO_RUNS := teacher student lambda0 untrained
 
 demo: install data/demo/train data/demo/tune data/demo/val
@@ -40,8 +41,8 @@ demo: install data/demo/train data/demo/tune data/demo/val
 	for run in $(DEMO_RUNS); do $(WSSS) evaluate runs/demo/$$run || exit 1; done
 	$(WSSS) report runs/demo
 	@echo
-	@echo "Figures, curves and overlays:  runs/demo/report.html"
-	@echo "Runs and CAM galleries:        $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///runs/mlflow.db"
+	@echo "Figures, curves and overlays:  $(RUNS)/demo/report.html"
+	@echo "Runs and CAM galleries:        $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(RUNS)/mlflow.db"
 
 # In training, seven of ten times a chimney says whether there is smoke; in validation it says nothing.
 # Without a teacher (lambda0) nothing trains the student's projected map, so its classifier's own maps are read.
@@ -55,4 +56,4 @@ data/demo/val: | install
 	$(WSSS) shards synthetic --out data/demo --split val --images 192 --size 96 --cooccurrence 0.5 --masks
 
 clean:
-	rm -rf data/demo runs/demo
+	rm -rf data/demo $(RUNS)/demo

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -14,6 +14,7 @@ from launcher.commands import (
     evaluate,
     export,
     infer,
+    init,
     predict,
     refine,
     replay,
@@ -26,15 +27,16 @@ from launcher.commands import (
     train,
     trajectory,
 )
+from wsss import __version__
 
 COMMANDS = (
-    *(shards, train),
+    *(init, shards, train),
     *(infer, cues, refine, segment, predict),
     *(evaluate, report, study, trajectory),
     *(doctor, status, replay, export, track, bench),
 )
 ORDER = [  # of `wsss --help`: in which a user works
-    *("shards", "train"),
+    *("init", "shards", "train"),
     *("infer", "cues", "refine", "segment", "pack-voc", "predict"),
     *("evaluate", "report", "study", "trajectory"),
     *("doctor", "status", "replay", "export", "track", "bench"),
@@ -42,7 +44,7 @@ ORDER = [  # of `wsss --help`: in which a user works
 
 
 # Their product lies in files, so that it is no failure where what they say of it is lost.
-WORK = {"train", "infer", "cues", "refine", "segment", "predict", "evaluate", "report", "study"}
+WORK = {"init", "train", "infer", "cues", "refine", "segment", "predict", "evaluate", "report", "study"}
 
 
 class InOrderOfWork(typer.core.TyperGroup):
@@ -63,16 +65,32 @@ for command in COMMANDS:
     command.register(app)
 
 
+def show_version(asked: bool) -> None:
+    if asked:
+        print(f"wsss {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What comes before a subcommand."""
+
+
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
     from launcher.processes.group import forget_group
-    from launcher.processes.surroundings import without_accelerate
+    from launcher.processes.surroundings import require_ours, without_accelerate
     from launcher.streams import lost_output
 
     for name in set(os.environ) - set(without_accelerate(os.environ)):
         del os.environ[name]  # the config says what they would
     with report_user_errors():
+        require_ours()
         if found := forget_group():
             print(f"ignored, since a wsss command starts its own processes: {', '.join(found)}", file=sys.stderr)
         try:

@@ -36,7 +36,10 @@ def naming(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         from shards.schema import DataError
+        from wsss.extras import MissingPackage
 
+        if isinstance(error, MissingPackage):
+            raise
         if isinstance(error, DataError):  # it says where
             raise ImageError(str(error)) from error
         frames = extract_tb(error.__traceback__)
@@ -53,9 +56,10 @@ def report_user_errors() -> Iterator[None]:
         yield
     except Exception as error:
         from shards.schema import DataError
+        from wsss.extras import MissingPackage
 
         said = explain_partner(error) or explain_machine(error)
-        if said is None and not isinstance(error, ConfigError | DataError | RunError):
+        if said is None and not isinstance(error, ConfigError | DataError | RunError | MissingPackage):
             raise
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         message = f"error{rank}: {said or without_traceback(str(error))}"

@@ -1,6 +1,8 @@
-"""Where runs lie, how a file is written whole (see shards.files), and what becomes of one that is damaged."""
+"""Where runs lie, and the configs that ship; how a file is written whole (see shards.files), and what becomes of a
+damaged one."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,10 @@ __all__ = [
     "RUNS",
     "Damaged",
     "appearing",
+    "find_shipped",
     "link_or_move",
+    "list_shipped",
+    "place_run",
     "publish",
     "read_json",
     "root_of",
@@ -33,7 +38,28 @@ __all__ = [
     "write_whole",
 ]
 
-RUNS = Path("runs")
+RUNS = Path(os.environ.get("WSSS_RUNS") or "runs")
+HERE = Path("configs")  # where somebody works who has changed the project's, or has some of their own
+PACKAGED, BESIDE = Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs"
+SHIPPED = PACKAGED if PACKAGED.is_dir() else BESIDE  # as installed from a wheel, and in a checkout
+
+
+def find_shipped(named: str | Path) -> Path:
+    """The file that a path, or a name such as demo/teacher, means: itself, else one in ./configs, else one that ships
+    with the package. Where there is none, the path as it is."""
+    path = Path(named)
+    inside = path.relative_to(HERE) if path.parts[:1] == HERE.parts else path
+    names = (inside, Path(f"{inside}.yaml"))
+    places = [path, *(folder / name for folder in (HERE, SHIPPED) for name in names)]
+    return next((place for place in places if place.is_file()), path)
+
+
+def list_shipped(pattern: str) -> dict[str, Path]:
+    """{name: file} of the YAMLs in ./configs and of those that ship, by their path there, such as demo/teacher."""
+    found: dict[str, Path] = {}
+    for folder in (SHIPPED, HERE):  # the nearer one wins
+        found |= {str(path.relative_to(folder).with_suffix("")): path for path in folder.glob(f"{pattern}.yaml")}
+    return dict(sorted(found.items()))
 
 
 class Damaged(DataError):
@@ -70,6 +96,12 @@ def set_aside(path: Path, why: object) -> bool:
     return False
 
 
+def place_run(path: Path) -> Path:
+    """The folder of a run, or something in it: `runs/...`, as configs and pages name it, lies below RUNS."""
+    return RUNS.joinpath(*path.parts[1:]) if path.parts[:1] == ("runs",) and not path.exists() else path
+
+
 def root_of(run: Path) -> Path:
-    """The folder of runs that a run lies in, wherever one stands: the next one above it that is named so."""
-    return next((path for path in run.absolute().parents if path.name == RUNS.name), RUNS.absolute())
+    """The folder of runs that a run lies in, wherever one stands: RUNS, or the next one above it that is named so."""
+    above, ours = run.absolute().parents, RUNS.absolute()
+    return next((path for path in above if path == ours or path.name == "runs"), ours)

@@ -62,7 +62,12 @@ def test_nothing_cites_a_specification_that_is_not_in_the_tree():
 README = ROOT / "README.md"
 # Not docs/experiments.md: it names commands and files of the commits at which its figures were measured.
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "golden" / "README.md"}
+    {
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("configs/*/data.md"),
+        ROOT / "tests" / "golden" / "README.md",
+    }
     - {ROOT / "docs" / "experiments.md"}
 )
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
@@ -192,7 +197,8 @@ def test_the_order_of_the_rooms_names_each_of_them():
     lines = re.sub(r"\n +> ", " > ", order).splitlines()
     named = {words[0]: {*words[1:]} for words in (re.split(r"[ ,>]+", line) for line in lines)}
     for package in ("launcher", "wsss", "shards"):
-        assert named[package] == {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"}
+        there = {path.stem for path in (ROOT / package).iterdir() if path.name != "py.typed"}
+        assert named[package] == there - {"__init__", "__pycache__"}
 
 
 RUNS = sorted(

@@ -29,7 +29,7 @@ FLOORS = {
         "maps",
         "models",
         "photometric optim metrics gaussian_sum",
-        "gaussian_triton tensors",
+        "gaussian_triton tensors extras",
     ],
     "shards": [
         "sources batches",

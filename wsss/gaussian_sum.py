@@ -5,7 +5,8 @@ Z_i = sum_j exp(f_i.f_j - |f_j|^2 / 2), of
 
     out_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j = (out_i / Z_i) exp(log Z_i - |f_i|^2 / 2)
 
-Shapes: B images, N points, M points that have values, D features of a point, E of a query or key, C values of a point.
+Shapes: B images, N points, M points that have values, D features of a point, E of a query or key, C values of a point,
+h x w pixels.
 """
 
 from collections.abc import Callable
@@ -63,6 +64,17 @@ def gaussian_sum_chunked(features_BND: Tensor, keys_BMD: Tensor, values_BMC: Ten
     columns_BEM = columns_BME.transpose(1, 2).contiguous()
     sums = [(rows @ columns_BEM).exp_() @ values_BMC for rows in rows_BNE.split(chunk, dim=1)]
     return torch.cat(sums, dim=1)
+
+
+def bilateral_features(colours_B3hw: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:
+    """(y / sigma_xy, x / sigma_xy, rgb / sigma_rgb) of every pixel, (B, N, 5)."""
+    batch, _, height, width = colours_B3hw.shape
+    rows_columns = (  # made on the device: a copy would make the host wait
+        torch.arange(length, dtype=colours_B3hw.dtype, device=colours_B3hw.device) for length in (height, width)
+    )
+    position_2hw = torch.stack(torch.meshgrid(*rows_columns, indexing="ij")) / sigma_xy
+    features_B5hw = torch.cat([position_2hw.expand(batch, -1, -1, -1), colours_B3hw / sigma_rgb], dim=1)
+    return features_B5hw.flatten(2).transpose(1, 2)
 
 
 def half_square(points_BMD: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from torch import Tensor
 FAR = 24.0
 """exp(-|f_i - f_j|^2 / 2) < 2^-FAR is taken as 0: of 50,000 points less than 0.003 of one of them."""
 
+AT_A_TIME = 1 << 24
+"""Pairs of tiles whose distance is looked at together."""
+
 TILE = 64
 WARPS = 4
 CODE_BITS = 10
@@ -44,8 +47,7 @@ def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
     padding = tiles * TILE - points
     scaled_BND = (features_BND * math.sqrt(math.log2(math.e) / 2)).gather(1, order_BN1.expand(-1, -1, 5))
     padded_BMD = torch.cat([scaled_BND, scaled_BND[:, -1:].expand(-1, padding, -1)], dim=1)
-    near_BTT = near_tiles(padded_BMD.unflatten(1, (tiles, TILE)))
-    which_BTT, count_BT = compacted(near_BTT)
+    which_BTT, count_BT = near_columns(padded_BMD.unflatten(1, (tiles, TILE)))
     width = max(16, triton.next_power_of_2(classes))
     sorted_BNC = values_BNC.gather(1, order_BN1.expand(-1, -1, classes)).half()
     sorted_BMC = F.pad(sorted_BNC, (0, width - classes, 0, padding))  # what is added has no value
@@ -94,22 +96,39 @@ def split_half(x: Tensor) -> tuple[Tensor, Tensor]:
     return high, x - high
 
 
-def near_tiles(points_BTID: Tensor) -> Tensor:
-    """(B, T, T) bool: which pairs of tiles have points that may be near; scaled so that exponents are powers of 2."""
+def near_columns(points_BTID: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of the near tiles of each row, first in (B, T, T) int32, and how many they are, (B, T) int32.
+
+    So many rows at a time that what only they need stays below 2 GB; the columns of 1920 x 1080 points are 4 GB.
+    """
+    batch, tiles = points_BTID.shape[:2]
     low_BTD, high_BTD = points_BTID.amin(dim=2), points_BTID.amax(dim=2)
-    gap_BTTD = torch.maximum(low_BTD[:, :, None] - high_BTD[:, None], low_BTD[:, None] - high_BTD[:, :, None])
-    return gap_BTTD.clamp_(min=0).square_().sum(dim=3) < FAR
+    which_BTT = torch.empty(batch, tiles, tiles, dtype=torch.int32, device=points_BTID.device)
+    count_BT = torch.empty(batch, tiles, dtype=torch.int32, device=points_BTID.device)
+    rows = max(1, AT_A_TIME // (batch * tiles))
+    for top in range(0, tiles, rows):
+        few = slice(top, top + rows)
+        near_BtT = near_tiles(low_BTD[:, few], high_BTD[:, few], low_BTD, high_BTD)
+        which_BTT[:, few], count_BT[:, few] = compacted(near_BtT)
+    return which_BTT, count_BT
 
 
-def compacted(near_BTT: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of the near tiles of each row, first in (B, T, T) int32, and how many they are, (B, T) int32."""
-    place_BTT = near_BTT.cumsum(dim=2, dtype=torch.int32)
-    count_BT = place_BTT[..., -1].contiguous()
-    tiles = near_BTT.shape[2]
-    column_BTT = torch.arange(tiles, dtype=torch.int32, device=near_BTT.device).expand_as(near_BTT)
-    behind = torch.where(near_BTT, place_BTT - 1, tiles)  # what is far lands in a column that is cut off
-    which_BTT = torch.zeros(*near_BTT.shape[:2], tiles + 1, dtype=torch.int32, device=near_BTT.device)
-    return which_BTT.scatter_(2, behind.long(), column_BTT)[..., :tiles].contiguous(), count_BT
+def near_tiles(low_BtD: Tensor, high_BtD: Tensor, low_BTD: Tensor, high_BTD: Tensor) -> Tensor:
+    """(B, t, T) bool: which tiles have points that may be near those of some, by the boxes of both; scaled so that
+    exponents are powers of 2."""
+    gap_BtTD = torch.maximum(low_BtD[:, :, None] - high_BTD[:, None], low_BTD[:, None] - high_BtD[:, :, None])
+    return gap_BtTD.clamp_(min=0).square_().sum(dim=3) < FAR
+
+
+def compacted(near_BtT: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of the near tiles of each row, first in (B, t, T) int32, and how many they are, (B, t) int32."""
+    place_BtT = near_BtT.cumsum(dim=2, dtype=torch.int32)
+    count_Bt = place_BtT[..., -1]
+    tiles = near_BtT.shape[2]
+    column_BtT = torch.arange(tiles, dtype=torch.int32, device=near_BtT.device).expand_as(near_BtT)
+    behind = torch.where(near_BtT, place_BtT - 1, tiles)  # what is far lands in a column that is cut off
+    which_BtT = torch.zeros(*near_BtT.shape[:2], tiles + 1, dtype=torch.int32, device=near_BtT.device)
+    return which_BtT.scatter_(2, behind.long(), column_BtT)[..., :tiles], count_Bt
 
 
 @triton.jit

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from launcher.tracking import tracker as tracking
-from launcher.tracking.sinks import is_installed, make_sink
+from launcher.tracking.sinks import make_sink
+from wsss.extras import is_installed
 
 BLOCK = 10  # steps in a row with tracking, then as many without; what else the machine does falls on both
 SETTLE_S = 0.1
@@ -22,7 +23,8 @@ URI = "MLFLOW_TRACKING_URI"
 
 
 def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -> dict[str, Any]:
-    """Time tracked and untracked steps against TensorBoard and MLflow: a local store, no server, a silent one.
+    """Time tracked and untracked steps against those of TensorBoard and MLflow (a local store, no server, a silent one)
+    that are installed.
 
     Args:
         steps: of each kind, for each place.
@@ -40,12 +42,15 @@ def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -
     waits_s, tracking.CLOSE_S = tracking.CLOSE_S, close_s
     try:
         with tempfile.TemporaryDirectory() as folder, serve_silence() as silent:
-            for name, sink, uri in (
+            places = [
                 ("local sqlite", "mlflow", f"sqlite:///{folder}/mlflow.db"),
                 ("absent server", "mlflow", "http://127.0.0.1:9"),
                 ("server that never answers", "mlflow", silent),
-                *([("event files", "tensorboard", "")] if is_installed("tensorboard") else []),
-            ):
+                ("event files", "tensorboard", ""),
+            ]
+            for name, sink, uri in places:
+                if not is_installed(sink):
+                    continue
                 with use_store(uri):
                     run = Path(folder) / name.replace(" ", "_")
                     run.mkdir()

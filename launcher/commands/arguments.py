@@ -6,14 +6,22 @@ from typing import Annotated
 
 import typer
 
+from launcher.files import place_run
+
 
 class Turned(str, Enum):
     keep = "keep"
     apply = "apply"
 
 
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.")]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML that says the whole run.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/demo/student.", callback=place_run)]
+RunsFolder = Annotated[Path, typer.Argument(help="A run, or a folder of runs.", callback=place_run)]
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="YAML that says the whole run, or the name of one that ships, such as demo/teacher."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
 Overwrite = Annotated[bool, typer.Option(help="Remove what was made before with other settings.")]

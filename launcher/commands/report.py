@@ -1,11 +1,8 @@
 """`wsss report`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from launcher.commands.arguments import FIGURES, example
+from launcher.commands.arguments import FIGURES, RunsFolder, example
 
 
 def register(app: typer.Typer) -> None:
@@ -13,9 +10,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("wsss report runs/demo"), rich_help_panel=FIGURES)(report)
 
 
-def report(
-    folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs to show next to each other.")],
-) -> None:
+def report(folder: RunsFolder) -> None:
     """One HTML page: figures, curves, overlays."""
     from launcher.evaluation.report import write_report
 

@@ -1,12 +1,10 @@
 """`wsss status`: what became of runs."""
 
 import json as json_format
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import CARE, Json, example
+from launcher.commands.arguments import CARE, Json, RunsFolder, example
 from launcher.files import RUNS
 
 
@@ -15,9 +13,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("wsss status runs/demo"), rich_help_panel=CARE)(status)
 
 
-def status(
-    folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")] = RUNS, json: Json = False
-) -> None:
+def status(folder: RunsFolder = RUNS, json: Json = False) -> None:
     """Runs as a table: running, finished, failed, stopped or killed; step, loss, time left, and why it ended."""
     from launcher.run.status import format_statuses, read_statuses
 

@@ -1,11 +1,8 @@
 """`wsss track`: send what MLflow or TensorBoard did not take while a run went on."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from launcher.commands.arguments import CARE, example
+from launcher.commands.arguments import CARE, RunsFolder, example
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +13,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(track, name="track", rich_help_panel=CARE)
 
 
-def sync(folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")]) -> None:
+def sync(folder: RunsFolder) -> None:
     """Send what MLflow and TensorBoard lack of these runs; doing it again sends nothing twice."""
     from launcher.tracking.sync import sync as sync_all
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from launcher.config.options import Named, explain_problem, options_of
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
+from launcher.files import find_shipped, list_shipped
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -33,9 +34,13 @@ YamlLoader.add_implicit_resolver(
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and check everything.
 
+    Args:
+        path: of the file, or the name of one that ships, such as demo/teacher (see find_shipped).
+
     Raises:
         ConfigError: file missing, not YAML, unknown key (with the nearest valid one), wrong type or value.
     """
+    path = find_shipped(path)
     return check_content(read_content(path), path, overrides)
 
 
@@ -46,7 +51,9 @@ def read_content(path: Path) -> dict[str, Any]:
         ConfigError: file missing, not YAML, or without sections.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: config file is missing; see configs/ for complete examples")
+        raise ConfigError(
+            f"{path}: config file is missing; `wsss init DIR` writes one, and these ship: {', '.join(shipped_runs())}"
+        )
     try:
         content = yaml.load(path.read_text(), YamlLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -54,6 +61,11 @@ def read_content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}; wanted sections such as data: and train:")
     return content
+
+
+def shipped_runs() -> list[str]:
+    """Names of the configs of runs that ship."""
+    return [name for name in list_shipped("*/*") if name.split("/")[0] not in ("accelerate", "kubernetes", "studies")]
 
 
 def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:

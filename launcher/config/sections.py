@@ -7,15 +7,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
 from launcher.config.options import Named, Section, check_named
+from launcher.files import place_run
 from shards.remote import Place, place_of
+from wsss.extras import is_installed
 
 Precision = Literal["ieee", "tf32", "bf16"]  # see processes.precision
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... lies where WSSS_RUNS says
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
 
 
@@ -31,7 +34,7 @@ class DataConfig(Section):
     min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
     scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
-    masks: Path | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
+    masks: InRuns | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
     pixel: Folder | None = None  # folder of a few pixel shards next to data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
     may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
@@ -134,6 +137,7 @@ class MeanFieldConfig(Section):
     bilateral_sxy: PositiveFloat = 121.0
     bilateral_srgb: PositiveFloat = 5.0
     bilateral_weight: PositiveFloat = 4.0
+    by: Literal["lattice", "exact"] | None = None  # null = exact on GPUs and where pydensecrf is not installed
 
 
 class SegmentConfig(Section):
@@ -162,8 +166,16 @@ class EvaluateConfig(Section):
     workers: PositiveInt | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
 
 
+Sink = Literal["mlflow", "tensorboard"]
+
+
+def default_sinks() -> tuple[Sink, ...]:
+    """MLflow where it is installed: a plain install trains without it, and keeps figures in the run's folder."""
+    return ("mlflow",) if is_installed("mlflow") else ()
+
+
 class TrackingConfig(Section):
-    to: tuple[Literal["mlflow", "tensorboard"], ...] = ("mlflow",)  # [] = the run's folder alone
+    to: tuple[Sink, ...] = Field(default_factory=default_sinks)  # [] = the run's folder alone
     experiment: str = "wsss"  # of MLflow
 
     @model_validator(mode="after")
@@ -178,7 +190,7 @@ class Config(Section):
     data: DataConfig
     model: Named
     method: Named
-    teacher: Path | None = None  # folder of a finished run, for methods that need a teacher
+    teacher: InRuns | None = None  # folder of a finished run, for methods that need a teacher
     partner: Named | None = None  # second network, for methods that train two
     train: TrainConfig
     launch: LaunchConfig = LaunchConfig()
@@ -186,7 +198,7 @@ class Config(Section):
     refine: RefineConfig = RefineConfig()
     segment: SegmentConfig = SegmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @field_validator("name")
     @classmethod

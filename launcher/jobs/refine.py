@@ -12,6 +12,7 @@ from launcher.config.sections import RefineConfig
 from launcher.errors import ImageError, RunError, naming
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
+from launcher.jobs.crf_sums import settle_chain, told
 from launcher.jobs.cues import CUES
 from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.infer import cams_folder
@@ -42,10 +43,12 @@ def refine(
         overwrite: remove these folders first.
 
     Raises:
+        MissingPackage: of a refiner.
         RunError: no CAMs of a split yet, a kind that was not inferred, or other settings in an output folder.
         DataError: shards that failed, each with its reason.
     """
-    chain = [refiner.model_dump(mode="json") for refiner in settings.chain]
+    settings = settle_chain(settings)
+    chain = [told(refiner.model_dump(mode="json")) for refiner in settings.chain]
     parts = [refiner.name for refiner in settings.chain] if name is None else [name]
     outputs: list[tuple[Path, dict[str, Any], list[ShardToRefine]]] = []
     for split in splits:  # all are looked at before the first folder is claimed or removed

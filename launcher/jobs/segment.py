@@ -34,6 +34,7 @@ from launcher.jobs.crf_pool import (
     refine_and_encode,
     run_in_order,
 )
+from launcher.jobs.crf_sums import settle_segment, told
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
@@ -91,6 +92,7 @@ def segment(
     if cams and not shards.image_label_NK.any():
         raise RunError(f"{folder}: no image has a label, so its CAMs cannot be judged; leave out --cams")
     accelerator = make_accelerator(config, processes=None, timeout=LONGEST_SHARD)
+    config = config.model_copy(update={"segment": settle_segment(config.segment, accelerator.device.type)})
     out = segments_folder(run, name) / split
     method.to(accelerator.device).eval()
     workers = count_crf_workers(config.segment, accelerator.num_processes)
@@ -128,13 +130,16 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
     """All that the pixels of the masks depend on."""
     rule = judged_rule(config.cam)
     unused = {"batch_size", "workers"} | (set() if config.segment.crf else {"mean_field", "crf_classes"})
+    settings = config.segment.model_dump(mode="json", exclude=unused)
+    if config.segment.crf:
+        settings["mean_field"] = told(settings["mean_field"])
     return {
         "shards": absolute(shards.folder),
         "fingerprint": shards.index.fingerprint,
         "checkpoint": checkpoint.name,
         "image_size": config.data.image_size,
         "precision": config.train.precision,
-        "segment": config.segment.model_dump(mode="json", exclude=unused),
+        "segment": settings,
         "cam_threshold": config.evaluate.threshold if cams else None,
         "cam": asdict(rule) if cams and rule != TOCO else None,
     }

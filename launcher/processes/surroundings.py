@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.errors import ConfigError
@@ -80,6 +81,19 @@ def shadows(folder: Path) -> list[Path]:
     """What in a folder has the name of one of our packages, and is another."""
     found = [path for name in PACKAGES for path in (folder / f"{name}.py", folder / name / "__init__.py")]
     return [path for path in found if path.is_file() and path.resolve().parents[1] != ROOT]
+
+
+def require_ours() -> None:
+    """Raise ConfigError if a package of one of our names is another's, which Python finds before ours: `launcher` and
+    `shards` are names that others have on the registry too."""
+    for name in PACKAGES:
+        found = find_spec(name)
+        place = Path(found.origin).resolve() if found is not None and found.origin else None
+        if place is None or place.parents[1] != ROOT:
+            raise ConfigError(
+                f"{place or name}: another package of the name '{name}' is in the place of ours; install wsss into an "
+                f"environment of its own (python -m venv), or uninstall that one and install wsss again"
+            )
 
 
 def user_name() -> str:

@@ -5,11 +5,12 @@ gradient clipping of 1 if nothing is said).
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
+from launcher.files import find_shipped
+from wsss.extras import is_installed
 
 # Keys of a DeepSpeed JSON that say what our config says, and where it says it.
 OURS = {
@@ -29,13 +30,18 @@ def read_zero(config: Config) -> dict[str, Any] | None:
     """What `launch.zero` says as DeepSpeed's own settings; None = DDP.
 
     Raises:
-        ConfigError: no such file, not a DeepSpeed JSON, or it says what our config says.
+        ConfigError: DeepSpeed is not installed, no such file, not a DeepSpeed JSON, or it says what our config says.
     """
     zero = config.launch.zero
+    if zero and not is_installed("deepspeed"):
+        raise ConfigError(
+            "launch.zero needs the package 'deepspeed', which is not installed: pip install 'wsss[zero]' (Linux), or "
+            "set launch.zero=0"
+        )
     if isinstance(zero, int):
         return {"zero_optimization": {"stage": zero}} if zero else None
     try:
-        settings = json.loads(Path(zero).read_text())
+        settings = json.loads(find_shipped(zero).read_text())
         stage = settings["zero_optimization"]["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -13,8 +13,7 @@ from launcher.config.file import YamlLoader
 from launcher.config.options import Section, explain_problem
 from launcher.errors import ConfigError
 from launcher.evaluation.figures import get_figure
-
-STUDIES = Path("configs/studies")
+from launcher.files import find_shipped, list_shipped
 
 
 class Training(Section):
@@ -133,17 +132,8 @@ class Study(Section):
 
 
 def studies() -> dict[str, Path]:
-    """{name: file} of the studies that ship with the project.
-
-    Raises:
-        ConfigError: the working folder is not that of the project, whose configs a study names by their paths there.
-    """
-    if not (found := sorted(STUDIES.glob("*.yaml"))):
-        raise ConfigError(
-            f"{STUDIES.resolve()}: no studies here; go to the folder of the project, which holds {STUDIES}, or give "
-            "the path of a study's YAML"
-        )
-    return {path.stem: path for path in found}
+    """{name: file} of the studies in ./configs/studies and of those that ship."""
+    return {path.stem: path for path in list_shipped("studies/*").values()}
 
 
 def load_study(name: str) -> Study:
@@ -152,7 +142,7 @@ def load_study(name: str) -> Study:
     Raises:
         ConfigError: no such study, or not one; says what is wrong and where.
     """
-    path = Path(name) if name.endswith(".yaml") else studies().get(name)
+    path = find_shipped(name) if name.endswith(".yaml") else studies().get(name)
     if path is None or not path.is_file():
         raise ConfigError(f"there is no study '{name}'; there are {', '.join(studies())}")
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from launcher.files import RUNS, root_of
 from launcher.tracking.journal import warn
 from launcher.tracking.sink import Aside, Point, Refused
+from wsss.extras import needs
 
 OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
 
@@ -133,7 +134,7 @@ def load_mlflow() -> None:
     # One request waits so long and is tried so often; the defaults, 120 s and 7, would hide an outage for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    with a_home():
+    with a_home(), needs("mlflow"):
         import mlflow
         import mlflow.data.meta_dataset
         import mlflow.tracking.multimedia

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from launcher.tracking.sink import Point, Refused
+from wsss.extras import needs
 
 FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents."  # TensorBoard reads the files with this in their name, in the order of their names
@@ -34,8 +35,9 @@ class TensorboardSink:
         self.writer: Any = None
 
     def load(self) -> None:
-        import tensorboard.compat.proto.event_pb2
-        import tensorboard.summary.writer.record_writer  # noqa: F401
+        with needs("tensorboard"):
+            import tensorboard.compat.proto.event_pb2
+            import tensorboard.summary.writer.record_writer  # noqa: F401
 
     def connect(self, run: Path, wanted: Mapping[str, Any], run_id: str | None) -> str:
         self.load()

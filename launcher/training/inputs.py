@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -232,6 +233,8 @@ def preflight(config: Config) -> int:
     require_writable(run_folder(config))
     inputs = Inputs(config)
     inputs.check()
+    if not config.tracking.to and "to" not in config.tracking.model_fields_set:
+        print("figures go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
     method = build_method(config, inputs.class_set, inputs.teacher)
     processes = choose_processes(config, method)
     inputs.loaders_from(0, rank=0, ranks=processes)

@@ -69,11 +69,9 @@ def decoded_frames(path: Path) -> Iterator[Any]:
     Raises:
         DataError: the file is missing, is cut short, has no video stream, or does not decode to its end.
     """
-    from av import open as open_video
-    from av.error import FFmpegError
-
     if not path.is_file():
         raise DataError(f"{path}: video is missing")
+    open_video, FFmpegError = load_decoder(path)
     check_boxes(path)
     count = 0
     try:
@@ -145,6 +143,18 @@ def about_clip(path: Path) -> AboutClip:
         raise DataError(f"{path}: does not open as a video ({error}); fetch the file again") from error
 
 
+def load_decoder(path: Path) -> tuple[Callable[[str], Any], type[Exception]]:
+    """PyAV's `open` and its error; raises DataError where it is not installed."""
+    try:
+        from av import open as open_video
+        from av.error import FFmpegError
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path}: videos are read by the package 'av', which is not installed: pip install 'wsss[video]'"
+        ) from error
+    return open_video, FFmpegError
+
+
 def check_boxes(path: Path) -> None:
     """Raise DataError if an mp4 ends inside one of its boxes: cut after a frame, it would decode with fewer frames."""
     size, at = path.stat().st_size, 0
@@ -179,8 +189,7 @@ def orientation_of_clip(path: Path) -> int:
 
 @lru_cache(maxsize=65536)
 def tagged(path: Path, size: int, mtime_ns: int) -> int:
-    from av import open as open_video
-
+    open_video, _ = load_decoder(path)
     with open_video(str(path)) as container:
         return orientation_of_frame(next(container.decode(container.streams.video[0])), path)
 

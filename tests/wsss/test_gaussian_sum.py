@@ -5,8 +5,7 @@ import sys
 import pytest
 import torch
 
-from wsss.gaussian_sum import FUSED, cuda_attention, gaussian_sum, gaussian_sum_chunked
-from wsss.losses.energy import bilateral_features
+from wsss.gaussian_sum import FUSED, bilateral_features, cuda_attention, gaussian_sum, gaussian_sum_chunked
 
 EXTREMES = ["noise", "outliers", "one"]
 
@@ -109,12 +108,26 @@ def test_tiles_that_are_far_apart_are_left_out_and_no_near_one_is(monkeypatch):
     gaussian_triton = pytest.importorskip("wsss.gaussian_triton")
     seen = []
     near_tiles = gaussian_triton.near_tiles
-    monkeypatch.setattr(gaussian_triton, "near_tiles", lambda x: seen.append(near_tiles(x)) or seen[-1])
+    monkeypatch.setattr(gaussian_triton, "near_tiles", lambda *x: seen.append(near_tiles(*x)) or seen[-1])
     points = torch.zeros(1, 256, 5)
     points[:, ::2, 2] = 40.0  # two clouds, mixed: sorted they are two tiles each
     found = gaussian_triton.triton_gaussian_sum(centred(points), torch.ones(1, 256, 1))
     assert seen[0].float().mean() == 0.5
     assert (found == 128).all()
+
+
+def test_the_near_tiles_of_a_large_image_are_found_some_rows_at_a_time(monkeypatch):
+    """Those of 1920 x 1080 points at once took 60 GB."""
+    gaussian_triton = pytest.importorskip("wsss.gaussian_triton")
+    tiles_BTID = 9 * torch.rand(2, 7, 4, 5).sort(dim=1).values
+    which, count = gaussian_triton.near_columns(tiles_BTID)
+    assert count.min() > 0 and count.max() == 7 and count.float().mean() < 7
+    looked_at = []
+    near_tiles = gaussian_triton.near_tiles
+    monkeypatch.setattr(gaussian_triton, "near_tiles", lambda *x: looked_at.append(len(x[0][0])) or near_tiles(*x))
+    monkeypatch.setattr(gaussian_triton, "AT_A_TIME", 2 * 2 * 7)
+    torch.testing.assert_close(gaussian_triton.near_columns(tiles_BTID), (which, count))
+    assert looked_at == [2, 2, 2, 1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests run them")

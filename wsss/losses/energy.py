@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wsss.gaussian_sum import gaussian_sum
+from wsss.gaussian_sum import bilateral_features, gaussian_sum
 from wsss.maps.boxes import inside_box
 from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, keyed_draws, resize
 
@@ -133,17 +133,6 @@ class WithSlope(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return outer[0] * slope, None, None
-
-
-def bilateral_features(colours_B3hw: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:
-    """(y / sigma_xy, x / sigma_xy, rgb / sigma_rgb) of every pixel, (B, N, 5)."""
-    batch, _, height, width = colours_B3hw.shape
-    rows_columns = (  # made on the device: a copy would make the host wait
-        torch.arange(length, dtype=colours_B3hw.dtype, device=colours_B3hw.device) for length in (height, width)
-    )
-    position_2hw = torch.stack(torch.meshgrid(*rows_columns, indexing="ij")) / sigma_xy
-    features_B5hw = torch.cat([position_2hw.expand(batch, -1, -1, -1), colours_B3hw / sigma_rgb], dim=1)
-    return features_B5hw.flatten(2).transpose(1, 2)
 
 
 def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from wsss.extras import needs
+
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
@@ -25,7 +27,8 @@ def load_sam(weights: str | Path | None, variant: Variant, device: str | torch.d
     Raises:
         ValueError: file missing or unreadable, or of another variant.
     """
-    from segment_anything import sam_model_registry
+    with needs("sam"):
+        from segment_anything import sam_model_registry
 
     if weights is not None:
         check_weights(weights, variant)

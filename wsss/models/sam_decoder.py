@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.extras import needs
 from wsss.models.base import Network, Outputs
 from wsss.models.sam import Variant, load_into, load_sam
 from wsss.models.vit import resize_positions
@@ -111,7 +112,8 @@ def small_sam(*, image_size: int, embed_dim: int, depth: int, num_heads: int) ->
     Args:
         image_size: side of the square that the encoder sees, a multiple of its patch of 16 pixels.
     """
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    with needs("sam"):
+        from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     grid = image_size // 16
     encoder = ImageEncoderViT(

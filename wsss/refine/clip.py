@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.extras import needs
 from wsss.tensors import resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
@@ -79,8 +80,9 @@ def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
     Raises:
         ValueError: a file is missing or unreadable, or the weights do not fit the config.
     """
-    from transformers import CLIPModel, CLIPTokenizer
-    from transformers.utils import logging
+    with needs("clip"):
+        from transformers import CLIPModel, CLIPTokenizer
+        from transformers.utils import logging
 
     check_folder(folder)
     logging.disable_progress_bar()  # a bar per process for a second's work

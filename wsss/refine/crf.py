@@ -3,14 +3,22 @@
 Shapes: n score maps, C = n + 1 with background first, H x W pixels.
 """
 
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wsss.extras import MissingPackage, is_installed
+from wsss.refine.exact_crf import exact_mean_field
+
+By = Literal["lattice", "exact"]
+
 PROPOSED_FROM = 0.1  # see proposed_classes
+PROBABLE = 1e-5  # what no class is less likely than
+NO_LATTICE = (3, 13)  # first Python that pydensecrf does not build on
 
 
 def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
@@ -35,6 +43,32 @@ def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
     return stacked / stacked.sum(0)
 
 
+def choose_sum(by: By | None, device: str = "cpu") -> By:
+    """How `mean_field` sums over pixels where nothing is said: on GPUs exactly; else by the lattice of pydensecrf, or
+    exactly where that is not installed.
+
+    Args:
+        device: type of the one that the work is done on.
+
+    Raises:
+        MissingPackage: the lattice is wanted, and pydensecrf is not installed.
+    """
+    installed = is_installed("pydensecrf")
+    if by == "lattice" and not installed:
+        raise MissingPackage(
+            f"by: lattice needs the package 'pydensecrf', which is not installed: {remedy()}; or take by: exact"
+        )
+    return by or ("lattice" if installed and device == "cpu" else "exact")
+
+
+def remedy() -> str:
+    """What a user can do to have the lattice."""
+    if sys.version_info >= NO_LATTICE:
+        newest = f"{NO_LATTICE[0]}.{NO_LATTICE[1] - 1}"
+        return f"it builds on Python {newest} and older"
+    return "pip install 'wsss[crf]'"
+
+
 def mean_field(
     image_HW3: np.ndarray,
     probs_CHW: np.ndarray,
@@ -45,26 +79,27 @@ def mean_field(
     bilateral_sxy: float,
     bilateral_srgb: float,
     bilateral_weight: float,
+    by: By | None = None,
 ) -> np.ndarray:
     """Marginals of a fully connected CRF with unary -log p, a smoothness and an appearance kernel.
 
     Args:
         image_HW3: uint8 RGB.
         probs_CHW: class probabilities; clipped to [1e-5, 1].
-        *_sxy: kernel widths in pixels, > 0 (the library crashes on 0); *_srgb: width in grey levels, > 0.
+        *_sxy: kernel widths in pixels, > 0 (pydensecrf crashes on 0); *_srgb: width in grey levels, > 0.
+        by: lattice: pydensecrf's approximation; exact: all pairs of pixels, on a GPU if there is one; None: see
+            choose_sum. Labels of frames and photographs differ at fewer than 0.5 % of the pixels (D-150).
 
     Returns:
         (C, H, W) float32, summing to 1.
 
     Raises:
         ValueError: image and probabilities of different size or type, a value that is not finite, a width <= 0.
+        MissingPackage: as choose_sum.
 
-    Source: Krähenbühl & Koltun 2011, computed by pydensecrf.
+    Source: Krähenbühl & Koltun 2011.
     """
-    import pydensecrf.densecrf as crf
-    from pydensecrf.utils import unary_from_softmax
-
-    num_classes, height, width = probs_CHW.shape
+    _, height, width = probs_CHW.shape
     if image_HW3.shape != (height, width, 3) or image_HW3.dtype != np.uint8:
         raise ValueError(
             f"image {image_HW3.shape} {image_HW3.dtype} and probabilities {probs_CHW.shape}: "
@@ -75,8 +110,33 @@ def mean_field(
         raise ValueError(f"kernel widths {widths} and iterations {iterations} must be above 0")
     if not np.isfinite(probs_CHW).all():
         raise ValueError(f"{int((~np.isfinite(probs_CHW)).sum())} probabilities are not finite")
+    weights = {"gaussian_weight": gaussian_weight, "bilateral_weight": bilateral_weight}
+    clipped_CHW = probs_CHW.astype(np.float32).clip(PROBABLE, 1)
+    if choose_sum(by) == "lattice":
+        return lattice_mean_field(image_HW3, clipped_CHW, iterations=iterations, **widths, **weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image, probs = (torch.tensor(np.ascontiguousarray(x), device=device) for x in (image_HW3, clipped_CHW))
+    return exact_mean_field(image, probs, iterations=iterations, **widths, **weights).cpu().numpy()
+
+
+def lattice_mean_field(
+    image_HW3: np.ndarray,
+    probs_CHW: np.ndarray,
+    *,
+    iterations: int,
+    gaussian_sxy: float,
+    gaussian_weight: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    bilateral_weight: float,
+) -> np.ndarray:
+    """mean_field of probabilities that are at least PROBABLE by pydensecrf, which sums over a permutohedral lattice."""
+    import pydensecrf.densecrf as crf
+    from pydensecrf.utils import unary_from_softmax
+
+    num_classes, height, width = probs_CHW.shape
     field = crf.DenseCRF2D(width, height, num_classes)
-    field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probs_CHW.astype(np.float32), clip=1e-5)))
+    field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probs_CHW, clip=PROBABLE)))
     field.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_weight)
     field.addPairwiseBilateral(
         sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=np.array(image_HW3, order="C"), compat=bilateral_weight
@@ -155,11 +215,12 @@ def dense_crf(
     bilateral_sxy: float = 60.0,
     bilateral_srgb: float = 5.0,
     bilateral_weight: float = 15.0,
+    by: By | None = None,
 ) -> np.ndarray:
     """Scores -> foreground marginals of the CRF, (n, H, W) float32. Defaults are the smoke paper's (D-80).
 
     Raises:
-        ValueError: as add_background and mean_field.
+        ValueError, MissingPackage: as add_background and mean_field.
     """
     if len(scores_nHW) == 0:
         return scores_nHW
@@ -172,5 +233,6 @@ def dense_crf(
         bilateral_sxy=bilateral_sxy,
         bilateral_srgb=bilateral_srgb,
         bilateral_weight=bilateral_weight,
+        by=by,
     )
     return marginals_CHW[1:]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wsss.extras import needs
+
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
@@ -53,8 +55,9 @@ def sam_proposals(
     Source: Kirillov et al. 2023, section 5.1, by segment_anything; defaults: smoke paper's code, with the 32 points of
     its best row (D-81).
     """
-    from segment_anything import SamAutomaticMaskGenerator
-    from segment_anything.utils.amg import MaskData
+    with needs("sam"):
+        from segment_anything import SamAutomaticMaskGenerator
+        from segment_anything.utils.amg import MaskData
 
     class Generator(SamAutomaticMaskGenerator):
         """The published one, which fails at crops without a pixel, and where no crop of a picture gives a mask."""

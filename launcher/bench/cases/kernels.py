@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launcher.bench.stage import Found, Stage
-from wsss.gaussian_sum import cuda_attention, gaussian_sum, gaussian_sum_by
-from wsss.losses.energy import bilateral_features
+from wsss.gaussian_sum import bilateral_features, cuda_attention, gaussian_sum, gaussian_sum_by
 from wsss.maps.par import DILATIONS, neighbour_weights, propagate, propagate_by_views
 from wsss.tensors import at_least_float32
 

@@ -8,6 +8,7 @@ from support.places import ROOT
 from typer.testing import CliRunner
 
 from launcher.__main__ import ORDER, app, main
+from wsss import __version__
 
 
 def wsss(*arguments, cwd, code=0):
@@ -42,7 +43,7 @@ def test_help_needs_no_heavy_import():
 
 COMMANDS = ["shards synthetic", "shards smoke", "shards verify", "shards info"]
 COMMANDS += [f"shards {name}" for name in ("ijmond", "ijmond-frames", "rise", "smoke5k", "video-urls", "join")]
-COMMANDS += ["train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
+COMMANDS += ["init", "train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
 COMMANDS += ["shards voc12", "shards coco14", "segment", "pack-voc", "trajectory", "export", "status", "predict"]
 COMMANDS += ["study list", "study run", "study report", "bench lr-range", "bench msee-step", "bench crf"]
 
@@ -51,6 +52,10 @@ def test_help_lists_all_commands_in_the_order_of_work():
     shown = CliRunner().invoke(app, ["--help"], terminal_width=200).output
     listed = [line.split()[1] for line in shown.splitlines() if re.match(r"│ [a-z]", line)]
     assert listed == ORDER
+
+
+def test_the_version_is_said():
+    assert CliRunner().invoke(app, ["--version"]).output == f"wsss {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -132,6 +132,17 @@ def test_the_crf_gets_the_softmax_of_the_fused_logits_and_the_whole_image(run, p
     assert changed > 50  # it does something
 
 
+def test_where_pydensecrf_is_not_installed_masks_are_made_and_tell_how(run, pets, monkeypatch):
+    options = ["segment.mean_field.iterations=2"]
+    with monkeypatch.context() as bare:
+        bare.setattr("wsss.refine.crf.is_installed", lambda name: False)
+        out = segment(run, "val", pets / "val", options)
+    assert json.loads((out / "job.json").read_text())["segment"]["mean_field"]["by"] == "exact"
+    pytest.importorskip("pydensecrf")
+    with pytest.raises(RunError, match="made with other settings"):  # no half of the masks by another sum
+        segment(run, "val", pets / "val", [*options, "segment.mean_field.by=lattice"])
+
+
 def test_neither_worker_processes_nor_batches_nor_a_restart_change_a_byte(run, pets):
     whole = segment(run, "val", pets / "val")
     first = {path.name: path.read_bytes() for path in whole.glob("*.tar")}

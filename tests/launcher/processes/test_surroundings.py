@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,15 @@ from launcher.errors import ConfigError
 from launcher.processes import launch, surroundings
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import ACCELERATE, launch_command
-from launcher.processes.surroundings import count_cores, cpu_quota, find_ours, shadows, user_name, without_accelerate
+from launcher.processes.surroundings import (
+    count_cores,
+    cpu_quota,
+    find_ours,
+    require_ours,
+    shadows,
+    user_name,
+    without_accelerate,
+)
 from launcher.studies import run as studies
 from launcher.training.run import train
 from shards.cache import Cache
@@ -196,3 +205,14 @@ def test_a_sink_that_cannot_be_imported_ends_no_run(in_tmp, tiny_config, monkeyp
     monkeypatch.setattr("launcher.tracking.mlflow_sink.load_mlflow", broken)
     train(tiny_config("classify", "train.steps=2"))
     assert "MLflow does not take the figures of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err
+
+
+def test_a_foreign_package_of_one_of_our_names_is_told_with_its_place(tmp_path, monkeypatch):
+    require_ours()
+    foreign = tmp_path / "shards/__init__.py"
+    foreign.parent.mkdir()
+    foreign.touch()
+    found, stray = surroundings.find_spec, SimpleNamespace(origin=str(foreign))
+    monkeypatch.setattr(surroundings, "find_spec", lambda name: stray if name == "shards" else found(name))
+    with pytest.raises(ConfigError, match=f"{foreign}: another package of the name 'shards' .* environment of its own"):
+        require_ours()

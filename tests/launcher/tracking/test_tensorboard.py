@@ -14,7 +14,6 @@ from launcher.config.sections import TrackingConfig
 from launcher.errors import ConfigError
 from launcher.evaluation import evaluate, report
 from launcher.files import RUNS
-from launcher.tracking import sinks
 from launcher.tracking.delivery import Delivery
 from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.sinks import SINKS
@@ -25,6 +24,7 @@ from launcher.tracking.unsent import count_unsent, read_sent
 from launcher.training.inputs import preflight
 from launcher.training.run import train
 from launcher.training.trainer import Trainer
+from wsss import extras
 
 
 @pytest.fixture(autouse=True)
@@ -213,12 +213,13 @@ def test_evaluation_and_report_reach_it(run):
 
 
 def test_a_missing_package_is_said_before_anything_trains(in_tmp, tiny_config, monkeypatch):
-    found = sinks.find_spec
-    monkeypatch.setattr(sinks, "find_spec", lambda name: None if name == "tensorboard" else found(name))
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "tensorboard" else found(name))
     preflight(tiny_config("classify"))
-    with pytest.raises(ConfigError, match="tracking.to: 'tensorboard' needs the package 'tensorboard', .*pip install"):
+    wanted = r"tracking.to: 'tensorboard' needs the package 'tensorboard', .*pip install 'wsss\[tensorboard\]'"
+    with pytest.raises(ConfigError, match=wanted):
         preflight(tiny_config("classify", "tracking.to=[mlflow, tensorboard]"))
-    monkeypatch.setattr(sinks, "find_spec", lambda name: SimpleNamespace(origin=None))  # a folder of that name
+    monkeypatch.setattr(extras, "find_spec", lambda name: SimpleNamespace(origin=None))  # a folder of that name
     with pytest.raises(ConfigError, match="not installed"):
         preflight(tiny_config("classify", "tracking.to=[tensorboard]"))
     assert not Path("runs").exists()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.networks import tiny_vit
 
+import wsss
 from launcher.errors import ConfigError, RunError, report_user_errors
 from launcher.files import RUNS
 from launcher.processes.accelerator import make_accelerator
@@ -46,6 +47,7 @@ def test_a_run_leaves_checkpoints_metrics_config_and_facts(in_tmp, tiny_config):
     last = [line for line in lines if "val/average_precision" in line][-1]
     assert {"val/class_map/per_image_iou", "val/class_map/false_alarm_area", "val/class_map/chimney_area"} <= set(last)
     about = json.loads((run / "run.json").read_text())
+    assert about["packages"]["wsss"] == wsss.__version__
     assert about["classes"] == ["smoke"] and about["packages"]["torch"] == torch.__version__.split("+")[0]
 
 

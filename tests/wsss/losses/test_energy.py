@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from wsss.gaussian_sum import FUSED, gaussian_sum
-from wsss.losses.energy import bilateral_features, dense_energy, drawn_keys, energy_and_slope, nearest
+from wsss.gaussian_sum import FUSED, bilateral_features, gaussian_sum
+from wsss.losses.energy import dense_energy, drawn_keys, energy_and_slope, nearest
 
 KINDS = [("gate_ref", True, "published"), ("gate_true", True, "true"), ("nogate", False, "published")]
 MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])

@@ -24,6 +24,8 @@ def arguments(params):
 
 @pytest.mark.parametrize("case", ["crf_p0", "crf_p1"])
 def test_marginals_equal_the_golden_vectors(golden, case):
+    """Those of pydensecrf; exact ones: test_exact_crf.py."""
+    pytest.importorskip("pydensecrf")
     arrays = golden(case)
     for name in ("toco_seg", "toco_cam"):
         marginals = mean_field(arrays["image"], arrays["probs"], **arguments(arrays[f"{name}_params"]))
@@ -42,6 +44,7 @@ def test_background_probability_equals_the_golden_vectors(golden):
 
 
 def test_the_papers_crf_equals_the_golden_vectors(golden):
+    pytest.importorskip("pydensecrf")
     arrays = golden("crf_p1")
     marginals = dense_crf(arrays["image"], arrays["cam"][None])
     np.testing.assert_allclose(marginals[0], arrays["thesis_Q_gamma16"][1], atol=1e-4)

@@ -1,0 +1,39 @@
+"""What a folder of somebody's own work begins with: configs that ship, named for that folder, and a note on data."""
+
+import re
+from pathlib import Path
+
+from launcher.errors import ConfigError
+from launcher.files import SHIPPED, write_whole
+
+STARTS = {"demo": "demo", "frames": "smoke_mini", "voc": "voc", "coco": "coco"}
+"""What is begun with -> the folder of configs that ship for it."""
+
+OF_ITS_OWN_DATA = "# Result"  # a line of a config's head that says what was measured on other data
+
+
+def write_project(folder: Path, start: str) -> list[Path]:
+    """Write the configs and data.md of one of STARTS; returns their paths.
+
+    They are what ships, but for names and places: a config's run is `runs/NAME` of this folder, its data lie in `data`.
+
+    Raises:
+        ConfigError: there is no such start, or a file of one of these names is there.
+    """
+    if start not in STARTS:
+        raise ConfigError(f"--from {start}: there is no such start; there are {', '.join(STARTS)}")
+    source = SHIPPED / STARTS[start]
+    texts = {path.name: adapt(path.read_text(), source.name) for path in sorted(source.iterdir())}
+    if taken := [name for name in texts if (folder / name).exists()]:
+        raise ConfigError(f"{folder}: holds {', '.join(taken)} already; take another folder, or move them away")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def adapt(text: str, source: str) -> str:
+    """A shipped config or note as one of a folder that holds nothing else."""
+    text = re.sub(rf"\bconfigs/{source}/|(?<=\bname[:=]){source}/|(?<=\bname: ){source}/", "", text)
+    text = re.sub(rf"\b(data|runs)/{source}\b", r"\1", text)
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(OF_ITS_OWN_DATA))
