@@ -19,7 +19,7 @@ Place = Path | str  # a local folder or file; or a URL, as text, since Path woul
 Result = TypeVar("Result")
 
 TRIES = 9  # of one file: with the waits below, a store may be away for three minutes
-PATIENCE_S = 240.0  # no try of a file begins later; the order of all limits is in docs/decisions.md, D-113
+PATIENCE_S = 240.0  # no try of a file begins later; the order of all limits is in docs/decisions.md, D-102
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # the n-th wait is FIRST 2^(n-1) s and at most LONGEST, plus up to 1 s
 CONNECT_S, SILENCE_S = 20, 60  # a server that says nothing for so long has failed this try
 SLOWEST = 1000.0  # bytes per second, over SILENCE_S; with fewer a try has failed

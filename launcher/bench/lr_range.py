@@ -73,7 +73,7 @@ def suggest(lr: list[float], loss: list[float], smoothed: list[float]) -> tuple[
 
     Clearly means by more than four standard deviations of the smoothed loss, estimated from the median distance of
     neighbouring losses. The steepest place, which is often taken, follows the noise of single batches: under AdamW it
-    lay a hundred times above rates that train (D-101).
+    lay a hundred times above rates that train (D-95).
     """
     settled = len(lr) // 5  # the first means are of few losses
     lr, loss, smoothed = lr[settled:], loss[settled:], smoothed[settled:]

@@ -190,7 +190,7 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
     """Raise RunError if the run was begun on other data, or with other settings that change its weights.
 
     Data, a teacher and initial weights are known by their content: where they lie, and what the run is called, may
-    change (D-102).
+    change (D-96).
 
     Args:
         config: what it shall go on with.

@@ -10,7 +10,7 @@ SHOWN = 5  # names in a message
 
 def refuse_unread(method: nn.Module, loss: Tensor) -> None:
     """Refuse a method whose loss leaves out trainable parameters. DDP would end in its second step without their names,
-    ZeRO would not know their state, and one process would train to its end without them (D-100).
+    ZeRO would not know their state, and one process would train to its end without them (D-94).
 
     Args:
         method: not wrapped for data parallelism.

@@ -96,7 +96,7 @@ def thresholds(cam_BPhw: Tensor, segmented_Bhw: Tensor, present_BP: Tensor, *, c
 def fires(cam_BPhw: Tensor, threshold: Tensor) -> Tensor:
     """Where a scale exceeds its threshold by more than rounding could, M > T + 1e-6, (B, h, w) bool.
 
-    A map that is constant over the region equals its mean up to the order of the sum, and does not fire (D-93).
+    A map that is constant over the region equals its mean up to the order of the sum, and does not fire (D-91).
 
     A threshold (B,) is for the largest map of the image, one (B, P) for each map, any of which may exceed its own.
     """

@@ -61,7 +61,7 @@ class ToCo(Method):
             process must be a multiple of it. null = the whole batch of the process.
         energy_scale: resolution of the energy relative to the view.
         energy_cell: one pixel of each cell of so many x so many stands for it in the energy's sum (1 = all): 4 and 9
-            times fewer pairs at 2 and 3, the same sum in expectation (D-121).
+            times fewer pairs at 2 and 3, the same sum in expectation (D-106).
         energy_gain: strength of the exact kernel that equals the published lattice (D-52).
         par_iterations: of the pixel-adaptive refinement.
         toco_compat: the published handling of boxes: of the main view before its own flip, in pixels on the patch

@@ -18,7 +18,7 @@ def try_network(network: nn.Module, name: str, *, stride: int, grad_cam: bool = 
     """Refuse a network that cannot run, and freeze the parameters that none of its outputs depends on.
 
     Nothing can train such a parameter (ConvNeXt's head.norm behind a 1x1 classifier), and DDP and ZeRO wait for the
-    gradient of every one that is trainable (D-100). `network.unread` names them. Draws no random numbers, changes no
+    gradient of every one that is trainable (D-94). `network.unread` names them. Draws no random numbers, changes no
     buffer; the images are 64 px or two cells wide.
 
     Args:

@@ -88,7 +88,7 @@ def mean_field(
         probs_CHW: class probabilities; clipped to [1e-5, 1].
         *_sxy: kernel widths in pixels, > 0 (pydensecrf crashes on 0); *_srgb: width in grey levels, > 0.
         by: lattice: pydensecrf's approximation; exact: all pairs of pixels, on a GPU if there is one; None: see
-            choose_sum. Labels of frames and photographs differ at fewer than 0.5 % of the pixels (D-150).
+            choose_sum. Labels of frames and photographs differ at fewer than 0.5 % of the pixels (D-121).
 
     Returns:
         (C, H, W) float32, summing to 1.
