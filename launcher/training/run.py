@@ -30,6 +30,7 @@ from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
 from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.inputs import Inputs
+from launcher.training.memory import explain_memory
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
@@ -95,6 +96,10 @@ def train(config: Config) -> Method:
                 f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
                 "ended without a new checkpoint; start it again to go on from the last one"
             ) from vain
+        except torch.OutOfMemoryError as error:
+            told = explain_memory(error, config, failure.step() or 0)
+            reason = f"RunError: {told}"
+            raise told from error
         except Exception as error:
             reason = f"{type(error).__name__}: {without_traceback(str(error))}"
             raise

@@ -406,3 +406,23 @@ def test_randomness_of_a_step_is_keyed_by_seed_step_and_rank():
     assert draw(0, 5, 0) == draw(0, 5, 0)
     assert len({draw(0, 5, 0), draw(0, 6, 0), draw(0, 5, 1), draw(1, 5, 0)}) == 4
     assert np.isfinite(draw(0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        ([], r"train\.accumulate=2 \(the same batch in smaller parts\), or train\.precision=bf16; or"),
+        (["train.precision=bf16", "train.graph=true"], r"smaller parts\), or train\.graph=false"),
+    ],
+)
+def test_a_gpu_whose_memory_ends_is_told_with_what_to_do(in_tmp, tiny_config, monkeypatch, overrides, advice):
+    def full(self, batch, step):
+        if step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
+        return losses(self, batch, step)
+
+    losses = Classify.forward
+    monkeypatch.setattr(Classify, "forward", full)
+    with pytest.raises(RunError, match=r"step 3: the memory of the GPU ended \(CUDA out of memory\. .*" + advice):
+        train(tiny_config("classify", *overrides))
+    assert json.loads((RUNS / "teacher/failure.json").read_text())["step"] == 2

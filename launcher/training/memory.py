@@ -1,0 +1,27 @@
+"""The message when the memory of a GPU ends."""
+
+import torch
+
+from launcher.config.sections import Config
+from launcher.errors import RunError
+
+
+def explain_memory(error: torch.OutOfMemoryError, config: Config, step: int) -> RunError:
+    """What a run can do about it.
+
+    Args:
+        step: number of steps that are done.
+    """
+    said = str(error).splitlines()[0] if str(error) else "no more memory"
+    peak = ""
+    if torch.cuda.is_available():
+        whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+        peak = f"; the run had {torch.cuda.max_memory_allocated() / 2**30:.1f} of {whole:.1f} GiB at its peak"
+    train = config.train
+    advice = [f"train.accumulate={2 * train.accumulate} (the same batch in smaller parts)"]
+    advice += ["train.precision=bf16"] if train.precision != "bf16" else []
+    advice += ["train.graph=false (a graph keeps memory of its own)"] if train.graph else []
+    return RunError(
+        f"step {step + 1}: the memory of the GPU ended ({said}){peak}. Start again, from the last checkpoint, with "
+        f"{', or '.join(advice)}; or use more GPUs, a smaller data.image_size, or end what else runs on this GPU"
+    )
