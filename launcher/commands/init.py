@@ -32,4 +32,4 @@ def init(
 
     for path in write_project(folder, start.value):
         print(path)
-    print(f"next: cd {folder}, and read data.md")
+    print(f"next: cd {folder}, and read its note on data")

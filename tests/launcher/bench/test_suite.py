@@ -8,7 +8,7 @@ from launcher.bench.cases import CASES
 from launcher.bench.suite import as_markdown, ask, run_suite
 from launcher.errors import ConfigError
 
-RUN = ["machine", "energy", "par", "step_msee_voc", "parity", "profile", "graphed", "inference", "one_rank"]
+RUN = ["machine", "ceilings", "energy", "par", "parity", "one_rank"]
 
 
 def test_cases_run_at_toy_sizes_and_leave_a_line_each(tmp_path):
@@ -21,6 +21,13 @@ def test_cases_run_at_toy_sizes_and_leave_a_line_each(tmp_path):
     assert all(value["error"] < 1e-4 for value in found["energy"].values())
     page = (tmp_path / "bench.md").read_text()
     assert all(f"## {name}\n" in page for name in RUN) and "| bf16 |" in page
+
+
+@pytest.mark.slow
+def test_every_case_runs_at_toy_sizes(tmp_path):
+    rows = run_suite(tmp_path, device="cpu", minutes=10, only=[], smoke=True)
+    assert [row["case"] for row in rows] == list(CASES)
+    assert all("found" in row for row in rows), [row for row in rows if "found" not in row]
 
 
 def test_cases_that_do_not_fit_are_skipped_by_name(tmp_path):
