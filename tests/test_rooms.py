@@ -84,6 +84,13 @@ def test_rooms_import_only_rooms_below_them(package):
     assert [line for path, source in files.items() for line in imports_against_the_direction(path, source)] == []
 
 
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_packages_own_init_is_of_no_room_and_imports_no_other_package(package):
+    path = ROOT / package / "__init__.py"
+    found = {module.split(".")[0] for _, module in modules_imported(path.read_text())}
+    assert found & set(MAY_IMPORT) <= {*MAY_IMPORT[package], package}
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [

@@ -1,14 +1,16 @@
-"""The science: tensors in, tensors out. Knows no file, no process, no tracker; `wsss.load` is the launcher's."""
+"""The science: tensors in, tensors out. Knows no file, no process, no tracker."""
 
+from importlib.metadata import entry_points
 from typing import Any
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`wsss.load(path).predict(image)`: looked up when it is asked for, since nothing below may import the launcher."""
-    if name == "load":
-        from launcher.predict.predictor import load
-
-        return load
-    raise AttributeError(f"module 'wsss' has no attribute '{name}'")
+    """Names that an installed package offers here as an entry point of `wsss.api`, such as `wsss.load`: looked up when
+    they are asked for, since nothing in here may know who offers them."""
+    for offered in entry_points(group="wsss.api", name=name):
+        return offered.load()
+    raise AttributeError(
+        f"module 'wsss' has no attribute '{name}'; `wsss.load` comes with an installation of the project"
+    )
