@@ -44,7 +44,8 @@ def naming(where: str) -> Iterator[None]:
             raise ImageError(str(error)) from error
         frames = extract_tb(error.__traceback__)
         place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-        raise ImageError(f"{where}: {type(error).__name__}: {error}{place}") from error
+        smaller = "; lower cam.batch_size or segment.batch_size" if type(error).__name__ == "OutOfMemoryError" else ""
+        raise ImageError(f"{where}: {type(error).__name__}: {error}{place}{smaller}") from error
 
 
 @contextmanager

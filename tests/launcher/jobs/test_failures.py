@@ -204,5 +204,6 @@ def test_images_that_fail_only_together_are_named_together():
         return images
 
     assert try_together(work, [1], ["a"]) == [1]
-    with pytest.raises(ImageError, match="a and 2 more, together: OutOfMemoryError: out of memory"):
+    with pytest.raises(ImageError, match="a and 2 more, together: OutOfMemoryError: out of memory") as told:
         try_together(work, [1, 2, 3], ["a", "b", "c"])
+    assert str(told.value).endswith("; lower cam.batch_size or segment.batch_size")
