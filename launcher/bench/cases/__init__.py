@@ -9,6 +9,7 @@ CASES: dict[str, tuple[float, Callable[[Stage], Found]]] = {
     "machine": (3, machine.machine),
     "ceilings": (8, machine.ceilings),
     "energy": (15, kernels.energy),
+    "energy_cells": (10, kernels.energy_cells),
     "par": (15, kernels.par),
     "step_msee_voc": (30, steps.step_msee_voc),
     "waits": (15, numbers.waits),

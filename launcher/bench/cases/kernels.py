@@ -9,6 +9,7 @@ from torch import Tensor
 
 from launcher.bench.stage import Found, Stage
 from wsss.gaussian_sum import bilateral_features, cuda_attention, gaussian_sum, gaussian_sum_by
+from wsss.losses.energy import dense_energy
 from wsss.maps.par import DILATIONS, neighbour_weights, propagate, propagate_by_views
 from wsss.tensors import at_least_float32
 
@@ -32,6 +33,30 @@ def energy(stage: Stage) -> Found:
             row = stage.clock(partial(of, features, values), 5, 2)
             off = (of(features, values)[:1, rows] - exact).abs() / exact.abs().clamp(min=1e-6)
             found[f"{name}, {images} of {side} px, {classes} classes"] = {**row, "error": float(off.max())}
+    return found
+
+
+def energy_cells(stage: Stage) -> Found:
+    """The energy with one pixel for each cell (method.energy_cell): time beside all pixels, and the cosine of the
+    gradients, the lowest of three draws. One image, soft and confident segmentations."""
+    found, side = Found(), stage.size(448, 32)
+    torch.manual_seed(0)
+    image = stage.photographs(1, side).to(stage.device)
+    label = torch.zeros(1, side, side, dtype=torch.int64, device=stage.device)
+    box = torch.tensor([[0, side, 0, side]], device=stage.device)
+    for strength in (0.5, 4.0):
+        logits = (strength * torch.randn(1, 21, side // 16, side // 16, device=stage.device)).requires_grad_()
+
+        def slope(cell: int, seed: int = 0, logits: Tensor = logits) -> Tensor:
+            seed_B = torch.tensor([seed], device=stage.device)
+            energy = dense_energy(image, logits, label, box, cell=cell, seed_B=seed_B)
+            return torch.autograd.grad(energy, logits)[0].flatten()
+
+        exact = slope(1)
+        for cell in (1, 2, 3):
+            cosines = [F.cosine_similarity(slope(cell, seed), exact, dim=0).item() for seed in range(3)]
+            row = stage.clock(partial(slope, cell), 2, 1)
+            found[f"cell {cell}, logits x {strength:g}"] = {**row, "lowest cosine": round(min(cosines), 5)}
     return found
 
 
