@@ -314,9 +314,10 @@ def test_a_loader_process_takes_a_sigterm_as_its_parent_does(scenes):
     """Slurm may send it to every process of a job; a run that catches it needs batches until it stops."""
     shards = ShardFolder(scenes / "train", "label")
     part = Slice(rank=0, ranks=1, global_batch_size=4)
+    others = set(multiprocessing.active_children())  # of tests before this one
     batches = iter(train_loader(shards, Augment(size=16), seed=0, part=part, workers=1))
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - others
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         worker.terminate()
