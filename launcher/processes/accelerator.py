@@ -142,7 +142,7 @@ def zero_accelerator(settings: dict[str, Any], *, backend: str) -> "Accelerator"
 
     if "LOCAL_RANK" not in os.environ:
         raise ConfigError("launch.zero needs processes that a launcher started: use `wsss train`")
-    plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
+    plugin = DeepSpeedPlugin(hf_ds_config=settings)
     group = InitProcessGroupKwargs(backend=backend, timeout=GROUP_TIMEOUT)  # unstated, each CPU process is alone
     return Accelerator(
         deepspeed_plugin=plugin,

@@ -46,10 +46,10 @@ def read_zero(config: Config) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"launch.zero: {zero} is no readable DeepSpeed JSON with zero_optimization.stage ({error!r}); "
-            "give 0, 1, 2, 3 or a file like configs/deepspeed/zero2.json"
+            "give 0, 1, 2 or a file like configs/deepspeed/zero2.json"
         ) from error
-    if stage not in (1, 2, 3):
-        raise ConfigError(f"launch.zero: {zero} asks for stage {stage!r}; wanted 1, 2 or 3 (launch.zero=0 is DDP)")
+    if stage not in (1, 2):
+        raise ConfigError(f"launch.zero: {zero} asks for stage {stage!r}; wanted 1 or 2 (launch.zero=0 is DDP)")
     for key, place in OURS.items():
         if settings.get(key, "auto") != "auto":
             raise ConfigError(f"launch.zero: {zero} sets {key}; leave it out, this run's is made from {place}")

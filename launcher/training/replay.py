@@ -93,7 +93,7 @@ def find_checkpoint_before(run: Path, step: int) -> Path | None:
 
 def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
     """Run the trainer's next step on this rank alone, without an update; what there is to say about it."""
-    method, accelerator = trainer.full_method, trainer.accelerator
+    method, accelerator = trainer.plain_method, trainer.accelerator
     trainer.prepare_step()
     trainer.log_window, trainer.log_batches, trainer.unchecked = {}, 0, []
     method.zero_grad(set_to_none=True)

@@ -16,7 +16,6 @@ from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, make_validator
 from launcher.files import Damaged, read_json, set_aside, write_whole
-from launcher.processes import zero
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, WaitsInVain, stop_on_sigterm
@@ -67,15 +66,14 @@ def train(config: Config) -> Method:
         if main:
             lines = [name_unread(method), *(name_origins(method) if found is None else [])]
             print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
-        full_method = zero.unsharded_copy(accelerator, method)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         tracker = begin_run(config, run, about, found) if main else NoTracker()
         status, reason = "FAILED", None
         try:
             validate = None
             if inputs.val is not None:
-                chosen = choose_judge(full_method, inputs.val.index.supervision)
-                judge = chosen(config, full_method, inputs.val, accelerator)
+                chosen = choose_judge(method, inputs.val.index.supervision)
+                judge = chosen(config, method, inputs.val, accelerator)
                 validate = make_validator(judge, config, inputs.val, accelerator, tracker)
             trainer = make_trainer(
                 inputs,
@@ -86,7 +84,6 @@ def train(config: Config) -> Method:
                 evaluate=validate,
                 asked_to_stop=asked_to_stop,
                 tracker=tracker,
-                full_method=full_method,
             )
             failure.step = lambda: trainer.step
             status = "FINISHED" if trainer.fit() else "KILLED"
@@ -107,7 +104,7 @@ def train(config: Config) -> Method:
             tracker.close(status, reason)
     if status == "KILLED":
         raise Stopped(f"{run}: asked to stop, did so after step {trainer.step}; start it again to go on")
-    return full_method
+    return method
 
 
 def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
@@ -143,7 +140,6 @@ def make_trainer(
     evaluate: Callable[[int], Mapping[str, float | None]] | None,
     asked_to_stop: Callable[[], bool],
     tracker: Tracker,
-    full_method: Method | None = None,
 ) -> Trainer:
     """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
     config = inputs.config
@@ -167,7 +163,6 @@ def make_trainer(
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
         skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
-        full_method=full_method,
     )
 
 

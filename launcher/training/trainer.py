@@ -37,7 +37,6 @@ class Trainer:
         asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
-        full_method: see zero.unsharded_copy; None = the method.
     """
 
     def __init__(
@@ -56,15 +55,13 @@ class Trainer:
         tracker: Tracker,
         global_batch_size: int,
         skips: Skips | None = None,
-        full_method: Method | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.resume_from = resume_from
         self.accelerator = accelerator
-        self.full_method = full_method or method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
-        self.plain_method = method
-        self.method, self.optimizer = zero.prepare(accelerator, method, self.full_method, optimizer)
+        self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
+        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer)
         self.gradient: Gradient = self.losses_and_gradient
         if config.graph and may_be_recorded(accelerator, method):
             self.gradient = GraphedGradient(self.losses_and_gradient, method.phase)
@@ -223,7 +220,7 @@ class Trainer:
 
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
-            zero.gather_full(self.optimizer, self.full_method, moments=False)
+            zero.gather_full(self.optimizer, self.plain_method, moments=False)
             figures = self.evaluate(self.step)
             self.log_began = time.perf_counter()  # evaluation is not training time
             if self.accelerator.is_main_process:
@@ -242,10 +239,10 @@ class Trainer:
         self.stop_if_not_finite()
         self.skips.count(self.step)  # a run that goes on from here does not meet these samples again
         started = time.perf_counter()
-        zero.gather_full(self.optimizer, self.full_method, moments=True)
+        zero.gather_full(self.optimizer, self.plain_method, moments=True)
         keep, best = self.config.keep, self.config.keep_best
         checkpoint.save(
-            self.run, self.step, self.full_method, self.optimizer, self.accelerator, keep=keep, keep_best=best
+            self.run, self.step, self.plain_method, self.optimizer, self.accelerator, keep=keep, keep_best=best
         )
         stall_s = time.perf_counter() - started
         self.tracker.log({"train/save_s": stall_s}, self.step)
@@ -257,7 +254,7 @@ class Trainer:
             return
         if self.accelerator.is_main_process:
             print(f"resuming from {self.resume_from}", flush=True)
-        self.step = checkpoint.load(self.resume_from, self.full_method, self.optimizer)
+        self.step = checkpoint.load(self.resume_from, self.plain_method, self.optimizer)
         if self.step and self.is_evaluation_due() and not steps.read_figures(self.resume_from):
             self.run_evaluation()
 

@@ -32,7 +32,7 @@ def test_a_bank_that_is_said_to_be_equal_and_is_not_is_refused_at_the_first_save
 
 
 def test_a_bank_of_what_all_processes_have_seen_is_one_bank_whatever_their_number(yaml):
-    zero = overrides("shared", 2, "launch.zero=3", "name=zero")
+    zero = overrides("shared", 2, "launch.zero=2", "name=zero")
     (ddp, sharded), (other, _) = together(2, trained_with_bank, yaml, [overrides("shared", 2), zero])
     runs = [overrides("shared", 1), overrides("private", 1, "name=alone")]
     ((one, alone),) = together(1, trained_with_bank, yaml, runs)

@@ -46,7 +46,7 @@ def test_msee_trains_alike_on_one_two_and_four_processes(msee):
 
 
 def test_msee_trains_under_zero_as_under_ddp(msee):
-    runs = [[*msee, "launch.processes=2", f"launch.zero={zero}", f"name=z{zero}"] for zero in (0, 2, 3)]
+    runs = [[*msee, "launch.processes=2", f"launch.zero={zero}", f"name=z{zero}"] for zero in (0, 2)]
     ddp, *others = together(2, trained, MSEE, runs)[0]
     for other in others:
         assert other["losses"] == pytest.approx(ddp["losses"], rel=1e-5)
@@ -130,7 +130,7 @@ def test_methods_that_learn_from_masks_train_alike_on_one_process_on_two_and_in_
         for n in (1, 2)
     ]
     pair += [run("supervised", "z2", "launch.processes=2", "launch.zero=2")]
-    pair += [run("affinity", "z3", "launch.processes=2", "launch.zero=3")]
+    pair += [run("affinity", "z1", "launch.processes=2", "launch.zero=1")]
     shared, _ = together(2, trained, yaml, pair)
     for number, name in enumerate(LEARNING_FROM_MASKS):
         one, *others = [*alone[3 * number : 3 * number + 3], *shared[2 * number : 2 * number + 2]]

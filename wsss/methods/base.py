@@ -85,7 +85,7 @@ class Method(nn.Module):
             seen_BD = gather(self.fresh_BD).flatten(0, 1)  # a queue
             self.bank_ND.copy_(torch.cat([seen_BD, self.bank_ND])[: len(self.bank_ND)])
 
-        It reads and writes buffers, not weights, of which ZeRO-3 has given each rank a share.
+        It writes buffers, not weights: ZeRO would throw away what is changed in these outside of its optimizer.
 
         Args:
             gather: tensor -> (ranks, *its shape), by rank. All ranks must call it with tensors of one shape and type.

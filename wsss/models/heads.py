@@ -69,8 +69,8 @@ class ProjectionHead(nn.Module):
 
 def follower_of(student: nn.Module) -> nn.Module:
     """A copy that `move_towards` moves. Its weights are buffers under the names that they have in the student: saved
-    like these and trained by nobody, and ZeRO-3, which would throw away what is changed outside of its optimizer,
-    leaves them alone."""
+    like these and trained by nobody, and ZeRO, which would throw away what is changed outside of its optimizer, leaves
+    them alone."""
     teacher = copy.deepcopy(student)
     for module in teacher.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
