@@ -14,6 +14,7 @@ from launcher.evaluation.pictures import plot_curves
 from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu
 from launcher.processes.group import gather_ranks
+from launcher.processes.precision import in_precision, set_precision
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
 from launcher.training.inputs import Inputs
@@ -38,6 +39,7 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
     Source: Smith 2017; smoke paper, section 4.2 (1e-7 to 100 in 100 steps, chose 1e-4).
     """
     device = torch.device("cpu" if uses_cpu(config) else "cuda")
+    set_precision(config.train.precision)
     inputs = Inputs(config)
     torch.manual_seed(config.train.seed)
     method = build_method(config, inputs.class_set, inputs.teacher).to(device).train()
@@ -50,7 +52,8 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
         for group in optimizer.param_groups:
             group["lr"] = lr
         seed_step(config.train.seed, step, 0)
-        loss = method(to_device(next(batches), device), step)["loss"]
+        with in_precision(config.train.precision, device.type):
+            loss = method(to_device(next(batches), device), step)["loss"]
         value = loss.item()
         total, weight = 0.9 * total + value, 0.9 * weight + 1
         smoothed = total / weight

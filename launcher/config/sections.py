@@ -14,7 +14,7 @@ from launcher.files import place_run
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
 
-Precision = Literal["ieee", "tf32", "bf16"]  # see processes.precision
+Precision = Literal["ieee", "tf32", "bf16", "fp16"]  # see processes.precision
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -52,7 +52,7 @@ class TrainConfig(Section):
     decay_all: bool = False  # decay norms, biases and tokens too, as ToCo does
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
     accumulate: PositiveInt = 1  # micro-batches per update
-    precision: Precision = "ieee"  # ieee: float32; tf32: its products in TF32; bf16: networks in bfloat16
+    precision: Precision = "ieee"  # ieee: float32; tf32: its products in TF32; bf16, fp16: networks in half
     graph: bool = False  # record each kind of step as one CUDA graph; one GPU, accumulate 1, else without effect
     deterministic: bool = False  # on GPUs bit-equal repeats, for more time; CPUs have them anyway
     sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch has none for CPUs

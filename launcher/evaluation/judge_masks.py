@@ -26,6 +26,7 @@ from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.pictures import overlay_classes, overlay_scores
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.segment import CAM_KINDS, maps_reader
+from launcher.processes.precision import in_precision
 from shards.batches.augment import Squash
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
@@ -128,13 +129,13 @@ class MaskJudge:
                 for kind, label_HW in labels.items():
                     confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
                 if number in drawn:
-                    with self.accelerator.autocast():
+                    with in_precision(self.config.train.precision, device.type):
                         own = self.method.pictures({n: batch[n][one] for n in ("image", "image_label", "present")})
                     rows[number] = draw_row(self.shards, number, {**labels, **{n: maps[0] for n, maps in own.items()}})
         if count := int(broken):
             raise RunError(
                 f"{self.shards.folder}: the network's logits of {count} of {len(numbers)} images are NaN or infinite: "
-                "no figure; go on from an earlier checkpoint with a lower train.lr, or train.precision=no"
+                "no figure; go on from an earlier checkpoint with a lower train.lr, or train.precision=ieee"
             )
         judged = ImageLabels(self.shards.index.classes)
         for number, probs_K in zip(seen, torch.cat(probs_BK).tolist() if seen else [], strict=True):
@@ -145,7 +146,7 @@ class MaskJudge:
     def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
         """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
         scales = list(dict.fromkeys([1.0, *rule.scales]))
-        read = maps_reader(self.method.student, self.accelerator)
+        read = maps_reader(self.method.student, self.config.train.precision)
         stride = self.method.student.stride
         seen = scaled_views(read, image_B3SS, stride=stride, scales=scales, flip=rule.flip, pad=rule.pad)
         of_scale = dict(zip(scales, seen, strict=True))

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from launcher.config.sections import Config, SegmentConfig
+from launcher.config.sections import Config, Precision, SegmentConfig
 from launcher.errors import RunError, naming, report_user_errors
 from launcher.jobs.crf_pool import (
     QUEUED,
@@ -39,6 +39,7 @@ from launcher.jobs.infer import judged_rule
 from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
 from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
 from launcher.processes.launch import read_arguments
+from launcher.processes.precision import in_precision
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
@@ -123,7 +124,7 @@ def try_segment(network: Network, config: Config, accelerator: Accelerator) -> N
         RunError: the network gives no segmentation.
     """
     stride = network.stride
-    maps_reader(network, accelerator)(torch.zeros(1, 3, 2 * stride, 2 * stride, device=accelerator.device))
+    maps_reader(network)(torch.zeros(1, 3, 2 * stride, 2 * stride, device=accelerator.device))
 
 
 def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
@@ -145,14 +146,16 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
     }
 
 
-def maps_reader(network: Network, accelerator: Accelerator) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
+def maps_reader(
+    network: Network, precision: Precision = "ieee"
+) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
     """image -> ({"seg": (B, C, h, w), "cam", "aux_cam": (B, K, h, w) raw}, class scores (B, K)).
 
-    In the precision of training, without gradients. `aux_cam` only where the network has an auxiliary classifier.
+    Without gradients. `aux_cam` only where the network has an auxiliary classifier.
     """
 
     def read(image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), in_precision(precision, image.device.type):
             out = network(image)
         if out.seg_logits_BChw is None:
             raise RunError(f"{type(network).__name__} gives no segmentation: choose a model and method that segment")
@@ -169,7 +172,7 @@ def segment_images(
 ) -> Iterator[SegmentedImage]:
     """Segment every image of these shards, in order."""
     settings, stride = config.segment, method.student.stride
-    read = maps_reader(method.student, accelerator)
+    read = maps_reader(method.student, config.train.precision)
     flips, scales = RULES[settings.rule]
     for batch in loader_of(shards, names, config):
         where = [shards.where(number) for number in batch["number"]]
@@ -189,7 +192,7 @@ def segment_images(
                 if not seg_logits_CHW.isfinite().all():
                     raise DataError(
                         f"{where[i]}: the network's logits are NaN or infinite; take an earlier checkpoint, or "
-                        "train.precision=no"
+                        "train.precision=ieee"
                     )
                 image = bring_to_host(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})
             yield image

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.config.sections import Config
 from launcher.errors import ConfigError
 from launcher.processes.group import GROUP_TIMEOUT, join_group
-from launcher.processes.precision import AUTOCAST, set_deterministic, set_precision
+from launcher.processes.precision import set_deterministic, set_precision
 from launcher.processes.signals import follow_launcher
 from launcher.processes.zero_settings import settings_for
 
@@ -76,7 +76,7 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
         set_deterministic()
     settings = settings_for(config, started)
     if settings is None:
-        accelerator = join_started(cpu=cpu, timeout=timeout, precision=AUTOCAST[config.train.precision], handlers=[ddp])
+        accelerator = join_started(cpu=cpu, timeout=timeout, handlers=[ddp])
     else:
         follow_launcher()
         if started > 1:
@@ -102,10 +102,9 @@ def count_started() -> int:
     return int(os.environ.get("WORLD_SIZE") or "1")
 
 
-def join_started(
-    *, cpu: bool, timeout: timedelta, precision: str | None = None, handlers: Sequence[Any] = ()
-) -> "Accelerator":
-    """The Accelerator of this process among those that a launcher started together.
+def join_started(*, cpu: bool, timeout: timedelta, handlers: Sequence[Any] = ()) -> "Accelerator":
+    """The Accelerator of this process among those that a launcher started together. Its autocast is off, whatever the
+    surroundings say: see in_precision.
 
     Raises:
         ConfigError: Accelerate joined another number of processes than were started.
@@ -120,10 +119,10 @@ def join_started(
         group.append(InitProcessGroupKwargs(backend=BACKENDS[cpu], timeout=timeout))
         join_group(BACKENDS[cpu], timeout)
     else:
-        AcceleratorState._reset_state(reset_partial_state=True)  # of another run in this process, in other precision
+        AcceleratorState._reset_state(reset_partial_state=True)  # of another run in this process, on another device
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision=precision,
+        mixed_precision="no",
         gradient_accumulation_plugin=whole_gradients(),
         kwargs_handlers=[*group, *handlers],
     )

@@ -16,7 +16,6 @@ from typing import Any
 from launcher.config.sections import Config
 from launcher.errors import LAUNCHED, ConfigError
 from launcher.processes.accelerator import process_count, uses_cpu
-from launcher.processes.precision import AUTOCAST
 from launcher.processes.signals import STOPPED, end_with_parent, record_signals
 from launcher.processes.surroundings import count_cores, find_ours, without_accelerate
 from launcher.processes.zero_settings import read_zero
@@ -142,7 +141,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     argv += ["--main_process_port", str(where.port)]
     if where.machines > 1:
         argv += ["--machine_rank", str(where.machine_rank), "--main_process_ip", str(where.main_address)]
-    argv += ["--mixed_precision", AUTOCAST[config.train.precision], "--dynamo_backend", "no"]
+    argv += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if zero is not None:
         argv += ["--use_deepspeed", "--zero_stage", str(zero["zero_optimization"]["stage"])]
         # the default would start the other machines itself, through pdsh

@@ -3,15 +3,13 @@
 ieee   float32 everywhere
 tf32   matrix products and convolutions of float32 tensors in TF32 (GPUs since Ampere): 10 bits after the point
 bf16   autocast to bfloat16 in networks; losses, CAMs and all else in float32
+fp16   the same to float16, for GPUs before Ampere; gradients are scaled (launcher/training/loss_scale.py)
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from launcher.config.sections import Precision
-
-AUTOCAST: dict[Precision, str] = {"ieee": "no", "tf32": "no", "bf16": "bf16"}
-"""Accelerate's name of the autocast of each."""
 
 
 def set_precision(precision: Precision) -> None:
@@ -25,13 +23,14 @@ def set_precision(precision: Precision) -> None:
 
 @contextmanager
 def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
-    """A forward pass as training makes it, outside a training."""
+    """A forward pass of a network, in training and elsewhere."""
     import torch
 
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     set_precision(precision)
     try:
-        with torch.autocast(device_type, torch.bfloat16, enabled=AUTOCAST[precision] == "bf16"):
+        with torch.autocast(device_type, half, enabled=half is not None):
             yield
     finally:
         torch.set_float32_matmul_precision(before[0])

@@ -64,6 +64,8 @@ def settings_for(config: Config, processes: int) -> dict[str, Any] | None:
     zero = read_zero(config)
     if zero is None:
         return None
+    if config.train.precision == "fp16":
+        raise ConfigError("launch.zero: DeepSpeed trains no float16 here; set train.precision=bf16, or launch.zero=0")
     accumulate, images = config.train.accumulate, config.data.global_batch_size
     if images % (processes * accumulate):
         raise ConfigError(

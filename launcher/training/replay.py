@@ -65,7 +65,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
         asked_to_stop=lambda: False,
         tracker=NoTracker(),
     )
-    trainer.resume()
+    trainer.begin()
     begun_at = trainer.step
     batches = trainer.batches_from(begun_at)
     main = accelerator.is_main_process
@@ -103,12 +103,15 @@ def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
     for batch in trainer.micro_batches(batches):
         lines += [f"  batch['{name}'] is not finite" for name in find_nonfinite(batch.items())]
         with torch.autograd.set_detect_anomaly(True, check_nan=False), watch:
-            losses = method(batch, trainer.step)
-            accelerator.backward(losses["loss"] / trainer.config.accumulate)
+            with trainer.precision():
+                losses = method(batch, trainer.step)
+            trainer.backward(losses["loss"])
         trainer.add_to_log_window(batch["key"], losses)
     for micro in trainer.unchecked:
         lines.append("  losses: " + ", ".join(f"{name} {value.item():.9g}" for name, value in micro.losses.items()))
         lines.append(f"  samples: {list_keys(micro.keys)}")
+    if trainer.loss_scale:
+        trainer.loss_scale.down(trainer.parameters)
     norms = measure_gradients(method)
     lines.append("  gradient norms, of this rank alone: " + ", ".join(f"{n} {v:.6g}" for n, v in norms.items()))
     lines += [f"  first {kind}: {where}" for kind, where in watch.first.items()] or ["  no NaN, no infinity anywhere"]

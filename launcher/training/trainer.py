@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
 from launcher.processes.group import any_rank, gather_ranks, sum_ranks
+from launcher.processes.precision import in_precision
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.tracker import Tracker
 from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
+from launcher.training.loss_scale import LossScale
 from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
 from launcher.training.skips import Skips
 from launcher.training.unread import refuse_unread
@@ -76,6 +79,7 @@ class Trainer:
         self.step = 0
         self.is_first = True  # no step was made yet
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
+        self.loss_scale: LossScale | None = None
         self.log_window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
         self.log_batches = 0
         self.unchecked: list[Micro] = []  # what this rank saw since somebody last looked whether all was finite
@@ -87,7 +91,7 @@ class Trainer:
         Raises:
             RunError: a loss or gradient stopped being finite, or a checkpoint could not be written.
         """
-        self.resume()
+        self.begin()
         done_before = self.step == self.config.steps and self.resume_from is not None
         batches = self.batches_from(self.step) if self.step < self.config.steps else iter(())
         with Progress(
@@ -144,6 +148,8 @@ class Trainer:
             with zero.accumulating(self.accelerator, self.method, last=last):
                 losses = self.gradient(batch, self.step)
             self.add_to_log_window(batch["key"], losses)
+        if self.loss_scale:
+            self.loss_scale.down(self.parameters)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not isinstance(self.gradient, GraphedGradient))
@@ -153,12 +159,23 @@ class Trainer:
             self.stop_if_not_finite()
 
     def losses_and_gradient(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        losses = self.method(batch, step)
+        with self.precision():
+            losses = self.method(batch, step)
         if self.is_first:  # of this process: before DDP or ZeRO waits for gradients that never come
             refuse_unread(self.plain_method, losses["loss"])
             self.is_first = False
-        self.accelerator.backward(poison_gradient(losses["loss"]) / self.config.accumulate)
+        self.backward(poison_gradient(losses["loss"]))
         return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's share of the gradient."""
+        share = loss / self.config.accumulate
+        self.accelerator.backward(self.loss_scale.up(share) if self.loss_scale else share)
+
+    def precision(self) -> AbstractContextManager:
+        """Of the forward pass; DeepSpeed's engine enters its own (see zero_settings)."""
+        zeroed = zero.uses_zero(self.accelerator)
+        return nullcontext() if zeroed else in_precision(self.config.precision, self.accelerator.device.type)
 
     def micro_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The micro-batches of a step on the device, with the totals of the step where the method counts something."""
@@ -186,9 +203,11 @@ class Trainer:
         Gradients are equal on all ranks here, so all ranks decide alike. The fused optimizer skips the update
         on the device; the host looks when it logs, and finds the weights of the last good step.
         """
-        bad = ~torch.isfinite(grad_norm)
+        left_out = bad = ~torch.isfinite(grad_norm)
+        if self.loss_scale:  # an overflow costs this update alone
+            bad = self.loss_scale.follow(bad, self.accelerator.reduce)
         self.bad_step = torch.where(bad & (self.bad_step == 0), float(self.step + 1), self.bad_step)
-        self.optimizer.optimizer.found_inf = (self.bad_step > 0).float()
+        self.optimizer.optimizer.found_inf = (left_out | (self.bad_step > 0)).float()
 
     def stop_if_not_finite(self) -> None:
         """Raises RunError on all ranks if a step since the last look was not finite."""
@@ -202,6 +221,8 @@ class Trainer:
         for name, value in values.items():
             self.log_window[name] = self.log_window[name] + value if name in self.log_window else value
         self.log_batches += 1
+        if self.loss_scale:
+            self.loss_scale.see(values["loss"])
         self.unchecked.append(Micro(self.step + 1, list(keys), values))
 
     def log(self) -> str:
@@ -215,6 +236,9 @@ class Trainer:
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= self.skips.count(self.step)
         metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
+        if self.loss_scale:
+            scale, _, left_out = self.loss_scale.state.tolist()
+            metrics |= {"train/loss_scale": scale, "train/updates_left_out": left_out}
         self.tracker.log(metrics, self.step)
         return f"loss {metrics['train/loss']:.4f}, {rate:.1f} images/s"
 
@@ -247,6 +271,12 @@ class Trainer:
         stall_s = time.perf_counter() - started
         self.tracker.log({"train/save_s": stall_s}, self.step)
         self.log_began += stall_s
+
+    def begin(self) -> None:
+        """Resume, if there is a checkpoint; a scale of the loss is part of it."""
+        self.resume()
+        if self.config.precision == "fp16":
+            self.loss_scale = LossScale(self.optimizer, self.accelerator.device)
 
     def resume(self) -> None:
         """Load the checkpoint to go on from, and evaluate it if the run ended before it did."""

@@ -57,10 +57,10 @@ def as_loaded(batch: dict) -> dict:
 
 def make_trainer(method, precision: str, run: Path) -> Trainer:
     return Trainer(
-        config=TrainConfig(steps=100, lr=1e-3, max_grad_norm=1.0, accumulate=2, log_every=10),
+        config=TrainConfig(steps=100, lr=1e-3, max_grad_norm=1.0, accumulate=2, log_every=10, precision=precision),
         run=run,
         resume_from=None,
-        accelerator=Accelerator(mixed_precision=precision),
+        accelerator=Accelerator(),
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), lr=1e-3, fused=True),
         lr_at=lambda step: 1e-3,
@@ -94,12 +94,12 @@ def test_cams_are_made_on_a_gpu_without_a_wait(method, kinds):
     assert not waits.found
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
 def test_masks_are_made_and_counted_on_a_gpu_without_a_wait(precision):
     method = MSEE(tiny_toco(), **SMALL)
     with fake_cuda():
         without_values(method).eval()
-        read = maps_reader(method.student, Accelerator(mixed_precision=precision))
+        read = maps_reader(method.student, precision)
         present = torch.empty(2, 2, dtype=torch.int64, device=CUDA)
         truth = torch.empty(30, 41, dtype=torch.uint8, device=CUDA)
         image = torch.empty(2, 3, 32, 32, device=CUDA)

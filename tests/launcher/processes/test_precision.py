@@ -7,7 +7,12 @@ from launcher.processes.precision import in_precision
 
 @pytest.mark.parametrize(
     ("precision", "products", "convolutions", "autocast"),
-    [("ieee", "highest", False, False), ("tf32", "high", True, False), ("bf16", "highest", False, True)],
+    [
+        ("ieee", "highest", False, False),
+        ("tf32", "high", True, False),
+        ("bf16", "highest", False, True),
+        ("fp16", "highest", False, True),
+    ],
 )
 def test_each_precision_sets_every_flag_and_puts_it_back(precision, products, convolutions, autocast):
     def flags() -> tuple:
@@ -23,7 +28,6 @@ def test_each_precision_sets_every_flag_and_puts_it_back(precision, products, co
     assert flags() == before
 
 
-def test_one_process_may_do_runs_of_several_precisions_one_after_the_other(in_tmp, tiny_config):
-    for precision in ("bf16", "ieee", "bf16"):
-        accelerator = make_accelerator(tiny_config("classify", f"train.precision={precision}"), processes=1)
-        assert accelerator.mixed_precision == {"ieee": "no"}.get(precision, precision)
+def test_the_surroundings_have_no_say_in_the_precision(in_tmp, tiny_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert make_accelerator(tiny_config("classify"), processes=1).mixed_precision == "no"
