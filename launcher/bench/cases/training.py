@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from launcher.bench.stage import Found, Stage
@@ -103,7 +104,7 @@ def one_rank(stage: Stage) -> Found:
         try:
             net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
             if stage.cuda:
-                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+                net = convert_sync_batchnorm(net)
             wrapped = nn.parallel.DistributedDataParallel(net.to(stage.device), gradient_as_bucket_view=True)
             wrapped(torch.rand(2, 3, 16, 16, device=stage.device)).sum().backward()
             found = Found(ddp=all(p.grad is not None for p in net.parameters()))
