@@ -19,36 +19,34 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.bench.plain_step import plain_losses
+from launcher.bench.stage import like_photographs
 from wsss.methods.looks import Views
 from wsss.methods.msee import MSEE
 from wsss.models.toco import build_toco
-from wsss.tensors import resize
 
-NUM_CLASSES = 20
 STEP = 0
 
 
-def make_method(timm_name: str, image_px: int, timm_options: Mapping[str, Any] | None = None, **options: Any) -> MSEE:
+def make_method(
+    timm_name: str, image_px: int, timm_options: Mapping[str, Any] | None = None, classes: int = 20, **options: Any
+) -> MSEE:
     """A randomly initialised method with all losses on, in the published proportions."""
-    student = build_toco(NUM_CLASSES, timm_name=timm_name, timm_options=timm_options)
+    student = build_toco(classes, timm_name=timm_name, timm_options=timm_options)
     return MSEE(student, crop_px=round(image_px * 96 / 448 / 16) * 16, seg_from=0, **options).train()
 
 
-def make_views(images: int, image_px: int, seed: int = 0) -> tuple[Views, Tensor, Tensor]:
-    """Random smooth images, one to three classes each: views, multi-hot labels, present channels."""
+def make_views(images: int, image_px: int, seed: int = 0, classes: int = 20) -> tuple[Views, Tensor, Tensor]:
+    """Random images, one to three classes each: views, multi-hot labels, present channels."""
     random = torch.Generator().manual_seed(seed)
 
-    def picture() -> Tensor:
-        return resize(torch.rand(images, 3, image_px // 16, image_px // 16, generator=random), (image_px, image_px))
-
-    main, view2 = picture(), picture()
+    main, view2 = like_photographs(images, image_px, random), like_photographs(images, image_px, random)
     box = torch.tensor([[0, image_px, 0, image_px]]).repeat(images, 1)
     box[1::2, 3] = image_px * 3 // 4
     mirrored = torch.arange(images) % 2 == 1
     local = torch.where(mirrored[:, None, None, None], main.flip(-1), main)
-    present = torch.stack([torch.randperm(NUM_CLASSES, generator=random)[:3].sort().values for _ in range(images)])
+    present = torch.stack([torch.randperm(classes, generator=random)[:3].sort().values for _ in range(images)])
     present[::2, 1:] = -1
-    label = torch.zeros(images, NUM_CLASSES + 1).scatter_(1, present % (NUM_CLASSES + 1), 1.0)[:, :NUM_CLASSES]
+    label = torch.zeros(images, classes + 1).scatter_(1, present % (classes + 1), 1.0)[:, :classes]
     return Views(main, view2, local, main, box, mirrored, torch.arange(images)), label, present
 
 
@@ -58,13 +56,15 @@ def compare(
     image_px: int,
     images: int,
     repeats: int,
-    energy_scale: float = 0.25,
+    classes: int = 20,
+    energy_scale: float = 0.5,
+    energy_grid: float = 1.0,
     timm_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run both steps on the same weights and inputs, check that they agree, and measure them.
 
     Args:
-        energy_scale: of the dense energy, which both steps compute alike. At the published 0.5 of 448 px its sum over
+        energy_scale, energy_grid: of the dense energy, which both steps compute alike. With a grid of 0 its sum over
             all pairs of pixels takes half of a small network's step on a CPU, and hides what is compared.
 
     Returns:
@@ -73,8 +73,9 @@ def compare(
     Raises:
         RuntimeError: losses or gradients that differ.
     """
-    method = make_method(timm_name, image_px, timm_options, energy_scale=energy_scale)
-    views, label, present = make_views(images, image_px)
+    options = {"energy_scale": energy_scale, "energy_grid": energy_grid}
+    method = make_method(timm_name, image_px, timm_options, classes, **options)
+    views, label, present = make_views(images, image_px, classes=classes)
     start = {name: value.clone() for name, value in method.state_dict().items()}
     steps: dict[str, Callable[[], dict[str, Tensor]]] = {
         "plain": lambda: plain_losses(method, views, label),
@@ -104,7 +105,7 @@ def compare(
         f"{ratio}_ratio": found["shipped"][key] / found["plain"][key]
         for ratio, key in (("flops", "flops"), ("time", "seconds"), ("memory", "peak_bytes"))
     }
-    about: dict[str, Any] = {"energy_scale": energy_scale}
+    about: dict[str, Any] = {"classes": classes, **options}
     about |= {"network": timm_name, "image_px": image_px, "images": images, "threads": torch.get_num_threads()}
     return {**about, **ratios, **found}
 
@@ -160,7 +161,8 @@ def counted_on_meta(timm_name: str = "vit_base_patch16_224", image_px: int = 448
 def as_text(found: dict[str, Any]) -> str:
     """What `compare` found, and the count of `counted_on_meta` under vit_base_448, as lines."""
     lines = [
-        f"{found['network']}, {found['image_px']} px, {found['images']} images, energy at {found['energy_scale']}, "
+        f"{found['network']}, {found['image_px']} px, {found['images']} images, {found['classes']} classes, "
+        f"energy at {found['energy_scale']} on a grid of {found['energy_grid']:g}, "
         f"{found['threads']} threads: all losses and gradients agree",
         f"{'':8s} {'GFLOP':>10s} {'seconds':>9s} {'peak MB':>9s}",
     ]

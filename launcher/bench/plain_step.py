@@ -87,7 +87,9 @@ def plain_losses(method: MSEE, views: Views, image_label_BK: Tensor) -> dict[str
     assert out.seg_logits_BChw is not None
     losses["seg_loss"] = balanced_segmentation_loss(out.seg_logits_BChw, label_BHW, method.group_size)
     if method.schedule.terms["energy"].weight:
-        energy = dense_energy(views.guide, out.seg_logits_BChw, label_BHW, views.box, scale=method.energy_scale)
+        energy = dense_energy(
+            views.guide, out.seg_logits_BChw, label_BHW, views.box, scale=method.energy_scale, grid=method.energy_grid
+        )
         losses["energy_loss"] = PUBLISHED_ENERGY * method.energy_gain * energy
 
     # M-SEE

@@ -57,15 +57,23 @@ def msee_step(
     image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
     images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
-    energy_scale: Annotated[
-        float, typer.Option(help="Resolution of the dense energy, which both compute alike.")
-    ] = 0.25,
+    classes: Annotated[int, typer.Option(min=3, help="Foreground classes: 20 for VOC, 80 for COCO.")] = 20,
+    energy_scale: Annotated[float, typer.Option(help="Resolution of the energy, which both compute alike.")] = 0.5,
+    energy_grid: Annotated[float, typer.Option(help="See method.energy_grid; 0 takes half of the step.")] = 1.0,
     json: Json = False,
 ) -> None:
     """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
     from launcher.bench.msee_step import as_text, compare, counted_on_meta
 
-    found = compare(timm_name=network, image_px=image_px, images=images, repeats=repeats, energy_scale=energy_scale)
+    found = compare(
+        timm_name=network,
+        image_px=image_px,
+        images=images,
+        repeats=repeats,
+        classes=classes,
+        energy_scale=energy_scale,
+        energy_grid=energy_grid,
+    )
     found["vit_base_448"] = counted_on_meta()
     print(json_format.dumps(found, indent=1) if json else as_text(found))
 

@@ -5,7 +5,14 @@ import sys
 import pytest
 import torch
 
-from wsss.gaussian_sum import FUSED, bilateral_features, cuda_attention, gaussian_sum, gaussian_sum_chunked
+from wsss.gaussian_sum import (
+    FUSED,
+    bilateral_features,
+    cuda_attention,
+    gaussian_sum,
+    gaussian_sum_chunked,
+    gaussian_sum_on_grid,
+)
 
 EXTREMES = ["noise", "outliers", "one"]
 
@@ -33,7 +40,7 @@ def assert_sums(device: str, kind: str, classes: int, dtype: torch.dtype, tolera
     on_device = points.to(device, dtype), values.to(device, dtype)
     for sums in (
         gaussian_sum(*on_device),
-        gaussian_sum_chunked(*2 * [centred(on_device[0])], on_device[1], chunk=50),
+        gaussian_sum_chunked(centred(on_device[0]), on_device[1], chunk=50),
     ):
         assert sums.dtype == dtype
         torch.testing.assert_close(sums.double().cpu(), expected, rtol=tolerance, atol=0)
@@ -44,16 +51,6 @@ def assert_sums(device: str, kind: str, classes: int, dtype: torch.dtype, tolera
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-5)])
 def test_the_kernels_sum_what_the_formula_says(kind, classes, dtype, tolerance):
     assert_sums("cpu", kind, classes, dtype, tolerance)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_points_with_values_may_be_others(dtype, monkeypatch):
-    points, keys, values = torch.randn(2, 9, 5), torch.randn(2, 4, 5), torch.rand(2, 4, 3)
-    points, keys, values = points.to(dtype), keys.to(dtype), values.to(dtype)
-    expected = ((points[:, :, None] - keys[:, None]).square().sum(3) / -2).exp() @ values
-    torch.testing.assert_close(gaussian_sum(points, values, keys), expected)
-    monkeypatch.delitem(FUSED, ("cpu", dtype))
-    torch.testing.assert_close(gaussian_sum(points, values, keys), expected)
 
 
 def test_points_may_have_more_features_than_there_are_values():
@@ -158,3 +155,19 @@ build(par.propagate_kernel, maps, DILATIONS=dilations, MAPS=par.MAPS, PIXELS=par
 """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_on_a_grid_the_points_of_a_cell_are_one():
+    """Three points in one cell of side 1 about 0, 0.3, 0.6, and one at 2.3: means 0.3 and 2.3, a distance of 2."""
+    points, values = torch.tensor([[[0.0], [0.3], [2.3], [0.6]]]), torch.tensor([[[1.0], [2], [10], [4]]])
+    sums = gaussian_sum_on_grid(points, values, torch.tensor([1.0]))
+    far = torch.tensor(-2.0).exp()
+    torch.testing.assert_close(sums[0, :, 0], torch.stack([7 + 10 * far, 7 + 10 * far, 10 + 7 * far, 7 + 10 * far]))
+
+
+def test_a_grid_whose_cells_hold_one_point_each_gives_the_exact_sum():
+    points, values = torch.rand(2, 50, 5, dtype=torch.float64), torch.rand(2, 50, 3, dtype=torch.float64)
+    sums = gaussian_sum_on_grid(points, values, torch.full((5,), 1e-3, dtype=torch.float64))
+    torch.testing.assert_close(sums, gaussian_sum(points, values))
+    one = gaussian_sum_on_grid(points, values, torch.full((5,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(one, values.sum(1, keepdim=True).expand(-1, 50, -1))

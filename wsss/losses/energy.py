@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wsss.gaussian_sum import bilateral_features, gaussian_sum
+from wsss.gaussian_sum import bilateral_features, gaussian_sum, gaussian_sum_on_grid
 from wsss.maps.boxes import inside_box
-from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, keyed_draws, resize
+from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, resize
 
 Gradient = Literal["published", "true"]
+
+FINEST = 0.1  # sigmas; finer grids have nearly a cell for each pixel
 
 
 def dense_energy(
@@ -31,8 +33,7 @@ def dense_energy(
     scale: float = 0.5,
     gate: bool = True,
     gradient: Gradient = "published",
-    cell: int = 1,
-    seed_B: Tensor | None = None,
+    grid: float = 0.0,
 ) -> Tensor:
     """Energy of the class probabilities S at `scale` times the image's size, as a mean over images.
 
@@ -52,17 +53,17 @@ def dense_energy(
         gate: False takes G = 1.
         gradient: with respect to S, G held constant. "published": -2 G (A S') / B. "true": -(G (A S') + A (G S')) / B,
             the derivative; its filter runs over 2 C maps.
-        cell: above 1, one pixel of each cell of `cell` x `cell` stands for all of it in the sum over j; the expectation
-            is the same sum (see drawn_keys).
-        seed_B: int64; which pixels those are.
+        grid: above 0, A is that of a bilateral grid on CPUs: pixels in a cell of `grid` sigmas of each colour and a
+            tenth of that of each coordinate are alike (see gaussian_sum_on_grid). GPUs take every pixel.
 
     Returns:
         Scalar <= 0 in float32 or better.
 
     Raises:
-        ValueError: shapes that do not fit; a sigma or scale that is not positive, a scale above 1; an empty core.
+        ValueError: shapes that do not fit; a sigma or scale that is not positive, a scale above 1; a grid finer than
+            FINEST; an empty core.
     """
-    check_options(sigma_rgb, sigma_xy, scale, cell, seed_B)
+    check_options(sigma_rgb, sigma_xy, scale, grid)
     size = core_size(image_B3HW, seg_logits_BChw, label_BHW, scale)
     with full_precision(seg_logits_BChw):
         probs_BCHW = resize(at_least_float32(seg_logits_BChw), image_B3HW.shape[-2:]).softmax(dim=1)
@@ -76,8 +77,7 @@ def dense_energy(
                 gate_B1N = unsure_B1N.masked_fill(unlabelled_B1N, 1)
             colours_B3hw = nearest(image_B3HW, size).to(core_BCN) * 255
             features_BND = bilateral_features(colours_B3hw, sigma_rgb, scale * sigma_xy)
-            keys = drawn_keys(seed_B, size, cell) if cell > 1 and seed_B is not None else None
-            energy, slope_BCN = energy_and_slope(features_BND, core_BCN * inside_B1N, gate_B1N, gradient, keys)
+            energy, slope_BCN = energy_and_slope(features_BND, core_BCN * inside_B1N, gate_B1N, gradient, grid)
         return WithSlope.apply(core_BCN, energy, slope_BCN * inside_B1N)
 
 
@@ -86,39 +86,20 @@ def energy_and_slope(
     masked_BCN: Tensor,
     gate_B1N: Tensor,
     gradient: Gradient,
-    keys: tuple[Tensor, Tensor] | None = None,
+    grid: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """E of S' (B, C, N) and its gradient with respect to S', (B, C, N); see dense_energy.
-
-    Args:
-        keys: see drawn_keys; None = all pixels.
-    """
+    """E of S' (B, C, N) and its gradient with respect to S', (B, C, N); see dense_energy."""
     maps_BMN = masked_BCN if gradient == "published" else torch.cat([masked_BCN, gate_B1N * masked_BCN], dim=1)
-    values_BNM, of_keys_BKD = maps_BMN.transpose(1, 2), None
-    if keys is not None:
-        index_BK1, weight_K1 = keys[0][..., None], keys[1][:, None]
-        of_keys_BKD = features_BND.gather(1, index_BK1.expand(-1, -1, features_BND.shape[2]))
-        values_BNM = values_BNM.gather(1, index_BK1.expand(-1, -1, values_BNM.shape[2])) * weight_K1
-    sums_BMN = gaussian_sum(features_BND, values_BNM, of_keys_BKD).transpose(1, 2)
+    values_BNM = maps_BMN.transpose(1, 2)
+    if grid > 0 and features_BND.device.type == "cpu":
+        sides_D = features_BND.new_tensor([0.1 * grid] * 2 + [grid] * 3)
+        sums_BMN = gaussian_sum_on_grid(features_BND, values_BNM, sides_D).transpose(1, 2)
+    else:
+        sums_BMN = gaussian_sum(features_BND, values_BNM).transpose(1, 2)
     batch, classes, _ = masked_BCN.shape
     gated_BCN = gate_B1N * sums_BMN[:, :classes]
     other_BCN = gated_BCN if gradient == "published" else sums_BMN[:, classes:]
     return -(masked_BCN * gated_BCN).sum() / batch, -(gated_BCN + other_BCN) / batch
-
-
-def drawn_keys(seed_B: Tensor, size: tuple[int, int], cell: int) -> tuple[Tensor, Tensor]:
-    """One pixel of each cell of `cell` x `cell` pixels, each as likely as the others, and how many it stands for.
-
-    Returns:
-        (B, K) int64 row-major pixels, and (K) the pixels of each cell: fewer at the lower and right border.
-    """
-    top_k, left_k = (torch.arange(0, length, cell, device=seed_B.device) for length in size)
-    height_k, width_k = (size[0] - top_k).clamp(max=cell), (size[1] - left_k).clamp(max=cell)
-    top_K, left_K = (x.flatten() for x in torch.meshgrid(top_k, left_k, indexing="ij"))
-    height_K, width_K = (x.flatten() for x in torch.meshgrid(height_k, width_k, indexing="ij"))
-    pick_BK = (keyed_draws(seed_B, len(top_K)) >> 1).remainder(height_K * width_K)
-    row_BK, column_BK = top_K + pick_BK // width_K, left_K + pick_BK % width_K
-    return row_BK * size[1] + column_BK, (height_K * width_K).float()
 
 
 class WithSlope(torch.autograd.Function):
@@ -143,9 +124,9 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[..., y_h[:, None], x_w]
 
 
-def check_options(sigma_rgb: float, sigma_xy: float, scale: float, cell: int, seed_B: Tensor | None) -> None:
-    if cell < 1 or (cell > 1 and seed_B is None):
-        raise ValueError(f"dense_energy: cell {cell}; wanted 1 or more, and above 1 a seed for each image")
+def check_options(sigma_rgb: float, sigma_xy: float, scale: float, grid: float) -> None:
+    if grid != 0 and not grid >= FINEST:
+        raise ValueError(f"dense_energy: grid {grid}; wanted 0 for every pixel, or {FINEST} or more")
     if not (sigma_rgb > 0 and sigma_xy > 0 and 0 < scale <= 1):
         raise ValueError(
             f"dense_energy: sigma_rgb {sigma_rgb}, sigma_xy {sigma_xy}, scale {scale}; wanted all > 0 and scale <= 1"

@@ -9,7 +9,6 @@ CASES: dict[str, tuple[float, Callable[[Stage], Found]]] = {
     "machine": (3, machine.machine),
     "ceilings": (8, machine.ceilings),
     "energy": (15, kernels.energy),
-    "energy_cells": (10, kernels.energy_cells),
     "par": (15, kernels.par),
     "step_msee_voc": (30, steps.step_msee_voc),
     "waits": (15, numbers.waits),
@@ -25,4 +24,5 @@ CASES: dict[str, tuple[float, Callable[[Stage], Found]]] = {
     "inference": (20, steps.inference),
     "batch_sweep": (40, steps.batch_sweep),
     "compiled": (60, steps.compiled),
+    "energy_grid": (60, kernels.energy_grid),
 }

@@ -8,7 +8,7 @@ from launcher.bench.cases import CASES
 from launcher.bench.suite import as_markdown, ask, run_suite
 from launcher.errors import ConfigError
 
-RUN = ["machine", "ceilings", "energy", "energy_cells", "par", "parity", "one_rank"]
+RUN = ["machine", "ceilings", "energy", "energy_grid", "par", "parity", "one_rank"]
 
 
 def test_cases_run_at_toy_sizes_and_leave_a_line_each(tmp_path):

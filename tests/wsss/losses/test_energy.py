@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wsss.gaussian_sum import FUSED, bilateral_features, gaussian_sum
-from wsss.losses.energy import dense_energy, drawn_keys, energy_and_slope, nearest
+from wsss.losses.energy import dense_energy, energy_and_slope, nearest
 
 KINDS = [("gate_ref", True, "published"), ("gate_true", True, "true"), ("nogate", False, "published")]
 MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
@@ -188,30 +188,27 @@ def test_half_precision_logits_under_autocast_give_the_float32_energy(fused, mon
     assert energy.dtype == torch.float32 and torch.equal(energy, expected)
 
 
-def test_keys_are_one_pixel_of_each_cell_each_as_often_as_the_others():
-    index_BK, weight_K = drawn_keys(torch.arange(900), (5, 4), 3)
-    assert weight_K.tolist() == [9, 3, 6, 2]  # cells of 3 x 3, 3 x 1, 2 x 3, 2 x 1 pixels
-    cells = torch.tensor([[0, 0, 0, 1]] * 3 + [[2, 2, 2, 3]] * 2).flatten()
-    assert (cells[index_BK] == torch.arange(4)).all()
-    often = torch.zeros(20).scatter_add_(0, index_BK.flatten(), torch.ones(3600)) / 900 * weight_K[cells]
-    assert (often - 1).abs().max() < 0.35  # 100 draws of each pixel of the largest cell: 1 +- 0.1
-    assert torch.equal(drawn_keys(torch.arange(900), (5, 4), 3)[0], index_BK)
+def test_on_a_grid_the_gradient_is_nearly_that_of_every_pixel_and_an_image_does_not_change_another(monkeypatch):
+    """Smooth colours, then with noise: more colours, and more cells."""
+    torch.manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8), (64, 64), mode="bilinear")
+    image[1] = (image[1] + 0.05 * torch.randn(3, 64, 64)).clamp(0, 1)
+    logits = (2 * torch.randn(2, 5, 8, 8)).requires_grad_()
+    label, box = torch.full((2, 64, 64), 255), torch.tensor([[0, 64, 0, 64], [3, 60, 0, 41]])
+    cells = []
+    monkeypatch.setattr("wsss.gaussian_sum.gaussian_sum", lambda f, v: cells.append(f.shape[1]) or gaussian_sum(f, v))
 
+    def energy(grid, of=slice(None)):
+        value = dense_energy(image[of], logits[of], label[of], box[of], grid=grid)
+        return value, torch.autograd.grad(value, logits)[0][of]
 
-def test_the_energy_of_drawn_keys_is_the_exact_one_on_average():
-    image, logits, label, box = scene(batch=1)
-    expected = dense_energy(image, logits, label, box, sigma_xy=8.0)
-    slope = torch.autograd.grad(expected, logits)[0]
-    drawn, slopes = [], []
-    for seed in range(400):
-        energy = dense_energy(image, logits, label, box, sigma_xy=8.0, cell=2, seed_B=torch.tensor([seed]))
-        drawn.append(energy.item())
-        slopes.append(torch.autograd.grad(energy, logits)[0])
-    assert np.std(drawn) > 0
-    assert np.mean(drawn) == pytest.approx(expected.item(), rel=4 * np.std(drawn) / 20 / -expected.item())
-    assert torch.nn.functional.cosine_similarity(torch.stack(slopes).mean(0).flatten(), slope.flatten(), dim=0) > 0.999
-    every = dense_energy(image, logits, label, box, sigma_xy=8.0, cell=1, seed_B=torch.tensor([3]))
-    assert every.item() == expected.item()
+    (exact, slope), (near, near_slope) = energy(0), energy(1)
+    assert cells[0] < cells[1] < 32 * 32
+    assert near.item() == pytest.approx(exact.item(), rel=0.03) and near.item() != exact.item()
+    for n in range(2):
+        assert torch.nn.functional.cosine_similarity(near_slope[n].flatten(), slope[n].flatten(), dim=0) > 0.999
+        alone = energy(1, slice(n, n + 1))[1]
+        torch.testing.assert_close(alone[0] / 2, near_slope[n])
 
 
 def test_mistakes_are_named():
@@ -222,8 +219,8 @@ def test_mistakes_are_named():
     for wrong in ((image[:, :1], logits, label), (image, logits[:1], label), (image, logits, label[:, :4])):
         with pytest.raises(ValueError, match=r"wanted \(B, 3, H, W\), \(B, C, h, w\), \(B, H, W\)"):
             dense_energy(*wrong, box)
-    for cell, seed in ((0, torch.zeros(2, dtype=torch.int64)), (2, None)):
-        with pytest.raises(ValueError, match="wanted 1 or more, and above 1 a seed for each image"):
-            dense_energy(image, logits, label, box, cell=cell, seed_B=seed)
+    for grid in (-1.0, 0.05, math.nan):
+        with pytest.raises(ValueError, match="wanted 0 for every pixel, or 0.1 or more"):
+            dense_energy(image, logits, label, box, grid=grid)
     with pytest.raises(ValueError, match="8 x 8 pixels have nothing left at scale 0.1"):
         dense_energy(image, logits, label, box, scale=0.1)
