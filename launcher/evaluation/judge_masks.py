@@ -145,7 +145,7 @@ class MaskJudge:
     def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
         """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
         scales = list(dict.fromkeys([1.0, *rule.scales]))
-        read = maps_reader(self.method.student, self.accelerator)
+        read = maps_reader(self.method.student, self.accelerator.autocast)
         stride = self.method.student.stride
         seen = scaled_views(read, image_B3SS, stride=stride, scales=scales, flip=rule.flip, pad=rule.pad)
         of_scale = dict(zip(scales, seen, strict=True))

@@ -1,7 +1,7 @@
 """Checkpoint + image shards -> mask shards, by the network's own segmentation.
 
 `accelerate launch -m launcher.jobs.segment '{"run": "RUN", "split": "val", "folder": "SHARDS"}'`, with the arguments of
-`segment` as JSON: each of n ranks takes every n-th shard.
+`segment` as JSON, is another door: each of n ranks takes every n-th shard, with the same bytes.
 
 Shapes: B images, K foreground classes, C = K + 1, n classes a CRF looks at, S x S the squashed view, H x W pixels of an
 image as its owner published it.
@@ -13,7 +13,8 @@ image as its owner published it.
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,18 @@ from launcher.jobs.crf_pool import (
 )
 from launcher.jobs.crf_sums import settle_segment, told
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
-from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
+from launcher.jobs.over_shards import Members, NetworkJob, SamplesOf, open_images, try_together, write_next_to
+from launcher.jobs.pool import may_start_processes, open_shards
+from launcher.jobs.starts import count_here, device_of, join_share, stamp_of
+from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
-from launcher.run.build import load_trained
+from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
 from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute
+from shards.remote import Place, absolute, place_of
 from shards.schema import DataError
 from wsss.maps.fusion import RULES, TOCO, cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
@@ -87,43 +90,85 @@ def segment(
         RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
             labels, or an output folder made with other settings.
     """
-    trained_run, method, checkpoint = load_trained(Run(run, overrides))
-    config, shards = trained_run.config, open_images(trained_run, folder)
-    if cams and not shards.image_label_NK.any():
+    trained = load_trained(Run(run, overrides))
+    config, images = trained.run.config, open_images(trained.run, folder)
+    if cams and not images.image_label_NK.any():
         raise RunError(f"{folder}: no image has a label, so its CAMs cannot be judged; leave out --cams")
-    accelerator = make_accelerator(config, processes=None, timeout=LONGEST_SHARD)
-    config = config.model_copy(update={"segment": settle_segment(config.segment, accelerator.device.type)})
+    try_segment(trained.method.student)
+    share = join_share(config)
+    config = config.model_copy(update={"segment": settle_segment(config.segment, device_of(config, share))})
+    processes = count_here(config, share)
     out = segments_folder(run, name) / split
-    method.to(accelerator.device).eval()
-    workers = count_crf_workers(config.segment, accelerator.num_processes)
-    try_segment(method.student, config, accelerator)
-
-    def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
-        images = segment_images(method, shards, names, config, accelerator, cams)
-        work = partial(refine_and_encode, shards.folder, config.segment)
-        with crf_pool(workers) as pool:
-            yield from run_in_order(pool, work, images, QUEUED * max(workers, 1))
-
+    job = SegmentJob(
+        out=out.absolute(),
+        shards=place_of(absolute(images.folder)),
+        fingerprint=images.index.fingerprint,
+        weights=stamp_of(trained.checkpoint),
+        run=run.absolute(),
+        checkpoint=trained.checkpoint.name,
+        overrides=tuple(overrides),
+        settings=config.segment,
+        crf_workers=count_crf_workers(config.segment, share.count if share.ranks else processes),
+        cams=cams,
+    )
     write_next_to(
-        out,
-        shards,
-        accelerator,
-        identify=partial(identify_masks, config, shards, checkpoint, cams),
-        samples_of=samples_of,
+        job,
+        images,
+        identify_masks(config, images, trained.checkpoint, cams),
+        opened=lambda: job.samples(trained, images),
+        share=share,
+        processes=processes,
         label=f"segment {split}",
         overwrite=overwrite,
     )
     return out
 
 
-def try_segment(network: Network, config: Config, accelerator: Accelerator) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SegmentJob(NetworkJob):
+    """Masks of a run's checkpoint, as its config with these overrides says, and these settings.
+
+    Attributes:
+        crf_workers: processes of each process that does the job.
+    """
+
+    run: Path
+    checkpoint: str
+    overrides: tuple[str, ...]
+    settings: SegmentConfig
+    crf_workers: int
+    cams: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
+
+    @contextmanager
+    def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:
+        """With what is loaded already."""
+        config = trained.run.config.model_copy(update={"segment": self.settings})
+        method, accelerator = trained.method, make_accelerator(config, processes=None)
+        method.to(accelerator.device).eval()
+        work = partial(refine_and_encode, self.shards, self.fingerprint, self.settings)
+        with crf_pool(self.crf_workers) as pool:
+
+            def samples_of(name: str) -> Generator[tuple[int, Members]]:
+                found = segment_images(method, images, name, config, accelerator, self.cams)
+                yield from run_in_order(pool, work, found, QUEUED * max(self.crf_workers, 1))
+
+            yield samples_of
+
+
+def try_segment(network: Network) -> None:
     """Segment a small black image, so that what cannot be is told before an output folder is claimed.
 
     Raises:
         RunError: the network gives no segmentation.
     """
-    stride = network.stride
-    maps_reader(network, accelerator)(torch.zeros(1, 3, 2 * stride, 2 * stride, device=accelerator.device))
+    side, device = 2 * network.stride, next((p.device for p in network.parameters()), None)
+    maps_reader(network, nullcontext)(torch.zeros(1, 3, side, side, device=device))
 
 
 def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
@@ -145,14 +190,16 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
     }
 
 
-def maps_reader(network: Network, accelerator: Accelerator) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
+def maps_reader(
+    network: Network, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
     """image -> ({"seg": (B, C, h, w), "cam", "aux_cam": (B, K, h, w) raw}, class scores (B, K)).
 
-    In the precision of training, without gradients. `aux_cam` only where the network has an auxiliary classifier.
+    In the precision of `autocast`, without gradients. `aux_cam` only where the network has an auxiliary classifier.
     """
 
     def read(image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), autocast():
             out = network(image)
         if out.seg_logits_BChw is None:
             raise RunError(f"{type(network).__name__} gives no segmentation: choose a model and method that segment")
@@ -165,13 +212,13 @@ def maps_reader(network: Network, accelerator: Accelerator) -> Callable[[Tensor]
 
 
 def segment_images(
-    method: Method, shards: ShardFolder, names: Sequence[str], config: Config, accelerator: Accelerator, cams: bool
+    method: Method, shards: ShardFolder, name: str, config: Config, accelerator: Accelerator, cams: bool
 ) -> Iterator[SegmentedImage]:
-    """Segment every image of these shards, in order."""
+    """Segment every image of a shard, in order."""
     settings, stride = config.segment, method.student.stride
-    read = maps_reader(method.student, accelerator)
+    read = maps_reader(method.student, accelerator.autocast)
     flips, scales = RULES[settings.rule]
-    for batch in loader_of(shards, names, config):
+    for batch in loader_of(shards, name, config):
         where = [shards.where(number) for number in batch["number"]]
         with naming(", ".join(where)):
             cam_labels = cam_labels_of(batch, shards, read, stride, config, accelerator.device) if cams else None
@@ -245,15 +292,15 @@ def size_of(shards: ShardFolder, number: int) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def loader_of(shards: ShardFolder, names: Sequence[str], config: Config) -> DataLoader:
+def loader_of(shards: ShardFolder, name: str, config: Config) -> DataLoader:
     """Batches of the squashed views, or one image as it is at a time."""
     squash = config.segment.size == "squash"
     return eval_loader(
         shards,
         Squash(size=config.data.image_size) if squash else Whole(),
         batch_size=config.segment.batch_size if squash else 1,
-        numbers=[number for name in names for number in shards.numbers_of(name)],
-        workers=config.data.workers,
+        numbers=shards.numbers_of(name),
+        workers=config.data.workers if may_start_processes() else 0,
     )
 
 

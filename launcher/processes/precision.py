@@ -5,6 +5,7 @@ tf32   matrix products and convolutions of float32 tensors in TF32 (GPUs since A
 bf16   autocast to bfloat16 in networks; losses, CAMs and all else in float32
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,10 +42,11 @@ def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
 def set_deterministic() -> None:
     """Let the same step give the same bits on a GPU: each of torch's operators in a fixed order of sums, or an error.
 
-    The CUBLAS_WORKSPACE_CONFIG that this needs is set by the launch command: a process that has touched the GPU is too
-    late for it.
+    The CUBLAS_WORKSPACE_CONFIG that this needs is set by the launch command, and here for the worker of a job: a
+    process that has touched the GPU is too late for it.
     """
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

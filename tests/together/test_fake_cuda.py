@@ -99,7 +99,7 @@ def test_masks_are_made_and_counted_on_a_gpu_without_a_wait(precision):
     method = MSEE(tiny_toco(), **SMALL)
     with fake_cuda():
         without_values(method).eval()
-        read = maps_reader(method.student, Accelerator(mixed_precision=precision))
+        read = maps_reader(method.student, Accelerator(mixed_precision=precision).autocast)
         present = torch.empty(2, 2, dtype=torch.int64, device=CUDA)
         truth = torch.empty(30, 41, dtype=torch.uint8, device=CUDA)
         image = torch.empty(2, 3, 32, 32, device=CUDA)

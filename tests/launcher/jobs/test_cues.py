@@ -134,7 +134,9 @@ def test_each_process_takes_its_share_of_the_missing_shards(images, clip_folder,
     second = SimpleNamespace(
         is_main_process=False, process_index=1, num_processes=2, device="cpu", wait_for_everyone=lambda: None
     )
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerator, "join_started", lambda **_: second)
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: mine)
     write_cues("clip", images, tmp_path, weights=clip_folder, size=16)
     assert digests(folder) == {"val-00001.tar": before["val-00001.tar"]}
 

@@ -5,13 +5,16 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
+from launcher.jobs.refine import refine
 from shards import write
 from shards.schema import DataError
 from shards.tars import tar_members
@@ -176,3 +179,32 @@ def test_an_output_folder_is_made_once_and_refuses_other_settings(tmp_path):
     assert jobs.list_missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
     with pytest.raises(RunError, match="1 of 2 shards are missing, first b.tar"):
         jobs.require_all(out, ["a.tar", "b.tar"])
+
+
+def test_what_killed_writers_left_of_other_files_is_swept_once_nobody_can_still_write_it(tmp_path):
+    (tmp_path / ".job.json.00ff.tmp").touch()
+    old = tmp_path / ".job.json.0123.tmp"
+    old.touch()
+    os.utime(old, (0, 0))
+    jobs.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".job.json.00ff.tmp"]
+
+
+def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(run, monkeypatch):
+    settings = RefineConfig(cams=("grad",), chain=(), workers=1)
+    free = []
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    free[:] = [20_000]  # a shard has two images of 32 x 32 pixels: 12 need more, which the first image tells
+    with pytest.raises(
+        RunError, match=r"12 shards are missing, of about 0\.0 MB: 0\.1 MB are wanted, 0\.0 MB are free"
+    ):
+        refine(run, ["val"], settings)
+    assert not list((run / "masks/grad/val").glob("*.tar"))
+    free[:] = [10**9]
+    (out,) = refine(run, ["val"], settings)
+    for path in sorted(out.glob("*.tar"))[:3]:
+        path.unlink()
+    free[:] = [20_000]  # three take about 30 kB, as those that are there tell
+    with pytest.raises(RunError, match=r"3 shards are missing, .* what is finished stays"):
+        refine(run, ["val"], settings)
+    assert len(list(out.glob("*.tar"))) == 9
