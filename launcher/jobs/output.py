@@ -24,11 +24,14 @@ from launcher.files import (
     temporary_name,
     write_whole,
 )
+from launcher.jobs.pool import run_pool
+from shards.digests import find_change, note_path
 from shards.folder import ShardFolder
 from shards.remote import place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
+WORTH_A_POOL = 1 << 30  # bytes; fewer are read sooner than worker processes start
 WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
@@ -179,6 +182,17 @@ class Room:
                 f"are wanted, {free / 1e6:.1f} MB are free on this disk; make room, and start again: what is "
                 "finished stays"
             )
+
+
+def set_changed_aside(out: Path, names: Sequence[str]) -> None:
+    """Rename finished shards whose bytes are no longer those that were written, so that they are made anew."""
+    there = [out / name for name in names if (out / name).is_file()]
+    large = sum(path.stat().st_size for path in there) > WORTH_A_POOL
+    changes = run_pool(find_change, there, workers=None, label="check") if large else map(find_change, there)
+    for path, change in zip(there, changes, strict=True):
+        if change:
+            note_path(path).unlink(missing_ok=True)
+            set_aside(path, f"{path}: {change}")
 
 
 def require_all(out: Path, names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from launcher.jobs import output
 from launcher.jobs.pool import open_shards, try_each
 from launcher.jobs.shares import Share
 from launcher.progress import Progress
+from shards.digests import note_written, write_digests
 from shards.folder import ShardFolder
 from shards.schema import DataError
 from shards.write import write_tar
@@ -98,6 +99,9 @@ def write_outputs(
     if share.opens:
         for one in outputs:
             output.open_output(one.folder, one.made_of, overwrite=overwrite)
+        for one in outputs:
+            names = [task.name for task in one.tasks]
+            output.set_changed_aside(one.folder, share.take(names) if share.ranks is None else names)
     share.wait()
     tasks: list[Task] = []
     room = output.Room(share.count)
@@ -144,9 +148,13 @@ def write_outputs(
         remedy,
     )
     share.wait()
-    if share.count == 1 or (share.ranks is not None and share.opens):
+    if share.opens:
         for one in outputs:
-            output.require_all(one.folder, [task.name for task in one.tasks])
+            names = [task.name for task in one.tasks]
+            if share.count == 1 or share.ranks is not None:
+                output.require_all(one.folder, names)
+            if not output.list_missing(one.folder, names):  # of several tasks of srun the last one finds all
+                write_digests(one.folder, names)
 
 
 def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -> None:
@@ -166,6 +174,7 @@ def write_shard(
     with closing(data_errors_named(samples)) as named:
         if not path.is_file():
             write_tar(path, name_by_key(named, shards, advance))
+            note_written(path)
 
 
 def data_errors_named(samples: Generator[tuple[int, Members]]) -> Generator[tuple[int, Members]]:

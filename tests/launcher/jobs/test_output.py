@@ -12,9 +12,12 @@ import pytest
 
 from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
+from launcher.evaluation.evaluate import evaluate
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
+from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
+from launcher.run.folder import Run
 from shards import write
 from shards.schema import DataError
 from shards.tars import tar_members
@@ -208,3 +211,21 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
     with pytest.raises(RunError, match=r"3 shards are missing, .* what is finished stays"):
         refine(run, ["val"], settings)
     assert len(list(out.glob("*.tar"))) == 9
+
+
+def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_and_made_anew(run, capsys):
+    settings = RefineConfig(cams=("grad",), chain=(), workers=1)
+    (out,) = refine(run, ["val"], settings)
+    for folder, again in ((out, evaluate), (run / "cams/val", lambda run: refine(run, ["val"], settings, name="x"))):
+        path = folder / "val-00003.tar"
+        whole = path.read_bytes()
+        at = whole.index(b"NUMPY") + 200  # in the scores
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((DataError, RunError), match=r"val-00003\.tar: its sha256 is not that of what was written"):
+            again(run)
+        path.write_bytes(whole)
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    path.write_bytes(flipped)
+    infer(run, "val", Run(run).config.data.val)
+    assert path.read_bytes() == whole and "set aside as val-00003.tar.damaged" in capsys.readouterr().err
+    assert (run / "cams/val/val-00003.tar.damaged").read_bytes() == flipped
