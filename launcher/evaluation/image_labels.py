@@ -6,7 +6,6 @@ Shapes: N images, K classes.
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +32,7 @@ class ImageLabels(Measure):
     classes: tuple[str, ...] = ()
     keys: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
-    probs: "array[float]" = field(default_factory=partial(array, "d"))
+    probs: "array[float]" = field(default_factory=lambda: array("d"))
     present: bytearray = field(default_factory=bytearray)
 
     def add(self, prediction: Prediction, truth: Truth) -> None:

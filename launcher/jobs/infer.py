@@ -15,7 +15,8 @@ import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
-from launcher.jobs.over_shards import Members, NetworkJob, SamplesOf, open_images, try_together, write_next_to
+from launcher.jobs.network_job import NetworkJob, SamplesOf, open_images, try_together, write_next_to
+from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import may_start_processes, open_shards
 from launcher.jobs.scores import Scores
 from launcher.jobs.starts import count_here, join_share, stamp_of

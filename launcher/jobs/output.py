@@ -25,13 +25,13 @@ from launcher.files import (
     write_whole,
 )
 from launcher.jobs.pool import run_pool
+from launcher.jobs.write_shards import WORTH_A_POOL
 from shards.digests import find_change, note_path
 from shards.folder import ShardFolder
 from shards.remote import place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
-WORTH_A_POOL = 1 << 30  # bytes; fewer are read sooner than worker processes start
 WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 

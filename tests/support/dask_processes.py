@@ -45,7 +45,8 @@ async def serve(file: Path, role: list[str]) -> None:
     from distributed import Scheduler, Worker
 
     if role:
-        import launcher.jobs.refine  # noqa: F401 (what all work needs; the tests wait for it once)
+        if role == ["worker"]:
+            import launcher.jobs.refine  # noqa: F401 (what all work needs; the tests wait for it once)
 
         server = Worker(await_file(file), nthreads=1, local_directory=str(file.parent / "worker"))
         await server

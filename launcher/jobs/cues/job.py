@@ -8,7 +8,8 @@ import torch
 
 from launcher.errors import RunError, user_error_as
 from launcher.jobs.cues.cue import Cue
-from launcher.jobs.over_shards import Members, NetworkJob, SamplesOf, try_together
+from launcher.jobs.network_job import NetworkJob, SamplesOf, try_together
+from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import open_shards
 
 

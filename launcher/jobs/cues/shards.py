@@ -33,7 +33,7 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
         RunError: weights missing or of another network, or OUT/SPLIT was made of other data or settings.
     """
     from launcher.jobs.cues.job import CueJob
-    from launcher.jobs.over_shards import write_next_to
+    from launcher.jobs.network_job import write_next_to
     from launcher.jobs.starts import join_alike
     from shards.folder import ShardFolder
     from shards.remote import absolute, place_of

@@ -21,16 +21,17 @@ from launcher.jobs.refine import refine
 from shards.schema import DataError
 
 pytest.importorskip("distributed")
+ALONE = {"workers": 1, "label": "test"}  # of this machine; a cluster has its own number
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """(the file with the address of a scheduler, its two workers)."""
     file = tmp_path_factory.mktemp("dask") / "address"
-    processes = [dask_processes.start(file, *role) for role in ((), ("worker",), ("worker",))]
+    scheduler, *workers = [dask_processes.start(file, *role) for role in ((), ("worker",), ("worker",))]
     dask_processes.await_file(file)
-    yield file, processes[1:]
-    for process in processes:
+    yield file, workers
+    for process in (*workers, scheduler):
         process.kill()
         process.wait()
 
@@ -116,6 +117,24 @@ def test_what_a_killed_worker_had_is_done_by_the_other(dask, tmp_path):
     pids = list(pool.run_pool(partial(die_once, tmp_path), names, workers=1, label="test"))
     assert len(pids) == 10 and pids[3] in {worker.pid for worker in dask}
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "died"]
+
+
+def test_where_all_workers_die_the_job_says_so_and_their_replacement_does_the_rest(cluster, dask, tmp_path, capfd):
+    for worker in dask:
+        worker.kill()
+        worker.wait()
+    found = []
+    names = [str(n) for n in range(4)]
+    asking = threading.Thread(target=lambda: found.extend(pool.run_pool(partial(touch, tmp_path), names, **ALONE)))
+    asking.start()
+    said, deadline = "", time.monotonic() + 60
+    while "no worker for" not in said:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        said += capfd.readouterr().err
+    dask.append(dask_processes.start(cluster[0], "bare worker"))
+    asking.join(60)
+    assert found == [dask[-1].pid] * 4
 
 
 def test_where_no_scheduler_answers_is_told(monkeypatch):

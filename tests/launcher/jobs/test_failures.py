@@ -18,7 +18,7 @@ from launcher.jobs import segment as segment_job
 from launcher.jobs.cues import CUES
 from launcher.jobs.cues.clip import ClipCue
 from launcher.jobs.cues.shards import write_cues
-from launcher.jobs.over_shards import try_together
+from launcher.jobs.network_job import try_together
 from launcher.jobs.refine import refine
 from shards.folder import ShardFolder
 from shards.schema import DataError, Sample, encode_image
