@@ -1,7 +1,7 @@
 """A scheduler and workers of Dask as processes of this machine, which tests may kill.
 
 python -m support.dask_processes FILE            a scheduler, whose address goes to FILE
-python -m support.dask_processes FILE worker     a worker of one thread
+python -m support.dask_processes FILE worker     a worker of one thread; "bare worker": one that is there sooner
 python -m support.dask_processes FILE client     a client that writes a hundred files beside FILE, slowly
 """
 
