@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from shards.digests import find_change
 from shards.folder import ShardFolder
 from shards.schema import DataError
 from shards.tars import Span, shown, tar_members, tar_spans, unreadable
@@ -28,10 +29,12 @@ def members_next_to(
         remedy: ends the errors.
 
     Raises:
-        DataError: the tar is missing or damaged, holds other samples than the image shard or in another order, or a
-            sample lacks an extension.
+        DataError: the tar is missing or damaged, not what was written, holds other samples than the image shard or in
+            another order, or a sample lacks an extension.
     """
     path = require_file(folder / name, remedy)
+    if change := find_change(path):
+        raise DataError(f"{path}: {change}; {remedy}")
     found = ((key, extension, data) for key, extension, _, data in tar_members(path))
     return group_by_sample(found, shards, path, extensions, remedy)
 

@@ -35,6 +35,7 @@ FLOORS = {
         "sources batches",
         "write masks",
         "members",
+        "digests",
         "folder verify unfinished",
         "cache index",
         "remote",

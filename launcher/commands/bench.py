@@ -10,13 +10,14 @@ from launcher.commands.arguments import CARE, ConfigFile, Json, Overrides, examp
 
 
 def register(app: typer.Typer) -> None:
-    """Add `bench all|lr-range|msee-step|crf|tracking` to a command."""
+    """Add `bench all|lr-range|msee-step|crf|tracking|jobs` to a command."""
     bench = typer.Typer(no_args_is_help=True, help="Measurements of this machine, before and during a run.")
     bench.command("all", epilog=example("wsss bench all --device cuda --out bench"))(everything)
     bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
     bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
     bench.command("crf", epilog=example("wsss bench crf --classes 81"))(crf)
     bench.command("tracking", epilog=example("wsss bench tracking --steps 100 --json"))(tracking)
+    bench.command("jobs", epilog=example("wsss bench jobs --json"))(jobs)
     app.add_typer(bench, name="bench", rich_help_panel=CARE)
 
 
@@ -102,3 +103,16 @@ def tracking(
 
     found = measure(steps=steps, log_every=log_every, side_px=side_px)
     print(json_format.dumps(found, indent=1) if json else format_times(found))
+
+
+def jobs(
+    shards: Annotated[int, typer.Option(min=2, help="That are timed in each way.")] = 24,
+    images: Annotated[int, typer.Option(min=1, help="Of a shard.")] = 4,
+    side_px: Annotated[int, typer.Option(min=8, help="Side of the images; sets how long a shard takes.")] = 64,
+    json: Json = False,
+) -> None:
+    """Shards per second with one and two workers, local and of Dask, and what a shard takes longer than here."""
+    from launcher.bench.jobs import format_rates, measure
+
+    found = measure(shards=shards, images=images, side_px=side_px)
+    print(json_format.dumps(found, indent=1) if json else format_rates(found))

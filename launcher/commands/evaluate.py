@@ -18,7 +18,11 @@ def evaluate(run: RunFolder, overrides: Overrides = None) -> None:
     from launcher.evaluation.evaluate import evaluate as evaluate_run
     from launcher.evaluation.evaluate import track
     from launcher.evaluation.table import format_evaluation
+    from launcher.jobs.shares import is_first
+    from launcher.run.folder import Run
 
+    if not is_first("evaluate", Run(run, overrides or []).config.launch):
+        return
     report = evaluate_run(run, overrides or [])
     print(format_evaluation(report))
     track(run, report)

@@ -23,15 +23,10 @@ def infer(
     overwrite: Overwrite = False,
 ) -> None:
     """CAMs of every kind, as CAM shards below RUN/cams."""
-    from launcher.jobs.infer import cams_folder
     from launcher.jobs.infer import infer as infer_split
-    from launcher.processes.launch import run_or_launch
     from launcher.run.folder import Run, split_folders
 
     settings = Run(run, overrides or []).config
     for of_split, folder in split_folders(settings, split).items():
-        out = cams_folder(run, name) / of_split
-        arguments = {"run": run, "split": of_split, "folder": folder, "overrides": overrides or [], "name": name}
-        arguments["overwrite"] = overwrite
-        run_or_launch(settings, "launcher.jobs.infer", infer_split, arguments, cpu_alone=True)
+        out = infer_split(run, of_split, folder, overrides or [], name, overwrite=overwrite)
         print(f"CAMs: {out}")

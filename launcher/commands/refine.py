@@ -29,5 +29,6 @@ def refine(
 
     settings = Run(run, overrides or []).config
     wanted = list(split_folders(settings, split))
-    for folder in refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite):
+    made = refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite, launch=settings.launch)
+    for folder in made:
         print(f"masks: {folder}")

@@ -28,18 +28,13 @@ def segment(
 ) -> None:
     """Masks by the network's own segmentation, as mask shards below RUN/segments."""
     from launcher.jobs.segment import segment as segment_split
-    from launcher.jobs.segment import segments_folder
-    from launcher.processes.launch import run_or_launch
     from launcher.run.folder import Run
 
     settings = Run(run, overrides or []).config
     folder = shards or {"val": settings.data.val, "tune": settings.data.tune, "train": settings.data.train}.get(split)
     if folder is None:
         raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")
-    out = segments_folder(run, name) / split
-    arguments = {"run": run, "split": split, "folder": folder, "overrides": overrides or [], "name": name, "cams": cams}
-    arguments["overwrite"] = overwrite
-    run_or_launch(settings, "launcher.jobs.segment", segment_split, arguments, cpu_alone=True)
+    out = segment_split(run, split, folder, overrides or [], name, cams=cams, overwrite=overwrite)
     print(f"masks: {out}")
 
 

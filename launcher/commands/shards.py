@@ -23,10 +23,12 @@ from launcher.commands.arguments import (
 )
 from launcher.jobs.write_shards import summarise, write
 
+HELP = "Raw data -> tar shards with an index; look at and check them."
+
 
 def register(app: typer.Typer) -> None:
     """Add `shards` with all its sources to a command."""
-    shards = typer.Typer(no_args_is_help=True, help="Raw data -> tar shards with an index; look at and check them.")
+    shards = typer.Typer(no_args_is_help=True, help=HELP)
     lines: dict[Callable[..., None], str] = {
         synthetic: "wsss shards synthetic --out data/demo --split train --images 640 --cooccurrence 0.9",
         smoke: "wsss shards smoke --root frames --labels labels.csv --out data/mine --split train --hold-out 0.15",
@@ -39,7 +41,16 @@ def register(app: typer.Typer) -> None:
     image_shards.register(shards)
     smoke_shards.register(shards)
     benchmark_shards.register(shards)
+    shards.callback(help=HELP)(begin)
     app.add_typer(shards, name="shards", rich_help_panel=TRAINING)
+
+
+def begin() -> None:
+    """Before each of the commands: of several tasks of srun the first does the work, for a split has one index."""
+    from launcher.jobs.shares import is_first
+
+    if not is_first("wsss shards"):
+        raise typer.Exit
 
 
 def synthetic(

@@ -3,6 +3,7 @@
 Shapes: C classes with background 0, H x W pixels.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,37 @@ from shards.schema import ClassSet
 from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
 
 
+class Sums(Sequence[np.ndarray]):
+    """Of each image (3, C) int64, kept without its zeros: of COCO's 81 classes an image shows and is given a few."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.ends, self.places, self.values = array("q"), array("H"), array("q")
+
+    def append(self, sums_3C: np.ndarray) -> None:
+        flat = sums_3C.ravel()
+        places = flat.nonzero()[0]
+        self.places.extend(places.tolist())
+        self.values.extend(flat[places].tolist())
+        self.ends.append(len(self.places))
+
+    def extend(self, other: "Sums") -> None:
+        before = len(self.places)
+        self.places.extend(other.places)
+        self.values.extend(other.values)
+        self.ends.extend(before + end for end in other.ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, n: Any) -> Any:
+        """(3, C) of image n."""
+        first, end = self.ends[n - 1] if n else 0, self.ends[n]
+        sums = np.zeros(3 * self.num_classes, dtype=np.int64)
+        sums[np.array(self.places[first:end], dtype=np.intp)] = self.values[first:end]
+        return sums.reshape(3, self.num_classes)
+
+
 @dataclass
 class Confusion(Measure):
     """One confusion matrix of all images, and of each image what a bootstrap of mIoU needs.
@@ -25,18 +57,19 @@ class Confusion(Measure):
     Attributes:
         groups: the group of each image.
         labels: the class probabilities of the images, where the predictions have some.
-        sums: of each image (3, C) int64: pixels hit, in the truth, and predicted, of every class.
+        sums: of each image pixels hit, in the truth, and predicted, of every class.
     """
 
     class_set: ClassSet
     confusion_CC: Tensor = field(init=False)
     groups: list[str] = field(default_factory=list)
-    sums: list[np.ndarray] = field(default_factory=list)
+    sums: "Sums" = field(init=False)
     labels: ImageLabels = field(init=False)
 
     def __post_init__(self) -> None:
         num_classes = self.class_set.num_fg_classes + 1
         self.labels = ImageLabels(self.class_set.classes)
+        self.sums = Sums(num_classes)
         self.confusion_CC = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
@@ -55,7 +88,7 @@ class Confusion(Measure):
     def extend(self, other: "Confusion") -> None:
         self.confusion_CC += other.confusion_CC
         self.groups += other.groups
-        self.sums += other.sums
+        self.sums.extend(other.sums)
         self.labels.extend(other.labels)
 
     @property

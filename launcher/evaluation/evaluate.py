@@ -8,7 +8,8 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from launcher.evaluation.sources import Source, find_sources, new_measure, read_
 from launcher.files import appearing, write_whole
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
+from launcher.jobs.starts import count_processes
 from launcher.run import steps
 from launcher.run.folder import EVALUATION, Run
 from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
-from shards.remote import Place
+from shards.remote import Place, absolute, place_of
 
 PER_IMAGE = "per_image.csv"
 NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
@@ -164,9 +166,11 @@ def count_predictions(
         for source in sources:
             jobs.require_same_images(source.folder, shards.index.fingerprint, source.again)
             jobs.require_all(source.folder, names)
-            tasks += [Task(source, shards.folder, shards.index.fingerprint, name) for name in names]
+            there: Any = replace(source, folder=source.folder.absolute())  # type: ignore[type-var]
+            images = place_of(absolute(shards.folder))
+            tasks += [Task(there, images, shards.index.fingerprint, name) for name in names]
     few = sum(len(shards) * len(sources) for shards, sources in splits) < FEW_PREDICTIONS
-    workers = 1 if few and config.evaluate.workers is None else config.evaluate.workers
+    workers = config.evaluate.workers or count_processes(config.launch) or (1 if few else None)
     parts = pool.run_pool(partial(count_shard, config.evaluate.threshold), tasks, workers=workers, label="evaluate")
     found: list[dict[str, Measure]] = []
     for shards, sources in splits:
@@ -179,18 +183,12 @@ def count_predictions(
 
 def count_shard(threshold: float, task: Task) -> Measure:
     """The measure of one shard."""
-    shards = open_shards(task.images, task.fingerprint)
+    shards = pool.open_shards(task.images, task.fingerprint)
     measure = new_measure(task.source, shards)
     for number, prediction in task.source.predictions(shards, task.shard, threshold):
         with naming(shards.where(number)):
             measure.add(prediction, read_truth(shards, number))
     return measure
-
-
-@lru_cache(maxsize=4)
-def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
-    """Opened once per worker process, as long as the folder holds what it held."""
-    return ShardFolder(folder)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from launcher.evaluation.image_labels import HIGH, ImageLabels
 from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.pictures import overlay_classes, overlay_scores
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.segment import CAM_KINDS, maps_reader
+from launcher.jobs.segment_images import CAM_KINDS, maps_reader
 from launcher.processes.precision import in_precision
 from shards.batches.augment import Squash
 from shards.batches.batch import to_device

@@ -53,7 +53,7 @@ class Thresholds(Measure):
         self.groups += other.groups
         self.probs += other.probs
         self.labelled += other.labelled
-        self.parts += other.parts
+        self.parts.append(join_parts(other.parts))  # one piece of a shard takes a fifth of those of its images
         for name, parts in other.region_parts.items():
             self.region_parts.setdefault(name, []).extend(parts)
             self.region_probs.setdefault(name, []).extend(other.region_probs[name])

@@ -17,7 +17,8 @@ import numpy as np
 
 from launcher.config.sections import SegmentConfig
 from launcher.errors import RunError, naming
-from launcher.jobs.pool import Item, Result, open_shards, spawned_pool
+from launcher.jobs.dask_workers import scheduler
+from launcher.jobs.pool import Item, Result, may_start_processes, open_shards, spawned_pool
 from launcher.processes.surroundings import count_cores
 from shards.remote import Place
 from shards.schema import encode_mask
@@ -44,17 +45,20 @@ class SegmentedImage(NamedTuple):
     left_out: float | None = None
 
 
-def count_crf_workers(settings: SegmentConfig, ranks: int) -> int:
-    """Processes of this rank that finish images: its share of the cores, one of which it needs itself."""
+def count_crf_workers(settings: SegmentConfig, processes: int) -> int:
+    """Processes that finish images, of each of so many on this machine that segment: its share of the cores, one of
+    which it needs itself. A Dask worker has none unless the settings say so: nobody here knows its cores."""
     if settings.workers is not None:
         return settings.workers
-    return max(count_cores() // ranks - 1, 1)
+    if scheduler():
+        return 0
+    return max(count_cores() // processes - 1, 1)
 
 
 @contextmanager
 def crf_pool(workers: int) -> Iterator[Executor | None]:
-    """Worker processes, or None for 0. What waits is dropped when the block fails."""
-    if workers == 0:
+    """Worker processes, or None for 0 and where there may be none. What waits is dropped when the block fails."""
+    if workers == 0 or not may_start_processes():
         yield None
         return
     with spawned_pool(workers) as pool:
@@ -80,9 +84,11 @@ def run_in_order(
         raise RunError("a CRF process died, most likely for want of memory: lower segment.workers") from error
 
 
-def refine_and_encode(folder: Place, settings: SegmentConfig, image: SegmentedImage) -> tuple[int, dict[str, bytes]]:
+def refine_and_encode(
+    folder: Place, fingerprint: str, settings: SegmentConfig, image: SegmentedImage
+) -> tuple[int, dict[str, bytes]]:
     """CRF where wanted, and the members of the output shard: (number, {extension: bytes})."""
-    shards = open_shards(folder)
+    shards = open_shards(folder, fingerprint)
     label_HW = image.label_HW
     if image.probs_nHW is not None:
         with naming(shards.where(image.number)):

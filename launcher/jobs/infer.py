@@ -1,12 +1,13 @@
 """Checkpoint + image shards -> CAM shards.
 
 `accelerate launch -m launcher.jobs.infer '{"run": "RUN", "split": "val", "folder": "SHARDS"}'`, with the arguments of
-`infer` as JSON: each of n ranks takes every n-th shard.
+`infer` as JSON, is another door: each of n ranks takes every n-th shard, with the same bytes.
 """
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
-from launcher.jobs.over_ranks import Members, open_images, try_together, write_next_to
+from launcher.jobs.network_job import NetworkJob, SamplesOf, open_images, try_together, write_next_to
+from launcher.jobs.over_shards import Members
+from launcher.jobs.pool import may_start_processes, open_shards
 from launcher.jobs.scores import Scores
-from launcher.processes.accelerator import LONGEST_SHARD, make_accelerator
+from launcher.jobs.starts import count_here, join_share, stamp_of
+from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.processes.precision import in_precision
-from launcher.run.build import load_trained
+from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from shards.batches.augment import Squash, Whole
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute
+from shards.remote import Place, absolute, place_of
 from wsss.maps.cam import Raw, ViewMaps, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.scales import Pad
@@ -60,31 +64,67 @@ def infer(
         ConfigError: `cam:` asks for what the method does not give.
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
-    trained_run, method, checkpoint = load_trained(Run(run, overrides))
-    config, shards = trained_run.config, open_images(trained_run, folder)
-    try_cams(method, config)
-    accelerator = make_accelerator(config, processes=None, timeout=LONGEST_SHARD)
+    trained = load_trained(Run(run, overrides))
+    config, images = trained.run.config, open_images(trained.run, folder)
+    try_cams(trained.method, config)
+    share = join_share(config)
     out = cams_folder(run, name) / split
-    method.to(accelerator.device)
-
-    def identify() -> dict[str, Any]:
-        return {
-            "shards": absolute(shards.folder),
-            "fingerprint": shards.index.fingerprint,
-            "checkpoint": checkpoint.name,
-            "image_size": config.data.image_size,
-            "cam": identify_cam(config.cam),
-            **identify_precision(config.train.precision),
-        }
-
-    def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
-        numbers = [number for shard in names for number in shards.numbers_of(shard)]
-        for number, scores in score_samples(method, shards, numbers, config, accelerator.device):
-            yield number, scores.members()
-
-    label = f"infer {split}"
-    write_next_to(out, shards, accelerator, identify=identify, samples_of=samples_of, label=label, overwrite=overwrite)
+    made_of = {
+        "shards": absolute(images.folder),
+        "fingerprint": images.index.fingerprint,
+        "checkpoint": trained.checkpoint.name,
+        "image_size": config.data.image_size,
+        "cam": identify_cam(config.cam),
+        **identify_precision(config.train.precision),
+    }
+    job = InferJob(
+        out=out.absolute(),
+        shards=place_of(absolute(images.folder)),
+        fingerprint=images.index.fingerprint,
+        weights=stamp_of(trained.checkpoint),
+        run=run.absolute(),
+        checkpoint=trained.checkpoint.name,
+        overrides=tuple(overrides),
+    )
+    write_next_to(
+        job,
+        images,
+        made_of,
+        opened=lambda: job.samples(trained, images),
+        share=share,
+        processes=count_here(config, share),
+        label=f"infer {split}",
+        overwrite=overwrite,
+    )
     return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferJob(NetworkJob):
+    """CAMs of a run's checkpoint, as its config with these overrides says."""
+
+    run: Path
+    checkpoint: str
+    overrides: tuple[str, ...]
+
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
+
+    @contextmanager
+    def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:
+        """With what is loaded already."""
+        config, method = trained.run.config, trained.method
+        device = make_accelerator(config, processes=None).device
+        method.to(device)
+
+        def samples_of(name: str) -> Generator[tuple[int, Members]]:
+            for number, scores in score_samples(method, images, images.numbers_of(name), config, device):
+                yield number, scores.members()
+
+        yield samples_of
 
 
 def try_cams(method: Method, config: Config) -> None:
@@ -112,7 +152,7 @@ def score_samples(
         Whole() if whole else Squash(size=config.data.image_size),
         batch_size=1 if whole else config.cam.batch_size,
         numbers=numbers,
-        workers=config.data.workers,
+        workers=config.data.workers if may_start_processes() else 0,
         pin_memory=device.type == "cuda",
     )
     for batch in loader:

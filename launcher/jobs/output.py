@@ -7,7 +7,9 @@ Nothing in an output depends on the number of workers, so its bytes do not eithe
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,15 @@ from launcher.files import (
     temporary_name,
     write_whole,
 )
+from launcher.jobs.pool import run_pool
+from launcher.jobs.write_shards import WORTH_A_POOL
+from shards.digests import find_change, note_path
 from shards.folder import ShardFolder
 from shards.remote import place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
+WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
 def open_output(
@@ -54,7 +60,7 @@ def open_output(
             raise RunError(
                 f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); {remedy}"
             )
-        sweep_unfinished(out)
+        sweep(out)
         if before != content:  # the images lie elsewhere now
             write_whole(out / JOB, json.dumps(content, indent=1))
         return
@@ -121,6 +127,72 @@ def open_images_of(folder: Path, content: dict[str, Any]) -> ShardFolder:
 def list_missing(out: Path, names: Sequence[str]) -> list[str]:
     """The shards that are not there yet, in order."""
     return [name for name in names if not (out / name).is_file()]
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed writers left in an output folder, and nothing that a living one still writes."""
+    sweep_unfinished(out)
+    for temporary in out.glob(".*.json.*.tmp"):  # written at once, unlike shards, and not locked
+        with suppress(OSError):
+            if time.time() - temporary.stat().st_mtime > WRITTEN_S:
+                temporary.unlink()
+
+
+class Room:
+    """Whether the disk takes what is missing: bytes per shard times the missing ones, from the shards that are there.
+
+    Args:
+        starts: of this job, which fill the same disk and get on alike.
+    """
+
+    def __init__(self, starts: int) -> None:
+        self.starts = starts
+        self.sizes: dict[Path, list[int]] = {}
+        self.missing: dict[Path, int] = {}
+        self.likely: dict[Path, int] = {}
+
+    def add(self, out: Path, names: Sequence[str], likely_bytes: int = 0) -> None:
+        """An output folder with these shards; `likely_bytes` of a shard count until there is one."""
+        out = out.absolute()
+        self.sizes[out] = [(out / name).stat().st_size for name in names if (out / name).is_file()]
+        self.missing[out] = len(names) - len(self.sizes[out])
+        self.likely[out] = likely_bytes
+
+    def finish(self, out: Path, name: str) -> None:
+        """A shard is there now. Raises RunError as `check`."""
+        out = out.absolute()
+        with suppress(OSError):
+            self.sizes[out].append((out / name).stat().st_size)
+        self.missing[out] = max(0, self.missing[out] - self.starts)
+        self.check()
+
+    def check(self) -> None:
+        """Raise RunError if the disk has no room for what is missing."""
+        left = {out: count for out, count in self.missing.items() if count}
+        bytes_of = {out: sum(sizes) // len(sizes) if (sizes := self.sizes[out]) else self.likely[out] for out in left}
+        wanted = sum(count * bytes_of[out] for out, count in left.items())
+        if not wanted:
+            return
+        out = next(iter(left))
+        free = shutil.disk_usage(out).free
+        if wanted > free:
+            each = max(bytes_of.values())
+            raise RunError(
+                f"{out}: {sum(left.values())} shards are missing, of about {each / 1e6:.1f} MB: {wanted / 1e6:.1f} MB "
+                f"are wanted, {free / 1e6:.1f} MB are free on this disk; make room, and start again: what is "
+                "finished stays"
+            )
+
+
+def set_changed_aside(out: Path, names: Sequence[str]) -> None:
+    """Rename finished shards whose bytes are no longer those that were written, so that they are made anew."""
+    there = [out / name for name in names if (out / name).is_file()]
+    large = sum(path.stat().st_size for path in there) > WORTH_A_POOL
+    changes = run_pool(find_change, there, workers=None, label="check") if large else map(find_change, there)
+    for path, change in zip(there, changes, strict=True):
+        if change:
+            note_path(path).unlink(missing_ok=True)
+            set_aside(path, f"{path}: {change}")
 
 
 def require_all(out: Path, names: Sequence[str]) -> None:

@@ -1,16 +1,17 @@
-"""Items through a pool of worker processes, in order; workers end with what started them."""
+"""Items through worker processes, in order: those of this machine, or a Dask cluster's."""
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launcher.errors import RunError
+from launcher.jobs.dask_workers import dask_crew, scheduler
 from launcher.processes.signals import end_with_parent
 from launcher.processes.surroundings import count_cores
 from launcher.progress import Progress
@@ -22,69 +23,137 @@ from shards.schema import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+OF_AN_ITEM = (DataError, RunError, ValueError, OSError, BrokenProcessPool)
+LOOK_EVERY_S = 30.0  # whether a Dask cluster without a worker has one
+
 
 def run_pool(
-    work: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None, label: str
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int | None,
+    label: str,
+    executor: Executor | None = None,
 ) -> Iterator[Result]:
-    """Do `work` on every item in worker processes, with progress; results in the order of the items.
+    """Do `work` on every item in worker processes, with progress; results in the order of the items, as they come.
 
     All items are tried before an error is raised, so that one bad shard does not hold up the others.
 
     Args:
-        workers: processes, of which those that have no item are not started; None = one per core.
+        workers: processes, of which those that have no item are not started; None = one per core. A Dask cluster, where
+            there is one, has its own number.
+        executor: that does the work instead.
 
     Raises:
         DataError: the failed items with their errors.
+        RunError: a Dask cluster that cannot do it.
     """
-    workers = min(workers or count_cores(), max(len(items), 1))
-    results: dict[int, Result] = {}
-    errors: list[str] = []
+    errors: dict[int, str] = {}
+    waiting: dict[int, Result] = {}
+    following = 0
     with Progress(len(items), label, "shard") as progress:
-        for number, outcome in try_each(work, items, workers):
-            if isinstance(outcome, (DataError, RunError, ValueError, OSError, BrokenProcessPool)):
-                errors.append(f"{items[number]}: {outcome}")
+        for number, outcome in try_each(work, items, workers or count_cores(), executor=executor):
+            progress.advance()
+            if isinstance(outcome, OF_AN_ITEM):
+                errors[number] = f"{items[number]}: {outcome}"
             elif isinstance(outcome, BaseException):
                 raise outcome
-            else:
-                results[number] = outcome
-            progress.advance()
+            elif not errors:  # nothing that is behind an error is given
+                waiting[number] = outcome
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
     if errors:
-        raise DataError(f"{label}: {len(errors)} of {len(items)} shards failed:\n  " + "\n  ".join(errors))
-    return iter([results[number] for number in range(len(items))])
+        listed = "\n  ".join(errors[number] for number in sorted(errors))
+        raise DataError(f"{label}: {len(errors)} of {len(items)} shards failed:\n  {listed}")
 
 
 def try_each(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterable[tuple[int, Result | BaseException]]:
-    """(number, result or exception) of each item as it comes."""
-    if workers == 1 or len(items) <= 1:
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    *,
+    here: Callable[[Item], Result] | None = None,
+    executor: Executor | None = None,
+    devices: bool = False,
+) -> Iterator[tuple[int, Result | BaseException]]:
+    """(number, result or exception) of each item as it comes.
+
+    Args:
+        here: what this process does where it works alone; None = the same.
+        devices: whether each local process gets a GPU of its own, and all threads of its share of the cores.
+    """
+    if not items:
+        return
+    if executor is not None:
+        yield from as_they_come(executor, work, items)
+    elif scheduler():
+        with dask_crew(scheduler()) as crew:
+            errand = crew.there(work)
+            yield from as_they_come(crew.executor, errand, items, crew.outcome, crew.say_if_alone)
+    elif workers == 1 or len(items) == 1:
         for number, item in enumerate(items):
             try:
-                yield number, work(item)
+                yield number, (here or work)(item)
             except Exception as error:
                 yield number, error
-        return
-    with spawned_pool(workers) as pool:
-        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-        for future in as_completed(futures):
-            yield futures[future], future.exception() or future.result()
+    else:
+        with spawned_pool(min(workers, len(items)), devices=devices) as pool:
+            yield from as_they_come(pool, work, items)
+
+
+def local_outcome(future: Future, item: object) -> Any:
+    return future.exception() or future.result()
+
+
+def as_they_come(
+    executor: Executor,
+    work: Callable[[Item], Any],
+    items: Sequence[Item],
+    outcome_of: Callable[[Future, object], Any] = local_outcome,
+    idle: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Any]]:
+    """(number, outcome) of each item. A future is dropped as it completes: a Dask cluster that lost the worker which
+    holds a finished result would else compute it again."""
+    futures = {executor.submit(work, item): number for number, item in enumerate(items)}
+    try:
+        while futures:
+            done, _ = wait(futures, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
+            if not done:
+                idle()
+            while done:
+                future = done.pop()
+                number = futures.pop(future)
+                yield number, outcome_of(future, items[number])
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 @contextmanager
-def spawned_pool(workers: int) -> Iterator[Executor]:
-    """Worker processes. What waits for one is dropped when the block fails, as by Ctrl-C."""
+def spawned_pool(workers: int, *, devices: bool = False) -> Iterator[Executor]:
+    """Worker processes. What waits for one is dropped when the block fails, as by Ctrl-C.
+
+    Args:
+        devices: see try_each.
+    """
     # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
+    numbers, threads = (context.Value("i", 0), max(1, count_cores() // workers)) if devices else (None, 1)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker, initargs=(threads, numbers))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def begin_worker() -> None:
-    """First thing in each worker: it ends with its parent, and torch opens no threads, since the pool is the
-    parallelism."""
+def begin_worker(threads: int, numbers: Any) -> None:
+    """First thing in each worker: it ends with its parent, and torch opens no threads but its share, since the pool is
+    the parallelism.
+
+    Args:
+        numbers: a counter that gives each worker its number, which chooses its GPU; None = none needs one.
+    """
     end_with_parent(signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it was killed before the kernel was asked
@@ -92,10 +161,30 @@ def begin_worker() -> None:
     outlive_output()
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
+    if numbers is not None:
+        with numbers.get_lock():
+            number, numbers.value = numbers.value, numbers.value + 1
+        if torch.cuda.is_available():
+            torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def may_start_processes() -> bool:
+    """Whether this process may have some of its own: a Dask worker below a nanny may not."""
+    return not multiprocessing.current_process().daemon
 
 
 @lru_cache(maxsize=4)
-def open_shards(folder: Place) -> ShardFolder:
-    """Image shards, opened once per worker process."""
-    return ShardFolder(folder)
+def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
+    """Image shards, opened once per worker process, as long as the folder holds what it held.
+
+    Raises:
+        DataError: it holds others now.
+    """
+    shards = ShardFolder(folder)
+    if shards.index.fingerprint != fingerprint:
+        raise DataError(
+            f"{folder}: holds other images (fingerprint {shards.index.fingerprint}) than where the job was started "
+            f"({fingerprint}); wait until all machines see the same files, and start it again"
+        )
+    return shards

@@ -1,6 +1,6 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,19 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launcher.config.options import options_of
-from launcher.config.sections import RefineConfig
+from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
 from launcher.jobs import output as jobs
-from launcher.jobs import pool
 from launcher.jobs.crf_sums import settle_chain, told
 from launcher.jobs.cues import CUES
 from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.infer import cams_folder
+from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
+from launcher.jobs.pool import open_shards
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores
+from launcher.jobs.shares import own_share
+from launcher.jobs.starts import count_processes
+from launcher.processes.surroundings import count_cores
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import DataError
-from shards.write import write_tar
 from wsss.refine import CUED, REFINERS
 from wsss.refine.chain import Step, run_chain
 from wsss.refine.threshold import mask_of
@@ -34,6 +37,7 @@ def refine(
     name: str | None = None,
     cams: str | None = None,
     overwrite: bool = False,
+    launch: LaunchConfig | None = None,
 ) -> list[Path]:
     """Write RUN/masks/KIND+NAME/SPLIT/ for every kind of CAM and every split; returns these folders.
 
@@ -41,18 +45,20 @@ def refine(
         name: None = the names of the chain's refiners; another one lets several settings stand side by side.
         cams: name of a further set of CAMs to refine, see infer.cams_folder; its masks are KIND@CAMS+NAME.
         overwrite: remove these folders first.
+        launch: what it says of machines and processes holds here, too.
 
     Raises:
         MissingPackage: of a refiner.
-        RunError: no CAMs of a split yet, a kind that was not inferred, or other settings in an output folder.
-        DataError: shards that failed, each with its reason.
+        RunError: no CAMs of a split yet, a kind that was not inferred, other settings in an output folder, shards that
+            failed, each with its reason, or a disk without room for what is missing.
     """
+    launch = launch or LaunchConfig()
     settings = settle_chain(settings)
     chain = [told(refiner.model_dump(mode="json")) for refiner in settings.chain]
     parts = [refiner.name for refiner in settings.chain] if name is None else [name]
-    outputs: list[tuple[Path, dict[str, Any], list[ShardToRefine]]] = []
+    outputs: list[Output[ShardToRefine]] = []
     for split in splits:  # all are looked at before the first folder is claimed or removed
-        folder = cams_folder(run, cams) / split
+        folder = (cams_folder(run, cams) / split).absolute()
         inferred = jobs.read_made_of(folder)
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
@@ -72,29 +78,39 @@ def refine(
                 "bg_threshold": settings.bg_threshold,
                 "cues": {n: jobs.read_made_of(f) for n, f in cues.items()},
             }
-            of_kind = [ShardToRefine(shards.folder, folder, cues, out, kind, shard) for shard in names]
+            of_kind = [
+                ShardToRefine(
+                    shards.folder, shards.index.fingerprint, folder, cues, out.absolute(), kind, of.name, len(of.keys)
+                )
+                for of in shards.index.shards
+            ]
+            bytes_each = 0
             if names and (overwrite or jobs.read_made_of(out) is None):
-                try_chain(settings, of_kind[0])
-            outputs.append((out, made_of, of_kind))
-    items: list[ShardToRefine] = []
-    for out, made_of, of_kind in outputs:
-        jobs.open_output(out, made_of, overwrite=overwrite)
-        missing = set(jobs.list_missing(out, [shard.name for shard in of_kind]))
-        items += [shard for shard in of_kind if shard.name in missing]
-    work = partial(refine_shard, settings)
-    list(pool.run_pool(work, items, workers=settings.workers, label="refine"))
-    return [out for out, _, _ in outputs]
+                bytes_each = try_chain(settings, of_kind[0]) * of_kind[0].num_images
+            outputs.append(Output(out, made_of, of_kind, bytes_each))
+    write_outputs(
+        outputs,
+        partial(refine_shard, settings),
+        here=partial(refine_here, settings),
+        share=own_share(launch),
+        workers=settings.workers or count_processes(launch) or count_cores(),
+        label="refine",
+        overwrite=overwrite,
+    )
+    return [one.folder for one in outputs]
 
 
 class ShardToRefine(NamedTuple):
     """One shard of one kind of CAM to refine."""
 
     images: Place
+    fingerprint: str
     cams: Path
     cues: dict[str, Path]
     out: Path
     kind: str
     name: str
+    num_images: int
 
     def __str__(self) -> str:
         return str(self.out / self.name)
@@ -108,7 +124,7 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
     """
     if refiner not in settings.cues:
         raise RunError(f"refine.cues: '{refiner}' needs what `wsss cues` computes for it; give its folder")
-    folder = settings.cues[refiner] / shards.index.split
+    folder = (settings.cues[refiner] / shards.index.split).absolute()
     kind = check_cues(folder, shards.index)
     if kind != refiner:
         raise RunError(f"refine.cues.{refiner}: {folder} holds cues for '{kind}'; name those for '{refiner}'")
@@ -117,28 +133,38 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
 
 def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
     """One CAM shard -> one mask shard of the same name."""
-    write_tar(task.out / task.name, refined_samples(settings, task))
+    refine_here(settings, lambda: None, task)
 
 
-def try_chain(settings: RefineConfig, task: ShardToRefine) -> None:
+def refine_here(settings: RefineConfig, advance: Callable[[], None], task: ShardToRefine) -> None:
+    images = open_shards(task.images, task.fingerprint)
+    write_shard(task.out / task.name, refined_samples(settings, task), images, advance)
+
+
+def try_chain(settings: RefineConfig, task: ShardToRefine) -> int:
     """Refine one image, so that an option that its refiner does not take is told before a folder is claimed. A damaged
     image or CAM is left for the job to find, which does the others first.
+
+    Returns:
+        The bytes of its members; 0 of one that is damaged.
 
     Raises:
         RunError: the chain does not run.
     """
     try:
-        next(refined_samples(settings, task), None)
+        _, members = next(refined_samples(settings, task), (0, {}))
+        return sum(map(len, members.values()))
     except DataError:
-        return
+        return 0
     except ImageError as error:
         if type(error.__cause__) is ValueError:  # what an option that does not fit raises
             raise RunError(str(error)) from error
+        return 0
 
 
-def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members) of every sample of one mask shard, in order."""
-    shards, chain = pool.open_shards(task.images), resolve_chain(settings)
+def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Generator[tuple[int, Members]]:
+    """(number, members) of every sample of one mask shard, in order."""
+    shards, chain = open_shards(task.images, task.fingerprint), resolve_chain(settings)
     streams = [read_cues(shards, folder, task.name) for folder in task.cues.values()]
     of_cams = read_scores(shards, task.cams, task.name, task.kind)
     for (number, scores), *found in zip(of_cams, *streams, strict=True):
@@ -148,7 +174,7 @@ def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Iterator[tup
         }
         with naming(shards.where(number)):
             members = refine_one(shards.image(number), scores, task.kind, settings, chain, cues).members()
-        yield scores.key, members
+        yield number, members
 
 
 def resolve_chain(settings: RefineConfig) -> list[Step]:

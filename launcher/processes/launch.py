@@ -216,20 +216,17 @@ def await_address(name: str) -> None:
             time.sleep(LOOK_UP_EVERY_S)
 
 
-def run_or_launch(
-    config: Config, module: str, work: Callable[..., Any], arguments: dict[str, Any], *, cpu_alone: bool = False
-) -> None:
+def run_or_launch(config: Config, module: str, work: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Do `work(**arguments)` in this process, or start the module with them where the config has several processes.
 
     Args:
         module: hands read_arguments(sys.argv) to the same work.
         arguments: what JSON can say, and paths.
-        cpu_alone: on CPUs this process does it, however many trained.
 
     Raises:
         SystemExit: the launched processes failed; with their code.
     """
-    if process_count(config) == 1 or (cpu_alone and uses_cpu(config)):
+    if process_count(config) == 1:
         work(**arguments)
     elif code := launch(config, module, [json.dumps(arguments, default=str)]):
         raise SystemExit(code)

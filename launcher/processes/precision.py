@@ -6,6 +6,7 @@ bf16   autocast to bfloat16 in networks; losses, CAMs and all else in float32
 fp16   the same to float16, for GPUs before Ampere; gradients are scaled (launcher/training/loss_scale.py)
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,10 +41,11 @@ def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
 def set_deterministic() -> None:
     """Let the same step give the same bits on a GPU: each of torch's operators in a fixed order of sums, or an error.
 
-    The CUBLAS_WORKSPACE_CONFIG that this needs is set by the launch command: a process that has touched the GPU is too
-    late for it.
+    The CUBLAS_WORKSPACE_CONFIG that this needs is set by the launch command, and here for the worker of a job: a
+    process that has touched the GPU is too late for it.
     """
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -67,6 +67,11 @@ class Run:
         self._checkpoint = self._checkpoint or steps.newest_complete(self.folder)
         return self._checkpoint
 
+    def at(self, checkpoint: str) -> "Run":
+        """The same run with this checkpoint in place of the newest: what another process began with."""
+        self._checkpoint = self.folder / checkpoint
+        return self
+
     def __str__(self) -> str:
         return str(self.folder)
 

@@ -88,7 +88,9 @@ def stand_in_for_a_run(job, monkeypatch, config_of, class_set, method) -> None:
     """A job reads, instead of a trained run, this method with the config that `config_of(overrides)` gives."""
 
     def run(folder, overrides=()):
-        return SimpleNamespace(folder=folder, config=config_of(overrides), class_set=class_set)
+        found = SimpleNamespace(folder=folder, config=config_of(overrides), class_set=class_set)
+        found.at = lambda checkpoint: found
+        return found
 
     monkeypatch.setattr(job, "Run", run)
     monkeypatch.setattr(job, "load_trained", lambda of: Trained(of, method, Path("step_0000004")))

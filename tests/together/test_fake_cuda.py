@@ -15,7 +15,7 @@ from support.toys import SMALL
 from launcher.bench.stage import Stage
 from launcher.config.sections import CamConfig, TrainConfig
 from launcher.jobs.infer import cams_of
-from launcher.jobs.segment import maps_reader
+from launcher.jobs.segment_images import maps_reader
 from launcher.tracking.tracker import NoTracker
 from launcher.training.trainer import Trainer
 from wsss.maps.fusion import cams_of_present, fuse_seg_logits

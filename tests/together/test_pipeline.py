@@ -125,7 +125,7 @@ def test_figures_say_the_views_that_the_cams_were_made_with(run, scenes):
 def test_a_damaged_cam_shard_is_named_and_leaves_no_mask_shard(run):
     path = run / "cams/val/val-00001.tar"
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(DataError, match="1 of 12 shards failed"):
+    with pytest.raises(RunError, match="1 of 12 shards failed"):
         refine(run, ["val"], RefineConfig(cams=("grad",), chain=(), workers=1))
     assert not (run / "masks/grad/val/val-00001.tar").exists()
     assert (run / "masks/grad/val/val-00002.tar").exists()

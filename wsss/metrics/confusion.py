@@ -93,11 +93,12 @@ def bootstrap_miou(
     Returns:
         (low, high); both NaN without a labelled pixel. With one group both are its mIoU.
     """
-    if not sums:
+    if not len(sums):
         return float("nan"), float("nan")
     _, member_N = np.unique(np.asarray(groups), return_inverse=True)
     of_group_GX = np.zeros((member_N.max() + 1, sums[0].size))
-    np.add.at(of_group_GX, member_N, np.stack(sums).reshape(len(sums), -1))
+    for of_image, member in zip(sums, member_N.ravel(), strict=True):
+        of_group_GX[member] += of_image.ravel()
     rng, found = np.random.default_rng(seed), []
     for first in range(0, resamples, CHUNK):
         size = min(CHUNK, resamples - first)

@@ -1,11 +1,11 @@
 """Image shards -> cue shards, and reading them next to the image shards.
 
 OUT/SPLIT/NAME.tar next to job.json, one per image shard, read by every setting of every run; member KEY.EXTENSION of
-each sample, as its Cue encodes it. Each of N processes takes every N-th missing shard. Heavy imports wait until a job
-starts.
+each sample, as its Cue encodes it. Heavy imports wait until a job starts.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,35 +32,33 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
         DataError: the image shards are not what they should be.
         RunError: weights missing or of another network, or OUT/SPLIT was made of other data or settings.
     """
-    import torch
-
-    from launcher.jobs.over_ranks import Members, try_together, write_next_to
-    from launcher.processes.accelerator import LONGEST_SHARD, join_started
+    from launcher.jobs.cues.job import CueJob
+    from launcher.jobs.network_job import write_next_to
+    from launcher.jobs.starts import join_alike
     from shards.folder import ShardFolder
+    from shards.remote import absolute, place_of
 
     cue, images = find_cue(kind)(**settings), ShardFolder(shards)
-    classes, target = images.index.classes, out / images.index.split
-    ranks = join_started(cpu=not torch.cuda.is_available(), timeout=LONGEST_SHARD)
-
-    def identify() -> dict[str, Any]:
-        with user_error_as(RunError):  # wsss knows no user
-            return {"kind": kind, "fingerprint": images.index.fingerprint, **cue.identify(classes)}
-
-    def samples_of(names: Sequence[str]) -> Generator[tuple[int, Members]]:
-        with user_error_as(RunError):
-            make = cue.start(ranks.device, classes)
-        for name in names:
-            numbers = images.numbers_of(name)
-            for first in range(0, len(numbers), cue.images_at_a_time):
-                batch = numbers[first : first + cue.images_at_a_time]
-                where = [images.where(number) for number in batch]
-                found = try_together(make, [images.image(number) for number in batch], where)
-                for number, made in zip(batch, found, strict=True):
-                    yield number, {cue.extension: cue.encode(made)}
-
-    label = f"{kind} cues of {images.index.split}"
-    write_next_to(target, images, ranks, identify=identify, samples_of=samples_of, label=label)
-    return target
+    share, processes = join_alike()
+    with user_error_as(RunError):  # wsss knows no user
+        of_cue = cue.identify(images.index.classes)
+    job = CueJob(
+        cue=cue,
+        out=(out / images.index.split).absolute(),
+        shards=place_of(absolute(images.folder)),
+        fingerprint=images.index.fingerprint,
+        weights=json.dumps(of_cue),
+    )
+    write_next_to(
+        job,
+        images,
+        {"kind": kind, "fingerprint": images.index.fingerprint, **of_cue},
+        opened=job.opened,
+        share=share,
+        processes=processes,
+        label=f"{kind} cues of {images.index.split}",
+    )
+    return out / images.index.split
 
 
 def check_cues(folder: Path, index: "Index") -> str:

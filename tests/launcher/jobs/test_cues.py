@@ -22,6 +22,7 @@ from launcher.jobs.cues import CUES, find_cue
 from launcher.jobs.cues.clip import ClipCue
 from launcher.jobs.cues.shards import check_cues, read_cues, write_cues
 from launcher.processes import accelerator
+from shards.digests import note_written
 from shards.folder import ShardFolder
 from shards.index import Index
 from shards.schema import DataError
@@ -134,7 +135,9 @@ def test_each_process_takes_its_share_of_the_missing_shards(images, clip_folder,
     second = SimpleNamespace(
         is_main_process=False, process_index=1, num_processes=2, device="cpu", wait_for_everyone=lambda: None
     )
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerator, "join_started", lambda **_: second)
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: mine)
     write_cues("clip", images, tmp_path, weights=clip_folder, size=16)
     assert digests(folder) == {"val-00001.tar": before["val-00001.tar"]}
 
@@ -220,6 +223,7 @@ def test_damaged_cues_are_reported_with_their_place(images, clip_folder, tmp_pat
     assert len(list(read_cues(frames, folder, path.name))) == len(keys) == 2
     written = path.read_bytes()
     write_tar(path, [(key, {"clip.npy": b"no array"}) for key in keys])
+    note_written(path)  # by what wrote it
     with pytest.raises(DataError, match=rf"val-00000.tar: '{keys[0]}' is damaged .* run `wsss cues` again"):
         next(read_cues(frames, folder, path.name))
     path.write_bytes(written[:700])
@@ -232,6 +236,7 @@ def test_damaged_proposals_are_reported_with_their_place(images, sam_file, tmp_p
     frames = ShardFolder(images)
     keys = frames.index.shards[0].keys
     write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys])
+    note_written(folder / "val-00000.tar")
     with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*no packed masks"):
         next(read_cues(frames, folder, "val-00000.tar"))
 

@@ -18,7 +18,7 @@ from launcher.jobs import segment as segment_job
 from launcher.jobs.cues import CUES
 from launcher.jobs.cues.clip import ClipCue
 from launcher.jobs.cues.shards import write_cues
-from launcher.jobs.over_ranks import try_together, write_all
+from launcher.jobs.network_job import try_together
 from launcher.jobs.refine import refine
 from shards.folder import ShardFolder
 from shards.schema import DataError, Sample, encode_image
@@ -128,7 +128,7 @@ def test_refine_and_evaluate_name_the_image_that_fails_whatever_it_raises(run, s
 
     monkeypatch.setattr("launcher.jobs.refine.run_chain", broken)
     settings = RefineConfig(cams=("grad",), chain=(), workers=1)
-    with pytest.raises(DataError, match=rf"1 of 12 shards failed:\n  .*sample '{key}': IndexError: a hole"):
+    with pytest.raises(RunError, match=rf"1 of 12 shards failed, .*:\n  .*sample '{key}': IndexError: a hole"):
         refine(run, ["val"], settings)
     assert len(list((run / "masks/grad/val").glob("*.tar"))) == 11
 
@@ -144,30 +144,18 @@ def test_refine_and_evaluate_name_the_image_that_fails_whatever_it_raises(run, s
         evaluate(run)
 
 
-def test_the_shard_before_the_image_that_fails_is_written_though_both_are_read_together(tmp_path):
-    done = []
+def test_what_is_no_images_fault_stops_the_job_at_once(failing, pets, monkeypatch):
+    asked = []
 
-    def write(names):
-        if "c" in names and len(names) > 1:  # a batch of images of b and c
-            names = names[: max(names.index("c") - 1, 0)]
-            done.extend(names)
-            [(tmp_path / name).touch() for name in names]
-            raise ImageError("c: bad")
-        if names == ["c"]:
-            raise ImageError("c: bad")
-        done.extend(names)
-        [(tmp_path / name).touch() for name in names]
-
-    assert write_all(write, tmp_path, ["a", "b", "c", "d"]) == ["c: bad"]
-    assert done == ["a", "b", "d"]
-
-
-def test_what_is_no_images_fault_stops_the_job_at_once(tmp_path):
-    def write(names):
+    def broken(method, shards, numbers, config, device):
+        asked.append(numbers)
         raise RunError("gives no segmentation")
+        yield
 
-    with pytest.raises(RunError, match="gives no segmentation"):
-        write_all(write, tmp_path, ["a", "b"])
+    monkeypatch.setattr(infer_job, "score_samples", broken)
+    with pytest.raises(RunError, match="^gives no segmentation$"):
+        infer_job.infer(failing, "val", pets.folder)
+    assert len(asked) == 1
     with pytest.raises(RunError, match="^settings$"), naming("image 'a'"):
         raise RunError("settings")
 
@@ -179,7 +167,7 @@ def test_a_disk_that_takes_no_shard_stops_the_job_at_its_first(failing, pets, mo
         tried.append((path.name, len(list(samples))))
         raise DataError(f"{path}: No space left on device")
 
-    monkeypatch.setattr("launcher.jobs.over_ranks.write_tar", full)
+    monkeypatch.setattr("launcher.jobs.over_shards.write_tar", full)
     with pytest.raises(DataError, match="No space left"):
         infer_job.infer(failing, "val", pets.folder, ["cam.batch_size=1"])
     assert len(tried) == 1

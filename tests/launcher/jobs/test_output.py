@@ -5,13 +5,19 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
+from launcher.evaluation.evaluate import evaluate
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
+from launcher.jobs.infer import infer
+from launcher.jobs.refine import refine
+from launcher.run.folder import Run
 from shards import write
 from shards.schema import DataError
 from shards.tars import tar_members
@@ -176,3 +182,50 @@ def test_an_output_folder_is_made_once_and_refuses_other_settings(tmp_path):
     assert jobs.list_missing(out, ["a.tar", "b.tar"]) == ["b.tar"]
     with pytest.raises(RunError, match="1 of 2 shards are missing, first b.tar"):
         jobs.require_all(out, ["a.tar", "b.tar"])
+
+
+def test_what_killed_writers_left_of_other_files_is_swept_once_nobody_can_still_write_it(tmp_path):
+    (tmp_path / ".job.json.00ff.tmp").touch()
+    old = tmp_path / ".job.json.0123.tmp"
+    old.touch()
+    os.utime(old, (0, 0))
+    jobs.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".job.json.00ff.tmp"]
+
+
+def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(run, monkeypatch):
+    settings = RefineConfig(cams=("grad",), chain=(), workers=1)
+    free = []
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    free[:] = [20_000]  # a shard has two images of 32 x 32 pixels: 12 need more, which the first image tells
+    with pytest.raises(
+        RunError, match=r"12 shards are missing, of about 0\.0 MB: 0\.1 MB are wanted, 0\.0 MB are free"
+    ):
+        refine(run, ["val"], settings)
+    assert not list((run / "masks/grad/val").glob("*.tar"))
+    free[:] = [10**9]
+    (out,) = refine(run, ["val"], settings)
+    for path in sorted(out.glob("*.tar"))[:3]:
+        path.unlink()
+    free[:] = [20_000]  # three take about 30 kB, as those that are there tell
+    with pytest.raises(RunError, match=r"3 shards are missing, .* what is finished stays"):
+        refine(run, ["val"], settings)
+    assert len(list(out.glob("*.tar"))) == 9
+
+
+def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_and_made_anew(run, capsys):
+    settings = RefineConfig(cams=("grad",), chain=(), workers=1)
+    (out,) = refine(run, ["val"], settings)
+    for folder, again in ((out, evaluate), (run / "cams/val", lambda run: refine(run, ["val"], settings, name="x"))):
+        path = folder / "val-00003.tar"
+        whole = path.read_bytes()
+        at = whole.index(b"NUMPY") + 200  # in the scores
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((DataError, RunError), match=r"val-00003\.tar: its sha256 is not that of what was written"):
+            again(run)
+        path.write_bytes(whole)
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    path.write_bytes(flipped)
+    infer(run, "val", Run(run).config.data.val)
+    assert path.read_bytes() == whole and "set aside as val-00003.tar.damaged" in capsys.readouterr().err
+    assert (run / "cams/val/val-00003.tar.damaged").read_bytes() == flipped

@@ -1,6 +1,7 @@
 import json
+import pickle
 import tarfile
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from launcher.__main__ import app
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.judge_masks import MaskJudge
+from launcher.jobs import pool
 from launcher.jobs import segment as job
 from launcher.jobs.crf_pool import run_in_order
 from launcher.jobs.label_maps import read_left_out
@@ -155,6 +157,24 @@ def test_neither_worker_processes_nor_batches_nor_a_restart_change_a_byte(run, p
     segment(run, "val", pets / "val")
     assert gone.read_bytes() == first[gone.name] and kept.stat().st_mtime_ns == written
     assert not list(whole.glob(".*.tmp"))
+
+
+class Sent(ThreadPoolExecutor):
+    """Work is pickled, as on its way to another process."""
+
+    def submit(self, work, *arguments):
+        return super().submit(pickle.loads(pickle.dumps(work)), *arguments)
+
+
+def test_processes_that_take_one_shard_after_another_load_the_network_once_and_write_the_same(run, pets, monkeypatch):
+    alone = segment(run, "val", pets / "val", ["segment.crf=false"])
+    trained, loaded = job.load_trained, []
+    monkeypatch.setattr(job, "load_trained", lambda of: loaded.append(of) or trained(of))
+    monkeypatch.setattr(pool, "spawned_pool", lambda workers, devices: Sent(1))
+    shared = segment(run, "val", pets / "val", ["segment.crf=false", "launch.processes=2"], "shared")
+    wanted = {path.name: path.read_bytes() for path in alone.glob("*.tar")}
+    assert {path.name: path.read_bytes() for path in shared.glob("*.tar")} == wanted
+    assert len(loaded) == 2  # by the command, which looks whether it can be, and by who does it
 
 
 def test_proposed_classes_give_the_same_masks_where_the_others_have_no_chance(run, pets):

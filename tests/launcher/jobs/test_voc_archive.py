@@ -12,6 +12,7 @@ from launcher.jobs import segment as job
 from launcher.jobs import voc_archive as voc_server
 from launcher.jobs.segment import segment
 from launcher.jobs.voc_archive import INSIDE, VOC_CLASSES, check_archive, pack_voc, png_problems
+from shards.digests import note_written
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
 from shards.schema import encode_mask, voc_palette
@@ -100,6 +101,7 @@ def test_a_mask_with_an_id_above_20_stops_the_archive(run, test_split):
     path = run / "segments/test" / name
     path.unlink()
     write_tar(path, [(shards.keys[n], {"png": encode_mask(m)}) for n, m in zip(numbers, maps, strict=True)])
+    note_written(path)  # by what wrote it
     with pytest.raises(RunError, match="holds class id 255; wanted 0..20"):
         pack_voc(run)
     assert not list(run.glob("*.tar.gz")) and not list(run.glob(".*.tmp"))

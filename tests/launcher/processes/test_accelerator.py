@@ -91,15 +91,14 @@ def test_work_is_done_here_or_launched_with_its_arguments_as_one_json(tiny_confi
     monkeypatch.setattr(launch, "run_and_forward", lambda argv, env: argvs.append(argv) or len(argvs) - 1)
     arguments = {"run": Path("runs/a b"), "name": None, "overrides": ["cam.scales=[0.5, 1]"]}
 
-    def start(*overrides, **options):
+    def start(*overrides):
         config = config_of(tiny_config, *overrides)
-        launch.run_or_launch(config, "launcher.jobs.infer", lambda **given: done.append(given), arguments, **options)
+        launch.run_or_launch(config, "launcher.training.replay", lambda **given: done.append(given), arguments)
 
     start()
-    start("launch.processes=2", cpu_alone=True)
-    assert done == [arguments, arguments] and not argvs
+    assert done == [arguments] and not argvs
     start("launch.processes=2")
-    assert len(done) == 2 and argvs[0][-3:-1] == ["-m", "launcher.jobs.infer"]
+    assert len(done) == 1 and argvs[0][-3:-1] == ["-m", "launcher.training.replay"]
     assert launch.read_arguments(["infer.py", argvs[0][-1]]) == arguments
     with pytest.raises(SystemExit) as ended:
         start("launch.processes=2")

@@ -1,0 +1,166 @@
+"""A job that a network does on image shards: what others are sent, and how a process keeps the network it loaded."""
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from launcher.errors import ConfigError, RunError, naming
+from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
+from launcher.jobs.pool import open_shards
+from launcher.jobs.shares import Share
+from shards.folder import ShardFolder
+
+if TYPE_CHECKING:
+    from launcher.run.folder import Run
+    from shards.remote import Place
+
+# name of an image shard -> (number, members) of its samples, in order
+SamplesOf = Callable[[str], Generator[tuple[int, Members]]]
+
+
+class NetworkTask(NamedTuple):
+    """One shard of a job of a network."""
+
+    out: Path
+    name: str
+    num_images: int
+
+    def __str__(self) -> str:
+        return str(self.out / self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkJob(ABC):
+    """A job that a network does on image shards: what a process needs to know to do a part of it. It is sent to others.
+
+    Attributes:
+        out: the output folder, a path that means the same everywhere, as all of a job's.
+        shards: folder of the image shards, and
+        fingerprint: of what it holds.
+        weights: tells the network from another one at the same place.
+    """
+
+    out: Path
+    shards: "Place"
+    fingerprint: str
+    weights: str
+
+    @abstractmethod
+    def opened(self) -> AbstractContextManager[SamplesOf]:
+        """Load the network on this process's device; inside the block it can be asked for the samples of shards."""
+
+
+def write_next_to(
+    job: NetworkJob,
+    images: ShardFolder,
+    made_of: dict[str, Any],
+    *,
+    opened: Callable[[], AbstractContextManager[SamplesOf]],
+    share: Share,
+    processes: int,
+    label: str,
+    overwrite: bool = False,
+) -> None:
+    """Write OUT/NAME for every image shard NAME, see write_outputs.
+
+    Args:
+        opened: the job, opened in this process, where the network is loaded already.
+        processes: of this machine, each with its own network, and its own GPU where there are some.
+    """
+    tasks = [NetworkTask(job.out, shard.name, len(shard.keys)) for shard in images.index.shards]
+    with ExitStack() as stack:
+        samples_of: list[SamplesOf] = []
+
+        def here(advance: Callable[[], None], task: NetworkTask) -> None:
+            if not samples_of:
+                samples_of.append(stack.enter_context(opened()))
+            write_shard(task.out / task.name, samples_of[0](task.name), images, advance)
+
+        write_outputs(
+            [Output(job.out, made_of, tasks)],
+            WriteThere(job),
+            share=share,
+            workers=processes,
+            label=label,
+            overwrite=overwrite,
+            here=here,
+            devices=True,
+            remedy="mend these images, or leave them out, and write the image shards again",
+        )
+
+
+class WriteThere:
+    """Writes a shard in a worker process, which keeps the network that it has loaded for the next one. It is sent with
+    its job as bytes, which tell jobs apart, whatever their settings are made of."""
+
+    def __init__(self, job: NetworkJob | None, pickled: bytes = b"") -> None:
+        self.job, self.pickled = job, pickled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WriteThere, (None, self.pickled or pickle.dumps(self.job))
+
+    def __call__(self, task: NetworkTask) -> None:
+        job, samples_of = KEPT.open(self.pickled)
+        write_shard(task.out / task.name, samples_of(task.name), open_shards(job.shards, job.fingerprint))
+
+
+class Kept:
+    """The job that this worker process has open: one, for its network takes the device's memory."""
+
+    def __init__(self) -> None:
+        self.key, self.stack = b"", ExitStack()
+        self.job: Any = None
+        self.samples_of: Any = None
+
+    def open(self, key: bytes) -> tuple[NetworkJob, SamplesOf]:
+        if key != self.key:
+            self.stack.close()
+            self.key, self.job, self.samples_of = b"", None, None
+            self.job = pickle.loads(key)
+            self.samples_of = self.stack.enter_context(self.job.opened())
+            self.key = key
+        return self.job, self.samples_of
+
+
+KEPT = Kept()
+
+Items = TypeVar("Items", bound=Sized)
+Result = TypeVar("Result")
+
+
+def try_together(work: Callable[[Items], Result], items: Items, where: Sequence[str]) -> Result:
+    """`work` on a batch of images. Where it fails they are tried one at a time, to find and name the one that does.
+
+    Args:
+        items: anything that can be sliced, such as a tensor.
+        where: the name of each image.
+
+    Raises:
+        ImageError: an image failed, or all of them together.
+    """
+    try:
+        return work(items)
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        if len(where) > 1:
+            for number, name in enumerate(where):
+                with naming(name):
+                    work(items[number : number + 1])  # type: ignore[index]
+        together = f"{where[0]} and {len(where) - 1} more, together" if len(where) > 1 else where[0]
+        with naming(together):
+            raise error
+
+
+def open_images(run: "Run", folder: "Place") -> ShardFolder:
+    """Image shards for a trained run; raises RunError if they have other classes than it was trained on."""
+    shards = ShardFolder(folder)
+    if shards.index.classes != run.class_set.classes:
+        raise RunError(
+            f"{folder} has the classes {shards.index.classes}; {run.folder} was trained on {run.class_set.classes}"
+        )
+    return shards

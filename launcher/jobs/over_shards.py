@@ -1,0 +1,189 @@
+"""The engine of all jobs: image shards -> output shards of the same names, one at a time, by whatever processes are.
+
+In this process, in processes of this machine, or in a Dask cluster's; each takes the next missing shard when it has
+finished one, so a slow one holds up no other. Nothing waits for anything but the work.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from launcher.errors import ImageError, RunError, without_traceback
+from launcher.jobs import output
+from launcher.jobs.pool import try_each
+from launcher.jobs.shares import Share
+from launcher.progress import Progress
+from shards.digests import note_written, write_digests
+from shards.folder import ShardFolder
+from shards.schema import DataError
+from shards.write import write_tar
+
+if TYPE_CHECKING:
+    pass
+
+Members = dict[str, bytes]  # extension -> bytes
+
+
+class ToWrite(Protocol):
+    """One output shard: OUT/NAME, of so many images."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_images(self) -> int: ...
+
+
+Task = TypeVar("Task", bound=ToWrite)
+
+
+@dataclass(frozen=True)
+class Output(Generic[Task]):
+    """An output folder, what it is made of (see output.open_output), and its shards.
+
+    Attributes:
+        likely_bytes: of a shard, where that can be told before there is one.
+    """
+
+    folder: Path
+    made_of: dict[str, Any]
+    tasks: Sequence[Task]
+    likely_bytes: int = 0
+
+
+def write_outputs(
+    outputs: Sequence[Output[Task]],
+    work: Callable[[Task], None],
+    *,
+    share: Share,
+    workers: int,
+    label: str,
+    overwrite: bool = False,
+    here: Callable[[Callable[[], None], Task], None] | None = None,
+    devices: bool = False,
+    remedy: str = "mend what is named, and start it again",
+) -> None:
+    """Write what is missing of these folders. Safe to kill and to run again: finished shards stay, the others are done.
+
+    A shard with an image that fails is left out, all others are written first. What is no image's fault, such as a full
+    disk, ends the job at once.
+
+    Args:
+        work: writes one shard, unless it is there.
+        share: what of it is this process's.
+        workers: processes of this machine; 1 = this one.
+        here: the same, for this process, which calls the function that it is given after each image.
+        overwrite: remove what was made before.
+        devices: see pool.try_each.
+        remedy: for shards that fail.
+
+    Raises:
+        RunError: an output folder was made of something else, images that failed, each with its name and reason, a disk
+            that has no room for what is missing, or shards that are missing at the end.
+    """
+    if overwrite:
+        share.refuse_overwrite()
+    if share.opens:
+        for one in outputs:
+            output.open_output(one.folder, one.made_of, overwrite=overwrite)
+        for one in outputs:
+            names = [task.name for task in one.tasks]
+            output.set_changed_aside(one.folder, share.take(names) if share.ranks is None else names)
+    share.wait()
+    tasks: list[Task] = []
+    room = output.Room(share.count)
+    for one in outputs:
+        missing = set(output.list_missing(one.folder, [task.name for task in one.tasks]))
+        tasks += [task for task in share.take(one.tasks) if task.name in missing]
+        room.add(one.folder, [task.name for task in one.tasks], one.likely_bytes)
+    share.wait()  # nobody writes before everybody has looked
+    room.check()
+    failed: dict[int, str] = {}
+    try:
+        with Progress(sum(task.num_images for task in tasks), label, "image", enabled=share.speaks) as progress:
+            seen = 0  # images of a shard that this process is at
+
+            def advance() -> None:
+                nonlocal seen
+                seen += 1
+                progress.advance()
+
+            alone = None if here is None else partial(here, advance)
+            for number, outcome in try_each(work, tasks, workers, here=alone, devices=devices):
+                task = tasks[number]
+                if task.num_images > seen:
+                    progress.advance(task.num_images - seen)
+                seen = 0
+                if isinstance(outcome, ImageError):
+                    failed[number] = without_traceback(str(outcome))
+                elif isinstance(outcome, BrokenProcessPool):
+                    raise RunError(
+                        f"{label}: a worker process died, most likely for want of memory: lower the number of workers; "
+                        "finished shards stay, start it again"
+                    )
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                else:
+                    room.finish(task.out, task.name)
+    finally:
+        for one in outputs:
+            output.sweep(one.folder)
+    tell_failures(
+        share.gather([failed[number] for number in sorted(failed)]),
+        sum(len(one.tasks) for one in outputs),
+        label,
+        remedy,
+    )
+    share.wait()
+    if share.opens:
+        for one in outputs:
+            names = [task.name for task in one.tasks]
+            if share.count == 1 or share.ranks is not None:
+                output.require_all(one.folder, names)
+            if not output.list_missing(one.folder, names):  # of several tasks of srun the last one finds all
+                write_digests(one.folder, names)
+
+
+def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -> None:
+    """Raise RunError if there are some."""
+    if failed:
+        told = "\n  ".join([f"{label}: {len(failed)} of {of_all} shards failed, all others are written:", *failed])
+        raise RunError(f"{told}\n{remedy}")
+
+
+def write_shard(
+    path: Path,
+    samples: Generator[tuple[int, Members]],
+    shards: ShardFolder,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the output shard of an image shard, unless another process has meanwhile."""
+    with closing(data_errors_named(samples)) as named:
+        if not path.is_file():
+            write_tar(path, name_by_key(named, shards, advance))
+            note_written(path)
+
+
+def data_errors_named(samples: Generator[tuple[int, Members]]) -> Generator[tuple[int, Members]]:
+    """The samples; a DataError of their making, which says where, as an ImageError, unlike one of the disk that they
+    are written to."""
+    with closing(samples):
+        try:
+            yield from samples
+        except DataError as error:
+            raise ImageError(str(error)) from error
+
+
+def name_by_key(
+    samples: Iterable[tuple[int, Members]], shards: ShardFolder, advance: Callable[[], None]
+) -> Iterator[tuple[str, Members]]:
+    for number, members in samples:
+        yield shards.keys[number], members
+        advance()
