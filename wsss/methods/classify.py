@@ -19,13 +19,15 @@ class Classify(Method):
         dark_weight: of the dark channel prior on a ViT's attention, >= 0; 0 does not compute it.
 
     Raises:
-        ValueError: dark_weight is negative, or not 0 for a network that is no ViT.
+        ValueError: dark_weight is negative, or not 0 for a network that is no ViT with learned positions.
     """
 
     def __init__(self, student: Network, *, dark_weight: float = 0.0) -> None:
         super().__init__()
         if dark_weight < 0 or (dark_weight and not isinstance(student, ViT)):
             raise ValueError(f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit")
+        if dark_weight and isinstance(student, ViT):
+            student.refuse_without_attention()
         self.student = student
         self.dark_weight = dark_weight
 

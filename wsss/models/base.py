@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a network or its cache is needed
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def create_backbone(
         ValueError: timm has no such model, or none with these options; its weights cannot be had, or those of the
             path do not fit.
     """
-    if not timm.is_model(timm_name):
+    if not timm_name.startswith(HUB) and not timm.is_model(timm_name):
         near = difflib.get_close_matches(timm_name, timm.list_models(), n=5)
         raise ValueError(f"model.timm_name: timm has no '{timm_name}'; near: {', '.join(near) or 'none'}")
     try:
@@ -129,6 +130,11 @@ def create_backbone(
         reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
         if weights == "timm" and not isinstance(error, AssertionError | TypeError):
             raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
+        if timm_name.startswith(HUB):
+            raise ValueError(
+                f"model.timm_name: {timm_name} cannot be built: {reason}. What it is stands on the hub: fetch it once "
+                "where there is a network (`hf download OWNER/NAME`), or take timm's own name for it"
+            ) from error
         given = ", ".join(f"{name}={value}" for name, value in options.items())
         raise ValueError(
             f"model.timm_name: timm cannot build '{timm_name}' with {given}: {reason}; choose {wanted}"

@@ -80,9 +80,9 @@ class Segmenter(SegmentationNetwork):
         self.encoder = encoder
 
     def forward(self, image: Tensor) -> Outputs:
-        tokens_BND, grid = self.encoder.embed(self.normalise(image))
-        vit = self.encoder.backbone
-        tokens_BND = vit.norm(vit.blocks(tokens_BND))[:, vit.num_prefix_tokens :]
+        embedded, vit = self.encoder.embed(self.normalise(image)), self.encoder.backbone
+        tokens_BND = vit.norm(self.encoder.through(embedded))[:, vit.num_prefix_tokens :]
+        grid = embedded.grid
         seg_logits_BCN, patches_BDN = self.head(tokens_BND)
         return segmentation_outputs(seg_logits_BCN.unflatten(2, grid), patches_BDN.unflatten(2, grid))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Tokens:
 
 
 class ToCoNet(ViT):
-    """A ViT with a frozen position table, two classifiers without bias, max pooling and a LargeFOV decoder.
+    """A ViT with a frozen position table, if any, two classifiers without bias, max pooling and a LargeFOV decoder.
 
         cls_logits = head(max over positions of the final patches), the same for aux_head on the auxiliary patches
 
@@ -55,7 +56,7 @@ class ToCoNet(ViT):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: VisionTransformer | Eva,
         num_classes: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
@@ -63,32 +64,33 @@ class ToCoNet(ViT):
         aux_block: int = -3,
         decoder_dim: int = 512,
         dilation: int = 5,
+        checkpointing: bool = False,
     ) -> None:
-        super().__init__(backbone, num_classes, mean, std)
+        super().__init__(backbone, num_classes, mean, std, checkpointing=checkpointing)
         depth = len(backbone.blocks)
         if not -depth <= aux_block < depth:
             raise ValueError(f"model.aux_block is {aux_block}, but this ViT has {depth} blocks; choose one of them")
         if backbone.cls_token is None:
             raise ValueError("model toco contrasts class tokens, but this ViT has none; choose another model.timm_name")
         self.aux_block = aux_block % depth
-        backbone.pos_embed.requires_grad_(False)  # type: ignore[union-attr]  # a plain ViT has one; timm says maybe
+        if backbone.pos_embed is not None:
+            backbone.pos_embed.requires_grad_(False)
         self.head = nn.Conv2d(self.feature_dim, num_classes, 1, bias=False)
         self.aux_head = nn.Conv2d(self.feature_dim, num_classes, 1, bias=False)
         self.decoder = LargeFOV(self.feature_dim, num_classes + 1, dim=decoder_dim, dilation=dilation)
 
     def encode(self, image: Tensor) -> Tokens:
         """(B, 3, H, W) RGB in [0, 1] -> the tokens of all that reads them."""
-        tokens_BND, grid = self.embed(self.normalise(image))
-        blocks: Any = self.backbone.blocks
-        middle_BND = blocks[: self.aux_block + 1](tokens_BND)
-        tokens_BND = self.backbone.norm(blocks[self.aux_block + 1 :](middle_BND))
+        embedded, cut = self.embed(self.normalise(image)), self.aux_block + 1
+        middle_BND = self.through(embedded, 0, cut)
+        tokens_BND = self.backbone.norm(self.through(embedded._replace(tokens_BND=middle_BND), cut))
+        grid = embedded.grid
         return Tokens(tokens_BND[:, 0], self.grid_of(tokens_BND, grid), self.grid_of(middle_BND, grid))
 
     def encode_aux(self, image: Tensor) -> Tensor:
         """`Tokens.aux_BDhw` alone, without the blocks behind it."""
-        tokens_BND, grid = self.embed(self.normalise(image))
-        blocks: Any = self.backbone.blocks
-        return self.grid_of(blocks[: self.aux_block + 1](tokens_BND), grid)
+        embedded = self.embed(self.normalise(image))
+        return self.grid_of(self.through(embedded, 0, self.aux_block + 1), embedded.grid)
 
     def classify(self, patches_BDhw: Tensor, aux_BDhw: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores (B, K) of the final and of the auxiliary classifier."""
@@ -128,6 +130,7 @@ def build_toco(
     decoder_dim: int = 512,
     dilation: int = 5,
     timm_options: Mapping[str, Any] | None = None,
+    checkpointing: bool = False,
 ) -> ToCoNet:
     """ToCo's network on a timm ViT.
 
@@ -136,11 +139,19 @@ def build_toco(
         timm_name, weights, timm_options: see build_vit. Published: vit_base_patch16_224.orig_in21k_ft_in1k.
         mean, std: ImageNet's, although those weights were made with 0.5: so does ToCo.
         aux_block, decoder_dim, dilation: see ToCoNet.
+        checkpointing: see ViT.
 
     Raises:
-        ValueError: timm has no such model, it is no plain ViT, or the weights do not fit.
+        ValueError: timm has no such model, it is no ViT of one grid, or the weights do not fit.
     """
     vit = build_vit(num_classes, timm_name=timm_name, weights=weights, timm_options=timm_options)
     return ToCoNet(
-        vit.backbone, num_classes, mean, std, aux_block=aux_block, decoder_dim=decoder_dim, dilation=dilation
+        vit.backbone,
+        num_classes,
+        mean,
+        std,
+        aux_block=aux_block,
+        decoder_dim=decoder_dim,
+        dilation=dilation,
+        checkpointing=checkpointing,
     )

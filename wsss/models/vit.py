@@ -4,17 +4,35 @@ Shapes: B images, K classes, D channels, N tokens, h x w patch grid, H x W pixel
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wsss.models.base import Network, Outputs, create_backbone, layer_at
 from wsss.models.dry_run import try_network
 from wsss.tensors import resize_by_products
+
+
+class Embedded(NamedTuple):
+    """An image before the first block.
+
+    Attributes:
+        tokens_BND: prefix tokens first.
+        grid: (h, w) patches.
+        rotary: what each block needs to know of positions besides; () = nothing.
+    """
+
+    tokens_BND: Tensor
+    grid: tuple[int, int]
+    rotary: Sequence[Tensor] = ()
 
 
 class ViT(Network):
@@ -22,20 +40,41 @@ class ViT(Network):
 
     The patch grid follows the image: sides are cut to multiples of the patch size, and the position table is
     resized to the grid (see `resize_positions`). Without a class token the mean patch takes its place.
+
+    Attributes:
+        checkpointing: compute each block again in the backward pass instead of keeping what it computed: a third more
+            time for a fraction of the memory.
     """
 
     def __init__(
-        self, backbone: VisionTransformer, num_classes: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        backbone: VisionTransformer | Eva,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        checkpointing: bool = False,
     ) -> None:
-        if backbone.pos_embed is None:
-            raise ValueError(f"{type(backbone).__name__}: a ViT without a position table is not supported")
         patch = int(backbone.patch_embed.patch_size[0])
         super().__init__(feature_dim=backbone.embed_dim, stride=patch, num_classes=num_classes, mean=mean, std=std)
         self.backbone = backbone
+        self.checkpointing = checkpointing
 
     def forward(self, image: Tensor) -> Outputs:
-        tokens_BND, grid = self.embed(self.normalise(image))
-        return self.read(self.backbone.blocks(tokens_BND), grid)
+        embedded = self.embed(self.normalise(image))
+        return self.read(self.through(embedded), embedded.grid)
+
+    def through(self, embedded: Embedded, first: int = 0, last: int | None = None) -> Tensor:
+        """Tokens after the blocks `first` to `last` (exclusive; None = all others)."""
+        tokens_BND, _, rotary = embedded
+        blocks: Any = self.backbone.blocks
+        for number in range(first, len(blocks) if last is None else last):
+            block = partial(blocks[number], rope=rotary[number]) if rotary else blocks[number]
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False)
+            else:
+                tokens_BND = block(tokens_BND)
+        return tokens_BND
 
     def with_attention(self, image: Tensor) -> tuple[Outputs, Tensor]:
         """The forward pass, and the last block's attention from the class token to the patches, (B, h, w).
@@ -43,19 +82,26 @@ class ViT(Network):
         It is averaged over heads and computed next to the block, whose own attention stays fused.
 
         Raises:
-            ValueError: a ViT without a class token.
+            ValueError: a ViT without a class token, or with rotary positions.
         """
-        if self.backbone.cls_token is None:
-            raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
-        tokens_BND, grid = self.embed(self.normalise(image))
+        self.refuse_without_attention()
+        embedded = self.embed(self.normalise(image))
         blocks: Any = self.backbone.blocks
-        tokens_BND = blocks[:-1](tokens_BND)
+        tokens_BND = self.through(embedded, 0, len(blocks) - 1)
         attention, heads = blocks[-1].attn, blocks[-1].attn.num_heads
         q, k, _ = attention.qkv(blocks[-1].norm1(tokens_BND)).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         q_BHE, k_BHNE = attention.q_norm(q)[:, :, 0], attention.k_norm(k)
         weights_BHN = (torch.einsum("bhe,bhne->bhn", q_BHE, k_BHNE) * attention.scale).float().softmax(-1)
         patches_BN = weights_BHN.mean(dim=1)[:, self.backbone.num_prefix_tokens :]
-        return self.read(blocks[-1](tokens_BND), grid), patches_BN.unflatten(1, grid)
+        embedded = embedded._replace(tokens_BND=tokens_BND)
+        return self.read(self.through(embedded, len(blocks) - 1), embedded.grid), patches_BN.unflatten(1, embedded.grid)
+
+    def refuse_without_attention(self) -> None:
+        """Raise ValueError where `with_attention` cannot be had."""
+        if isinstance(self.backbone, Eva):
+            raise ValueError("the attention of a ViT with rotary positions is not read; choose a plain one")
+        if self.backbone.cls_token is None:
+            raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
 
     def read(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Outputs:
         """Tokens after the last block -> Outputs."""
@@ -64,23 +110,13 @@ class ViT(Network):
         pooled_BD = tokens_BND[:, 0] if self.backbone.cls_token is not None else patches_BDhw.mean(dim=(2, 3))
         return Outputs(self.head(pooled_BD[..., None, None]).flatten(1), patches_BDhw, self.head(patches_BDhw))
 
-    def embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Normalised image -> tokens before the first block (prefix tokens first) and the patch grid (h, w)."""
-        vit: Any = self.backbone  # timm types its optional parts as Module | None
-        patch = self.stride
-        height, width = (side // patch for side in image.shape[-2:])
-        image = image[..., : height * patch, : width * patch]
-        patches_BND = embed_patches(vit.patch_embed.proj, image)
-        patches_BND = vit.patch_embed.norm(patches_BND)
-        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
-        placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
-        table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, (height, width))
-        prefix_BND = [token.expand(len(image), -1, -1) for token in prefix]
-        tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
-        if placed:
-            positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
-            tokens_BND = tokens_BND + positions
-        return vit.norm_pre(vit.pos_drop(tokens_BND)), (height, width)
+    def embed(self, image: Tensor) -> Embedded:
+        """A normalised image before the first block."""
+        height, width = (side // self.stride for side in image.shape[-2:])
+        image = image[..., : height * self.stride, : width * self.stride]
+        if isinstance(self.backbone, Eva):
+            return embed_rotary(self.backbone, image, (height, width))
+        return embed_learned(self.backbone, image, (height, width))
 
     def grid_of(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens without the prefix as a (B, D, h, w) map."""
@@ -94,6 +130,30 @@ class ViT(Network):
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         return self.grid_of(activation, (height // self.stride, width // self.stride))
+
+
+def embed_learned(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:  # timm types its parts as Module | None
+    """Patches and prefix tokens of a VisionTransformer with their places in its table."""
+    patches_BND = vit.patch_embed.norm(embed_patches(vit.patch_embed.proj, image))
+    prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+    placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
+    table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, grid)
+    prefix_BND = [token.expand(len(image), -1, -1) for token in prefix]
+    tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
+    if placed:
+        positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
+        tokens_BND = tokens_BND + positions
+    return Embedded(vit.norm_pre(vit.pos_drop(tokens_BND)), grid)
+
+
+def embed_rotary(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:
+    """Tokens of an Eva (DINOv3, EVA-02, PE), whose blocks turn queries and keys by their places.
+
+    It is timm's own embedding, with a position table where there is one: pretrained features are what they were.
+    """
+    tokens_BND, rotary = vit._pos_embed(vit.patch_embed(image))
+    of_blocks = rotary if getattr(vit, "rope_mixed", False) else [rotary] * len(vit.blocks)  # mixed: one for each
+    return Embedded(vit.norm_pre(tokens_BND), grid, () if rotary is None else tuple(of_blocks))
 
 
 def embed_patches(proj: nn.Conv2d, image: Tensor) -> Tensor:
@@ -134,29 +194,35 @@ def build_vit(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     timm_options: Mapping[str, Any] | None = None,
+    checkpointing: bool = False,
 ) -> ViT:
-    """A timm ViT by name.
+    """A timm ViT by name, with learned or rotary positions.
 
     Args:
         num_classes: K.
-        timm_name: such as vit_base_patch16_224 or deit_tiny_patch16_224.
+        timm_name: such as vit_base_patch16_224, vit_small_patch14_dinov2, vit_base_patch16_dinov3 or
+            eva02_base_patch14_224; hf-hub:OWNER/NAME for one of the Hugging Face hub.
         weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
         mean, std: RGB normalisation; null = what timm states for this name.
         timm_options: further arguments of timm's constructor (img_size, patch_size, depth, drop_path_rate, ...).
+        checkpointing: see ViT.
 
     Raises:
-        ValueError: timm has no such model, it is no plain ViT or does not run as one, or the weights do not fit.
+        ValueError: timm has no such model, it is no ViT of one grid or does not run as one, or the weights do not fit.
     """
     options = {"global_pool": "", **(timm_options or {})}
-    plain = "a plain ViT, such as vit_base_patch16_224"
+    if timm.models.is_model_in_modules(timm_name.rpartition("/")[2].partition(".")[0], ["eva"]):
+        options = {"dynamic_img_size": True, **options}  # without it timm's positions are those of one size
+    plain = "a ViT of one grid, such as vit_base_patch16_224 or vit_base_patch16_dinov3"
     backbone = create_backbone(timm_name, weights, options, head=("head", "fc_norm"), wanted=plain)
-    if not isinstance(backbone, VisionTransformer):
+    has_positions = isinstance(backbone, Eva) or getattr(backbone, "pos_embed", None) is not None
+    if not isinstance(backbone, VisionTransformer | Eva) or not has_positions:
         raise ValueError(f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not {plain}")
     if type(backbone.patch_embed) is not PatchEmbed:
         raise ValueError(
             f"model.timm_name: '{timm_name}' makes its patches by {type(backbone.patch_embed).__name__}; choose {plain}"
         )
     config: Any = backbone.pretrained_cfg
-    vit = ViT(backbone, num_classes, mean or config["mean"], std or config["std"])
+    vit = ViT(backbone, num_classes, mean or config["mean"], std or config["std"], checkpointing=checkpointing)
     try_network(vit, timm_name, stride=vit.stride)
     return vit

@@ -6,6 +6,7 @@ from support.toys import SMALL
 from wsss.methods.looks import make_views
 from wsss.methods.msee import MSEE
 from wsss.methods.toco import ToCo
+from wsss.models.toco import build_toco
 
 
 def msee(**options) -> MSEE:
@@ -187,3 +188,18 @@ def test_the_pictures_show_every_scale_the_label_and_where_each_scale_teaches():
     assert shown["pseudo label"].shape == (2, 32, 32) and not shown["pseudo label"].is_floating_point()
     assert all(picture.min() >= 0 and picture.max() <= 1 for name, picture in shown.items() if name != "pseudo label")
     assert (shown["region of scale 1.5"] * shown["region of scale 0.5"]).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "timm_name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2"]
+)
+def test_a_step_on_todays_pretrained_networks_trains_all_of_the_student(timm_name):
+    options = {"embed_dim": 16, "depth": 3, "num_heads": 2, "patch_size": 8, "img_size": 32}
+    student = build_toco(3, timm_name=timm_name, decoder_dim=8, dilation=1, timm_options=options)
+    method = MSEE(student, **{**SMALL, "crop_px": 24, "seg_from": 0}).train()
+    losses = method(two_view_batch(), 0)
+    losses["loss"].backward()
+    assert losses["msee_loss"] > 0 and losses["ptc_loss"] > 0
+    without = {name for name, p in student.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
+    assert (student.backbone.pos_embed is None) == ("dinov3" in timm_name)

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from support.networks import tiny_cnn, tiny_vit
 from timm.models.vision_transformer import VisionTransformer
 
+from wsss.methods.classify import Classify
 from wsss.models.vit import ViT, build_vit, resize_positions
 
 
@@ -25,8 +26,8 @@ def test_tokens_equal_the_golden_vectors(golden, case):
         vit = golden_vit(arrays, dtype)
         image = torch.from_numpy(arrays["image"]).to(dtype)
         with torch.no_grad():
-            tokens, grid = vit.embed(vit.normalise(image))
-            tokens = vit.backbone.norm(vit.backbone.blocks(tokens))
+            embedded = vit.embed(vit.normalise(image))
+            grid, tokens = embedded.grid, vit.backbone.norm(vit.through(embedded))
             patches = vit(image).patches_BDhw
         np.testing.assert_allclose(tokens[:, 0].numpy(), arrays[f"cls_{suffix}"], atol=tolerance)
         np.testing.assert_allclose(tokens[:, 1:].numpy(), arrays[f"patch_{suffix}"], atol=tolerance)
@@ -115,7 +116,7 @@ def test_unusable_weights_and_names_are_told(tmp_path):
         build_vit(1, timm_name="deit_tiny_patch16_224", weights=str(tmp_path / "gone.pth"))
     with pytest.raises(ValueError, match="timm has no 'deit_tiny_patch16_223'; near: deit_tiny_patch16_224"):
         build_vit(1, timm_name="deit_tiny_patch16_223")
-    with pytest.raises(ValueError, match="'resnet10t' is a ResNet, not a plain ViT"):
+    with pytest.raises(ValueError, match="'resnet10t' is a ResNet, not a ViT of one grid"):
         build_vit(1, timm_name="resnet10t")
 
 
@@ -152,3 +153,60 @@ def test_the_dark_channel_prior_trains_the_attention():
     assert gradient.abs().sum() > 0
     with pytest.raises(ValueError, match="0 unless the model is a vit"):
         Classify(tiny_cnn(), dark_weight=0.5)
+
+
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+ROTARY = {
+    "DINOv3": ("vit_small_patch16_dinov3", SMALL),
+    "EVA-02, with a table besides": ("eva02_tiny_patch14_224", {**SMALL, "img_size": 56}),
+    "PE, with a table besides": ("vit_pe_core_tiny_patch16_384", {**SMALL, "img_size": 64}),
+    "rotations of each block": ("vit_small_patch16_rope_mixed_224", SMALL),
+    "no rotation at all": ("eva_giant_patch14_224", {**SMALL, "img_size": 56, "mlp_ratio": 2}),
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_the_features_of_a_rotary_vit_are_those_of_timm_on_any_grid(name):
+    timm_name, options = ROTARY[name]
+    vit = build_vit(2, timm_name=timm_name, timm_options=options).eval()
+    theirs = timm.create_model(timm_name, num_classes=0, global_pool="", dynamic_img_size=True, **options).eval()
+    theirs.load_state_dict(vit.backbone.state_dict())
+    for rows, columns in ((4, 4), (3, 5)):
+        image = torch.rand(2, 3, rows * vit.stride, columns * vit.stride)
+        with torch.no_grad():
+            expected = theirs.forward_features(vit.normalise(image))[:, theirs.num_prefix_tokens :]
+            ragged = torch.nn.functional.pad(image, (0, 5, 0, 3))
+            for seen in (image, ragged):
+                assert torch.equal(vit(seen).patches_BDhw.flatten(2).transpose(1, 2), expected)
+
+
+@pytest.mark.parametrize("name", ["plain", "DINOv3", "rotations of each block"])
+def test_recomputed_blocks_give_the_same_gradient(name):
+    timm_name, options = ROTARY.get(name, ("vit_tiny_patch16_224", {**SMALL, "img_size": 64}))
+    vit = build_vit(2, timm_name=timm_name, timm_options=options)
+    image, gradients, kept = torch.rand(2, 3, 64, 64), [], []
+    for checkpointing in (False, True):
+        vit.checkpointing = checkpointing
+        vit.zero_grad()
+        numbers: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, n=numbers: n.append(x.numel()) or x, lambda x: x):
+            loss = vit(image).cls_logits_BK.square().sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in vit.parameters() if p.grad is not None])
+        kept.append(sum(numbers))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True)) and kept[1] < 0.5 * kept[0]
+
+
+def test_what_a_rotary_vit_cannot_is_told():
+    vit = build_vit(1, timm_name="vit_small_patch16_dinov3", timm_options=SMALL)
+    with pytest.raises(ValueError, match="attention of a ViT with rotary positions is not read"):
+        Classify(vit, dark_weight=0.5)
+
+
+def test_a_network_of_the_hub_without_a_network_is_told(monkeypatch):
+    def away(*_, **__):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("timm.create_model", away)
+    with pytest.raises(ValueError, match="hf-hub:a/b cannot be built: OSError no route .*`hf download"):
+        build_vit(1, timm_name="hf-hub:a/b")
