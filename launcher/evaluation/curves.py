@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from launcher.evaluation.figures import name_class
+from launcher.evaluation.formats import name_class
 from launcher.evaluation.judge import LABELS, name_logged
 from launcher.evaluation.pictures import plot_curves
 from wsss.metrics.counts import THRESHOLDS

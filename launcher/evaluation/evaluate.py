@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from launcher.config.sections import Config
 from launcher.errors import RunError, naming
-from launcher.evaluation.figures import name_class, pick_headline
+from launcher.evaluation.figures import pick_headline
+from launcher.evaluation.formats import name_class
 from launcher.evaluation.measure import Measure, read_truth
 from launcher.evaluation.sources import Source, find_sources, new_measure, read_made_of
 from launcher.files import appearing, write_whole

@@ -9,18 +9,14 @@ from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
 from launcher.evaluation.curves import plot_runs
-from launcher.evaluation.figures import (
+from launcher.evaluation.figures import FIGURES, Figure, find_figure, order_figures, pick_headline
+from launcher.evaluation.formats import (
     DASH,
     FEW_GROUPS_NOTE,
-    FIGURES,
-    Figure,
     explain_absent,
-    find_figure,
     format_interval,
     format_percent,
     name_class,
-    order_figures,
-    pick_headline,
 )
 from launcher.evaluation.galleries import draw_galleries
 from launcher.evaluation.pictures import class_colours

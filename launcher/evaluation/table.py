@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.evaluation.figures import (
+from launcher.evaluation.figures import order_figures
+from launcher.evaluation.formats import (
     DASH,
     FEW_GROUPS_NOTE,
     format_figure,
@@ -11,7 +12,6 @@ from launcher.evaluation.figures import (
     format_percent,
     is_few,
     name_class,
-    order_figures,
 )
 
 MARK = "*"

@@ -8,7 +8,8 @@ from accelerate.utils import gather_object
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.figures import format_figure, name_class, order_figures, require_known
+from launcher.evaluation.figures import order_figures, require_known
+from launcher.evaluation.formats import format_figure, name_class
 from launcher.evaluation.galleries import choose_gallery, keep_gallery
 from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
 from launcher.evaluation.judge_labels import LabelJudge

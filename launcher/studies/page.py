@@ -6,15 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.evaluation.figures import (
-    DASH,
-    FEW_GROUPS_NOTE,
-    format_interval,
-    format_percent,
-    get_figure,
-    is_few,
-    name_class,
-)
+from launcher.evaluation.figures import get_figure
+from launcher.evaluation.formats import DASH, FEW_GROUPS_NOTE, format_interval, format_percent, is_few, name_class
 from launcher.files import RUNS, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
 from launcher.studies.table import Study

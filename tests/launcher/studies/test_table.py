@@ -8,7 +8,7 @@ from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
-from launcher.evaluation.figures import DASH
+from launcher.evaluation.formats import DASH
 from launcher.studies.figures import find_interval, read_per_image, tabulate_study
 from launcher.studies.page import format_cell, format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
