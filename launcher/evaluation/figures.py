@@ -5,7 +5,7 @@ A new figure is an entry here, and the place that computes it. Figures are store
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -230,16 +230,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def pick_headline(sources: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, str]:
-    """The one figure to quote of a run: {"source", "choice"}.
-
-    The masks that the network segmented itself, if there are any; otherwise the first kind of CAM, as `cam.kinds` names
-    them; otherwise what comes first. At the tuned threshold, if one was tuned.
-    """
-    names = [name for name in ("segments", *kinds) if name in sources] or list(sources)
-    return {"source": names[0], "choice": "tuned" if sources[names[0]]["tuned"] else "fixed"}
 
 
 def require_known(wanted: str, known: Sequence[str], where: str) -> None:

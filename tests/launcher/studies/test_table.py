@@ -9,7 +9,8 @@ from support.places import ROOT
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.evaluation.formats import DASH
-from launcher.studies.figures import find_interval, read_per_image, tabulate_study
+from launcher.evaluation.per_image import read_ious
+from launcher.studies.figures import find_interval, tabulate_study
 from launcher.studies.page import format_cell, format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study, slurm_array
@@ -166,7 +167,7 @@ def test_seeds_without_a_figure_are_told_and_images_without_truth_are_left_out(t
     folder.mkdir(parents=True)
     lines = ["source,key,group,truth_area,iou_fixed", "project,a,g,0.5,0.25", "project,b,g,0.0,", "project,c,g,,"]
     (folder / "per_image.csv").write_text("\n".join(lines))
-    assert read_per_image(tiny, row, 0, "fixed") == {"a": ("g", 0.25)}
+    assert read_ious(folder, row.source, "fixed") == {"a": ("g", 0.25)}
     of_masks = row.model_copy(update={"figure": "miou"})
     ends = [[None, None], [0.2, 0.4]]
     found = {n: {"sources": {row.source: {"fixed": {"miou_interval": ends[n]}}}} for n in (0, 1)}
