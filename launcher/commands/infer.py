@@ -35,3 +35,5 @@ def infer(
         arguments["overwrite"] = overwrite
         run_or_launch(settings, "launcher.jobs.infer", infer_split, arguments, cpu_alone=True)
         print(f"CAMs: {out}")
+    if split != "train":
+        print(f"next: wsss evaluate {run}   # or first masks: wsss refine {run}")

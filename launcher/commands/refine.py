@@ -31,3 +31,5 @@ def refine(
     wanted = list(split_folders(settings, split))
     for folder in refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite):
         print(f"masks: {folder}")
+    if split != "train":
+        print(f"next: wsss evaluate {run}")

@@ -41,6 +41,8 @@ def segment(
     arguments["overwrite"] = overwrite
     run_or_launch(settings, "launcher.jobs.segment", segment_split, arguments, cpu_alone=True)
     print(f"masks: {out}")
+    if split == "val":
+        print(f"next: wsss evaluate {run}")
 
 
 def pack_voc(
