@@ -48,6 +48,7 @@ def test_the_page_meets_a_phone_the_dark_and_those_who_see_no_pictures(pair):
     folded = text[text.index("<details><summary>Every map and mask</summary>") :]
     first, whole = folded.split("The same with all", 1)
     assert "<table>" not in text[: text.index(folded)] and first.count("<th") < 10 < whole.count("<th")
+    assert "per‑image IoU</th>" in first  # no heading breaks inside a word
     assert "oracle" in first and "fg/bg mIoU" not in first and "fg/bg mIoU" in whole
 
 
