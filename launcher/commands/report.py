@@ -16,13 +16,10 @@ def register(app: typer.Typer) -> None:
 
 def report(
     folder: RunsFolder,
-    control: Annotated[
-        Path | None,
-        typer.Option(help="Compare all with this run; default: a study's control.", callback=place_run),
-    ] = None,
+    control: Annotated[Path | None, typer.Option(help="Compare all with this run; default: a study's control.")] = None,
 ) -> None:
     """One HTML page: pictures, headlines, curves, figures."""
     from launcher.evaluation.report import write_report
     from launcher.studies.beside import find_known
 
-    print(f"report: {write_report(folder, control=control, look_up=find_known)}")
+    print(f"report: {write_report(folder, control=control and place_run(control), look_up=find_known)}")

@@ -56,7 +56,8 @@ def plot_lines(
             style = {"color": colour, "linestyle": DASHES[line.dash % len(DASHES)], "linewidth": 1.5}
             axes.plot(line.x, line.y, label=name, marker="o" if line.points == 1 else None, **style)
             if line.mark is not None:
-                at = min(range(len(line.x)), key=lambda n: abs(line.x[n] - line.mark))
+                distances = [abs(x - line.mark) for x in line.x]
+                at = distances.index(min(distances))
                 axes.plot([line.x[at]], [line.y[at]], marker="o", markersize=6, color=colour)
         axes.set(xlabel=x_label, ylabel=y_label)
         if log_x:
@@ -119,9 +120,10 @@ def figure_of(title: str, words: str, height_in: float) -> Iterator[tuple[Any, A
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    inks = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "axes.spines.top": False}
-    with matplotlib.rc_context({**inks, **settings, "axes.spines.right": False}):
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
+    settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")
         axes.set_title(title, fontsize=10, loc="left")

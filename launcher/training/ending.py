@@ -1,7 +1,6 @@
 """The last words of a training: what it wrote, its headline beside its teacher's, and the command to type next."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from launcher.config.sections import Config
 from launcher.evaluation.figures import FIGURES
@@ -9,18 +8,19 @@ from launcher.evaluation.formats import format_percent
 from launcher.evaluation.judge import LABELS, name_logged
 from launcher.progress import format_duration
 from launcher.run import steps
-from launcher.run.folder import Run, is_run, run_folder
+from launcher.run.folder import Run, run_folder
+from launcher.run.log import LOG
 from wsss.methods import METHODS
 
 
-def describe_end(config: Config, seconds: float) -> str:
-    """Of a training that made its last step, as its folder states it."""
+def describe_end(config: Config, seconds: float, teacher: Run | None) -> str:
+    """Of a training that made its last step, as its folder states it, and that of its teacher, if it has one."""
     run = run_folder(config)
     last = steps.folder_of(run, config.train.steps)
-    lines = [f"done in {format_duration(seconds)}: {last}; figures in metrics.jsonl, this text in train.log"]
+    lines = [f"done in {format_duration(seconds)}: {last}; figures in metrics.jsonl, this text in {LOG}"]
     figures = steps.read_figures(last)
     if name := find_logged(config, figures):
-        lines.append(f"{say_logged(name, figures)} at the fixed threshold{say_teacher(config)}")
+        lines.append(f"{say_logged(name, figures)} at the fixed threshold{say_teacher(teacher, config)}")
     return "\n".join([*lines, f"next: {name_next(config)}"])
 
 
@@ -37,12 +37,9 @@ def say_logged(name: str, figures: Mapping[str, float | None]) -> str:
     return " ".join([*kind, FIGURES[figure].heading, format_percent(figures[name]), "%"])
 
 
-def say_teacher(config: Config) -> str:
-    """The same of the teacher, as its own training ended; "" where it has none, or was judged on other images."""
-    if config.teacher is None or not is_run(Path(config.teacher)):
-        return ""
-    teacher = Run(Path(config.teacher))
-    if teacher.config.data.val != config.data.val:
+def say_teacher(teacher: Run | None, config: Config) -> str:
+    """The same of the teacher, as its own training ended; "" where there is none, or it was judged on other images."""
+    if teacher is None or teacher.config.data.val != config.data.val:
         return ""
     figures = steps.read_figures(steps.folder_of(teacher.folder, teacher.config.train.steps))
     name = find_logged(teacher.config, figures)

@@ -108,7 +108,7 @@ def train(config: Config) -> Method:
         finally:
             tracker.close(status, reason)
         if status == "FINISHED" and main:
-            print(describe_end(config, time.monotonic() - began), flush=True)
+            print(describe_end(config, time.monotonic() - began, inputs.teacher), flush=True)
     if status == "KILLED":
         raise Stopped(f"{run}: asked to stop, did so after step {trainer.step}; start it again to go on")
     return full_method

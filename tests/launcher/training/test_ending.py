@@ -11,18 +11,19 @@ from launcher.training.ending import describe_end, name_next
 
 
 def test_the_end_says_what_was_written_the_headline_beside_the_teachers_and_what_to_type(run):
-    config = Run(run).config
+    config, teacher = Run(run).config, Run(RUNS / "teacher")
     figures = {"val/grad/per_image_iou": 0.25, "val/class_map/per_image_iou": 0.9, "val/average_precision": 0.5}
     steps.write_figures(run / "step_0000002", figures)
     steps.write_figures(RUNS / "teacher/step_0000002", {"val/class_map/per_image_iou": 0.125})
-    done, headline, following = describe_end(config, 65.0).splitlines()
+    done, headline, following = describe_end(config, 65.0, teacher).splitlines()
     assert done.startswith("done in 01:05: runs/student/step_0000002; figures in metrics.jsonl")
     assert headline == "grad per-image IoU 25.0 % at the fixed threshold; its teacher class_map per-image IoU 12.5 %"
     assert following == "next: wsss infer runs/student" and len(headline) <= LINE_WORDS
     elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"val": "other"})})
-    assert "its teacher" not in describe_end(elsewhere, 65.0)  # it was judged on other images
+    assert "its teacher" not in describe_end(config, 65.0, None)
+    assert "its teacher" not in describe_end(elsewhere, 65.0, teacher)  # it was judged on other images
     steps.write_figures(run / "step_0000002", {"val/grad/per_image_iou": None})
-    assert len(describe_end(config, 65.0).splitlines()) == 2
+    assert len(describe_end(config, 65.0, teacher).splitlines()) == 2
 
 
 @pytest.mark.parametrize(
