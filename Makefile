@@ -39,7 +39,7 @@ demo: install data/demo/train data/demo/tune data/demo/val
 	for run in $(DEMO_RUNS); do $(WSSS) infer runs/demo/$$run || exit 1; done
 	for run in teacher student; do $(WSSS) refine runs/demo/$$run || exit 1; done
 	for run in $(DEMO_RUNS); do $(WSSS) evaluate runs/demo/$$run || exit 1; done
-	$(WSSS) report runs/demo
+	$(WSSS) report runs/demo --control runs/demo/lambda0
 	@echo
 	@echo "Figures, curves and overlays:  $(RUNS)/demo/report.html"
 	@echo "Runs and CAM galleries:        $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(RUNS)/mlflow.db"

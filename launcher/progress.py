@@ -3,11 +3,13 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 15.0
+LINE_WORDS = 100  # signs in a line that is looked at while it goes by
 
 
 class Progress:
@@ -21,6 +23,7 @@ class Progress:
     def __init__(self, total: int, label: str, unit: str, *, initial: int = 0, enabled: bool = True) -> None:
         self.total, self.label, self.unit = total, label, unit
         self.done = self.initial = initial
+        self.note = ""
         self.enabled = enabled
         self.started_at = self.line_at = time.monotonic()
         terminal = enabled and sys.stderr.isatty()
@@ -28,29 +31,28 @@ class Progress:
         self.bar = tqdm(total=total, initial=initial, desc=label, unit=unit, **size) if terminal else None
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count; `note` stays next to the bar."""
+        """Count; the last `note` stays next to the bar and in the plain lines."""
         self.done += amount
+        self.note = note or self.note
         if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False) if note else None
+            self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(amount)
         elif self.enabled and (time.monotonic() - self.line_at > LINE_EVERY_S or self.done == self.total):
             self.line_at = time.monotonic()
-            print(self.line(note), file=sys.stderr, flush=True)
+            say(self.line(), file=sys.stderr)
 
     def say(self, words: str) -> None:
-        """A line of its own, which leaves a bar whole."""
-        if self.bar is not None:
-            tqdm.write(words, file=sys.stderr)
-        elif self.enabled:
-            print(words, file=sys.stderr, flush=True)
+        """See the function of this name; nothing off rank 0."""
+        if self.enabled:
+            say(words, file=sys.stderr)
 
-    def line(self, note: str = "") -> str:
+    def line(self) -> str:
         elapsed_s = time.monotonic() - self.started_at
         meter = tqdm.format_meter(
             self.done, self.total, elapsed_s, initial=self.initial, unit=self.unit, bar_format="{n_fmt}/{total_fmt}"
             " [{elapsed}<{remaining}, {rate_fmt}]"
         )  # fmt: skip
-        return f"{self.label}: {meter} {note}".rstrip()
+        return f"{self.label}: {meter} {self.note}".rstrip()
 
     def __enter__(self) -> "Progress":
         return self
@@ -58,6 +60,26 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
+            sys.stderr.flush()  # its end of line, before what is said next on stdout
+
+
+def say(words: str, *, file: Any = None) -> None:
+    """A line of its own on stdout, or another stream, that leaves a bar whole if one stands on the terminal: whatever
+    is said while something goes on is said by this."""
+    stream = sys.stdout if file is None else file
+    with tqdm.external_write_mode(file=stream):  # a bar is drawn again only after this line went out
+        stream.write(f"{words}\n")
+        stream.flush()
+
+
+def fit_words(words: Sequence[str], most: int = LINE_WORDS) -> str:
+    """As many of these words as a line takes, the first ones in any case."""
+    line = words[0]
+    for more in words[1:]:
+        if len(line) + len(more) + 2 > most:
+            break
+        line += f", {more}"
+    return line
 
 
 def format_duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from launcher.config.sections import Config
-from launcher.evaluation.pictures import plot_curves
+from launcher.evaluation.plots import Line, plot_lines
 from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu
 from launcher.processes.group import gather_ranks
@@ -98,6 +98,6 @@ def suggest(lr: list[float], loss: list[float], smoothed: list[float]) -> tuple[
 def save(run: Path, name: str, found: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / f"{LR_RANGE}.json", json.dumps(found, indent=1))
-    lines = {"loss": (found["lr"], found["loss"]), "smoothed": (found["lr"], found["smoothed"])}
-    svg = plot_curves(f"Learning-rate range test: {name}", "learning rate", lines, y_label="loss", log_x=True)
+    lines = {name: Line(found["lr"], found[name]) for name in ("loss", "smoothed")}
+    svg = plot_lines(f"Learning-rate range test: {name}", "learning rate", lines, y_label="loss", log_x=True)
     write_whole(run / f"{LR_RANGE}.svg", svg)

@@ -30,3 +30,5 @@ def infer(
     for of_split, folder in split_folders(settings, split).items():
         out = infer_split(run, of_split, folder, overrides or [], name, overwrite=overwrite)
         print(f"CAMs: {out}")
+    if split != "train":
+        print(f"next: wsss evaluate {run}   # or first masks: wsss refine {run}")

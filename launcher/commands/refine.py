@@ -32,3 +32,5 @@ def refine(
     made = refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite, launch=settings.launch)
     for folder in made:
         print(f"masks: {folder}")
+    if split != "train":
+        print(f"next: wsss evaluate {run}")

@@ -1,8 +1,12 @@
 """`wsss report`."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from launcher.commands.arguments import FIGURES, RunsFolder, example
+from launcher.files import place_run
 
 
 def register(app: typer.Typer) -> None:
@@ -10,8 +14,12 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("wsss report runs/demo"), rich_help_panel=FIGURES)(report)
 
 
-def report(folder: RunsFolder) -> None:
-    """One HTML page: figures, curves, overlays."""
+def report(
+    folder: RunsFolder,
+    control: Annotated[Path | None, typer.Option(help="Compare all with this run; default: a study's control.")] = None,
+) -> None:
+    """One HTML page: pictures, headlines, curves, figures."""
     from launcher.evaluation.report import write_report
+    from launcher.studies.beside import find_known
 
-    print(f"report: {write_report(folder)}")
+    print(f"report: {write_report(folder, control=control and place_run(control), look_up=find_known)}")

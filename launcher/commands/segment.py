@@ -36,6 +36,8 @@ def segment(
         raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")
     out = segment_split(run, split, folder, overrides or [], name, cams=cams, overwrite=overwrite)
     print(f"masks: {out}")
+    if split == "val":
+        print(f"next: wsss evaluate {run}")
 
 
 def pack_voc(

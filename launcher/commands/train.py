@@ -18,6 +18,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin anew if there is no checkpoint.")] = False,
     dry_run: DryRun = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the launch command.")] = False,
 ) -> None:
     """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
     from launcher.config.file import load_config
@@ -42,7 +43,7 @@ def train(
     if dry_run:
         print(show_launch(settings, "launcher.train", arguments))
         return
-    code = launch(settings, "launcher.train", arguments)
+    code = launch(settings, "launcher.train", arguments, verbose=verbose)
     if code:
         if code != STOPPED:
             note_exit(run_folder(settings), code)

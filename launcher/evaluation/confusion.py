@@ -4,7 +4,7 @@ Shapes: C classes with background 0, H x W pixels.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,14 @@ class Confusion(Measure):
     """One confusion matrix of all images, and of each image what a bootstrap of mIoU needs.
 
     Attributes:
-        groups: the group of each image.
+        keys, groups: the key and the group of each image.
         labels: the class probabilities of the images, where the predictions have some.
         sums: of each image pixels hit, in the truth, and predicted, of every class.
     """
 
     class_set: ClassSet
     confusion_CC: Tensor = field(init=False)
+    keys: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     sums: "Sums" = field(init=False)
     labels: ImageLabels = field(init=False)
@@ -80,6 +81,7 @@ class Confusion(Measure):
         mask_HW, label = torch.from_numpy(truth.mask_HW), torch.from_numpy(label_HW)
         confusion_CC = confusion_matrix(mask_HW, label, len(self.confusion_CC))
         self.confusion_CC += confusion_CC
+        self.keys.append(truth.key)
         self.groups.append(truth.group)
         if prediction.probs is not None:
             self.labels.add(prediction, truth)
@@ -87,6 +89,7 @@ class Confusion(Measure):
 
     def extend(self, other: "Confusion") -> None:
         self.confusion_CC += other.confusion_CC
+        self.keys += other.keys
         self.groups += other.groups
         self.sums.extend(other.sums)
         self.labels.extend(other.labels)
@@ -115,3 +118,13 @@ class Confusion(Measure):
             "classes_in_truth": int((self.confusion_CC.sum(1) > 0).sum()),
             "images": len(self.groups),
         })  # fmt: skip
+
+    def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+        """One row per image: the share of its pixels with an object, and the mean IoU over the classes of its objects,
+        None where its truth holds none. The same at every threshold, see figures_at."""
+        for key, group, (hit_C, truth_C, predicted_C) in zip(self.keys, self.groups, self.sums, strict=True):
+            there = truth_C[1:] > 0
+            iou_n = hit_C[1:][there] / (truth_C + predicted_C - hit_C)[1:][there]
+            iou = round(float(iou_n.mean()), 5) if there.any() else None
+            area = int(truth_C[1:].sum()) / int(truth_C.sum()) if truth_C.any() else None
+            yield {"key": key, "group": group, "truth_area": area, **{f"iou_{name}": iou for name in thresholds}}

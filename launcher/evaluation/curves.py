@@ -1,78 +1,172 @@
-"""The plots of a report: losses and validation over steps, figures over thresholds."""
+"""The plots of a report: losses and validation over steps, figures over thresholds, classes beside each other.
 
-from collections.abc import Iterable, Mapping, Sequence
+A run keeps its colour in a plot, a kind of map its dashes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from launcher.evaluation.figures import name_class
+from launcher.evaluation.figures import FIGURES
+from launcher.evaluation.formats import name_class
 from launcher.evaluation.judge import LABELS, name_logged
-from launcher.evaluation.pictures import plot_curves
+from launcher.evaluation.plots import MOST_LINES, Line, plot_bars, plot_lines
+from launcher.evaluation.thresholds import nearest
 from wsss.metrics.counts import THRESHOLDS
 
-Lines = dict[str, tuple[Sequence[float], Sequence[float]]]  # {label: (x, y)}
+Lines = dict[str, Line]
+Run = Mapping[str, Any]
+NONE = float("nan")  # stands for a figure that does not exist
+MOST_BARS = 30  # of classes; of more those with the lowest figures
 
 
-def plot_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """SVG plots over all runs: every loss that was logged, validation over steps, IoU and false alarms over the
-    threshold."""
+def plot_runs(runs: Sequence[Run]) -> list[str]:
+    """SVG plots over all runs: every loss that was logged, validation over steps, and of each run's headline what its
+    threshold, its probabilities and its recall are worth."""
     one = name_class(run["classes"] for run in runs)
-    plots = [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
+    plots: list[tuple[str, str, Lines]] = []
+    plots += [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
     plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
     plots.append(("Average precision of the image labels on val", "step", collect_validation(runs, of_labels=True)))
-    plots.append(("Calibration: share that is right on val", "probability", collect_calibration(runs)))
-    plots.append(("Per-image IoU on val", "threshold", collect_thresholds(runs, "per_image_iou")))
-    alarms = collect_thresholds(runs, "false_alarm_area")
+    plots.append(("Per-image IoU on val, and of each image's best threshold", "threshold", collect_oracle(runs)))
+    plots.append(("Precision over recall of pixels on val", "recall", collect_precision(runs)))
+    alarms = collect_headlines(runs, "false_alarm_area")
     plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
+    plots.append(("Calibration: share that is right on val", "probability", collect_calibration(runs)))
     return [
-        plot_curves(title, x, lines, log_y=title.startswith("Training, ") and all_positive(lines))
+        svg
         for title, x, lines in plots
-        if lines
+        for svg in plot_all(title, x, lines, log_y=title.startswith("Training, ") and all_positive(lines))
     ]
 
 
-def collect_losses(runs: Iterable[Mapping[str, Any]]) -> dict[str, Lines]:
+def plot_sources(runs: Sequence[Run]) -> list[str]:
+    """SVG plots of each run with several maps or masks: per-image IoU of all over the threshold."""
+    plots = {run["name"]: collect_thresholds(run, "per_image_iou") for run in runs}
+    return [
+        svg
+        for name, lines in plots.items()
+        if len(lines) > 1
+        for svg in plot_all(f"Per-image IoU on val, {name}", "threshold", lines)
+    ]
+
+
+def plot_classes(run: Run) -> str | None:
+    """A bar of each class: IoU of the headline, or average precision where there are no masks; None of one class."""
+    at = run["headline"].at
+    of_labels = run["evaluation"].get("labels", {}).get("classes", {})
+    figures = at.get("class_iou") or {name: about["average_precision"] for name, about in of_labels.items()}
+    bars = {name: 100 * value for name, value in figures.items() if value is not None}
+    if len(run["classes"]) == 1 or not bars:
+        return None
+    what = "IoU" if "class_iou" in at else FIGURES["average_precision"].heading
+    lowest = sorted(bars, key=lambda name: bars[name])[:MOST_BARS]
+    told = f", the {MOST_BARS} lowest of {len(bars)}" if len(bars) > MOST_BARS else ""
+    title = f"{run['name']}: {what} of each class{told}"
+    return plot_bars(title, "percent", {name: bars[name] for name in reversed(lowest)})
+
+
+def plot_all(title: str, x_label: str, lines: Lines, *, log_y: bool = False) -> Iterator[str]:
+    """Plots of MOST_LINES lines at most; none where no line has two points. Lines of one point, which are dots, are
+    left out where there are many."""
+    drawn = {name: line for name, line in lines.items() if line.points > 1}
+    if not drawn:
+        return
+    lines = lines if len(lines) <= MOST_LINES else drawn
+    parts, left = -(-len(lines) // MOST_LINES), iter(lines.items())
+    for part in range(1, parts + 1):
+        of_parts = f" ({part} of {parts})" if parts > 1 else ""
+        yield plot_lines(title + of_parts, x_label, dict(islice(left, MOST_LINES)), log_y=log_y)
+
+
+def collect_losses(runs: Iterable[Run]) -> dict[str, Lines]:
     """{loss: lines of the runs that log it}: what is minimised, and every part of it that a method names."""
     found: dict[str, Lines] = {}
-    for run in runs:
+    for colour, run in enumerate(runs):
         for name in dict.fromkeys(name for line in run["metrics"] for name in line):
             if name.startswith("train/") and name.endswith("loss"):
-                add_line(found.setdefault(name.removeprefix("train/"), {}), run["name"], run["metrics"], name)
-    return found
+                lines = found.setdefault(name.removeprefix("train/"), {})
+                lines[run["name"]] = over_steps(run, name, colour)
+    return dict(sorted(found.items(), key=lambda item: item[0] != "loss"))  # what is minimised comes first
 
 
-def collect_validation(runs: Iterable[Mapping[str, Any]], *, of_labels: bool = False) -> Lines:
+def collect_validation(runs: Iterable[Run], *, of_labels: bool = False) -> Lines:
     """The leading figure of every kind of map that validation in training judged, or that of the image labels."""
     found: Lines = {}
-    for run in runs:
-        for kind, name in run["logged"]:
-            if (kind == LABELS) == of_labels:
-                add_line(found, f"{run['name']} {kind}".strip(), run["metrics"], name_logged(kind, name))
+    for colour, run in enumerate(runs):
+        chosen = [(kind, name) for kind, name in run["logged"] if (kind == LABELS) == of_labels]
+        for dash, (kind, name) in enumerate(chosen):
+            line = over_steps(run, name_logged(kind, name), colour, dash)
+            if line.points:
+                found[f"{run['name']} {kind}".strip()] = line
     return found
 
 
-def collect_calibration(runs: Iterable[Mapping[str, Any]]) -> Lines:
+def collect_calibration(runs: Iterable[Run]) -> Lines:
     """How often a class is there over the probability that is said, and the line on which both are equal."""
     found: Lines = {}
-    for run in runs:
+    for colour, run in enumerate(runs):
         if parts := run["evaluation"].get("labels", {}).get("reliability"):
-            found[run["name"]] = ([part["probability"] for part in parts], [part["share"] for part in parts])
-    return {**found, "equal": ([0.0, 1.0], [0.0, 1.0])} if found else {}
+            found[run["name"]] = Line(
+                [part["probability"] for part in parts], [part["share"] for part in parts], colour
+            )
+    return {**found, "equal": Line([0.0, 1.0], [0.0, 1.0], len(found), dash=2)} if found else {}
 
 
-def collect_thresholds(runs: Iterable[Mapping[str, Any]], figure: str) -> Lines:
-    """A figure of every source that has one at every threshold; NaN where it does not exist."""
-    return {
-        f"{run['name']} {source}": (THRESHOLDS.tolist(), [float("nan") if y is None else y for y in curve[figure]])
-        for run in runs
-        for source, figures in run["evaluation"]["sources"].items()
-        if (curve := figures.get("curve")) and any(y is not None for y in curve[figure])
-    }
+def collect_oracle(runs: Sequence[Run]) -> Lines:
+    """Per-image IoU of each headline over the threshold, a dot at the one that was taken, and as a level line what each
+    image's own best threshold would give: the gap is what no threshold closes."""
+    found: Lines = {}
+    oracles = {headline_name(run): run["source"].get("oracle_per_image_iou") for run in runs}
+    for name, line in collect_headlines(runs, "per_image_iou").items():
+        found[name] = line
+        oracle = oracles[name]
+        if oracle is not None:
+            found[f"{name}, each image's best"] = Line([0.0, 1.0], [oracle, oracle], line.colour, dash=2)
+    return found
 
 
-def add_line(lines: Lines, label: str, metrics: Iterable[Mapping[str, float]], name: str) -> None:
-    points = [(line["step"], line[name]) for line in metrics if name in line]
-    if points:
-        lines[label] = tuple(zip(*points, strict=True))  # type: ignore[assignment]
+def collect_precision(runs: Iterable[Run]) -> Lines:
+    """Precision over recall of each headline, over all thresholds, a dot at the one that was taken."""
+    recall, precision = (collect_headlines(runs, figure) for figure in ("recall", "precision"))
+    found: Lines = {}
+    for name, line in recall.items():
+        if name in precision:
+            mark = None if line.mark is None else line.y[nearest(line.mark)]
+            found[name] = Line(line.y, precision[name].y, line.colour, mark=mark)
+    return found
+
+
+def headline_name(run: Run) -> str:
+    return f"{run['name']} {run['headline'].source}"
+
+
+def collect_headlines(runs: Iterable[Run], figure: str) -> Lines:
+    """A figure of each run's headline at every threshold; a dot at the threshold that was taken."""
+    found: Lines = {}
+    for colour, run in enumerate(runs):
+        name = run["headline"].source
+        if line := collect_thresholds(run, figure).get(name):
+            found[headline_name(run)] = line._replace(colour=colour, dash=0, mark=run["headline"].at.get("threshold"))
+    return found
+
+
+def collect_thresholds(run: Run, figure: str) -> Lines:
+    """A figure of every source that has one at every threshold; NaN where it does not exist. Refined scores are
+    dashed."""
+    found: Lines = {}
+    for number, (source, figures) in enumerate(run["evaluation"]["sources"].items()):
+        if (curve := figures.get("curve")) and any(y is not None for y in curve[figure]):
+            values = [NONE if y is None else y for y in curve[figure]]
+            found[source] = Line(THRESHOLDS.tolist(), values, number, dash=1 if "+" in source else 0)
+    return found
+
+
+def over_steps(run: Run, name: str, colour: int, dash: int = 0) -> Line:
+    """A figure of the log over the steps at which it was logged."""
+    points = [(line["step"], line[name]) for line in run["metrics"] if name in line]
+    return Line([step for step, _ in points], [value for _, value in points], colour, dash)
 
 
 def all_positive(lines: Lines) -> bool:
-    return all(value > 0 for _, values in lines.values() for value in values)
+    return all(value > 0 for line in lines.values() for value in line.y)

@@ -4,7 +4,6 @@ Thresholds are chosen on the `tune` split (groups disjoint from training and val
 what the best threshold on `val` itself would give stands next to it, named as what it is.
 """
 
-import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,12 @@ from typing import Any, NamedTuple
 
 from launcher.config.sections import Config
 from launcher.errors import RunError, naming
-from launcher.evaluation.figures import name_class, pick_headline
+from launcher.evaluation.formats import name_class
+from launcher.evaluation.headline import pick_headline
 from launcher.evaluation.measure import Measure, read_truth
+from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, new_measure, read_made_of
-from launcher.files import appearing, write_whole
+from launcher.files import write_whole
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.starts import count_processes
@@ -28,14 +29,13 @@ from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute, place_of
 
-PER_IMAGE = "per_image.csv"
 NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
 FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Write RUN/evaluation.json and, of one class or of image labels, RUN/per_image.csv from whatever CAMs and masks of
-    `val` are there. Where it holds no masks the figures are those of image labels alone.
+    """Write RUN/evaluation.json and RUN/per_image.csv from whatever CAMs and masks of `val` are there. Where it holds
+    no masks the figures are those of image labels alone.
 
     Args:
         overrides: section.key=value, such as data.val=FOLDER where the data was moved.
@@ -86,7 +86,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             report["labels"] = measure.label_details(val.index.classes)
     rows = [{"source": name, **row} for name, measure in measures.items() for row in measure.rows(thresholds[name])]
     if rows:
-        write_csv(folder / PER_IMAGE, rows)
+        write_rows(folder / PER_IMAGE, rows)
     write_whole(folder / EVALUATION, json.dumps(report, indent=1))
     return report
 
@@ -189,15 +189,6 @@ def count_shard(threshold: float, task: Task) -> Measure:
         with naming(shards.where(number)):
             measure.add(prediction, read_truth(shards, number))
     return measure
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A table with the names of all rows as its header."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with appearing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def track(run: Path, report: dict[str, Any]) -> None:

@@ -5,17 +5,11 @@ A new figure is an entry here, and the place that computes it. Figures are store
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-DASH = "–"
 AREA = "_area"  # ends the name of the figure of a region, such as chimney_area
-FEW_GROUPS = 20
-FEW_GROUPS_NOTE = (
-    f"Intervals of fewer than {FEW_GROUPS} groups, beside which their number stands, are too narrow: 95 % intervals "
-    "of 8 groups hold the truth 88 to 90 times in 100, of 30 groups 93 to 94 times."
-)
 GATED = "_gated"  # ends the name of its twin that predicts nothing where the classifier sees nothing
 
 
@@ -229,12 +223,6 @@ def list_logged_figures(measured_on: str) -> list[str]:
     ]
 
 
-def name_class(class_sets: Iterable[Sequence[str]]) -> str:
-    """What texts call the class: its name where all data sets have that one class, otherwise "the class"."""
-    names = {name for classes in class_sets if len(classes) == 1 for name in classes}
-    return names.pop().replace("_", " ") if len(names) == 1 else "the class"
-
-
 def without_nan(value: Any) -> Any:
     """The value, or what is in its lists and dicts, with None for NaN: a figure that does not exist."""
     if isinstance(value, dict):
@@ -242,55 +230,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def explain_absent(figure: Figure, value: float | None, one: str) -> str:
-    """Why a figure does not exist; "" if it does."""
-    return figure.absent.format(one=one) if value is None else ""
-
-
-def format_figure(figure: Figure, value: float | None, one: str, *, digits: int = 1, unit: str = "") -> str:
-    """A figure with its heading, in percent, or the reason why it does not exist."""
-    reason = explain_absent(figure, value, one)
-    return f"{figure.heading} {format_percent(value, digits=digits)}" + (f" ({reason})" if reason else unit)
-
-
-def format_percent(value: float | None, *, digits: int = 1, signed: bool = False) -> str:
-    """A figure in [0, 1] in percent; a dash where it does not exist."""
-    if value is None or math.isnan(value):
-        return DASH
-    return f"{100 * value:{'+' if signed else ''}.{digits}f}"
-
-
-def format_interval(
-    interval: Sequence[float | None] | None, *, groups: int | None = None, digits: int = 1, signed: bool = False
-) -> str:
-    """Both ends of an interval of a figure, in percent: [low, high]; "" where there is none.
-
-    Args:
-        groups: that it was drawn from; said where they are few. One group gives no interval. None: not known.
-    """
-    if interval is None or any(end is None or math.isnan(end) for end in interval):
-        return ""
-    if groups == 1:
-        return "(1 group: no interval)"
-    low, high = (format_percent(end, digits=digits, signed=signed) for end in interval)
-    return f"[{low}, {high}]" + (f" of {groups} groups" if is_few(groups) else "")
-
-
-def is_few(groups: int | None) -> bool:
-    """Whether an interval drawn from so many groups is too narrow to be shown without saying so."""
-    return groups is not None and groups < FEW_GROUPS
-
-
-def pick_headline(sources: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, str]:
-    """The one figure to quote of a run: {"source", "choice"}.
-
-    The masks that the network segmented itself, if there are any; otherwise the first kind of CAM, as `cam.kinds` names
-    them; otherwise what comes first. At the tuned threshold, if one was tuned.
-    """
-    names = [name for name in ("segments", *kinds) if name in sources] or list(sources)
-    return {"source": names[0], "choice": "tuned" if sources[names[0]]["tuned"] else "fixed"}
 
 
 def require_known(wanted: str, known: Sequence[str], where: str) -> None:

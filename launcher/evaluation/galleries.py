@@ -1,12 +1,13 @@
 """Galleries: a few fixed images with their maps next to them, while training and on the report."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from launcher.evaluation.pictures import draw_class_outlines, draw_outline, encode_data_uri, lay_out_gallery
+from launcher.evaluation.pictures import TILE_PX, as_tile, at_tile, draw_truth, encode_data_uri, lay_out_gallery
 from launcher.evaluation.sources import find_sources
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
@@ -19,34 +20,51 @@ MOST_PROBABLE = 3  # classes that a title names
 Row = tuple[str, dict[str, np.ndarray]]  # title, {column: (H, W, 3) uint8}
 
 
-def draw_galleries(runs: list[Path]) -> list[tuple[str, str]]:
-    """(title, picture as a data URI) of every run: its fixed validation images with the truth and all of its CAMs and
-    masks, and what the last evaluation while training showed."""
-    pictures = []
-    for folder in runs:
-        run = Run(folder)
-        if sheet := draw_gallery(run):
-            pictures.append((run.config.name, encode_data_uri(sheet)))
-        if (folder / GALLERY).is_file():
-            with Image.open(folder / GALLERY) as sheet:
-                pictures.append((f"{run.config.name}, last evaluation while training", encode_data_uri(sheet)))
-    return pictures
+@dataclass(frozen=True)
+class Gallery:
+    """A picture of fixed images in rows, with what stands on it in words.
+
+    Attributes:
+        picture: as a data URI.
+    """
+
+    title: str
+    picture: str
+    columns: int
+    alt: str
 
 
-def draw_gallery(run: Run) -> Image.Image | None:
-    """A row for each fixed validation image, a column for each source; None where there is nothing to show."""
+def draw_galleries(run: Run) -> list[Gallery]:
+    """The fixed validation images of a run with the truth and all of its CAMs and masks, and what the last evaluation
+    while training showed."""
+    name, found = run.config.name, []
+    if rows := draw_rows(run):
+        titles = "; ".join(title for title, _ in rows)
+        alt = f"Fixed validation images of {name} in rows ({titles}), in columns: {'; '.join(rows[0][1])}"
+        found.append(Gallery(name, encode_data_uri(lay_out_gallery(rows)), len(rows[0][1]), alt))
+    if (run.folder / GALLERY).is_file():
+        with Image.open(run.folder / GALLERY) as sheet:
+            alt = f"The same images of {name} as its last evaluation while training saw them: truth and maps in columns"
+            title = f"{name}, last evaluation while training"
+            found.append(Gallery(title, encode_data_uri(sheet), max(sheet.width // TILE_PX, 1), alt))
+    return found
+
+
+def draw_rows(run: Run) -> list[Row]:
+    """A row for each fixed validation image, a column for each source; [] where there is nothing to show."""
     config, sources = run.config, find_sources(run.folder, "val")
     if config.data.val is None or config.evaluate.gallery == 0 or not sources:
-        return None
+        return []
     shards = ShardFolder(config.data.val)
     rows = []
     for number in sorted(choose_gallery(shards, config.evaluate.gallery)):
         predictions = {one.name: one.predict(shards, number, config.evaluate.threshold) for one in sources}
         probs = next((one.probs for one in predictions.values() if one.probs is not None), None)
         row = start_row(shards, number, name_probable(shards.index.as_class_set(), probs))
-        row[1].update({name: one.draw_on(shards.image(number)) for name, one in predictions.items()})
+        tile_HW3 = as_tile(shards.image(number))
+        row[1].update({name: one.draw_on(tile_HW3) for name, one in predictions.items()})
         rows.append(row)
-    return lay_out_gallery(rows)
+    return rows
 
 
 def start_row(shards: ShardFolder, number: int, seen: str = "") -> Row:
@@ -55,10 +73,11 @@ def start_row(shards: ShardFolder, number: int, seen: str = "") -> Row:
     index = shards.index
     names = [name for name, is_there in zip(index.classes, shards.image_label_NK[number], strict=True) if is_there]
     title = f"{shards.keys[number]}: {', '.join(names) or 'none'}{f'  {seen}' if seen else ''}"
+    tile_HW3 = as_tile(shards.image(number))
     if index.supervision == "label":
-        return title, {"image": shards.image(number)}
-    draw = draw_outline if len(index.classes) == 1 else draw_class_outlines
-    return title, {TRUTH: draw(shards.image(number), shards.mask(number))}
+        return title, {"image": tile_HW3}
+    mask_HW = at_tile(shards.mask(number), tile_HW3)
+    return title, {TRUTH: draw_truth(tile_HW3, mask_HW, several=len(index.classes) > 1)}
 
 
 def name_probable(class_set: ClassSet, probs: Sequence[float] | None) -> str:

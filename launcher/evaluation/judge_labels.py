@@ -10,6 +10,7 @@ from launcher.config.sections import Config
 from launcher.evaluation.galleries import Row, name_probable, start_row
 from launcher.evaluation.image_labels import HIGH, ImageLabels
 from launcher.evaluation.judge import LABELS, Figures
+from launcher.evaluation.pictures import as_tile
 from launcher.evaluation.sources import ScorePrediction
 from launcher.jobs.infer import score_samples
 from shards.folder import ShardFolder
@@ -56,9 +57,9 @@ class LabelJudge:
                 part.labels.count(scores.key, scores.group, scores.cls_probs, present.tolist())
                 if number in drawn:
                     row = start_row(self.shards, number, name_probable(class_set, scores.cls_probs))
-                    image_HW3 = self.shards.image(number)
+                    tile_HW3 = as_tile(self.shards.image(number))
                     for kind in self.config.cam.kinds:
-                        row[1][kind] = ScorePrediction(scores, kind, self.config.evaluate.threshold).draw_on(image_HW3)
+                        row[1][kind] = ScorePrediction(scores, kind, self.config.evaluate.threshold).draw_on(tile_HW3)
                     part.rows[number] = row
         return part
 

@@ -23,7 +23,7 @@ from launcher.evaluation.figures import list_logged_figures, without_nan
 from launcher.evaluation.galleries import Row, start_row
 from launcher.evaluation.image_labels import HIGH, ImageLabels
 from launcher.evaluation.judge import LABELS, Figures
-from launcher.evaluation.pictures import overlay_classes, overlay_scores
+from launcher.evaluation.pictures import as_tile, overlay_classes, overlay_scores
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.segment_images import CAM_KINDS, maps_reader
 from launcher.processes.precision import in_precision
@@ -159,14 +159,14 @@ class MaskJudge:
 
 def draw_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> Row:
     """The image with its truth, and every map over it: scores in [0, 1] as heat, int64 labels in their colours."""
-    image_HW3 = shards.image(number)
-    size = image_HW3.shape[:2]
+    tile_HW3 = as_tile(shards.image(number))
+    size = tile_HW3.shape[:2]
     title, tiles = start_row(shards, number)
     for name, map_hw in maps.items():
         if map_hw.dtype.is_floating_point:
             score_HW = resize(map_hw.float()[None, None], size)[0, 0].clamp(0, 1).cpu().numpy()
-            tiles[name] = overlay_scores(image_HW3, score_HW)
+            tiles[name] = overlay_scores(tile_HW3, score_HW)
         else:
             nearest = torch.nn.functional.interpolate(map_hw.to(torch.uint8)[None, None], size, mode="nearest-exact")
-            tiles[name] = overlay_classes(image_HW3, np.asarray(nearest[0, 0].cpu()))
+            tiles[name] = overlay_classes(tile_HW3, np.asarray(nearest[0, 0].cpu()))
     return title, tiles

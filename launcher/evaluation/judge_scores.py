@@ -12,6 +12,7 @@ from launcher.evaluation.galleries import Row, name_probable, start_row
 from launcher.evaluation.image_labels import HIGH
 from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.measure import Measure, read_truth
+from launcher.evaluation.pictures import as_tile
 from launcher.evaluation.sources import ScorePrediction, measure_scores
 from launcher.jobs.infer import score_samples
 from shards.folder import ShardFolder
@@ -64,8 +65,8 @@ class ScoreJudge:
                 part.measures[kind].add(prediction, truth)
             if number in drawn:
                 row = start_row(self.shards, number, name_probable(class_set, scores.cls_probs))
-                image_HW3 = self.shards.image(number)
-                row[1].update({kind: prediction.draw_on(image_HW3) for kind, prediction in predictions.items()})
+                tile_HW3 = as_tile(self.shards.image(number))
+                row[1].update({kind: prediction.draw_on(tile_HW3) for kind, prediction in predictions.items()})
                 part.rows[number] = row
         return part
 

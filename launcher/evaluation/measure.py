@@ -63,8 +63,12 @@ class Prediction(Protocol):
         """(H, W) uint8 class ids."""
         ...
 
-    def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
-        """The image with the prediction on it."""
+    def draw_on(self, tile_HW3: np.ndarray) -> np.ndarray:
+        """The image, scaled to be looked at, with the prediction on it: its mask, or its map where it has none."""
+        ...
+
+    def draw_map(self, tile_HW3: np.ndarray) -> np.ndarray | None:
+        """The same with its map; None of label maps."""
         ...
 
 

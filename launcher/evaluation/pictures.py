@@ -1,18 +1,37 @@
-"""Pictures that people look at: overlays, galleries, curves. PIL and matplotlib, no files."""
+"""Pictures that people look at: overlays, outlines, galleries. PIL and colours, no files."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from shards.schema import IGNORE_INDEX, voc_palette
 
-TILE_PX = 160
-LABEL_PX = 14
+TILE_PX = 240  # longest side of a picture
+LABEL_PX = 18
 PAINT = 0.65  # opacity of a class's colour over the image
 TINT = 0.3  # the same where its border is drawn too
+
+Colour = tuple[int, ...]
+TRUTH_COLOUR, MASK_COLOUR = (0, 229, 255), (255, 0, 200)
+DARK, LIGHT = (16, 16, 16), (255, 255, 255)
+TRUTH_PX, MASK_PX = 3, 2  # width of an outline on a tile of TILE_PX; another brightness runs along both its sides
+
+
+def as_tile(image_HW3: np.ndarray, longest_px: int = TILE_PX) -> np.ndarray:
+    """The image scaled to a longest side, so that lines drawn on it are as wide as they are meant to be seen."""
+    height, width = image_HW3.shape[:2]
+    scale = longest_px / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    return np.asarray(Image.fromarray(image_HW3).resize(size, Image.Resampling.BILINEAR))
+
+
+def at_tile(mask_HW: np.ndarray, tile_HW3: np.ndarray) -> np.ndarray:
+    """A mask at the size of a tile, class ids unmixed."""
+    height, width = tile_HW3.shape[:2]
+    return np.asarray(Image.fromarray(mask_HW.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
 
 
 def overlay_scores(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
@@ -34,11 +53,32 @@ def overlay_class_scores(image_HW3: np.ndarray, scores_nHW: np.ndarray, class_id
     return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)
 
 
+def overlay_classes(image_HW3: np.ndarray, label_HW: np.ndarray, *, opacity: float = PAINT) -> np.ndarray:
+    """The image with every class but the background in the colour that PASCAL VOC gives its id."""
+    colour_HW3 = class_colours()[label_HW]
+    opacity_HW1 = opacity * (label_HW > 0)[..., None]
+    return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)
+
+
+def draw_truth(image_HW3: np.ndarray, mask_HW: np.ndarray, *, several: bool) -> np.ndarray:
+    """A tile with the outline of the truth: of one class cyan and cased in dark, of several in their colours."""
+    if several:
+        return draw_class_outlines(image_HW3, mask_HW)
+    return draw_cased_outline(image_HW3, mask_HW, TRUTH_COLOUR, TRUTH_PX, DARK)
+
+
+def draw_mask(image_HW3: np.ndarray, mask_HW: np.ndarray, *, several: bool) -> np.ndarray:
+    """A tile with the outline of a predicted mask: of one class magenta and cased in white, thinner than the truth."""
+    if several:
+        return draw_class_outlines(image_HW3, mask_HW)
+    return draw_cased_outline(image_HW3, mask_HW, MASK_COLOUR, MASK_PX, LIGHT)
+
+
 def draw_class_outlines(image_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
     """The image with each class of the mask tinted and its border drawn in the class's colour; 255 stays as it is."""
     image_HW3 = overlay_classes(image_HW3, np.where(mask_HW == IGNORE_INDEX, 0, mask_HW), opacity=TINT)
     for class_id in sorted({*np.unique(mask_HW).tolist()} - {0, IGNORE_INDEX}):
-        image_HW3 = draw_outline(image_HW3, mask_HW == class_id, tuple(class_colours()[class_id].astype(int).tolist()))
+        image_HW3 = draw_cased_outline(image_HW3, mask_HW == class_id, class_colour(class_id), MASK_PX, LIGHT)
     return image_HW3
 
 
@@ -47,83 +87,60 @@ def class_colours() -> np.ndarray:
     return np.array(voc_palette(), dtype=np.float32).reshape(256, 3)
 
 
-def draw_outline(
-    image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, ...] = (0, 255, 255), width_px: int = 1
+def class_colour(class_id: int) -> Colour:
+    return tuple(class_colours()[class_id].astype(int).tolist())
+
+
+def draw_cased_outline(
+    image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, width_px: int, casing: Colour
 ) -> np.ndarray:
+    """draw_outline with a pixel of another brightness along both sides, so that it is seen on any ground; wider on
+    larger tiles, which are scaled down to be shown."""
+    inside_HW = (mask_HW > 0) & (mask_HW < IGNORE_INDEX)
+    width_px = max(round(width_px * max(mask_HW.shape) / TILE_PX), 1)
+    cased_HW3 = draw_outline(image_HW3, grow(inside_HW), casing, width_px + 2)
+    return draw_outline(cased_HW3, inside_HW, colour, width_px)
+
+
+def draw_outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, width_px: int = 1) -> np.ndarray:
     """The image with the border of the mask (any class) drawn on it, also where the mask meets the image's edge."""
-    inside_HW = (mask_HW > 0) & (mask_HW < 255)
+    inside_HW = (mask_HW > 0) & (mask_HW < IGNORE_INDEX)
     within_HW = inside_HW
     for _ in range(width_px):
-        padded = np.pad(within_HW, 1)
-        within_HW = within_HW & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+        within_HW = ~grow(~within_HW, edge=True)
     drawn_HW3 = image_HW3.copy()
     drawn_HW3[inside_HW & ~within_HW] = colour
     return drawn_HW3
 
 
+def grow(mask_HW: np.ndarray, *, edge: bool = False) -> np.ndarray:
+    """A mask and all that touches it by a side; `edge`: what lies around the image counts as part of it."""
+    padded = np.pad(mask_HW, 1, constant_values=edge)
+    return mask_HW | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
+
+
 def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
-    """One row per image, one column per picture of it; all tiles alike in size.
+    """One row per image, one column per picture of it, each as large as its tile allows.
 
     Args:
         rows: (title, {column: (H, W, 3) uint8}); the columns of the first row name them all.
     """
     columns = list(rows[0][1])
     sheet = Image.new("RGB", (len(columns) * TILE_PX, LABEL_PX + len(rows) * (TILE_PX + LABEL_PX)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for x, column in enumerate(columns):
-        draw.text((x * TILE_PX + 2, 1), column, fill="black")
+        draw.text((x * TILE_PX + 2, 1), column, fill="black", font=font)
     for y, (title, pictures) in enumerate(rows):
         top = LABEL_PX + y * (TILE_PX + LABEL_PX)
         for x, column in enumerate(columns):
-            tile = Image.fromarray(pictures[column]).resize((TILE_PX - 2, TILE_PX - 2), Image.Resampling.BILINEAR)
-            sheet.paste(tile, (x * TILE_PX, top))
-        draw.text((2, top + TILE_PX - 2), title, fill="black")
+            sheet.paste(Image.fromarray(as_tile(pictures[column], TILE_PX - 2)), (x * TILE_PX, top))
+        draw.text((2, top + TILE_PX - 2), title, fill="black", font=font)
     return sheet
 
 
-def encode_data_uri(image: Image.Image) -> str:
+def encode_data_uri(picture: Image.Image | np.ndarray) -> str:
     """A picture that lives inside the page."""
     buffer = io.BytesIO()
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def plot_curves(
-    title: str,
-    x_label: str,
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    y_label: str = "",
-    log_x: bool = False,
-    log_y: bool = False,
-    from_zero: bool = False,
-) -> str:
-    """Line plot {name: (x, y)} as SVG text."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, (x, y) in lines.items():
-        axes.plot(x, y, label=name, linewidth=1.4)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    if log_x:
-        axes.set_xscale("log")
-    if log_y:
-        axes.set_yscale("log")
-    if from_zero:
-        axes.set_ylim(0, None if any(value > 0 for _, y in lines.values() for value in y) else 1)
-    axes.grid(alpha=0.3)
-    if lines:
-        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def overlay_classes(image_HW3: np.ndarray, label_HW: np.ndarray, *, opacity: float = PAINT) -> np.ndarray:
-    """The image with every class but the background in the colour that PASCAL VOC gives its id."""
-    colour_HW3 = class_colours()[label_HW]
-    opacity_HW1 = opacity * (label_HW > 0)[..., None]
-    return (image_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1).astype(np.uint8)

@@ -1,116 +1,117 @@
-"""Runs -> one HTML page: figures with their protocol, curves, overlays. The page needs no other file."""
+"""Runs -> one HTML page: pictures, headlines, curves, figures with their protocol. The page needs no other file."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
-from launcher.evaluation.curves import plot_runs
-from launcher.evaluation.figures import (
-    DASH,
-    FEW_GROUPS_NOTE,
-    FIGURES,
-    Figure,
-    explain_absent,
-    find_figure,
-    format_interval,
-    format_percent,
-    name_class,
-    order_figures,
-    pick_headline,
-)
+from launcher.evaluation.curves import plot_classes, plot_runs, plot_sources
+from launcher.evaluation.figures import FIGURES
+from launcher.evaluation.formats import format_percent, name_class
 from launcher.evaluation.galleries import draw_galleries
-from launcher.evaluation.pictures import class_colours
+from launcher.evaluation.headline import (
+    Headline,
+    Known,
+    explain_degenerate,
+    hold_against,
+    read_headline,
+    require_control,
+)
+from launcher.evaluation.page import open_template
+from launcher.evaluation.pictures import MASK_COLOUR, TRUTH_COLOUR, Colour, class_colour
 from launcher.evaluation.protocol import join_options
-from launcher.evaluation.table import describe_labels, describe_left_out, has_few_groups, tabulate_classes
+from launcher.evaluation.rows import collect_notes, describe_columns, tabulate_run
+from launcher.evaluation.strip import draw_strip
+from launcher.evaluation.table import describe_labels, tabulate_classes
 from launcher.evaluation.validate import choose_judge
-from launcher.files import read_json, write_whole
-from launcher.run.folder import CONFIG, EVALUATION, Run, find_runs
+from launcher.files import write_whole
+from launcher.run.folder import CONFIG, Run, find_runs
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
 
 REPORT = "report.html"
+LookUp = Callable[[Headline], Known]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, control: Path | None = None, look_up: LookUp = lambda headline: Known()) -> Path:
     """Write FOLDER/report.html about the run in it, or about all runs below it.
 
-    Raises:
-        RunError: no run with an evaluation there.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    Args:
+        control: the run that the others are compared with; None = that of `look_up`.
+        look_up: a headline -> what is known of it from elsewhere.
 
-    runs = [run for run in find_runs(folder) if (run / EVALUATION).is_file()]
-    if not runs:
+    Raises:
+        RunError: no run with an evaluation there, or the control has none.
+        Damaged: an evaluation that cannot be read.
+    """
+    against = require_control(control) if control else None
+    runs = sorted((Run(run) for run in find_runs(folder)), key=lambda run: run.about["started"])
+    evaluated = [(run, headline) for run in runs if (headline := read_headline(run))]
+    if not evaluated:
         raise RunError(f"{folder}: no run with figures in or below it; run `wsss evaluate RUN` first")
-    runs.sort(key=lambda run: Run(run).about["started"])
-    described = [describe_run(run) for run in runs]
-    environment = Environment(
-        loader=PackageLoader("launcher.evaluation", "."),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-    )
-    page = environment.get_template("report_template.html").render(
+    described = []
+    for run, headline in evaluated:
+        known = look_up(headline)
+        described.append(describe_run(run, headline, known._replace(control=against) if against else known))
+    page = open_template("launcher.evaluation", "report_template.html").render(
         title=str(folder),
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         groups=group_runs(described),
         runs=described,
+        left_out=[(run.config.name, f"wsss evaluate {run.folder}") for run in runs if read_headline(run) is None],
         curves=plot_runs(described),
-        galleries=draw_galleries(runs),
+        sources=plot_sources(described),
+        truth_colour=as_css(TRUTH_COLOUR),
+        mask_colour=as_css(MASK_COLOUR),
     )
     out = folder / REPORT
     write_whole(out, page)
     answers = True
-    for run in runs:
-        answers = attach(run, out, send=answers)
+    for run, _ in evaluated:
+        answers = attach(run.folder, out, send=answers)
     return out
 
 
-def describe_run(folder: Path) -> dict[str, Any]:
+def describe_run(run: Run, headline: Headline, known: Known) -> dict[str, Any]:
     """What the page says of one run."""
-    run = Run(folder)
-    evaluation = read_json(folder / EVALUATION)
-    sources = evaluation["sources"]
-    headline = evaluation.get("headline") or pick_headline(sources, run.config.cam.kinds)
+    evaluation = headline.evaluation
     one = name_class([run.class_set.classes])
     supervision = evaluation["dataset"].get("supervision", "pixel")  # of before it was said: with masks
     kinds = choose_judge(METHODS[run.config.method.name], supervision).known_figures(run.config, run.class_set)
-    return {
+    about: dict[str, Any] = {
         "name": run.config.name,
         "method": describe_method(run.config),
-        "config": (folder / CONFIG).read_text(),
+        "config": (run.folder / CONFIG).read_text(),
         "about": run.about,
         "classes": run.class_set.classes,
         "evaluation": evaluation,
-        "metrics": read_metrics(folder),
+        "headline": headline,
+        "source": evaluation["sources"][headline.source],
+        "card": describe_card(headline, one, known),
+        "metrics": read_metrics(run.folder),
         "logged": [(kind, name) for kind, names in kinds.items() for name in names if FIGURES[name].leads],
         "class_table": tabulate_classes(evaluation),
         "notes": collect_notes(evaluation, one),
         "classification": describe_labels(evaluation, one),
-        "rows": [
-            {**row, "run": run.config.name, "is_headline": headline == {"source": source, "choice": row["choice"]}}
-            for source, figures in sources.items()
-            for row in tabulate_source(source, figures, one)
-        ],
+        "galleries": draw_galleries(run),
+        "rows": tabulate_run(evaluation, {"source": headline.source, "choice": headline.choice}, one),
     }
+    return {**about, "class_plot": plot_classes(about)}
 
 
-def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
-    """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, and
-    what intervals are worth."""
-    lacking: dict[str, dict[str, None]] = {}
-    for source, figures in evaluation["sources"].items():
-        for name, figure in order_figures(figures["fixed"]).items():
-            if figure.headline and (reason := explain_absent(figure, figures["fixed"][name], one)):
-                lacking.setdefault(reason, {})[figure.heading] = None
-        if reason := figures.get("untuned"):
-            lacking.setdefault(reason, {})[f"tuned threshold of {source}"] = None
-    notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
-    few = FEW_GROUPS_NOTE if has_few_groups(evaluation) else ""
-    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), few])]
+def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
+    """The headline of a run, and what to hold it against."""
+    heading = FIGURES[headline.figure].heading if headline.figure else "no figure"
+    labels = headline.evaluation.get("classification", {}).get("average_precision")
+    return {
+        "value": format_percent(headline.value),
+        "interval": headline.interval(),
+        "what": f"{heading} of {headline.where()}",
+        "degenerate": explain_degenerate(headline.at, one) if headline.value is not None else "",
+        "beside": [one_of.words() for one_of in hold_against(headline, one, known)],
+        "labels": "" if headline.figure == "average_precision" else format_percent(labels),
+    }
 
 
 def describe_method(config: Config) -> str:
@@ -127,7 +128,8 @@ def describe_named(named: Named) -> str:
 
 
 def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of each set of classes, which share their figures: one table, in words that fit the classes."""
+    """The runs of each set of classes, which share their figures: one table, in words that fit the classes, and the
+    strip of the run with the best headline."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
         groups.setdefault(tuple(run["classes"]), []).append(run)
@@ -136,57 +138,22 @@ def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows = [row for run in members for row in run["rows"]]
         datasets = [run["evaluation"]["dataset"] for run in members]
         said = [f"{d['folder']}, {d['images']} images, fingerprint {d['fingerprint']}" for d in datasets]
+        best = max(members, key=lambda run: -1 if run["headline"].value is None else run["headline"].value)
         found.append({
             "classes": classes,
-            "legend": [(name, name_colour(number)) for number, name in enumerate(classes, start=1)],
+            "legend": [(name, as_css(class_colour(number))) for number, name in enumerate(classes, start=1)],
             "runs": members,
             "columns": describe_columns(classes, rows),
-            "headlines": [row for row in rows if row["is_headline"]],
             "datasets": list(dict.fromkeys(said)),
+            "best": best,
+            "strip": draw_strip(best["headline"]),
         })  # fmt: skip
     return found
 
 
-def name_colour(class_id: int) -> str:
-    """The colour of a class in pictures, as HTML writes it."""
-    return "#" + bytes(class_colours()[class_id].astype("uint8")).hex()
-
-
-def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The figures that any row has, in the order of the table of figures."""
-    columns, one = [], name_class([classes])
-    for name, figure in order_figures(name for row in rows for name in row["figures"]).items():
-        meaning = figure.meaning.format(one=one)
-        columns.append({"name": name, "heading": figure.heading, "meaning": meaning, "headline": figure.headline})
-    return columns
-
-
-def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[dict[str, Any]]:
-    """One row per threshold choice of a source; its figures are in percent, each with the reason if there is none."""
-    rows = []
-    for choice in ("fixed", "tuned"):
-        at = figures[choice]
-        if at is None:
-            continue
-        values = {name: value for name, value in at.items() if find_figure(name)}
-        if "best_on_val" in figures:
-            values["best_on_val"] = figures["best_on_val"]["per_image_iou"]
-            values["oracle_per_image_iou"] = figures["oracle_per_image_iou"]
-        known = order_figures(values)
-        leading = next((name for name, figure in known.items() if figure.leads), None)
-        rows.append({
-            "source": source,
-            "choice": choice,
-            "protocol": figures["protocol"],
-            "threshold": f"{at['threshold']:.2f}" if "threshold" in at else DASH,
-            "interval": format_interval(at.get(f"{leading}_interval"), groups=at.get(f"{leading}_groups")),
-            "figures": {name: tabulate_figure(known[name], values[name], one) for name in known},
-        })  # fmt: skip
-    return rows
-
-
-def tabulate_figure(figure: Figure, value: float | None, one: str) -> dict[str, str]:
-    return {"text": format_percent(value), "reason": explain_absent(figure, value, one)}
+def as_css(colour: Colour | Sequence[int]) -> str:
+    """A colour as HTML writes it."""
+    return "#" + bytes(colour).hex()
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:

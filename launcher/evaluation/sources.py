@@ -16,13 +16,7 @@ from launcher.evaluation import protocol
 from launcher.evaluation.confusion import Confusion
 from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction
-from launcher.evaluation.pictures import (
-    draw_class_outlines,
-    draw_outline,
-    overlay_class_scores,
-    overlay_classes,
-    overlay_scores,
-)
+from launcher.evaluation.pictures import at_tile, draw_mask, overlay_class_scores, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
@@ -30,8 +24,6 @@ from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_sco
 from shards.folder import ShardFolder
 from shards.schema import ClassSet
 from wsss.refine.threshold import mask_of
-
-MAGENTA = (255, 0, 255)
 
 
 @dataclass(frozen=True)
@@ -57,15 +49,16 @@ class ScorePrediction:
     def label_at(self, size: tuple[int, int]) -> np.ndarray:
         return mask_of(at_size(self.scores.maps[self.kind], size), self.scores.class_ids, threshold=self.threshold)
 
-    def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
-        several = len(self.scores.cls_probs) > 1
-        if self.scores.mask is not None:
-            mask_HW = self.scores.mask
-            return draw_class_outlines(image_HW3, mask_HW) if several else draw_outline(image_HW3, mask_HW, MAGENTA)
-        if several:
-            scores_nHW = at_size(self.scores.maps[self.kind], image_HW3.shape[:2])
-            return overlay_class_scores(image_HW3, scores_nHW, self.scores.class_ids)
-        return overlay_scores(image_HW3, self.score_at(image_HW3.shape[:2]))
+    def draw_on(self, tile_HW3: np.ndarray) -> np.ndarray:
+        if self.scores.mask is None:
+            return self.draw_map(tile_HW3)
+        return draw_mask(tile_HW3, at_tile(self.scores.mask, tile_HW3), several=len(self.scores.cls_probs) > 1)
+
+    def draw_map(self, tile_HW3: np.ndarray) -> np.ndarray:
+        if len(self.scores.cls_probs) > 1:
+            scores_nHW = at_size(self.scores.maps[self.kind], tile_HW3.shape[:2])
+            return overlay_class_scores(tile_HW3, scores_nHW, self.scores.class_ids)
+        return overlay_scores(tile_HW3, self.score_at(tile_HW3.shape[:2]))
 
 
 @dataclass(frozen=True)
@@ -88,8 +81,11 @@ class LabelPrediction:
     def label_at(self, size: tuple[int, int]) -> np.ndarray:
         return self.label_HW
 
-    def draw_on(self, image_HW3: np.ndarray) -> np.ndarray:
-        return overlay_classes(image_HW3, self.label_HW)
+    def draw_on(self, tile_HW3: np.ndarray) -> np.ndarray:
+        return overlay_classes(tile_HW3, at_tile(self.label_HW, tile_HW3))
+
+    def draw_map(self, tile_HW3: np.ndarray) -> None:
+        return None
 
 
 class Source(Protocol):

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.evaluation.figures import (
+from launcher.evaluation.figures import order_figures
+from launcher.evaluation.formats import (
     DASH,
     FEW_GROUPS_NOTE,
     format_figure,
@@ -11,20 +12,24 @@ from launcher.evaluation.figures import (
     format_percent,
     is_few,
     name_class,
-    order_figures,
 )
 
 MARK = "*"
-MANY_CLASSES = 25  # of which more fill a screen
+MANY_CLASSES = 10  # of which more fill a screen
 
 
-def format_evaluation(report: Mapping[str, Any]) -> str:
-    """A line per source and threshold with the headline figures in percent, how each source came about, and why it has
-    no tuned threshold or counts fewer images. The figure to quote of the run is marked and named at the end."""
+def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
+    """The headline figures of the headline's source in percent, at each threshold, how it came about, and why it has no
+    tuned threshold or counts fewer images. The row of the headline is marked.
+
+    Args:
+        every: of every source.
+    """
     dataset, headline = report["dataset"], report["headline"]
     one = name_class([dataset["classes"]])
     lines = [f"{report['run']}: {dataset['images']} images of {dataset['folder']}, figures in percent"]
-    for source, figures in report["sources"].items():
+    shown = {name: report["sources"][name] for name in report["sources"] if every or name == headline["source"]}
+    for source, figures in shown.items():
         for choice in ("fixed", "tuned"):
             if figures[choice] is not None:
                 marked = headline == {"source": source, "choice": choice}
@@ -32,6 +37,8 @@ def format_evaluation(report: Mapping[str, Any]) -> str:
         lines.append(f"    {figures['protocol']}")
         if figures["untuned"]:
             lines.append(f"    no tuned threshold: {figures['untuned']}")
+    if others := [name for name in report["sources"] if name not in shown]:
+        lines.append(f"  {len(others)} more with --all, and in evaluation.json: {', '.join(others)}")
     if said := describe_labels(report, one):
         lines.append(f"  image labels: {said}")
     lines += format_classes(report)
@@ -39,7 +46,6 @@ def format_evaluation(report: Mapping[str, Any]) -> str:
         lines.append(f"  {said}")
     if has_few_groups(report):
         lines.append(f"  {FEW_GROUPS_NOTE}")
-    lines.append(f"{MARK} the headline of {report['run']}: {headline['source']}, {describe_choice(report, headline)}")
     return "\n".join(lines)
 
 
@@ -109,15 +115,6 @@ def has_few_groups(evaluation: Mapping[str, Any]) -> bool:
     """Whether an interval of the evaluation comes from few groups."""
     fixed = [figures["fixed"] for figures in evaluation["sources"].values()]
     return any(is_few(at[name]) and at[name] for at in fixed for name in at if name.endswith("_groups"))
-
-
-def describe_choice(report: Mapping[str, Any], headline: Mapping[str, str]) -> str:
-    """The threshold of a headline, in words."""
-    at = report["sources"][headline["source"]][headline["choice"]]
-    if "threshold" not in at:
-        return name_unthresholded(at)
-    how = "chosen on the tune split" if headline["choice"] == "tuned" else "as configured"
-    return f"threshold {at['threshold']:.2f}, {how}"
 
 
 def name_unthresholded(at: Mapping[str, Any]) -> str:

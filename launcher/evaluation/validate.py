@@ -1,22 +1,25 @@
 """Evaluation inside training: the validation split shared over the ranks, judged, put together, logged and shown."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.figures import format_figure, name_class, order_figures, require_known
+from launcher.evaluation.figures import order_figures, require_known
+from launcher.evaluation.formats import format_figure, format_percent, name_class
 from launcher.evaluation.galleries import choose_gallery, keep_gallery
 from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
 from launcher.evaluation.judge_labels import LabelJudge
 from launcher.evaluation.judge_masks import MaskJudge
 from launcher.evaluation.judge_scores import ScoreJudge
 from launcher.evaluation.pictures import lay_out_gallery
+from launcher.progress import fit_words, say
 from launcher.run.folder import run_folder
-from launcher.tracking.tracker import Tracker
+from launcher.tracking.tracker import Tracker, read_metrics
 from shards.folder import ShardFolder
 from shards.schema import ClassSet, Supervision
 from wsss.methods import METHODS
@@ -43,6 +46,7 @@ def make_validator(
     of the split (data.val_part); the pictures are the same at every step.
     """
     drawn, one = choose_gallery(shards, config.evaluate.gallery), name_class([shards.index.classes])
+    before: dict[str, float] = {}
     rank, ranks = accelerator.process_index, accelerator.num_processes
 
     def validate(step: int) -> dict[str, float | None]:
@@ -65,7 +69,9 @@ def make_validator(
                 if judge.keeps_gallery:
                     keep_gallery(picture, run_folder(config))
                 tracker.image("gallery", picture, step)
-            print(f"step {step}: {format_headlines(judge, figures, one)}; {len(numbers)} images in {seconds:.1f} s")
+            words = say_headlines(judge.quoted, figures, before or read_before(run_folder(config), step), one)
+            say(f"step {step}: {fit_words([*words, f'{len(numbers)} images in {seconds:.1f} s'])}")
+            before.update(logged)
         accelerator.wait_for_everyone()
         return found
 
@@ -79,14 +85,25 @@ def choose_part(images: int, part: int | None) -> list[int]:
     return [number * images // part for number in range(part)]
 
 
-def format_headlines(judge: Judge, figures: Figures, one: str = "the class") -> str:
-    """The few figures that matter most, in percent, or why they do not exist; all that do are logged."""
-    parts = []
-    for kind in (*judge.quoted, LABELS):
-        for name, figure in order_figures(figures.get(kind, {})).items():
-            if figure.headline:
-                parts.append(f"{kind} {format_figure(figure, figures[kind][name], one, unit=' %')}".strip())
-    return ", ".join(parts)
+def say_headlines(quoted: Sequence[str], figures: Figures, before: Mapping[str, float], one: str) -> list[str]:
+    """Each figure that answers "how good" in percent, with its change since the evaluation before; where there is none,
+    why, and what else there is of the headline figures. All that exist are logged."""
+    words = []
+    for kind in (*quoted, LABELS):
+        of_kind = order_figures(figures.get(kind, {}))
+        lacking = any(figure.leads and figures[kind][name] is None for name, figure in of_kind.items())
+        for name, figure in of_kind.items():
+            if figure.leads or (figure.headline and lacking):
+                value, last = figures[kind][name], before.get(name_logged(kind, name))
+                change = "" if value is None or last is None else f" ({format_percent(value - last, signed=True)})"
+                words.append(f"{kind} {format_figure(figure, value, one, unit=' %')}{change}".strip())
+    return words
+
+
+def read_before(run: Path, step: int) -> dict[str, float]:
+    """{name: figure} of the last evaluation before a step, as the log of the run has it; {} where there was none."""
+    lines = [line for line in read_metrics(run) if line["step"] < step and "val/seconds" in line]
+    return dict(lines[-1]) if lines else {}
 
 
 def check_keep_best(config: Config, class_set: ClassSet, val: ShardFolder | None) -> None:

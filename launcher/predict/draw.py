@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from launcher.evaluation.pictures import draw_outline, overlay_scores, plot_curves
+from launcher.evaluation.pictures import draw_outline, overlay_scores
+from launcher.evaluation.plots import Line, plot_lines
 from launcher.predict.masks import Prediction
 
 Words = tuple[str, int | None]  # and the class that they are of
@@ -113,5 +114,5 @@ class AreaPlot:
         """Classes that are nowhere seen are left out, unless all are."""
         means = np.array([sums[1:] / sums[0] for sums in self.sums])
         seen = [k for k in range(len(self.classes)) if means[:, 1 + k].any()] or [0]
-        lines = {self.classes[k]: (means[:, 0].tolist(), means[:, 1 + k].tolist()) for k in seen}
-        return plot_curves(title, "time in s", lines, y_label="area in %", from_zero=True)
+        lines = {self.classes[k]: Line(means[:, 0].tolist(), means[:, 1 + k].tolist()) for k in seen}
+        return plot_lines(title, "time in s", lines, y_label="area in %", from_zero=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from launcher.evaluation.page import open_template
 from launcher.files import write_whole
 from launcher.predict.draw import GAP, words_of
 from launcher.predict.outputs import FAILED, SHEET, Failure, Folder, Rows
@@ -24,14 +25,9 @@ def write_sheet(
     summary: Mapping[str, Any],
 ) -> None:
     """Write the page: tiles of the images, and of each clip its mp4, its plot and its stills."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("launcher.predict", "."), autoescape=select_autoescape(["html"]), undefined=StrictUndefined
-    )
     total = sum(1 for _ in images)
     shown = {*np.linspace(0, total - 1, min(TILES, total)).round().astype(int).tolist()}
-    page = environment.get_template("sheet_template.html").stream(
+    page = open_template("launcher.predict", "sheet_template.html").stream(
         summary=summary,
         total=total,
         tiles=(tile_of(out, row) for number, row in enumerate(images) if number in shown),

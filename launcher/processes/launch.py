@@ -167,9 +167,13 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     return argv, environment
 
 
-def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
-    """Print the launch command and run it; returns its exit code. A SIGTERM goes on to the processes that train."""
-    print("launching: " + show_launch(config, module, arguments), flush=True)
+def launch(config: Config, module: str, arguments: Sequence[str], *, verbose: bool = False) -> int:
+    """Say what is started and run it; returns its exit code. A SIGTERM goes on to the processes that train.
+
+    Args:
+        verbose: print the launch command.
+    """
+    print(show_launch(config, module, arguments) if verbose else describe_launch(config), flush=True)
     argv, environment = launch_command(config, module, arguments)
     if config.launch.machines > 1:
         await_address(str(config.launch.main_address))
@@ -178,6 +182,14 @@ def launch(config: Config, module: str, arguments: Sequence[str]) -> int:
             f"{config.launch.main_address}:{config.launch.port}, half an hour at most; SIGTERM or Ctrl-C ends it"
         )
     return run_and_forward(argv, effective(environment))
+
+
+def describe_launch(config: Config) -> str:
+    """How many processes on what, in a few words."""
+    count, machines = process_count(config), config.launch.machines
+    where = "CPU" if uses_cpu(config) else "GPU"
+    places = f", machine {config.launch.machine_rank} of {machines}" if machines > 1 else ""
+    return f"{config.name}: {count} process{'es' if count > 1 else ''} on {where}{'s' if count > 1 else ''}{places}"
 
 
 def show_launch(config: Config, module: str, arguments: Sequence[str]) -> str:

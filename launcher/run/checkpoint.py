@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from launcher.errors import RunError
 from launcher.files import publish, sync_to_disk, tell_refusal
 from launcher.processes.group import from_first_rank
+from launcher.progress import say
 from launcher.run.steps import MODEL, OPTIMIZER, STATE, checkpoints, find_best, folder_of, step_folders, step_number
 from shards.schema import DataError
 from shards.tars import sha256_of
@@ -130,7 +131,7 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
         for leftover in run.glob(".step_*"):
             shutil.rmtree(leftover)
     except OSError as error:  # as where another machine reads what goes
-        print(f"{run}: an old checkpoint could not be removed ({error}); the next save tries again", flush=True)
+        say(f"{run}: an old checkpoint could not be removed ({error}); the next save tries again")
 
 
 def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import RunError
 from launcher.files import Damaged, read_json, set_aside, write_whole
 from launcher.processes.group import from_first_rank
+from launcher.progress import say
 from shards.schema import DataError
 from shards.tars import sha256_of
 
@@ -43,7 +44,7 @@ def write_figures(folder: Path, figures: Mapping[str, float | None]) -> None:
     try:
         write_whole(folder / FIGURES, json.dumps(dict(figures), indent=1))
     except OSError as error:
-        print(f"{folder / FIGURES}: could not be written ({error}); metrics.jsonl has the figures", flush=True)
+        say(f"{folder / FIGURES}: could not be written ({error}); metrics.jsonl has the figures")
 
 
 def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:

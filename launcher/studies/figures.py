@@ -1,15 +1,15 @@
 """The figures of a study's rows: means over seeds, intervals, differences to the control."""
 
-import csv
 from typing import Any
 
 import numpy as np
 
-from launcher.evaluation.evaluate import PER_IMAGE
+from launcher.errors import RunError
 from launcher.evaluation.figures import get_figure
-from launcher.files import read_json
+from launcher.evaluation.per_image import compare_images, read_ious
+from launcher.files import RUNS, read_json
 from launcher.run.folder import EVALUATION, Run
-from launcher.studies.plan import run_of
+from launcher.studies.plan import run_of, seed_of
 from launcher.studies.table import Row, Study
 from wsss.metrics.counts import bootstrap_interval
 
@@ -23,8 +23,15 @@ def tabulate_study(study: Study) -> list[dict[str, Any]]:
 
 
 def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
-    """What is known of one row so far."""
-    found = {seed: evaluation for seed in study.seeds if (evaluation := read_evaluation(study, row, seed))}
+    """What is known of one row so far. A training that has one seed alone counts once.
+
+    Raises:
+        RunError: the run of a seed is another run's, see require_own_run.
+    """
+    seeds = dict.fromkeys(seed_of(study, row.run, seed) for seed in study.seeds)
+    found = {seed: evaluation for seed in seeds if (evaluation := read_evaluation(study, row, seed))}
+    for seed in found:
+        require_own_run(study, row, seed)
     of_row: dict[str, Any] = {"name": row.name, "source": row.source, "note": row.note}
     of_row |= {"paper": None if row.paper is None else row.paper / 100, "figure": row.figure}
     of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocol": ""}
@@ -56,6 +63,16 @@ def read_evaluation(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     return evaluation if row.source in evaluation["sources"] else None
 
 
+def require_own_run(study: Study, row: Row, seed: int) -> None:
+    """Raises RunError unless the run of a row and seed was trained under its name and with its seed: a copy of another
+    seed's run would count as a seed of its own."""
+    folder = run_of(study, row.run, seed)
+    run, name = Run(folder), str(folder.relative_to(RUNS))
+    got, wanted = f"{run.config.name}, train.seed {run.config.train.seed}", f"{name}, train.seed {seed}"
+    if got != wanted:
+        raise RunError(f"{folder}: was trained as {got}; wanted {wanted}: remove this copy and train the seed itself")
+
+
 def read_classes(study: Study) -> list[list[str]]:
     """The classes of every data set that a row of the study was evaluated on, as far as it is done."""
     evaluations = [read_evaluation(study, row, seed) for row in study.rows for seed in study.seeds]
@@ -77,22 +94,9 @@ def mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def read_per_image(study: Study, row: Row, seed: int, choice: str) -> dict[str, tuple[str, float]]:
-    """{key: (group, IoU)} of the images that show the class."""
-    path = run_of(study, row.run, seed) / PER_IMAGE
-    if not path.is_file():
-        return {}
-    with path.open() as file:
-        return {
-            line["key"]: (line["group"], float(line[f"iou_{choice}"]))
-            for line in csv.DictReader(file)
-            if line["source"] == row.source and float(line["truth_area"] or 0) > 0 and line.get(f"iou_{choice}")
-        }
-
-
 def average_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict[str, tuple[str, float]]:
     """{key: (group, IoU averaged over the seeds)}."""
-    found = [images for seed in seeds if (images := read_per_image(study, row, seed, choice))]
+    found = [images for seed in seeds if (images := read_ious(run_of(study, row.run, seed), row.source, choice))]
     if not found:
         return {}
     return {key: (group, float(np.mean([images[key][1] for images in found]))) for key, (group, _) in found[0].items()}
@@ -127,9 +131,4 @@ def compare_with_control(study: Study, row: Row, control: Row | None, choice: st
         return None
     seeds = [s for s in study.seeds if read_evaluation(study, row, s) and read_evaluation(study, control, s)]
     ours, theirs = (average_seeds(study, one, seeds, choice) for one in (row, control))
-    keys = [key for key in ours if key in theirs]
-    if not keys:
-        return None
-    gaps = np.array([ours[key][1] - theirs[key][1] for key in keys])
-    low, high = bootstrap_interval(gaps, [ours[key][0] for key in keys])
-    return float(gaps.mean()), low, high
+    return compare_images(ours, theirs)

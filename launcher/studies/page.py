@@ -1,20 +1,14 @@
 """A study's runs -> one page: ours, with what it is worth, next to the paper's column."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.evaluation.figures import (
-    DASH,
-    FEW_GROUPS_NOTE,
-    format_interval,
-    format_percent,
-    get_figure,
-    is_few,
-    name_class,
-)
+from launcher.evaluation.figures import get_figure
+from launcher.evaluation.formats import DASH, FEW_GROUPS_NOTE, format_interval, format_percent, is_few, name_class
+from launcher.evaluation.page import open_template
+from launcher.evaluation.plots import plot_intervals
 from launcher.files import RUNS, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
 from launcher.studies.table import Study
@@ -24,17 +18,16 @@ def write_study_report(name: str, study: Study) -> Path:
     """Write RUNS/FOLDER/NAME.html; returns its path.
 
     Raises:
-        RunError: nothing of the study is done yet.
+        RunError: nothing of the study is done yet, or a run is not the one that its name says.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
     rows = tabulate_study(study)
     if not any(row["seeds"] for row in rows):
         raise RunError(f"study '{name}': no row is done yet; run it with `wsss study run {name}`")
-    environment = Environment(
-        loader=PackageLoader("launcher.studies", "."), autoescape=select_autoescape(["html"]), undefined=StrictUndefined
-    )
-    page = environment.get_template("study_template.html").render(
+    protocols: dict[str, list[str]] = {}
+    for row in rows:
+        if row["seeds"]:
+            protocols.setdefault(row["protocol"], []).append(row["name"])
+    page = open_template("launcher.studies", "study_template.html").render(
         name=name,
         study=study,
         rows=rows,
@@ -43,11 +36,19 @@ def write_study_report(name: str, study: Study) -> Path:
         cell=format_cell,
         gap=format_gap,
         note=FEW_GROUPS_NOTE if has_few_groups(rows) else "",
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        protocols=protocols,
+        forest=plot_differences(study, rows),
     )
     out = RUNS / study.folder / f"{name}.html"
     write_whole(out, page)
     return out
+
+
+def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The forest plot of tuned minus control as SVG text; "" where nothing is compared."""
+    found = {row["name"]: row["tuned"]["difference"] for row in rows if row["tuned"]["difference"] is not None}
+    percent = {name: tuple(100 * value for value in difference) for name, difference in found.items()}
+    return plot_intervals(f"Tuned − control ({study.control})", "percent", percent) if percent else ""
 
 
 def format_study(name: str, study: Study) -> str:

@@ -3,7 +3,6 @@
 A run that leaves the published path early is wrong long before its last figure says so.
 """
 
-import html
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from launcher.errors import RunError
-from launcher.evaluation.pictures import plot_curves
+from launcher.evaluation.page import open_template
+from launcher.evaluation.plots import Line, plot_lines
 from launcher.files import write_whole
 from launcher.run.folder import Run
 from launcher.tracking.tracker import read_metrics
@@ -72,21 +72,16 @@ def write_trajectory(run: Path, log: LogName) -> Path:
     for metric, points in points_of.items():
         of_run = [(line["step"], line[metric]) for line in read_metrics(run) if metric in line]
         factor = 100 if metric in PERCENT else 1
-        theirs = ([float(p[0]) for p in points], [p[1] for p in points])
-        lines = {"ToCo": theirs}
-        lines[config.name] = ([float(step) for step, _ in of_run], [factor * value for _, value in of_run])
+        lines = {"ToCo": Line([float(p[0]) for p in points], [p[1] for p in points])}
+        lines[config.name] = Line([float(step) for step, _ in of_run], [factor * value for _, value in of_run])
         unit = "percent" if metric in PERCENT else ""
-        plots.append(plot_curves(metric, "step", lines, y_label=unit, log_y=metric in LOSSES))
-    title = html.escape(f"{config.name} next to ToCo's log")
-    what = html.escape(read_log(log)["what"])
+        plots.append(plot_lines(metric, "step", lines, y_label=unit, log_y=metric in LOSSES))
     out = run / "trajectory.html"
-    write_whole(
-        out,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        "<style>body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "svg{width:100%;height:auto}pre{overflow-x:auto}</style>"
-        f"<h1>{title}</h1><p>ToCo, ViT-B/16: {what}. Losses are means since the last log: compare them with "
-        f"train.log_every 200. mIoU: image squashed to data.image_size, single scale, no CRF.</p>{''.join(plots)}"
-        f"<pre>{html.escape(format_trajectory(run, log))}</pre></html>",
+    page = open_template("launcher.studies", "trajectory_template.html").render(
+        title=f"{config.name} next to ToCo's log",
+        what=read_log(log)["what"],
+        plots=plots,
+        table=format_trajectory(run, log),
     )
+    write_whole(out, page)
     return out

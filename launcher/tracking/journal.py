@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from launcher.errors import RunError
 from launcher.files import take_lock, write_whole
+from launcher.progress import say
 
 HELD = 10_000  # lines kept in memory while the disk takes none
 LOCK_WAIT_S = 10.0
@@ -129,5 +128,4 @@ def read_lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], in
 
 def warn(message: str) -> None:
     """A line on stderr that leaves a progress bar whole."""
-    tqdm.write(f"tracking: {message}", file=sys.stderr)
-    sys.stderr.flush()
+    say(f"tracking: {message}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """One training: config -> objects -> Trainer.fit."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -28,6 +29,7 @@ from launcher.run.lock import only_writer
 from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
 from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
+from launcher.training.ending import describe_end
 from launcher.training.inputs import Inputs
 from launcher.training.memory import explain_memory
 from launcher.training.skips import Skips
@@ -50,7 +52,7 @@ def train(config: Config) -> Method:
         Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written; or this one
             waited for a batch that did not come.
     """
-    run = run_folder(config)
+    run, began = run_folder(config), time.monotonic()
     inputs = Inputs(config)
     inputs.check()
     accelerator = make_accelerator(config, processes=config.launch.processes)
@@ -102,6 +104,8 @@ def train(config: Config) -> Method:
             raise
         finally:
             tracker.close(status, reason)
+        if status == "FINISHED" and main:
+            print(describe_end(config, time.monotonic() - began, inputs.teacher), flush=True)
     if status == "KILLED":
         raise Stopped(f"{run}: asked to stop, did so after step {trainer.step}; start it again to go on")
     return method

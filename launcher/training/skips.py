@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from launcher.errors import RunError
+from launcher.progress import say
 from launcher.tracking.journal import Journal, read_lines
 
 SKIPPED = "skipped.jsonl"
@@ -45,7 +46,7 @@ class Skips:
             journal = Journal(self.path)
             for skip in new.values():
                 journal.append(skip)
-            print(f"step {step}: damaged samples replaced:\n  {list_skips(new)}", flush=True)
+            say(f"step {step}: damaged samples replaced:\n  {list_skips(new)}")
         if len(self.known) > self.limit:
             raise RunError(
                 f"{len(self.known)} damaged samples by step {step}, data.max_skipped allows {self.limit}; fix or "

@@ -65,3 +65,16 @@ def test_truth_that_is_ignored_everywhere_gives_no_figure_and_is_counted():
     add(tally, np.ones((2, 3), np.uint8), np.ones((2, 3), np.uint8))
     assert tally.figures_at(0.3)["miou"] == 1.0 and tally.figures_at(0.3)["miou_interval"] == [1.0, 1.0]
     assert tally.images_without_truth == 1
+
+
+def test_each_image_has_the_mean_iou_of_the_classes_of_its_objects():
+    tally = Confusion(class_set(3))
+    truth = np.array([[0, 1, 1, 2], [0, 0, 255, 2]], dtype=np.uint8)
+    add(tally, np.array([[0, 1, 0, 2], [1, 0, 2, 2]], dtype=np.uint8), truth)
+    add(tally, np.array([[1, 0]], dtype=np.uint8), np.array([[0, 0]], dtype=np.uint8))
+    add(tally, np.array([[1]], dtype=np.uint8), np.array([[255]], dtype=np.uint8))
+    first, clear, unknown = tally.rows({"fixed": 0.5})
+    assert first["iou_fixed"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-5)  # class 1: 1 of 3 pixels, class 2: 2 of 2
+    assert first["truth_area"] == 4 / 7 and (first["key"], first["group"]) == ("a", "group")
+    assert clear["iou_fixed"] is None and clear["truth_area"] == 0
+    assert unknown["iou_fixed"] is unknown["truth_area"] is None

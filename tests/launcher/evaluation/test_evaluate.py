@@ -5,7 +5,8 @@ import pytest
 from support.squares import Squares
 
 from launcher.config.file import load_config
-from launcher.evaluation.evaluate import count_predictions, write_csv
+from launcher.evaluation.evaluate import count_predictions
+from launcher.evaluation.per_image import write_rows
 from launcher.evaluation.sources import LabelSource, ScoreSource
 from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
@@ -72,7 +73,7 @@ def test_figures_and_rows_do_not_depend_on_the_number_of_workers(splits, config,
         measures = count_predictions(splits, config(f"evaluate.workers={workers}"))
         assert [list(of_split) for of_split in measures] == [["grad", "project"], ["class_map", "segments"]]
         figures = [m.figures_at(0.5) | m.bounds_and_curve() for of_split in measures for m in of_split.values()]
-        write_csv(tmp_path / "rows.csv", list(measures[0]["grad"].rows({"fixed": 0.5})))
+        write_rows(tmp_path / "rows.csv", list(measures[0]["grad"].rows({"fixed": 0.5})))
         found.append((repr(figures), (tmp_path / "rows.csv").read_text()))
     assert found[0] == found[1]
     assert found[0][1].count("\n") == 25

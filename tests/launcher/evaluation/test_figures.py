@@ -1,17 +1,8 @@
 import pytest
 
-from launcher.evaluation.figures import (
-    DASH,
-    FIGURES,
-    find_figure,
-    format_interval,
-    format_percent,
-    get_figure,
-    name_class,
-    order_figures,
-    pick_headline,
-    require_known,
-)
+from launcher.evaluation.figures import FIGURES, find_figure, get_figure, order_figures, require_known
+from launcher.evaluation.formats import DASH, format_interval, format_percent, name_class
+from launcher.evaluation.headline import pick_headline
 
 
 def test_a_figure_of_a_region_is_found_by_its_name_and_less_of_it_is_better():

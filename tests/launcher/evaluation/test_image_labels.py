@@ -15,7 +15,7 @@ from launcher.evaluation.evaluate import evaluate, final_metrics
 from launcher.evaluation.image_labels import ImageLabels, label_figures
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_labels import LabelJudge
-from launcher.evaluation.pictures import lay_out_gallery
+from launcher.evaluation.pictures import LABEL_PX, TILE_PX, lay_out_gallery
 from launcher.evaluation.report import write_report
 from launcher.evaluation.sources import LabelPrediction, ScorePrediction
 from launcher.evaluation.table import format_evaluation
@@ -81,7 +81,7 @@ def test_a_split_without_masks_is_judged_by_its_labels_while_training(pets, tiny
     figures = {name for name in line if name.startswith("val/")} - {"val/seconds"}
     assert figures == {f"val/{name}" for name in ("average_precision", "class_f1", "accuracy", "calibration_error")}
     said = capsys.readouterr().out
-    assert f"step 2: average precision {100 * line['val/average_precision']:.1f} %; 12 images in " in said
+    assert f"step 2: average precision {100 * line['val/average_precision']:.1f} %, 12 images in " in said
 
 
 def test_its_evaluation_has_every_class_by_name_in_terminal_table_page_and_tracker(pets_run, pets, in_tmp):
@@ -109,8 +109,8 @@ def test_its_evaluation_has_every_class_by_name_in_terminal_table_page_and_track
     assert "threshold" not in said and "\n    cat  " in said and "\n    dog  " in said
     page = write_report(RUNS).read_text()
     assert "Each class, in percent" in page and "Calibration: share that is right on val" in page
-    assert "CAMs and masks of teacher" in page and "NaN" not in json.dumps(report)
-    assert '<i style="background: #008000"></i>dog</span>' in page  # the legend of the pictures
+    assert "Fixed validation images of teacher in rows" in page and "NaN" not in json.dumps(report)
+    assert '<i class="swatch" style="background: #008000"></i>dog' in page  # the legend of the pictures
 
 
 def test_label_maps_alone_say_nothing_of_image_labels(pets_run, in_tmp):
@@ -129,7 +129,7 @@ def test_a_method_that_segments_is_judged_by_labels_too_where_there_are_no_masks
     assert set(part.figures()) == {LABELS} and sorted(part.labels.keys) == sorted(val.keys)
     title, tiles = part.rows[number]
     assert title.startswith("val5: cat  p: ") and list(tiles) == ["image", "class_map", "aux_map"]
-    assert lay_out_gallery([*part.rows.values()]).size == (3 * 160, 14 + 2 * 174)
+    assert lay_out_gallery([*part.rows.values()]).size == (3 * TILE_PX, LABEL_PX + 2 * (TILE_PX + LABEL_PX))
     windows = load_config(tiny_yaml("classify"), [*pets, "cam.kinds=[class_map]", "cam.window_px=16"])
     part = LabelJudge(windows, Segmenting(), val, Accelerator(cpu=True)).judge([0, 1, 2], {1})
     assert len(part.labels.keys) == 3

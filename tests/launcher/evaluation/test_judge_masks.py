@@ -1,4 +1,4 @@
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from launcher.config.file import load_config
 from launcher.errors import RunError
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_masks import MaskJudge, MaskPart, draw_row
-from launcher.evaluation.pictures import overlay_classes
-from launcher.evaluation.validate import choose_judge, format_headlines, make_validator
+from launcher.evaluation.pictures import LABEL_PX, TILE_PX, as_tile, overlay_classes
+from launcher.evaluation.validate import choose_judge, make_validator, read_before, say_headlines
 from launcher.tracking.tracker import NoTracker
 from shards.folder import ShardFolder
 from shards.write import write_split
@@ -84,18 +84,31 @@ def test_the_line_of_a_step_has_the_headline_figures_alone_and_all_are_logged(co
     tracker = Kept()
     figures = validate(config(), Segmenting(), shards, Accelerator(cpu=True), tracker)(5)
     said = capsys.readouterr().out
-    names = ("seg/miou", "cam/miou", "f1", "average_precision")
-    seg, cam, f1, ap = (f"{100 * figures[f'val/{name}']:.1f} %" for name in names)
-    wanted = f"step 5: seg mIoU {seg}, cam mIoU {cam}, label F1 {f1}, average precision {ap}; 10 images in "
+    names = ("seg/miou", "cam/miou", "average_precision")
+    seg, cam, ap = (f"{100 * figures[f'val/{name}']:.1f} %" for name in names)
+    wanted = f"step 5: seg mIoU {seg}, cam mIoU {cam}, average precision {ap}, 10 images in "
     assert said.startswith(wanted)
     assert figures == {name: value for name, value in tracker.figures[5].items() if name != "val/seconds"}
 
 
-def test_a_line_leaves_out_figures_that_are_no_headline_and_kinds_that_are_not_quoted():
-    judge = SimpleNamespace(quoted=("grad",))
+def test_a_line_says_how_good_each_quoted_kind_is_and_how_that_changed():
     of_kind = {"per_image_iou": 0.5, "precision": 0.25, "false_alarm_area": 0.125}
-    line = format_headlines(judge, {"grad": of_kind, "class_map": of_kind, LABELS: {"accuracy": 1.0}})
-    assert line == "grad per-image IoU 50.0 %, grad false-alarm area 12.5 %"
+    figures = {"grad": of_kind, "class_map": of_kind, LABELS: {"accuracy": 1.0}}
+    assert say_headlines(("grad",), figures, {}, "smoke") == ["grad per-image IoU 50.0 %"]
+    before = {"val/grad/per_image_iou": 0.52, "val/class_map/per_image_iou": 0.1}
+    assert say_headlines(("grad",), figures, before, "smoke") == ["grad per-image IoU 50.0 % (-2.0)"]
+
+
+def test_a_run_that_goes_on_says_the_change_since_its_last_evaluation_in_the_log(tmp_path):
+    lines = [
+        {"step": 2, "val/grad/miou": 0.1, "val/seconds": 1.0},
+        {"step": 4, "val/grad/miou": 0.2, "val/seconds": 1.0},
+        {"step": 5, "train/loss": 0.2},
+        {"step": 6, "val/grad/miou": 0.3, "val/seconds": 1.0},  # of the step that is made again
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_before(tmp_path, 6)["val/grad/miou"] == 0.2
+    assert read_before(tmp_path, 2) == {} and read_before(tmp_path / "none", 2) == {}
 
 
 def test_every_image_is_judged_at_its_own_size_by_the_published_protocol(config, shards):
@@ -182,11 +195,13 @@ def test_the_gallery_shows_truth_segmentation_cams_and_the_methods_own_pictures(
     tracker = Kept()
     validate(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)
     width, height = tracker.images["gallery"].size
-    assert (width, height) == (6 * 160, 14 + 4 * 174)  # image, seg, cam, aux_cam, sure, target; four images
+    sheet = (6 * TILE_PX, LABEL_PX + 4 * (TILE_PX + LABEL_PX))
+    assert (width, height) == sheet  # image, seg, cam, aux_cam, sure, target; four images
     number = next(n for n in range(len(shards)) if shards.mask(n).shape == SIZES[1])
     _, tiles = draw_row(shards, number, {"target": torch.tensor([[0, 1], [2, 255]]), "score": torch.zeros(2, 2)})
-    assert {tile.shape for tile in tiles.values()} == {(*SIZES[1], 3)}
-    assert (tiles["score"] == shards.image(number)).all()  # a score of 0 is transparent
+    image = as_tile(shards.image(number))
+    assert {tile.shape for tile in tiles.values()} == {image.shape} and max(image.shape) == TILE_PX
+    assert (tiles["score"] == image).all()  # a score of 0 is transparent
 
 
 def test_a_label_map_is_painted_in_the_colours_of_voc_and_background_stays_as_it_is():
@@ -211,8 +226,8 @@ def test_figures_of_nothing_are_none_and_a_kind_that_no_network_has_is_left_out(
     part = MaskPart(torch.zeros(3, 2, 2, dtype=torch.int64), torch.tensor([0.0, 4.0, 0.0]), kinds={"seg", "cam"})
     part.extend(MaskPart(torch.zeros(3, 2, 2, dtype=torch.int64), torch.zeros(3)))
     assert part.figures() == {"seg": {"miou": None}, "cam": {"miou": None}, LABELS: {"f1": None}}
-    line = format_headlines(SimpleNamespace(quoted=("seg",)), part.figures())
-    assert line == "seg mIoU – (the truth holds no pixel), label F1 – (no image label names a class)"
+    words = say_headlines(("seg",), part.figures(), {}, "the class")
+    assert words == ["seg mIoU – (the truth holds no pixel)"]
 
 
 def test_a_network_that_gives_nan_is_told_instead_of_judged(config, shards):

@@ -13,9 +13,7 @@ from launcher.evaluation.pictures import (
     lay_out_gallery,
     overlay_class_scores,
     overlay_scores,
-    plot_curves,
 )
-from launcher.progress import Progress
 
 
 def test_heat_leaves_the_image_where_the_score_is_zero_and_colours_it_where_it_is_one():
@@ -48,31 +46,6 @@ def test_a_gallery_has_a_tile_for_every_picture():
     assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == sheet.size
 
 
-def test_curves_are_svg_with_their_names():
-    svg = plot_curves("Loss", "step", {"run a": ([1, 2], [0.5, 0.25])}, log_y=True)
-    assert svg.startswith("<svg") and "Loss" in svg and "run a" in svg
-
-
-def test_progress_says_count_rate_and_time_left_in_plain_lines_off_a_terminal(capsys, monkeypatch):
-    import launcher.progress as module
-
-    clock = iter(range(0, 10_000, 16))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
-    with Progress(4, "train", "step", initial=1) as progress:
-        progress.advance(note="loss 0.5")
-        progress.advance(2, note="loss 0.4")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("train: 2/4 [") and "step" in lines[0] and lines[0].endswith("loss 0.5")
-    assert "<" in lines[0]  # elapsed < remaining
-    assert lines[-1].startswith("train: 4/4 [")
-
-
-def test_other_ranks_show_no_progress(capsys):
-    with Progress(1, "train", "step", enabled=False) as progress:
-        progress.advance()
-    assert capsys.readouterr().err == ""
-
-
 def test_maps_of_several_classes_have_the_colour_of_the_class_with_the_highest_score():
     image = np.full((1, 3, 3), 100, dtype=np.uint8)
     scores = np.array([[[1.0, 0.2, 0.0]], [[0.0, 0.6, 0.0]]])  # of the classes 2 and 5
@@ -84,10 +57,11 @@ def test_maps_of_several_classes_have_the_colour_of_the_class_with_the_highest_s
 
 
 def test_each_class_is_tinted_with_a_border_and_what_is_ignored_is_not():
-    image = np.full((3, 8, 3), 100, dtype=np.uint8)
-    mask = np.zeros((3, 8), dtype=np.uint8)
-    mask[:, :3], mask[:, 4:7], mask[:, 7] = 1, 2, 255
+    image = np.full((20, 48, 3), 100, dtype=np.uint8)
+    mask = np.zeros((20, 48), dtype=np.uint8)
+    mask[:, :16], mask[:, 24:40], mask[:, 40:] = 1, 2, 255
     drawn = draw_class_outlines(image, mask)
-    assert drawn[0, 0].tolist() == [128, 0, 0] and drawn[0, 4].tolist() == [0, 128, 0]
-    assert drawn[1, 1].tolist() == [108, 70, 70] and drawn[1, 5].tolist() == [70, 108, 70]  # 0.7 of it, 0.3 of theirs
-    assert drawn[0, 3].tolist() == drawn[0, 7].tolist() == [100, 100, 100]
+    assert drawn[0, 0].tolist() == [128, 0, 0] and drawn[0, 30].tolist() == [0, 128, 0]
+    assert drawn[9, 5].tolist() == [108, 70, 70] and drawn[9, 30].tolist() == [70, 108, 70]  # 0.7 of it, 0.3 of theirs
+    assert drawn[9, 20].tolist() == drawn[9, 46].tolist() == [100, 100, 100]
+    assert drawn[9, 16].tolist() == drawn[9, 23].tolist() == [255, 255, 255]  # a border is cased

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.pages import read_page
 from support.predictions import settings
 from support.videos import write_mp4
 
@@ -54,6 +55,7 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
     assert "<svg" in Path("out/clips/clip.area.svg").read_text()
     assert len(list(Path("out/overlays/clip").iterdir())) == clips.STILLS
     page = Path("out/contact_sheet.html").read_text()
+    read_page(Path("out/contact_sheet.html"), beside=("clips/", "overlays/", "masks/", "frames.csv"))
     assert 'src="clips/clip.mp4"' in page and page.count("<figure") == clips.STILLS and "<svg" in page
     assert not list(Path("out/.rows/clip-clip").glob("part-*"))
 

@@ -1,15 +1,24 @@
 """Every table of the smoke paper is a study; each row runs at toy size: a step, CAMs, masks and figures."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.pages import read_page
 from support.places import ROOT
 
 from launcher.config.file import load_config
-from launcher.errors import ConfigError
-from launcher.evaluation.figures import DASH
-from launcher.studies.figures import find_interval, read_per_image, tabulate_study
+from launcher.errors import ConfigError, RunError
+from launcher.evaluation.formats import DASH
+from launcher.evaluation.headline import read_headline
+from launcher.evaluation.per_image import read_ious
+from launcher.run.folder import Run
+from launcher.studies import beside, figures
+from launcher.studies.beside import find_known, list_rows
+from launcher.studies.figures import find_interval, tabulate_study
 from launcher.studies.page import format_cell, format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study, slurm_array
@@ -125,8 +134,32 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     assert low <= gap <= high
     oracle = rows["oracle"]["fixed"]  # a figure of another kind: not compared, and no threshold changes it
     assert oracle["difference"] is None and oracle["mean"] >= rows["lambda_1"]["fixed"]["mean"]
-    page = write_study_report("tiny", tiny).read_text()
-    assert "47.37" in page and "scales 1, 2" in page and "project+crf2" in format_study("tiny", tiny)
+    page = write_study_report("tiny", tiny)
+    text = page.read_text()
+    assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
+    (forest,) = read_page(page).all("svg")
+    assert (
+        forest["aria-label"].startswith("Tuned − control (lambda_0): lambda_1 ")
+        and "oracle" not in forest["aria-label"]
+    )
+    protocol = rows["lambda_1"]["protocol"]
+    assert text.count(protocol) == 1 and "<b>lambda_0, lambda_1, oracle</b>" in text  # once, with its rows
+
+    headline = read_headline(Run(run_of(tiny, "lambda_1", 1)))
+    list_rows.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beside, "studies", lambda: {"tiny": Path("tiny.yaml")})
+        patch.setattr(beside, "load_study", lambda name: tiny)
+        assert find_known(headline).control.folder == run_of(tiny, "lambda_0", 1)
+        assert find_known(headline).paper is None  # the row reads another kind of map
+        assert find_known(replace(headline, source="project")).paper == pytest.approx(0.4737)
+    list_rows.cache_clear()
+
+    shutil.rmtree(run_of(tiny, "lambda_1", 1))  # a copy of one seed is no other seed
+    shutil.copytree(run_of(tiny, "lambda_1", 0), run_of(tiny, "lambda_1", 1))
+    wrong = "lambda_1_seed1: was trained as tiny/lambda_1_seed0, train.seed 0; wanted tiny/lambda_1_seed1, train.seed 1"
+    with pytest.raises(RunError, match=wrong):
+        write_study_report("tiny", tiny)
 
 
 def test_rows_of_a_training_are_one_task_of_the_array(tiny):
@@ -166,9 +199,19 @@ def test_seeds_without_a_figure_are_told_and_images_without_truth_are_left_out(t
     folder.mkdir(parents=True)
     lines = ["source,key,group,truth_area,iou_fixed", "project,a,g,0.5,0.25", "project,b,g,0.0,", "project,c,g,,"]
     (folder / "per_image.csv").write_text("\n".join(lines))
-    assert read_per_image(tiny, row, 0, "fixed") == {"a": ("g", 0.25)}
+    assert read_ious(folder, row.source, "fixed") == {"a": ("g", 0.25)}
     of_masks = row.model_copy(update={"figure": "miou"})
     ends = [[None, None], [0.2, 0.4]]
     found = {n: {"sources": {row.source: {"fixed": {"miou_interval": ends[n]}}}} for n in (0, 1)}
     assert find_interval(tiny, of_masks, found, "fixed") == pytest.approx((0.2, 0.4))
     assert find_interval(tiny, of_masks, {0: found[0]}, "fixed") is None
+
+
+def test_a_training_of_one_seed_counts_once(tiny, monkeypatch):
+    row = tiny.row("lambda_1").model_copy(update={"run": "teacher"})
+    evaluation = {"sources": {row.source: {"protocol": "p", "fixed": {"per_image_iou": 0.5}, "tuned": None}}}
+    monkeypatch.setattr(figures, "read_evaluation", lambda *arguments: evaluation)
+    monkeypatch.setattr(figures, "require_own_run", lambda *arguments: None)
+    monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": "c"}))
+    found = figures.tabulate_row(tiny, row, None)
+    assert found["seeds"] == [0] and found["fixed"]["mean"] == 0.5 and found["fixed"]["deviation"] is None

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from support.pages import read_page
 
 from launcher.errors import RunError
 from launcher.studies import trajectory
@@ -33,8 +34,9 @@ def test_the_run_stands_beside_the_published_figure_of_the_same_step(run):
 
 
 def test_the_page_holds_a_plot_of_every_metric(run):
-    page = trajectory.write_trajectory(run, "coco").read_text()
-    assert page.count("<svg") == len(trajectory.PERCENT) + len(trajectory.LOSSES)
+    path = trajectory.write_trajectory(run, "coco")
+    page, plots = path.read_text(), read_page(path).all("svg")
+    assert len(plots) == len(trajectory.PERCENT) + len(trajectory.LOSSES)
     assert "COCO 2014" in page
 
 

@@ -1,0 +1,56 @@
+"""The last words of a training: what it wrote, its headline beside its teacher's, and the command to type next."""
+
+from collections.abc import Mapping
+
+from launcher.config.sections import Config
+from launcher.evaluation.figures import FIGURES
+from launcher.evaluation.formats import format_percent
+from launcher.evaluation.judge import LABELS, name_logged
+from launcher.progress import format_duration
+from launcher.run import steps
+from launcher.run.folder import Run, run_folder
+from launcher.run.log import LOG
+from wsss.methods import METHODS
+
+
+def describe_end(config: Config, seconds: float, teacher: Run | None) -> str:
+    """Of a training that made its last step, as its folder states it, and that of its teacher, if it has one."""
+    run = run_folder(config)
+    last = steps.folder_of(run, config.train.steps)
+    lines = [f"done in {format_duration(seconds)}: {last}; figures in metrics.jsonl, this text in {LOG}"]
+    figures = steps.read_figures(last)
+    if name := find_logged(config, figures):
+        lines.append(f"{say_logged(name, figures)} at the fixed threshold{say_teacher(teacher, config)}")
+    return "\n".join([*lines, f"next: {name_next(config)}"])
+
+
+def find_logged(config: Config, figures: Mapping[str, float | None]) -> str:
+    """The name in the log of the figure to quote; "" where there is none."""
+    kinds = ("seg", *config.cam.kinds, LABELS)
+    names = [name_logged(kind, name) for kind in kinds for name, figure in FIGURES.items() if figure.leads]
+    return next((name for name in names if figures.get(name) is not None), "")
+
+
+def say_logged(name: str, figures: Mapping[str, float | None]) -> str:
+    """A figure of the log in percent, with the kind of map that it is of."""
+    *kind, figure = name.split("/")[1:]
+    return " ".join([*kind, FIGURES[figure].heading, format_percent(figures[name]), "%"])
+
+
+def say_teacher(teacher: Run | None, config: Config) -> str:
+    """The same of the teacher, as its own training ended; "" where there is none, or it was judged on other images."""
+    if teacher is None or teacher.config.data.val != config.data.val:
+        return ""
+    figures = steps.read_figures(steps.folder_of(teacher.folder, teacher.config.train.steps))
+    name = find_logged(teacher.config, figures)
+    return f"; its teacher {say_logged(name, figures)}" if name else ""
+
+
+def name_next(config: Config) -> str:
+    """The command that reads what was trained."""
+    run, method = run_folder(config), METHODS[config.method.name]
+    if method.segments:
+        return f"wsss segment {run}"
+    if not method.gives_maps:
+        return f"wsss cues walk {config.data.val or config.data.train} --run {run}"
+    return f"wsss infer {run}" if config.data.val or config.data.tune else f"wsss infer {run} --split train"

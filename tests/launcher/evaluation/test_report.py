@@ -1,0 +1,132 @@
+"""The report as its readers see it, and what a headline is held against."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.pages import read_page
+
+from launcher.errors import RunError
+from launcher.evaluation.evaluate import evaluate
+from launcher.evaluation.headline import Headline, Known, chance_of, explain_degenerate, hold_against, read_headline
+from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
+from launcher.evaluation.report import write_report
+from launcher.evaluation.strip import choose_ranks, rank_images
+from launcher.run.folder import Run
+
+
+@pytest.fixture
+def pair(run):
+    """The student, evaluated, and a copy of it as a control whose IoUs are a tenth lower."""
+    evaluate(run)
+    control = Path("runs/control")
+    shutil.copytree(run, control)
+    (control / "config.yaml").write_text((run / "config.yaml").read_text().replace("name: student", "name: control"))
+    rows = list(csv.DictReader((run / "per_image.csv").open()))
+    for row in rows:
+        row["iou_tuned"] = row["iou_tuned"] and str(float(row["iou_tuned"]) - 0.1)
+    with (control / "per_image.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return run, control
+
+
+def test_the_page_meets_a_phone_the_dark_and_those_who_see_no_pictures(pair):
+    _, control = pair
+    out = write_report(Path("runs"), control=control, look_up=lambda headline: Known(paper=0.4737))
+    page, text = read_page(out), out.read_text()
+    words = " ".join(" ".join(page.words).split())
+    assert "control control" in words and "(+10.0 [+10.0, +10.0] of " in words and "paper 47.4" in words
+    assert "teacher ( wsss evaluate runs/teacher )." in words and "Left out" in words
+    assert text.index('class="strip"') < text.index('class="cards"') < text.index("<svg") < text.index("<table")
+    assert text.count("<figure") == 6 and len(page.all("img")) == 6 * 3 + 2  # and two galleries
+    assert any("outline of the truth: smoke on" in image["alt"] for image in page.all("img"))
+    folded = text[text.index("<details><summary>Every map and mask</summary>") :]
+    first, whole = folded.split("The same with all", 1)
+    assert "<table>" not in text[: text.index(folded)] and first.count("<th") < 10 < whole.count("<th")
+    assert "per‑image IoU</th>" in first  # no heading breaks inside a word
+    assert "oracle" in first and "fg/bg mIoU" not in first and "fg/bg mIoU" in whole
+
+
+def test_a_control_without_figures_is_refused(run):
+    evaluate(run)
+    with pytest.raises(RunError, match="--control runs/teacher: this run was not evaluated; run `wsss evaluate"):
+        write_report(run, control=Path("runs/teacher"))
+
+
+def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothing(pair):
+    run, control = pair
+    headline = read_headline(Run(run))
+    assert read_headline(Run(Path("runs/teacher"))) is None
+    curve = headline.evaluation["sources"][headline.source]["curve"]["per_image_iou"]
+    beside = {one.what: one for one in hold_against(headline, "smoke", Known(control=Run(control)))}
+    assert list(beside) == ["control control", "smoke everywhere"]  # the teacher was not evaluated
+    assert beside["smoke everywhere"].value == curve[0]
+    assert beside["control control"].gap == pytest.approx((0.1, 0.1, 0.1), abs=1e-4)
+    assert [one.what for one in hold_against(headline, "smoke", Known(control=Run(run)))] == ["smoke everywhere"]
+    other = json.loads((control / "evaluation.json").read_text())
+    other["dataset"]["fingerprint"] = "other images"
+    (control / "evaluation.json").write_text(json.dumps(other))
+    assert "control control" not in {one.what for one in hold_against(headline, "smoke", Known(control=Run(control)))}
+
+
+def test_the_chance_of_an_average_precision_is_the_share_of_the_images():
+    classes = {"cat": {"images": 2}, "dog": {"images": 6}, "nowhere": {"images": 0}}
+    evaluation = {
+        "sources": {"x": {"fixed": {"average_precision": 0.9}}},
+        "dataset": {"images": 8},
+        "labels": {"classes": classes},
+    }
+    assert chance_of(Headline(Path(), evaluation, "x", "fixed"), "the class").value == pytest.approx(0.5)
+
+
+def test_figures_of_everything_or_of_nothing_are_told():
+    assert "everywhere" in explain_degenerate({"threshold": 0.0, "per_image_iou": 0.14}, "smoke")
+    assert "everywhere" in explain_degenerate({"threshold": 0.1, "false_alarm_area": 0.96}, "smoke")
+    assert "nowhere" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
+    assert "nowhere" in explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": None}}, "the class")
+    assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
+    assert explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1}}, "the class") == ""
+    assert explain_degenerate({"average_precision": 0.5}, "the class") == ""
+
+
+def test_the_strip_has_the_worst_the_median_and_the_best(pair):
+    assert [rank for rank, _ in choose_ranks(range(20))] == ["worst"] * 2 + ["median"] * 2 + ["best"] * 2
+    assert [place for _, place in choose_ranks(range(20))] == [0, 1, 9, 10, 18, 19]
+    assert choose_ranks(range(3)) == [("worst", 0), ("median", 1), ("best", 2)] and choose_ranks([]) == []
+    headline = read_headline(Run(pair[0]))
+    ranked, order = rank_images(headline)
+    values = [float(said.removeprefix("IoU ")) for _, said in ranked]
+    assert order == "IoU" and values == sorted(values)
+    mean = 100 * headline.evaluation["sources"][headline.source]["tuned"]["per_image_iou"]
+    assert np.mean(values) == pytest.approx(mean, abs=0.06)
+
+
+def test_without_masks_images_are_ranked_by_the_probability_of_what_their_label_names(tmp_path):
+    (tmp_path / "per_image.csv").write_text(
+        "source,key,group,p(cat),cat,p(dog),dog\nx,a,g,0.9,1,0.1,0\nx,b,g,0.2,1,0.7,1\nx,c,g,0.9,0,0.9,0\ny,d,g,0.1,1,0,0\n"
+    )
+    evaluation = {"sources": {}, "dataset": {"classes": ["cat", "dog"]}}
+    ranked, order = rank_images(Headline(tmp_path, evaluation, "x", "fixed"))
+    assert ranked == [("b", "p(cat) 0.20"), ("a", "p(cat) 0.90")] and order == "probability"
+
+
+def test_truth_and_mask_differ_in_colour_width_and_casing_on_a_grey_sky():
+    sky = as_tile(np.full((54, 96, 3), 170, dtype=np.uint8))
+    assert sky.shape == (135, 240, 3)
+    mask = np.zeros((54, 96), dtype=np.uint8)
+    mask[20:40, 30:60] = 1
+    mask = at_tile(mask, sky)
+    across = {}
+    for draw in (draw_truth, draw_mask):
+        row = draw(sky, mask, several=False)[75]  # through the left border
+        line = [tuple(pixel) for pixel in row[:100].tolist() if tuple(pixel) != (170, 170, 170)]
+        across[draw] = line
+        assert line[0] == line[-1] and len(set(line)) == 2
+    assert across[draw_truth].count(TRUTH_COLOUR) == 3 and len(across[draw_truth]) == 5
+    assert len(across[draw_mask]) == 4
+    assert sum(across[draw_truth][0]) < 3 * 60 and sum(across[draw_mask][0]) > 3 * 200  # dark, and light
