@@ -16,6 +16,7 @@ from launcher.predict.views import Scale, read_maps
 from shards.schema import DataError, decode_image
 from shards.sources.text import read_bytes
 from wsss.maps.cam import PROBABILITIES
+from wsss.maps.gradients import GRADIENT_KINDS
 from wsss.methods import METHODS
 from wsss.refine import CUED, REFINERS
 from wsss.refine.chain import Step
@@ -100,8 +101,11 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
     known = known_kinds(model)
     if wanted is not None:
         if not has_kind(model, wanted):
-            raise ConfigError(f"--kind {wanted}: this model has {', '.join(known)}")
+            why = "" if model.has_gradients else f"; those of gradients ({', '.join(GRADIENT_KINDS)}) need its run"
+            raise ConfigError(f"--kind {wanted}: this model has {', '.join(known)}{why}")
         return wanted, "as asked"
+    if model.chosen_kind is not None:
+        return model.chosen_kind, "chosen when it was exported"
     headline = ((model.evaluation or {}).get("headline") or {}).get("source")
     for candidate, origin in (
         ("seg" if headline == "segments" else headline, "headline of its evaluation"),
@@ -118,7 +122,7 @@ def known_kinds(model: Model) -> list[str]:
     stride = model.method.student.stride
     with torch.no_grad():
         maps = model.method.maps_of(model.method.student(torch.zeros(1, 3, 2 * stride, 2 * stride).to(model.device)))
-    return [*maps, *(("grad", "layer") if "class_map" in maps else ())]
+    return [*maps, *(GRADIENT_KINDS if model.has_gradients and "class_map" in maps else ())]
 
 
 def has_kind(model: Model, kind: str) -> bool:
