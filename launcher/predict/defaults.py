@@ -36,19 +36,11 @@ def settle(model: Model, wishes: Wishes, *, clips: bool = True) -> Settings:
     """
     check(wishes, clips)
     asked = "as asked"
-    origins = {"gate": asked, "view": asked, "refine": asked, "ignore": asked, "normalise": asked}
+    origins = {"view": asked, "refine": asked, "ignore": asked, "normalise": asked}
     kind, origins["kind"] = choose_kind(model, wishes.kind)
     chain = choose_chain(model, wishes.refine)
     threshold, origins["threshold"] = choose_threshold(model, kind, wishes)
-    gate = wishes.gate
-    if gate is None:
-        absolute = kind in PROBABILITIES
-        gate = 0.0 if absolute else PRESENT_PROB
-        origins["gate"] = (
-            "its maps are probabilities themselves"
-            if absolute
-            else "default: below this probability of a class its map means nothing"
-        )
+    gate, origins["gate"] = choose_gate(model, kind, wishes)
     from_crops = METHODS[model.config.method.name].views == "two"
     scale = Scale(model.config.data.image_size, model.train_size, wishes.scale, wishes.view, from_crops)
     if wishes.view == "auto" and wishes.scale is None:
@@ -154,6 +146,17 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     if tuned is not None:
         why = f"the one tuned for {source}, {tuned:.2f}, is none"
     return fixed, f"{place} of its config: {why}"
+
+
+def choose_gate(model: Model, kind: str, wishes: Wishes) -> tuple[float, str]:
+    """(gate, origin): as asked, tuned by image labels in the run's evaluation, or PRESENT_PROB."""
+    if wishes.gate is not None:
+        return wishes.gate, "as asked"
+    if kind in PROBABILITIES:
+        return 0.0, "its maps are probabilities themselves"
+    if (tuned := (model.evaluation or {}).get("gate")) is not None:
+        return tuned, "tuned by image labels in its evaluation"
+    return PRESENT_PROB, "default: below this probability of a class its map means nothing"
 
 
 def choose_chain(model: Model, name: str) -> tuple[Step, ...]:

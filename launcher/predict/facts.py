@@ -110,7 +110,7 @@ def licence_note(config: Config) -> str:
 
 
 def thresholds_of(run: Path) -> dict[str, Any] | None:
-    """What evaluation.json says of thresholds: its checkpoint, its headline and the thresholds of every source."""
+    """What evaluation.json says of thresholds: its checkpoint, its headline, the thresholds of every source, the gate."""
     path = run / EVALUATION
     if not path.is_file():
         return None
@@ -120,7 +120,8 @@ def thresholds_of(run: Path) -> dict[str, Any] | None:
         source: {choice: (figures.get(choice) or {}).get("threshold") for choice in choices}
         for source, figures in report["sources"].items()
     }
-    return {"checkpoint": report["checkpoint"], "headline": report.get("headline"), "sources": sources}
+    gate = (report.get("gate") or {}).get("tuned")
+    return {"checkpoint": report["checkpoint"], "headline": report.get("headline"), "sources": sources, "gate": gate}
 
 
 def training_size(config: Config) -> tuple[int, int] | None:
