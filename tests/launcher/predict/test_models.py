@@ -108,7 +108,7 @@ def test_a_wish_that_does_not_fit_is_told(run, wishes, message):
         ({"name": "cnn", "weights": "w.pth"}, "the weights began with w.pth: their licence is that of this source"),
         (
             {"name": "cnn", "timm_name": "resnet50.a1_in1k", "weights": "timm"},
-            "with timm's resnet50.a1_in1k, https://huggingface.co/timm/resnet50.a1_in1k, apache-2.0 as timm states it: ",
+            "timm's resnet50.a1_in1k, https://huggingface.co/timm/resnet50.a1_in1k, apache-2.0 as timm states it: ",
         ),
     ],
 )

@@ -97,10 +97,8 @@ def test_sums_at_every_threshold_are_those_of_the_masks():
     for t, threshold in enumerate(THRESHOLDS):
         mask = torch.from_numpy(mask_of(scores_nHW, (1, 3), threshold=threshold))
         confusion_CC = confusion_matrix(truth_HW, mask, 4)
-        assert sums_T3C[t].tolist() == [
-            confusion_CC.diagonal().tolist(),
-            *(confusion_CC.sum(n).tolist() for n in (1, 0)),
-        ]
+        wanted = [confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)]
+        assert sums_T3C[t].tolist() == torch.stack(wanted).tolist()
         assert mean_ious(sums_T3C)[t] == pytest.approx(mean_iou(confusion_CC))
     nothing = sums_at_thresholds(torch.zeros(0, 9, 7), (), truth_HW, 4)  # an image whose label names no class
     assert (nothing[:, 2, 0] == int((truth_HW != 255).sum())).all() and not nothing[:, 2, 1:].any()
@@ -109,7 +107,7 @@ def test_sums_at_every_threshold_are_those_of_the_masks():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (torch.zeros(1, 2, 3), r"scores \(2, 3\) and truth \(2, 2\)"),
+        (torch.zeros(1, 2, 3), r"scores \(1, 2, 3\) and truth \(2, 2\) must have one size"),
         (torch.full((1, 2, 2), torch.nan), "4 of 4 scores are NaN"),
     ],
 )
