@@ -1,7 +1,7 @@
 """What is counted of one source of predictions, image by image. Processes fill their own and join them.
 
-thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes, ClassThresholds of the
-scores that choose their threshold, and image_labels.ImageLabels of class probabilities where there are no masks.
+thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes, its ClassThresholds
+of the scores that choose their threshold, image_labels.ImageLabels of class probabilities where there are no masks.
 """
 
 from abc import ABC, abstractmethod

@@ -110,7 +110,7 @@ def licence_note(config: Config) -> str:
 
 
 def thresholds_of(run: Path) -> dict[str, Any] | None:
-    """What evaluation.json says of thresholds: its checkpoint, its headline, the thresholds of every source, the gate."""
+    """What evaluation.json says of thresholds: checkpoint, headline, the thresholds of every source, the gate."""
     path = run / EVALUATION
     if not path.is_file():
         return None

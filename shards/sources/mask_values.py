@@ -47,8 +47,8 @@ def read_mask(data: bytes, where: str, values: Mapping[int, int] | None) -> np.n
     levels_HW = decode_grey(data, where)
     if unknown := sorted({*np.unique(levels_HW).tolist()} - {*values}):
         raise DataError(
-            f"{where}: holds the grey levels {unknown[:8]}{' ...' if len(unknown) > 8 else ''}, which {OPTION} lacks; say "
-            f"what they are (LEVEL=NAME or LEVEL={IGNORE}), or save masks without soft edges"
+            f"{where}: holds the grey levels {unknown[:8]}{' ...' if len(unknown) > 8 else ''}, which {OPTION} lacks; "
+            f"say what they are (LEVEL=NAME or LEVEL={IGNORE}), or save masks without soft edges"
         )
     table = np.zeros(256, dtype=np.uint8)
     table[[*values]] = [*values.values()]
