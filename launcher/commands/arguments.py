@@ -43,7 +43,7 @@ Exif = Annotated[
 ]
 MaskValues = Annotated[
     str | None,
-    typer.Option(help="Grey levels of masks that are no class ids: 0=background,255=smoke; ignore is a name, too."),
+    typer.Option(help="Grey levels of masks that are no ids: 0=background,255=smoke,other=ignore."),
 ]
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
 

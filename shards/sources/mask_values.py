@@ -8,11 +8,12 @@ from shards.schema import IGNORE_INDEX, ClassSet, DataError, decode_grey, decode
 from shards.sources.label_names import BACKGROUND
 
 IGNORE = "ignore"
+OTHER = "other"  # in the place of a level: all that are not named
 OPTION = "--mask-values"
 
 
 def parse_mask_values(text: str | None, class_set: ClassSet) -> dict[int, int] | None:
-    """`0=background,255=cat` -> {grey level: class id}; None -> None, for masks of class ids.
+    """`0=background,255=cat,other=ignore` -> {grey level: class id}; None -> None, for masks of class ids.
 
     Raises:
         DataError: no level 0..255, one twice, or a name that is no class.
@@ -24,16 +25,19 @@ def parse_mask_values(text: str | None, class_set: ClassSet) -> dict[int, int] |
     found: dict[int, int] = {}
     for part in text.split(","):
         level, equals, name = (one.strip() for one in part.partition("="))
-        if not equals or not level.isascii() or not level.isdigit() or int(level) > 255:
+        if level == OTHER:
+            level = "-1"
+        elif not equals or not level.isascii() or not level.isdigit() or int(level) > 255:
             raise DataError(
                 f"{OPTION} {text}: '{part}' is no LEVEL=NAME, such as 0={BACKGROUND},255={class_set.classes[0]}"
             )
         if name not in ids:
             raise DataError(f"{OPTION} {text}: '{name}' is no class; wanted one of {', '.join(ids)}")
         if int(level) in found:
-            raise DataError(f"{OPTION} {text}: level {int(level)} is there twice")
+            raise DataError(f"{OPTION} {text}: level {part.partition('=')[0].strip()} is there twice")
         found[int(level)] = ids[name]
-    return found
+    other = found.pop(-1, None)
+    return found if other is None else {**dict.fromkeys(range(256), other), **found}
 
 
 def read_mask(data: bytes, where: str, values: Mapping[int, int] | None) -> np.ndarray:
@@ -48,7 +52,7 @@ def read_mask(data: bytes, where: str, values: Mapping[int, int] | None) -> np.n
     if unknown := sorted({*np.unique(levels_HW).tolist()} - {*values}):
         raise DataError(
             f"{where}: holds the grey levels {unknown[:8]}{' ...' if len(unknown) > 8 else ''}, which {OPTION} lacks; "
-            f"say what they are (LEVEL=NAME or LEVEL={IGNORE}), or save masks without soft edges"
+            f"say what they are (LEVEL=NAME, or {OTHER}={IGNORE} for all that are not named)"
         )
     table = np.zeros(256, dtype=np.uint8)
     table[[*values]] = [*values.values()]

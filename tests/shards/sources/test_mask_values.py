@@ -26,6 +26,8 @@ def test_levels_are_classes_by_their_names(mode):
     values = parse_mask_values("0=background, 100=dog,200=cat,255=ignore", PETS)
     assert values == {0: 0, 100: 2, 200: 1, 255: 255}
     assert read_mask(png([[0, 100], [200, 255]], mode), "m.png", values).tolist() == [[0, 2], [1, 255]]
+    rest = parse_mask_values("12=dog,other=background,255=ignore", PETS)
+    assert read_mask(png([[0, 12], [200, 255]], mode), "m.png", rest).tolist() == [[0, 2], [0, 255]]
     assert read_mask(png([[0, 1], [2, 255]]), "m.png", parse_mask_values(None, PETS)).tolist() == [[0, 1], [2, 255]]
 
 
@@ -36,6 +38,7 @@ def test_levels_are_classes_by_their_names(mode):
         ("256=cat", "'256=cat' is no LEVEL=NAME"),
         ("0=background,255=cats", "'cats' is no class; wanted one of background, ignore, cat, dog"),
         ("0=background,255=cat,255=dog", "level 255 is there twice"),
+        ("other=background,other=dog", "level other is there twice"),
     ],
 )
 def test_a_wrong_option_is_told(text, message):
