@@ -36,4 +36,4 @@ def init(
 
     for path in write_project(folder, start.value):
         print(path)
-    print(f"next: cd {folder}, and read data.md there")
+    print(f"next: cd {folder}, and read its note on data")

@@ -71,6 +71,7 @@ def export(
         else:
             kinds = json.loads(facts["kinds"])
             network = graph.Graph(method, kinds)
+            print("following the network through any size; a deep one takes minutes", flush=True)
             program = graph.capture(network, str(run))
             with appearing(out) as temporary:
                 named = temporary.with_name(temporary.name + out.suffix)  # both writers go by the end of a name
