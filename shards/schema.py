@@ -142,7 +142,11 @@ class Sample:
             seen = {*self.image_label} - {*self.hidden}
             absent = [f"{class_id} ({class_set.classes[class_id - 1]})" for class_id in seen - present]
             if absent:
-                binary = "; a 0/255 mask? Class ids are wanted, 255 is ignored" if present == {0, IGNORE_INDEX} else ""
+                binary = (
+                    "; a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values"
+                    if present == {0, IGNORE_INDEX}
+                    else ""
+                )
                 raise DataError(
                     f"{where}: label says {', '.join(sorted(absent))}, but the mask{place} shows {sorted(present)} only"
                     f"{binary}; correct the label or the mask"
@@ -182,7 +186,8 @@ def check_class_ids(mask_HW: np.ndarray, class_set: ClassSet, where: str) -> Non
     if wrong_HW.any():
         raise DataError(
             f"{where}: mask holds class ids {np.unique(mask_HW[wrong_HW]).tolist()}; wanted 0 (background), "
-            f"1..{class_set.num_fg_classes} ({', '.join(class_set.classes)}) or {IGNORE_INDEX} (ignore)"
+            f"1..{class_set.num_fg_classes} ({', '.join(class_set.classes)}) or {IGNORE_INDEX} (ignore); of other grey "
+            "levels `wsss shards images` and `smoke` are told by --mask-values what they mean"
         )
 
 

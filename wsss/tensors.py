@@ -60,9 +60,15 @@ def check_groups(images: int, group_size: int | None) -> None:
         )
 
 
+def is_size(old: Sequence[int], new: Sequence[int]) -> bool:
+    """Whether resizing from one size to the other changes nothing. Never while a graph is exported: a comparison would
+    fix the size of its images, and an exact resize to the same size gives the same values."""
+    return not torch.compiler.is_compiling() and tuple(old) == tuple(new)
+
+
 def resize(map_BChw: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, half-pixel centres, edges clamped, no antialias; (B, C, h, w) -> (B, C, *size)."""
-    if tuple(map_BChw.shape[-2:]) == tuple(size):
+    if is_size(map_BChw.shape[-2:], size):
         return map_BChw
     if map_BChw.is_cuda and map_BChw.requires_grad and torch.is_grad_enabled():
         return resize_by_products(map_BChw, size, "linear")

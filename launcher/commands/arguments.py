@@ -41,6 +41,10 @@ LackClasses = Annotated[
 Exif = Annotated[
     Turned, typer.Option(help="Images with an EXIF orientation, turned clips: keep their pixels, or turn them upright.")
 ]
+MaskValues = Annotated[
+    str | None,
+    typer.Option(help="Grey levels of masks that are no ids: 0=background,255=smoke,other=ignore."),
+]
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
 
 # The panels of `wsss --help`, in the order in which a user works.

@@ -1,5 +1,6 @@
-"""`wsss export`: the trained student of a run as one plain safetensors file, whatever it was trained with."""
+"""`wsss export`: the trained student of a run as one file, whatever it was trained with."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,17 +9,42 @@ import typer
 from launcher.commands.arguments import CARE, RunFolder, example
 
 
+class Format(str, Enum):
+    safetensors = "safetensors"
+    torch = "torch"
+    onnx = "onnx"
+
+
 def register(app: typer.Typer) -> None:
     """Add `export` to a command."""
-    line = "wsss export runs/demo/student --out student.safetensors"
+    line = "wsss export runs/demo/student --out student.onnx --kind project"
     app.command(epilog=example(line), rich_help_panel=CARE)(export)
 
 
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, typer.Option(help="File to write: .safetensors, .pt2 or .onnx. With --hub a folder.")],
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Weights, a graph of torch.export, or ONNX. Default: by --out.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of map it gives by itself. Default: as `wsss predict`.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the weights. Default: a note of where they come from.")
+    ] = None,
+    hub: Annotated[str | None, typer.Option(help="OWNER/NAME: write a folder with a model card, to upload.")] = None,
 ) -> None:
-    """The student of a run's newest checkpoint as one safetensors file: no teacher, no projections, no optimizer."""
-    from launcher.run.export import write_student
+    """The student of a run's newest checkpoint as one file that predicts: no teacher, no optimizer."""
+    from launcher.predict.card import write_folder
+    from launcher.predict.export import export as export_run
 
-    print(f"{write_student(run, out)}: the student of {run}")
+    chosen = None if form is None else form.value
+    if hub is None:
+        written = export_run(run, out, chosen, kind=kind, licence=licence)
+    else:
+        written = write_folder(run, out, hub, chosen, kind=kind, licence=licence)
+    print(f"{written.path}: the student of {run}{written.words}")
+    print(f"licence: {written.facts['licence']}")
+    if hub is not None:
+        print(f"read {out / 'README.md'}, then: hf upload {hub} {out}")

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import Exif, LackClasses, Only, Out, Shards, SplitName, Turned, Workers, example
+from launcher.commands.arguments import (
+    Exif,
+    LackClasses,
+    MaskValues,
+    Only,
+    Out,
+    Shards,
+    SplitName,
+    Turned,
+    Workers,
+    example,
+)
 from launcher.jobs.write_shards import write
 
 
@@ -58,6 +69,7 @@ def images(
     ] = False,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    mask_values: MaskValues = None,
     only: Only = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
@@ -87,6 +99,7 @@ def images(
         empty=empty.value,
         drop_others=drop_others,
         exif=exif.value,
+        mask_values=mask_values,
     )
     print(f"{len(found.source)} images of {len({*found.source.groups()})} groups: {found.grouped_by}")
     if found.dropped:

@@ -12,6 +12,7 @@ from launcher.commands.arguments import TRAINING, example
 class Start(str, Enum):
     demo = "demo"
     frames = "frames"
+    classes = "classes"
     voc = "voc"
     coco = "coco"
 
@@ -24,7 +25,10 @@ def register(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that gets the files; it may be there.")],
     start: Annotated[
-        Start, typer.Option("--from", help="Synthetic scenes, your own frames, PASCAL VOC 2012 or MS COCO 2014.")
+        Start,
+        typer.Option(
+            "--from", help="Synthetic scenes, own frames of smoke, own classes, PASCAL VOC 2012 or MS COCO 2014."
+        ),
     ] = Start.demo,
 ) -> None:
     """Commented configs to begin with, and a note on how their data are made."""

@@ -12,6 +12,7 @@ from launcher.commands.arguments import (
     Exif,
     LackClasses,
     Masks,
+    MaskValues,
     Only,
     Out,
     ShardFolderPlace,
@@ -94,6 +95,7 @@ def smoke(
     ] = None,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    mask_values: MaskValues = None,
     label_column: Annotated[str, typer.Option(help="Column that says 1 (smoke) or 0.")] = "label",
     group_column: Annotated[str, typer.Option(help="Column that names the video or scene.")] = "group",
     exif: Exif = Turned.keep,
@@ -115,6 +117,7 @@ def smoke(
         label_column=label_column,
         group_column=group_column,
         exif=exif.value,
+        mask_values=mask_values,
     )
     parts = {split: (source, masks)}
     if hold_out is not None:

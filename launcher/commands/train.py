@@ -1,5 +1,6 @@
 """`wsss train`."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -17,24 +18,40 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin anew if there is no checkpoint.")] = False,
+    extend: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Go on to so many steps; needs a constant learning rate.")
+    ] = None,
+    fork: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A new run from where CONFIG's run stands, with changed options.")
+    ] = None,
     dry_run: DryRun = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the launch command.")] = False,
 ) -> None:
-    """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists."""
+    """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists. CONFIG may be the
+    folder of a run."""
     from launcher.config.file import load_config
+    from launcher.files import place_run
     from launcher.processes.accelerator import process_count
     from launcher.processes.launch import launch, show_launch
     from launcher.processes.signals import STOPPED
     from launcher.run.failure import note_exit
-    from launcher.run.folder import run_folder
+    from launcher.run.folder import CONFIG, is_run, run_folder
     from launcher.run.steps import newest_complete
+    from launcher.training.go_on import extend_run, fork_run
     from launcher.training.inputs import preflight
 
-    settings = load_config(config, overrides or [])
+    if is_run(place_run(config)):
+        config = place_run(config) / CONFIG
+    arguments = [str(config), *(overrides or []), *overrides_of(extend, fork, overrides or [])]
+    settings = load_config(config, arguments[1:])
     if resume:
         newest_complete(run_folder(settings))
-    processes = preflight(settings)
-    arguments = [str(config), *(overrides or [])]
+    if extend is not None:
+        print(extend_run(settings, write=not dry_run))
+    if fork is not None:
+        print(fork_run(run_folder(load_config(config)), settings, write=not dry_run))
+    begun = extend is None or not dry_run  # a dry run leaves the run's own steps as they are
+    processes = preflight(settings) if begun else process_count(settings)
     if processes < process_count(settings):
         images, available = settings.data.global_batch_size, process_count(settings)
         print(f"{processes} of {available} GPUs: a batch of {images} images does not divide into more")
@@ -48,3 +65,15 @@ def train(
         if code != STOPPED:
             note_exit(run_folder(settings), code)
         raise typer.Exit(code)
+
+
+def overrides_of(extend: int | None, fork: str | None, overrides: Sequence[str]) -> list[str]:
+    """--extend and --fork as overrides. Raises ConfigError if both are given, or one of them twice."""
+    from launcher.errors import ConfigError
+
+    if extend is not None and fork is not None:
+        raise ConfigError(f"--extend {extend} --fork {fork}: give one; a fork of more steps takes train.steps={extend}")
+    for option, value, key in (("--extend", extend, "train.steps"), ("--fork", fork, "name")):
+        if value is not None and any(one.startswith(f"{key}=") for one in overrides):
+            raise ConfigError(f"{option} {value} says {key}; leave the override out")
+    return [*([f"train.steps={extend}"] if extend is not None else []), *([f"name={fork}"] if fork is not None else [])]

@@ -6,7 +6,7 @@ from pathlib import Path
 from launcher.errors import ConfigError
 from launcher.files import SHIPPED, write_whole
 
-STARTS = {"demo": "demo", "frames": "smoke_mini", "voc": "voc", "coco": "coco"}
+STARTS = {"demo": "demo", "frames": "smoke_mini", "classes": "own", "voc": "voc", "coco": "coco"}
 """What is begun with -> the folder of configs that ship for it."""
 
 OF_ITS_OWN_DATA = "# Result"  # a line of a config's head that says what was measured on other data

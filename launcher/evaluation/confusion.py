@@ -1,12 +1,12 @@
 """Label maps of any number of classes counted over the images of a split.
 
-Shapes: C classes with background 0, H x W pixels.
+Shapes: C classes with background 0, T thresholds, H x W pixels.
 """
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,17 @@ from launcher.evaluation.figures import without_nan
 from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction, Truth
 from shards.schema import ClassSet
-from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
+from wsss.metrics.confusion import (
+    bootstrap_miou,
+    class_iou,
+    confusion_matrix,
+    mean_accuracy,
+    mean_iou,
+    mean_ious,
+    pixel_accuracy,
+    sums_at_thresholds,
+)
+from wsss.metrics.counts import THRESHOLDS
 
 
 class Sums(Sequence[np.ndarray]):
@@ -101,6 +111,9 @@ class Confusion(Measure):
     def classification(self) -> dict[str, float | None]:
         return self.labels.classification()
 
+    def decisions(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.labels.decisions()
+
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
         return self.labels.label_details(classes)
 
@@ -128,3 +141,40 @@ class Confusion(Measure):
             iou = round(float(iou_n.mean()), 5) if there.any() else None
             area = int(truth_C[1:].sum()) / int(truth_C.sum()) if truth_C.any() else None
             yield {"key": key, "group": group, "truth_area": area, **{f"iou_{name}": iou for name in thresholds}}
+
+
+@dataclass
+class ClassThresholds(Measure):
+    """Scores of several classes at every threshold: what one threshold for all of them is chosen by.
+
+    Attributes:
+        sums_T3C: of all images, see sums_at_thresholds.
+    """
+
+    class_set: ClassSet
+    has_thresholds: ClassVar[bool] = True
+    sums_T3C: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums_T3C = np.zeros((len(THRESHOLDS), 3, self.class_set.num_fg_classes + 1), dtype=np.int64)
+
+    @property
+    def images_without_truth(self) -> int:
+        raise NotImplementedError  # nothing is reported of the images that choose
+
+    def add(self, prediction: Prediction, truth: Truth) -> None:
+        scores_nHW, class_ids = prediction.maps_at(truth.mask_HW.shape)
+        mask_HW = torch.from_numpy(truth.mask_HW)
+        self.sums_T3C += sums_at_thresholds(torch.from_numpy(scores_nHW), class_ids, mask_HW, self.sums_T3C.shape[2])
+
+    def extend(self, other: "ClassThresholds") -> None:
+        self.sums_T3C += other.sums_T3C
+
+    def figures_at(self, threshold: float) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def best_threshold(self) -> float | None:
+        """The threshold with the best mIoU; None if no image shows a class."""
+        if not self.sums_T3C[0, 1, 1:].any():
+            return None
+        return float(THRESHOLDS[mean_ious(self.sums_T3C).argmax()])

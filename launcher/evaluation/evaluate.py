@@ -6,31 +6,24 @@ what the best threshold on `val` itself would give stands next to it, named as w
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from launcher.config.sections import Config
-from launcher.errors import RunError, naming
-from launcher.evaluation.formats import name_class
+from launcher.errors import RunError
+from launcher.evaluation.count import count_predictions
 from launcher.evaluation.headline import pick_headline
-from launcher.evaluation.measure import Measure, read_truth
+from launcher.evaluation.measure import Measure
 from launcher.evaluation.per_image import PER_IMAGE, write_rows
-from launcher.evaluation.sources import Source, find_sources, new_measure, read_made_of
+from launcher.evaluation.sources import Source, find_sources, read_made_of
+from launcher.evaluation.tuning import describe_gate, tune
 from launcher.files import write_whole
-from launcher.jobs import output as jobs
-from launcher.jobs import pool
-from launcher.jobs.starts import count_processes
 from launcher.run import steps
 from launcher.run.folder import EVALUATION, Run
 from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute, place_of
 
 NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
-FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -57,10 +50,22 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"{run}: {val.folder} holds no masks, so figures are those of class probabilities, which label maps do not "
             f"have; run `wsss infer {run}`"
         )
-    measures, thresholds, untuned = measure_run(run, val, sources)
+    tuned = tune(run, val, sources)
+    (measures,) = count_predictions([(val, sources)], config)
+    thresholds = {name: {"fixed": config.evaluate.threshold} for name in measures}
+    for name, threshold in tuned.thresholds.items():
+        thresholds[name]["tuned"] = threshold
+    at_tuned = measures  # of one class counts hold every threshold
+    if tuned.thresholds and val.index.as_class_set().num_fg_classes > 1:
+        again = [source for source in sources if source.name in tuned.thresholds]
+        (at_tuned,) = count_predictions([(val, again)], config, at=tuned.thresholds)
     figures = {
         source.name: describe_source(
-            source, measures[source.name], thresholds[source.name], untuned.get(source.name, ""), config.train.seed
+            source,
+            {"fixed": measures[source.name], "tuned": at_tuned.get(source.name, measures[source.name])},
+            thresholds[source.name],
+            tuned.untuned.get(source.name, ""),
+            run,
         )
         for source in sources
     }
@@ -84,111 +89,47 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if classification := measure.classification():
             report["classification"] = classification
             report["labels"] = measure.label_details(val.index.classes)
-    rows = [{"source": name, **row} for name, measure in measures.items() for row in measure.rows(thresholds[name])]
+            report["gate"] = describe_gate(tuned.gate, measure, str(config.data.tune))
+    rows = [
+        {"source": name, **row}
+        for name, measure in measures.items()
+        for row in rows_of({"fixed": measure, "tuned": at_tuned.get(name, measure)}, thresholds[name])
+    ]
     if rows:
         write_rows(folder / PER_IMAGE, rows)
     write_whole(folder / EVALUATION, json.dumps(report, indent=1))
     return report
 
 
-def measure_run(
-    run: Run, val: ShardFolder, sources: Sequence[Source]
-) -> tuple[dict[str, Measure], dict[str, dict[str, float]], dict[str, str]]:
-    """{source: its measure on val}, {source: {"fixed": threshold, "tuned": the best on tune, if there is one}} and
-    {source: why there is none} of the sources that could have one."""
-    config, class_set = run.config, val.index.as_class_set()
-    tuned = {source.name for source in sources if new_measure(source, val).has_thresholds}
-    tuning = [source for source in find_sources(run.folder, "tune") if source.name in tuned]
-    splits: list[tuple[ShardFolder, Sequence[Source]]] = [(val, sources)]
-    if tuning and config.data.tune is not None:
-        splits.append((ShardFolder(config.data.tune, "pixel"), tuning))
-    measures, *on_tune = count_predictions(splits, config)
-    thresholds = {name: {"fixed": config.evaluate.threshold} for name in measures}
-    missing = "data.tune is not set" if config.data.tune is None else "nothing of this source for the tune split"
-    untuned = dict.fromkeys(sorted(tuned), missing)
-    for name, measure in (on_tune[0] if on_tune else {}).items():
-        untuned[name] = f"no image of {config.data.tune} shows {name_class([class_set.classes])}"
-        if (best := measure.best_threshold()) is not None:
-            thresholds[name]["tuned"] = best
-            del untuned[name]
-    return measures, thresholds, untuned
+def rows_of(measures: Mapping[str, Measure], thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """One row per image of a source, with what it is at each threshold."""
+    for rows in zip(*(measures[choice].rows({choice: at}) for choice, at in thresholds.items()), strict=True):
+        yield {name: value for row in rows for name, value in row.items()}
 
 
 def describe_source(
-    source: Source, measure: Measure, thresholds: Mapping[str, float], untuned: str, seed: int
+    source: Source, measures: Mapping[str, Measure], thresholds: Mapping[str, float], untuned: str, run: Run
 ) -> dict[str, Any]:
     """The figures of a source at each threshold, what bounds them, how its predictions came about, and why it has no
-    tuned threshold ("" if it has one, or has no threshold at all)."""
+    tuned threshold ("" if it has one, or has no threshold at all).
+
+    Args:
+        measures, thresholds: by `fixed` and `tuned`.
+    """
+    cut = source.has_threshold and measures["fixed"].reads_maps
     figures = {
-        choice: ({"threshold": threshold} if source.has_threshold and measure.reads_maps else {})
-        | measure.figures_at(threshold)
+        choice: ({"threshold": threshold} if cut else {}) | measures[choice].figures_at(threshold)
         for choice, threshold in thresholds.items()
     }
+    several = len(run.class_set.classes) > 1
     return {
-        "protocol": source.protocol(seed),
+        "protocol": source.protocol(run.config.train.seed) + (", one threshold for all classes" * (cut and several)),
         "chain": read_made_of(source.folder).get("chain", []),
         "tuned": None,
         "untuned": untuned,
         **figures,
-        **measure.bounds_and_curve(),
+        **measures["fixed"].bounds_and_curve(),
     }
-
-
-class Task(NamedTuple):
-    """One output shard of a source to count."""
-
-    source: Source
-    images: Place
-    fingerprint: str
-    shard: str
-
-    def __str__(self) -> str:
-        return str(self.source.folder / self.shard)
-
-
-def count_predictions(
-    splits: Sequence[tuple[ShardFolder, Sequence[Source]]], config: Config
-) -> list[dict[str, Measure]]:
-    """Count every sample of every source once, in worker processes: {name of the source: its measure} of each split.
-
-    The measures do not depend on the number of workers: shards are joined in their order.
-
-    Args:
-        splits: image shards, and what was predicted of them.
-
-    Raises:
-        RunError: a shard of a source is missing, or the source is of other images.
-        DataError: shards that failed, each with its reason.
-    """
-    tasks = []
-    for shards, sources in splits:
-        names = [shard.name for shard in shards.index.shards]
-        for source in sources:
-            jobs.require_same_images(source.folder, shards.index.fingerprint, source.again)
-            jobs.require_all(source.folder, names)
-            there: Any = replace(source, folder=source.folder.absolute())  # type: ignore[type-var]
-            images = place_of(absolute(shards.folder))
-            tasks += [Task(there, images, shards.index.fingerprint, name) for name in names]
-    few = sum(len(shards) * len(sources) for shards, sources in splits) < FEW_PREDICTIONS
-    workers = config.evaluate.workers or count_processes(config.launch) or (1 if few else None)
-    parts = pool.run_pool(partial(count_shard, config.evaluate.threshold), tasks, workers=workers, label="evaluate")
-    found: list[dict[str, Measure]] = []
-    for shards, sources in splits:
-        found.append({source.name: new_measure(source, shards) for source in sources})
-        for source in sources:
-            for _ in shards.index.shards:
-                found[-1][source.name].extend(next(parts))
-    return found
-
-
-def count_shard(threshold: float, task: Task) -> Measure:
-    """The measure of one shard."""
-    shards = pool.open_shards(task.images, task.fingerprint)
-    measure = new_measure(task.source, shards)
-    for number, prediction in task.source.predictions(shards, task.shard, threshold):
-        with naming(shards.where(number)):
-            measure.add(prediction, read_truth(shards, number))
-    return measure
 
 
 def track(run: Path, report: dict[str, Any]) -> None:

@@ -62,19 +62,19 @@ class ImageLabels(Measure):
         return {**self.classification(), "images": len(self.keys)} if self.keys else {}
 
     def classification(self) -> dict[str, float | None]:
-        return label_figures(*self.as_arrays()) if self.keys else {}
+        return label_figures(*self.decisions()) if self.keys else {}
 
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
-        return label_details(*self.as_arrays(), classes) if self.keys else {}
+        return label_details(*self.decisions(), classes) if self.keys else {}
 
-    def as_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    def decisions(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, K) probabilities and labels."""
         shape = (len(self.keys), len(self.classes))
         return np.array(self.probs).reshape(shape), np.array(self.present, dtype=np.uint8).reshape(shape) > 0
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """One row per image: each class with its probability and whether the label names it."""
-        prob_NK, present_NK = self.as_arrays()
+        prob_NK, present_NK = self.decisions()
         for n, key in enumerate(self.keys):
             row: dict[str, Any] = {"key": key, "group": self.groups[n]}
             for name, prob, is_there in zip(self.classes, prob_NK[n].tolist(), present_NK[n], strict=True):
@@ -88,13 +88,19 @@ def label_figures(prob_NK: np.ndarray, present_NK: np.ndarray) -> dict[str, floa
     named = present_NK.any(axis=0).nonzero()[0]
     seen_NK = prob_NK >= PRESENT_PROB
     precision = [image_labels.average_precision(prob_NK[:, k], present_NK[:, k]) for k in named]
-    f1 = [image_labels.f1(seen_NK[:, k], present_NK[:, k]) for k in named]
     return without_nan({
         "average_precision": float(np.mean(precision)) if precision else float("nan"),
-        "class_f1": float(np.mean(f1)) if f1 else float("nan"),
+        "class_f1": mean_f1(prob_NK, present_NK, PRESENT_PROB),
         "accuracy": float((seen_NK == present_NK).all(axis=1).mean()),
         "calibration_error": image_labels.calibration_error(prob_NK.ravel(), present_NK.ravel()),
     })  # fmt: skip
+
+
+def mean_f1(prob_NK: np.ndarray, present_NK: np.ndarray, gate: float) -> float:
+    """Mean F1, over the classes that a label names, of the images in which a class is seen; NaN without a label."""
+    named = present_NK.any(axis=0).nonzero()[0]
+    f1 = [image_labels.f1(prob_NK[:, k] >= gate, present_NK[:, k]) for k in named]
+    return float(np.mean(f1)) if f1 else float("nan")
 
 
 def label_details(prob_NK: np.ndarray, present_NK: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

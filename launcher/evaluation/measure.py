@@ -1,7 +1,7 @@
 """What is counted of one source of predictions, image by image. Processes fill their own and join them.
 
-Three measures: thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes, and
-image_labels.ImageLabels of class probabilities where there are no masks.
+thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes, its ClassThresholds
+of the scores that choose their threshold, image_labels.ImageLabels of class probabilities where there are no masks.
 """
 
 from abc import ABC, abstractmethod
@@ -59,6 +59,10 @@ class Prediction(Protocol):
         """(H, W) float32, the highest score of any class."""
         ...
 
+    def maps_at(self, size: tuple[int, int]) -> tuple[np.ndarray, Sequence[int]]:
+        """(n, H, W) float32 scores and the ids of their n classes."""
+        ...
+
     def label_at(self, size: tuple[int, int]) -> np.ndarray:
         """(H, W) uint8 class ids."""
         ...
@@ -112,6 +116,10 @@ class Measure(ABC):
     def classification(self) -> dict[str, float | None]:
         """Figures of the class probabilities, see image_labels.label_figures; {} where there are none."""
         return {}
+
+    def decisions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K) probabilities, and whether the label names each class. Of measures that have probabilities."""
+        raise NotImplementedError
 
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
         """What stands behind them, by the names of the classes; see image_labels.label_details."""

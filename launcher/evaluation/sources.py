@@ -13,7 +13,7 @@ import numpy as np
 
 from launcher.errors import RunError
 from launcher.evaluation import protocol
-from launcher.evaluation.confusion import Confusion
+from launcher.evaluation.confusion import ClassThresholds, Confusion
 from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction
 from launcher.evaluation.pictures import at_tile, draw_mask, overlay_class_scores, overlay_classes, overlay_scores
@@ -46,8 +46,11 @@ class ScorePrediction:
         # an image whose label says "nothing here" has no map at all under cam.classes = present
         return at_size(self.scores.maps[self.kind], size).max(0, initial=0)
 
+    def maps_at(self, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, ...]]:
+        return at_size(self.scores.maps[self.kind], size), self.scores.class_ids
+
     def label_at(self, size: tuple[int, int]) -> np.ndarray:
-        return mask_of(at_size(self.scores.maps[self.kind], size), self.scores.class_ids, threshold=self.threshold)
+        return mask_of(*self.maps_at(size), threshold=self.threshold)
 
     def draw_on(self, tile_HW3: np.ndarray) -> np.ndarray:
         if self.scores.mask is None:
@@ -76,6 +79,9 @@ class LabelPrediction:
         return None
 
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
+        raise ValueError("label maps have no scores")
+
+    def maps_at(self, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, ...]]:
         raise ValueError("label maps have no scores")
 
     def label_at(self, size: tuple[int, int]) -> np.ndarray:
@@ -184,9 +190,15 @@ def measure_scores(class_set: ClassSet) -> Measure:
     return Thresholds() if class_set.num_fg_classes == 1 else Confusion(class_set)
 
 
-def new_measure(source: Source, shards: ShardFolder) -> Measure:
-    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks."""
+def new_measure(source: Source, shards: ShardFolder, *, tunes: bool = False) -> Measure:
+    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks.
+
+    Args:
+        tunes: of what its threshold is chosen by, where it has one.
+    """
     class_set = shards.index.as_class_set()
+    if tunes and source.has_threshold and shards.index.supervision != "label" and class_set.num_fg_classes > 1:
+        return ClassThresholds(class_set)
     return ImageLabels(class_set.classes) if shards.index.supervision == "label" else source.new_measure(class_set)
 
 

@@ -41,6 +41,9 @@ def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
         lines.append(f"  {len(others)} more with --all, and in evaluation.json: {', '.join(others)}")
     if said := describe_labels(report, one):
         lines.append(f"  image labels: {said}")
+    if gate := report.get("gate"):
+        at = f"class F1 {format_percent(gate['class_f1'])} % at a gate of {gate['tuned']:.2f}"
+        lines.append(f"  {at}, chosen on the labels of {gate['tuned_on']}")
     lines += format_classes(report)
     if said := describe_left_out(dataset):
         lines.append(f"  {said}")
@@ -50,7 +53,8 @@ def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
 
 
 def tabulate_classes(evaluation: Mapping[str, Any], only: str | None = None) -> dict[str, Any] | None:
-    """The figures of every class by its name: of the image labels, and IoU of each source that has several classes.
+    """The figures of every class by its name: of the image labels, and IoU of each source that has several classes,
+    at the tuned threshold where there is one.
 
     Args:
         only: the one source whose IoU is wanted.
@@ -59,7 +63,7 @@ def tabulate_classes(evaluation: Mapping[str, Any], only: str | None = None) -> 
         {"headings": [...], "rows": [(name, [text, ...]), ...]}; None where there is one class alone.
     """
     ious = {
-        f"IoU {source}": figures["fixed"]["class_iou"]
+        f"IoU {source}": (figures["tuned"] or figures["fixed"])["class_iou"]
         for source, figures in evaluation["sources"].items()
         if "class_iou" in figures["fixed"] and only in (None, source)
     }

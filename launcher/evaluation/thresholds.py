@@ -132,12 +132,12 @@ class Thresholds(Measure):
 
     def classification(self) -> dict[str, float | None]:
         """How well the class probabilities tell images with the class, by their label or mask, from images without."""
-        return label_figures(*self.labels_N1())
+        return label_figures(*self.decisions())
 
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
-        return label_details(*self.labels_N1(), classes)
+        return label_details(*self.decisions(), classes)
 
-    def labels_N1(self) -> tuple[np.ndarray, np.ndarray]:
+    def decisions(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 1) probabilities, and whether the label or the mask shows the class."""
         truth_N = self.counts.has_truth_N | np.array(self.labelled, dtype=bool)
         return np.array(self.probs)[:, None], truth_N[:, None]

@@ -16,6 +16,7 @@ from launcher.predict.views import Scale, read_maps
 from shards.schema import DataError, decode_image
 from shards.sources.text import read_bytes
 from wsss.maps.cam import PROBABILITIES
+from wsss.maps.gradients import GRADIENT_KINDS
 from wsss.methods import METHODS
 from wsss.refine import CUED, REFINERS
 from wsss.refine.chain import Step
@@ -35,19 +36,11 @@ def settle(model: Model, wishes: Wishes, *, clips: bool = True) -> Settings:
     """
     check(wishes, clips)
     asked = "as asked"
-    origins = {"gate": asked, "view": asked, "refine": asked, "ignore": asked, "normalise": asked}
+    origins = {"view": asked, "refine": asked, "ignore": asked, "normalise": asked}
     kind, origins["kind"] = choose_kind(model, wishes.kind)
     chain = choose_chain(model, wishes.refine)
     threshold, origins["threshold"] = choose_threshold(model, kind, wishes)
-    gate = wishes.gate
-    if gate is None:
-        absolute = kind in PROBABILITIES
-        gate = 0.0 if absolute else PRESENT_PROB
-        origins["gate"] = (
-            "its maps are probabilities themselves"
-            if absolute
-            else "default: below this probability of a class its map means nothing"
-        )
+    gate, origins["gate"] = choose_gate(model, kind, wishes)
     from_crops = METHODS[model.config.method.name].views == "two"
     scale = Scale(model.config.data.image_size, model.train_size, wishes.scale, wishes.view, from_crops)
     if wishes.view == "auto" and wishes.scale is None:
@@ -100,8 +93,11 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
     known = known_kinds(model)
     if wanted is not None:
         if not has_kind(model, wanted):
-            raise ConfigError(f"--kind {wanted}: this model has {', '.join(known)}")
+            why = "" if model.has_gradients else f"; those of gradients ({', '.join(GRADIENT_KINDS)}) need its run"
+            raise ConfigError(f"--kind {wanted}: this model has {', '.join(known)}{why}")
         return wanted, "as asked"
+    if model.chosen_kind is not None:
+        return model.chosen_kind, "chosen when it was exported"
     headline = ((model.evaluation or {}).get("headline") or {}).get("source")
     for candidate, origin in (
         ("seg" if headline == "segments" else headline, "headline of its evaluation"),
@@ -118,7 +114,7 @@ def known_kinds(model: Model) -> list[str]:
     stride = model.method.student.stride
     with torch.no_grad():
         maps = model.method.maps_of(model.method.student(torch.zeros(1, 3, 2 * stride, 2 * stride).to(model.device)))
-    return [*maps, *(("grad", "layer") if "class_map" in maps else ())]
+    return [*maps, *(GRADIENT_KINDS if model.has_gradients and "class_map" in maps else ())]
 
 
 def has_kind(model: Model, kind: str) -> bool:
@@ -150,6 +146,17 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     if tuned is not None:
         why = f"the one tuned for {source}, {tuned:.2f}, is none"
     return fixed, f"{place} of its config: {why}"
+
+
+def choose_gate(model: Model, kind: str, wishes: Wishes) -> tuple[float, str]:
+    """(gate, origin): as asked, tuned by image labels in the run's evaluation, or PRESENT_PROB."""
+    if wishes.gate is not None:
+        return wishes.gate, "as asked"
+    if kind in PROBABILITIES:
+        return 0.0, "its maps are probabilities themselves"
+    if (tuned := (model.evaluation or {}).get("gate")) is not None:
+        return tuned, "tuned by image labels in its evaluation"
+    return PRESENT_PROB, "default: below this probability of a class its map means nothing"
 
 
 def choose_chain(model: Model, name: str) -> tuple[Step, ...]:

@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from launcher.config.sections import Config
-from launcher.errors import ConfigError, RunError
+from launcher.errors import ConfigError
+from launcher.predict.alone import read_safetensors
+from launcher.predict.facts import thresholds_of, training_size
+from launcher.predict.graph import SUFFIXES, read_graph
 from launcher.processes.accelerator import uses_cpu
 from launcher.run import steps
-from launcher.run.build import build_method, build_network, load_trained
-from launcher.run.export import Affine, read_exported, thresholds_of, training_size
-from launcher.run.folder import Run
+from launcher.run.build import load_trained
+from launcher.run.folder import Run, is_run
 from shards.schema import ClassSet
 from shards.tars import sha256_of
 from wsss.methods.base import Method
-from wsss.models.base import Network, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,10 @@ class Model:
     Attributes:
         place: the run's folder or the exported file.
         weights: sha256 of the file of its weights.
-        evaluation: see launcher.run.export.thresholds_of.
-        train_size: see launcher.run.export.training_size.
+        evaluation: see launcher.predict.facts.thresholds_of.
+        train_size: see launcher.predict.facts.training_size.
+        chosen_kind: of map, by whoever exported it.
+        has_gradients: whether maps of gradients can be read.
     """
 
     place: Path
@@ -39,25 +41,32 @@ class Model:
     method: Method
     evaluation: dict[str, Any] | None
     train_size: tuple[int, int] | None
+    chosen_kind: str | None = None
+    has_gradients: bool = True
 
     @property
     def device(self) -> torch.device:
-        return next(self.method.parameters()).device
+        return self.method.student.mean.device
 
 
 def load_model(place: Path, device: str = "auto") -> Model:
-    """Open a run or an exported file.
+    """Open a run, an exported file, or a folder of `wsss export --hub`.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
         RunError: neither is there, or no complete checkpoint.
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or the file does not run on it.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: wanted auto, cpu or cuda")
-    model = read_file(place) if place.is_file() else read_run(place)
+    file = place if place.is_file() or is_run(place) else exported_in(place) or place
+    model = read_file(file) if file.is_file() else read_run(place)
+    if file.suffix == SUFFIXES["onnx"]:
+        if device == "cuda":
+            raise ConfigError(f"--device cuda: {file} runs on the CPU; leave --device out, or take another format")
+        device = "cpu"
     wanted = model.config.launch.model_copy(update={"device": device})
     on_cpu = uses_cpu(model.config.model_copy(update={"launch": wanted}))
     model.method.to("cpu" if on_cpu else "cuda").eval()
@@ -79,43 +88,23 @@ def read_run(place: Path) -> Model:
 
 
 def read_file(place: Path) -> Model:
-    found = read_exported(place)
-    config = found.config
-    if found.maps or config.teacher is not None or config.partner is not None:
-        method: Method = Reader(build_network(config.model, found.class_set), found.maps)
-    else:
-        method = build_method(config, found.class_set)
-    try:
-        method.student.load_state_dict(found.weights)
-    except RuntimeError as error:
-        raise RunError(f"{place}: its weights do not fit the network that it names: {error}") from error
+    is_graph = place.suffix in SUFFIXES.values()
+    facts, method = (read_graph if is_graph else read_safetensors)(place)
     return Model(
         place=place,
-        checkpoint=found.checkpoint,
+        checkpoint=facts.checkpoint,
         weights=sha256_of(place),
-        config=config,
-        class_set=found.class_set,
+        config=facts.config,
+        class_set=facts.class_set,
         method=method,
-        evaluation=found.evaluation,
-        train_size=found.train_size,
+        evaluation=facts.evaluation,
+        train_size=facts.train_size,
+        chosen_kind=facts.chosen_kind,
+        has_gradients=not is_graph,
     )
 
 
-class Reader(Method):
-    """A student without the network that it learnt from: all that predicting needs of their method.
-
-    Args:
-        maps: {kind: (weight, bias)} of maps that are linear in the patches.
-    """
-
-    def __init__(self, student: Network, maps: dict[str, Affine]) -> None:
-        super().__init__()
-        self.student = student
-        self.reads = nn.ModuleDict()
-        for kind, (weight, bias) in maps.items():
-            layer = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1)
-            layer.load_state_dict({"weight": weight[..., None, None], "bias": bias})
-            self.reads[kind] = layer
-
-    def maps_of(self, out: Outputs) -> dict[str, Tensor]:
-        return {**super().maps_of(out), **{kind: layer(out.patches_BDhw) for kind, layer in self.reads.items()}}
+def exported_in(folder: Path) -> Path | None:
+    """The model of a folder of `wsss export --hub`; None if it is no such folder."""
+    found = [folder / f"model{suffix}" for suffix in (".safetensors", *SUFFIXES.values())]
+    return next((path for path in found if path.is_file()), None)

@@ -33,7 +33,7 @@ def find_weights(named: Named) -> Path | None:
     """The file that the weights of `model:` or `partner:` mean; None for null, 'timm' and what is not there.
 
     Raises:
-        ConfigError: a folder that is neither a run nor a checkpoint.
+        ConfigError: a folder that is neither a run nor a checkpoint; a graph.
         RunError: a run without a complete checkpoint.
     """
     weights = named.options.get("weights")
@@ -42,13 +42,26 @@ def find_weights(named: Named) -> Path | None:
     path = Path(weights)
     if path.is_dir():
         folder = Run(path).checkpoint() if is_run(path) else path
-        if not steps.is_complete(folder):
+        if not steps.is_complete(folder) and not is_exported(folder / steps.MODEL):
             raise ConfigError(
                 f"model.weights: {path} is a folder, but neither a run with a checkpoint nor a complete checkpoint "
-                f"(RUN/step_NNNNNNN); give one, or a file"
+                f"(RUN/step_NNNNNNN), nor one of `wsss export --hub`; give one, or a file"
             )
         return folder / steps.MODEL
+    if path.suffix in (".pt2", ".onnx") and path.is_file():
+        raise ConfigError(
+            f"model.weights: {path} is a graph, from which no training begins; give its run or a .safetensors"
+        )
     return path if path.is_file() else None
+
+
+def is_exported(file: Path) -> bool:
+    """Whether this is a safetensors file of `wsss export`."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {"classes", "model"} <= set(opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_start(named: Named) -> Start | None:
@@ -66,7 +79,7 @@ def read_start(named: Named) -> Start | None:
             names, about = list(opened.keys()), opened.metadata() or {}
     except (SafetensorError, OSError):
         return None  # load_weights says what is wrong with it
-    if "classes" in about and "model" in about:
+    if is_exported(file):
         return Start(str(named.options["weights"]), tuple(json.loads(about["classes"])), load_file(file))
     if not any(name.startswith(STUDENT) for name in names):
         return None

@@ -74,7 +74,7 @@ class Inputs:
 
     @cached_property
     def tune(self) -> ShardFolder | None:
-        return open_with_masks(self.config.data.tune)
+        return ShardFolder(self.config.data.tune) if self.config.data.tune else None
 
     @cached_property
     def pixel(self) -> ShardFolder | None:

@@ -30,6 +30,7 @@ from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
 from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
 from launcher.training.ending import describe_end
+from launcher.training.go_on import FORKED
 from launcher.training.inputs import Inputs
 from launcher.training.memory import explain_memory
 from launcher.training.skips import Skips
@@ -194,6 +195,7 @@ def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | No
         resumed_at=steps.step_number(found) if found else 0,
         evaluates_again=found is not None and not steps.read_figures(found),
     )
-    write_whole(path, json.dumps({**about, "started": before.get("started", about["started"])}, indent=1))
+    past = {name: before[name] for name in FORKED if name in before}
+    write_whole(path, json.dumps({**about, "started": before.get("started", about["started"]), **past}, indent=1))
     tracker.artifact(run / CONFIG)
     return tracker

@@ -60,6 +60,7 @@ def read_images(
     empty: Empty = "refuse",
     drop_others: bool = False,
     exif: Exif = "keep",
+    mask_values: str | None = None,
 ) -> Found:
     """Read the image labels of any classes; paths are relative to `root`.
 
@@ -98,6 +99,7 @@ def read_images(
         image_folder=image_folder,
         mask_folder=mask_folder,
         exif=exif,
+        mask_values=mask_values,
     )
     dropped = {one: count for one, count in sorted(counts.items()) if one not in ids}
     return Found(source=source, skipped=skipped, dropped=dropped, grouped_by=grouped_by)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import ClassSet, DataError, Sample, decode_mask, header_of
+from shards.schema import ClassSet, DataError, Sample, header_of
 from shards.sources.archives import Blob, Exif
+from shards.sources.mask_values import parse_mask_values, read_mask
 from shards.sources.names import check_one_row_each, keys_of
 from shards.sources.smoke_files import Folders
 
@@ -41,6 +42,7 @@ class Labelled:
     Attributes:
         with_masks: read masks, for pixel shards. An image without any class needs no mask file.
         exif: what to do with images that are not upright, see Blob.read_jpeg.
+        mask_values: {grey level of a mask: class id}; None = its grey levels are class ids.
 
     Raises:
         DataError: masks are wanted, and an image with a class has none.
@@ -51,6 +53,7 @@ class Labelled:
     class_set: ClassSet
     with_masks: bool = False
     exif: Exif = "keep"
+    mask_values: Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
         lacking = [row for row in self.rows if row.image_label and row.mask is None] if self.with_masks else []
@@ -77,7 +80,7 @@ class Labelled:
         image = Blob(str(row.image)).read_jpeg(exif=self.exif)
         mask = None
         if self.with_masks and row.mask is not None:
-            mask = decode_mask(Blob(str(row.mask)).read(), str(row.mask))
+            mask = read_mask(Blob(str(row.mask)).read(), str(row.mask), self.mask_values)
         elif self.with_masks:
             mask = np.zeros(header_of(image, str(row.image))[0], dtype=np.uint8)
         return Sample(
@@ -167,17 +170,20 @@ def read_labelled(
     image_folder: str,
     mask_folder: str,
     exif: Exif,
+    mask_values: str | None = None,
 ) -> Labelled:
     """Find the image and the mask of every row, see Folders.
 
     Args:
         rows: {key: {column: cell}} of a table.
         where: the table, for messages; its folder names the source.
+        mask_values: see parse_mask_values.
         label_of, group_of: (key, row, place for messages) -> class ids, group.
 
     Raises:
         DataError: a file is missing, may be two or is another row's too; or what the two functions raise.
     """
+    values = parse_mask_values(mask_values, class_set)
     folders = Folders(root, image_folder, mask_folder, rows)
     read = []
     for (key, fields), name in zip(rows.items(), keys_of([*rows], str(where)), strict=True):
@@ -190,4 +196,10 @@ def read_labelled(
     check_one_row_each(((key, row.image) for key, row in zip(rows, read, strict=True)), str(where), "image")
     with_mask = [(key, row.mask) for key, row in zip(rows, read, strict=True) if row.mask is not None]
     check_one_row_each(with_mask, str(where), "mask")
-    return Labelled(rows=tuple(read), source=where.parent.name or str(where), class_set=class_set, exif=exif)
+    return Labelled(
+        rows=tuple(read),
+        source=where.parent.name or str(where),
+        class_set=class_set,
+        exif=exif,
+        mask_values=values,
+    )

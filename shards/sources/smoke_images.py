@@ -27,6 +27,7 @@ def read_table(
     label_column: str = "label",
     group_column: str = "group",
     exif: Exif = "keep",
+    mask_values: str | None = None,
 ) -> Labelled:
     """Read a label table; paths are relative to `root`.
 
@@ -62,4 +63,5 @@ def read_table(
         image_folder=image_folder,
         mask_folder=mask_folder,
         exif=exif,
+        mask_values=mask_values,
     )

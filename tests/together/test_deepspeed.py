@@ -11,9 +11,9 @@ from support.together import together, trained
 
 from launcher.config.file import load_config, to_yaml
 from launcher.errors import ConfigError, RunError
+from launcher.predict.export import write_student
 from launcher.processes.zero import ZeroOptimizer
 from launcher.processes.zero_settings import check_engine, read_zero, settings_for
-from launcher.run.export import write_student
 from launcher.run.folder import ABOUT, CONFIG, Run
 
 JSONS = sorted((ROOT / "configs/deepspeed").glob("*.json"))

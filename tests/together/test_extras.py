@@ -13,6 +13,7 @@ import torch
 from support.places import ROOT
 
 from launcher.errors import ConfigError
+from launcher.predict.graph import open_onnx, save_onnx
 from launcher.processes.zero_settings import read_zero
 from launcher.tracking.sinks import SINKS, require_installed
 from shards.schema import DataError
@@ -77,7 +78,17 @@ def test_every_extra_that_is_named_exists():
         text = path.read_text()
         found = {one for names in re.findall(r"wsss\[([\w,-]+)\]", text) for one in names.split(",")}
         named[path.name] = found | set(re.findall(r'needs\("(\w+)"', text))
-    assert set().union(*named.values()) >= {"crf", "clip", "mlflow", "s3", "sam", "tensorboard", "video", "zero"}
+    assert set().union(*named.values()) >= {
+        "crf",
+        "clip",
+        "mlflow",
+        "onnx",
+        "s3",
+        "sam",
+        "tensorboard",
+        "video",
+        "zero",
+    }
     assert {name: unknown for name, found in named.items() if (unknown := found - set(EXTRAS))} == {}
 
 
@@ -104,6 +115,8 @@ def load_with(name):
         ("sam", lambda: small_sam(image_size=32, embed_dim=8, depth=1, num_heads=1)),
         ("sam", lambda: sam_proposals(None, np.zeros((8, 8, 3), np.uint8), points_per_side=1)),
         ("clip", lambda: load_clip("nowhere")),
+        ("onnx", lambda: open_onnx(Path("student.onnx"))),
+        ("onnx", lambda: save_onnx(None, Path("student.onnx"), {}, [])),
         ("mlflow", load_with("mlflow")),
         ("tensorboard", load_with("tensorboard")),
     ],

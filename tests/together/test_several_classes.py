@@ -7,11 +7,16 @@ from support.squares import Squares
 
 from launcher.config.file import load_config
 from launcher.evaluation.evaluate import evaluate
+from launcher.evaluation.image_labels import mean_f1
 from launcher.evaluation.report import write_report
+from launcher.evaluation.table import format_evaluation
 from launcher.files import RUNS
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
 from launcher.jobs.scores import read_scores
+from launcher.predict.defaults import settle
+from launcher.predict.model import load_model
+from launcher.predict.settings import Wishes
 from launcher.tracking.tracker import read_metrics
 from launcher.training.run import train
 from shards.folder import ShardFolder
@@ -59,3 +64,41 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
     assert "smoke" not in page  # the words are those of the data set
     protocols = {name: figures["protocol"] for name, figures in report["sources"].items()}
     assert "refined by crf" in protocols["class_map+crf"] and "refined" not in protocols["class_map"]
+
+
+def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_tmp):
+    for split, kind in (("with", "pixel"), ("without", "label")):
+        write_split(Squares(split, 16, kind == "pixel"), in_tmp / "pets", split, kind, num_shards=2)
+    fixed = evaluate(pets_run)
+    assert fixed["sources"]["class_map"]["untuned"] == "data.tune is not set"
+    infer(pets_run, "tune", in_tmp / "pets/with")
+    report = evaluate(pets_run, ["data.tune=pets/with"])
+    source = report["sources"]["class_map"]
+    assert (
+        "one threshold for all classes" in source["protocol"]
+        and source["fixed"] == fixed["sources"]["class_map"]["fixed"]
+    )
+    again = evaluate(pets_run, ["data.tune=pets/with", f"evaluate.threshold={source['tuned']['threshold']}"])
+    assert source["tuned"] == again["sources"]["class_map"]["fixed"] != source["fixed"]
+    assert set(source["tuned"]["class_iou"]) == {"background", "cat", "dog"} and report["gate"] is None
+    assert report["headline"] == {"source": "class_map", "choice": "tuned"}
+    shown = f"{100 * source['tuned']['class_iou']['cat']:.1f}"
+    assert any(line.split()[:2] == ["cat", shown] for line in format_evaluation(report).splitlines())
+    said = settle(load_model(pets_run, "cpu"), Wishes()).describe()
+    assert said[1].endswith("(tuned for class_map in its evaluation)") and said[2].startswith("gate 0.50 ")
+
+    infer(pets_run, "tune", in_tmp / "pets/without", overwrite=True)
+    report = evaluate(pets_run, ["data.tune=pets/without"])
+    gate = report["gate"]
+    assert report["sources"]["class_map"]["untuned"] == "pets/without holds no masks" and 0 < gate["tuned"] <= 1
+    prob_NK, present_NK = probabilities(pets_run, in_tmp / "pets/val")
+    assert gate["class_f1"] == pytest.approx(mean_f1(prob_NK, present_NK, gate["tuned"]))
+    assert f"at a gate of {gate['tuned']:.2f}, chosen on the labels of pets/without" in format_evaluation(report)
+    said = settle(load_model(pets_run, "cpu"), Wishes()).describe()
+    assert said[2] == f"gate {gate['tuned']:.2f} (tuned by image labels in its evaluation)"
+
+
+def probabilities(run, folder):
+    val = ShardFolder(folder)
+    read = [one for shard in val.index.shards for one in read_scores(val, run / "cams/val", shard.name, "class_map")]
+    return np.array([scores.cls_probs for _, scores in read]), val.image_label_NK[[number for number, _ in read]] > 0

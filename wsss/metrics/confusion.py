@@ -1,6 +1,6 @@
 """Label maps of several classes counted: confusion, mIoU, and how far mIoU would move with other images.
 
-Shapes: N images, G groups, C classes with background 0, R resamples.
+Shapes: N images, G groups, C classes with background 0, R resamples, T thresholds.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsss.metrics.counts import THRESHOLDS
 from wsss.tensors import IGNORE_INDEX
 
 CHUNK = 100  # resamples at a time: bounds the memory of the draw to CHUNK x groups
@@ -114,3 +115,63 @@ def bootstrap_miou(
     tail = (1 - confidence) / 2 * 100
     low, high = np.percentile(miou_R, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def sums_at_thresholds(
+    scores_nHW: Tensor,
+    class_ids: Sequence[int],
+    truth_HW: Tensor,
+    num_classes: int,
+    thresholds: np.ndarray = THRESHOLDS,
+) -> np.ndarray:
+    """(T, 3, C) int64 pixels hit, in the truth and predicted, where the class of the highest score is predicted if it
+    reaches a threshold, and otherwise the background, as refine.threshold.mask_of does; in one pass over the pixels.
+
+    Args:
+        scores_nHW: scores of the n classes, no NaN.
+        class_ids: their ids 1..C-1.
+        truth_HW: class ids; 255 is left out.
+        thresholds: ascending.
+
+    Raises:
+        ValueError: scores and truth differ in size, or a score is NaN.
+    """
+    if scores_nHW.shape[1:] != truth_HW.shape:
+        raise ValueError(f"scores {tuple(scores_nHW.shape)} and truth {tuple(truth_HW.shape)} must have one size")
+    if scores_nHW.isnan().any():
+        raise ValueError(
+            f"{int(scores_nHW.isnan().sum())} of {scores_nHW.numel()} scores are NaN: no threshold parts them"
+        )
+    levels = len(thresholds) + 1
+    valid = truth_HW != IGNORE_INDEX
+    truth = truth_HW[valid].long()
+    sums = np.zeros((len(thresholds), 3, num_classes), dtype=np.int64)
+    sums[:, 1] = truth.bincount(minlength=num_classes).numpy()
+    sums[:, 2, 0], sums[:, 0, 0] = len(truth), int((truth == 0).sum())
+    if len(class_ids) == 0:
+        return sums
+    score, best = scores_nHW[:, valid].float().max(dim=0)
+    predicted = torch.tensor(class_ids)[best]
+    reached = torch.bucketize(score, torch.as_tensor(thresholds).float(), right=True)  # how many a pixel reaches
+
+    def above(chosen: Tensor) -> np.ndarray:
+        """(T, C) of the chosen pixels those whose score reaches each threshold, by the class that it is of."""
+        cells = (predicted * levels + reached)[chosen]
+        bins = cells.bincount(minlength=num_classes * levels).view(num_classes, levels)
+        return bins.flip(1).cumsum(1).flip(1)[:, 1:].T.numpy()
+
+    of_class, on_background = above(torch.ones_like(truth, dtype=torch.bool)), above(truth == 0)
+    sums[:, 2] += of_class
+    sums[:, 2, 0] -= of_class.sum(1)
+    sums[:, 0] += above(predicted == truth)
+    sums[:, 0, 0] -= on_background.sum(1)
+    return sums
+
+
+def mean_ious(sums_T3C: np.ndarray) -> np.ndarray:
+    """(T) mean IoU over the classes that the truth holds, of sums_at_thresholds; NaN without truth."""
+    hit_TC, truth_TC, predicted_TC = np.moveaxis(sums_T3C, 1, 0)
+    there_C = truth_TC[0] > 0
+    if not there_C.any():
+        return np.full(len(sums_T3C), np.nan)
+    return (hit_TC / np.maximum(truth_TC + predicted_TC - hit_TC, 1))[:, there_C].mean(1)

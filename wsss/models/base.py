@@ -50,6 +50,9 @@ class Outputs:
         )
 
 
+torch.export.register_dataclass(Outputs)  # a network can be exported as it is
+
+
 class Network(nn.Module):
     """An image classifier with feature maps. Takes RGB images in [0, 1] and normalises them itself.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at, load_weights
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
-from wsss.tensors import full_precision
+from wsss.tensors import full_precision, is_size
 
 STEM_DIM = 64
 CONV_STRIDE = 16  # of the last convolutional map
@@ -72,7 +72,7 @@ class DualBackbone(nn.Module):
         stem_BDhw = self.maxpool(F.relu(self.bn1(self.conv1(image))))
         x_BDhw, _ = self.conv_1(stem_BDhw)
         patches_BND = self.trans_patch_conv(stem_BDhw).flatten(2).transpose(1, 2)
-        tokens_BTD = torch.cat([self.cls_token.expand(len(image), -1, -1), patches_BND], dim=1)
+        tokens_BTD = torch.cat([self.cls_token.expand(image.shape[0], -1, -1), patches_BND], dim=1)
         tokens_BTD = self.trans_1(tokens_BTD, attention)
         for number in range(2, self.depth + 1):
             x_BDhw, tokens_BTD = getattr(self, f"conv_trans_{number}")(x_BDhw, tokens_BTD, attention)
@@ -145,7 +145,7 @@ def transcam(class_map_BKhw: Tensor, attention_BNN: Tensor, grid: tuple[int, int
     Source: Li et al. 2022 (TransCAM), section 3.3; with the ReLU that the smoke paper's code lacks (D-39).
     """
     cam_BKhw = F.relu(class_map_BKhw.float())
-    if cam_BKhw.shape[-2:] != grid:
+    if not is_size(cam_BKhw.shape[-2:], grid):
         cam_BKhw = F.interpolate(cam_BKhw, size=grid, mode="bilinear", align_corners=False)
     with full_precision(cam_BKhw):
         return (cam_BKhw.flatten(2) @ attention_BNN.transpose(1, 2)).unflatten(2, grid)

@@ -46,7 +46,7 @@ class MaskTransformer(nn.Module):
     def forward(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens of the encoder -> scores (B, C, N) and the patches (B, D, N) that were compared."""
         num_classes = self.cls_token.shape[1]
-        tokens_BND = torch.cat([self.project(tokens_BND), self.cls_token.expand(len(tokens_BND), -1, -1)], dim=1)
+        tokens_BND = torch.cat([self.project(tokens_BND), self.cls_token.expand(tokens_BND.shape[0], -1, -1)], dim=1)
         tokens_BND = self.norm(self.blocks(tokens_BND))
         patches_BND, classes_BCD = tokens_BND[:, :-num_classes], tokens_BND[:, -num_classes:]
         masks_BNC = F.normalize(patches_BND, dim=-1) @ F.normalize(classes_BCD, dim=-1).transpose(1, 2)

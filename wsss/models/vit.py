@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsss.models.base import Network, Outputs, create_backbone, layer_at
 from wsss.models.dry_run import try_network
-from wsss.tensors import resize_by_products
+from wsss.tensors import is_size, resize_by_products
 
 
 class Embedded(NamedTuple):
@@ -138,7 +138,7 @@ def embed_learned(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:  
     prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
     placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
     table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, grid)
-    prefix_BND = [token.expand(len(image), -1, -1) for token in prefix]
+    prefix_BND = [token.expand(image.shape[0], -1, -1) for token in prefix]
     tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
     if placed:
         positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
@@ -176,7 +176,7 @@ def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, in
     Returns:
         (1, new[0] * new[1], D); the table itself on its own grid.
     """
-    if old == new:
+    if is_size(old, new):
         return table_1ND
     table_1Dhw = table_1ND.transpose(1, 2).unflatten(2, old)
     if table_1Dhw.is_cuda:

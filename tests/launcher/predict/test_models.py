@@ -16,14 +16,16 @@ from support.squares import PETS
 
 import wsss
 from launcher.__main__ import main
+from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
 from launcher.predict.defaults import settle
+from launcher.predict.export import write_student
+from launcher.predict.facts import licence_note, training_size
 from launcher.predict.model import Model, load_model
 from launcher.predict.predictor import Predictor
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
-from launcher.run.export import training_size, write_student
 from launcher.run.folder import EVALUATION
 from wsss.methods.classify import Classify
 
@@ -97,6 +99,21 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
 def test_a_wish_that_does_not_fit_is_told(run, wishes, message):
     with pytest.raises(ConfigError, match=message):
         settle(load_model(run, "cpu"), Wishes(**wishes))
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({"name": "vit"}, "the weights began random: "),
+        ({"name": "cnn", "weights": "w.pth"}, "the weights began with w.pth: their licence is that of this source"),
+        (
+            {"name": "cnn", "timm_name": "resnet50.a1_in1k", "weights": "timm"},
+            "timm's resnet50.a1_in1k, https://huggingface.co/timm/resnet50.a1_in1k, apache-2.0 as timm states it: ",
+        ),
+    ],
+)
+def test_the_licence_is_by_itself_that_of_the_weights_that_a_run_began_with(tiny_config, options, note):
+    assert note in licence_note(tiny_config("classify").model_copy(update={"model": Named(**options)}))
 
 
 def test_the_size_of_training_images_is_known_where_they_were_larger_than_the_view(tiny_config):

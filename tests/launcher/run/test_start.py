@@ -9,8 +9,8 @@ from launcher.config.file import load_config
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
+from launcher.predict.export import write_student
 from launcher.run.build import build_network, load_trained
-from launcher.run.export import write_student
 from launcher.run.folder import Run
 from launcher.training.run import train
 from shards.schema import SMOKE, ClassSet

@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from wsss.metrics.confusion import bootstrap_miou, class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
+from wsss.metrics.confusion import (
+    bootstrap_miou,
+    class_iou,
+    confusion_matrix,
+    mean_accuracy,
+    mean_iou,
+    mean_ious,
+    pixel_accuracy,
+    sums_at_thresholds,
+)
+from wsss.metrics.counts import THRESHOLDS
+from wsss.refine.threshold import mask_of
 
 
 def test_confusion_by_hand():
@@ -76,3 +87,34 @@ def test_a_class_that_a_resample_does_not_show_is_left_out_of_its_mean():
     # class 1 is in image a alone; without it the mean is class 0's alone, which is perfect
     sums = [np.array([[4, 0], [4, 4], [8, 0]]), np.array([[8, 0], [8, 0], [8, 0]])]
     assert bootstrap_miou(sums, ["a", "b"], resamples=400)[1] == 1.0
+
+
+def test_sums_at_every_threshold_are_those_of_the_masks():
+    rng = np.random.default_rng(0)
+    truth_HW = torch.from_numpy(rng.choice([0, 1, 2, 3, 255], (9, 7)).astype(np.uint8))
+    scores_nHW = rng.integers(0, 101, (2, 9, 7)).astype(np.float32) / 100  # of classes 1 and 3, on the thresholds
+    sums_T3C = sums_at_thresholds(torch.from_numpy(scores_nHW), (1, 3), truth_HW, 4)
+    for t, threshold in enumerate(THRESHOLDS):
+        mask = torch.from_numpy(mask_of(scores_nHW, (1, 3), threshold=threshold))
+        confusion_CC = confusion_matrix(truth_HW, mask, 4)
+        wanted = [confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)]
+        assert sums_T3C[t].tolist() == torch.stack(wanted).tolist()
+        assert mean_ious(sums_T3C)[t] == pytest.approx(mean_iou(confusion_CC))
+    nothing = sums_at_thresholds(torch.zeros(0, 9, 7), (), truth_HW, 4)  # an image whose label names no class
+    assert (nothing[:, 2, 0] == int((truth_HW != 255).sum())).all() and not nothing[:, 2, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.zeros(1, 2, 3), r"scores \(1, 2, 3\) and truth \(2, 2\) must have one size"),
+        (torch.full((1, 2, 2), torch.nan), "4 of 4 scores are NaN"),
+    ],
+)
+def test_scores_that_cannot_be_counted_at_thresholds_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        sums_at_thresholds(scores, (1,), torch.zeros(2, 2, dtype=torch.uint8), 2)
+
+
+def test_no_truth_has_no_mean_iou():
+    assert np.isnan(mean_ious(np.zeros((2, 3, 2), dtype=np.int64))).all()

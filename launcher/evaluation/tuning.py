@@ -1,0 +1,77 @@
+"""What is chosen on the `tune` split: the threshold of each source's maps and, where it holds no masks, the gate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from launcher.evaluation.count import count_predictions
+from launcher.evaluation.figures import without_nan
+from launcher.evaluation.formats import name_class
+from launcher.evaluation.image_labels import PRESENT_PROB, ImageLabels, mean_f1
+from launcher.evaluation.measure import Measure
+from launcher.evaluation.sources import Source, find_sources, new_measure
+from launcher.run.folder import Run
+from shards.folder import ShardFolder
+from wsss.metrics.counts import THRESHOLDS
+
+
+@dataclass
+class Tuned:
+    """What the tune split says.
+
+    Attributes:
+        thresholds: {source: threshold} of those that have one.
+        untuned: {source: why there is none} of the sources that could have one.
+        gate: of the class probabilities; None where nothing chose it.
+    """
+
+    thresholds: dict[str, float] = field(default_factory=dict)
+    untuned: dict[str, str] = field(default_factory=dict)
+    gate: float | None = None
+
+
+def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
+    """Choose what can be chosen for these sources of `val` on the run's tune split."""
+    config = run.config
+    named = {source.name for source in sources if source.has_threshold}
+    missing = "data.tune is not set" if config.data.tune is None else "nothing of this source for the tune split"
+    with_maps = {source.name for source in sources if new_measure(source, val, tunes=True).has_thresholds}
+    found = Tuned(untuned=dict.fromkeys(sorted(with_maps), missing))
+    tuning = [source for source in find_sources(run.folder, "tune") if source.name in named]
+    if not tuning or config.data.tune is None:
+        return found
+    shards = ShardFolder(config.data.tune)
+    if shards.index.supervision == "label":
+        found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} holds no masks")
+        (measures,) = count_predictions([(shards, tuning[:1])], config)  # every source has the same probabilities
+        labels = measures[tuning[0].name]
+        assert isinstance(labels, ImageLabels)
+        found.gate = best_gate(labels)
+        return found
+    (counted,) = count_predictions([(shards, [one for one in tuning if one.name in with_maps])], config, tunes=True)
+    for name, measure in counted.items():
+        found.untuned[name] = f"no image of {config.data.tune} shows {name_class([shards.index.classes])}"
+        if (best := measure.best_threshold()) is not None:
+            found.thresholds[name] = best
+            del found.untuned[name]
+    return found
+
+
+def best_gate(labels: ImageLabels) -> float | None:
+    """The gate of the best mean F1 over the classes that a label names, of equally good ones the nearest to
+    PRESENT_PROB; None if no label names a class."""
+    prob_NK, present_NK = labels.decisions()
+    if not present_NK.any():
+        return None
+    f1_T = np.array([mean_f1(prob_NK, present_NK, float(gate)) for gate in THRESHOLDS[1:]])
+    best = THRESHOLDS[1:][f1_T >= f1_T.max() - 1e-9]
+    return round(float(best[np.abs(best - PRESENT_PROB).argmin()]), 2)
+
+
+def describe_gate(gate: float | None, measure: Measure, tuned_on: str) -> dict[str, Any] | None:
+    """What evaluation.json says of a tuned gate, with the class F1 of `val` at it; None without one."""
+    if gate is None:
+        return None
+    return {"tuned": gate, "tuned_on": tuned_on, "class_f1": without_nan(mean_f1(*measure.decisions(), gate))}

@@ -1,0 +1,114 @@
+"""A folder for a hub: the weights, and a card that says what they are, from run.json and evaluation.json."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.errors import ConfigError, RunError
+from launcher.evaluation.figures import FIGURES
+from launcher.evaluation.table import format_evaluation
+from launcher.files import read_json, write_whole
+from launcher.predict.export import FORMATS, Written, export
+from launcher.run.folder import ABOUT, EVALUATION
+
+CARD = "README.md"
+IDENTIFIER = r"[a-z0-9][a-z0-9.+-]*"  # of a licence, as a hub knows it: mit, cc-by-nc-4.0
+NAME = r"[\w.-]+/[\w.-]+"
+
+USE = """\
+```bash
+wsss predict IMAGES --model {folder} --out predictions
+```
+
+```python
+import wsss
+
+found = wsss.load("{folder}").predict("image.jpg")  # found.mask, found.probs, found.classes
+```
+"""
+
+
+def write_folder(run: Path, out: Path, name: str, form: str | None, **options: Any) -> Written:
+    """Export a run into a folder with its card.
+
+    Args:
+        name: OWNER/NAME of the model on the hub.
+        form: see export; None = safetensors.
+        options: further ones of export.
+
+    Raises:
+        ConfigError: a name of another form; what export refuses.
+        RunError: the folder holds a model in another format; what export refuses.
+    """
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"--hub {name}: wanted OWNER/NAME, of letters, digits, '-', '_' and '.'")
+    if out.is_file():
+        raise RunError(f"{out}: is a file; a model for a hub is a folder, name one")
+    file = out / f"model{FORMATS.get(form or 'safetensors', '')}"
+    if others := sorted(str(path) for path in out.glob("model.*") if path != file):
+        raise RunError(f"{out}: holds {', '.join(others)} already; take another folder, or remove it")
+    written = export(run, file, form or "safetensors", **options)
+    write_whole(out / CARD, make_card(run, name, written))
+    return written
+
+
+def make_card(run: Path, name: str, written: Written) -> str:
+    """README.md with what hubs read of a model as its front matter."""
+    facts, about = written.facts, read_json(run / ABOUT)
+    evaluation = read_json(run / EVALUATION) if (run / EVALUATION).is_file() else None
+    licence = facts["licence"]
+    known = re.fullmatch(IDENTIFIER, licence)
+    front = {
+        "library_name": "wsss",
+        "pipeline_tag": "image-segmentation",
+        "license": licence if known else "other",
+        **({} if known else {"license_name": "see-below"}),
+        "tags": ["wsss", "weakly-supervised-segmentation", "class-activation-maps"],
+        **({} if evaluation is None else {"model-index": [index_of(name, evaluation)]}),
+    }
+    model = json.loads(facts["model"])
+    threshold = json.loads(facts.get("threshold", "null"))
+    made = {
+        "network": ", ".join(f"{key} {value}" for key, value in model.items() if key in ("name", "timm_name")),
+        "method": json.loads(facts["config"])["method"]["name"],
+        "classes": ", ".join(json.loads(facts["classes"])),
+        "input": f"{facts['input']}; trained at {facts['input_size']} px",
+        "normalisation": f"mean {facts['mean']}, standard deviation {facts['std']}",
+        "maps": f"{facts.get('kind', 'none')} of {', '.join(json.loads(facts.get('kinds', '[]')))}",
+        "threshold": f"{threshold if threshold is not None else 'none'} ({facts.get('threshold_origin', '')})",
+        "gate": f"{facts.get('gate', 'none')} ({facts.get('gate_origin', '')})",
+        "checkpoint": f"{facts['checkpoint']} of {facts['run']}",
+        "data": f"{about['class_set']}, fingerprint {about['dataset_fingerprint']}",
+        "code": f"wsss {facts['wsss']}, commit {about['git_commit']}",
+        "packages": ", ".join(f"{package} {version}" for package, version in about["packages"].items()),
+        "command": f"`{about['command']}`",
+    }
+    figures = "The run was not evaluated: there are no figures."
+    if evaluation is not None:
+        figures = f"```\n{format_evaluation(evaluation)}\n```"
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {name.split('/')[1]}\n\nMasks and class probabilities, learned from image-level labels with `wsss`.\n",
+        f"## Use\n\n{USE.format(folder=name.split('/')[1])}",
+        "## What it is\n\n| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in made.items()),
+        f"## Figures\n\n{figures}\n",
+        f"## Licence\n\n{licence}\n",
+    ]
+    return "\n".join(parts)
+
+
+def index_of(name: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The headline figures as hubs list them."""
+    headline, dataset = evaluation["headline"], evaluation["dataset"]
+    at = evaluation["sources"][headline["source"]][headline["choice"]]
+    metrics = [
+        {"type": figure, "name": FIGURES[figure].heading, "value": round(100 * value, 2)}
+        for figure, value in at.items()
+        if figure in FIGURES and FIGURES[figure].headline and isinstance(value, float)
+    ]
+    about = {"type": "wsss", "name": f"{dataset['images']} images of {Path(dataset['folder']).name}"}
+    task = {"type": "image-segmentation"}
+    return {"name": name.split("/")[1], "results": [{"task": task, "dataset": about, "metrics": metrics}]}

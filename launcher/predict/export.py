@@ -1,0 +1,120 @@
+"""A run's student as one file: safetensors, a graph of torch.export (.pt2), or ONNX. Its metadata has what is needed to
+predict with it."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from launcher.errors import ConfigError, RunError
+from launcher.files import appearing
+from launcher.predict import graph
+from launcher.predict.alone import describe_weights
+from launcher.predict.defaults import known_kinds, settle
+from launcher.predict.facts import gather_facts
+from launcher.predict.model import Model, load_model
+from launcher.predict.settings import Wishes
+from launcher.run.folder import Run
+from wsss.maps.gradients import GRADIENT_KINDS
+
+FORMATS = {"safetensors": ".safetensors", **graph.SUFFIXES}
+
+
+class Written(NamedTuple):
+    """A file and its metadata, with what there is to say of it."""
+
+    path: Path
+    facts: dict[str, str]
+    words: str
+
+
+def write_student(
+    run: Path, out: Path, form: str | None = None, *, kind: str | None = None, licence: str | None = None
+) -> Path:
+    """Export a run; see export."""
+    return export(run, out, form, kind=kind, licence=licence).path
+
+
+def export(
+    run: Path, out: Path, form: str | None = None, *, kind: str | None = None, licence: str | None = None
+) -> Written:
+    """The student of a run's newest checkpoint as one file.
+
+    Args:
+        form: one of FORMATS; None = what the name of the file says.
+        kind: of map that the file gives by itself; None = what predicting takes of the run.
+        licence: of the weights; None = a note of where they come from.
+
+    Raises:
+        ConfigError: a name and a format that do not fit, or a kind that the run, or a graph, does not give.
+        RunError: no run there, no complete checkpoint in it, a network that is no graph, or a file that cannot be
+            written or gives other maps than the run.
+        MissingPackage: ONNX without the extra `onnx`.
+    """
+    form = format_of(out, form)
+    of, model = Run(run), load_model(run, "cpu")
+    method = model.method
+    facts = gather_facts(of, model.checkpoint, method.student, licence)
+    if method.gives_maps:
+        facts |= describe_maps(model, form, kind)
+    elif form != "safetensors":
+        raise ConfigError(f"--format {form}: method {of.config.method.name} gives no maps; take --format safetensors")
+    words = ""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if form == "safetensors":
+            weights, facts["maps"] = describe_weights(method)
+            with appearing(out) as temporary:
+                save_file(weights, temporary, metadata=facts)
+        else:
+            kinds = json.loads(facts["kinds"])
+            network = graph.Graph(method, kinds)
+            print("following the network through any size; a deep one takes minutes", flush=True)
+            program = graph.capture(network, str(run))
+            with appearing(out) as temporary:
+                named = temporary.with_name(temporary.name + out.suffix)  # both writers go by the end of a name
+                if form == "torch":
+                    graph.save_torch(program, named, facts)
+                else:
+                    graph.save_onnx(program, named, facts, kinds)
+                named.replace(temporary)
+            worst = graph.check_parity(network, out, of.config.data.image_size)
+            words = f"; class scores and {', '.join(kinds)} differ from the run's by {worst:.0e} of their largest value"
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{out}: cannot be written ({error}); name another file, or make room") from error
+    return Written(out, facts, words)
+
+
+def format_of(out: Path, form: str | None) -> str:
+    """One of FORMATS; raises ConfigError if the name of the file says another one, or none."""
+    by_name = {suffix: known for known, suffix in FORMATS.items()}.get(out.suffix)
+    if form is None and by_name is None:
+        raise ConfigError(f"--out {out}: its end says no format; wanted {', '.join(FORMATS.values())}")
+    if form not in (None, *FORMATS):
+        raise ConfigError(f"--format {form}: wanted {' or '.join(FORMATS)}")
+    if form is not None and form != by_name:
+        raise ConfigError(f"--out {out}: a file of --format {form} ends in {FORMATS[form]}, by which it is known again")
+    return form or str(by_name)
+
+
+def describe_maps(model: Model, form: str, kind: str | None) -> dict[str, str]:
+    """What predicting makes of the model by itself, as metadata. Raises ConfigError for a kind that a graph does not
+    give."""
+    settings = settle(model, Wishes(kind=kind))
+    kinds = [known for known in known_kinds(model) if known not in GRADIENT_KINDS]
+    if form != "safetensors" and settings.kind in GRADIENT_KINDS:
+        raise ConfigError(
+            f"--format {form}: maps of kind {settings.kind} ({settings.origins['kind']}) need gradients, which a graph "
+            f"does not have; give --kind {' or '.join(kinds)}, or take --format safetensors"
+        )
+    return {
+        "kinds": json.dumps(kinds),
+        "kind": settings.kind,
+        "chosen_kind": json.dumps(kind),
+        "threshold": json.dumps(settings.threshold),
+        "threshold_origin": settings.origins["threshold"],
+        "gate": str(settings.gate),
+        "gate_origin": settings.origins["gate"],
+    }

@@ -1,0 +1,141 @@
+"""What an exported file says of its network, whatever its format: all that predicting needs besides the weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+
+from launcher.config.file import check_content
+from launcher.config.sections import Config
+from launcher.errors import RunError
+from launcher.files import read_json
+from launcher.run.build import drop_weights
+from launcher.run.folder import EVALUATION, HERE, Run
+from shards.folder import ShardFolder
+from shards.schema import ClassSet, DataError
+from wsss import __version__
+from wsss.methods import METHODS
+from wsss.models.base import Network
+
+LOOKED_AT = 64  # training images whose sizes are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What predicting reads of an exported file's metadata.
+
+    Attributes:
+        kinds: of its maps without a gradient.
+        chosen_kind: of map that whoever exported it chose; None = nobody did.
+        evaluation: see thresholds_of; None if the run was not evaluated.
+        train_size: see training_size.
+        mean, std: what the network normalises its images by.
+    """
+
+    config: Config
+    class_set: ClassSet
+    checkpoint: str
+    kinds: tuple[str, ...]
+    chosen_kind: str | None
+    evaluation: dict[str, Any] | None
+    train_size: tuple[int, int] | None
+    stride: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def gather_facts(run: Run, checkpoint: str, network: Network, licence: str | None) -> dict[str, str]:
+    """The metadata of an exported file, for all but what a prediction is made with.
+
+    Args:
+        licence: in the user's words; None = what is known of where the weights come from.
+    """
+    config = run.config.model_copy(update={"model": drop_weights(run.config.model)})
+    return {
+        "format": "pt",  # what readers of safetensors want to see
+        "wsss": __version__,
+        "run": str(run),
+        "checkpoint": checkpoint,
+        "commit": str(run.about.get("git_commit")),
+        "model": json.dumps(run.config.model.model_dump(mode="json")),
+        "config": json.dumps(config.model_dump(mode="json")),
+        "class_set": run.class_set.name,
+        "classes": json.dumps(run.class_set.classes),
+        "train_size": json.dumps(training_size(run.config)),
+        "evaluation": json.dumps(thresholds_of(run.folder)),
+        "input": f"RGB in [0, 1], (batch, 3, height, width), sides multiples of {network.stride}; normalised inside",
+        "input_size": str(run.config.data.image_size),
+        "stride": str(network.stride),
+        "mean": json.dumps(network.mean.flatten().tolist()),
+        "std": json.dumps(network.std.flatten().tolist()),
+        "licence": licence or licence_note(run.config),
+    }
+
+
+def read_facts(facts: Mapping[str, str], path: Path) -> Facts:
+    """The metadata of an exported file. Raises RunError if it says too little to predict with."""
+    if "config" not in facts:
+        raise RunError(f"{path}: does not say how its network was trained; write it anew with `wsss export RUN --out`")
+    size = json.loads(facts["train_size"])
+    return Facts(
+        config=check_content(json.loads(facts["config"]), path, HERE),
+        class_set=ClassSet(name=facts["class_set"], classes=tuple(json.loads(facts["classes"]))),
+        checkpoint=facts["checkpoint"],
+        kinds=tuple(json.loads(facts.get("kinds", "[]"))),
+        chosen_kind=json.loads(facts.get("chosen_kind", "null")),
+        evaluation=json.loads(facts["evaluation"]),
+        train_size=None if size is None else (size[0], size[1]),
+        stride=int(facts.get("stride", 0)),  # 0 in safetensors of before there were other formats, whose network has it
+        mean=tuple(json.loads(facts.get("mean", "[]"))),
+        std=tuple(json.loads(facts.get("std", "[]"))),
+    )
+
+
+def licence_note(config: Config) -> str:
+    """Where the weights come from, whose licence they have."""
+    weights, name = config.model.options.get("weights"), str(config.model.options.get("timm_name"))
+    if weights is None:
+        return "the weights began random: their licence is for those who trained them to choose"
+    source = str(weights)
+    if weights == "timm":
+        about = timm.get_pretrained_cfg(name)
+        known = [] if about is None else [f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else ""]
+        known += [] if about is None else [f"{about.license} as timm states it" if about.license else ""]
+        source = ", ".join([f"timm's {name}", *filter(None, known)])
+    return f"the weights began with {source}: their licence is that of this source"
+
+
+def thresholds_of(run: Path) -> dict[str, Any] | None:
+    """What evaluation.json says of thresholds: checkpoint, headline, the thresholds of every source, the gate."""
+    path = run / EVALUATION
+    if not path.is_file():
+        return None
+    report = read_json(path)
+    choices = ("fixed", "tuned")
+    sources = {
+        source: {choice: (figures.get(choice) or {}).get("threshold") for choice in choices}
+        for source, figures in report["sources"].items()
+    }
+    gate = (report.get("gate") or {}).get("tuned")
+    return {"checkpoint": report["checkpoint"], "headline": report.get("headline"), "sources": sources, "gate": gate}
+
+
+def training_size(config: Config) -> tuple[int, int] | None:
+    """(height, width) in pixels, at the median, of the images that the network's view was made of, which tells at what
+    scale it knows things. None where that cannot be known: the shards are not here, or their images were no larger than
+    the view that they were squashed to, so that somebody scaled them before."""
+    view, folder = config.data.image_size, config.data.train
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return None
+    try:
+        shards = ShardFolder(folder)
+        numbers = np.linspace(0, len(shards) - 1, min(LOOKED_AT, len(shards))).astype(int)
+        height, width = np.median([shards.about(int(number))["size"] for number in numbers], axis=0).round().astype(int)
+    except (DataError, KeyError):
+        return None
+    squashed = METHODS[config.method.name].views == "plain"
+    return None if squashed and height * width <= view * view else (int(height), int(width))

@@ -1,0 +1,114 @@
+"""A run gone on with: more steps of the same run, or a new run from where another one stands."""
+
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+
+from launcher.config.file import read_content
+from launcher.config.sections import Config, TrainConfig
+from launcher.errors import ConfigError, RunError
+from launcher.files import publish, read_json, sync_to_disk, write_whole
+from launcher.run import steps
+from launcher.run.build import build_method, drop_weights
+from launcher.run.checkpoint import load_method
+from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
+from launcher.run.lock import only_writer
+from launcher.training.inputs import Inputs
+from wsss.optim import lr_at
+
+OF_OPTIMIZER = ("weight_decay", "decay_all", "new_lr_factor")  # an optimizer's state brings its own
+FORKED = ("parent", "extended")  # what run.json says of a run's past, which every start keeps
+
+
+def extend_run(config: Config, *, write: bool = True) -> str:
+    """Let a run have config.train.steps, more than it had; says so. It must be what a run of so many steps would have
+    been from its first one.
+
+    Args:
+        write: note it in the run's config.yaml and run.json; False = check alone.
+
+    Raises:
+        RunError: there is no such run, it is being trained, has as many steps, or its learning rate depends on their
+            number.
+    """
+    folder = run_folder(config)
+    run = Run(folder)
+    before, after = run.config.train.steps, config.train.steps
+    if after <= before:
+        raise RunError(f"--extend {after}: {run} has {before} steps; give more")
+    if config.train.power or run.config.train.power:
+        raise RunError(
+            f"--extend {after}: the learning rate of {run} falls with train.steps (train.power "
+            f"{run.config.train.power:g}), so its {before} steps are not the first ones of {after}. --fork NAME "
+            f"train.steps={after} begins a new run where it stands, at the rate that {after} steps have there"
+        )
+    at = steps.step_number(steps.newest_complete(folder))
+    if write:
+        with only_writer(folder, wait_s=0.0):
+            about, content = read_json(folder / ABOUT), read_content(folder / CONFIG)
+            about["extended"] = [*about.get("extended", []), {"from": before, "to": after, "at": at}]
+            content["train"]["steps"] = after
+            write_whole(folder / ABOUT, json.dumps(about, indent=1))
+            write_whole(folder / CONFIG, yaml.safe_dump(content, sort_keys=False))
+    return f"{folder}: {before} -> {after} steps, at a learning rate that does not depend on them"
+
+
+def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
+    """Begin the run of `config` with the newest checkpoint of another one, its optimizer and its step; says how it goes
+    on. run.json keeps where it comes from.
+
+    Args:
+        write: copy the checkpoint; False = check alone.
+
+    Raises:
+        RunError: no such run, no sound checkpoint, or there is a run of the new name; no step is left; or what the
+            checkpoint holds is not of this config.
+        ConfigError: an option that the optimizer's state would overrule.
+    """
+    run, folder = Run(parent), run_folder(config)
+    checkpoint = run.checkpoint()
+    steps.refuse_damaged(checkpoint)
+    step = steps.step_number(checkpoint)
+    if is_run(folder) or steps.checkpoints(folder):
+        raise RunError(f"--fork: {folder} exists; go on with it by `wsss train {folder}`, or give another name")
+    if config.train.steps <= step:
+        raise RunError(f"--fork: {checkpoint} is after {step} steps, train.steps is {config.train.steps}: give more")
+    for name in OF_OPTIMIZER:
+        then, now = getattr(run.config.train, name), getattr(config.train, name)
+        if then != now:
+            raise ConfigError(
+                f"--fork: train.{name} {then} -> {now} would not take effect: the optimizer's state brings its own; "
+                f"begin with the weights alone: model.weights={parent}"
+            )
+    if (classes := Inputs(config).class_set.classes) != run.class_set.classes:
+        raise RunError(
+            f"--fork: {parent} knows the classes {', '.join(run.class_set.classes)}, data.train {', '.join(classes)}; "
+            f"begin with the weights alone: model.weights={parent}"
+        )
+    of_config = config.model_copy(update={"model": drop_weights(config.model)})
+    load_method(build_method(of_config, run.class_set), checkpoint)
+    if write:
+        with only_writer(folder, wait_s=0.0):
+            sha256 = steps.read_state(checkpoint).get("sha256", {}).get(steps.MODEL)
+            about = {"run": str(parent), "step": step, "sha256": sha256}
+            write_whole(folder / ABOUT, json.dumps({"parent": about}, indent=1))
+            copy_checkpoint(checkpoint, folder)
+    before, after = rate_of(run.config.train, step), rate_of(config.train, step)
+    return f"{folder}: goes on after step {step} of {parent}; learning rate there {before:.2e}, from here {after:.2e}"
+
+
+def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """All of a checkpoint but its figures, which are of another run."""
+    temporary = folder / f".{checkpoint.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns(steps.FIGURES))
+    for path in temporary.iterdir():
+        sync_to_disk(path)
+    publish(temporary, folder / checkpoint.name)
+
+
+def rate_of(train: TrainConfig, step: int) -> float:
+    """The learning rate of the update after `step`."""
+    return lr_at(step, lr=train.lr, steps=max(train.steps, 1), warmup_steps=train.warmup_steps, power=train.power)

@@ -1,0 +1,66 @@
+"""The folder of `wsss export --hub`: weights and card."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import wsss
+from launcher.__main__ import main
+from launcher.config.options import Named
+from launcher.errors import ConfigError, RunError
+from launcher.evaluation.evaluate import evaluate
+from launcher.predict.card import write_folder
+from launcher.run.build import build_network
+from launcher.run.folder import Run
+from launcher.run.start import read_start
+
+
+def front_and_text(folder):
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_a_folder_for_a_hub_has_a_card_of_run_and_evaluation_and_predicts(run, monkeypatch, capsys):
+    report = evaluate(run)
+    monkeypatch.setattr(sys, "argv", ["wsss", "export", str(run), "--out", "hub/plumes", "--hub", "me/plumes"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0 and said[-1] == "read hub/plumes/README.md, then: hf upload me/plumes hub/plumes"
+    front, text = front_and_text(Path("hub/plumes"))
+    assert (front["library_name"], front["license"], front["pipeline_tag"]) == ("wsss", "other", "image-segmentation")
+    headline = report["headline"]
+    value = report["sources"][headline["source"]][headline["choice"]]["per_image_iou"]
+    (result,) = front["model-index"][0]["results"]
+    assert {"type": "per_image_iou", "name": "per-image IoU", "value": round(100 * value, 2)} in result["metrics"]
+    about = Run(run).about
+    for fact in ("| classes | smoke |", "| method | distill |", about["git_commit"], about["dataset_fingerprint"]):
+        assert fact in text
+    assert "figures in percent" in text and "## Licence\n\nthe weights began random" in text
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    masks = [wsss.load(place, gate=0.0).predict(image).mask for place in (run, "hub/plumes")]
+    assert np.array_equal(*masks)
+    named = Run(run).config.model.model_copy(update={"weights": "hub/plumes"})
+    start = read_start(Named(**{**named.model_dump(), "weights": "hub/plumes"}))
+    assert start is not None and start.classes == ("smoke",)
+    assert build_network(Named(**{**named.model_dump(), "weights": "hub/plumes"}), Run(run).class_set).origin
+
+
+def test_a_licence_that_a_hub_knows_is_its_front_matter(run):
+    write_folder(run, Path("hub"), "me/plumes", None, licence="cc-by-nc-4.0")
+    front, text = front_and_text(Path("hub"))
+    assert front["license"] == "cc-by-nc-4.0" and "license_name" not in front and "model-index" not in front
+    assert "The run was not evaluated" in text
+    with pytest.raises(RunError, match="hub: holds hub/model.safetensors already; take another folder"):
+        write_folder(run, Path("hub"), "me/plumes", "torch", kind="project")
+
+
+def test_a_name_or_a_place_that_does_not_fit_is_told(run):
+    with pytest.raises(ConfigError, match="--hub plumes: wanted OWNER/NAME"):
+        write_folder(run, Path("hub"), "plumes", None)
+    Path("hub").write_text("")
+    with pytest.raises(RunError, match="hub: is a file; a model for a hub is a folder"):
+        write_folder(run, Path("hub"), "me/plumes", None)

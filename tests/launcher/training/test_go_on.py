@@ -1,0 +1,117 @@
+"""Runs that get more steps, and runs that begin where another one stands."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.squares import Squares
+
+from launcher.__main__ import main
+from launcher.config.file import load_config
+from launcher.errors import ConfigError, RunError
+from launcher.files import RUNS
+from launcher.run.folder import Run
+from launcher.training.go_on import extend_run, fork_run
+from launcher.training.run import train
+from shards.write import write_split
+
+TEACHER = RUNS / "teacher"
+QUICK = ("tracking.to=[]", "data.val=null", "data.tune=null")
+
+
+@pytest.fixture
+def config(in_tmp, tiny_config):
+    """overrides -> Config; runs/teacher has made two steps of it."""
+    train(tiny_config("classify", *QUICK, "train.steps=2"))
+    return lambda *overrides: tiny_config("classify", *QUICK, *overrides)
+
+
+def weights_of(run, step):
+    folder = run / f"step_{step:07d}"
+    moments = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    return load_file(folder / "model.safetensors"), moments
+
+
+def assert_equal(run, other, step):
+    (weights, moments), (their, theirs) = weights_of(run, step), weights_of(other, step)
+    assert weights.keys() == their.keys() and all(torch.equal(weights[name], their[name]) for name in weights)
+    assert all(torch.equal(moments[n]["exp_avg"], theirs[n]["exp_avg"]) for n in moments)
+
+
+def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config):
+    train(config("train.steps=4", "name=whole"))
+    said = fork_run(TEACHER, config("train.steps=4", "name=fork"))
+    assert said.startswith(f"{RUNS / 'fork'}: goes on after step 2 of {TEACHER}; learning rate there 1.00e-")
+    train(config("train.steps=4", "name=fork"))
+    about = Run(RUNS / "fork").about
+    assert about["parent"]["run"] == str(TEACHER) and about["parent"]["step"] == 2 and about["classes"] == ["smoke"]
+    assert (
+        about["parent"]["sha256"]
+        == json.loads((TEACHER / "step_0000002/state.json").read_text())["sha256"]["model.safetensors"]
+    )
+    assert extend_run(config("train.steps=4")).startswith(f"{TEACHER}: 2 -> 4 steps")
+    train(load_config(TEACHER / "config.yaml"))
+    about = Run(TEACHER).about
+    assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and "started" in about
+    for run in (TEACHER, RUNS / "fork"):
+        assert_equal(run, RUNS / "whole", 4)
+    with pytest.raises(RunError, match="--extend 4: runs/teacher has 4 steps; give more"):
+        extend_run(config("train.steps=4"))
+
+
+def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config):
+    train(config("train.steps=2", "train.power=1.0", "name=falling"))
+    with pytest.raises(RunError, match=r"rate of runs/falling falls .* --fork NAME train.steps=4"):
+        extend_run(config("train.steps=4", "train.power=1.0", "name=falling"))
+    said = fork_run(RUNS / "falling", config("train.steps=4", "train.power=1.0", "name=longer"), write=False)
+    assert not (RUNS / "longer").exists()
+    lr = config().train.lr  # the last step's rate was half of it, and so is that of step 3 of 4
+    assert said.endswith(f"learning rate there {lr / 2:.2e}, from here {lr / 2:.2e}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        (
+            ["name=teacher", "train.steps=4"],
+            RunError,
+            "--fork: runs/teacher exists; go on with it by `wsss train ru",
+        ),
+        (["name=new"], RunError, "step_0000002 is after 2 steps, train.steps is 2: give more"),
+        (
+            ["name=new", "train.steps=4", "train.weight_decay=0.5"],
+            ConfigError,
+            "train.weight_decay .* -> 0.5 would not take effect: .* model.weights=runs/teacher",
+        ),
+        (["name=new", "train.steps=4", "model.timm_name=resnet18"], RunError, "belongs to another method or model"),
+        (["name=new", "train.steps=4", "data.train=pets/train"], RunError, "knows the classes smoke, .* cat, dog"),
+    ],
+)
+def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_tmp, overrides, kind, message):
+    write_split(Squares("train", 8, False), in_tmp / "pets", "train", "label")
+    with pytest.raises(kind, match=message):
+        fork_run(TEACHER, config("train.steps=2", *overrides))
+    assert not (RUNS / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--extend", "4", "--dry-run"], 0, "runs/teacher: 2 -> 4 steps"),
+        (["--fork", "new", "--dry-run", "train.steps=4"], 0, "runs/new: goes on after step 2 of runs/teacher"),
+        (["--fork", "new", "--extend", "4"], 2, "give one; a fork of more steps takes train.steps=4"),
+        (["--extend", "4", "train.steps=5"], 2, "--extend 4 says train.steps; leave the override out"),
+    ],
+)
+def test_the_command_takes_a_run_and_a_dry_run_changes_nothing(config, monkeypatch, capsys, words, code, said):
+    before = (TEACHER / "config.yaml").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["wsss", "train", str(TEACHER), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    shown = capsys.readouterr()
+    assert end.value.code == code and said in shown.out + shown.err
+    assert (TEACHER / "config.yaml").read_bytes() == before and not (RUNS / "new").exists()
+    if code == 0:
+        assert "launcher.train" in shown.out and f"{TEACHER / 'config.yaml'} " in shown.out
