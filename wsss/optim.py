@@ -1,12 +1,18 @@
 """Parameter groups and the learning rate of a step."""
 
+from timm.models import group_parameters
 from torch import nn
 
 UNDECAYED = ("pos_embed", "cls_token", "reg_token")
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, *, decay_all: bool = False, new_lr_factor: float = 1.0
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = False,
+    new_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict]:
     """Groups by weight decay and learning rate.
 
@@ -14,18 +20,42 @@ def parameter_groups(
         decay_all: decay everything, as ToCo does; else not norms, biases, tokens and position tables: only matrices.
         new_lr_factor: of the learning rate of layers that have no initial weights: all outside a `backbone`. Each
             group carries its own as `lr_factor`.
+        layer_decay: of the learning rate of each layer of a `backbone` relative to the next one; its last has all of
+            it. What a layer is, timm says for each network.
+
+    Raises:
+        ValueError: layer_decay is not 1 and there is no backbone of timm.
     """
+    of_layers = layer_factors(module, layer_decay) if layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = decay_all or (parameter.ndim >= 2 and not name.endswith(UNDECAYED))
-        factor = 1.0 if "backbone" in name.split(".") else new_lr_factor
+        factor = of_layers.get(name, 1.0) if "backbone" in name.split(".") else new_lr_factor
         groups.setdefault((factor, weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_factor": factor}
         for (factor, decay), parameters in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
     ]
+
+
+def layer_factors(module: nn.Module, layer_decay: float) -> dict[str, float]:
+    """{parameter of a backbone: layer_decay ** (layers behind its own)}.
+
+    Source: Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
+    """
+    factors: dict[str, float] = {}
+    for prefix, part in module.named_modules():
+        if prefix.split(".")[-1] == "backbone" and hasattr(part, "group_matcher"):
+            layer_of = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            last = max(layer_of.values())
+            factors |= {f"{prefix}.{name}": layer_decay ** (last - layer) for name, layer in layer_of.items()}
+    if not factors:
+        raise ValueError(
+            "train.layer_decay is about the layers of a backbone of timm; this method has none: set it to 1"
+        )
+    return factors
 
 
 def lr_at(

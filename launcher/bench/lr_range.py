@@ -18,9 +18,9 @@ from launcher.processes.precision import in_precision, set_precision
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
 from launcher.training.inputs import Inputs
+from launcher.training.run import make_groups
 from launcher.training.trainer import seed_step
 from shards.batches.batch import to_device
-from wsss.optim import parameter_groups
 
 LR_RANGE = "lr_range"
 
@@ -43,14 +43,14 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
     inputs = Inputs(config)
     torch.manual_seed(config.train.seed)
     method = build_method(config, inputs.class_set, inputs.teacher).to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(method, config.train.weight_decay), lr=low)
+    optimizer = torch.optim.AdamW(make_groups(method, config.train), lr=low)
     batches = inputs.batches_from(0)
     found: dict[str, Any] = {"lr": [], "loss": [], "smoothed": []}
     total = weight = 0.0
     for step in range(steps):
         lr = low * (high / low) ** (step / max(steps - 1, 1))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         seed_step(config.train.seed, step, 0)
         with in_precision(config.train.precision, device.type):
             loss = method(to_device(next(batches), device), step)["loss"]

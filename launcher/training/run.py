@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm  # torch's own drops the activations of BatchNormAct2d
 
 from launcher.config.file import flatten, to_yaml
-from launcher.config.sections import Config
+from launcher.config.sections import Config, TrainConfig
 from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, make_validator
 from launcher.files import Damaged, read_json, set_aside, write_whole
@@ -126,13 +126,23 @@ def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tupl
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = convert_sync_batchnorm(method)
     refuse_unequal_state(method, accelerator.num_processes)
-    groups = parameter_groups(
-        method,
-        config.train.weight_decay,
-        decay_all=config.train.decay_all,
-        new_lr_factor=config.train.new_lr_factor,
-    )
-    return method, torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
+    return method, torch.optim.AdamW(make_groups(method, config.train), lr=config.train.lr, fused=True)
+
+
+def make_groups(method: Method, train: TrainConfig) -> list[dict]:
+    """See parameter_groups.
+
+    Raises:
+        ConfigError: a layer_decay where there are no layers.
+    """
+    with user_error_as(ConfigError):
+        return parameter_groups(
+            method,
+            train.weight_decay,
+            decay_all=train.decay_all,
+            new_lr_factor=train.new_lr_factor,
+            layer_decay=train.layer_decay,
+        )
 
 
 def make_trainer(

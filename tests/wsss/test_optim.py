@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from support.networks import tiny_cnn, tiny_vit
 from torch import nn
 
 from wsss.optim import lr_at, parameter_groups
@@ -44,3 +45,21 @@ def test_norms_biases_and_tokens_do_not_decay():
     assert {id(p) for p in undecayed["params"]} == {
         id(p) for p in (net.linear.bias, net.norm.weight, net.norm.bias, net.pos_embed)
     }
+
+
+def test_each_layer_learns_slower_than_the_next_and_new_ones_at_their_own_rate():
+    """Three layers: the embedding, block 0, block 1 with the final norm; a CNN by its stages."""
+    vit = tiny_vit()
+    groups = parameter_groups(vit, 0.01, new_lr_factor=10, layer_decay=0.5)
+    factor_of = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    by_name = {name: factor_of[id(p)] for name, p in vit.named_parameters()}
+    wanted = {"pos_embed": 0.25, "cls_token": 0.25, "patch_embed.proj.weight": 0.25, "blocks.0.norm1.weight": 0.5}
+    wanted |= {"blocks.1.mlp.fc2.bias": 1.0, "norm.weight": 1.0}
+    assert {name: by_name[f"backbone.{name}"] for name in wanted} == wanted and by_name["head.weight"] == 10
+    cnn = [group["lr_factor"] for group in parameter_groups(tiny_cnn(), 0.01, layer_decay=0.5)]
+    assert cnn == sorted(cnn) and len(set(cnn)) > 3 and max(cnn) == 1
+
+
+def test_layers_of_what_is_no_backbone_are_told():
+    with pytest.raises(ValueError, match="layer_decay is about the layers of a backbone of timm"):
+        parameter_groups(nn.Linear(2, 2), 0.01, layer_decay=0.9)
