@@ -23,7 +23,7 @@ from shards.sources.coco_files import check_instances, is_instances
 from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key
 from shards.sources.labelled import Labelled, read_labelled
 from shards.sources.names import IMAGE_ENDINGS
-from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows
+from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows, table_at
 
 LABELS, GROUP = "labels", "group"  # columns
 
@@ -77,12 +77,12 @@ def read_images(
     Raises:
         DataError: a file, a column, a label or a group that is not what it should be, with its row.
     """
-    where = root if labels is None else root / labels
+    where = root if labels is None else table_at(root, labels)
     if labels is None:
         rows, known = rows_of_folders(root, image_folder, mask_folder, label_column), None
     else:
         rows, known = read_file(where, label_column)
-    rows = select_rows(rows, only and root / only, where)
+    rows = select_rows(rows, only and table_at(root, only), where)
     named, skipped = names_by_key(rows, str(where), classes, label_column, separator, empty)
     counts = Counter(one for _, found in named.values() for one in found)
     chosen = tuple(classes or known or sorted(counts))

@@ -12,7 +12,7 @@ from typing import Any
 from shards.schema import SMOKE, DataError
 from shards.sources.archives import Exif
 from shards.sources.labelled import Labelled, read_labelled
-from shards.sources.text import cell_of, read_rows, select_rows, shown
+from shards.sources.text import cell_of, read_rows, select_rows, shown, table_at
 
 SMOKE_WORDS = {"1": True, "true": True, "yes": True, "smoke": True, "0": False, "false": False, "no": False}
 
@@ -29,7 +29,7 @@ def read_table(
     exif: Exif = "keep",
     mask_values: str | None = None,
 ) -> Labelled:
-    """Read a label table; paths are relative to `root`.
+    """Read a label table; the images' paths are relative to `root`, and so is the table's, unless it lies here.
 
     A mask is the path in the column `mask` (an empty cell: none), else MASK_FOLDER/PATH.png with the image's path below
     the image folder or below `root`, or MASK_FOLDER/NAME.png if no other image has that name.
@@ -41,8 +41,8 @@ def read_table(
         DataError: a file is missing, may be two or is another row's too; a row lacks a column or has an empty cell, a
             label is neither smoke nor not, a key is there twice, a listed key is unknown.
     """
-    labels = root / labels
-    rows = select_rows(dict(read_rows(labels)), only and root / only, labels)
+    labels = table_at(root, labels)
+    rows = select_rows(dict(read_rows(labels)), only and table_at(root, only), labels)
     hint = "see --label-column, --group-column"
 
     def label_of(key: str, fields: Any, where: str) -> tuple[int, ...]:

@@ -28,6 +28,19 @@ def read_bytes(path: Path) -> bytes:
     return Blob(str(path)).read()
 
 
+def table_at(root: Path, path: Path | str) -> Path:
+    """Where a table of labels or keys lies: below the root of the images, else where the command runs.
+
+    Raises:
+        DataError: at neither place.
+    """
+    places = [root / path, Path(path)]
+    found = [place for place in places if place.is_file()]
+    if not found:
+        raise DataError(f"{places[0]}: file is missing; {path} is neither below the root of the images nor here")
+    return found[0]
+
+
 def text_of(data: bytes, where: str) -> str:
     """Bytes of a text file -> text. Raises DataError unless they are UTF-8."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
