@@ -91,7 +91,9 @@ def smoke(
     masks: Masks = False,
     hold_out: Annotated[
         float | None,
-        typer.Option(min=0.01, max=0.9, help="Write whole groups of this share as 'tune'; needs their masks."),
+        typer.Option(
+            min=0.01, max=0.9, help="Write whole groups of this share as 'tune', with their masks if there are any."
+        ),
     ] = None,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
@@ -122,7 +124,10 @@ def smoke(
     parts = {split: (source, masks)}
     if hold_out is not None:
         kept, held = source.hold_out(hold_out)
-        parts = {"tune": (held, True), split: (kept, masks)}
+        if not held.has_masks:
+            nowhere = root / mask_folder
+            print(f"no frame of 'tune' has a mask below {nowhere}: it is label-only, and chooses the gate alone")
+        parts = {"tune": (held, held.has_masks), split: (kept, masks)}
     complete = {name: (replace(part, with_masks=pixel), pixel) for name, (part, pixel) in parts.items()}
     for name, (part, pixel) in complete.items():  # what lacks a mask was refused before anything is written
         write(part, out, name, pixel, shards, workers, may_lack_classes)

@@ -69,6 +69,11 @@ class Labelled:
         """The class, or what texts call any of several."""
         return self.class_set.classes[0] if self.class_set.num_fg_classes == 1 else "with a class"
 
+    @property
+    def has_masks(self) -> bool:
+        """Is there any mask of these images?"""
+        return any(row.mask is not None for row in self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

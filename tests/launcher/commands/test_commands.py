@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from support.places import ROOT
 from typer.testing import CliRunner
 
@@ -77,8 +78,6 @@ def test_shards_are_written_verified_and_described(tmp_path):
 
 
 def test_own_frames_become_train_and_tune(tmp_path):
-    from PIL import Image
-
     rows = ["image,label,group"]
     for n in range(12):
         Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(tmp_path / f"{n}.jpg")
@@ -93,6 +92,19 @@ def test_own_frames_become_train_and_tune(tmp_path):
     )
     assert "split 'tune', supervision 'pixel', 3 images" in said
     assert "split 'train', supervision 'label', 9 images" in said
+
+
+def test_own_frames_without_masks_become_a_label_only_tune(tmp_path, monkeypatch, capsys):
+    rows = ["image,label,group", *(f"{n}.jpg,{n % 2},video{n // 3}" for n in range(12))]
+    (tmp_path / "frames").mkdir()
+    for n in range(12):
+        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(tmp_path / f"frames/{n}.jpg")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    wanted = ("shards", "smoke", "--root", "frames", "--labels", "labels.csv", "--out", "d", "--split", "train")
+    said, code = wsss_here(*wanted, "--hold-out", 0.3, "--workers", 1, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0 and "it is label-only, and chooses the gate alone" in said
+    assert "split 'tune', supervision 'label', 3 images" in said
 
 
 def wsss_here(*arguments, monkeypatch, capsys):
