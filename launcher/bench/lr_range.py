@@ -16,8 +16,8 @@ from launcher.processes.accelerator import uses_cpu
 from launcher.processes.group import gather_ranks
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
+from launcher.training.gradients import seed_step
 from launcher.training.inputs import Inputs
-from launcher.training.trainer import seed_step
 from shards.batches.batch import to_device
 from wsss.optim import parameter_groups
 

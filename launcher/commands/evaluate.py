@@ -16,8 +16,8 @@ def evaluate(run: RunFolder, overrides: Overrides = None) -> None:
     Where data was moved, say so: data.val=FOLDER data.tune=FOLDER.
     """
     from launcher.evaluation.evaluate import evaluate as evaluate_run
-    from launcher.evaluation.evaluate import track
     from launcher.evaluation.table import format_evaluation
+    from launcher.evaluation.track import track
 
     report = evaluate_run(run, overrides or [])
     print(format_evaluation(report))

@@ -28,13 +28,16 @@ LOOKED_AT = 64  # training images whose sizes are read
 Affine = tuple[Tensor, Tensor]  # (K, D) and (K,): a map that is linear in the student's patches
 
 
-def write_student(run: Path, out: Path) -> Path:
+def write_student(run: Path, out: Path, *, checkpoint: Path | None = None) -> Path:
     """The student's parameters and buffers, under its own names, with what is needed to predict with it as metadata.
+
+    Args:
+        checkpoint: of the run; None = the newest.
 
     Raises:
         RunError: no run there, no complete checkpoint in it, or the file cannot be written.
     """
-    of, method, checkpoint = load_trained(Run(run))
+    of, method, checkpoint = load_trained(Run(run), checkpoint)
     config = of.config.model_copy(update={"model": drop_weights(of.config.model)})
     size = training_size(of.config)
     facts = {

@@ -189,7 +189,7 @@ def test_mlflow_is_imported_where_a_user_has_no_home(tmp_path):
         "import os, pathlib\n"
         "def nobody(name): raise KeyError(name)\n"
         "import pwd; pwd.getpwuid = nobody\n"
-        "from launcher.tracking.mlflow_sink import load_mlflow\n"
+        "from launcher.tracking.mlflow_store import load_mlflow\n"
         "load_mlflow()\n"
         "assert 'HOME' not in os.environ\n"
     )
