@@ -13,6 +13,7 @@ FLOORS = {
     "launcher": [
         "__main__ train",
         "commands",
+        "plan",
         "bench studies doctor",
         "training predict",
         "evaluation",

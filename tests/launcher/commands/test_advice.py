@@ -16,7 +16,7 @@ from launcher.config.sections import Config
 from wsss.methods import METHODS
 from wsss.models import MODELS
 
-FOREIGN = {"--help", "--dereference", "--shm-size"}  # of every command, of tar, of docker
+FOREIGN = {"--help", "--dereference", "--shm-size", "--backend-store-uri"}  # of every command, tar, docker, mlflow
 WRITERS = ["coco14", "images", "ijmond", "ijmond-frames", "join", "rise", "smoke", "smoke5k", "synthetic", "voc12"]
 SPOKEN_IN = {  # the commands in which a file of shards speaks, where not all writers of shards can make it
     "shards/write.py": WRITERS,

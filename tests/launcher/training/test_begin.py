@@ -119,10 +119,9 @@ def test_gauges_of_a_gpu_bear_mlflows_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 50_000_000_000)
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 93)
     gauge = gauges.Gauges(torch.device("cuda", 1))
-    wanted = {"memory_usage_megabytes": 60_000, "memory_usage_percentage": 75, "memory_peak_megabytes": 50_000}
-    assert gauge.read_gpu() == {
-        f"system/gpu_1_{name}": value for name, value in {**wanted, "utilization_percentage": 93}.items()
-    }
+    names = ("memory_usage_megabytes", "memory_usage_percentage", "memory_peak_megabytes")
+    wanted = {f"system/gpu_1_{name}": value for name, value in zip(names, (60_000, 75, 50_000), strict=True)}
+    assert gauge.read_gpu() == {**wanted, "system/gpu_1_utilization_percentage": 93}
 
     def missing(device):
         raise ModuleNotFoundError("pynvml")
