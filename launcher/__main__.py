@@ -15,6 +15,7 @@ from launcher.commands import (
     export,
     infer,
     init,
+    plan,
     predict,
     refine,
     replay,
@@ -30,13 +31,13 @@ from launcher.commands import (
 from wsss import __version__
 
 COMMANDS = (
-    *(init, shards, train),
+    *(init, shards, plan, train),
     *(infer, cues, refine, segment, predict),
     *(evaluate, report, study, trajectory),
     *(doctor, status, replay, export, track, bench),
 )
 ORDER = [  # of `wsss --help`: in which a user works
-    *("init", "shards", "train"),
+    *("init", "shards", "plan", "train"),
     *("infer", "cues", "refine", "segment", "pack-voc", "predict"),
     *("evaluate", "report", "study", "trajectory"),
     *("doctor", "status", "replay", "export", "track", "bench"),

@@ -15,7 +15,7 @@ from launcher.training.run import train
 def main(arguments: Sequence[str]) -> None:
     try:
         with leaving_group():
-            train(load_config(Path(arguments[0]), arguments[1:]))
+            train(load_config(Path(arguments[0]), arguments[1:]), arguments)
     except Stopped as stopped:
         if int(os.environ.get("RANK", 0)) == 0:
             print(stopped, flush=True)

@@ -13,8 +13,10 @@ FLOORS = {
     "launcher": [
         "__main__ train",
         "commands",
+        "plan",
         "bench studies doctor",
-        "training predict",
+        "training",
+        "predict",
         "evaluation",
         "jobs",
         "run",

@@ -17,9 +17,9 @@ from launcher.processes.group import gather_ranks
 from launcher.processes.precision import in_precision, set_precision
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
+from launcher.training.gradients import seed_step
 from launcher.training.inputs import Inputs
 from launcher.training.run import make_groups
-from launcher.training.trainer import seed_step
 from shards.batches.batch import to_device
 
 LR_RANGE = "lr_range"

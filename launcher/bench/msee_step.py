@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from launcher.bench.count import count_step
 from launcher.bench.plain_step import plain_losses
 from launcher.bench.stage import like_photographs
 from wsss.methods.looks import Views
@@ -147,15 +148,14 @@ def check_equal(
             raise RuntimeError(f"gradient of {name}: differs by {distance:.2e} of its length")
 
 
-def counted_on_meta(timm_name: str = "vit_base_patch16_224", image_px: int = 448) -> dict[str, float]:
+def counted_on_meta(timm_name: str = "vit_base_patch16_224", image_px: int = 448) -> dict[str, Any]:
     """FLOPs per image of the shipped step, forward and backward, counted without computing; no energy term."""
     with torch.device("meta"):
         method = make_method(timm_name, image_px, energy_weight=0.0, group_size=None)
     views, label, present = make_views(1, image_px)
     on_meta = replace(views, **{name: getattr(views, name).to("meta") for name in views.__dataclass_fields__})
-    with FlopCounterMode(display=False) as counter:
-        method.losses(on_meta, label.to("meta"), present.to("meta"), STEP)["loss"].backward()
-    return {"network": timm_name, "image_px": image_px, "flops_per_image": counter.get_total_flops()}
+    counted = count_step(lambda: method.losses(on_meta, label.to("meta"), present.to("meta"), STEP)["loss"], set())
+    return {"network": timm_name, "image_px": image_px, "flops_per_image": counted.flops}
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from launcher.tracking import tracker as tracking
+from launcher.tracking.protocol import Tracker
 from launcher.tracking.sinks import make_sink
 from wsss.extras import is_installed
 
@@ -62,7 +63,7 @@ def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -
     return found
 
 
-def time_loop(step: Callable[[], float], tracker: tracking.Tracker, *, steps: int, log_every: int) -> dict[str, float]:
+def time_loop(step: Callable[[], float], tracker: Tracker, *, steps: int, log_every: int) -> dict[str, float]:
     """Blocks of steps with and without tracking in turns; times in milliseconds."""
     logs_s, tracked_s, plain_s = [], [], []
     for number in range(2 * steps):

@@ -22,10 +22,10 @@ def evaluate(
     Where data was moved, say so: data.val=FOLDER data.tune=FOLDER.
     """
     from launcher.evaluation.evaluate import evaluate as evaluate_run
-    from launcher.evaluation.evaluate import track
     from launcher.evaluation.formats import name_class
     from launcher.evaluation.headline import Headline, describe_headline
     from launcher.evaluation.table import format_evaluation
+    from launcher.evaluation.track import track
     from launcher.jobs.shares import is_first
     from launcher.run.folder import Run
     from launcher.studies.beside import find_known

@@ -178,11 +178,16 @@ def default_sinks() -> tuple[Sink, ...]:
 class TrackingConfig(Section):
     to: tuple[Sink, ...] = Field(default_factory=default_sinks)  # [] = the run's folder alone
     experiment: str = "wsss"  # of MLflow
+    model: str | None = None  # in MLflow's registry: a finished run's student becomes its next version; null = none
 
     @model_validator(mode="after")
     def _each_once(self) -> "TrackingConfig":
         if len(set(self.to)) < len(self.to):
             raise ValueError(f"to names one place twice: {', '.join(self.to)}")
+        if self.model is not None and (not self.model.strip() or set(self.model) & set("/:")):
+            raise ValueError(f"model is '{self.model}'; MLflow takes a name without '/' and ':', such as smoke_student")
+        if self.model is not None and "mlflow" not in self.to:
+            raise ValueError("model: only MLflow keeps models; add mlflow to tracking.to or leave it out")
         return self
 
 

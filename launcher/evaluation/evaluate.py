@@ -5,7 +5,6 @@ what the best threshold on `val` itself would give stands next to it, named as w
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,8 @@ from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.evaluation.tuning import describe_gate, tune
 from launcher.files import write_whole
-from launcher.run import steps
 from launcher.run.folder import EVALUATION, Run
-from launcher.tracking.tracker import open_tracker
 from shards.folder import ShardFolder
-
-NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -130,33 +125,3 @@ def describe_source(
         **figures,
         **measures["fixed"].bounds_and_curve(),
     }
-
-
-def track(run: Path, report: dict[str, Any]) -> None:
-    """Send the final figures to where the run is tracked."""
-    tracker = open_tracker(run, Run(run).config.tracking)
-    tracker.log(final_metrics(report), steps.step_number(Path(report["checkpoint"])))
-    tracker.artifact(run / EVALUATION)
-    tracker.close(None)
-
-
-def final_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """{final/SOURCE/CHOICE/figure: value} of an evaluation, final/labels/figure of its image labels, and of each of
-    several classes final/classes/NAME/iou, that of the headline, and .../average_precision and .../f1.
-
-    MLflow allows no '+' or '@' in a name.
-    """
-    found = {
-        f"{source}/{choice}/{figure}": value
-        for source, figures in report["sources"].items()
-        for choice in ("fixed", "tuned")
-        for figure, value in (figures[choice] or {}).items()
-    }
-    found |= {f"labels/{figure}": value for figure, value in report.get("classification", {}).items()}
-    if len(report["dataset"]["classes"]) > 1:
-        headline = report["headline"]
-        ious = report["sources"][headline["source"]][headline["choice"]].get("class_iou", {})
-        found |= {f"classes/{name}/iou": iou for name, iou in ious.items()}
-        for name, about in report.get("labels", {}).get("classes", {}).items():
-            found |= {f"classes/{name}/{figure}": about[figure] for figure in ("average_precision", "f1")}
-    return {f"final/{re.sub(NO_NAME, '_', name)}": value for name, value in found.items() if isinstance(value, float)}

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.figures import order_figures, require_known
+from launcher.evaluation.figures import FIGURES, order_figures, require_known
 from launcher.evaluation.formats import format_figure, format_percent, name_class
 from launcher.evaluation.galleries import choose_gallery, keep_gallery
 from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
@@ -19,7 +19,8 @@ from launcher.evaluation.judge_scores import ScoreJudge
 from launcher.evaluation.pictures import lay_out_gallery
 from launcher.progress import fit_words, say
 from launcher.run.folder import run_folder
-from launcher.tracking.tracker import Tracker, read_metrics
+from launcher.tracking.protocol import Tracker
+from launcher.tracking.tracker import read_metrics
 from shards.folder import ShardFolder
 from shards.schema import ClassSet, Supervision
 from wsss.methods import METHODS
@@ -76,6 +77,38 @@ def make_validator(
         return found
 
     return validate
+
+
+def show_untrained(
+    judge: Judge, config: Config, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
+) -> None:
+    """The gallery before the first step, so that what is wrong with images, truth or maps is seen at once. All ranks
+    must call it."""
+    if not (drawn := choose_gallery(shards, config.evaluate.gallery)):
+        return
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    part = judge.judge(sorted(drawn)[rank::ranks], drawn)
+    gathered = gather_object([part]) if ranks > 1 else [part]
+    rows = {number: row for one in gathered for number, row in one.rows.items()}
+    if accelerator.is_main_process and rows:
+        tracker.image("gallery", lay_out_gallery([rows[number] for number in sorted(rows)]), 0)
+    accelerator.wait_for_everyone()
+
+
+def headline_names(judge: Judge, figures_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """{name in the log: short name} of the headline figures of validation: of the first kind of map that is quoted,
+    without its name, then of the image labels. The first answers how good the run is.
+
+    Args:
+        figures_of: {kind of map, or LABELS: figures}, see Judge.known_figures.
+    """
+    low = [name for name, figure in FIGURES.items() if figure.headline and not figure.higher_is_better]
+    found = {}
+    for kind in (*judge.quoted[:1], LABELS):
+        for name, figure in order_figures([*figures_of.get(kind, ()), *(low if kind else ())]).items():
+            if figure.headline:
+                found[name_logged(kind, name)] = name_logged(LABELS, name)
+    return found
 
 
 def choose_part(images: int, part: int | None) -> list[int]:

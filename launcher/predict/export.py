@@ -31,21 +31,34 @@ class Written(NamedTuple):
 
 
 def write_student(
-    run: Path, out: Path, form: str | None = None, *, kind: str | None = None, licence: str | None = None
+    run: Path,
+    out: Path,
+    form: str | None = None,
+    *,
+    kind: str | None = None,
+    licence: str | None = None,
+    checkpoint: Path | None = None,
 ) -> Path:
     """Export a run; see export."""
-    return export(run, out, form, kind=kind, licence=licence).path
+    return export(run, out, form, kind=kind, licence=licence, checkpoint=checkpoint).path
 
 
 def export(
-    run: Path, out: Path, form: str | None = None, *, kind: str | None = None, licence: str | None = None
+    run: Path,
+    out: Path,
+    form: str | None = None,
+    *,
+    kind: str | None = None,
+    licence: str | None = None,
+    checkpoint: Path | None = None,
 ) -> Written:
-    """The student of a run's newest checkpoint as one file.
+    """The student of a run's checkpoint as one file.
 
     Args:
         form: one of FORMATS; None = what the name of the file says.
         kind: of map that the file gives by itself; None = what predicting takes of the run.
         licence: of the weights; None = a note of where they come from.
+        checkpoint: of the run; None = the newest.
 
     Raises:
         ConfigError: a name and a format that do not fit, or a kind that the run, or a graph, does not give.
@@ -54,7 +67,7 @@ def export(
         MissingPackage: ONNX without the extra `onnx`.
     """
     form = format_of(out, form)
-    of, model = Run(run), load_model(run, "cpu")
+    of, model = Run(run), load_model(run, "cpu", checkpoint)
     method = model.method
     facts = gather_facts(of, model.checkpoint, method.student, licence)
     if method.gives_maps:

@@ -49,11 +49,12 @@ class Model:
         return self.method.student.mean.device
 
 
-def load_model(place: Path, device: str = "auto") -> Model:
+def load_model(place: Path, device: str = "auto", checkpoint: Path | None = None) -> Model:
     """Open a run, an exported file, or a folder of `wsss export --hub`.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        checkpoint: of a run; None = its newest.
 
     Raises:
         RunError: neither is there, or no complete checkpoint.
@@ -62,7 +63,7 @@ def load_model(place: Path, device: str = "auto") -> Model:
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: wanted auto, cpu or cuda")
     file = place if place.is_file() or is_run(place) else exported_in(place) or place
-    model = read_file(file) if file.is_file() else read_run(place)
+    model = read_file(file) if file.is_file() else read_run(place, checkpoint)
     if file.suffix == SUFFIXES["onnx"]:
         if device == "cuda":
             raise ConfigError(f"--device cuda: {file} runs on the CPU; leave --device out, or take another format")
@@ -73,8 +74,8 @@ def load_model(place: Path, device: str = "auto") -> Model:
     return model
 
 
-def read_run(place: Path) -> Model:
-    run, method, checkpoint = load_trained(Run(place))
+def read_run(place: Path, checkpoint: Path | None = None) -> Model:
+    run, method, checkpoint = load_trained(Run(place), checkpoint)
     return Model(
         place=place,
         checkpoint=checkpoint.name,

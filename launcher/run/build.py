@@ -77,13 +77,13 @@ class Trained(NamedTuple):
     checkpoint: Path
 
 
-def load_trained(run: Run) -> Trained:
-    """Build a run's method and load its newest checkpoint.
+def load_trained(run: Run, checkpoint: Path | None = None) -> Trained:
+    """Build a run's method and load a checkpoint; None = its newest.
 
     Raises:
         RunError: no complete checkpoint in the run, or one that was damaged after it was written.
     """
-    checkpoint = run.checkpoint()
+    checkpoint = checkpoint or run.checkpoint()
     steps.refuse_damaged(checkpoint)
     config = run.config
     parts = {"model": drop_weights(config.model), "partner": config.partner and drop_weights(config.partner)}

@@ -7,26 +7,18 @@ Points have fixed times and pictures fixed names, so that sending one twice, bec
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from launcher.files import take_lock, write_whole
 from launcher.tracking.journal import read_lines_from, warn
-from launcher.tracking.sink import Aside, Point, Refused, Sink
+from launcher.tracking.points import group_lines, read_points
+from launcher.tracking.sink import Abandoned, Aside, Busy, Point, Refused, Sink
 from launcher.tracking.unsent import FILES, METRICS, SENT, TRACKING, make_state, read_sent, read_unsent, read_wanted
 
 LOCK = "lock"  # in RUN/tracking/SINK
-BATCH = 1000  # points that are read and sent together; as many as MLflow takes in one request
-
-
-class Busy(RuntimeError):
-    """Another process sends this run."""
-
-
-class Abandoned(RuntimeError):
-    """Nothing waits for this delivery any more."""
 
 
 class Delivery:
@@ -63,6 +55,7 @@ class Delivery:
                 self.connect(wanted)
             ready = self.rewound or self.rewind()
             failed = self.attempt(self.send_metrics) if ready else None
+            failed = self.attempt(partial(self.send_about, wanted.get("about", {}))) or failed
             failed = self.attempt(partial(self.send_status, wanted["status"], wanted.get("reason"))) or failed
             if ready:
                 self.send_files()
@@ -113,6 +106,8 @@ class Delivery:
                 else:
                     self.refuse(what, why)
             self.save(begun=later is None)
+            if self.sink.link:
+                warn(f"{self.sink.title} shows {self.run}: {self.sink.link}")
             if later is not None:
                 warn(f"{self.sink.title} does not take all parameters, tags or data sets of {self.run} now: {later}")
         self.connected, self.rewound = True, False
@@ -207,20 +202,24 @@ class Delivery:
 
     def send_file(self, line: dict[str, Any], tries: int = 2) -> None:
         """Raises Aside if the sink does not take it twice; once may be an answer that was lost."""
+        path = self.run / line["file"]
         try:
-            self.send_file_once(line)
+            if "model" in line:
+                self.sink.send_model(path, **line["model"])
+            elif line["step"] is None:
+                self.sink.send_file(path)
+            else:  # lines of runs that were begun when MLflow was the only sink name no picture
+                self.sink.send_picture(path, line.get("name", "images"), line["step"])
         except Aside:
             if tries == 1:
                 raise
-            self.send_file(line, tries - 1)
-
-    def send_file_once(self, line: dict[str, Any]) -> None:
-        path = self.run / line["file"]
-        if line["step"] is None:
-            self.sink.send_file(path)
-        else:  # lines of runs that were begun when MLflow was the only sink name no picture
-            self.sink.send_picture(path, line.get("name", "images"), line["step"])
+            return self.send_file(line, tries - 1)
         self.counts["files"] += 1
+
+    def send_about(self, about: dict[str, Any]) -> None:
+        if about != self.sent["about"]:
+            self.sink.send_about(about)
+            self.save(about=about)
 
     def send_status(self, wanted: str | None, reason: str | None) -> None:
         status = "KILLED" if self.dead and wanted == "RUNNING" else wanted
@@ -243,34 +242,3 @@ class Delivery:
     def stop_if_abandoned(self) -> None:
         if self.abandoned.is_set():
             raise Abandoned(f"{self.run}: stopped on the way")
-
-
-def explain(run: Path, sink: Sink, error: Exception) -> str:
-    """Why a sink has not taken what a run sent, on one line."""
-    if isinstance(error, Busy):
-        return f"{error}; it also sends what this one wrote"
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return (
-        f"{sink.title} does not take the figures of {run} ({text[:300]}); the run goes on and keeps them in its folder"
-    )
-
-
-def group_lines(lines: Iterable[tuple[dict[str, Any], int]]) -> Iterator[list[tuple[dict[str, Any], int]]]:
-    """Lines together as long as their points fit into one request."""
-    group: list[tuple[dict[str, Any], int]] = []
-    points = 0
-    for line, end in lines:
-        if group and points + len(line) > BATCH:
-            yield group
-            group, points = [], 0
-        group.append((line, end))
-        points += len(line)
-    if group:
-        yield group
-
-
-def read_points(line: dict[str, Any]) -> list[Point]:
-    """The figures of a line of metrics.jsonl."""
-    return [
-        Point(name, value, line["step"], line["time"]) for name, value in line.items() if name not in ("time", "step")
-    ]

@@ -1,9 +1,6 @@
-"""MLflow: an experiment, a run, its metrics and artifacts; found or created so that doing it twice changes nothing.
+"""MLflow: an experiment, a run, its metrics and artifacts; found or created so that doing it twice changes nothing."""
 
-MLflow is an SQLite file in the folder of runs that a run lies in, unless MLFLOW_TRACKING_URI says otherwise.
-"""
-
-import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.files import RUNS, root_of
+from launcher.files import root_of
+from launcher.tracking import mlflow_pages as pages
 from launcher.tracking.journal import warn
+from launcher.tracking.mlflow_model import register_model
+from launcher.tracking.mlflow_store import address_of, find_store, load_mlflow, open_client
 from launcher.tracking.sink import Aside, Point, Refused
-from wsss.extras import needs
-
-OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
 
 FAILURE_TAG, LONGEST_TAG = "wsss.failure", 5000
 
@@ -30,7 +27,8 @@ class MlflowSink:
 
     def __init__(self) -> None:
         self.client: Any = None
-        self.run_id = ""
+        self.run_id = self.experiment_id = self.link = ""
+        self.headlines: Mapping[str, str] = {}
 
     def load(self) -> None:
         load_mlflow()
@@ -43,7 +41,11 @@ class MlflowSink:
             if run_id is None:
                 created = client.create_run(experiment_id, run_name=wanted["name"], tags={"wsss.key": wanted["key"]})
                 run_id = created.info.run_id
+                prepare_experiment(client, experiment_id)
         self.client, self.run_id = client, str(run_id)
+        self.experiment_id = client.get_run(self.run_id).info.experiment_id
+        self.headlines = wanted.get("headlines", {})
+        self.link = address_of(find_store(root_of(run))[0], pages.link_run(self.experiment_id, self.run_id))
         return self.run_id
 
     def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
@@ -77,12 +79,13 @@ class MlflowSink:
     def send_points(self, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(point.name, point.value, int(point.time * 1000), point.step) for point in points]
+        named = [(pages.name_in_mlflow(point.name, self.headlines), point) for point in points]
+        metrics = [Metric(name, at.value, int(at.time * 1000), at.step) for name, at in named if name is not None]
         with self.name_refusals():
             self.client.log_batch(self.run_id, metrics=metrics)  # the client cuts it into requests
 
     def send_picture(self, path: Path, name: str, step: int) -> None:
-        """Like `log_image`, but under a name that stays when it is sent twice."""
+        """Like `log_image`, but under a name that stays when it is sent twice, and once more under one to be read."""
         from mlflow.tracking.multimedia import compress_image_size
         from PIL import Image
 
@@ -91,11 +94,23 @@ class MlflowSink:
             small = Path(folder) / f"{path.stem}+compressed.webp"
             compress_image_size(image).save(small)
             self.client.log_artifact(self.run_id, str(small), "images")
+            plain = Path(folder) / pages.file_of_step(step)
+            shutil.copyfile(path, plain)
+            self.client.log_artifact(self.run_id, str(plain), name)
             self.client.set_tag(self.run_id, "mlflow.loggedImages", True)
 
     def send_file(self, path: Path) -> None:
         with self.name_refusals():
             self.client.log_artifact(self.run_id, str(path))
+
+    def send_model(self, path: Path, name: str, alias: str) -> None:
+        with self.name_refusals():
+            register_model(self.client, self.experiment_id, self.run_id, path, name, alias)
+
+    def send_about(self, about: Mapping[str, Any]) -> None:
+        with self.name_refusals():
+            note = pages.describe(about, self.experiment_id, self.run_id)
+            self.client.set_tag(self.run_id, "mlflow.note.content", note[:LONGEST_TAG])
 
     def send_status(self, status: str, reason: str | None) -> None:
         with self.name_refusals():
@@ -118,57 +133,6 @@ class MlflowSink:
             raise (Refused(str(error)) if is_refusal(error) else Aside(text)) from error
 
 
-def find_store(root: Path = RUNS) -> tuple[str, str | None]:
-    """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
-
-    By default both are in the folder of runs, wherever one stands; a named store decides for itself where artifacts go.
-    """
-    here = f"sqlite:///{(root / 'mlflow.db').resolve()}"
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    uri = here if not named or named == os.environ.get(OURS) else named
-    return uri, (root / "mlartifacts").resolve().as_uri() if uri == here else None
-
-
-def load_mlflow() -> None:
-    """Import what a delivery needs, in the main thread: a process forked while another thread imports may hang."""
-    # One request waits so long and is tried so often; the defaults, 120 s and 7, would hide an outage for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    with a_home(), needs("mlflow"):
-        import mlflow
-        import mlflow.data.meta_dataset
-        import mlflow.tracking.multimedia
-
-        if not find_store()[0].startswith("http"):
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-
-@contextmanager
-def a_home() -> Iterator[None]:
-    """MLflow asks for the user's home when it is imported, and does not import where a container's user has none."""
-    homeless = "HOME" not in os.environ and os.path.expanduser("~") == "~"
-    if homeless:
-        os.environ["HOME"] = str(RUNS.resolve())
-    try:
-        yield
-    finally:
-        if homeless:
-            del os.environ["HOME"]
-
-
-def open_client(root: Path = RUNS) -> tuple[Any, str | None]:
-    """A client of the store, and where new experiments keep their artifacts (None: the store decides)."""
-    load_mlflow()
-    import mlflow
-
-    uri, artifacts = find_store(root)
-    if artifacts is not None:
-        root.mkdir(exist_ok=True)
-        os.environ[OURS] = uri
-    mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
-    return mlflow.MlflowClient(uri), artifacts
-
-
 def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
     """Id of an experiment, created if it is new; a warning if it keeps its files elsewhere than new ones would."""
     found = client.get_experiment_by_name(name)
@@ -177,6 +141,17 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
     if artifacts is not None and not str(found.artifact_location).startswith(artifacts):
         warn(f"MLflow keeps the files of '{name}' in {found.artifact_location}, as before the runs were moved")
     return found.experiment_id
+
+
+def prepare_experiment(client: Any, experiment_id: str) -> None:
+    """Let the pages of an experiment show runs of training and their figures; what somebody has set there stays."""
+    known = client.get_experiment(experiment_id).tags
+    try:
+        for key, value in pages.experiment_tags().items():
+            if key not in known:
+                client.set_experiment_tag(experiment_id, key, value)
+    except Exception as error:  # a server may let nobody change experiments: its pages show less, the run the same
+        warn(f"MLflow does not let this run set up the pages of its experiment: {error}")
 
 
 def find_run(client: Any, experiment_id: str, key: str) -> str | None:

@@ -2,8 +2,10 @@
 
 import threading
 
-from launcher.tracking.delivery import Abandoned, Busy, Delivery, explain
+from launcher.tracking.delivery import Delivery
 from launcher.tracking.journal import warn
+from launcher.tracking.sink import Abandoned, Busy
+from launcher.tracking.unsent import explain
 
 EVERY_S = 2.0  # what is logged meanwhile goes into one request: the thread and the step share the interpreter
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0  # between attempts while the sink does not answer

@@ -21,6 +21,14 @@ class Aside(RuntimeError):
     hold up anything else."""
 
 
+class Busy(RuntimeError):
+    """Another process sends this run."""
+
+
+class Abandoned(RuntimeError):
+    """Nothing waits for this delivery any more."""
+
+
 class Sink(Protocol):
     """One place that shows a run's figures. Used by one thread; may raise anything when it cannot take anything now,
     Aside when it takes other things.
@@ -33,12 +41,14 @@ class Sink(Protocol):
         title: in messages.
         package: what Python must be able to import.
         rewinds: whether it can hide steps that it was sent, see `rewind`.
+        link: where somebody looks at the run, once it is connected; "" where nothing needs to be said.
     """
 
     name: str
     title: str
     package: str
     rewinds: bool
+    link: str
 
     def load(self) -> None:
         """Import all that it needs, in the main thread: a process forked while another thread imports may hang."""
@@ -70,6 +80,12 @@ class Sink(Protocol):
     def send_picture(self, path: Path, name: str, step: int) -> None: ...
 
     def send_file(self, path: Path) -> None: ...
+
+    def send_model(self, path: Path, name: str, alias: str) -> None:
+        """A trained network in one file: a new version of the model of this name, which the alias then means."""
+
+    def send_about(self, about: Mapping[str, Any]) -> None:
+        """What there is to say of the run in words, see RunTracker.tell; in place of what was said before."""
 
     def send_status(self, status: str, reason: str | None) -> None:
         """RUNNING, FINISHED, FAILED or KILLED; `reason`: why it failed."""

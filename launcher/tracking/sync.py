@@ -4,10 +4,10 @@ from pathlib import Path
 
 from launcher.errors import RunError
 from launcher.files import Damaged
-from launcher.tracking.delivery import Busy, Delivery, explain
-from launcher.tracking.sink import Sink
+from launcher.tracking.delivery import Delivery
+from launcher.tracking.sink import Busy, Sink
 from launcher.tracking.sinks import make_sink
-from launcher.tracking.unsent import WANTED, read_wanted, report_unsent
+from launcher.tracking.unsent import WANTED, explain, read_wanted, report_unsent
 
 
 def sync(folder: Path) -> bool:

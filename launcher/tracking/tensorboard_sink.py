@@ -29,6 +29,7 @@ class TensorboardSink:
 
     name, title, package = "tensorboard", "TensorBoard", "tensorboard"
     rewinds = True
+    link = ""
 
     def __init__(self) -> None:
         self.folder = Path()
@@ -93,6 +94,10 @@ class TensorboardSink:
         self.writer.flush()
 
     def send_file(self, path: Path) -> None: ...
+
+    def send_model(self, path: Path, name: str, alias: str) -> None: ...
+
+    def send_about(self, about: Mapping[str, Any]) -> None: ...
 
     def send_status(self, status: str, reason: str | None) -> None: ...
 

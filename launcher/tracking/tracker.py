@@ -4,7 +4,7 @@ The run writes to its own folder and never waits for a sink: one thread for each
 (sender.py). What a sink did not take stays in the folder; `wsss track sync RUN` sends it later.
 """
 
-import json
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,44 +14,27 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from launcher.files import Damaged, set_aside, write_whole
+from launcher.files import Damaged, set_aside
 from launcher.tracking.delivery import Delivery
 from launcher.tracking.journal import Journal, read_lines, warn
+from launcher.tracking.protocol import Tracker
 from launcher.tracking.sender import Sender
 from launcher.tracking.sink import Sink
 from launcher.tracking.sinks import make_sink
-from launcher.tracking.unsent import FILES, METRICS, TRACKING, WANTED, read_sent, read_wanted, report_unsent
-from shards.remote import Place, absolute
+from launcher.tracking.unsent import (
+    FILES,
+    METRICS,
+    TRACKING,
+    WANTED,
+    begin_wanted,
+    change_wanted,
+    read_sent,
+    read_wanted,
+    report_unsent,
+)
+from shards.remote import Place
 
 CLOSE_S = 30.0  # how long a run that ends waits for its sinks
-
-
-class Tracker(Protocol):
-    """What training, validation, evaluation and the report hand their figures to."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def image(self, name: str, image: Image.Image, step: int) -> None: ...
-
-    def artifact(self, path: Path) -> None:
-        """Show a file as it is."""
-
-    def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
-        """End the run with a status (None: leave its status as it is) and, if it failed, with the reason; whether
-        nothing is left to send."""
-
-
-class NoTracker:
-    """What other ranks hold: takes everything, does nothing."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def image(self, name: str, image: Image.Image, step: int) -> None: ...
-
-    def artifact(self, path: Path) -> None: ...
-
-    def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
-        return True
 
 
 class RunTracker:
@@ -63,6 +46,9 @@ class RunTracker:
         experiment: of MLflow.
         params: logged when the run begins; MLflow lets nobody change them afterwards.
         datasets: {context: (name, folder, fingerprint)}.
+        headlines: {name of a figure: its name in MLflow} of the few that come first there; the highest value of the
+            first is told as the run's best.
+        about: see `tell`.
         resumed_at: lines of metrics.jsonl after this step are dropped, and pictures too, since the run writes them
             again; None = keep.
         evaluates_again: and so are those of its evaluation at this step.
@@ -81,11 +67,14 @@ class RunTracker:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         datasets: Mapping[str, tuple[str, Place, str]] | None = None,
+        headlines: Mapping[str, str] | None = None,
+        about: Mapping[str, Any] | None = None,
         resumed_at: int | None = None,
         evaluates_again: bool = False,
         send: bool = True,
     ) -> None:
         self.run, self.sinks = run, sinks
+        self.senders: list[Sender] = []
         (run / TRACKING).mkdir(exist_ok=True)
         sent = [read_sent(run, sink.name) for sink in sinks]
         self.metrics = Journal(run / METRICS, floor=max([0.0, *(state["metrics_until"] for state in sent)]))
@@ -103,42 +92,32 @@ class RunTracker:
         except Damaged as error:
             begun = set_aside(run / WANTED, error)
         if not begun:
-            self.write_wanted(experiment, params or {}, tags or {}, datasets or {})
+            begin_wanted(run, experiment, params or {}, tags or {}, datasets or {})
         changes: dict[str, Any] = {"to": [sink.name for sink in sinks]}
-        self.change_wanted(**changes, **({} if resumed_at is None else {"status": "RUNNING", "reason": None}))
-        self.senders = [Sender(Delivery(run, sink)) for sink in sinks] if send else []
+        if headlines is not None:
+            changes["headlines"] = dict(headlines)
+        change_wanted(run, **changes, **({} if resumed_at is None else {"status": "RUNNING", "reason": None}))
+        self.leading, self.best = next(iter(headlines or ()), ""), -math.inf
+        if about is not None:
+            self.tell(**about, best=None)  # that of before may be of a step that is made again
+        for line in read_metrics(run) if self.leading else ():
+            self.tell_best(line, int(line["step"]))
+        self.senders += [Sender(Delivery(run, sink)) for sink in sinks] if send else []
         for sender in self.senders:
             with suppress(Exception):  # the thread finds so too, and says it: no sink may end a run
                 sender.delivery.sink.load()
             sender.start()
 
-    def write_wanted(
-        self,
-        experiment: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        datasets: Mapping[str, tuple[str, Place, str]],
-    ) -> None:
-        """Write down what the run is to look like in a sink, for the process that creates it there."""
-        wanted = {
-            "key": uuid.uuid4().hex,  # finds the run again if the answer to its creation was lost
-            "experiment": experiment,
-            "name": "/".join(self.run.parts[1:]),
-            "params": {key: str(value) for key, value in params.items()},
-            "tags": dict(tags),
-            "datasets": {use: (name, absolute(path), print_) for use, (name, path, print_) in datasets.items()},
-            "status": None,  # as the sink has it
-        }
-        write_whole(self.run / WANTED, json.dumps(wanted, indent=1))
-
-    def change_wanted(self, **changes: Any) -> None:
-        wanted = read_wanted(self.run)
-        if {**wanted, **changes} != wanted:
-            write_whole(self.run / WANTED, json.dumps({**wanted, **changes}, indent=1))
-
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+        self.tell_best(metrics, step)
         self.wake()
+
+    def tell_best(self, metrics: Mapping[str, float], step: int) -> None:
+        value = metrics.get(self.leading, math.nan)
+        if value > self.best:
+            self.best = value
+            self.tell(best=f"{self.leading} {100 * value:.1f} % at step {step}")
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """Keep it in RUN/images under the name by which MLflow's pages know a picture's step."""
@@ -151,12 +130,28 @@ class RunTracker:
             warn(f"cannot write {self.run / file} ({error}); this picture is lost, the run goes on")
             return
         self.files.append({"file": file, "name": name, "step": step})
-        self.wake()
+        self.tell(pictures={name: step})
 
     def artifact(self, path: Path) -> None:
         """Send a file as it is when its turn comes."""
         file = path.relative_to(self.run) if path.is_relative_to(self.run) else path.resolve()
         self.files.append({"file": str(file), "step": None})
+        known = read_wanted(self.run).get("about", {}).get("files", [])
+        self.tell(files=[*known, *({file.name} - set(known))])
+
+    def model(self, path: Path, name: str, alias: str) -> None:
+        """Register it when its turn comes."""
+        model = {"name": name, "alias": alias}
+        self.files.append({"file": str(path.relative_to(self.run)), "step": None, "model": model})
+        self.wake()
+
+    def tell(self, **about: Any) -> None:
+        """Say what the run is: `what`, `data`, `folder`, `again` (the command that goes on with it), `commit`,
+        `evaluation`; in place of what was said of the same before."""
+        try:
+            change_wanted(self.run, about={**read_wanted(self.run).get("about", {}), **about})
+        except (OSError, Damaged) as error:
+            warn(f"cannot write {self.run / WANTED} ({error}); the description of the run in its sinks lacks this")
         self.wake()
 
     def wake(self) -> None:
@@ -175,7 +170,7 @@ class RunTracker:
         """
         try:
             if status is not None:
-                self.change_wanted(status=status, reason=reason)
+                change_wanted(self.run, status=status, reason=reason)
         except OSError as error:
             warn(f"cannot write {self.run / WANTED} ({error}); no sink will learn that the run is {status}")
         for journal in (self.metrics, self.files):
@@ -204,25 +199,14 @@ class Settings(Protocol):
 def open_tracker(
     run: Path,
     settings: Settings,
-    *,
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, str] | None = None,
-    datasets: Mapping[str, tuple[str, Place, str]] | None = None,
-    resumed_at: int | None = None,
-    evaluates_again: bool = False,
-    send: bool = True,
+    **options: Any,
 ) -> Tracker:
     """The tracker of a run, to begin it, to go on with it or to add to it; arguments as of RunTracker."""
     return RunTracker(
         run,
         sinks=[make_sink(name) for name in settings.to],
         experiment=settings.experiment,
-        params=params,
-        tags=tags,
-        datasets=datasets,
-        resumed_at=resumed_at,
-        evaluates_again=evaluates_again,
-        send=send,
+        **options,
     )
 
 

@@ -1,12 +1,15 @@
 """What a run is to look like in its sinks, what each of them has of it, and what is left."""
 
-from collections.abc import Iterator
+import json
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.files import Damaged, read_json
-from launcher.tracking.journal import read_lines_from, warn
-from launcher.tracking.sink import Sink
+from launcher.files import Damaged, read_json, take_lock, write_whole
+from launcher.tracking.journal import LOCK_WAIT_S, read_lines_from, warn
+from launcher.tracking.sink import Busy, Sink
+from shards.remote import Place, absolute
 
 METRICS = "metrics.jsonl"
 TRACKING = "tracking"
@@ -21,6 +24,39 @@ def read_wanted(run: Path) -> dict[str, Any]:
     return {"to": ["mlflow"], "status": None, **read_json(run / WANTED)}
 
 
+def begin_wanted(
+    run: Path,
+    experiment: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    datasets: Mapping[str, tuple[str, Place, str]],
+) -> None:
+    """Write down what the run is to look like in a sink, for the process that creates it there."""
+    wanted = {
+        "key": uuid.uuid4().hex,  # finds the run again if the answer to its creation was lost
+        "experiment": experiment,
+        "name": "/".join(run.parts[1:]),
+        "params": {key: str(value) for key, value in params.items()},
+        "tags": dict(tags),
+        "datasets": {use: (name, absolute(path), print_) for use, (name, path, print_) in datasets.items()},
+        "status": None,  # as the sink has it
+    }
+    write_whole(run / WANTED, json.dumps(wanted, indent=1))
+
+
+def change_wanted(run: Path, **changes: Any) -> None:
+    """Change some of it. A run may be evaluated while it is trained, so nobody else does so meanwhile.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with (run / FILES).open("ab") as file:
+        take_lock(file.fileno(), wait_s=LOCK_WAIT_S)  # where there are no locks, or nobody lets go, the newest counts
+        wanted = read_wanted(run)
+        if {**wanted, **changes} != wanted:
+            write_whole(run / WANTED, json.dumps({**wanted, **changes}, indent=1))
+
+
 def make_state(run_id: str | None) -> dict[str, Any]:
     """What a sink has of a run that it has just begun."""
     return {
@@ -29,6 +65,7 @@ def make_state(run_id: str | None) -> dict[str, Any]:
         "metrics_until": 0.0,
         "files_until": 0.0,
         "status": None,
+        "about": {},  # as of wanted.json
         "refused": {},  # what it will never take: why
         "aside": {},  # files that it did not take: their lines and why; see Aside
     }
@@ -53,13 +90,14 @@ def read_unsent(path: Path, until: float, start: int = 0) -> Iterator[tuple[dict
 
 
 def count_unsent(run: Path, sink: str) -> tuple[int, int, bool]:
-    """(lines of metrics, files, whether the sink lacks the run or its state) that are still to be sent, set aside or
-    not."""
-    sent, status = read_sent(run, sink), read_wanted(run)["status"]
+    """(lines of metrics, files, whether the sink lacks the run, its description or its state) that are still to be
+    sent, set aside or not."""
+    sent, wanted = read_sent(run, sink), read_wanted(run)
+    status, about = wanted["status"], wanted.get("about", {})
     lines = sum(1 for _ in read_unsent(run / METRICS, sent["metrics_until"]))
     files = sum(1 for _ in read_unsent(run / FILES, sent["files_until"]))
     has_status = status in (None, sent["status"]) or (status, sent["status"]) == ("RUNNING", "KILLED")
-    return lines, files + len(sent["aside"]), not (sent["begun"] and has_status)
+    return lines, files + len(sent["aside"]), not (sent["begun"] and has_status and about == sent["about"])
 
 
 def report_unsent(run: Path, sink: Sink) -> bool:
@@ -73,3 +111,13 @@ def report_unsent(run: Path, sink: Sink) -> bool:
         if len(aside) > LISTED:
             warn(f"and {len(aside) - LISTED} more; {run / TRACKING / sink.name / SENT} lists them all")
     return bool(lines or files or state)
+
+
+def explain(run: Path, sink: Sink, error: Exception) -> str:
+    """Why a sink has not taken what a run sent, on one line."""
+    if isinstance(error, Busy):
+        return f"{error}; it also sends what this one wrote"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"{sink.title} does not take the figures of {run} ({text[:300]}); the run goes on and keeps them in its folder"
+    )

@@ -23,7 +23,8 @@ from launcher.processes.launch import read_arguments
 from launcher.progress import Progress
 from launcher.run import steps
 from launcher.run.folder import Run
-from launcher.tracking.tracker import NoTracker, read_metrics
+from launcher.tracking.protocol import NoTracker
+from launcher.tracking.tracker import read_metrics
 from launcher.training.inputs import Inputs
 from launcher.training.nonfinite import list_keys
 from launcher.training.run import build_method_and_optimizer, make_trainer

@@ -1,49 +1,46 @@
 """One training: config -> objects -> Trainer.fit."""
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm  # torch's own drops the activations of BatchNormAct2d
 
-from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config, TrainConfig
 from launcher.errors import ConfigError, user_error_as, without_traceback
-from launcher.evaluation.validate import choose_judge, make_validator
-from launcher.files import Damaged, read_json, set_aside, write_whole
+from launcher.evaluation.validate import choose_judge, headline_names, make_validator, show_untrained
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, WaitsInVain, stop_on_sigterm
-from launcher.processes.surroundings import user_name
 from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.failure import NotingFailure
-from launcher.run.folder import ABOUT, CONFIG, run_folder
+from launcher.run.folder import run_folder
 from launcher.run.lock import only_writer
 from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
-from launcher.tracking.tracker import NoTracker, Tracker, open_tracker
+from launcher.tracking.protocol import NoTracker, Tracker
+from launcher.training.begin import begin_run, offer_model
 from launcher.training.ending import describe_end
-from launcher.training.go_on import FORKED
 from launcher.training.inputs import Inputs
 from launcher.training.memory import explain_memory
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
 from shards.batches.waiting import waited_s
-from shards.remote import name_of
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
 
 
-def train(config: Config) -> Method:
+def train(config: Config, said: Sequence[str] = ()) -> Method:
     """Train a run to its end, from its last checkpoint if it has one. Called by every process.
+
+    Args:
+        said: what the user typed: the config's file and the overrides.
 
     Returns:
         The trained method, not wrapped.
@@ -70,14 +67,17 @@ def train(config: Config) -> Method:
             lines = [name_unread(method), *(name_origins(method) if found is None else [])]
             print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
-        tracker = begin_run(config, run, about, found) if main else NoTracker()
+        judge, headlines = None, {}
+        if inputs.val is not None:
+            judge = choose_judge(method, inputs.val.index.supervision)(config, method, inputs.val, accelerator)
+            headlines = headline_names(judge, judge.known_figures(config, inputs.class_set))
+        tracker = begin_run(inputs, about, found, said, headlines) if main else NoTracker()
         status, reason = "FAILED", None
         try:
-            validate = None
-            if inputs.val is not None:
-                chosen = choose_judge(method, inputs.val.index.supervision)
-                judge = chosen(config, method, inputs.val, accelerator)
+            validate = show = None
+            if inputs.val is not None and judge is not None:
                 validate = make_validator(judge, config, inputs.val, accelerator, tracker)
+                show = partial(show_untrained, judge, config, inputs.val, accelerator, tracker)
             trainer = make_trainer(
                 inputs,
                 accelerator,
@@ -85,11 +85,14 @@ def train(config: Config) -> Method:
                 optimizer,
                 resume_from=found,
                 evaluate=validate,
+                show_untrained=show,
                 asked_to_stop=asked_to_stop,
                 tracker=tracker,
             )
             failure.step = lambda: trainer.step
             status = "FINISHED" if trainer.fit() else "KILLED"
+            if main and status == "FINISHED" and config.tracking.model is not None:
+                offer_model(config, tracker)
         except WaitsInVain as vain:
             status = "KILLED"
             raise Stopped(
@@ -153,6 +156,7 @@ def make_trainer(
     *,
     resume_from: Path | None,
     evaluate: Callable[[int], Mapping[str, float | None]] | None,
+    show_untrained: Callable[[], None] | None = None,
     asked_to_stop: Callable[[], bool],
     tracker: Tracker,
 ) -> Trainer:
@@ -174,38 +178,9 @@ def make_trainer(
         ),
         batches_from=partial(inputs.batches_from, rank=accelerator.process_index, ranks=accelerator.num_processes),
         evaluate=evaluate,
+        show_untrained=show_untrained,
         asked_to_stop=asked_to_stop,
         tracker=tracker,
         global_batch_size=config.data.global_batch_size,
         skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
     )
-
-
-def begin_run(config: Config, run: Path, about: dict[str, Any], found: Path | None) -> Tracker:
-    """Write the run's config.yaml and run.json, and begin to track it or go on with that."""
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / ABOUT
-    try:
-        before = read_json(path) if path.is_file() else {}
-    except Damaged as error:
-        before = {}
-        set_aside(path, error)
-    write_whole(run / CONFIG, to_yaml(config))
-    tracker = open_tracker(
-        run,
-        config.tracking,
-        params=flatten(config.model_dump(mode="json")),
-        tags={
-            "mlflow.source.git.commit": about["git_commit"],
-            "mlflow.source.name": about["command"],
-            "mlflow.user": user_name(),
-            "dataset_fingerprint": about["dataset_fingerprint"],
-        },
-        datasets={"train": (name_of(config.data.train), config.data.train, about["dataset_fingerprint"])},
-        resumed_at=steps.step_number(found) if found else 0,
-        evaluates_again=found is not None and not steps.read_figures(found),
-    )
-    past = {name: before[name] for name in FORKED if name in before}
-    write_whole(path, json.dumps({**about, "started": before.get("started", about["started"]), **past}, indent=1))
-    tracker.artifact(run / CONFIG)
-    return tracker

@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,7 +16,9 @@ from launcher.processes.group import any_rank, gather_ranks, sum_ranks
 from launcher.processes.precision import in_precision
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
-from launcher.tracking.tracker import Tracker
+from launcher.tracking.protocol import Tracker
+from launcher.training.gauges import Gauges
+from launcher.training.gradients import clip_gradients, poison_gradient, seed_step
 from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
 from launcher.training.loss_scale import LossScale
 from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
@@ -37,6 +37,7 @@ class Trainer:
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
         lr_at: step (0-based) -> learning rate.
         evaluate: step -> figures on rank 0 (None: does not exist), {} elsewhere; called by all ranks; None = never.
+        show_untrained: called by all ranks before the first step of a run that is begun; None = never.
         asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples; None = there can be none.
@@ -54,6 +55,7 @@ class Trainer:
         lr_at: Callable[[int], float],
         batches_from: Callable[[int], Iterator[Batch]],
         evaluate: Callable[[int], Mapping[str, float | None]] | None,
+        show_untrained: Callable[[], None] | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         tracker: Tracker,
         global_batch_size: int,
@@ -71,6 +73,7 @@ class Trainer:
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
+        self.show_untrained = show_untrained
         self.asked_to_stop = asked_to_stop
         self.tracker = tracker
         self.global_batch_size = global_batch_size
@@ -83,7 +86,7 @@ class Trainer:
         self.log_window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
         self.log_batches = 0
         self.unchecked: list[Micro] = []  # what this rank saw since somebody last looked whether all was finite
-        self.log_began = time.perf_counter()
+        self.gauges = Gauges(accelerator.device)
 
     def fit(self) -> bool:
         """Train to the last step, or until asked to stop; returns whether the last step is done.
@@ -93,6 +96,9 @@ class Trainer:
         """
         self.begin()
         done_before = self.step == self.config.steps and self.resume_from is not None
+        if self.resume_from is None and self.step < self.config.steps and self.show_untrained is not None:
+            self.show_untrained()
+            self.gauges.leave_out()
         batches = self.batches_from(self.step) if self.step < self.config.steps else iter(())
         with Progress(
             self.config.steps, "train", "step", initial=self.step, enabled=self.accelerator.is_main_process
@@ -181,9 +187,11 @@ class Trainer:
         """The micro-batches of a step on the device, with the totals of the step where the method counts something."""
         device, accumulate = self.accelerator.device, self.config.accumulate
         if type(self.plain_method).counts is Method.counts:
-            yield from (to_device(next(batches), device) for _ in range(accumulate))
+            yield from (to_device(self.gauges.next_batch(batches), device) for _ in range(accumulate))
             return
-        of_step = [next(batches) for _ in range(accumulate)]  # its totals are known before its first loss
+        of_step = [
+            self.gauges.next_batch(batches) for _ in range(accumulate)
+        ]  # its totals are known before its first loss
         counts = [self.plain_method.counts(batch) for batch in of_step]
         mine = torch.stack([torch.stack([of_batch[name] for of_batch in counts]).sum() for name in counts[0]])
         totals = dict(zip(counts[0], sum_ranks(mine).to(device, non_blocking=True), strict=True))
@@ -229,24 +237,23 @@ class Trainer:
         """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
         self.stop_if_not_finite()
         means = self.average_log_window()
-        now = time.perf_counter()
-        images = self.log_batches / self.config.accumulate * self.global_batch_size
-        rate = images / (now - self.log_began)
-        self.log_window, self.log_batches, self.log_began = {}, 0, now
+        steps = self.log_batches // self.config.accumulate
+        took = self.gauges.read(steps, images=steps * self.global_batch_size)
+        self.log_window, self.log_batches = {}, 0
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= self.skips.count(self.step)
-        metrics |= {"train/lr": self.lr_at(self.step - 1), "train/images_per_s": rate}
+        metrics |= {"train/lr": self.lr_at(self.step - 1), **took}
         if self.loss_scale:
             scale, _, left_out = self.loss_scale.state.tolist()
             metrics |= {"train/loss_scale": scale, "train/updates_left_out": left_out}
         self.tracker.log(metrics, self.step)
-        return f"loss {metrics['train/loss']:.4f}, {rate:.1f} images/s"
+        return f"loss {metrics['train/loss']:.4f}, {took['train/images_per_s']:.1f} images/s"
 
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
             zero.gather_full(self.optimizer, self.plain_method, moments=False)
             figures = self.evaluate(self.step)
-            self.log_began = time.perf_counter()  # evaluation is not training time
+            self.gauges.leave_out()  # evaluation is not training time
             if self.accelerator.is_main_process:
                 self.record_figures(figures)
 
@@ -270,7 +277,7 @@ class Trainer:
         )
         stall_s = time.perf_counter() - started
         self.tracker.log({"train/save_s": stall_s}, self.step)
-        self.log_began += stall_s
+        self.gauges.leave_out(stall_s)
 
     def begin(self) -> None:
         """Resume, if there is a checkpoint; a scale of the loss is part of it."""
@@ -287,22 +294,3 @@ class Trainer:
         self.step = checkpoint.load(self.resume_from, self.plain_method, self.optimizer)
         if self.step and self.is_evaluation_due() and not steps.read_figures(self.resume_from):
             self.run_evaluation()
-
-
-def poison_gradient(loss: Tensor) -> Tensor:
-    """The loss, but with NaN for gradient if its value is not finite: then every rank sees it after the reduction."""
-    return loss * (1 + 0 * loss.detach())
-
-
-def clip_gradients(optimizer: Any, parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
-    """Length of the whole gradient; scales it in place to at most `max_norm`. DeepSpeed updates the weights, too."""
-    if isinstance(optimizer, zero.ZeroOptimizer):
-        return optimizer.clip_and_step()
-    if max_norm is None:
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Key whatever randomness a method draws on the device by (seed, step, rank): resuming needs no state of it."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))

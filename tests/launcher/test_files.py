@@ -51,7 +51,7 @@ from pathlib import Path
 from launcher.config.file import load_config
 from launcher.files import root_of
 from launcher.run.folder import run_folder
-from launcher.tracking.mlflow_sink import find_store
+from launcher.tracking.mlflow_store import find_store
 config = load_config(Path("demo/student"))
 print(run_folder(config), config.teacher, root_of(run_folder(config)), find_store()[0])
 """

@@ -157,7 +157,8 @@ def losses_of(run: Path) -> dict[int, dict[str, float]]:
         if "train/loss" in line:
             if line["step"] in found:
                 raise ValueError(f"{run}: step {line['step']} is logged twice")
-            found[line["step"]] = {k: v for k, v in line.items() if k not in ("time", "train/images_per_s")}
+            of_clock = {"time", "train/images_per_s", *(name for name in line if name.startswith("system/"))}
+            found[line["step"]] = {k: v for k, v in line.items() if k not in of_clock}
     return found
 
 

@@ -16,7 +16,7 @@ from launcher.bench.stage import Stage
 from launcher.config.sections import CamConfig, TrainConfig
 from launcher.jobs.infer import cams_of
 from launcher.jobs.segment_images import maps_reader
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.protocol import NoTracker
 from launcher.training.trainer import Trainer
 from wsss.maps.fusion import cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label

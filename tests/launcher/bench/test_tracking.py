@@ -1,7 +1,7 @@
 import time
 
 from launcher.bench.tracking import format_times, measure, time_loop
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.protocol import NoTracker
 
 
 def test_the_share_is_the_time_of_log_in_the_time_of_tracked_steps():

@@ -16,7 +16,7 @@ from launcher.config.sections import Config
 from wsss.methods import METHODS
 from wsss.models import MODELS
 
-FOREIGN = {"--help", "--dereference", "--shm-size", "--nthreads", "--no-nanny"}  # of all commands, tar, docker, Dask
+FOREIGN = {"--help", "--dereference", "--shm-size", "--nthreads", "--no-nanny", "--backend-store-uri"}
 WRITERS = ["coco14", "images", "ijmond", "ijmond-frames", "join", "rise", "smoke", "smoke5k", "synthetic", "voc12"]
 SPOKEN_IN = {  # the commands in which a file of shards speaks, where not all writers of shards can make it
     "shards/write.py": WRITERS,

@@ -9,9 +9,10 @@ from support.absent import write_scenes
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
-from launcher.evaluation.evaluate import evaluate, final_metrics
+from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.report import write_report
 from launcher.evaluation.table import format_evaluation
+from launcher.evaluation.track import final_metrics
 from launcher.files import RUNS
 from launcher.jobs.infer import infer
 from launcher.tracking.tracker import read_metrics

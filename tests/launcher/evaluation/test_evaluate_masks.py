@@ -6,9 +6,10 @@ from support.photographs import PETS, Photographs
 
 from launcher.config.file import load_config
 from launcher.errors import RunError
-from launcher.evaluation.evaluate import evaluate, final_metrics
+from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.report import write_report
 from launcher.evaluation.table import format_evaluation
+from launcher.evaluation.track import final_metrics
 from launcher.files import RUNS
 from launcher.jobs.label_maps import segment_sources_of
 from launcher.jobs.segment import segment

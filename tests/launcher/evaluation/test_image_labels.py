@@ -11,7 +11,7 @@ from support.squares import Squares
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
-from launcher.evaluation.evaluate import evaluate, final_metrics
+from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.image_labels import ImageLabels, label_figures
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_labels import LabelJudge
@@ -19,6 +19,7 @@ from launcher.evaluation.pictures import LABEL_PX, TILE_PX, lay_out_gallery
 from launcher.evaluation.report import write_report
 from launcher.evaluation.sources import LabelPrediction, ScorePrediction
 from launcher.evaluation.table import format_evaluation
+from launcher.evaluation.track import final_metrics
 from launcher.evaluation.validate import choose_judge
 from launcher.files import RUNS
 from launcher.jobs.infer import infer

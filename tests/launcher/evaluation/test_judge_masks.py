@@ -13,7 +13,7 @@ from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_masks import MaskJudge, MaskPart, draw_row
 from launcher.evaluation.pictures import LABEL_PX, TILE_PX, as_tile, overlay_classes
 from launcher.evaluation.validate import choose_judge, make_validator, read_before, say_headlines
-from launcher.tracking.tracker import NoTracker
+from launcher.tracking.protocol import NoTracker
 from shards.folder import ShardFolder
 from shards.write import write_split
 from wsss.metrics.confusion import confusion_matrix, mean_iou

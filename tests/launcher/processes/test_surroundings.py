@@ -189,7 +189,7 @@ def test_mlflow_is_imported_where_a_user_has_no_home(tmp_path):
         "import os, pathlib\n"
         "def nobody(name): raise KeyError(name)\n"
         "import pwd; pwd.getpwuid = nobody\n"
-        "from launcher.tracking.mlflow_sink import load_mlflow\n"
+        "from launcher.tracking.mlflow_store import load_mlflow\n"
         "load_mlflow()\n"
         "assert 'HOME' not in os.environ\n"
     )
@@ -202,7 +202,8 @@ def test_a_sink_that_cannot_be_imported_ends_no_run(in_tmp, tiny_config, monkeyp
     def broken():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("launcher.tracking.mlflow_sink.load_mlflow", broken)
+    for place in ("mlflow_sink", "mlflow_store"):  # in the main thread, and where it is sent
+        monkeypatch.setattr(f"launcher.tracking.{place}.load_mlflow", broken)
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 1.0)
     train(tiny_config("classify", "train.steps=2"))
     assert "MLflow does not take the figures of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err

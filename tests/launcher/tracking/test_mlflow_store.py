@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from launcher.files import root_of
-from launcher.tracking.mlflow_sink import MlflowSink, find_store
+from launcher.tracking.mlflow_sink import MlflowSink
+from launcher.tracking.mlflow_store import find_store
 from launcher.tracking.tracker import RunTracker
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import launcher.training.run
 from launcher.config.sections import Config
+from launcher.tracking.protocol import NoTracker, Tracker
 from launcher.tracking.sink import Sink
 from launcher.tracking.sinks import SINKS, make_sink
-from launcher.tracking.tracker import NoTracker, RunTracker, Tracker
+from launcher.tracking.tracker import RunTracker
 
 
 class Notes:
@@ -29,6 +31,10 @@ class Notes:
 
     def artifact(self, path: Path) -> None: ...
 
+    def model(self, path: Path, name: str, alias: str) -> None: ...
+
+    def tell(self, **about: Any) -> None: ...
+
     def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
         self.ended.append(status)
         return True
@@ -46,4 +52,4 @@ def test_trainer_and_validator_need_no_more_than_the_protocol(
     launcher.training.run.train(tiny_config("classify"))
     assert [step for step, metrics in notes.lines if "train/loss" in metrics] == [2, 4]
     assert [step for step, metrics in notes.lines if "val/average_precision" in metrics] == [4]
-    assert notes.images == [(4, "gallery")] and notes.ended == ["FINISHED"]
+    assert notes.images == [(0, "gallery"), (4, "gallery")] and notes.ended == ["FINISHED"]

@@ -13,6 +13,7 @@ from launcher.config.file import load_config
 from launcher.config.sections import TrackingConfig
 from launcher.errors import ConfigError
 from launcher.evaluation import evaluate, report
+from launcher.evaluation.track import track
 from launcher.files import RUNS
 from launcher.tracking.delivery import Delivery
 from launcher.tracking.mlflow_sink import MlflowSink
@@ -70,7 +71,7 @@ def test_a_run_shows_its_figures_and_pictures_and_needs_no_mlflow(in_tmp, tiny_c
     train(tiny_config("classify", "tracking.to=[tensorboard]"))
     shown = read_events(RUNS / "teacher")
     assert shown == read_folder(RUNS / "teacher")
-    assert [step for step, _ in shown["train/loss"]] == [2, 4] and [step for step, _ in shown["gallery"]] == [4]
+    assert [step for step, _ in shown["train/loss"]] == [2, 4] and [step for step, _ in shown["gallery"]] == [0, 4]
     assert not any(count_unsent(RUNS / "teacher", "tensorboard"))
 
 
@@ -91,11 +92,11 @@ def test_a_run_that_was_killed_and_resumed_shows_each_step_once(in_tmp, tiny_con
         train(config)
     before = read_events(RUNS / "teacher")
     assert [step for step, _ in before["train/loss"]] == [*range(1, at + 1)]
-    assert [step for step, _ in before["gallery"]] == [*range(2, at + 1, 2)]
+    assert [step for step, _ in before["gallery"]] == [*range(0, at + 1, 2)]
     train(config)
     after = read_events(RUNS / "teacher")
     assert [step for step, _ in after["train/loss"]] == [*range(1, 9)]
-    assert [step for step, _ in after["gallery"]] == [2, 4, 6, 8]
+    assert [step for step, _ in after["gallery"]] == [0, 2, 4, 6, 8]
     assert [step for step, _ in after["val/average_precision"]] == [2, 4, 6, 8]
     assert after == read_folder(RUNS / "teacher")
 
@@ -206,7 +207,7 @@ def test_evaluation_and_report_reach_it(run):
     (run / evaluate.EVALUATION).write_text("{}")
     figures = {"grad": {"fixed": {"miou": 0.5}, "tuned": None}}
     dataset = {"classes": ["smoke"]}
-    evaluate.track(run, {"checkpoint": "runs/student/step_0000002", "sources": figures, "dataset": dataset})
+    track(run, {"checkpoint": "runs/student/step_0000002", "sources": figures, "dataset": dataset})
     assert read_events(run)["final/grad/fixed/miou"] == [(2, 0.5)]
     (run / "report.html").write_text("<p>")
     assert report.attach(run, run / "report.html", send=True)

@@ -3,8 +3,10 @@ import pytest
 from PIL import Image
 
 from launcher.errors import RunError
-from launcher.tracking.mlflow_sink import MlflowSink, open_client
-from launcher.tracking.tracker import NoTracker, RunTracker, read_metrics
+from launcher.tracking.mlflow_sink import MlflowSink
+from launcher.tracking.mlflow_store import open_client
+from launcher.tracking.protocol import NoTracker
+from launcher.tracking.tracker import RunTracker, read_metrics
 from launcher.tracking.unsent import read_sent
 
 

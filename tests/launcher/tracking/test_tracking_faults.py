@@ -79,7 +79,7 @@ def test_what_an_absent_mlflow_missed_is_sent_later_and_only_once(run, monkeypat
         return names, [found.info.run_id for found in runs], points(run), client.get_run(run_id).info.end_time
 
     once = everything()
-    assert len(once[0]) == 4  # config.yaml, images/ and a picture in two sizes
+    assert len(once[0]) == 5  # config.yaml, gallery/, images/ and a picture in two sizes
     assert sync(run)
     assert f"{run}: sent 0 points and 0 files" in capsys.readouterr().out
     (run / "tracking/mlflow/sent.json").unlink()  # even a sync that has forgotten what it sent

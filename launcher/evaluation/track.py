@@ -1,0 +1,65 @@
+"""An evaluation sent to where its run is tracked: every figure, and the few that stand for it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.evaluation.figures import order_figures
+from launcher.evaluation.formats import format_figure, name_class
+from launcher.run import steps
+from launcher.run.folder import EVALUATION, Run
+from launcher.tracking.mlflow_pages import COLUMNS, SUMMARY
+from launcher.tracking.tracker import open_tracker
+
+NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
+
+
+def track(run: Path, report: dict[str, Any]) -> None:
+    """Send the final figures to where the run is tracked."""
+    tracker = open_tracker(run, Run(run).config.tracking)
+    step = steps.step_number(Path(report["checkpoint"]))
+    summary = summarise(report)
+    tracker.log({**{f"{SUMMARY}{name}": value for name, value in summary.items()}, **final_metrics(report)}, step)
+    if summary:
+        tracker.tell(evaluation=describe_summary(report, summary))
+    tracker.artifact(run / EVALUATION)
+    tracker.close(None)
+
+
+def summarise(report: Mapping[str, Any]) -> dict[str, float]:
+    """The few figures that stand for a run in a list of runs: of its headline, and of the image labels."""
+    headline = report.get("headline")
+    of_maps = report["sources"][headline["source"]][headline["choice"]] if headline else {}
+    found = {**report.get("classification", {}), **of_maps}
+    return {name: found[name] for name in COLUMNS if isinstance(found.get(name), float)}
+
+
+def describe_summary(report: Mapping[str, Any], summary: Mapping[str, float]) -> str:
+    one = name_class([report["dataset"]["classes"]])
+    said = [format_figure(figure, summary[name], one, unit=" %") for name, figure in order_figures(summary).items()]
+    headline = report.get("headline")
+    of = f"{headline['source']} ({headline['choice']}) of {Path(report['checkpoint']).name}: " if headline else ""
+    return of + ", ".join(said)
+
+
+def final_metrics(report: dict[str, Any]) -> dict[str, float]:
+    """{final/SOURCE/CHOICE/figure: value} of an evaluation, final/labels/figure of its image labels, and of each of
+    several classes final/classes/NAME/iou, that of the headline, and .../average_precision and .../f1.
+
+    MLflow allows no '+' or '@' in a name.
+    """
+    found = {
+        f"{source}/{choice}/{figure}": value
+        for source, figures in report["sources"].items()
+        for choice in ("fixed", "tuned")
+        for figure, value in (figures[choice] or {}).items()
+    }
+    found |= {f"labels/{figure}": value for figure, value in report.get("classification", {}).items()}
+    if len(report["dataset"]["classes"]) > 1:
+        headline = report["headline"]
+        ious = report["sources"][headline["source"]][headline["choice"]].get("class_iou", {})
+        found |= {f"classes/{name}/iou": iou for name, iou in ious.items()}
+        for name, about in report.get("labels", {}).get("classes", {}).items():
+            found |= {f"classes/{name}/{figure}": about[figure] for figure in ("average_precision", "f1")}
+    return {f"final/{re.sub(NO_NAME, '_', name)}": value for name, value in found.items() if isinstance(value, float)}

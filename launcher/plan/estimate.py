@@ -1,0 +1,236 @@
+"""What a run costs: steps, memory, time, disk, money; each estimated, with what was assumed."""
+
+from dataclasses import dataclass, field
+
+from launcher.config.sections import Config
+from launcher.errors import ConfigError
+from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
+from launcher.plan.step import count_config, teacher_of
+from launcher.run.folder import is_run
+from shards.folder import ShardFolder
+from shards.remote import Place
+from shards.schema import ClassSet, DataError
+from wsss.methods import METHODS
+
+GIB = 2**30
+CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context, kernels and libraries
+WORKSPACE = 1.1  # scratch memory and what the allocator loses
+DISK_BYTES_S = 0.5e9  # checkpoints
+CAM_SIDE = 16  # pixels of an image to one of a map, at least
+MASK_BYTES = 10_000  # of a PNG of class ids
+KNOWN = {
+    "voc": (20, 10_582, 1_449),
+    "coco": (80, 82_081, 40_137),
+}  # classes, images of train and val, where data is not here
+
+Range = tuple[float, float]  # best, worst
+
+
+@dataclass
+class Plan:
+    """All of it; bytes, seconds and counts. `None`: not known without data.
+
+    Attributes:
+        images: of one process and micro-batch.
+        memory: {part: bytes} of one process.
+        largest: images of a micro-batch that fit.
+        accumulate: the least `train.accumulate` with which the run fits; None: it never does.
+        step_s: one update.
+        disk: {what: bytes}.
+        assumed: sentences.
+    """
+
+    config: Config
+    gpu: Gpu
+    processes: int
+    images: int
+    parameters: int
+    flops: int
+    launches: int
+    memory: dict[str, int]
+    largest: int
+    accumulate: int | None
+    step_s: Range
+    train_images: int | None
+    val_images: int | None
+    validations: int
+    validation_s: Range | None
+    saves: int
+    save_s: float
+    disk: dict[str, int]
+    price: float | None
+    measured: bool = False
+    assumed: list[str] = field(default_factory=list)
+
+    @property
+    def needed(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.gpu.memory_gib * GIB
+
+    @property
+    def epochs(self) -> float | None:
+        images = self.config.train.steps * self.config.data.global_batch_size
+        return images / self.train_images if self.train_images else None
+
+    @property
+    def hours(self) -> Range:
+        """Of the whole run, on all GPUs at once."""
+        rest = self.saves * self.save_s
+        found = []
+        for end in (0, 1):
+            validation = self.validation_s[end] * self.validations if self.validation_s else 0.0
+            found.append((self.step_s[end] * self.config.train.steps + validation + rest) / 3600)
+        return found[0], found[1]
+
+
+def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: float | None = None) -> Plan:
+    """Raises ConfigError if the batch does not divide, or the step cannot be counted."""
+    assumed: list[str] = []
+    processes = processes or config.launch.processes or 1
+    if config.launch.processes is None:
+        assumed.append(f"{processes} process{'es' if processes > 1 else ''} (--processes)")
+    images = divide(config, processes, config.train.accumulate)
+    class_set, train_images, val_images = look_at_data(config, assumed)
+    step, forward, sizes = count_config(config, class_set, images)
+    if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
+        assumed.append(f"the teacher {config.teacher} is not there: a ResNet-50 with PCM in its place")
+    zero = config.launch.zero if isinstance(config.launch.zero, int) else 0
+    trained = sizes["trained"]
+    memory = {
+        "weights": sizes["weights"] + sizes["frozen"],
+        "gradients": trained // (processes if zero >= 2 else 1),
+        "AdamW": 2 * trained // (processes if zero >= 1 else 1),
+        "activations": step.kept_bytes,
+    }
+    memory["workspace"] = int((WORKSPACE - 1) * sum(memory.values())) + CONTEXT_BYTES
+    fixed = sum(value for name, value in memory.items() if name not in ("activations", "workspace"))
+    free = (gpu.memory_gib * GIB - CONTEXT_BYTES) / WORKSPACE - fixed
+    largest = max(0, int(free / max(step.kept_bytes / images, 1)))
+    step_s = time_step(config, gpu, processes, step.ops, trained)
+    evals, per_look = count_validations(config, val_images), forward * look_factor(config)
+    cost = None
+    if evals:
+        whole = evals * per_look / (gpu.bf16 if config.train.precision == "bf16" else gpu.float32) / 1e12
+        cost = (whole / UTILISATION[0] / processes, whole / UTILISATION[1] / processes)
+    every = config.train.eval_every or max(config.train.steps, 1)
+    validations = 0 if config.data.val is None else max(1, -(-config.train.steps // every))
+    saves = -(-config.train.steps // config.train.save_every) if config.train.save_every else 1
+    checkpoint = sizes["weights"] + 2 * trained
+    disk = {"checkpoints": checkpoint * (config.train.keep + (config.train.keep_best is not None))}
+    disk |= disk_of_data(config, class_set, train_images, val_images)
+    assumed += [
+        f"one operator takes its FLOPs at the peak or its bytes at the memory's speed, whichever is more, at "
+        f"{UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet of {gpu.title}",
+        "all losses on, as in the last step; loader fast enough, nobody else on the GPU",
+    ]
+    return Plan(
+        config=config,
+        gpu=gpu,
+        processes=processes,
+        images=images,
+        parameters=sizes["parameters"],
+        flops=step.flops // images * config.data.global_batch_size,
+        launches=len(step.ops),
+        memory=memory,
+        largest=largest,
+        accumulate=least_accumulate(config, processes, largest),
+        step_s=step_s,
+        train_images=train_images,
+        val_images=val_images,
+        validations=validations,
+        validation_s=cost,
+        saves=saves,
+        save_s=checkpoint / DISK_BYTES_S,
+        disk=disk,
+        price=price,
+        assumed=assumed,
+    )
+
+
+def divide(config: Config, processes: int, accumulate: int) -> int:
+    """Images of one process and micro-batch. Raises ConfigError if the batch does not divide."""
+    batch, parts = config.data.global_batch_size, processes * accumulate
+    if batch % parts:
+        raise ConfigError(
+            f"data.global_batch_size is {batch}, which {processes} processes with train.accumulate={accumulate} cannot "
+            "share evenly; choose --processes or train.accumulate so that it divides"
+        )
+    return batch // parts
+
+
+def least_accumulate(config: Config, processes: int, largest: int) -> int | None:
+    """The least number of micro-batches with which one fits, and from which the method can learn."""
+    batch = config.data.global_batch_size
+    group = config.method.options.get("group_size", 2) if METHODS[config.method.name].views == "two" else 1
+    for accumulate in range(1, batch // processes + 1):
+        images, rest = divmod(batch, processes * accumulate)
+        if not rest and images <= largest and images % (group or 1) == 0:
+            return accumulate
+    return None
+
+
+def time_step(config: Config, gpu: Gpu, processes: int, ops: list[tuple[int, int, str]], trained: int) -> Range:
+    """Seconds of an update. Without a CUDA graph the host's launches may take longer than the device."""
+    least = sum(gpu.seconds(*one, config.train.precision) for one in ops) * config.train.accumulate
+    least += 8 * trained / gpu.copy / 1e12  # AdamW and the gradient's length: weights, gradients and moments to and fro
+    graph = config.train.graph and processes == 1 and config.train.accumulate == 1
+    host = (0.0, 0.0) if graph else tuple(len(ops) * config.train.accumulate * each for each in HOST_S)
+    return max(least / UTILISATION[0], host[0]), max(least / UTILISATION[1], host[1])
+
+
+def look_at_data(config: Config, assumed: list[str]) -> tuple[ClassSet, int | None, int | None]:
+    """(classes, images of train, images of val): of the shards where they are, else of the data set that a path
+    names, else one class."""
+    train, val = open_shards(config.data.train), open_shards(config.data.val)
+    if train is not None:
+        return train.index.as_class_set(), len(train), len(val) if val is not None else None
+    place = str(config.data.train)
+    name = next((name for name in KNOWN if name in place), None)
+    classes, images, of_val = KNOWN[name] if name else (1, None, None)
+    assumed.append(
+        f"{place} is not here: {classes} class{'es' if classes > 1 else ''}"
+        + (f", {images:,} images, as {name.upper()} has" if name and images else "; number of images not known")
+    )
+    return ClassSet(name="assumed", classes=tuple(f"class{n}" for n in range(classes))), images, of_val
+
+
+def open_shards(place: Place | None) -> ShardFolder | None:
+    """The shards, or None where they are not on this machine's disks."""
+    if place is None or isinstance(place, str) or not place.is_dir():
+        return None
+    try:
+        return ShardFolder(place)
+    except DataError:
+        return None
+
+
+def count_validations(config: Config, val_images: int | None) -> int | None:
+    """Images that one validation looks at."""
+    if config.data.val is None or val_images is None:
+        return None
+    return min(val_images, config.data.val_part or val_images)
+
+
+def look_factor(config: Config) -> float:
+    """How much more than one forward pass at data.image_size it takes to read the maps of an image."""
+    return sum(scale**2 for scale in config.cam.scales) * (2 if config.cam.flip else 1)
+
+
+def disk_of_data(
+    config: Config, class_set: ClassSet, train_images: int | None, val_images: int | None
+) -> dict[str, int]:
+    """{what: bytes} of shards that are here, and of the CAMs and masks of all images."""
+    found = {}
+    shards = [open_shards(place) for place in (config.data.train, config.data.val)]
+    here = sum(sum(shard.bytes for shard in folder.index.shards) for folder in shards if folder is not None)
+    if here:
+        found["shards"] = here
+    images = (train_images or 0) + (val_images or 0)
+    if images and METHODS[config.method.name].gives_maps:
+        shown = class_set.num_fg_classes if config.cam.classes == "all" else min(3, class_set.num_fg_classes)
+        found["CAMs"] = images * len(config.cam.kinds) * shown * (config.data.image_size // CAM_SIDE) ** 2 * 2
+        found["masks"] = images * MASK_BYTES
+    return found

@@ -1,0 +1,80 @@
+"""GPUs by name: what their data sheets promise, and what a step gets of it."""
+
+from typing import NamedTuple
+
+import torch
+
+from launcher.bench.count import ATTENTION, PAIRS
+from launcher.config.sections import Precision
+from launcher.errors import ConfigError
+
+
+class Gpu(NamedTuple):
+    """From the data sheet, dense.
+
+    Attributes:
+        memory_gib: of one card.
+        bf16, tf32, float32: TFLOP/s.
+        copy: TB/s of its memory.
+    """
+
+    title: str
+    memory_gib: float
+    bf16: float
+    tf32: float
+    float32: float
+    copy: float
+
+    def seconds(self, flops: int, traffic: int, kind: str, precision: Precision) -> float:
+        """Least time of one operator: its products at the peak, or its traffic at the memory's speed."""
+        of_float32 = self.tf32 if precision == "tf32" and kind != ATTENTION else self.float32
+        tflops = self.bf16 if kind in ("bf16", PAIRS) else of_float32
+        return max(flops / tflops, traffic / self.copy, 1e12 * LAUNCH_S) / 1e12
+
+
+LAUNCH_S = 3e-6  # the least that a kernel takes of the device
+HOST_S = (25e-6, 45e-6)  # that the host takes for an operator, where the step is no CUDA graph; 32 on the H100 machine
+UTILISATION = (0.7, 0.3)  # of these peaks, best and worst; the steps measured on an H100 got 0.32 to 0.75
+
+GPUS = {
+    "h100": Gpu("NVIDIA H100 80GB SXM", 79.6, 989, 494, 67, 3.35),
+    "h200": Gpu("NVIDIA H200 141GB", 140.0, 989, 494, 67, 4.8),
+    "a100": Gpu("NVIDIA A100 40GB", 39.4, 312, 156, 19.5, 1.56),
+    "a100-80": Gpu("NVIDIA A100 80GB", 79.2, 312, 156, 19.5, 2.04),
+    "l40s": Gpu("NVIDIA L40S 48GB", 44.5, 362, 183, 91.6, 0.86),
+    "a10": Gpu("NVIDIA A10 24GB", 22.5, 125, 62.5, 31.2, 0.6),
+    "4090": Gpu("NVIDIA RTX 4090 24GB", 23.6, 165, 82.6, 82.6, 1.01),
+    "3090": Gpu("NVIDIA RTX 3090 24GB", 23.6, 71, 35.6, 35.6, 0.94),
+    "t4": Gpu("NVIDIA T4 16GB (no bfloat16, no TF32: as float32)", 14.6, 8.1, 8.1, 8.1, 0.32),
+}
+
+
+def find_gpu(name: str | None) -> Gpu:
+    """The GPU of a name; None = the one here if it is known, else an H100.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    if name is None:
+        return here() or GPUS["h100"]
+    if name.lower() not in GPUS:
+        raise ConfigError(f"--gpu: there is no '{name}'; choose one of {', '.join(GPUS)}")
+    return GPUS[name.lower()]
+
+
+def here() -> Gpu | None:
+    """This machine's GPU with its own memory; None where there is none, or one that no data sheet here is of."""
+    if not torch.cuda.is_available():
+        return None
+    title, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
+    known = [gpu for name, gpu in GPUS.items() if name.split("-")[0].upper() in title.upper()]
+    return (
+        min(known, key=lambda gpu: abs(gpu.memory_gib - memory))._replace(title=title, memory_gib=memory)
+        if known
+        else None
+    )
+
+
+def measured_here(name: str | None) -> bool:
+    """Whether a probe says more than a data sheet: no other GPU is named, and there is one here."""
+    return name is None and torch.cuda.is_available()

@@ -1,0 +1,72 @@
+"""What MLflow's pages show of a run and where: names of figures, columns of the list of runs, the description, links.
+
+MLflow 3 draws a figure in the section that its name says up to the last '/', sections in the order of their names, and
+shows `system/...` on a page of its own. It opens on pages for language models unless a link says otherwise: versions
+before 3.12 or so read the experiment's kind, later ones only the link or what the reader chose last.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+KIND = ("mlflow.experimentKind", "custom_model_development")
+VIEW = "wsss"  # name of the view that is stored with an experiment; links name it
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+PAGES = "workflowType=machine_learning"
+
+SYSTEM = {  # of the machine, not of the model
+    "train/images_per_s": "system/images_per_second",
+    "train/save_s": "system/save_seconds",
+    "val/seconds": "system/validation_seconds",
+}
+SUMMARY = "summary/"  # the few figures of an evaluation that the list of runs shows
+COLUMNS = ("miou", "per_image_iou", "false_alarm_area", "average_precision", "f1", "threshold")
+WHILE_TRAINING = ("val/miou", "val/per_image_iou", "val/average_precision", "train/loss")
+
+
+def name_in_mlflow(name: str, headlines: Mapping[str, str]) -> str | None:
+    """The name under which MLflow gets a figure of the journal; None: it does not, since evaluation.json, which it has
+    as a file, holds it.
+
+    Args:
+        headlines: {name in the journal: name in MLflow} of the few figures of validation that come first.
+    """
+    if name.startswith("final/"):
+        return None
+    return SYSTEM.get(name) or headlines.get(name) or name.removeprefix(SUMMARY)
+
+
+def experiment_tags() -> dict[str, str]:
+    """What an experiment must say so that its list of runs shows figures."""
+    columns = [f"metrics.`{name}`" for name in (*COLUMNS, *WHILE_TRAINING)]
+    return dict([KIND, (VIEW_TAG, json.dumps({"selectedColumns": columns}))])
+
+
+def link_runs(experiment_id: str) -> str:
+    """The page of an experiment's runs, to follow the address of a server."""
+    return f"#/experiments/{experiment_id}/runs?{PAGES}&viewStateShareKey={VIEW}"
+
+
+def link_run(experiment_id: str, run_id: str, page: str = "") -> str:
+    """The page of a run, such as /artifacts/report.html."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}{page}?{PAGES}"
+
+
+def file_of_step(step: int) -> str:
+    return f"step_{step:07d}.png"
+
+
+def describe(about: Mapping[str, Any], experiment_id: str, run_id: str) -> str:
+    """A run's description, in Markdown, from what RUN/tracking/wanted.json says under `about`."""
+    lines = [f"**{about['what']}**", ""] if "what" in about else []
+    for name in ("evaluation", "best", "data", "folder", "commit"):
+        if about.get(name):
+            lines.append(f"- {name}: {about[name]}")
+    if "again" in about:
+        lines.append(f"- go on with it: `{about['again']}`")
+    if files := about.get("files"):
+        links = [f"[{name}]({link_run(experiment_id, run_id, f'/artifacts/{name}')})" for name in files]
+        lines.append(f"- files: {', '.join(links)}")
+    for name, step in about.get("pictures", {}).items():
+        lines += ["", f"![{name}](get-artifact?path={name}/{file_of_step(step)}&run_uuid={run_id})"]
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""Which MLflow store a run goes to, and how it is opened.
+
+MLflow is an SQLite file in the folder of runs that a run lies in, unless MLFLOW_TRACKING_URI says otherwise.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from launcher.files import RUNS
+from wsss.extras import needs
+
+OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
+
+
+def find_store(root: Path = RUNS) -> tuple[str, str | None]:
+    """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
+
+    By default both are in the folder of runs, wherever one stands; a named store decides for itself where artifacts go.
+    """
+    here = f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = here if not named or named == os.environ.get(OURS) else named
+    return uri, (root / "mlartifacts").resolve().as_uri() if uri == here else None
+
+
+def load_mlflow() -> None:
+    """Import what a delivery needs, in the main thread: a process forked while another thread imports may hang."""
+    # One request waits so long and is tried so often; the defaults, 120 s and 7, would hide an outage for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    with a_home(), needs("mlflow"):
+        import mlflow
+        import mlflow.data.meta_dataset
+        import mlflow.tracking.multimedia
+
+        if not find_store()[0].startswith("http"):
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+@contextmanager
+def a_home() -> Iterator[None]:
+    """MLflow asks for the user's home when it is imported, and does not import where a container's user has none."""
+    homeless = "HOME" not in os.environ and os.path.expanduser("~") == "~"
+    if homeless:
+        os.environ["HOME"] = str(RUNS.resolve())
+    try:
+        yield
+    finally:
+        if homeless:
+            del os.environ["HOME"]
+
+
+def open_client(root: Path = RUNS) -> tuple[Any, str | None]:
+    """A client of the store, and where new experiments keep their artifacts (None: the store decides)."""
+    load_mlflow()
+    import mlflow
+
+    uri, artifacts = find_store(root)
+    if artifacts is not None:
+        root.mkdir(exist_ok=True)
+        os.environ[OURS] = uri
+    mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
+    return mlflow.MlflowClient(uri), artifacts
+
+
+def address_of(uri: str, page: str) -> str:
+    """Where a page of a store is looked at, without anybody's password; for a file, where `mlflow ui` shows it."""
+    parts = urlsplit(uri)
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    if parts.scheme in ("http", "https"):
+        return f"{place}/{page}"
+    return f"http://127.0.0.1:5000/{page} while `mlflow ui --backend-store-uri {place}` runs"

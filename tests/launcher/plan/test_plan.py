@@ -1,0 +1,124 @@
+"""What a run costs, from its real graph, compared with what was measured and with sums by hand."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from typer.testing import CliRunner
+
+from launcher.__main__ import app
+from launcher.bench.count import ATTENTION, PAIRS, Counted, count_step, storage_ids
+from launcher.config.file import load_config
+from launcher.errors import ConfigError
+from launcher.files import find_shipped
+from launcher.plan.estimate import GIB, divide, least_accumulate, look_at_data, make_plan, time_step
+from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
+from launcher.plan.text import format_plan
+
+MEASURED = {  # ms of an update on an H100, docs/experiments.md of 2026-11-26
+    ("voc/msee_vitb", ()): 46.7,
+    ("voc/msee_vitb", ("train.precision=ieee", "train.graph=false")): 254,
+    ("smoke/student_vitb", ()): 30.0,
+    ("smoke/student_vitb", ("train.precision=tf32", "train.graph=false")): 125,
+    ("smoke/teacher_resnet50", ()): 19.5,
+}
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A folder without data, runs or weights."""
+    monkeypatch.chdir(tmp_path)
+
+
+@cache
+def plan_of(name, *overrides, gpu="h100"):
+    return make_plan(load_config(find_shipped(name), list(overrides)), GPUS[gpu], processes=1)
+
+
+def test_flops_and_what_is_kept_are_those_of_a_network_by_hand():
+    with FakeTensorMode():
+        network = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+        x = torch.zeros(5, 8)
+        found = count_step(lambda: network(x).sum(), storage_ids(network.parameters()))
+    forward = 2 * 5 * (8 * 16 + 16 * 4)
+    assert found.flops == forward + 2 * 5 * (8 * 16 + 2 * 16 * 4)  # nobody asks for the gradient of x
+    assert found.kept_bytes == 4 * (5 * 8 + 5 * 16)  # x, and the output of the ReLU once, though two keep it
+
+
+def test_an_operator_takes_the_longer_of_products_traffic_and_launch():
+    gpu = GPUS["h100"]
+    assert gpu.seconds(989 * 10**12, 0, "bf16", "bf16") == pytest.approx(1)
+    assert gpu.seconds(67 * 10**12, 0, "float32", "ieee") == pytest.approx(1)
+    assert gpu.seconds(494 * 10**12, 0, "float32", "tf32") == pytest.approx(1)
+    assert gpu.seconds(67 * 10**12, 0, ATTENTION, "tf32") == pytest.approx(1)
+    assert gpu.seconds(989 * 10**12, 0, PAIRS, "ieee") == pytest.approx(1)
+    assert gpu.seconds(1, 3350 * 10**9, "bf16", "bf16") == pytest.approx(1)
+    assert gpu.seconds(1, 1, "bf16", "bf16") == pytest.approx(3e-6)
+
+
+def test_without_a_graph_a_step_takes_at_least_its_launches(nowhere):
+    config = load_config(find_shipped("voc/msee_vitb"), [])
+    ops = Counted([(0, 0, "bf16")] * 1000).ops
+    best, worst = time_step(config, GPUS["h100"], 1, ops, 0)
+    assert (best, worst) == pytest.approx((3e-3 / UTILISATION[0], 3e-3 / UTILISATION[1]))
+    for processes, accumulate in ((2, 1), (1, 2)):
+        more = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})})
+        found = time_step(more, GPUS["h100"], processes, ops, 0)
+        assert found == pytest.approx(tuple(1000 * accumulate * each for each in HOST_S))
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: f"{case[0]} {' '.join(case[1])}")
+def test_a_shipped_config_takes_what_was_measured(nowhere, case):
+    name, overrides = case
+    low, high = plan_of(name, *overrides).step_s
+    assert low <= MEASURED[case] / 1e3 <= high and high < 2.5 * low
+
+
+def test_the_memory_of_an_image_is_what_was_measured(nowhere):
+    plan = plan_of("voc/msee_vitb")
+    measured = (50 - 27) / 32  # GiB from 32 to 64 images
+    assert plan.memory["activations"] / plan.images / GIB == pytest.approx(measured, rel=0.1)
+    assert 2184e9 < plan.flops / 4 < 2500e9  # counted without the energy (D-45), and with it
+    assert plan.epochs == pytest.approx(20_000 * 4 / 10_582) and plan.validations == 10
+
+
+def test_a_network_that_reads_values_or_counts_several_images_is_planned_too(nowhere):
+    small = ("data.image_size=64", "data.global_batch_size=2")
+    assert plan_of("smoke/segmenter", *small, "model.timm_name=vit_tiny_patch16_224").flops > 0
+    assert plan_of("smoke/stage3_deeplab", *small, "model.timm_name=resnet10t").flops > 0
+
+
+def test_what_does_not_fit_says_what_does(nowhere):
+    assert plan_of("smoke/teacher_resnet50").fits and plan_of("smoke/teacher_resnet50").accumulate == 1
+    large = plan_of("smoke/teacher_resnet50", "data.global_batch_size=128", gpu="t4")
+    assert not large.fits and 0 < large.largest < 128
+    assert 128 // large.accumulate <= large.largest < 128 // (large.accumulate // 2)
+    assert f"train.accumulate={large.accumulate} in place of 1" in format_plan(large)
+    config = load_config(find_shipped("coco/msee_vitb"), ["data.global_batch_size=64"])
+    assert least_accumulate(config, 1, 0) is None and least_accumulate(config, 1, 1) is None  # groups of two images
+    assert least_accumulate(config, 2, 2) == 16
+    with pytest.raises(ConfigError, match="64, which 3 processes with train.accumulate=1 cannot share evenly"):
+        divide(config, 3, 1)
+
+
+def test_shards_that_are_here_are_looked_at(in_tmp, tiny_config, scenes):
+    config, assumed = tiny_config("classify"), []
+    class_set, train, val = look_at_data(config, assumed)
+    assert (class_set.classes, train, val) == (("smoke",), 48, 24) and not assumed
+    plan = make_plan(config, GPUS["h100"], price=2.0)
+    shards = sum(path.stat().st_size for split in ("train", "val") for path in (scenes / split).glob("*.tar"))
+    assert plan.disk["shards"] == shards
+    assert "minutes, " in format_plan(plan) and "at 2 a GPU and hour" in format_plan(plan)
+
+
+def test_codes_say_whether_it_fits_and_a_probe_replaces_the_estimate(nowhere, in_tmp, tiny_yaml):
+    command, small = CliRunner(), str(tiny_yaml("classify"))
+    fits = command.invoke(app, ["plan", small, "--measure", "2"])
+    assert fits.exit_code == 0, fits.output
+    assert "ms measured" in fits.output and "median of 2 on this CPU" in fits.output
+    too_large = ["plan", "smoke/teacher_resnet50", "data.global_batch_size=128", "--gpu", "t4"]
+    assert command.invoke(app, too_large).exit_code == 3
+    with pytest.raises(ConfigError, match="there is no 'h1000'; choose one of h100"):
+        find_gpu("h1000")
