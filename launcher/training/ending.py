@@ -20,7 +20,9 @@ def describe_end(config: Config, seconds: float, teacher: Run | None) -> str:
     lines = [f"done in {format_duration(seconds)}: {last}; figures in metrics.jsonl, this text in {LOG}"]
     figures = steps.read_figures(last)
     if name := find_logged(config, figures):
-        lines.append(f"{say_logged(name, figures)} at the fixed threshold{say_teacher(teacher, config)}")
+        cut = name.split("/")[1] in config.cam.kinds and name.split("/")[1] != "seg"  # not labels, not an argmax
+        at = " at the fixed threshold" if cut else ""
+        lines.append(f"{say_logged(name, figures)}{at}{say_teacher(teacher, config)}")
     return "\n".join([*lines, f"next: {name_next(config)}"])
 
 

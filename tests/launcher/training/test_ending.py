@@ -22,6 +22,8 @@ def test_the_end_says_what_was_written_the_headline_beside_the_teachers_and_what
     elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"val": "other"})})
     assert "its teacher" not in describe_end(config, 65.0, None)
     assert "its teacher" not in describe_end(elsewhere, 65.0, teacher)  # it was judged on other images
+    steps.write_figures(run / "step_0000002", {"val/average_precision": 0.5})
+    assert describe_end(config, 65.0, None).splitlines()[1] == "average precision 50.0 %"  # of labels: no threshold
     steps.write_figures(run / "step_0000002", {"val/grad/per_image_iou": None})
     assert len(describe_end(config, 65.0, teacher).splitlines()) == 2
 
