@@ -184,9 +184,9 @@ def test_the_student_is_exported_as_one_plain_file(run, tmp_path):
 
 
 def test_a_file_that_cannot_be_exported_is_told(run, tmp_path):
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "folder", tmp_path / "file/student.safetensors"):
+    for out in (tmp_path / "folder.safetensors", tmp_path / "file/student.safetensors"):
         with pytest.raises(RunError, match=f"{out}: cannot be written"):
             write_student(run, out)
     assert not list(tmp_path.glob(".*tmp"))
