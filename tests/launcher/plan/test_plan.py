@@ -19,9 +19,7 @@ from launcher.plan.text import format_plan
 
 MEASURED = {  # ms of an update on an H100, docs/experiments.md of 2026-11-26
     ("voc/msee_vitb", ()): 46.7,
-    ("voc/msee_vitb", ("train.precision=ieee", "train.graph=false")): 254,
     ("smoke/student_vitb", ()): 30.0,
-    ("smoke/student_vitb", ("train.precision=tf32", "train.graph=false")): 125,
     ("smoke/teacher_resnet50", ()): 19.5,
 }
 
