@@ -2,13 +2,14 @@
 # make demo      synthetic smoke -> teacher -> student -> CAMs -> masks -> figures -> runs/demo/report.html
 # make test      lint, types and the test suite
 # make chaos     the long tests: runs that are killed at random and must go on bit for bit
+# make docs      the site of docs/ and the docstrings, in site/
 # make clean     forget the demo's shards and runs
 
 PYTHON ?= python3
 BIN := .venv/bin
 WSSS := $(BIN)/wsss
 
-.PHONY: install demo test chaos clean
+.PHONY: install demo test chaos docs clean
 
 install: .venv/installed
 
@@ -27,6 +28,10 @@ test: install
 # CHAOS_KILLS=50 CHAOS_SEED=1 for more, or other, kills
 chaos: install
 	$(BIN)/pytest -m slow -s
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site:  site/index.html   (its search needs a server: $(BIN)/mkdocs serve)"
 
 RUNS := $(or $(WSSS_RUNS),runs)
 DEMO_RUNS := teacher student lambda0 untrained
