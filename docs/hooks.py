@@ -65,7 +65,8 @@ class SharedLines(griffe.Extension):
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links through the tree become links through the site."""
-    here = next((source for source, name in TOP_LEVEL.items() if name == page.file.src_uri), f"docs/{page.file.src_uri}")
+    name = page.file.src_uri
+    here = {made: source for source, made in TOP_LEVEL.items()}.get(name, f"docs/{name}")
 
     def on_site(found: re.Match[str]) -> str:
         place = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[1]))
@@ -74,7 +75,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             target = f"files/{place}.txt"
             if not files.get_file_from_path(target):
                 files.append(File.generated(config, target, content=(ROOT / place).read_text()))
-        return posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".") + (found[2] or "")
+        return posixpath.relpath(target, posixpath.dirname(name) or ".") + (found[2] or "")
 
     return LINK.sub(on_site, markdown)
 

@@ -1,4 +1,4 @@
-"""The site of docs/ and the docstrings: built without a warning, every link leads somewhere, no page needs the network."""
+"""The site of docs/ and the docstrings: no warning, every link leads somewhere, no page needs the network."""
 
 import inspect
 import logging

@@ -74,7 +74,7 @@ def pets(in_tmp):
 
 @pytest.fixture
 def frames(in_tmp):
-    """Frames of 64 x 48 px, half of them with a bright square, of 12 scenes; their tables and masks; new ones, a clip."""
+    """Frames of 12 scenes, half of them with a bright square; their tables and masks; new ones, a clip."""
     rng = np.random.default_rng(0)
     lines = {"train.csv": ["image,label,group"], "val.csv": ["image,label,group"]}
     for name in ("my_frames/frames", "my_frames/masks/frames", "new"):
