@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP_LEVEL = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+RECORDS = ("decisions.md", "experiments.md", "changelog.md")  # found after the pages that say how
 ROOMS = ("methods", "losses", "maps", "refine", "models", "metrics")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(#[\w-]+)?(?=\))")
 # a decision that is cited, unless it stands in a link, in code or in a heading
@@ -66,6 +67,8 @@ class SharedLines(griffe.Extension):
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links through the tree become links through the site."""
     name = page.file.src_uri
+    if name in RECORDS:
+        page.meta["search"] = {"boost": 0.3}
     here = {made: source for source, made in TOP_LEVEL.items()}.get(name, f"docs/{name}")
 
     def on_site(found: re.Match[str]) -> str:
