@@ -1,14 +1,15 @@
 # make install   the environment in .venv, with everything
-# make demo      synthetic smoke -> teacher -> student -> CAMs -> masks -> figures -> runs/demo/report.html
+# make demo      synthetic smoke -> teacher -> student -> CAMs -> masks -> metrics -> runs/demo/report.html
 # make test      lint, types and the test suite
 # make chaos     the long tests: runs that are killed at random and must go on bit for bit
+# make docs      the site of docs/ and the docstrings, in site/
 # make clean     forget the demo's shards and runs
 
 PYTHON ?= python3
 BIN := .venv/bin
 WSSS := $(BIN)/wsss
 
-.PHONY: install demo test chaos clean
+.PHONY: install demo test chaos docs clean
 
 install: .venv/installed
 
@@ -28,6 +29,10 @@ test: install
 chaos: install
 	$(BIN)/pytest -m slow -s
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site:  site/index.html   (its search needs a server: $(BIN)/mkdocs serve)"
+
 RUNS := $(or $(WSSS_RUNS),runs)
 DEMO_RUNS := teacher student lambda0 untrained
 
@@ -41,7 +46,7 @@ demo: install data/demo/train data/demo/tune data/demo/val
 	for run in $(DEMO_RUNS); do $(WSSS) evaluate runs/demo/$$run || exit 1; done
 	$(WSSS) report runs/demo --control runs/demo/lambda0
 	@echo
-	@echo "Figures, curves and overlays:  $(RUNS)/demo/report.html"
+	@echo "Metrics, curves and overlays:  $(RUNS)/demo/report.html"
 	@echo "Runs and CAM galleries:        $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(RUNS)/mlflow.db"
 
 # In training, seven of ten times a chimney says whether there is smoke; in validation it says nothing.

@@ -89,7 +89,7 @@ def explain_partner(error: Exception) -> str | None:
     reason = re.sub(r"^\[.*?\] ", "", text.splitlines()[0])
     return (
         f"another process of this run ended or did not come in time ({reason}); if it said why, that stands above. The "
-        "same command goes on from the last checkpoint"
+        "same command resumes from the last checkpoint"
     )
 
 

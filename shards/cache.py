@@ -1,4 +1,4 @@
-"""The cache of files at a distance: named by their sha256, verified before they get that name, least recently used out.
+"""The cache of remote files: named by their sha256, verified before they get that name, least recently used out.
 
     WSSS_CACHE     its folder; default ~/.cache/wsss. A local disk: network file systems may lack locks.
     WSSS_CACHE_GB  its size limit in GB; default 50. The least recently used files make room.
@@ -30,7 +30,7 @@ LOCK_S = 60.0  # what is done under the lock of the whole folder is short
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A file at a distance, and what it must be."""
+    """A remote file, and what it must be."""
 
     url: str
     bytes: int

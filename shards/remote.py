@@ -1,4 +1,4 @@
-"""Files at a distance: any fsspec URL; fetched with patience, checked, and reported where it fails for good.
+"""Remote files: any fsspec URL; fetched with patience, checked, and reported where it fails for good.
 
 Credentials come from where the store's library looks for them (AWS_..., ~/.aws), never from the URL.
 """
@@ -233,4 +233,4 @@ def what_to_do(error: BaseException) -> str:
         return "compare the store's copy with `wsss shards verify` where the shards were written"
     if is_lasting(error):
         return "check the address and the credentials (an expired token, a clock that is wrong)"
-    return "check the store and the network and start again: a run goes on from its last checkpoint"
+    return "check the store and the network and start again: a run resumes from its last checkpoint"

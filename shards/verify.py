@@ -61,7 +61,7 @@ def difference(path: Path, shard: Shard) -> str:
 
 
 def remote_problem(folder: str, shard: Shard) -> str:
-    """The same of a shard at a distance, fetched anew whatever is cached. Raises DataError if it does not come."""
+    """The same of a remote shard, fetched anew whatever is cached. Raises DataError if it does not come."""
     with TemporaryDirectory(dir=Cache.from_environment().folder) as here:
         path = Path(here) / shard.name
         download(f"{folder}/{shard.name}", path, shard.bytes, shard.sha256, tries=TRIES)

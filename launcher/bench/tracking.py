@@ -133,7 +133,7 @@ def serve_silence() -> Iterator[str]:
 
 
 def format_times(found: dict[str, Any]) -> str:
-    lines = [f"{found['steps']} steps each, tracked and not in turns, figures sent every {found['log_every']}"]
+    lines = [f"{found['steps']} steps each, tracked and not in turns, metrics sent every {found['log_every']}"]
     for name, row in found.items():
         if isinstance(row, dict):
             lines.append(

@@ -19,7 +19,7 @@ RunsFolder = Annotated[Path, typer.Argument(help="A run, or a folder of runs.", 
 ConfigFile = Annotated[
     Path,
     typer.Argument(
-        metavar="CONFIG", help="YAML that says the whole run, or the name of one that ships, such as demo/teacher."
+        metavar="CONFIG", help="YAML that describes the whole run, or the name of one that ships, such as demo/teacher."
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
@@ -48,7 +48,7 @@ MaskValues = Annotated[
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
 
 # The panels of `wsss --help`, in the order in which a user works.
-TRAINING, MASKS, FIGURES, CARE = "Data and training", "Maps and masks", "Figures", "Looking after runs"
+TRAINING, MASKS, FIGURES, CARE = "Data and training", "Maps and masks", "Metrics", "Looking after runs"
 
 
 def example(line: str) -> str:

@@ -94,7 +94,7 @@ def crf(
 
 def tracking(
     steps: Annotated[int, typer.Option(min=20, help="Tracked steps for each store, and as many untracked.")] = 200,
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between figures; a run's default is 10.")] = 1,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between logged metrics; a run's default is 10.")] = 1,
     side_px: Annotated[int, typer.Option(min=16, help="Side of the images; sets how long a step takes.")] = 128,
     json: Json = False,
 ) -> None:

@@ -55,7 +55,7 @@ def voc12(
     shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,
     workers: Workers = None,
 ) -> None:
-    """PASCAL VOC 2012 with SBD's annotations: train (train_aug), val, test. Run again after a kill, it goes on."""
+    """PASCAL VOC 2012 with SBD's annotations: train (train_aug), val, test. Run again after a kill, it resumes."""
     from shards.schema import DataError
     from shards.sources.archives import remove_repacked
     from shards.sources.voc12 import COMPLETE, GROUP_PATTERN, NoSuchSplit, read_voc12
@@ -111,7 +111,7 @@ def coco14(
     shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,
     workers: Workers = None,
 ) -> None:
-    """MS COCO 2014 or 2017, or any json of instances: train and val. Run again after a kill, it goes on."""
+    """MS COCO 2014 or 2017, or any json of instances: train and val. Run again after a kill, it resumes."""
     from shards.sources.coco14 import read_coco
     from shards.unfinished import hold_lock
 

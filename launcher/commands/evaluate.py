@@ -17,7 +17,7 @@ def evaluate(
     overrides: Overrides = None,
     every: Annotated[bool, typer.Option("--all", help="Print the rows of every map and mask.")] = False,
 ) -> None:
-    """Figures of all CAMs and masks on the validation split, thresholds chosen on `tune`.
+    """Metrics of all CAMs and masks on the validation split, thresholds chosen on `tune`.
 
     Where data was moved, say so: data.val=FOLDER data.tune=FOLDER.
     """
@@ -36,5 +36,5 @@ def evaluate(
     headline = Headline(run, report, **report["headline"])
     print(format_evaluation(report, every=every))
     print(describe_headline(headline, name_class([report["dataset"]["classes"]]), find_known(headline)))
-    print(f"figures: {run}/evaluation.json, per_image.csv\nnext: wsss report {run}")
+    print(f"metrics: {run}/evaluation.json, per_image.csv\nnext: wsss report {run}")
     track(run, report)

@@ -18,7 +18,7 @@ def report(
     folder: RunsFolder,
     control: Annotated[Path | None, typer.Option(help="Compare all with this run; default: a study's control.")] = None,
 ) -> None:
-    """One HTML page: pictures, headlines, curves, figures."""
+    """One HTML page: pictures, headlines, curves, metrics."""
     from launcher.evaluation.report import write_report
     from launcher.studies.beside import find_known
 

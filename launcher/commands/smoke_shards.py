@@ -215,7 +215,7 @@ def video_urls(
     metadata: Metadata,
     url_root: Annotated[str | None, typer.Option(help="Where the videos are; default: what the metadata say.")] = None,
 ) -> None:
-    """Print the addresses of all videos of a metadata file, one a line, for a download program."""
+    """Print the addresses of all videos of a metadata file, one per line, for a download program."""
     from shards.sources.ijmond import video_urls as urls_of_ijmond
     from shards.sources.rise import video_urls as urls_of_rise
 

@@ -27,7 +27,7 @@ def train(
     dry_run: DryRun = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the launch command.")] = False,
 ) -> None:
-    """Train through `accelerate launch`; goes on from the last checkpoint if the run's folder exists. CONFIG may be the
+    """Train through `accelerate launch`; resumes from the last checkpoint if the run's folder exists. CONFIG may be the
     folder of a run."""
     from launcher.config.file import load_config
     from launcher.files import place_run

@@ -1,4 +1,4 @@
-"""One YAML says the whole run: one frozen model per section; no inheritance, no interpolation, unknown keys refused.
+"""One YAML describes the whole run: one frozen model per section; no inheritance or interpolation; unknown keys fail.
 
 The options of a model, a method or a refiner are not here: see options.py.
 """

@@ -29,7 +29,7 @@ def checks_of(path: Path, overrides: Sequence[str]) -> list[Check]:
                 images = sum(len(shard.keys) for shard in index.shards)
                 found.append(Finding("ok", f"data.{split}", f"{images:,} images in {len(index.shards)} shards"))
             elif split != "train":
-                found.append(Finding("warn", f"data.{split}", "not set", "no figures without it"))
+                found.append(Finding("warn", f"data.{split}", "not set", "no metrics without it"))
         return found
 
     return [config]

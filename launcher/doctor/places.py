@@ -60,7 +60,7 @@ def mlflow() -> list[Finding]:
     except urllib.error.HTTPError as error:
         return [Finding("warn", "MLflow", f"{uri} answers {error.code} {error.reason}", "MLFLOW_TRACKING_TOKEN?")]
     except OSError as error:
-        advice = "runs go on without it; wsss track sync sends what was kept"
+        advice = "runs continue without it; wsss track sync sends what was kept"
         return [Finding("warn", "MLflow", f"{uri}: {error}", advice)]
 
 

@@ -42,7 +42,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     val = ShardFolder(config.data.val)
     if val.index.supervision == "label" and not (sources := [one for one in sources if one.has_threshold]):
         raise RunError(
-            f"{run}: {val.folder} holds no masks, so figures are those of class probabilities, which label maps do not "
+            f"{run}: {val.folder} holds no masks, so metrics are those of class probabilities, which label maps do not "
             f"have; run `wsss infer {run}`"
         )
     tuned = tune(run, val, sources)

@@ -153,12 +153,12 @@ FIGURES: dict[str, Figure] = {
     ),
     "best_on_val": Figure(
         heading="best on val",
-        meaning="per-image IoU at the threshold that is best on the validation split itself: a bound, no result",
+        meaning="per-image IoU at the threshold that is best on the validation split itself: a bound, not a result",
         absent="no image shows {one}",
     ),
     "oracle_per_image_iou": Figure(
         heading="oracle",
-        meaning="per-image IoU, each image at its own best threshold: a bound, no result",
+        meaning="per-image IoU, each image at its own best threshold: a bound, not a result",
         absent="no image shows {one}",
     ),
 }
@@ -197,7 +197,7 @@ def get_figure(name: str) -> Figure:
     """The figure of this name. Raises ValueError if there is none."""
     figure = find_figure(name)
     if figure is None:
-        raise ValueError(f"there is no figure '{name}'; {hint_at(name, list(FIGURES))}")
+        raise ValueError(f"there is no metric '{name}'; {hint_at(name, list(FIGURES))}")
     return figure
 
 
@@ -243,4 +243,4 @@ def require_known(wanted: str, known: Sequence[str], where: str) -> None:
     if figure is not None and not figure.higher_is_better:
         raise ValueError(f"{where} is '{wanted}', of which less is better; wanted one to be high")
     if wanted not in known:
-        raise ValueError(f"{where}: evaluation gives no figure '{wanted}'; {hint_at(wanted, known)}")
+        raise ValueError(f"{where}: evaluation gives no metric '{wanted}'; {hint_at(wanted, known)}")

@@ -185,7 +185,7 @@ def require_control(folder: Path) -> Run:
 def describe_headline(headline: Headline, one: str, known: Known) -> str:
     """The headline in lines: figure, interval, what it is of, and what to hold it against."""
     if not headline.figure:
-        return f"no figure of {headline.source}"
+        return f"no metric of {headline.source}"
     said = f"{FIGURES[headline.figure].heading} {format_percent(headline.value)} {headline.interval()}".rstrip()
     degenerate = explain_degenerate(headline.at, one) if headline.value is not None else ""
     beside = [one_of.words() for one_of in hold_against(headline, one, known)]

@@ -135,7 +135,7 @@ class MaskJudge:
         if count := int(broken):
             raise RunError(
                 f"{self.shards.folder}: the network's logits of {count} of {len(numbers)} images are NaN or infinite: "
-                "no figure; go on from an earlier checkpoint with a lower train.lr, or train.precision=ieee"
+                "no metric; continue from an earlier checkpoint with a lower train.lr, or train.precision=ieee"
             )
         judged = ImageLabels(self.shards.index.classes)
         for number, probs_K in zip(seen, torch.cat(probs_BK).tolist() if seen else [], strict=True):

@@ -50,7 +50,7 @@ def write_report(folder: Path, *, control: Path | None = None, look_up: LookUp =
     runs = sorted((Run(run) for run in find_runs(folder)), key=lambda run: run.about["started"])
     evaluated = [(run, headline) for run in runs if (headline := read_headline(run))]
     if not evaluated:
-        raise RunError(f"{folder}: no run with figures in or below it; run `wsss evaluate RUN` first")
+        raise RunError(f"{folder}: no run with metrics in or below it; run `wsss evaluate RUN` first")
     described = []
     for run, headline in evaluated:
         known = look_up(headline)
@@ -102,7 +102,7 @@ def describe_run(run: Run, headline: Headline, known: Known) -> dict[str, Any]:
 
 def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
     """The headline of a run, and what to hold it against."""
-    heading = FIGURES[headline.figure].heading if headline.figure else "no figure"
+    heading = FIGURES[headline.figure].heading if headline.figure else "no metric"
     labels = headline.evaluation.get("classification", {}).get("average_precision")
     return {
         "value": format_percent(headline.value),

@@ -27,7 +27,7 @@ def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
     """
     dataset, headline = report["dataset"], report["headline"]
     one = name_class([dataset["classes"]])
-    lines = [f"{report['run']}: {dataset['images']} images of {dataset['folder']}, figures in percent"]
+    lines = [f"{report['run']}: {dataset['images']} images of {dataset['folder']}, metrics in percent"]
     shown = {name: report["sources"][name] for name in report["sources"] if every or name == headline["source"]}
     for source, figures in shown.items():
         for choice in ("fixed", "tuned"):
@@ -109,10 +109,10 @@ def describe_labels(evaluation: Mapping[str, Any], one: str) -> str:
 
 
 def describe_left_out(dataset: Mapping[str, Any]) -> str:
-    """How many images count in no figure of maps, and why; "" if none."""
+    """How many images count in no metric of maps, and why; "" if none."""
     count = dataset.get("images_without_truth", 0)  # evaluations of before it was counted do not say
     what = "their masks are ignored everywhere, or lack the class that the image label names"
-    return f"{count} of {dataset['images']} images count in no figure of maps: {what}" if count else ""
+    return f"{count} of {dataset['images']} images count in no metric of maps: {what}" if count else ""
 
 
 def has_few_groups(evaluation: Mapping[str, Any]) -> bool:

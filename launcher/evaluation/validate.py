@@ -146,7 +146,7 @@ def check_keep_best(config: Config, class_set: ClassSet, val: ShardFolder | None
         return
     if val is not None and not val.image_label_NK.any():
         raise ConfigError(
-            f"train.keep_best: no image of {val.folder} shows {name_class([class_set.classes])}, so no figure says "
+            f"train.keep_best: no image of {val.folder} shows {name_class([class_set.classes])}, so no metric says "
             "which checkpoint is best; choose another split for data.val or leave train.keep_best out"
         )
     supervision: Supervision = "pixel" if val is None else val.index.supervision

@@ -86,7 +86,7 @@ def make_card(run: Path, name: str, written: Written) -> str:
         "packages": ", ".join(f"{package} {version}" for package, version in about["packages"].items()),
         "command": f"`{about['command']}`",
     }
-    figures = "The run was not evaluated: there are no figures."
+    figures = "The run was not evaluated: there are no metrics."
     if evaluation is not None:
         figures = f"```\n{format_evaluation(evaluation)}\n```"
     parts = [
@@ -94,7 +94,7 @@ def make_card(run: Path, name: str, written: Written) -> str:
         f"# {name.split('/')[1]}\n\nMasks and class probabilities, learned from image-level labels with `wsss`.\n",
         f"## Use\n\n{USE.format(folder=name.split('/')[1])}",
         "## What it is\n\n| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in made.items()),
-        f"## Figures\n\n{figures}\n",
+        f"## Metrics\n\n{figures}\n",
         f"## Licence\n\n{licence}\n",
     ]
     return "\n".join(parts)

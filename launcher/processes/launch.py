@@ -72,7 +72,7 @@ class Stopping:
         if now - self.said > SAY_EVERY_S:
             self.said = now
             minutes = (now - self.began) / 60
-            say(f"asked to stop {minutes:.0f} min ago; the step, its save or an evaluation still goes on")
+            say(f"asked to stop {minutes:.0f} min ago; the step, its save or an evaluation is still running")
         if now - self.began > STOP_S:
             say(f"asked to stop {STOP_S / 60:.0f} min ago, and still there: killed; the last checkpoint stands")
         if at_once or now - self.began > STOP_S or now - self.alone_since > ALONE_S:

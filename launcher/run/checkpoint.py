@@ -65,7 +65,7 @@ def save(
             good = checkpoints(run)
             problem = (
                 f"{final}: could not be saved: {explain_disk(error, run)}; last good checkpoint: "
-                f"{good[-1] if good else 'none'}. Then start again: the run goes on from there"
+                f"{good[-1] if good else 'none'}. Then start again: the run continues from there"
             )
     if said := from_first_rank(problem, accelerator):
         raise RunError(said)

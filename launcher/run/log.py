@@ -47,7 +47,7 @@ def keep_log(run: Path) -> Iterator[None]:
     try:
         descriptor = os.open(run / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
-        print(f"{run / LOG}: cannot be written ({error}); the run goes on without it", file=sys.stderr)
+        print(f"{run / LOG}: cannot be written ({error}); the run continues without it", file=sys.stderr)
         yield
         return
     shown = sys.stdout, sys.stderr

@@ -44,7 +44,7 @@ def write_figures(folder: Path, figures: Mapping[str, float | None]) -> None:
     try:
         write_whole(folder / FIGURES, json.dumps(dict(figures), indent=1))
     except OSError as error:
-        say(f"{folder / FIGURES}: could not be written ({error}); metrics.jsonl has the figures")
+        say(f"{folder / FIGURES}: could not be written ({error}); metrics.jsonl has them")
 
 
 def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:

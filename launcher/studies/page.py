@@ -53,7 +53,7 @@ def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def format_study(name: str, study: Study) -> str:
     """The table in a terminal, and as it is put into docs/experiments.md."""
-    lines = [f"{name}: {study.title}", "figures in percent, ± deviation over seeds, [95 % interval over groups]"]
+    lines = [f"{name}: {study.title}", "metrics in percent, ± deviation over seeds, [95 % interval over groups]"]
     header = ("row", "scores", "paper", "seeds", "fixed", "alarms", "tuned", "alarms", "tuned - control")
     rows, found = [header], tabulate_study(study)
     for row in found:

@@ -58,7 +58,7 @@ class Journal:
             self.held.clear()
         except OSError as error:
             if not waited:
-                warn(f"cannot write {self.path} ({error}); the run goes on, its lines wait in memory for a place")
+                warn(f"cannot write {self.path} ({error}); the run continues, its lines wait in memory for a place")
             while len(self.held) > HELD:
                 self.held.popleft()
                 self.lost += 1

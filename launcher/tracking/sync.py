@@ -41,7 +41,7 @@ def sync_to(run: Path, sink: Sink) -> bool:
     try:
         delivery.send()
     except Busy:
-        print(f"{run}: its own process still goes on, and sends it to {sink.title}")
+        print(f"{run}: its own process is still running, and sends it to {sink.title}")
         return True
     except Exception as error:  # the sink, its database or the network; the next one may fare better
         print(f"{run}: {explain(run, sink, error)}")

@@ -127,7 +127,7 @@ class RunTracker:
             (self.run / "images").mkdir(exist_ok=True)
             image.save(self.run / file, compress_level=1)
         except OSError as error:
-            warn(f"cannot write {self.run / file} ({error}); this picture is lost, the run goes on")
+            warn(f"cannot write {self.run / file} ({error}); this picture is lost, the run continues")
             return
         self.files.append({"file": file, "name": name, "step": step})
         self.tell(pictures={name: step})

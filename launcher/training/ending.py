@@ -17,7 +17,7 @@ def describe_end(config: Config, seconds: float, teacher: Run | None) -> str:
     """Of a training that made its last step, as its folder states it, and that of its teacher, if it has one."""
     run = run_folder(config)
     last = steps.folder_of(run, config.train.steps)
-    lines = [f"done in {format_duration(seconds)}: {last}; figures in metrics.jsonl, this text in {LOG}"]
+    lines = [f"done in {format_duration(seconds)}: {last}; metrics in metrics.jsonl, this text in {LOG}"]
     figures = steps.read_figures(last)
     if name := find_logged(config, figures):
         cut = name.split("/")[1] in config.cam.kinds and name.split("/")[1] != "seg"  # not labels, not an argmax

@@ -72,7 +72,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
     steps.refuse_damaged(checkpoint)
     step = steps.step_number(checkpoint)
     if is_run(folder) or steps.checkpoints(folder):
-        raise RunError(f"--fork: {folder} exists; go on with it by `wsss train {folder}`, or give another name")
+        raise RunError(f"--fork: {folder} exists; continue it with `wsss train {folder}`, or give another name")
     if config.train.steps <= step:
         raise RunError(f"--fork: {checkpoint} is after {step} steps, train.steps is {config.train.steps}: give more")
     for name in OF_OPTIMIZER:
@@ -96,7 +96,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
             write_whole(folder / ABOUT, json.dumps({"parent": about}, indent=1))
             copy_checkpoint(checkpoint, folder)
     before, after = rate_of(run.config.train, step), rate_of(config.train, step)
-    return f"{folder}: goes on after step {step} of {parent}; learning rate there {before:.2e}, from here {after:.2e}"
+    return f"{folder}: continues after step {step} of {parent}; learning rate there {before:.2e}, from here {after:.2e}"
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:

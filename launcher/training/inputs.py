@@ -214,7 +214,7 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
         different.append(f"dataset fingerprint: {run.about['dataset_fingerprint']} -> {fingerprint}")
     if different:
         raise RunError(
-            f"{run} exists and was begun with other settings ({'; '.join(different)}): to go on, start it with those, "
+            f"{run} exists and was begun with other settings ({'; '.join(different)}): to resume, start it with those, "
             f"which {run.folder / CONFIG} has; a new run needs another name"
         )
 
@@ -234,7 +234,7 @@ def preflight(config: Config) -> int:
     inputs = Inputs(config)
     inputs.check()
     if not config.tracking.to and "to" not in config.tracking.model_fields_set:
-        print("figures go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
+        print("metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
     method = build_method(config, inputs.class_set, inputs.teacher)
     processes = choose_processes(config, method)
     inputs.loaders_from(0, rank=0, ranks=processes)

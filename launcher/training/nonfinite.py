@@ -83,7 +83,7 @@ def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: 
         f"last good checkpoint: {good[-1] if good else 'none'}",
         "no update was made from it",
         f"to see where it begins: `{replay_command(run, bad_step)}`",
-        "to go on: lower train.lr, set train.max_grad_norm or look at these samples",
+        "to continue: lower train.lr, set train.max_grad_norm or look at these samples",
     ]
     return "; ".join(parts)
 

@@ -97,7 +97,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
             status = "KILLED"
             raise Stopped(
                 f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
-                "ended without a new checkpoint; start it again to go on from the last one"
+                "ended without a new checkpoint; run the same command to resume from the last one"
             ) from vain
         except torch.OutOfMemoryError as error:
             told = explain_memory(error, config, failure.step() or 0)
@@ -111,7 +111,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
         if status == "FINISHED" and main:
             print(describe_end(config, time.monotonic() - began, inputs.teacher), flush=True)
     if status == "KILLED":
-        raise Stopped(f"{run}: asked to stop, did so after step {trainer.step}; start it again to go on")
+        raise Stopped(f"{run}: stopped after step {trainer.step} as requested; run the same command to resume")
     return method
 
 

@@ -261,7 +261,7 @@ class Trainer:
         """Write them to the checkpoint of this step, if there is one, and see whether it is the best."""
         best = self.config.keep_best
         if best is not None and best not in figures:
-            raise RunError(f"train.keep_best: evaluation gave no figure '{best}'; it gave {', '.join(sorted(figures))}")
+            raise RunError(f"train.keep_best: evaluation gave no metric '{best}'; it gave {', '.join(sorted(figures))}")
         if (folder := steps.folder_of(self.run, self.step)).is_dir():
             steps.write_figures(folder, figures)
             checkpoint.prune(self.run, keep=self.config.keep, keep_best=best)

@@ -109,7 +109,7 @@ def read_clips(
         states: label strengths to take.
         labelled_by: whose label counts. `researchers_first`: theirs where they gave one, else the volunteers'.
         smoke: only clips with (True) or without smoke (False).
-        only: text file of file names, one a line: the rows to choose from.
+        only: text file of file names, one per line: the rows to choose from.
         skip_missing: leave out clips without a file, counted, instead of refusing.
 
     Raises:

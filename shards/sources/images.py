@@ -191,8 +191,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def parse_classes(text: str | None, out: Path) -> tuple[str, ...] | None:
-    """The names of --classes: a file with one a line, or names parted by commas. Without them those of the splits that
-    are already in `out`, so that an id means one class in all; None if there is none.
+    """The names of --classes: a file with one per line, or names separated by commas. Without them those of the splits
+    that are already in `out`, so that an id means one class in all; None if there is none.
 
     Raises:
         DataError: no name, or one twice.

@@ -90,7 +90,7 @@ def read_smoke5k(
     """Pair the images of `root`/img with the masks of `root`/gt by their path without ending.
 
     Args:
-        only: text file of names to take, one a line, in its order; default: all, sorted.
+        only: text file of names to take, one per line, in its order; default: all, sorted.
         groups: csv with columns key and group, or json {key: group}, a key being a name without ending.
 
     Raises:

@@ -1,7 +1,7 @@
 """Tables, lists and json that other people's tools wrote: read in one way, or refused with file, row, got and wanted.
 
 Text is UTF-8, with or without the mark that Windows puts in front, with line ends of any system. A csv has a header;
-its columns are parted by commas, or by semicolons or tabs if only so the header has a column `key` or `image`.
+its columns are separated by commas, or by semicolons or tabs if only so the header has a column `key` or `image`.
 """
 
 import csv
@@ -62,7 +62,7 @@ def names_of(data: bytes, where: str) -> list[str]:
     """The lines of a list of names without empty ones. Raises DataError for no name, or one that is listed twice."""
     names = [line.strip() for line in re.split(r"\r\n|\n|\r", text_of(data, where)) if line.strip()]
     if not names:
-        raise DataError(f"{where}: lists no name; wanted one a line")
+        raise DataError(f"{where}: lists no name; wanted one per line")
     check_different(names, where)
     return names
 

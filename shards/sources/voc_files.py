@@ -113,7 +113,7 @@ def of_voc(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
 
 
 def read_list(blob: Blob, files: Files) -> list[str]:
-    """The ids of a list, one a line: an id, an image's path, or the paths of an image and its mask.
+    """The ids of a list, one per line: an id, an image's path, or the paths of an image and its mask.
 
     Raises:
         DataError: no text, no line, one image twice, or an image with another one's mask.

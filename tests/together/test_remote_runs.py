@@ -1,4 +1,4 @@
-"""A whole run whose shards lie at a distance: the figures of the same run on a disk."""
+"""A whole run whose shards are remote: the figures of the same run on a disk."""
 
 import json
 import shutil

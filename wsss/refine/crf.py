@@ -86,7 +86,8 @@ def mean_field(
     Args:
         image_HW3: uint8 RGB.
         probs_CHW: class probabilities; clipped to [1e-5, 1].
-        *_sxy: kernel widths in pixels, > 0 (pydensecrf crashes on 0); *_srgb: width in grey levels, > 0.
+        gaussian_sxy, bilateral_sxy: kernel widths in pixels, > 0 (pydensecrf crashes on 0).
+        bilateral_srgb: width in grey levels, > 0.
         by: lattice: pydensecrf's approximation; exact: all pairs of pixels, on a GPU if there is one; None: see
             choose_sum. Labels of frames and photographs differ at fewer than 0.5 % of the pixels (D-121).
 

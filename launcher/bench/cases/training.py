@@ -30,7 +30,7 @@ tracking: {{to: []}}
 
 def training(stage: Stage) -> Found:
     """`wsss train` of M-SEE on synthetic photographs: images/s by loader workers, seconds of a save, seconds from
-    SIGTERM to the end of the process, and whether the run goes on."""
+    SIGTERM to the end of the process, and whether the run continues."""
     found = Found()
     px = stage.size(448, 64)
     with tempfile.TemporaryDirectory() as name:

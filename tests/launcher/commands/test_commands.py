@@ -133,7 +133,7 @@ def wsss_here(*arguments, monkeypatch, capsys):
         ),
         (("infer", "runs/none"), "runs/none: no run here"),
         (("evaluate", "runs/none"), "runs/none: no run here"),
-        (("report", "runs"), "no run with figures"),
+        (("report", "runs"), "no run with metrics"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2_and_leave_nothing(

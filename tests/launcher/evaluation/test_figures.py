@@ -10,7 +10,7 @@ def test_a_figure_of_a_region_is_found_by_its_name_and_less_of_it_is_better():
     assert figure.heading == "cooling tower area" and not figure.higher_is_better and figure.headline
     assert "cooling tower" in figure.meaning.format(one="smoke") and "smoke" in figure.meaning.format(one="smoke")
     assert find_figure("threshold") is None and find_figure("per_image_iou_interval") is None
-    with pytest.raises(ValueError, match="there is no figure 'pixel_acuracy'; nearest are pixel_accuracy"):
+    with pytest.raises(ValueError, match="there is no metric 'pixel_acuracy'; nearest are pixel_accuracy"):
         get_figure("pixel_acuracy")
 
 
@@ -50,7 +50,7 @@ def test_an_interval_of_few_groups_says_how_many_and_one_group_has_none():
     [
         (
             "val/grad/per_image_iou",
-            "where: evaluation gives no figure 'val/grad/per_image_iou'; nearest are val/",
+            "where: evaluation gives no metric 'val/grad/per_image_iou'; nearest are val/",
         ),
         ("val/cam/false_alarm_area", "less is better"),
         ("val/cam/chimney_area", "less is better"),

@@ -138,7 +138,7 @@ def test_a_method_that_segments_is_judged_by_labels_too_where_there_are_no_masks
 
 def test_the_best_checkpoint_is_that_of_a_figure_that_there_is(pets, tiny_yaml):
     own = [*pets, "train.steps=1", "train.save_every=1", "train.eval_every=1"]
-    with pytest.raises(ConfigError, match="gives no figure 'val/class_map/miou'; nearest are"):
+    with pytest.raises(ConfigError, match="gives no metric 'val/class_map/miou'; nearest are"):
         train(load_config(tiny_yaml("classify"), [*own, "train.keep_best=val/class_map/miou"]))
     train(load_config(tiny_yaml("classify"), [*own, "train.keep_best=val/average_precision"]))
 

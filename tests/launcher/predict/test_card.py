@@ -39,7 +39,7 @@ def test_a_folder_for_a_hub_has_a_card_of_run_and_evaluation_and_predicts(run, m
     about = Run(run).about
     for fact in ("| classes | smoke |", "| method | distill |", about["git_commit"], about["dataset_fingerprint"]):
         assert fact in text
-    assert "figures in percent" in text and "## Licence\n\nthe weights began random" in text
+    assert "metrics in percent" in text and "## Licence\n\nthe weights began random" in text
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
     masks = [wsss.load(place, gate=0.0).predict(image).mask for place in (run, "hub/plumes")]
     assert np.array_equal(*masks)

@@ -206,7 +206,7 @@ def test_a_sink_that_cannot_be_imported_ends_no_run(in_tmp, tiny_config, monkeyp
         monkeypatch.setattr(f"launcher.tracking.{place}.load_mlflow", broken)
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 1.0)
     train(tiny_config("classify", "train.steps=2"))
-    assert "MLflow does not take the figures of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err
+    assert "MLflow does not take the metrics of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err
 
 
 def test_a_foreign_package_of_one_of_our_names_is_told_with_its_place(tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp, monkeypatch):
     with pytest.raises(ConfigError, match="row 'lambda_0': there is no training 'lambda_7'"):
         load_study(str(path))
     path.write_text(TINY.replace("figure: oracle_per_image_iou", "figure: per_image_oiu"))
-    with pytest.raises(ConfigError, match="there is no figure 'per_image_oiu'; nearest are per_image_iou"):
+    with pytest.raises(ConfigError, match="there is no metric 'per_image_oiu'; nearest are per_image_iou"):
         load_study(str(path))
     with pytest.raises(ConfigError, match="there is no study 'smoke'; there are .*smoke_table_4_10"):
         load_study("smoke")

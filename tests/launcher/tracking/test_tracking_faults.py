@@ -59,7 +59,7 @@ def test_what_an_absent_mlflow_missed_is_sent_later_and_only_once(run, monkeypat
     tracker.artifact(run / "config.yaml")
     assert not tracker.close()
     said = capsys.readouterr().err
-    assert said.count("MLflow does not take the figures of") == 1
+    assert said.count("MLflow does not take the metrics of") == 1
     assert f"MLflow lacks 5 lines of metrics and 2 files of {run}; later: wsss track sync {run}" in said
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5]
 
@@ -149,7 +149,7 @@ def test_a_run_whose_process_goes_on_is_left_to_it(run, capsys):
     with subprocess.Popen([sys.executable, "-c", hold + "time.sleep(600)"], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         sync(run)
-        assert "its own process still goes on" in capsys.readouterr().out
+        assert "its own process is still running" in capsys.readouterr().out
         assert count_unsent(run, "mlflow") == (1, 0, True)
         process.kill()
     assert sync(run) and not any(count_unsent(run, "mlflow"))

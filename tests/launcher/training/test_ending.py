@@ -16,7 +16,7 @@ def test_the_end_says_what_was_written_the_headline_beside_the_teachers_and_what
     steps.write_figures(run / "step_0000002", figures)
     steps.write_figures(RUNS / "teacher/step_0000002", {"val/class_map/per_image_iou": 0.125})
     done, headline, following = describe_end(config, 65.0, teacher).splitlines()
-    assert done.startswith("done in 01:05: runs/student/step_0000002; figures in metrics.jsonl")
+    assert done.startswith("done in 01:05: runs/student/step_0000002; metrics in metrics.jsonl")
     assert headline == "grad per-image IoU 25.0 % at the fixed threshold; its teacher class_map per-image IoU 12.5 %"
     assert following == "next: wsss infer runs/student" and len(headline) <= LINE_WORDS
     elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"val": "other"})})

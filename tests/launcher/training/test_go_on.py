@@ -43,7 +43,7 @@ def assert_equal(run, other, step):
 def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config):
     train(config("train.steps=4", "name=whole"))
     said = fork_run(TEACHER, config("train.steps=4", "name=fork"))
-    assert said.startswith(f"{RUNS / 'fork'}: goes on after step 2 of {TEACHER}; learning rate there 1.00e-")
+    assert said.startswith(f"{RUNS / 'fork'}: continues after step 2 of {TEACHER}; learning rate there 1.00e-")
     train(config("train.steps=4", "name=fork"))
     about = Run(RUNS / "fork").about
     assert about["parent"]["run"] == str(TEACHER) and about["parent"]["step"] == 2 and about["classes"] == ["smoke"]
@@ -77,7 +77,7 @@ def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config
         (
             ["name=teacher", "train.steps=4"],
             RunError,
-            "--fork: runs/teacher exists; go on with it by `wsss train ru",
+            "--fork: runs/teacher exists; continue it with `wsss train ru",
         ),
         (["name=new"], RunError, "step_0000002 is after 2 steps, train.steps is 2: give more"),
         (
@@ -100,7 +100,7 @@ def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_t
     ("words", "code", "said"),
     [
         (["--extend", "4", "--dry-run"], 0, "runs/teacher: 2 -> 4 steps"),
-        (["--fork", "new", "--dry-run", "train.steps=4"], 0, "runs/new: goes on after step 2 of runs/teacher"),
+        (["--fork", "new", "--dry-run", "train.steps=4"], 0, "runs/new: continues after step 2 of runs/teacher"),
         (["--fork", "new", "--extend", "4"], 2, "give one; a fork of more steps takes train.steps=4"),
         (["--extend", "4", "train.steps=5"], 2, "--extend 4 says train.steps; leave the override out"),
     ],

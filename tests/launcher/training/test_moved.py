@@ -49,7 +49,7 @@ def test_a_teacher_that_was_renamed_is_the_same_and_another_is_not(in_tmp, tiny_
     train(tiny_config("distill", "teacher=runs/elsewhere"))
     shutil.rmtree(run / "step_0000004")
     train(tiny_config("classify", "train.seed=1"))
-    with pytest.raises(RunError, match=r"teacher: step_0000004, sha256 \w+ -> step_0000004, sha256 \w+\): to go on"):
+    with pytest.raises(RunError, match=r"teacher: step_0000004, sha256 \w+ -> step_0000004, sha256 \w+\): to resume"):
         train(tiny_config("distill"))
 
 

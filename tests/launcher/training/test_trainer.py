@@ -110,7 +110,7 @@ def test_sigterm_ends_in_a_checkpoint_after_the_step_and_the_rest_follows_bit_eq
     }
     whole = digest(train(config["whole"]))
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="asked to stop, did so after step 3; start it again to go on"):
+    with pytest.raises(Stopped, match="stopped after step 3 as requested; run the same command to resume"):
         train(config["cut"])
     assert [path.name for path in (RUNS / "cut").glob("step_*")] == ["step_0000003"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -198,7 +198,7 @@ def test_a_step_at_which_the_figure_does_not_exist_is_not_the_best(in_tmp, tiny_
 @pytest.mark.parametrize(
     ("figure", "said"),
     [
-        ("val/miou", "evaluation gives no figure 'val/miou'; nearest are .*val/class_map/pooled_iou"),
+        ("val/miou", "evaluation gives no metric 'val/miou'; nearest are .*val/class_map/pooled_iou"),
         ("val/class_map/per_image_oiu", "nearest are val/class_map/per_image_iou, "),
         ("val/grad/pooled_iou", "nearest are val/class_map/pooled_iou"),  # no kind of cam.kinds
         ("val/class_map/false_alarm_area", "of which less is better"),
@@ -214,7 +214,7 @@ def test_a_best_of_a_figure_that_will_not_be_there_is_refused_before_the_first_s
 def test_a_best_of_a_figure_that_evaluation_could_not_give_is_reported(in_tmp, tiny_config, monkeypatch):
     figure = "val/class_map/per_image_iou"
     monkeypatch.setattr("launcher.training.run.make_validator", lambda *_: lambda step: {"val/accuracy": 0.5})
-    with pytest.raises(RunError, match=f"keep_best: evaluation gave no figure '{figure}'; it gave val/accuracy"):
+    with pytest.raises(RunError, match=f"keep_best: evaluation gave no metric '{figure}'; it gave val/accuracy"):
         train(tiny_config("classify", "train.steps=2", f"train.keep_best={figure}"))
     assert (RUNS / "teacher/step_0000002").is_dir()
 

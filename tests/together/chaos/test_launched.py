@@ -75,7 +75,7 @@ def test_sigterm_to_wsss_train_ends_all_ranks_after_the_same_step_with_a_checkpo
     wait_for_checkpoint(process, place / "runs/told")
     process.send_signal(signal.SIGTERM)
     said = finish(process, 128 + signal.SIGTERM)
-    step = int(re.search(r"asked to stop, did so after step (\d+); start it again", said).group(1))
+    step = int(re.search(r"stopped after step (\d+) as requested", said).group(1))
     assert (place / f"runs/told/step_{step:07d}/state.json").is_file() and step < 60
     assert_goes_on_bit_equal(place, "told")
 
@@ -85,7 +85,7 @@ def test_sigterm_reaches_the_one_process_of_a_run_past_its_launcher(place):
     wait_for_checkpoint(process, place / "runs/one")
     process.send_signal(signal.SIGTERM)
     said = finish(process, 128 + signal.SIGTERM)
-    assert "asked to stop, did so after step" in said and "Traceback" not in said
+    assert "as requested; run the same command to resume" in said and "Traceback" not in said
     finish(start(place, "name=one", "launch.processes=1"))
     finish(start(place, "name=whole_of_one", "launch.processes=1"))
     assert difference(place / "runs/one", place / "runs/whole_of_one") is None
@@ -97,7 +97,7 @@ def test_a_sigterm_to_every_process_of_a_run_with_loader_processes_ends_in_a_che
     for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         one.terminate()
     said = finish(process, 128 + signal.SIGTERM)
-    assert "asked to stop, did so after step" in said and "Traceback" not in said
+    assert "as requested; run the same command to resume" in said and "Traceback" not in said
     assert_goes_on_bit_equal(place, "all")
 
 
