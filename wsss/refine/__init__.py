@@ -25,6 +25,7 @@ REFINERS: dict[str, Refiner] = {
     "sam": sam_enhance,
     "walk": random_walk_refine,
     "clip": clip_aid,
+    "concept": clip_aid,
 }
 
 
