@@ -47,7 +47,9 @@ def write_tiny_siglip(folder: Path) -> Path:
         text_config={**NARROW, "vocab_size": 40, "max_position_embeddings": 64, "projection_size": 16},
         vision_config={**NARROW, "image_size": 16, "patch_size": 4},
     )
-    SiglipModel(config).save_pretrained(folder)
+    model = SiglipModel(config)
+    model.logit_bias.data.fill_(-1.5)  # 0 as it is made, which would hide that it is read
+    model.save_pretrained(folder)
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "."]
     tokens = [*special, *"abcdefghijklmnopqrstuvwxyz"]
     tokenizer = Siglip2Tokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])

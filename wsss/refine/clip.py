@@ -1,13 +1,13 @@
-"""CLIP-aided refinement: what a text says about every patch of an image, by CLIP or SigLIP.
+"""What a text says about every patch of an image, by CLIP or SigLIP.
 
 Shapes: B images, K classes, P prompts, T templates, E embedding channels, D token channels, N tokens (CLIP's with the
-class token first), h x w patch grid, S side of CLIP's square input, n score maps, H x W pixels.
+class token first), h x w patch grid, S side of CLIP's square input.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from wsss.models.pretrained import (
     load_folder,
     load_tokenizer,
 )
-from wsss.tensors import resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -220,41 +219,3 @@ def patch_embeddings(clip: Clip, image_B3SS: Tensor) -> Tensor:
     x_BND = x_BND + block.mlp(block.layer_norm2(x_BND))
     patches_BNE = clip.model.visual_projection(vision.post_layernorm(x_BND[:, 1:]))
     return F.normalize(patches_BNE, dim=-1).unflatten(1, (side, side))
-
-
-def clip_aid(
-    image_HW3: np.ndarray,
-    scores_nHW: np.ndarray,
-    maps_nhw: np.ndarray,
-    *,
-    mode: Literal["product", "mean", "replace"] = "product",
-    weight: float = 0.5,
-) -> np.ndarray:
-    """Join scores c with maps q that CLIP, SigLIP or a concept gave of the same classes, w = weight.
-
-        product: c^(1-w) q^w,   mean: (1-w) c + w q,   replace: q
-
-    Args:
-        maps_nhw: in [0, 1], at any grid; resized bilinearly.
-
-    Returns:
-        (n, H, W) float32 in [0, 1].
-
-    Raises:
-        ValueError: another number of maps than of scores, or weight outside [0, 1].
-    """
-    if len(maps_nhw) != len(scores_nHW):
-        raise ValueError(
-            f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose those of the same classes"
-        )
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
-    if len(scores_nHW) == 0:
-        return scores_nHW
-    maps_nHW = resize(torch.from_numpy(maps_nhw.astype(np.float32))[None], scores_nHW.shape[1:])[0].numpy()
-    maps_nHW = maps_nHW.clip(0, 1)
-    if mode == "replace":
-        return maps_nHW
-    if mode == "mean":
-        return ((1 - weight) * scores_nHW + weight * maps_nHW).astype(np.float32)
-    return (scores_nHW ** (1 - weight) * maps_nHW**weight).astype(np.float32)

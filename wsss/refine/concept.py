@@ -1,4 +1,4 @@
-"""Where SAM 3 finds a concept that is named in words; `clip_aid` joins its maps with scores as it does CLIP's.
+"""Where SAM 3 finds a concept that is named in words; `clip_aid` (aid.py) joins its maps with scores as it does CLIP's.
 
 Shapes: B images, K classes, P prompts, N tokens of a prompt, h x w grid of the maps, S side of SAM 3's square input.
 """

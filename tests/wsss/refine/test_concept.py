@@ -4,7 +4,7 @@ import torch
 from support.segmenters import write_sam3
 
 from wsss.refine import REFINERS
-from wsss.refine.clip import clip_aid
+from wsss.refine.aid import clip_aid
 from wsss.refine.concept import check_concept, concept_maps, encode_concepts, load_concept, squash
 
 
