@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from wsss.models.pretrained import WEIGHTS, check_files, import_transformers, load_folder
 from wsss.refine.sam import check_image, check_points, drop_small_regions
