@@ -1,6 +1,6 @@
-"""`wsss cues sam|clip|walk`: what these refiners need besides the scores; one command for each line of CUES.
+"""`wsss cues sam|clip|concept|walk`: what these refiners need besides the scores; one command for each line of CUES.
 
-On several GPUs: `accelerate launch --num_processes N -m launcher.commands.cues sam|clip|walk ...`.
+On several GPUs: `accelerate launch --num_processes N -m launcher.commands.cues sam|clip|concept|walk ...`.
 """
 
 import dataclasses
@@ -54,8 +54,8 @@ def build_cues() -> typer.Typer:
         help="What refiners need besides the scores, computed once per split.",
     )
     for kind, cue in CUES.items():
-        line = example(f"wsss cues {kind} data/smoke/val {cue.example}")
-        cues.command(kind, epilog=line)(command_of(kind, cue))
+        lines = [example(f"wsss cues {kind} data/smoke/val {options}") for options in cue.examples]
+        cues.command(kind, epilog="\n\n".join(lines))(command_of(kind, cue))
     return cues
 
 

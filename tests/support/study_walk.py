@@ -4,7 +4,7 @@ Two rows have one make-up if they differ in numbers alone: their networks and me
 words, switches, null or zero, the kind of CAM, the refiners and the reading are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def rows_that_run(name: str, names: Sequence[str]) -> list[str]:
 
 def make_up_of_row(study: Study, row: Row) -> Any:
     cams = row.cams and tuple(keys_of(row.cams.overrides))
-    masks = row.masks and (words_of_overrides(row.masks.overrides), tuple(row.masks.cues))
+    masks = row.masks and (words_of_overrides(row.masks.overrides), options_of_cues(row.masks.cues))
     segments = row.segments and tuple(keys_of(row.segments.overrides))
     return make_up_of_training(study, row.run), row.kind, cams, masks, segments
 
@@ -80,6 +80,11 @@ def words_of(named: Named) -> Any:
 
 def keys_of(overrides: tuple[str, ...]) -> list[str]:
     return sorted(override.partition("=")[0] for override in overrides)
+
+
+def options_of_cues(cues: Mapping[str, tuple[str, ...]]) -> Any:
+    """The kinds of cues with the names of their options."""
+    return tuple((kind, *(option for option in options if option.startswith("--"))) for kind, options in cues.items())
 
 
 def words_of_overrides(overrides: tuple[str, ...]) -> Any:

@@ -23,6 +23,8 @@ from wsss.extras import MissingPackage, is_installed
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
 from wsss.refine.clip import load_clip
+from wsss.refine.concept import load_concept
+from wsss.refine.prompted import load_prompted
 from wsss.refine.sam import sam_proposals
 
 SETUP = configparser.ConfigParser()
@@ -115,6 +117,8 @@ def load_with(name):
         ("sam", lambda: small_sam(image_size=32, embed_dim=8, depth=1, num_heads=1)),
         ("sam", lambda: sam_proposals(None, np.zeros((8, 8, 3), np.uint8), points_per_side=1)),
         ("clip", lambda: load_clip("nowhere")),
+        ("clip", lambda: load_prompted("nowhere")),
+        ("clip", lambda: load_concept("nowhere")),
         ("onnx", lambda: open_onnx(Path("student.onnx"))),
         ("onnx", lambda: save_onnx(None, Path("student.onnx"), {}, [])),
         ("mlflow", load_with("mlflow")),

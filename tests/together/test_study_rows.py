@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.clips import LOOSE, write_tiny_clip
 from support.places import ROOT
+from support.segmenters import write_sam2, write_sam3
 from support.study_walk import rows_that_run, shapes_of, split_rows
 
 from launcher.config.file import load_config
@@ -73,6 +74,8 @@ def place(tmp_path_factory, mlflow_store):
         write_split(source, here / "scenes", split, "pixel" if masks else "label", num_shards=2)
     (here / "configs").symlink_to(ROOT / "configs")
     write_tiny_clip(here / "weights/clip-vit-base-patch16")
+    write_sam2(here / "weights/sam2.1-hiera-large")
+    write_sam3(here / "weights/sam3")
 
     def tiny_sam(checkpoint=None):
         return small_sam(image_size=64, embed_dim=16, depth=1, num_heads=2)
@@ -99,7 +102,8 @@ def at_toy_size(command):
         given = dict(zip(options[::2], options[1::2], strict=True))
         loose = {**LOOSE, "points_per_side": int(given.get("--points-per-side", 2)) // 16} if refiner == "sam" else {}
         settings = {name[2:]: Path(given[name]) for name in ("--weights", "--run") if name in given}
-        size = {"size": 24} if refiner == "clip" else {}
+        size = {"clip": {"size": 24}, "concept": {"map_size": 16}}.get(refiner, {})
+        settings |= {"by": given["--by"]} if "--by" in given else {}
         shards = Path("scenes") / Path(folder).name
         write_cues(refiner, shards, Path(given["--out"]), **settings, **loose, **size)
     else:

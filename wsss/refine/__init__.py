@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wsss.refine.clip import clip_aid
+from wsss.refine.aid import clip_aid
 from wsss.refine.crf import dense_crf
 from wsss.refine.sam import sam_enhance
 from wsss.refine.threshold import mask_of
@@ -25,6 +25,7 @@ REFINERS: dict[str, Refiner] = {
     "sam": sam_enhance,
     "walk": random_walk_refine,
     "clip": clip_aid,
+    "concept": clip_aid,
 }
 
 

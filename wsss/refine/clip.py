@@ -1,25 +1,36 @@
-"""CLIP-aided refinement: what a text says about every patch of an image.
+"""What a text says about every patch of an image, by CLIP or SigLIP.
 
-Shapes: B images, K classes, P prompts, T templates, E embedding channels, D token channels, N tokens with the class
-token first, h x w patch grid, S side of CLIP's square input, n score maps, H x W pixels.
+Shapes: B images, K classes, P prompts, T templates, E embedding channels, D token channels, N tokens (CLIP's with the
+class token first), h x w patch grid, S side of CLIP's square input.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.extras import needs
-from wsss.tensors import resize
+from wsss.models.pretrained import (
+    CLIP_TOKENS,
+    WEIGHTS,
+    check_files,
+    import_transformers,
+    kind_of,
+    load_folder,
+    load_tokenizer,
+)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # SigLIP 2 of a fixed resolution calls itself siglip, too
+TOKENS = {"clip": CLIP_TOKENS, "siglip": ("tokenizer.json",)}
+WHAT = "a CLIP, or a SigLIP or SigLIP 2 of a fixed resolution"
+EXAMPLE = "openai/clip-vit-base-patch16 or google/siglip2-base-patch16-224"
 
 TEMPLATES = ("a photo of {}.", "a blurry photo of {}.", "{} in the distance.")
 SMOKE_PROMPTS = ("smoke", "a plume of smoke", "industrial smoke emission", "dark smoke from a chimney")
@@ -34,10 +45,14 @@ SCENE_NEGATIVES = (
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP with its tokenizer, in eval mode."""
+    """A CLIP or SigLIP with its tokenizer, in eval mode."""
 
-    model: Any  # transformers.CLIPModel
+    model: Any  # transformers.CLIPModel or SiglipModel
     tokenizer: Any
+
+    @property
+    def is_siglip(self) -> bool:
+        return bool(self.model.config.model_type == "siglip")
 
     @property
     def device(self) -> torch.device:
@@ -63,44 +78,27 @@ class Prompts:
     class_of_PK: Tensor
 
 
-def check_folder(folder: str | Path) -> None:
-    """Raise ValueError unless the folder has the files that CLIP needs."""
-    gone = [name for name in FILES if not (Path(folder) / name).is_file()]
-    if gone:
-        raise ValueError(
-            f"{folder}: {', '.join(gone)} missing; put {', '.join(FILES)} of a CLIP in Hugging Face format there (such "
-            "as openai/clip-vit-base-patch16, copied from a machine with network). A folder with pytorch_model.bin "
-            "alone is converted by transformers: CLIPModel.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
+def check_folder(folder: str | Path) -> tuple[str, ...]:
+    """The files that a CLIP or SigLIP is read from; raises ValueError unless the folder has them."""
+    if not (Path(folder) / "config.json").is_file():  # which says whose tokenizer is wanted
+        check_files(folder, (*WEIGHTS, *CLIP_TOKENS), WHAT, EXAMPLE)
+    files = (*WEIGHTS, *TOKENS[kind_of(folder, KINDS, WHAT)])
+    check_files(folder, files, WHAT, EXAMPLE)
+    return files
 
 
 def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """A CLIP from a local folder; the network is never asked.
+    """A CLIP or SigLIP from a local folder; the network is never asked.
 
     Raises:
+        MissingPackage: transformers is not installed.
         ValueError: a file is missing or unreadable, or the weights do not fit the config.
     """
-    with needs("clip"):
-        from transformers import CLIPModel, CLIPTokenizer
-        from transformers.utils import logging
-
+    import_transformers()
     check_folder(folder)
-    logging.disable_progress_bar()  # a bar per process for a second's work
-    try:
-        loaded: Any = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many types for files that are none of its own
-        raise ValueError(f"{folder}: no CLIP that transformers can read ({error}); fetch its files again") from error
-    model, found = loaded
-    wrong = {name: sorted(map(str, found.get(name) or ())) for name in ("missing_keys", "mismatched_keys")}
-    if any(wrong.values()):
-        raise ValueError(
-            f"{folder}: model.safetensors is of another network than config.json says: "
-            + ", ".join(f"{len(names)} {name.replace('_', ' ')} {names[:3]}" for name, names in wrong.items())
-        )
-    return Clip(model.to(device).eval(), tokenizer)
+    model = load_folder(folder, KINDS, WHAT)
+    tokenizer = "AutoTokenizer" if model.config.model_type == "siglip" else "CLIPTokenizer"
+    return Clip(model.to(device), load_tokenizer(folder, tokenizer, WHAT))
 
 
 @torch.no_grad()
@@ -118,12 +116,18 @@ def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequ
     if not all(positive) or len(prompts) < 2:
         raise ValueError(f"prompts {list(map(list, positive))} against {list(negative)}: wanted one per class, and two")
     texts = [template.format(prompt) for prompt in prompts for template in TEMPLATES]
-    tokens = clip.tokenizer(texts, padding=True, return_tensors="pt").to(clip.device)
-    length, longest = tokens["input_ids"].shape[1], clip.model.config.text_config.max_position_embeddings
+    longest = clip.model.config.text_config.max_position_embeddings
+    padding = {"padding": "max_length", "max_length": longest} if clip.is_siglip else {"padding": True}
+    tokens = clip.tokenizer(texts, return_tensors="pt", **padding).to(clip.device)
+    length = tokens["input_ids"].shape[1]
     if length > longest:
         raise ValueError(f"the longest prompt has {length} tokens, CLIP reads {longest}; shorten it")
-    pooled = clip.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
-    embedding_PTE = F.normalize(clip.model.text_projection(pooled), dim=-1).unflatten(0, (-1, len(TEMPLATES)))
+    if clip.is_siglip:  # trained on padded texts, without a mask
+        embedding_PE = clip.model.text_model(input_ids=tokens["input_ids"]).pooler_output
+    else:
+        seen = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        embedding_PE = clip.model.text_projection(clip.model.text_model(**seen).pooler_output)
+    embedding_PTE = F.normalize(embedding_PE, dim=-1).unflatten(0, (-1, len(TEMPLATES)))
     class_of_PK = torch.zeros(len(prompts), len(positive), device=clip.device)
     owners = [number for number, of_class in enumerate(positive) for _ in of_class]
     class_of_PK[range(len(owners)), owners] = 1.0
@@ -146,10 +150,13 @@ def clip_maps(
 def maps_of_prompts(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, size: int | None = None) -> Tensor:
     """Probability mass of each class's prompts at every patch.
 
-        map_k = sum of softmax_p(logit_scale * <patch, text_p>) over the prompts p of class k
+        CLIP:    map_k = sum of softmax_p(logit_scale * <patch, text_p>) over the prompts p of class k
+        SigLIP:  map_k = max of sigmoid(logit_scale * <patch, text_p> + logit_bias) over these
 
     The softmax runs over the prompts of all classes and the negative ones, so a map is a probability and not the
-    min-max of one similarity, which shows a peak on every image. CLIP's scale (100) makes it nearly a vote.
+    min-max of one similarity, which shows a peak on every image. CLIP's scale (100) makes it nearly a vote. SigLIP was
+    trained to say of each pair of image and text whether they belong together: its maps know no other prompt, negative
+    ones change nothing, and they may be small everywhere.
 
     Args:
         images: (H, W, 3) uint8 RGB, of any sizes.
@@ -163,6 +170,12 @@ def maps_of_prompts(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, 
     """
     patches_BhwE = patch_embeddings(clip, fit(clip, images, size))
     logits_BhwP = clip.model.logit_scale.exp() * (patches_BhwE @ prompts.embedding_PE.T)
+    if clip.is_siglip:
+        found_BhwP = (logits_BhwP + clip.model.logit_bias).float().sigmoid()
+        of_classes = [
+            found_BhwP[..., prompts.class_of_PK[:, k] > 0].amax(-1) for k in range(prompts.class_of_PK.shape[1])
+        ]
+        return torch.stack(of_classes, 1)
     return (logits_BhwP.float().softmax(-1) @ prompts.class_of_PK).permute(0, 3, 1, 2)
 
 
@@ -173,7 +186,8 @@ def fit(clip: Clip, images: Sequence[np.ndarray], size: int | None) -> Tensor:
     for image_HW3 in images:
         image_13HW = torch.from_numpy(image_HW3.copy()).to(clip.device).permute(2, 0, 1)[None].float() / 255
         squares.append(F.interpolate(image_13HW, (size, size), mode="bicubic", align_corners=False, antialias=True))
-    mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    norm = (SIGLIP_MEAN, SIGLIP_STD) if clip.is_siglip else (CLIP_MEAN, CLIP_STD)
+    mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in norm)
     return (torch.cat(squares).clamp(0, 1) - mean) / std
 
 
@@ -189,49 +203,19 @@ def patch_embeddings(clip: Clip, image_B3SS: Tensor) -> Tensor:
     other patches that its query happens to find; its value is what it hands to the class token, so that path keeps
     its place and stays in the space that the projection reads.
 
+    SigLIP has no class token: after its blocks, one query pools all tokens into what meets a text. That pooling is
+    given one token at a time, which leaves the token's own value.
+
     Source: MaskCLIP (Zhou, Loy & Dai 2022, section 3.2), in its form for ViTs with residual and MLP.
     """
-    vision = clip.model.vision_model
+    vision, side = clip.model.vision_model, image_B3SS.shape[-1] // clip.patch_size
+    if clip.is_siglip:
+        tokens_BND = vision(pixel_values=image_B3SS, interpolate_pos_encoding=True).last_hidden_state
+        patches_BNE = vision.head(tokens_BND.flatten(0, 1)[:, None]).unflatten(0, tokens_BND.shape[:2])
+        return F.normalize(patches_BNE, dim=-1).unflatten(1, (side, side))
     out = vision(pixel_values=image_B3SS, output_hidden_states=True, interpolate_pos_encoding=True)
     block, x_BND = vision.encoder.layers[-1], out.hidden_states[-2]  # what the last block reads
     x_BND = x_BND + block.self_attn.out_proj(block.self_attn.v_proj(block.layer_norm1(x_BND)))
     x_BND = x_BND + block.mlp(block.layer_norm2(x_BND))
     patches_BNE = clip.model.visual_projection(vision.post_layernorm(x_BND[:, 1:]))
-    side = image_B3SS.shape[-1] // clip.patch_size
     return F.normalize(patches_BNE, dim=-1).unflatten(1, (side, side))
-
-
-def clip_aid(
-    image_HW3: np.ndarray,
-    scores_nHW: np.ndarray,
-    clip_nhw: np.ndarray,
-    *,
-    mode: Literal["product", "mean", "replace"] = "product",
-    weight: float = 0.5,
-) -> np.ndarray:
-    """Join scores c with the CLIP maps q of the same classes, w = weight.
-
-        product: c^(1-w) q^w,   mean: (1-w) c + w q,   replace: q
-
-    Args:
-        clip_nhw: in [0, 1], at any grid; resized bilinearly.
-
-    Returns:
-        (n, H, W) float32 in [0, 1].
-
-    Raises:
-        ValueError: another number of maps than of scores, or weight outside [0, 1].
-    """
-    if len(clip_nhw) != len(scores_nHW):
-        raise ValueError(f"{len(clip_nhw)} CLIP maps for {len(scores_nHW)} classes; choose those of the same classes")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
-    if len(scores_nHW) == 0:
-        return scores_nHW
-    maps_nHW = resize(torch.from_numpy(clip_nhw.astype(np.float32))[None], scores_nHW.shape[1:])[0].numpy()
-    maps_nHW = maps_nHW.clip(0, 1)
-    if mode == "replace":
-        return maps_nHW
-    if mode == "mean":
-        return ((1 - weight) * scores_nHW + weight * maps_nHW).astype(np.float32)
-    return (scores_nHW ** (1 - weight) * maps_nHW**weight).astype(np.float32)

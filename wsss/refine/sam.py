@@ -70,8 +70,7 @@ def sam_proposals(
             data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
             return data
 
-    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
-        raise ValueError(f"image is {image_HW3.shape} {image_HW3.dtype}; wanted (H, W, 3) uint8 RGB")
+    check_image(image_HW3)
     check_points(points_per_side, crop_layers, crop_points_downscale)
     height, width = image_HW3.shape[:2]
     least = -(-max(height, width) // sam.image_encoder.img_size)  # px, which become one px of SAM's input
@@ -91,6 +90,12 @@ def sam_proposals(
     if np.any(thin):
         masks = [mask_HW for mask_HW in masks if mask_HW.any()]
     return np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
+
+
+def check_image(image_HW3: np.ndarray) -> None:
+    """Raise ValueError unless it is (H, W, 3) uint8."""
+    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
+        raise ValueError(f"image is {image_HW3.shape} {image_HW3.dtype}; wanted (H, W, 3) uint8 RGB")
 
 
 def check_points(points_per_side: int, crop_layers: int, crop_points_downscale: int = 2) -> None:

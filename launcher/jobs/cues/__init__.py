@@ -2,11 +2,17 @@
 
 from launcher.errors import ConfigError
 from launcher.jobs.cues.clip import ClipCue
+from launcher.jobs.cues.concept import ConceptCue
 from launcher.jobs.cues.cue import Cue
 from launcher.jobs.cues.sam import SamCue
 from launcher.jobs.cues.walk import WalkCue
 
-CUES: dict[str, type[Cue]] = {"sam": SamCue, "clip": ClipCue, "walk": WalkCue}  # by the refiner that reads them
+CUES: dict[str, type[Cue]] = {  # by the refiner that reads them
+    "sam": SamCue,
+    "clip": ClipCue,
+    "concept": ConceptCue,
+    "walk": WalkCue,
+}
 
 
 def find_cue(name: str) -> type[Cue]:

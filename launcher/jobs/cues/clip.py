@@ -1,6 +1,5 @@
-"""The cue of the refiner `clip`: CLIP maps of all K classes, (K, h, w), stored in float16."""
+"""The cue of the refiner `clip`: what CLIP or SigLIP says of every class."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
-from launcher.jobs.cues.cue import Cue
+from launcher.jobs.cues.maps import MapsCue
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipCue(Cue):
-    """CLIP maps of every image, for the refiner `clip`."""
+class ClipCue(MapsCue):
+    """CLIP or SigLIP maps of every image, for the refiner `clip`."""
 
     extension = "clip.npy"
-    example = "--weights clip-vit-base-patch16"
+    examples = ("--weights clip-vit-base-patch16", "--weights siglip2-base-patch16-512 --size 512")
 
-    weights: Annotated[Path, typer.Option(help="Folder of a CLIP in Hugging Face format.")]
+    weights: Annotated[Path, typer.Option(help="Folder of a CLIP, SigLIP or SigLIP 2 in Hugging Face format.")]
     size: Annotated[int, typer.Option(min=1, help="Side of CLIP's square input, a multiple of its patch size.")] = 448
     positive: Annotated[list[str] | None, typer.Option(help="Prompt of the one class; repeat for several.")] = None
-    negative: Annotated[list[str] | None, typer.Option(help="Prompt of something else; repeat for several.")] = None
+    negative: Annotated[
+        list[str] | None, typer.Option(help="Prompt of something else; repeat for several. Not for SigLIP.")
+    ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8
 
     @property
@@ -51,11 +52,15 @@ class ClipCue(Cue):
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of
-        from wsss.refine.clip import FILES, TEMPLATES, check_folder
+        from wsss.refine.clip import TEMPLATES, check_folder
 
-        check_folder(self.weights)
+        files = check_folder(self.weights)
+        if self.negative and "tokenizer.json" in files:
+            raise RunError("--negative is for CLIP; SigLIP judges each prompt alone: leave it out")
         positive, negative = self.prompts(classes)
-        digests = {name: sha256_of(self.weights / name) for name in FILES}
+        if "tokenizer.json" in files:
+            negative = []  # SigLIP's maps do not depend on them
+        digests = {name: sha256_of(self.weights / name) for name in files}
         return {"weights": digests, "size": self.size, "positive": positive, "negative": negative,
                 "templates": TEMPLATES}  # fmt: skip
 
@@ -66,21 +71,3 @@ class ClipCue(Cue):
         model.side(self.size)  # refused before the first image
         prompts = encode_prompts(model, *self.prompts(classes))
         return lambda images: list(maps_of_prompts(model, images, prompts, size=self.size).cpu().numpy())
-
-    @staticmethod
-    def encode(cue: Any) -> bytes:
-        import numpy as np
-
-        from launcher.jobs.scores import npy_bytes
-
-        return npy_bytes(cue.astype(np.float16))
-
-    @staticmethod
-    def decode(data: bytes) -> Any:
-        import numpy as np
-
-        return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
-
-    @staticmethod
-    def select_classes(cue: Any, class_ids: Sequence[int]) -> Any:
-        return cue[[class_id - 1 for class_id in class_ids]]

@@ -16,12 +16,12 @@ class Cue(ABC):
 
     Attributes:
         extension: of the member that holds an image's cue.
-        example: options that end the command's help.
+        examples: options of the lines that end the command's help.
         option_of_run: name of the option that takes the folder of a trained run; None = no run is needed.
     """
 
     extension: ClassVar[str]
-    example: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]]
     option_of_run: ClassVar[str | None] = None
 
     @property

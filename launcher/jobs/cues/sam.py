@@ -15,16 +15,28 @@ if TYPE_CHECKING:
 
     from wsss.models.sam import Variant
 
+PACKAGES = ("segment_anything", "transformers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamCue(Cue):
     """SAM proposals of every image, for the refiner `sam`."""
 
     extension = "masks"
-    example = "--weights sam_vit_b_01ec64.pth --variant vit_b"
+    examples = ("--weights sam_vit_b_01ec64.pth --variant vit_b", "--by transformers --weights sam2.1-hiera-large")
 
-    weights: Annotated[Path, typer.Option(help="A checkpoint of segment-anything, such as sam_vit_h_4b8939.pth.")]
-    variant: Annotated[str, typer.Option(help="vit_b, vit_l or vit_h: what the checkpoint is.")] = "vit_h"
+    weights: Annotated[
+        Path,
+        typer.Option(
+            help="A checkpoint such as sam_vit_h_4b8939.pth; by transformers, a folder of SAM, SAM 2 or SAM 3."
+        ),
+    ]
+    by: Annotated[
+        str, typer.Option(help="segment_anything or transformers: the package, and the format of weights.")
+    ] = "segment_anything"
+    variant: Annotated[
+        str | None, typer.Option(help="vit_b, vit_l or vit_h: what the checkpoint of segment_anything is; else vit_h.")
+    ] = None
     points_per_side: Annotated[int, typer.Option(min=1, help="The grid of prompts has its square of points.")] = 32
     points_per_batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together: memory.")] = 64
     pred_iou: Annotated[float, typer.Option(help="Masks that SAM itself rates lower are dropped.")] = 0.70
@@ -41,14 +53,29 @@ class SamCue(Cue):
         """Raises RunError if nobody published it."""
         from wsss.models.sam import PUBLISHED
 
-        if self.variant not in PUBLISHED:
-            raise RunError(f"--variant {self.variant}: choose one of {', '.join(PUBLISHED)}")
-        return self.variant  # type: ignore[return-value]
+        variant = self.variant or "vit_h"
+        if variant not in PUBLISHED:
+            raise RunError(f"--variant {variant}: choose one of {', '.join(PUBLISHED)}")
+        return variant  # type: ignore[return-value]
+
+    @property
+    def by_transformers(self) -> bool:
+        """Raises RunError for another package, and for weights in the other's format."""
+        if self.by not in PACKAGES:
+            raise RunError(f"--by {self.by}: choose one of {', '.join(PACKAGES)}")
+        by_transformers = self.by == "transformers"
+        if by_transformers and self.variant is not None:
+            raise RunError(f"--variant {self.variant} is for segment_anything; the folder says itself what it is")
+        if by_transformers and self.weights.is_file():
+            raise RunError(f"{self.weights}: a file; --by transformers reads a folder (config.json, model.safetensors)")
+        if not by_transformers and self.weights.is_dir():
+            raise RunError(f"{self.weights}: a folder; segment_anything reads a .pth file, --by transformers a folder")
+        return by_transformers
 
     @property
     def options(self) -> dict[str, Any]:
         """What sam_proposals takes besides the image."""
-        return {name: value for name, value in vars(self).items() if name not in ("weights", "variant")}
+        return {name: value for name, value in vars(self).items() if name not in ("weights", "by", "variant")}
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of
@@ -56,11 +83,24 @@ class SamCue(Cue):
         from wsss.refine.sam import check_points
 
         check_points(self.points_per_side, self.crop_layers)
-        check_weights(self.weights, self.checked_variant)
         settings = {name: value for name, value in self.options.items() if name != "points_per_batch"}
-        return {"weights": sha256_of(self.weights), "variant": self.variant, **settings}
+        if self.by_transformers:
+            from wsss.models.pretrained import WEIGHTS
+            from wsss.refine.prompted import check_prompted
+
+            check_prompted(self.weights)
+            digests = {name: sha256_of(self.weights / name) for name in WEIGHTS}
+            return {"weights": digests, "by": self.by, **settings}
+        check_weights(self.weights, self.checked_variant)
+        return {"weights": sha256_of(self.weights), "variant": self.checked_variant, **settings}
 
     def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:
+        if self.by_transformers:
+            from wsss.refine.prompted import load_prompted, prompted_proposals
+
+            prompted = load_prompted(self.weights, device)
+            return lambda images: [prompted_proposals(prompted, image, **self.options) for image in images]
+
         from wsss.models.sam import load_sam
         from wsss.refine.sam import sam_proposals
 

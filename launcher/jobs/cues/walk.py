@@ -20,7 +20,7 @@ class WalkCue(Cue):
     """AffinityNet's affinities of every image, for the refiner `walk`."""
 
     extension = "walk.npz"
-    example = "--run runs/smoke/affinity"
+    examples = ("--run runs/smoke/affinity",)
     option_of_run = "--run"
 
     run: Annotated[Path, typer.Option(help="Folder of a run trained with method `affinity`.")]

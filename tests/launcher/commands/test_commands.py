@@ -44,7 +44,18 @@ def test_help_needs_no_heavy_import():
 
 COMMANDS = ["shards synthetic", "shards smoke", "shards verify", "shards info"]
 COMMANDS += [f"shards {name}" for name in ("ijmond", "ijmond-frames", "rise", "smoke5k", "video-urls", "join")]
-COMMANDS += ["init", "train", "infer", "cues sam", "cues clip", "cues walk", "refine", "evaluate", "report"]
+COMMANDS += [
+    "init",
+    "train",
+    "infer",
+    "cues sam",
+    "cues clip",
+    "cues concept",
+    "cues walk",
+    "refine",
+    "evaluate",
+    "report",
+]
 COMMANDS += ["shards voc12", "shards coco14", "segment", "pack-voc", "trajectory", "export", "status", "predict"]
 COMMANDS += ["study list", "study run", "study report", "bench lr-range", "bench msee-step", "bench crf"]
 

@@ -270,8 +270,8 @@ def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
 def test_every_cue_is_read_by_a_refiner_and_says_what_its_command_does():
     assert set(CUES) == CUED
     assert len({cue.extension for cue in CUES.values()}) == len(CUES)
-    assert all(cue.__doc__ and cue.example.startswith("--") for cue in CUES.values())
-    with pytest.raises(ConfigError, match="no cues for 'crf'; choose one of sam, clip, walk"):
+    assert all(cue.__doc__ and all(options.startswith("--") for options in cue.examples) for cue in CUES.values())
+    with pytest.raises(ConfigError, match="no cues for 'crf'; choose one of sam, clip, concept, walk"):
         find_cue("crf")
 
 

@@ -139,7 +139,7 @@ def test_refine_and_evaluate_name_the_image_that_fails_whatever_it_raises(run, s
             raise ZeroDivisionError("no pixel")
         return read_truth(shards, number)
 
-    monkeypatch.setattr("launcher.evaluation.evaluate.read_truth", unreadable)
+    monkeypatch.setattr("launcher.evaluation.count.read_truth", unreadable)
     with pytest.raises(DataError, match=rf"sample '{key}': ZeroDivisionError: no pixel"):
         evaluate(run)
 

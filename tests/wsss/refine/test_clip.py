@@ -7,17 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.clips import write_tiny_clip
 
+from wsss.models.pretrained import CLIP_TOKENS, WEIGHTS
 from wsss.refine.clip import (
     CLIP_MEAN,
     CLIP_STD,
-    FILES,
     SCENE_NEGATIVES,
     SMOKE_NEGATIVES,
     SMOKE_PROMPTS,
     TEMPLATES,
     Clip,
     check_folder,
-    clip_aid,
     clip_maps,
     encode_prompts,
     fit,
@@ -25,6 +24,8 @@ from wsss.refine.clip import (
     maps_of_prompts,
     patch_embeddings,
 )
+
+FILES = (*WEIGHTS, *CLIP_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_clip_in_the_publishers_format_is_loaded_from_its_folder(folder, clip)
 
 def test_a_folder_that_lacks_a_file_says_which_and_where_from(folder, tmp_path):
     with pytest.raises(
-        ValueError, match=r"config.json, model.safetensors, vocab.json, merges.txt missing; put .*openai"
+        ValueError, match=r"config.json, model.safetensors, vocab.json, merges.txt missing .*; put .*openai"
     ):
         load_clip(tmp_path / "nowhere")
     for name in FILES[:3]:
@@ -71,7 +72,7 @@ def test_weights_that_do_not_fit_are_refused_and_not_filled_up(folder, tmp_path)
     with pytest.raises(ValueError, match=r"another network than config.json says: 1 missing keys \['visual_projection"):
         load_clip(tmp_path)
     (tmp_path / "model.safetensors").write_text("no weights")
-    with pytest.raises(ValueError, match="no CLIP that transformers can read"):
+    with pytest.raises(ValueError, match="not a CLIP.* that transformers can read"):
         load_clip(tmp_path)
 
 
@@ -154,39 +155,3 @@ def test_default_prompts_are_several_and_different():
     for prompts in (SMOKE_PROMPTS, SMOKE_NEGATIVES, SCENE_NEGATIVES):
         assert len(prompts) == len(set(prompts)) >= 4
     assert not set(SMOKE_PROMPTS) & set(SMOKE_NEGATIVES)
-
-
-def aided(score, prob, **options):
-    scores = np.full((1, 2, 2), score, dtype=np.float32)
-    out = clip_aid(picture(2, 2), scores, np.full((1, 2, 2), prob, dtype=np.float16), **options)
-    assert out.dtype == np.float32 and out.shape == (1, 2, 2)
-    return out[0, 0, 0]
-
-
-def test_clip_aid_by_hand():
-    assert aided(0.25, 0.81) == pytest.approx(0.45, abs=1e-3)  # sqrt(0.25 * 0.81)
-    assert aided(0.25, 0.75, mode="mean") == pytest.approx(0.5, abs=1e-3)
-    assert aided(0.25, 0.75, mode="mean", weight=0.1) == pytest.approx(0.3, abs=1e-3)
-    assert aided(0.25, 0.75, mode="replace") == pytest.approx(0.75, abs=1e-3)
-    assert aided(0.25, 0.75, weight=0.0) == pytest.approx(0.25)
-    assert aided(0.25, 0.75, weight=1.0) == pytest.approx(0.75, abs=1e-3)
-    assert aided(0.0, 0.9) == 0.0 and aided(0.9, 0.0) == 0.0
-
-
-@pytest.mark.parametrize("mode", ["product", "mean", "replace"])
-def test_aided_scores_stay_in_range_at_the_images_size(mode):
-    rng = np.random.default_rng(0)
-    out = clip_aid(picture(9, 12), rng.random((3, 9, 12)).astype(np.float32), rng.random((3, 2, 4)), mode=mode)
-    assert out.shape == (3, 9, 12) and out.min() >= 0 and out.max() <= 1
-    assert clip_aid(picture(9, 12), np.zeros((0, 9, 12), np.float32), np.zeros((0, 2, 4)), mode=mode).shape == (
-        0,
-        9,
-        12,
-    )
-
-
-def test_maps_of_other_classes_and_bad_weights_are_refused():
-    with pytest.raises(ValueError, match="2 CLIP maps for 1 classes"):
-        clip_aid(picture(2, 2), np.zeros((1, 2, 2), np.float32), np.zeros((2, 2, 2)))
-    with pytest.raises(ValueError, match=r"weight is 1.5; wanted a number in \[0, 1\]"):
-        aided(0.2, 0.3, weight=1.5)

@@ -147,6 +147,7 @@ def test_where_only_background_is_proposed_no_crf_is_run():
 CUES = {
     "sam": np.ones((2, 4, 5), dtype=bool),
     "clip": np.zeros((0, 2, 2), dtype=np.float32),
+    "concept": np.zeros((0, 2, 2), dtype=np.float32),
     "walk": AffinityCue(np.ones((4, 1), dtype=np.float16), (2, 3), 2),
 }
 

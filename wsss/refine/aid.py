@@ -1,0 +1,49 @@
+"""Scores joined with what a text says of the same classes: maps of CLIP, of SigLIP or of a concept.
+
+Shapes: n score maps, H x W pixels, h x w grid of the maps.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from wsss.tensors import resize
+
+
+def clip_aid(
+    image_HW3: np.ndarray,
+    scores_nHW: np.ndarray,
+    maps_nhw: np.ndarray,
+    *,
+    mode: Literal["product", "mean", "replace"] = "product",
+    weight: float = 0.5,
+) -> np.ndarray:
+    """Join scores c with maps q that CLIP, SigLIP or a concept gave of the same classes, w = weight.
+
+        product: c^(1-w) q^w,   mean: (1-w) c + w q,   replace: q
+
+    Args:
+        maps_nhw: in [0, 1], at any grid; resized bilinearly.
+
+    Returns:
+        (n, H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: another number of maps than of scores, or weight outside [0, 1].
+    """
+    if len(maps_nhw) != len(scores_nHW):
+        raise ValueError(
+            f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose those of the same classes"
+        )
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
+    if len(scores_nHW) == 0:
+        return scores_nHW
+    maps_nHW = resize(torch.from_numpy(maps_nhw.astype(np.float32))[None], scores_nHW.shape[1:])[0].numpy()
+    maps_nHW = maps_nHW.clip(0, 1)
+    if mode == "replace":
+        return maps_nHW
+    if mode == "mean":
+        return ((1 - weight) * scores_nHW + weight * maps_nHW).astype(np.float32)
+    return (scores_nHW ** (1 - weight) * maps_nHW**weight).astype(np.float32)
