@@ -18,7 +18,7 @@ from shards.sources.text import read_bytes
 from wsss.maps.cam import PROBABILITIES
 from wsss.maps.gradients import GRADIENT_KINDS
 from wsss.methods import METHODS
-from wsss.refine import CUED, REFINERS
+from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
 
 USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
@@ -164,10 +164,11 @@ def choose_chain(model: Model, name: str) -> tuple[Step, ...]:
     than those that need an image and scores alone."""
     if name == "none":
         return ()
-    alone = sorted(set(REFINERS) - CUED)
-    if name not in alone:
-        hint = "needs what `wsss cues` computes" if name in CUED else "there is no such refiner"
-        raise ConfigError(f"--refine {name}: {hint}; wanted none or {' or '.join(alone)}")
+    with user_error_as(ConfigError):
+        if name not in REFINERS or takes_cue(name):
+            hint = "needs what `wsss cues` computes" if name in REFINERS else "there is no such refiner"
+            alone = sorted(ours for ours in REFINERS.ours if not takes_cue(ours))
+            raise ConfigError(f"--refine {name}: {hint}; wanted none or {' or '.join(alone)}")
     configured = [named for named in model.config.refine.chain if named.name == name]
     chosen = configured[0] if configured else Named(name=name)
     return tuple(resolve_chain(RefineConfig(chain=(chosen,))))
