@@ -15,7 +15,7 @@ from launcher.predict.settings import Settings, Wishes
 from launcher.predict.views import Scale, read_maps
 from shards.schema import DataError, decode_image
 from shards.sources.text import read_bytes
-from wsss.maps.cam import PROBABILITIES
+from wsss.maps.cam import ATTENTION, BESIDE, PROBABILITIES, has_attention
 from wsss.maps.gradients import GRADIENT_KINDS
 from wsss.methods import METHODS
 from wsss.refine import REFINERS, takes_cue
@@ -93,7 +93,7 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
     known = known_kinds(model)
     if wanted is not None:
         if not has_kind(model, wanted):
-            why = "" if model.has_gradients else f"; those of gradients ({', '.join(GRADIENT_KINDS)}) need its run"
+            why = "" if model.has_gradients else f"; {', '.join(BESIDE)} need its run"
             raise ConfigError(f"--kind {wanted}: this model has {', '.join(known)}{why}")
         return wanted, "as asked"
     if model.chosen_kind is not None:
@@ -110,11 +110,12 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
 
 
 def known_kinds(model: Model) -> list[str]:
-    """The kinds of map that the model has, those of gradients last."""
+    """The kinds of map that the model has, those that are no output of the network last."""
     stride = model.method.student.stride
     with torch.no_grad():
         maps = model.method.maps_of(model.method.student(torch.zeros(1, 3, 2 * stride, 2 * stride).to(model.device)))
-    return [*maps, *(GRADIENT_KINDS if model.has_gradients and "class_map" in maps else ())]
+    by_gradient = GRADIENT_KINDS if model.has_gradients and "class_map" in maps else ()
+    return [*maps, *([ATTENTION] if has_attention(model.method.student) else []), *by_gradient]
 
 
 def has_kind(model: Model, kind: str) -> bool:
