@@ -31,7 +31,7 @@ FLOORS = {
         "maps",
         "models",
         "photometric optim metrics gaussian_sum",
-        "gaussian_triton tensors extras",
+        "gaussian_triton tensors extras registry",
     ],
     "shards": [
         "sources batches",

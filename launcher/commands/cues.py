@@ -1,10 +1,10 @@
-"""`wsss cues sam|clip|concept|walk`: what these refiners need besides the scores; one command for each line of CUES.
+"""`wsss cues sam|clip|concept|walk`: what these refiners need besides the scores; one command for each line of CUES,
+and one for each cue that an installed package offers.
 
 On several GPUs: `accelerate launch --num_processes N -m launcher.commands.cues sam|clip|concept|walk ...`.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from launcher.commands.arguments import MASKS, Out, example
+from launcher.commands.offered import GroupWithOffers, with_options
 from launcher.errors import report_user_errors
 from launcher.jobs.cues import CUES
 from launcher.jobs.cues.cue import Cue
@@ -27,33 +28,28 @@ def command_of(kind: str, cue: type[Cue]) -> Callable[..., None]:
         print(f"cues: {write_cues(kind, shards, out, **settings)}")
 
     hints = get_type_hints(cue, include_extras=True)
-    options = {field.name: field.default for field in dataclasses.fields(cue)}
-    defaults = {"shards": ..., **options, "out": Path("cues") / kind}
-    compute.__annotations__ = {"shards": Shards, **{name: hints[name] for name in options}, "out": Out}
-    compute.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if default in (..., dataclasses.MISSING) else default,
-                annotation=compute.__annotations__[name],
-            )
-            for name, default in defaults.items()
-        ]
-    )
-    compute.__doc__ = cue.__doc__
-    return compute
+    options = {
+        field.name: (hints[field.name], ... if field.default is dataclasses.MISSING else field.default)
+        for field in dataclasses.fields(cue)
+    }
+    return with_options(compute, {"shards": (Shards, ...), **options, "out": (Out, Path("cues") / kind)}, cue.__doc__)
+
+
+class CueGroup(GroupWithOffers):
+    registry = CUES
+    command_of = staticmethod(command_of)
 
 
 def build_cues() -> typer.Typer:
     """A command with one subcommand for every kind of cue."""
     cues = typer.Typer(
+        cls=CueGroup,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,
         help="What refiners need besides the scores, computed once per split.",
     )
-    for kind, cue in CUES.items():
+    for kind, cue in CUES.ours.items():
         lines = [example(f"wsss cues {kind} data/smoke/val {options}") for options in cue.examples]
         cues.command(kind, epilog="\n\n".join(lines))(command_of(kind, cue))
     return cues

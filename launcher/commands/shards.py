@@ -22,6 +22,7 @@ from launcher.commands.arguments import (
     Workers,
     example,
 )
+from launcher.commands.offered_sources import SourceGroup
 from launcher.jobs.write_shards import summarise, write
 
 HELP = "Raw data -> tar shards with an index; look at and check them."
@@ -29,7 +30,7 @@ HELP = "Raw data -> tar shards with an index; look at and check them."
 
 def register(app: typer.Typer) -> None:
     """Add `shards` with all its sources to a command."""
-    shards = typer.Typer(no_args_is_help=True, help=HELP)
+    shards = typer.Typer(cls=SourceGroup, no_args_is_help=True, help=HELP)
     lines: dict[Callable[..., None], str] = {
         synthetic: "wsss shards synthetic --out data/demo --split train --images 640 --cooccurrence 0.9",
         smoke: "wsss shards smoke --root frames --labels labels.csv --out data/mine --split train --hold-out 0.15",

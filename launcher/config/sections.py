@@ -217,7 +217,7 @@ class Config(Section):
     def _options_exist(self) -> "Config":
         from wsss.methods import METHODS
         from wsss.models import MODELS
-        from wsss.refine import CUED, REFINERS
+        from wsss.refine import REFINERS, takes_cue
 
         check_named("model", self.model, MODELS)
         check_named("method", self.method, METHODS)
@@ -225,7 +225,7 @@ class Config(Section):
             check_named("partner", self.partner, MODELS)
         for number, refiner in enumerate(self.refine.chain):
             check_named(f"refine.chain.{number}", refiner, REFINERS)
-            if refiner.name in CUED and refiner.name not in self.refine.cues:
+            if takes_cue(refiner.name) and refiner.name not in self.refine.cues:
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
                 )

@@ -12,7 +12,7 @@ from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
 from launcher.jobs import output as jobs
 from launcher.jobs.crf_sums import settle_chain, told
-from launcher.jobs.cues import CUES
+from launcher.jobs.cues import find_cue
 from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.infer import cams_folder
 from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
@@ -24,7 +24,7 @@ from launcher.processes.surroundings import count_cores
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import DataError
-from wsss.refine import CUED, REFINERS
+from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step, run_chain
 from wsss.refine.threshold import mask_of
 
@@ -66,7 +66,7 @@ def refine(
         jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
         names = [shard.name for shard in shards.index.shards]
         jobs.require_all(folder, names)
-        cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if step.name in CUED}
+        cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if takes_cue(step.name)}
         kinds = settings.cams or inferred["cam"]["kinds"]
         unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
         if unknown:
@@ -169,7 +169,7 @@ def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Generator[tu
     of_cams = read_scores(shards, task.cams, task.name, task.kind)
     for (number, scores), *found in zip(of_cams, *streams, strict=True):
         cues = {
-            refiner: CUES[refiner].select_classes(cue, scores.class_ids)
+            refiner: find_cue(refiner).select_classes(cue, scores.class_ids)
             for refiner, cue in zip(task.cues, found, strict=True)
         }
         with naming(shards.where(number)):
@@ -180,7 +180,7 @@ def refined_samples(settings: RefineConfig, task: ShardToRefine) -> Generator[tu
 def resolve_chain(settings: RefineConfig) -> list[Step]:
     """The chain's refiners with their options. Checking these takes milliseconds: once per shard, not per image."""
     return [
-        Step(named.name, partial(REFINERS[named.name], **options_of(named, REFINERS)), named.name in CUED)
+        Step(named.name, partial(REFINERS[named.name], **options_of(named, REFINERS)), takes_cue(named.name))
         for named in settings.chain
     ]
 

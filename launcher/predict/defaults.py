@@ -15,10 +15,10 @@ from launcher.predict.settings import Settings, Wishes
 from launcher.predict.views import Scale, read_maps
 from shards.schema import DataError, decode_image
 from shards.sources.text import read_bytes
-from wsss.maps.cam import PROBABILITIES
+from wsss.maps.cam import ATTENTION, BESIDE, PROBABILITIES, has_attention
 from wsss.maps.gradients import GRADIENT_KINDS
 from wsss.methods import METHODS
-from wsss.refine import CUED, REFINERS
+from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
 
 USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
@@ -93,7 +93,7 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
     known = known_kinds(model)
     if wanted is not None:
         if not has_kind(model, wanted):
-            why = "" if model.has_gradients else f"; those of gradients ({', '.join(GRADIENT_KINDS)}) need its run"
+            why = "" if model.has_gradients else f"; {', '.join(BESIDE)} need its run"
             raise ConfigError(f"--kind {wanted}: this model has {', '.join(known)}{why}")
         return wanted, "as asked"
     if model.chosen_kind is not None:
@@ -110,11 +110,12 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
 
 
 def known_kinds(model: Model) -> list[str]:
-    """The kinds of map that the model has, those of gradients last."""
+    """The kinds of map that the model has, those that are no output of the network last."""
     stride = model.method.student.stride
     with torch.no_grad():
         maps = model.method.maps_of(model.method.student(torch.zeros(1, 3, 2 * stride, 2 * stride).to(model.device)))
-    return [*maps, *(GRADIENT_KINDS if model.has_gradients and "class_map" in maps else ())]
+    by_gradient = GRADIENT_KINDS if model.has_gradients and "class_map" in maps else ()
+    return [*maps, *([ATTENTION] if has_attention(model.method.student) else []), *by_gradient]
 
 
 def has_kind(model: Model, kind: str) -> bool:
@@ -164,10 +165,11 @@ def choose_chain(model: Model, name: str) -> tuple[Step, ...]:
     than those that need an image and scores alone."""
     if name == "none":
         return ()
-    alone = sorted(set(REFINERS) - CUED)
-    if name not in alone:
-        hint = "needs what `wsss cues` computes" if name in CUED else "there is no such refiner"
-        raise ConfigError(f"--refine {name}: {hint}; wanted none or {' or '.join(alone)}")
+    with user_error_as(ConfigError):
+        if name not in REFINERS or takes_cue(name):
+            hint = "needs what `wsss cues` computes" if name in REFINERS else "there is no such refiner"
+            alone = sorted(ours for ours in REFINERS.ours if not takes_cue(ours))
+            raise ConfigError(f"--refine {name}: {hint}; wanted none or {' or '.join(alone)}")
     configured = [named for named in model.config.refine.chain if named.name == name]
     chosen = configured[0] if configured else Named(name=name)
     return tuple(resolve_chain(RefineConfig(chain=(chosen,))))

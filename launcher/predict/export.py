@@ -17,7 +17,7 @@ from launcher.predict.facts import gather_facts
 from launcher.predict.model import Model, load_model
 from launcher.predict.settings import Wishes
 from launcher.run.folder import Run
-from wsss.maps.gradients import GRADIENT_KINDS
+from wsss.maps.cam import ATTENTION, BESIDE
 
 FORMATS = {"safetensors": ".safetensors", **graph.SUFFIXES}
 
@@ -116,10 +116,11 @@ def describe_maps(model: Model, form: str, kind: str | None) -> dict[str, str]:
     """What predicting makes of the model by itself, as metadata. Raises ConfigError for a kind that a graph does not
     give."""
     settings = settle(model, Wishes(kind=kind))
-    kinds = [known for known in known_kinds(model) if known not in GRADIENT_KINDS]
-    if form != "safetensors" and settings.kind in GRADIENT_KINDS:
+    kinds = [known for known in known_kinds(model) if known not in BESIDE]
+    if form != "safetensors" and settings.kind in BESIDE:
+        what = "attention" if settings.kind == ATTENTION else "gradients"
         raise ConfigError(
-            f"--format {form}: maps of kind {settings.kind} ({settings.origins['kind']}) need gradients, which a graph "
+            f"--format {form}: maps of kind {settings.kind} ({settings.origins['kind']}) need {what}, which a graph "
             f"does not have; give --kind {' or '.join(kinds)}, or take --format safetensors"
         )
     return {

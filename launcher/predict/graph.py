@@ -6,6 +6,7 @@ Shapes: B images, K classes, h x w grid of the maps, H x W pixels.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -106,6 +107,9 @@ class GraphNetwork(nn.Module):
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         raise ValueError(f"{self.place} has no gradients: they are read from its run, or its safetensors")
+
+    def reading_attention(self) -> NoReturn:
+        raise ValueError(f"{self.place} has no attention: it is read from its run, or its safetensors")
 
 
 class GraphMethod(Method):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shards.folder import ShardFolder
-from wsss import __version__
+from wsss import __version__, registry
 
 PACKAGES = ("torch", "timm", "accelerate", "deepspeed", "webdataset", "mlflow", "pydensecrf2", "segment-anything")
 
@@ -33,7 +33,9 @@ def collect_provenance(shards: ShardFolder, learns_from: dict[str, str], process
         "command": shlex.join(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {"wsss": __version__} | {name: version(name) for name in PACKAGES if name in list_packages()},
+        "packages": {"wsss": __version__}
+        | {name: version(name) for name in PACKAGES if name in list_packages()}
+        | registry.list_packages(),
         "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
     }
 

@@ -74,7 +74,7 @@ def make_trainer(method, precision: str, run: Path) -> Trainer:
 @pytest.mark.parametrize(
     ("method", "kinds"),
     [
-        (lambda: Classify(tiny_vit(2)), ("grad", "layer", "class_map")),
+        (lambda: Classify(tiny_vit(2)), ("grad", "layer", "class_map", "attention")),
         (lambda: Distill(tiny_vit(), Frozen(tiny_pcm())), ("grad", "project")),
         (lambda: Classify(tiny_pcm()), ("grad", "class_map", "no_pcm")),
     ],

@@ -5,6 +5,7 @@ A raw map has any range; a `cam` is in [0, 1].
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from wsss.tensors import at_least_float32, full_precision, resize
 Raw = Tensor | list[Tensor]  # a raw map (B, K, h, w); one per layer where several layers are read
 ViewMaps = Callable[[Tensor], tuple[Mapping[str, Raw], Tensor]]  # image -> ({kind: raw map}, class probabilities)
 
+ATTENTION = "attention"
+"""The kind that is one map for all classes: what the class token attends to in the last block, without a gradient."""
+BESIDE = (*GRADIENT_KINDS, ATTENTION)  # kinds that are read beside a forward pass, and are none of its outputs
 PROBABILITIES = {"seg"}  # kinds that are probabilities already and are not normalised
 
 
@@ -79,29 +83,43 @@ def view_maps(
     """Raw maps of all kinds and the class probabilities of one view, from a single forward pass.
 
     Args:
-        maps_of: Outputs -> {kind: raw map}, as a Method gives them; the GRADIENT_KINDS come from gradients instead.
+        maps_of: Outputs -> {kind: raw map}, as a Method gives them; those BESIDE come from gradients or attention.
         layers: of the gradient kinds.
 
     Returns:
         {kind: (B, K, h, w), or one such map per layer} and (B, K) in [0, 1].
 
     Raises:
-        ValueError: a kind that this method does not have; lists those that it has.
+        ValueError: a kind that this method does not have; lists those that there are. Or attention of a network that
+            has none.
     """
     maps: dict[str, Raw] = {}
     by_gradient = [kind for kind in kinds if kind in GRADIENT_KINDS]
-    if by_gradient:
-        of_kinds, out = gradient_maps(network, image, by_gradient, layers)
-        maps.update(of_kinds)
-    else:
-        with torch.no_grad():
-            out = network(image)
+    with network.reading_attention() if ATTENTION in kinds else nullcontext([]) as seen:
+        if by_gradient:
+            of_kinds, out = gradient_maps(network, image, by_gradient, layers)
+            maps.update(of_kinds)
+        else:
+            with torch.no_grad():
+                out = network(image)
     with torch.no_grad():
         maps.update(maps_of(out))
+        if seen:
+            attention_B1hw = network.attention_of(seen[-1], image)[:, None]
+            maps[ATTENTION] = attention_B1hw.expand(-1, out.cls_logits_BK.shape[1], -1, -1)
     unknown = [kind for kind in kinds if kind not in maps]
     if unknown:
-        raise ValueError(f"cam.kinds: {unknown} not among {sorted({*GRADIENT_KINDS, *maps})}, the kinds of this method")
+        known = sorted({*GRADIENT_KINDS, *maps, *([ATTENTION] if has_attention(network) else [])})
+        raise ValueError(f"cam.kinds: {unknown} not among {known}, the kinds of this method")
     return {kind: maps[kind] for kind in kinds}, out.cls_logits_BK.float().sigmoid()
+
+
+def has_attention(network: Network) -> bool:
+    try:
+        with network.reading_attention():
+            return True
+    except ValueError:
+        return False
 
 
 def to_cam(kind: str, raw: Raw) -> Tensor:

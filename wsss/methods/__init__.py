@@ -1,4 +1,7 @@
-"""The training objectives by name. A method's keyword-only arguments are its options in the YAML."""
+"""The training objectives by name: ours and those of installed packages. A method's keyword-only arguments are its
+options in the YAML."""
+
+import inspect
 
 from wsss.methods.affinity import Affinity
 from wsss.methods.base import Method
@@ -9,8 +12,9 @@ from wsss.methods.mixed import Mixed
 from wsss.methods.msee import MSEE
 from wsss.methods.supervised import Supervised
 from wsss.methods.toco import ToCo
+from wsss.registry import Registry
 
-METHODS: dict[str, type[Method]] = {
+OURS: dict[str, type[Method]] = {
     "classify": Classify,
     "distill": Distill,
     "cotrain": CoTrain,
@@ -20,3 +24,11 @@ METHODS: dict[str, type[Method]] = {
     "toco": ToCo,
     "msee": MSEE,
 }
+
+
+def no_method(thing: object) -> str:
+    """What is wrong with what a package offers as a method; "" if nothing."""
+    return "" if inspect.isclass(thing) and issubclass(thing, Method) else f"is {thing!r}; wanted a class of Method"
+
+
+METHODS = Registry("wsss.methods", OURS, no_method)

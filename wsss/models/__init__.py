@@ -1,4 +1,5 @@
-"""The networks by name. A builder's keyword-only arguments are the options of `model:` in the YAML."""
+"""The networks by name: ours and those of installed packages. A builder's keyword-only arguments are the
+options of `model:` in the YAML."""
 
 from collections.abc import Callable
 
@@ -14,8 +15,9 @@ from wsss.models.segmenter import build_segmenter
 from wsss.models.setr import build_setr
 from wsss.models.toco import build_toco
 from wsss.models.vit import build_vit
+from wsss.registry import Registry, not_callable
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+OURS: dict[str, Callable[..., nn.Module]] = {
     "vit": build_vit,
     "cnn": build_cnn,
     "pcm": build_pcm,
@@ -27,3 +29,5 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "sam_decoder": build_sam_decoder,
     "affinity_net": build_affinity_net,
 }
+
+MODELS = Registry("wsss.models", OURS, not_callable)

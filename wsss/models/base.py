@@ -5,6 +5,7 @@ Shapes: B images, K foreground classes, D feature channels, h x w feature grid, 
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ class Network(nn.Module):
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         """Output of `grad_cam_layer` -> (B, D, h, w)."""
+        raise NotImplementedError
+
+    def reading_attention(self) -> AbstractContextManager[list[Tensor]]:
+        """A list that gets, of each forward pass inside, what the last block's attention reads. It is for attention_of.
+
+        Raises:
+            ValueError: there is no attention to read.
+        """
+        raise ValueError(f"a {type(self).__name__} has no attention to read; choose a plain ViT with a class token")
+
+    def attention_of(self, read_BND: Tensor, image: Tensor) -> Tensor:
+        """How much a class token attends to each position, (B, h, w) in [0, 1]."""
         raise NotImplementedError
 
 

@@ -3,7 +3,8 @@
 Shapes: B images, K classes, D channels, N tokens, h x w patch grid, H x W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -77,31 +78,48 @@ class ViT(Network):
         return tokens_BND
 
     def with_attention(self, image: Tensor) -> tuple[Outputs, Tensor]:
-        """The forward pass, and the last block's attention from the class token to the patches, (B, h, w).
-
-        It is averaged over heads and computed next to the block, whose own attention stays fused.
+        """The forward pass, and `attention_of` it.
 
         Raises:
-            ValueError: a ViT without a class token, or with rotary positions.
+            ValueError: see reading_attention.
         """
+        with self.reading_attention() as seen:
+            out = self(image)
+        return out, self.attention_of(seen[-1], image)
+
+    @contextmanager
+    def reading_attention(self) -> Iterator[list[Tensor]]:
         self.refuse_without_attention()
-        embedded = self.embed(self.normalise(image))
         blocks: Any = self.backbone.blocks
-        tokens_BND = self.through(embedded, 0, len(blocks) - 1)
-        attention, heads = blocks[-1].attn, blocks[-1].attn.num_heads
-        q, k, _ = attention.qkv(blocks[-1].norm1(tokens_BND)).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        seen: list[Tensor] = []
+        handle = blocks[-1].attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def attention_of(self, read_BND: Tensor, image: Tensor) -> Tensor:
+        """The last block's attention from the class token to the patches, averaged over heads, (B, h, w) in [0, 1].
+
+        It is computed beside the block, whose own attention stays fused.
+        """
+        blocks: Any = self.backbone.blocks
+        attention = blocks[-1].attn
+        q, k, _ = attention.qkv(read_BND).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q_BHE, k_BHNE = attention.q_norm(q)[:, :, 0], attention.k_norm(k)
         weights_BHN = (torch.einsum("bhe,bhne->bhn", q_BHE, k_BHNE) * attention.scale).float().softmax(-1)
         patches_BN = weights_BHN.mean(dim=1)[:, self.backbone.num_prefix_tokens :]
-        embedded = embedded._replace(tokens_BND=tokens_BND)
-        return self.read(self.through(embedded, len(blocks) - 1), embedded.grid), patches_BN.unflatten(1, embedded.grid)
+        return patches_BN.unflatten(1, [side // self.stride for side in image.shape[-2:]])
 
     def refuse_without_attention(self) -> None:
-        """Raise ValueError where `with_attention` cannot be had."""
+        """Raise ValueError where there is no attention to read."""
         if isinstance(self.backbone, Eva):
             raise ValueError("the attention of a ViT with rotary positions is not read; choose a plain one")
         if self.backbone.cls_token is None:
             raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
+        blocks: Any = self.backbone.blocks
+        if type(blocks[-1].attn) is not Attention:
+            raise ValueError(f"the weights of {type(blocks[-1].attn).__name__} are not read; choose a plain ViT")
 
     def read(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Outputs:
         """Tokens after the last block -> Outputs."""

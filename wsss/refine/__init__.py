@@ -1,8 +1,9 @@
-"""Refiners by name: (image, scores) -> scores. Keyword-only arguments are their options in the YAML.
+"""Refiners by name, ours and those of installed packages: (image, scores) -> scores. Keyword-only arguments
+are their options in the YAML.
 
     image:  (H, W, 3) uint8 RGB
     scores: (n, H, W) float32 in [0, 1], one map per class that the image may show
-    cue:    for those in CUED a third argument: what was computed once of the image for this refiner
+    cue:    for those of which `takes_cue` a third argument: what was computed once of the image for this refiner
 
 `run_chain` (wsss.refine.chain) checks that each gives scores in [0, 1]; `mask_of` ends every chain and turns scores
 into a mask.
@@ -18,23 +19,23 @@ from wsss.refine.crf import dense_crf
 from wsss.refine.sam import sam_enhance
 from wsss.refine.threshold import mask_of
 from wsss.refine.walk import random_walk_refine
+from wsss.registry import Registry, not_callable
 
 Refiner = Callable[..., np.ndarray]
-REFINERS: dict[str, Refiner] = {
+OURS: dict[str, Refiner] = {
     "crf": dense_crf,
     "sam": sam_enhance,
     "walk": random_walk_refine,
     "clip": clip_aid,
     "concept": clip_aid,
 }
+REFINERS = Registry("wsss.refiners", OURS, not_callable)
 
 
-def takes_cue(refiner: Refiner) -> bool:
-    """Whether a refiner has a third argument besides image and scores."""
-    parameters = inspect.signature(refiner).parameters.values()
+def takes_cue(name: str) -> bool:
+    """Whether the refiner of this name has a third argument besides image and scores."""
+    parameters = inspect.signature(REFINERS[name]).parameters.values()
     return sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters) == 3
 
 
-CUED = {name for name, refiner in REFINERS.items() if takes_cue(refiner)}
-
-__all__ = ["CUED", "REFINERS", "Refiner", "mask_of"]
+__all__ = ["REFINERS", "Refiner", "mask_of", "takes_cue"]

@@ -1,22 +1,28 @@
 """What refiners need of an image besides its scores: one file per kind of cue, one line in CUES."""
 
-from launcher.errors import ConfigError
+import inspect
+
+from launcher.errors import ConfigError, user_error_as
 from launcher.jobs.cues.clip import ClipCue
 from launcher.jobs.cues.concept import ConceptCue
 from launcher.jobs.cues.cue import Cue
 from launcher.jobs.cues.sam import SamCue
 from launcher.jobs.cues.walk import WalkCue
+from wsss.registry import Registry
 
-CUES: dict[str, type[Cue]] = {  # by the refiner that reads them
-    "sam": SamCue,
-    "clip": ClipCue,
-    "concept": ConceptCue,
-    "walk": WalkCue,
-}
+
+def no_cue(thing: object) -> str:
+    """What is wrong with what a package offers as a cue; "" if nothing."""
+    return "" if inspect.isclass(thing) and issubclass(thing, Cue) else f"is {thing!r}; wanted a class of Cue"
+
+
+OURS: dict[str, type[Cue]] = {"sam": SamCue, "clip": ClipCue, "concept": ConceptCue, "walk": WalkCue}
+CUES = Registry("wsss.cues", OURS, no_cue)  # by the refiner that reads them
 
 
 def find_cue(name: str) -> type[Cue]:
-    """The cue of a refiner; raises ConfigError if there is none."""
+    """The cue of a refiner; raises ConfigError if there is none, or none that can be imported."""
     if name not in CUES:
         raise ConfigError(f"there are no cues for '{name}'; choose one of {', '.join(CUES)}")
-    return CUES[name]
+    with user_error_as(ConfigError):
+        return CUES[name]

@@ -80,7 +80,7 @@ def read_kind(folder: Path) -> str:
     from launcher.jobs import output
 
     kind = (output.read_made_of(folder) or {}).get("kind")
-    if kind not in CUES:
+    if kind is None or kind not in CUES:
         raise RunError(f"{folder}: no cues here; compute them with `wsss cues` (see --help)")
     return kind
 
@@ -97,7 +97,7 @@ def read_cues(shards: "ShardFolder", folder: Path, name: str) -> Iterator[Any]:
     from shards.members import members_next_to
     from shards.schema import DataError
 
-    cue, remedy = CUES[read_kind(folder)], "remove this shard and run `wsss cues` again"
+    cue, remedy = find_cue(read_kind(folder)), "remove this shard and run `wsss cues` again"
     for number, members in members_next_to(shards, folder, name, (cue.extension,), remedy=remedy):
         try:
             decoded = cue.decode(members[cue.extension])

@@ -60,7 +60,7 @@ def sections() -> dict[str, set[str]]:
         if hasattr(field.annotation, "model_fields")
     }
     for name, table in (("model", MODELS), ("partner", MODELS), ("method", METHODS)):
-        keys[name] = {"name", *chain.from_iterable(options_model(one).model_fields for one in table.values())}
+        keys[name] = {"name", *chain.from_iterable(options_model(one).model_fields for one in table.ours.values())}
     return keys
 
 

@@ -15,7 +15,7 @@ from launcher.run.folder import Run, split_folders
 from launcher.training.inputs import preflight
 
 WRONG = [
-    ("cam.kinds=[foo]", r"cam\.kinds: \['foo'\] not among \['class_map', 'grad', 'layer', 'project'\]"),
+    ("cam.kinds=[foo]", r"cam\.kinds: \['foo'\] not among \['attention', 'class_map', 'grad', 'layer', 'project'\]"),
     ("cam.layers=[9]", r"cam\.layers: no layer 9; this network has 2"),
     ("cam.window_px=50", r"cam\.window_px 50 .* must be multiples of the network's stride 8"),
     ("cam.step_px=3 cam.window_px=16", r"cam\.step_px 3 must be multiples"),
@@ -39,7 +39,9 @@ def test_cams_that_cannot_be_read_are_told_before_their_folder_is_claimed(run, s
 
 @pytest.mark.parametrize(("overrides", "message"), WRONG)
 def test_and_before_a_run_begins(in_tmp, tiny_config, overrides, message):
-    with pytest.raises(ConfigError, match=message.replace(", 'project'", "").replace("has 2", "has 4")):
+    with pytest.raises(
+        ConfigError, match=message.replace("'attention', ", "").replace(", 'project'", "").replace("has 2", "has 4")
+    ):
         preflight(tiny_config("classify", "cam.kinds=[grad]", *overrides.split()))
 
 

@@ -30,7 +30,7 @@ from shards.sources.synthetic import Synthetic
 from shards.write import write_split, write_tar
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
-from wsss.refine import CUED
+from wsss.refine import REFINERS, takes_cue
 from wsss.refine.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, clip_maps, load_clip
 from wsss.refine.sam import sam_proposals
 
@@ -268,9 +268,9 @@ def test_the_commands_write_cues(images, clip_folder, sam_file, tmp_path):
 
 
 def test_every_cue_is_read_by_a_refiner_and_says_what_its_command_does():
-    assert set(CUES) == CUED
-    assert len({cue.extension for cue in CUES.values()}) == len(CUES)
-    assert all(cue.__doc__ and all(options.startswith("--") for options in cue.examples) for cue in CUES.values())
+    assert set(CUES.ours) == {name for name in REFINERS.ours if takes_cue(name)}
+    assert len({cue.extension for cue in CUES.ours.values()}) == len(CUES.ours)
+    assert all(cue.__doc__ and all(words.startswith("--") for words in cue.examples) for cue in CUES.ours.values())
     with pytest.raises(ConfigError, match="no cues for 'crf'; choose one of sam, clip, concept, walk"):
         find_cue("crf")
 

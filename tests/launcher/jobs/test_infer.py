@@ -3,8 +3,11 @@ from support.networks import tiny_toco
 from support.toys import SMALL
 
 from launcher.config.sections import CamConfig
+from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.protocol import describe_scores
-from launcher.jobs.infer import cams_of, identify_cam, inferred_rule, judged_rule
+from launcher.evaluation.report import write_report
+from launcher.jobs.infer import cams_of, identify_cam, infer, inferred_rule, judged_rule
+from launcher.training.run import train
 from wsss.maps.fusion import TOCO, CamRule, fuse_cams
 from wsss.maps.scales import scaled_views
 from wsss.methods.toco import ToCo
@@ -53,3 +56,14 @@ def test_cams_written_by_tocos_rule_are_those_that_are_judged_on_a_smaller_grid(
         )
         judged = fuse_cams([view.maps["cam"] for view in views], (32, 32), fuse="toco")
     assert (cams["class_map"] - resize(judged, (6, 6))).abs().max() < 0.25 and probs_BK.shape == (2, 3)
+
+
+def test_attention_is_validated_inferred_evaluated_and_reported_as_other_maps_are(run, scenes, tiny_config):
+    of_attention = ("name=attention", "train.steps=1", "train.eval_every=1", "cam.kinds=[attention,project]")
+    train(tiny_config("distill", *of_attention, "tracking.to=[]"))
+    trained = run.with_name("attention")
+    assert "val/attention/per_image_iou" in (trained / "metrics.jsonl").read_text()
+    infer(trained, "val", scenes / "val")
+    figures = evaluate(trained)
+    assert figures["headline"]["source"] == "attention" and set(figures["sources"]) == {"attention", "project"}
+    assert "attention" in write_report(trained).read_text()

@@ -34,7 +34,7 @@ def noise(size=(40, 48), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["project", "class_map", "grad"])
+@pytest.mark.parametrize("kind", ["project", "class_map", "grad", "attention"])
 def test_an_exported_file_predicts_what_its_run_does(run, kind):
     evaluate(run)
     write_student(run, Path("student.safetensors"))
@@ -86,7 +86,7 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"kind": "saliency"}, "--kind saliency: this model has class_map, project, grad, layer"),
+        ({"kind": "saliency"}, "--kind saliency: this model has class_map, project, attention, grad, layer"),
         ({"threshold": 3.0}, "--threshold 3.0: wanted 0 to 1"),
         ({"refine": "sam"}, "--refine sam: needs what `wsss cues` computes; wanted none or crf"),
         ({"refine": "magic"}, "--refine magic: there is no such refiner; wanted none or crf"),

@@ -1,6 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
-from support.networks import tiny_cnn, tiny_vit
+from support.networks import tiny_cnn, tiny_segmenter, tiny_toco, tiny_vit
+from timm.models.vision_transformer import Attention
 from torch import nn
 
 from wsss.maps.cam import fuse_layers, normalise_cam, view_maps
@@ -9,6 +12,7 @@ from wsss.maps.gradients import grad_cam, gradient_maps, layer_cam
 from wsss.maps.windows import sliding_window, window_starts
 from wsss.methods.classify import Classify
 from wsss.models.base import Network, Outputs
+from wsss.models.vit import build_vit
 from wsss.tensors import resize
 
 
@@ -88,8 +92,72 @@ def test_one_forward_pass_serves_all_kinds():
 
 def test_an_unknown_kind_lists_those_there_are():
     vit = tiny_vit().eval()
-    with pytest.raises(ValueError, match=r"cam.kinds: \['project'\] not among \['class_map', 'grad', 'layer'\]"):
+    known = r"\['attention', 'class_map', 'grad', 'layer'\]"
+    with pytest.raises(ValueError, match=rf"cam.kinds: \['project'\] not among {known}"):
         view_maps(vit, Classify(vit).maps_of, torch.rand(1, 3, 32, 32), ["project"])
+
+
+def test_attention_by_hand_is_one_map_for_all_classes_from_the_same_pass():
+    vit = tiny_vit(num_classes=2).eval()
+    image = torch.rand(2, 3, 24, 32)
+    block = vit.backbone.blocks[-1]
+    with torch.no_grad():  # larger weights than at the start, so that heads differ
+        block.attn.qkv.weight.normal_(std=0.5)
+        block.attn.qkv.bias.normal_()
+        embedded = vit.embed(vit.normalise(image))
+        tokens_BND = block.norm1(vit.through(embedded, 0, 1))
+        qkv_BNE = tokens_BND @ block.attn.qkv.weight.T + block.attn.qkv.bias
+    expected_BN = torch.zeros(2, 12)
+    for head in (slice(0, 8), slice(8, 16)):  # two heads of eight channels: q, k and v side by side
+        q_BE, k_BNE = qkv_BNE[:, 0, :16][:, head], qkv_BNE[:, :, 16:32][:, :, head]
+        scores_BN = ((q_BE[:, None] * k_BNE).sum(2) / 8**0.5).exp()
+        expected_BN += (scores_BN / scores_BN.sum(1, keepdim=True))[:, 1:] / 2
+    calls = []
+    vit.register_forward_hook(lambda *_: calls.append(1))
+    for kinds in (["attention"], ["attention", "grad", "class_map"]):
+        maps, _ = view_maps(vit, Classify(vit).maps_of, image, kinds)
+        assert list(maps) == kinds and maps["attention"].shape == (2, 2, 3, 4)
+        for of_class in maps["attention"].unbind(1):
+            torch.testing.assert_close(of_class, expected_BN.unflatten(1, (3, 4)))
+    assert len(calls) == 2
+    assert not block.attn._forward_pre_hooks
+
+
+def test_the_attention_of_toco_is_read_beside_its_own_outputs():
+    network = tiny_toco().eval()
+    image = torch.rand(1, 3, 32, 32)
+    maps, probs = view_maps(network, lambda out: out.maps, image, ["attention", "seg"])
+    torch.testing.assert_close(probs, network(image).cls_logits_BK.sigmoid())
+    assert maps["attention"].shape == (1, 3, 4, 4) and maps["attention"].min() > 0
+
+
+class OtherAttention(Attention):
+    """As timm's differential attention: it has queries and keys, but other weights."""
+
+
+def other_vit():
+    vit = tiny_vit()
+    vit.backbone.blocks[-1].attn.__class__ = OtherAttention
+    return vit
+
+
+SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (tiny_cnn, "a CNN has no attention to read"),
+        (tiny_segmenter, "a Segmenter has no attention to read"),
+        (partial(tiny_vit, class_token=False), "no class token"),
+        (partial(build_vit, 1, timm_name="vit_small_patch16_dinov3", timm_options=SMALL), "rotary positions"),
+        (other_vit, "weights of OtherAttention are not read"),
+    ],
+)
+def test_a_network_without_such_attention_is_told(network, reason):
+    network = network().eval()
+    with pytest.raises(ValueError, match=reason):
+        view_maps(network, lambda out: {}, torch.rand(1, 3, 32, 32), ["attention"])
 
 
 class Brightness(Network):

@@ -1,0 +1,1 @@
+"""A method for wsss in a package of its own."""
