@@ -75,7 +75,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
 def find_offers(group: str, path: tuple[str, ...]) -> Offers:
     """The entry points of a group by name. `path` is sys.path, for which they are found once."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for offer in entry_points(group=group):
+    for offer in sorted(entry_points(group=group), key=lambda offer: offer.dist.name if offer.dist else ""):
         found[offer.name] = (*found.get(offer.name, ()), offer)
     return found
 

@@ -1,5 +1,6 @@
 """A job that a network does on image shards: what others are sent, and how a process keeps the network it loaded."""
 
+import hashlib
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence, Sized
@@ -95,16 +96,16 @@ def write_next_to(
 
 class WriteThere:
     """Writes a shard in a worker process, which keeps the network that it has loaded for the next one. It is sent with
-    its job as bytes, which tell jobs apart, whatever their settings are made of."""
+    a digest of its job, which tells jobs apart, whatever their settings are made of."""
 
-    def __init__(self, job: NetworkJob | None, pickled: bytes = b"") -> None:
-        self.job, self.pickled = job, pickled
+    def __init__(self, job: NetworkJob, key: str = "") -> None:
+        self.job, self.key = job, key
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WriteThere, (None, self.pickled or pickle.dumps(self.job))
+        return WriteThere, (self.job, self.key or hashlib.sha256(pickle.dumps(self.job)).hexdigest())
 
     def __call__(self, task: NetworkTask) -> None:
-        job, samples_of = KEPT.open(self.pickled)
+        job, samples_of = KEPT.open(self.job, self.key)
         write_shard(task.out / task.name, samples_of(task.name), open_shards(job.shards, job.fingerprint))
 
 
@@ -112,17 +113,16 @@ class Kept:
     """The job that this worker process has open: one, for its network takes the device's memory."""
 
     def __init__(self) -> None:
-        self.key, self.stack = b"", ExitStack()
+        self.key, self.stack = "", ExitStack()
         self.job: Any = None
         self.samples_of: Any = None
 
-    def open(self, key: bytes) -> tuple[NetworkJob, SamplesOf]:
+    def open(self, job: NetworkJob, key: str) -> tuple[NetworkJob, SamplesOf]:
         if key != self.key:
             self.stack.close()
-            self.key, self.job, self.samples_of = b"", None, None
-            self.job = pickle.loads(key)
-            self.samples_of = self.stack.enter_context(self.job.opened())
-            self.key = key
+            self.key, self.job, self.samples_of = "", None, None
+            self.samples_of = self.stack.enter_context(job.opened())
+            self.key, self.job = key, job
         return self.job, self.samples_of
 
 

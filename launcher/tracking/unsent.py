@@ -118,6 +118,4 @@ def explain(run: Path, sink: Sink, error: Exception) -> str:
     if isinstance(error, Busy):
         return f"{error}; it also sends what this one wrote"
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return (
-        f"{sink.title} does not take the figures of {run} ({text[:300]}); the run goes on and keeps them in its folder"
-    )
+    return f"{sink.title} does not take the metrics of {run} ({text[:300]}); the run continues, with them in its folder"

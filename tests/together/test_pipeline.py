@@ -161,7 +161,7 @@ def test_figures_need_cams_and_truth_first(in_tmp, tiny_config):
     train(tiny_config("classify", "train.steps=0"))
     with pytest.raises(RunError, match="no CAMs of 'val' here"):
         evaluate(RUNS / "teacher")
-    with pytest.raises(RunError, match="no run with figures"):
+    with pytest.raises(RunError, match="no run with metrics"):
         write_report(RUNS)
     with pytest.raises(RunError, match="no run here .*below it are runs/teacher"):
         evaluate(RUNS)
