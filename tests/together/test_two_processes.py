@@ -54,6 +54,7 @@ def test_two_processes_train_as_one_and_end_bit_equal(distill, in_tmp):
         torch.testing.assert_close(tensor, two[name], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow  # the door through accelerate launch; jobs/test_shares.py has two processes of a job
 def test_two_processes_infer_what_one_does(run, scenes, in_tmp):
     def digests():
         return {
@@ -97,6 +98,7 @@ def test_a_run_killed_with_all_its_processes_resumes_to_bit_equal_weights(distil
     assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_the_users_own_accelerate_launch_works_or_says_what_is_wrong(distill, in_tmp):
     """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; the run must."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--dynamo_backend", "no"]

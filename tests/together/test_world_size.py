@@ -45,6 +45,7 @@ def test_msee_trains_alike_on_one_two_and_four_processes(msee):
         assert ranks[0]["sum"] == pytest.approx(one[0]["sum"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_msee_trains_under_zero_as_under_ddp(msee):
     runs = [[*msee, "launch.processes=2", f"launch.zero={zero}", f"name=z{zero}"] for zero in (0, 2)]
     ddp, *others = together(2, trained, MSEE, runs)[0]

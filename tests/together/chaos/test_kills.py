@@ -33,7 +33,7 @@ def trial(yaml, folder, **options):
     assert count.midway == options["kills"] and count.compared > 0
 
 
-@pytest.mark.parametrize("method", ["distill", "msee"])
+@pytest.mark.parametrize("method", [pytest.param("distill", marks=pytest.mark.slow), "msee"])
 def test_a_run_killed_at_random_calls_ends_bit_equal(yaml_of, tmp_path, method):
     trial(yaml_of(method), tmp_path, processes=1, kills=2, seed=1)
 
