@@ -16,7 +16,7 @@ install: .venv/installed
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --no-compile --editable '.[all,test]'  # what is imported compiles itself
+	$(BIN)/pip install --quiet --editable '.[all,test]'
 	touch $@
 
 test: install
