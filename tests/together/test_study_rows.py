@@ -112,6 +112,7 @@ def at_toy_size(command):
 
 LONG = {  # tables that take the ways of another one here with other networks, losses or numbers; `make chaos` runs them
     "smoke_table_4_7",
+    "smoke_mini_table_4_7",
     "smoke_table_4_4b",
     "smoke_table_4_9",
     "smoke_mini_table_4_10",

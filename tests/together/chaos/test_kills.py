@@ -33,7 +33,8 @@ def trial(yaml, folder, **options):
     assert count.midway == options["kills"] and count.compared > 0
 
 
-@pytest.mark.parametrize("method", [pytest.param("distill", marks=pytest.mark.slow), "msee"])
+@pytest.mark.slow  # test_two_processes.py and test_trainer.py kill runs in every suite
+@pytest.mark.parametrize("method", ["distill", "msee"])
 def test_a_run_killed_at_random_calls_ends_bit_equal(yaml_of, tmp_path, method):
     trial(yaml_of(method), tmp_path, processes=1, kills=2, seed=1)
 
