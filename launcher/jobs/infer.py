@@ -15,11 +15,11 @@ import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
-from launcher.jobs.network_job import NetworkJob, SamplesOf, open_images, try_together, write_next_to
+from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, try_together, write_next_to
 from launcher.jobs.over_shards import Members
-from launcher.jobs.pool import may_start_processes, open_shards
+from launcher.jobs.pool import may_start_processes
 from launcher.jobs.scores import Scores
-from launcher.jobs.starts import count_here, join_share, stamp_of
+from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.processes.precision import in_precision
@@ -29,7 +29,7 @@ from shards.batches.augment import Squash, Whole
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute, place_of
+from shards.remote import Place, absolute
 from wsss.maps.cam import Raw, ViewMaps, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.scales import Pad
@@ -77,15 +77,7 @@ def infer(
         "cam": identify_cam(config.cam),
         **identify_precision(config.train.precision),
     }
-    job = InferJob(
-        out=out.absolute(),
-        shards=place_of(absolute(images.folder)),
-        fingerprint=images.index.fingerprint,
-        weights=stamp_of(trained.checkpoint),
-        run=run.absolute(),
-        checkpoint=trained.checkpoint.name,
-        overrides=tuple(overrides),
-    )
+    job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))
     write_next_to(
         job,
         images,
@@ -100,18 +92,8 @@ def infer(
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferJob(NetworkJob):
+class InferJob(RunJob):
     """CAMs of a run's checkpoint, as its config with these overrides says."""
-
-    run: Path
-    checkpoint: str
-    overrides: tuple[str, ...]
-
-    @contextmanager
-    def opened(self) -> Iterator[SamplesOf]:
-        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
-        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
-            yield samples_of
 
     @contextmanager
     def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:

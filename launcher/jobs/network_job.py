@@ -3,8 +3,8 @@
 import hashlib
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -13,9 +13,12 @@ from launcher.errors import ConfigError, RunError, naming
 from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
 from launcher.jobs.pool import open_shards
 from launcher.jobs.shares import Share
+from launcher.jobs.starts import stamp_of
 from shards.folder import ShardFolder
+from shards.remote import absolute, place_of
 
 if TYPE_CHECKING:
+    from launcher.run.build import Trained
     from launcher.run.folder import Run
     from shards.remote import Place
 
@@ -53,6 +56,43 @@ class NetworkJob(ABC):
     @abstractmethod
     def opened(self) -> AbstractContextManager[SamplesOf]:
         """Load the network on this process's device; inside the block it can be asked for the samples of shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob(NetworkJob):
+    """A job of the network of a run's checkpoint, as its config with these overrides says."""
+
+    run: Path
+    checkpoint: str
+    overrides: tuple[str, ...]
+
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        from launcher.run.build import load_trained
+        from launcher.run.folder import Run
+
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
+
+    @abstractmethod
+    def samples(self, trained: "Trained", images: ShardFolder) -> AbstractContextManager[SamplesOf]:
+        """With what is loaded already."""
+
+
+def say_where(
+    trained: "Trained", images: ShardFolder, *, run: Path, out: Path, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The attributes of a RunJob: its network, images and output."""
+    return {
+        "out": out.absolute(),
+        "shards": place_of(absolute(images.folder)),
+        "fingerprint": images.index.fingerprint,
+        "weights": stamp_of(trained.checkpoint),
+        "run": run.absolute(),
+        "checkpoint": trained.checkpoint.name,
+        "overrides": tuple(overrides),
+    }
 
 
 def write_next_to(

@@ -32,17 +32,16 @@ from launcher.jobs.crf_pool import (
 )
 from launcher.jobs.crf_sums import settle_segment, told
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.network_job import NetworkJob, SamplesOf, open_images, write_next_to
+from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, write_next_to
 from launcher.jobs.over_shards import Members
-from launcher.jobs.pool import open_shards
 from launcher.jobs.segment_images import maps_reader, segment_images
-from launcher.jobs.starts import count_here, device_of, join_share, stamp_of
+from launcher.jobs.starts import count_here, device_of, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute, place_of
+from shards.remote import Place, absolute
 from wsss.maps.fusion import TOCO
 from wsss.models.base import Network
 
@@ -87,13 +86,7 @@ def segment(
     processes = count_here(config, share)
     out = segments_folder(run, name) / split
     job = SegmentJob(
-        out=out.absolute(),
-        shards=place_of(absolute(images.folder)),
-        fingerprint=images.index.fingerprint,
-        weights=stamp_of(trained.checkpoint),
-        run=run.absolute(),
-        checkpoint=trained.checkpoint.name,
-        overrides=tuple(overrides),
+        **say_where(trained, images, run=run, out=out, overrides=overrides),
         settings=config.segment,
         crf_workers=count_crf_workers(config.segment, share.count if share.ranks else processes),
         cams=cams,
@@ -112,25 +105,16 @@ def segment(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentJob(NetworkJob):
+class SegmentJob(RunJob):
     """Masks of a run's checkpoint, as its config with these overrides says, and these settings.
 
     Attributes:
         crf_workers: processes of each process that does the job.
     """
 
-    run: Path
-    checkpoint: str
-    overrides: tuple[str, ...]
     settings: SegmentConfig
     crf_workers: int
     cams: bool
-
-    @contextmanager
-    def opened(self) -> Iterator[SamplesOf]:
-        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
-        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
-            yield samples_of
 
     @contextmanager
     def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:

@@ -30,19 +30,6 @@ class Written(NamedTuple):
     words: str
 
 
-def write_student(
-    run: Path,
-    out: Path,
-    form: str | None = None,
-    *,
-    kind: str | None = None,
-    licence: str | None = None,
-    checkpoint: Path | None = None,
-) -> Path:
-    """Export a run; see export."""
-    return export(run, out, form, kind=kind, licence=licence, checkpoint=checkpoint).path
-
-
 def export(
     run: Path,
     out: Path,

@@ -9,9 +9,9 @@ from typing import Any
 
 from launcher.config.file import flatten, to_yaml
 from launcher.config.sections import Config
-from launcher.errors import RunError
+from launcher.errors import ConfigError, RunError
 from launcher.files import Damaged, read_json, set_aside, write_whole
-from launcher.predict.export import write_student
+from launcher.predict.export import export
 from launcher.processes.surroundings import user_name
 from launcher.run import steps
 from launcher.run.failure import continue_command
@@ -106,8 +106,8 @@ def offer_model(config: Config, tracker: Tracker) -> None:
     assert config.tracking.model is not None
     try:
         checkpoint = steps.find_best(steps.step_folders(run), best) if best else None
-        write_student(run, run / STUDENT, checkpoint=checkpoint)
-    except (RunError, DataError) as error:
+        export(run, run / STUDENT, checkpoint=checkpoint)
+    except (RunError, ConfigError, DataError) as error:
         print(f"tracking.model: the student is not exported ({error}); later: wsss export {run} --out FILE", flush=True)
         return
     tracker.model(run / STUDENT, config.tracking.model, "best" if checkpoint else "newest")

@@ -11,7 +11,7 @@ from support.together import together, trained
 
 from launcher.config.file import load_config, to_yaml
 from launcher.errors import ConfigError, RunError
-from launcher.predict.export import write_student
+from launcher.predict.export import export
 from launcher.processes.zero import ZeroOptimizer
 from launcher.processes.zero_settings import check_engine, read_zero, settings_for
 from launcher.run.folder import ABOUT, CONFIG, Run
@@ -172,7 +172,7 @@ def test_a_run_of_a_cluster_is_read_on_one_machine_without_deepspeed(tiny_config
 
 
 def test_the_student_is_exported_as_one_plain_file(run, tmp_path):
-    out = write_student(run, tmp_path / "out/student.safetensors")
+    out = export(run, tmp_path / "out/student.safetensors").path
     whole = load_file(run / "step_0000002/model.safetensors")
     student = load_file(out)
     assert student and all((whole[f"student.{name}"] == tensor).all() for name, tensor in student.items())
@@ -188,5 +188,5 @@ def test_a_file_that_cannot_be_exported_is_told(run, tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "folder.safetensors", tmp_path / "file/student.safetensors"):
         with pytest.raises(RunError, match=f"{out}: cannot be written"):
-            write_student(run, out)
+            export(run, out)
     assert not list(tmp_path.glob(".*tmp"))

@@ -20,7 +20,7 @@ from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
 from launcher.predict.defaults import settle
-from launcher.predict.export import write_student
+from launcher.predict.export import export
 from launcher.predict.facts import licence_note, training_size
 from launcher.predict.model import Model, load_model
 from launcher.predict.predictor import Predictor
@@ -37,7 +37,7 @@ def noise(size=(40, 48), seed=0):
 @pytest.mark.parametrize("kind", ["project", "class_map", "grad", "attention"])
 def test_an_exported_file_predicts_what_its_run_does(run, kind):
     evaluate(run)
-    write_student(run, Path("student.safetensors"))
+    export(run, Path("student.safetensors"))
     of_run, of_file = load_model(run, "cpu"), load_model(Path("student.safetensors"), "cpu")
     assert of_file.class_set == of_run.class_set and of_file.evaluation == of_run.evaluation is not None
     assert settle(of_file, Wishes()).describe() == settle(of_run, Wishes()).describe()

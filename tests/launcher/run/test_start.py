@@ -9,7 +9,7 @@ from launcher.config.file import load_config
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
-from launcher.predict.export import write_student
+from launcher.predict.export import export
 from launcher.run.build import build_network, load_trained
 from launcher.run.folder import Run
 from launcher.training.run import train
@@ -41,7 +41,7 @@ def test_all_of_a_network_is_taken_where_the_classes_are_the_same(trained, form,
     run, student = trained
     checkpoint = Run(run).checkpoint()
     places = {"run": run, "checkpoint": checkpoint, "file": checkpoint / "model.safetensors"}
-    place = places.get(form) or write_student(run, tmp_path / "student.safetensors")
+    place = places.get(form) or export(run, tmp_path / "student.safetensors").path
     network = build_network(named(run, place), SMOKE)
     assert equal(network, student, "backbone") and equal(network, student, "head")
     assert network.origin.startswith("begins with ") and network.origin.endswith(": head, backbone")
@@ -49,7 +49,7 @@ def test_all_of_a_network_is_taken_where_the_classes_are_the_same(trained, form,
 
 def test_the_backbone_alone_is_taken_where_the_classes_are_others(trained, tmp_path):
     run, student = trained
-    for place in (run, write_student(run, tmp_path / "student.safetensors")):
+    for place in (run, export(run, tmp_path / "student.safetensors").path):
         network = build_network(named(run, place), PETS)
         assert equal(network, student, "backbone") and network.head.weight.shape[0] == 2
         assert network.origin.endswith(": backbone; new: head (its classes are smoke)")

@@ -54,7 +54,7 @@ class Offered(NoTracker):
 @pytest.mark.parametrize(("best", "alias"), [(None, "newest"), ("val/class_map/per_image_iou", "best")])
 def test_a_finished_run_offers_its_student(in_tmp, tiny_config, monkeypatch, capsys, best, alias):
     written, offered = [], Offered()
-    monkeypatch.setattr(begin, "write_student", lambda run, out, checkpoint: written.append((out.name, checkpoint)))
+    monkeypatch.setattr(begin, "export", lambda run, out, checkpoint: written.append((out.name, checkpoint)))
     config = tiny_config(
         "classify", "tracking.model=smoke", "tracking.to=[mlflow]", f"train.keep_best={best or 'null'}"
     )
@@ -66,13 +66,16 @@ def test_a_finished_run_offers_its_student(in_tmp, tiny_config, monkeypatch, cap
     assert offered.models == [("student.safetensors", "smoke", alias)]
     assert written == [("student.safetensors", TEACHER / "step_0000002" if best else None)]
 
-    def fail(*_, **__):
-        raise RunError("no room")
+    for error in (RunError("no room"), ConfigError("no map")):
 
-    monkeypatch.setattr(begin, "write_student", fail)
-    begin.offer_model(config, offered)
-    assert len(offered.models) == 1
-    assert f"the student is not exported (no room); later: wsss export {TEACHER} --out FILE" in capsys.readouterr().out
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(begin, "export", fail)
+        begin.offer_model(config, offered)
+        assert len(offered.models) == 1
+        said = f"the student is not exported ({error}); later: wsss export {TEACHER} --out FILE"
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
