@@ -17,7 +17,7 @@ from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
 from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, try_together, write_next_to
 from launcher.jobs.over_shards import Members
-from launcher.jobs.pool import may_start_processes
+from launcher.jobs.pool import may_start_processes, open_shards
 from launcher.jobs.scores import Scores
 from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
@@ -94,6 +94,12 @@ def infer(
 @dataclass(frozen=True, kw_only=True)
 class InferJob(RunJob):
     """CAMs of a run's checkpoint, as its config with these overrides says."""
+
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
 
     @contextmanager
     def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:

@@ -3,8 +3,8 @@
 import hashlib
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Generator, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -65,19 +65,6 @@ class RunJob(NetworkJob):
     run: Path
     checkpoint: str
     overrides: tuple[str, ...]
-
-    @contextmanager
-    def opened(self) -> Iterator[SamplesOf]:
-        from launcher.run.build import load_trained
-        from launcher.run.folder import Run
-
-        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
-        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
-            yield samples_of
-
-    @abstractmethod
-    def samples(self, trained: "Trained", images: ShardFolder) -> AbstractContextManager[SamplesOf]:
-        """With what is loaded already."""
 
 
 def say_where(

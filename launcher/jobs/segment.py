@@ -34,6 +34,7 @@ from launcher.jobs.crf_sums import settle_segment, told
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, write_next_to
 from launcher.jobs.over_shards import Members
+from launcher.jobs.pool import open_shards
 from launcher.jobs.segment_images import maps_reader, segment_images
 from launcher.jobs.starts import count_here, device_of, join_share
 from launcher.processes.accelerator import make_accelerator
@@ -115,6 +116,12 @@ class SegmentJob(RunJob):
     settings: SegmentConfig
     crf_workers: int
     cams: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
 
     @contextmanager
     def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:
