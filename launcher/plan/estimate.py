@@ -1,16 +1,19 @@
 """What a run costs: steps, memory, time, disk, money; each estimated, with what was assumed."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from launcher.config.sections import Config
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, user_error_as
 from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
-from launcher.plan.step import count_config, teacher_of
+from launcher.plan.step import build_without_values, count_config, teacher_of
 from launcher.run.folder import is_run
+from launcher.training.inputs import check_share
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import ClassSet, DataError
 from wsss.methods import METHODS
+from wsss.methods.base import Method
 
 GIB = 2**30
 CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context, kernels and libraries
@@ -92,9 +95,11 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     processes = processes or config.launch.processes or 1
     if config.launch.processes is None:
         assumed.append(f"{processes} process{'es' if processes > 1 else ''} (--processes)")
-    images = divide(config, processes, config.train.accumulate)
     class_set, train_images, val_images = look_at_data(config, assumed)
-    step, forward, sizes = count_config(config, class_set, images)
+    method = build_without_values(config, class_set)
+    with user_error_as(ConfigError):
+        images = check_share(config, method, processes)
+    step, forward, sizes = count_config(config, method, class_set, images)
     if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
         assumed.append(f"the teacher {config.teacher} is not there: a ResNet-50 with PCM in its place")
     zero = config.launch.zero if isinstance(config.launch.zero, int) else 0
@@ -136,7 +141,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         launches=len(step.ops),
         memory=memory,
         largest=largest,
-        accumulate=least_accumulate(config, processes, largest),
+        accumulate=least_accumulate(config, method, processes, largest),
         step_s=step_s,
         train_images=train_images,
         val_images=val_images,
@@ -150,25 +155,12 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     )
 
 
-def divide(config: Config, processes: int, accumulate: int) -> int:
-    """Images of one process and micro-batch. Raises ConfigError if the batch does not divide."""
-    batch, parts = config.data.global_batch_size, processes * accumulate
-    if batch % parts:
-        raise ConfigError(
-            f"data.global_batch_size is {batch}, which {processes} processes with train.accumulate={accumulate} cannot "
-            "share evenly; choose --processes or train.accumulate so that it divides"
-        )
-    return batch // parts
-
-
-def least_accumulate(config: Config, processes: int, largest: int) -> int | None:
+def least_accumulate(config: Config, method: Method, processes: int, largest: int) -> int | None:
     """The least number of micro-batches with which one fits, and from which the method can learn."""
-    batch = config.data.global_batch_size
-    group = config.method.options.get("group_size", 2) if METHODS[config.method.name].views == "two" else 1
-    for accumulate in range(1, batch // processes + 1):
-        images, rest = divmod(batch, processes * accumulate)
-        if not rest and images <= largest and images % (group or 1) == 0:
-            return accumulate
+    for accumulate in range(1, config.data.global_batch_size // processes + 1):
+        with suppress(ValueError):
+            if check_share(config, method, processes, accumulate) <= largest:
+                return accumulate
     return None
 
 

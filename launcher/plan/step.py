@@ -81,10 +81,13 @@ def make_batch(config: Config, method: Method, images: int, classes: int, stage:
     return batch
 
 
-def count_config(config: Config, class_set: ClassSet, images: int) -> tuple[Counted, int, dict[str, int]]:
+def count_config(
+    config: Config, method: Method, class_set: ClassSet, images: int
+) -> tuple[Counted, int, dict[str, int]]:
     """The last step of a run, when all losses are on, and one forward pass of the student.
 
     Args:
+        method: of build_without_values; gets tensors without values.
         images: of one process and micro-batch.
 
     Returns:
@@ -92,9 +95,8 @@ def count_config(config: Config, class_set: ClassSet, images: int) -> tuple[Coun
         the time: `weights` and `trained` of them, `frozen` of networks that are not trained.
 
     Raises:
-        ConfigError: see build_untrained; or the method's step depends on values, so that it cannot be counted.
+        ConfigError: the method's step depends on values, so that it cannot be counted.
     """
-    method = build_without_values(config, class_set)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in (method, *frozen_of(method)):
             module.to_empty(device="cpu")

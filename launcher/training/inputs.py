@@ -257,19 +257,23 @@ def choose_processes(config: Config, method: Method) -> int:
     return available
 
 
-def check_share(config: Config, method: Method, processes: int) -> None:
-    """Raise ValueError if the batch cannot be shared out over so many processes."""
-    shares = processes * config.train.accumulate
-    images, rest = divmod(config.data.global_batch_size, shares)
+def check_share(config: Config, method: Method, processes: int, accumulate: int | None = None) -> int:
+    """Images of one process and micro-batch. Raises ValueError if the batch cannot be shared out so.
+
+    Args:
+        accumulate: micro-batches of an update; None: the config's.
+    """
+    accumulate = accumulate or config.train.accumulate
+    images, rest = divmod(config.data.global_batch_size, processes * accumulate)
     if rest:
         raise ValueError(
             f"data.global_batch_size {config.data.global_batch_size} does not divide into {processes} processes x "
-            f"{config.train.accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
+            f"{accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
         )
     try:
         method.check_images(images)
     except ValueError as error:
         raise ValueError(
-            f"{config.data.global_batch_size} images over {processes} processes x {config.train.accumulate} "
-            f"micro-batches: {error}"
+            f"{config.data.global_batch_size} images over {processes} processes x {accumulate} micro-batches: {error}"
         ) from None
+    return images

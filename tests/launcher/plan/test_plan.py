@@ -13,8 +13,9 @@ from launcher.bench.count import ATTENTION, PAIRS, Counted, count_step, storage_
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.files import find_shipped
-from launcher.plan.estimate import GIB, divide, least_accumulate, look_at_data, make_plan, time_step
+from launcher.plan.estimate import GIB, least_accumulate, look_at_data, make_plan, time_step
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
+from launcher.plan.step import build_without_values
 from launcher.plan.text import format_plan
 
 MEASURED = {  # ms of an update on an H100, docs/experiments.md of 2026-11-26
@@ -95,10 +96,16 @@ def test_what_does_not_fit_says_what_does(nowhere):
     assert 128 // large.accumulate <= large.largest < 128 // (large.accumulate // 2)
     assert f"train.accumulate={large.accumulate} in place of 1" in format_plan(large)
     config = load_config(find_shipped("coco/msee_vitb"), ["data.global_batch_size=64"])
-    assert least_accumulate(config, 1, 0) is None and least_accumulate(config, 1, 1) is None  # groups of two images
-    assert least_accumulate(config, 2, 2) == 16
-    with pytest.raises(ConfigError, match="64, which 3 processes with train.accumulate=1 cannot share evenly"):
-        divide(config, 3, 1)
+    method = build_without_values(config, look_at_data(config, [])[0])
+    assert least_accumulate(config, method, 1, 0) is None
+    assert least_accumulate(config, method, 1, 1) is None  # groups of two images
+    assert least_accumulate(config, method, 2, 2) == 16
+
+
+@pytest.mark.parametrize("processes, message", [(3, "4 does not divide into 3"), (4, "4 images over 4 .* groups of 2")])
+def test_a_batch_that_training_would_refuse_is_refused(nowhere, processes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(load_config(find_shipped("voc/msee_vitb"), []), GPUS["a10"], processes=processes)
 
 
 def test_shards_that_are_here_are_looked_at(in_tmp, tiny_config, scenes):
