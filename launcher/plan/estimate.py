@@ -38,6 +38,7 @@ class Plan:
         memory: {part: bytes} of one process.
         largest: images of a micro-batch that fit.
         accumulate: the least `train.accumulate` with which the run fits; None: it never does.
+        can_checkpoint: `model.checkpointing` is there and off.
         step_s: one update.
         disk: {what: bytes}.
         assumed: sentences.
@@ -53,6 +54,7 @@ class Plan:
     memory: dict[str, int]
     largest: int
     accumulate: int | None
+    can_checkpoint: bool
     step_s: Range
     train_images: int | None
     val_images: int | None
@@ -142,6 +144,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         memory=memory,
         largest=largest,
         accumulate=least_accumulate(config, method, processes, largest),
+        can_checkpoint=getattr(method.student, "checkpointing", None) is False,
         step_s=step_s,
         train_images=train_images,
         val_images=val_images,

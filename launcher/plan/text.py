@@ -29,13 +29,15 @@ def format_plan(plan: Plan) -> str:
 
 
 def describe_fit(plan: Plan) -> str:
-    accumulate = plan.config.train.accumulate
-    largest = f"the largest micro-batch is {plan.largest} images" if plan.largest else "not even one image does"
+    largest = f"the largest micro-batch is {plan.largest} image{'s' * (plan.largest > 1)}"
+    largest = largest if plan.largest else "not even one image does"
     if plan.fits:
         return f"yes; {largest}"
-    if plan.accumulate is None:
-        return f"no; {largest}, and no train.accumulate helps: a larger GPU, a smaller data.image_size or network"
-    return f"no; {largest}: train.accumulate={plan.accumulate} in place of {accumulate}"
+    ways = [f"train.accumulate={plan.accumulate} in place of {plan.config.train.accumulate}"] * bool(plan.accumulate)
+    ways += ["model.checkpointing=true"] * plan.can_checkpoint
+    if not plan.accumulate:
+        ways += ["a larger GPU", "a smaller data.image_size or network"]
+    return f"no; {largest}: {', or '.join(ways)}"
 
 
 def describe_validations(plan: Plan) -> str:

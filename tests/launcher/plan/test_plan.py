@@ -102,6 +102,15 @@ def test_what_does_not_fit_says_what_does(nowhere):
     assert least_accumulate(config, method, 2, 2) == 16
 
 
+def test_checkpointing_brings_a_backbone_of_840_million_weights_into_24_gb(nowhere):
+    huge = ("voc/msee_dinov3_vitb", "model.timm_name=vit_huge_plus_patch16_dinov3")
+    plain, kept_less = plan_of(*huge, gpu="a10"), plan_of(*huge, "model.checkpointing=true", gpu="a10")
+    assert not plain.fits and kept_less.fits and not kept_less.can_checkpoint
+    assert "model.checkpointing=true" in format_plan(plain)
+    assert kept_less.memory["activations"] < 0.1 * plain.memory["activations"]
+    assert kept_less.flops < 1.25 * plain.flops
+
+
 @pytest.mark.parametrize("processes, message", [(3, "4 does not divide into 3"), (4, "4 images over 4 .* groups of 2")])
 def test_a_batch_that_training_would_refuse_is_refused(nowhere, processes, message):
     with pytest.raises(ConfigError, match=message):
