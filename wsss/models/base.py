@@ -17,6 +17,7 @@ from torch import Tensor, nn
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a network or its cache is needed
+AttentionInput = tuple[Tensor, Tensor | None]  # what an attention reads: tokens (B, N, D); rotations, of a rotary ViT
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,15 @@ class Network(nn.Module):
         """Output of `grad_cam_layer` -> (B, D, h, w)."""
         raise NotImplementedError
 
-    def reading_attention(self) -> AbstractContextManager[list[Tensor]]:
+    def reading_attention(self) -> AbstractContextManager[list[AttentionInput]]:
         """A list that gets, of each forward pass inside, what the last block's attention reads. It is for attention_of.
 
         Raises:
             ValueError: there is no attention to read.
         """
-        raise ValueError(f"a {type(self).__name__} has no attention to read; choose a plain ViT with a class token")
+        raise ValueError(f"a {type(self).__name__} has no attention to read; choose a ViT with a class token")
 
-    def attention_of(self, read_BND: Tensor, image: Tensor) -> Tensor:
+    def attention_of(self, read: AttentionInput, image: Tensor) -> Tensor:
         """How much a class token attends to each position, (B, h, w) in [0, 1]."""
         raise NotImplementedError
 

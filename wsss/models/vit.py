@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.eva import Eva
+from timm.layers import AttentionRope, PatchEmbed
+from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wsss.models.base import Network, Outputs, create_backbone, layer_at
+from wsss.models.base import AttentionInput, Network, Outputs, create_backbone, layer_at
 from wsss.models.dry_run import try_network
 from wsss.tensors import is_size, resize_by_products
 
@@ -88,37 +88,34 @@ class ViT(Network):
         return out, self.attention_of(seen[-1], image)
 
     @contextmanager
-    def reading_attention(self) -> Iterator[list[Tensor]]:
+    def reading_attention(self) -> Iterator[list[AttentionInput]]:
         self.refuse_without_attention()
         blocks: Any = self.backbone.blocks
-        seen: list[Tensor] = []
-        handle = blocks[-1].attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        seen: list[AttentionInput] = []
+        handle = blocks[-1].attn.register_forward_pre_hook(
+            lambda module, inputs, named: seen.append((inputs[0], named.get("rope"))), with_kwargs=True
+        )
         try:
             yield seen
         finally:
             handle.remove()
 
-    def attention_of(self, read_BND: Tensor, image: Tensor) -> Tensor:
+    def attention_of(self, read: AttentionInput, image: Tensor) -> Tensor:
         """The last block's attention from the class token to the patches, averaged over heads, (B, h, w) in [0, 1].
 
         It is computed beside the block, whose own attention stays fused.
         """
         blocks: Any = self.backbone.blocks
-        attention = blocks[-1].attn
-        q, k, _ = attention.qkv(read_BND).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q_BHE, k_BHNE = attention.q_norm(q)[:, :, 0], attention.k_norm(k)
-        weights_BHN = (torch.einsum("bhe,bhne->bhn", q_BHE, k_BHNE) * attention.scale).float().softmax(-1)
-        patches_BN = weights_BHN.mean(dim=1)[:, self.backbone.num_prefix_tokens :]
+        weights_BHNN = attention_weights(blocks[-1].attn, *read)
+        patches_BN = weights_BHNN[:, :, 0, self.backbone.num_prefix_tokens :].float().mean(dim=1)
         return patches_BN.unflatten(1, [side // self.stride for side in image.shape[-2:]])
 
     def refuse_without_attention(self) -> None:
         """Raise ValueError where there is no attention to read."""
-        if isinstance(self.backbone, Eva):
-            raise ValueError("the attention of a ViT with rotary positions is not read; choose a plain one")
         if self.backbone.cls_token is None:
             raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
         blocks: Any = self.backbone.blocks
-        if type(blocks[-1].attn) is not Attention:
+        if type(blocks[-1].attn) not in (Attention, AttentionRope, EvaAttention):
             raise ValueError(f"the weights of {type(blocks[-1].attn).__name__} are not read; choose a plain ViT")
 
     def read(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Outputs:
@@ -148,6 +145,19 @@ class ViT(Network):
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         return self.grid_of(activation, (height // self.stride, width // self.stride))
+
+
+def attention_weights(attention: Any, tokens_BND: Tensor, rope: Tensor | None) -> Tensor:
+    """What timm's attention weighs its values with, (B, heads, N, N): its own code on its way that is not fused."""
+    seen: list[Tensor] = []
+    handle = attention.attn_drop.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    fused, attention.fused_attn = attention.fused_attn, False
+    try:
+        attention(tokens_BND) if rope is None else attention(tokens_BND, rope=rope)
+    finally:
+        attention.fused_attn = fused
+        handle.remove()
+    return seen[0]
 
 
 def embed_learned(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:  # timm types its parts as Module | None

@@ -102,12 +102,12 @@ def test_what_does_not_fit_says_what_does(nowhere):
     assert least_accumulate(config, method, 2, 2) == 16
 
 
-def test_checkpointing_brings_a_backbone_of_840_million_weights_into_24_gb(nowhere):
-    huge = ("voc/msee_dinov3_vitb", "model.timm_name=vit_huge_plus_patch16_dinov3")
-    plain, kept_less = plan_of(*huge, gpu="a10"), plan_of(*huge, "model.checkpointing=true", gpu="a10")
+def test_checkpointing_is_named_where_it_makes_a_batch_fit(nowhere):
+    large = ("smoke/student_vitb", "data.global_batch_size=256")
+    plain, kept_less = (plan_of(*large, f"model.checkpointing={on}", gpu="a10") for on in ("false", "true"))
     assert not plain.fits and kept_less.fits and not kept_less.can_checkpoint
-    assert "model.checkpointing=true" in format_plan(plain)
-    assert kept_less.memory["activations"] < 0.1 * plain.memory["activations"]
+    assert f"train.accumulate={plain.accumulate} in place of 1, or model.checkpointing=true" in format_plan(plain)
+    assert kept_less.memory["activations"] < 0.3 * plain.memory["activations"]
     assert kept_less.flops < 1.25 * plain.flops
 
 

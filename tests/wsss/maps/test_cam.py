@@ -12,7 +12,6 @@ from wsss.maps.gradients import grad_cam, gradient_maps, layer_cam
 from wsss.maps.windows import sliding_window, window_starts
 from wsss.methods.classify import Classify
 from wsss.models.base import Network, Outputs
-from wsss.models.vit import build_vit
 from wsss.tensors import resize
 
 
@@ -141,16 +140,12 @@ def other_vit():
     return vit
 
 
-SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-
-
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
         (tiny_cnn, "a CNN has no attention to read"),
         (tiny_segmenter, "a Segmenter has no attention to read"),
         (partial(tiny_vit, class_token=False), "no class token"),
-        (partial(build_vit, 1, timm_name="vit_small_patch16_dinov3", timm_options=SMALL), "rotary positions"),
         (other_vit, "weights of OtherAttention are not read"),
     ],
 )
