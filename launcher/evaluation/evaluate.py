@@ -78,6 +78,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "protocol": figures[sources[0].name]["protocol"],
         "git_commit": run.about.get("git_commit"),
         "sources": figures,
+        "tune": tuned.about(config),
         "headline": pick_headline(figures, config.cam.kinds),
     }
     for measure in measures.values():

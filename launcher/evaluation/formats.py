@@ -7,6 +7,7 @@ from launcher.evaluation.figures import Figure
 
 DASH = "–"
 FEW_GROUPS = 20
+FEW_SHOWN = 20  # images from which a threshold or a gate is chosen, below which the choice is chance
 FEW_GROUPS_NOTE = (
     f"Intervals of fewer than {FEW_GROUPS} groups, beside which their number stands, are too narrow: 95 % intervals "
     "of 8 groups hold the truth 88 to 90 times in 100, of 30 groups 93 to 94 times."

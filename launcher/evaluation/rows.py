@@ -13,7 +13,7 @@ from launcher.evaluation.formats import (
     name_class,
 )
 from launcher.evaluation.headline import explain_degenerate, find_leading
-from launcher.evaluation.table import describe_left_out, has_few_groups
+from launcher.evaluation.table import describe_left_out, describe_tune, has_few_groups
 
 CHOSEN = ("oracle_per_image_iou",)  # for the first table, besides the headline figures
 
@@ -66,7 +66,7 @@ def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) 
 
 def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
     """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, and
-    what intervals are worth."""
+    what tuned values and intervals are worth."""
     lacking: dict[str, dict[str, None]] = {}
     for source, figures in evaluation["sources"].items():
         for name, figure in order_figures(figures["fixed"]).items():
@@ -76,4 +76,4 @@ def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
             lacking.setdefault(reason, {})[f"tuned threshold of {source}"] = None
     notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
     few = FEW_GROUPS_NOTE if has_few_groups(evaluation) else ""
-    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), few])]
+    return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), describe_tune(evaluation), few])]

@@ -7,6 +7,7 @@ from launcher.evaluation.figures import order_figures
 from launcher.evaluation.formats import (
     DASH,
     FEW_GROUPS_NOTE,
+    FEW_SHOWN,
     format_figure,
     format_interval,
     format_percent,
@@ -46,6 +47,8 @@ def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
         lines.append(f"  {at}, chosen on the labels of {gate['tuned_on']}")
     lines += format_classes(report)
     if said := describe_left_out(dataset):
+        lines.append(f"  {said}")
+    if said := describe_tune(report):
         lines.append(f"  {said}")
     if has_few_groups(report):
         lines.append(f"  {FEW_GROUPS_NOTE}")
@@ -113,6 +116,17 @@ def describe_left_out(dataset: Mapping[str, Any]) -> str:
     count = dataset.get("images_without_truth", 0)  # evaluations of before it was counted do not say
     what = "their masks are ignored everywhere, or lack the class that the image label names"
     return f"{count} of {dataset['images']} images count in no metric of maps: {what}" if count else ""
+
+
+def describe_tune(evaluation: Mapping[str, Any]) -> str:
+    """That thresholds or the gate were chosen on too few images to be trusted; "" where they were not."""
+    tune = evaluation.get("tune")  # evaluations of before it was counted do not say
+    if tune is None or tune["images_shown"] >= FEW_SHOWN:
+        return ""
+    return (
+        f"what was tuned rests on {tune['images_shown']} images of {tune['folder']} that show a class; of fewer than "
+        f"{FEW_SHOWN} it is chance: trust the fixed threshold, or hold out more"
+    )
 
 
 def has_few_groups(evaluation: Mapping[str, Any]) -> bool:

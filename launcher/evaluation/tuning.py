@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from launcher.config.sections import Config
 from launcher.evaluation.count import count_predictions
 from launcher.evaluation.figures import without_nan
 from launcher.evaluation.formats import name_class
@@ -25,11 +26,18 @@ class Tuned:
         thresholds: {source: threshold} of those that have one.
         untuned: {source: why there is none} of the sources that could have one.
         gate: of the class probabilities; None where nothing chose it.
+        shown: images of the split whose label names a class: what the choice rests on.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)
     untuned: dict[str, str] = field(default_factory=dict)
     gate: float | None = None
+    shown: int = 0
+
+    def about(self, config: Config) -> dict[str, Any] | None:
+        """What evaluation.json says of the split; None where it chose nothing."""
+        chose = self.thresholds or self.gate is not None
+        return {"folder": str(config.data.tune), "images_shown": self.shown} if chose else None
 
 
 def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
@@ -43,6 +51,7 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     if not tuning or config.data.tune is None:
         return found
     shards = ShardFolder(config.data.tune)
+    found.shown = int(shards.image_label_NK.any(axis=1).sum())
     if shards.index.supervision == "label":
         found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} holds no masks")
         (measures,) = count_predictions([(shards, tuning[:1])], config)  # every source has the same probabilities

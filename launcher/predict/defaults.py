@@ -1,6 +1,8 @@
 """Wishes -> settings: what nobody asked for comes from the model's evaluation and config, each with its origin."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ import torch
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig
 from launcher.errors import ConfigError, user_error_as
+from launcher.evaluation.formats import FEW_SHOWN
 from launcher.evaluation.thresholds import PRESENT_PROB
 from launcher.jobs.refine import resolve_chain
 from launcher.predict.model import Model
@@ -139,7 +142,7 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     tuned = (evaluation["sources"].get(source) or {}).get("tuned")
     if tuned is not None and tuned > USELESS:
         at = "" if evaluation["checkpoint"] == model.checkpoint else f" of {evaluation['checkpoint']}"
-        return tuned, f"tuned for {source} in its evaluation{at}"
+        return tuned, f"tuned for {source} in its evaluation{at}{of_few(evaluation)}"
     config = model.config
     fixed = config.evaluate.threshold if wishes.refine == "none" else config.refine.threshold
     place = "evaluate.threshold" if wishes.refine == "none" else "refine.threshold"
@@ -156,8 +159,14 @@ def choose_gate(model: Model, kind: str, wishes: Wishes) -> tuple[float, str]:
     if kind in PROBABILITIES:
         return 0.0, "its maps are probabilities themselves"
     if (tuned := (model.evaluation or {}).get("gate")) is not None:
-        return tuned, "tuned by image labels in its evaluation"
+        return tuned, f"tuned by image labels in its evaluation{of_few(model.evaluation or {})}"
     return PRESENT_PROB, "default: below this probability of a class its map means nothing"
+
+
+def of_few(evaluation: Mapping[str, Any]) -> str:
+    """On how many images something was tuned, where they are too few to trust it."""
+    shown = (evaluation.get("tune") or {}).get("images_shown", FEW_SHOWN)
+    return f", on {shown} images alone, which is chance" if shown < FEW_SHOWN else ""
 
 
 def choose_chain(model: Model, name: str) -> tuple[Step, ...]:

@@ -110,7 +110,8 @@ def licence_note(config: Config) -> str:
 
 
 def thresholds_of(run: Path) -> dict[str, Any] | None:
-    """What evaluation.json says of thresholds: checkpoint, headline, the thresholds of every source, the gate."""
+    """What evaluation.json says of thresholds: checkpoint, headline, the thresholds of every source, the gate, and of
+    how many images the tuned ones are."""
     path = run / EVALUATION
     if not path.is_file():
         return None
@@ -121,7 +122,8 @@ def thresholds_of(run: Path) -> dict[str, Any] | None:
         for source, figures in report["sources"].items()
     }
     gate = (report.get("gate") or {}).get("tuned")
-    return {"checkpoint": report["checkpoint"], "headline": report.get("headline"), "sources": sources, "gate": gate}
+    same = {name: report.get(name) for name in ("checkpoint", "headline", "tune")}
+    return {**same, "sources": sources, "gate": gate}
 
 
 def training_size(config: Config) -> tuple[int, int] | None:

@@ -85,7 +85,10 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     shown = f"{100 * source['tuned']['class_iou']['cat']:.1f}"
     assert any(line.split()[:2] == ["cat", shown] for line in format_evaluation(report).splitlines())
     said = settle(load_model(pets_run, "cpu"), Wishes()).describe()
-    assert said[1].endswith("(tuned for class_map in its evaluation)") and said[2].startswith("gate 0.50 ")
+    few = f", on {int(ShardFolder('pets/with').image_label_NK.any(1).sum())} images alone, which is chance)"
+    assert said[1].endswith(f"(tuned for class_map in its evaluation{few}") and said[2].startswith("gate 0.50 ")
+    assert "what was tuned rests on" in format_evaluation(report)
+    assert "what was tuned rests on" in write_report(RUNS).read_text()
 
     infer(pets_run, "tune", in_tmp / "pets/without", overwrite=True)
     report = evaluate(pets_run, ["data.tune=pets/without"])
@@ -95,7 +98,8 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     assert gate["class_f1"] == pytest.approx(mean_f1(prob_NK, present_NK, gate["tuned"]))
     assert f"at a gate of {gate['tuned']:.2f}, chosen on the labels of pets/without" in format_evaluation(report)
     said = settle(load_model(pets_run, "cpu"), Wishes()).describe()
-    assert said[2] == f"gate {gate['tuned']:.2f} (tuned by image labels in its evaluation)"
+    few = f", on {int(ShardFolder('pets/without').image_label_NK.any(1).sum())} images alone, which is chance)"
+    assert said[2] == f"gate {gate['tuned']:.2f} (tuned by image labels in its evaluation{few}"
 
 
 def probabilities(run, folder):

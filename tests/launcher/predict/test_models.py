@@ -64,6 +64,7 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
     assert said[1] == "threshold 0.30 (evaluate.threshold of its config: no threshold was tuned for grad)"
     evaluate(run)
     report = json.loads((run / EVALUATION).read_text())
+    report["tune"]["images_shown"] = 20  # of fewer it would be told
     report["headline"]["source"], report["sources"]["project"]["tuned"]["threshold"] = "project", 0.42
     (run / EVALUATION).write_text(json.dumps(report))
     said = settle(load_model(run, "cpu"), Wishes()).describe()
