@@ -39,6 +39,7 @@ class Plan:
         largest: images of a micro-batch that fit.
         accumulate: the least `train.accumulate` with which the run fits; None: it never does.
         can_checkpoint: `model.checkpointing` is there and off.
+        floor_s: one update with every operator at the peak of the data sheet.
         step_s: one update.
         disk: {what: bytes}.
         assumed: sentences.
@@ -55,6 +56,7 @@ class Plan:
     largest: int
     accumulate: int | None
     can_checkpoint: bool
+    floor_s: float
     step_s: Range
     train_images: int | None
     val_images: int | None
@@ -116,7 +118,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     fixed = sum(value for name, value in memory.items() if name not in ("activations", "workspace"))
     free = (gpu.memory_gib * GIB - CONTEXT_BYTES) / WORKSPACE - fixed
     largest = max(0, int(free / max(step.kept_bytes / images, 1)))
-    step_s = time_step(config, gpu, processes, step.ops, trained)
+    floor_s = floor_of(config, gpu, step.ops, trained)
     evals, per_look = count_validations(config, val_images), forward * look_factor(config)
     cost = None
     if evals:
@@ -145,7 +147,8 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         largest=largest,
         accumulate=least_accumulate(config, method, processes, largest),
         can_checkpoint=getattr(method.student, "checkpointing", None) is False,
-        step_s=step_s,
+        floor_s=floor_s,
+        step_s=time_step(config, processes, len(step.ops), floor_s),
         train_images=train_images,
         val_images=val_images,
         validations=validations,
@@ -167,13 +170,17 @@ def least_accumulate(config: Config, method: Method, processes: int, largest: in
     return None
 
 
-def time_step(config: Config, gpu: Gpu, processes: int, ops: list[tuple[int, int, str]], trained: int) -> Range:
-    """Seconds of an update. Without a CUDA graph the host's launches may take longer than the device."""
+def floor_of(config: Config, gpu: Gpu, ops: list[tuple[int, int, str]], trained: int) -> float:
+    """Seconds of an update whose operators all run at the peaks of the data sheet, one after the other."""
     least = sum(gpu.seconds(*one, config.train.precision) for one in ops) * config.train.accumulate
-    least += 8 * trained / gpu.copy / 1e12  # AdamW and the gradient's length: weights, gradients and moments to and fro
+    return least + 8 * trained / gpu.copy / 1e12  # AdamW, the gradient's length: weights, gradients, moments to and fro
+
+
+def time_step(config: Config, processes: int, launches: int, floor_s: float) -> Range:
+    """Seconds of an update. Without a CUDA graph the host's launches may take longer than the device."""
     graph = config.train.graph and processes == 1 and config.train.accumulate == 1
-    host = (0.0, 0.0) if graph else tuple(len(ops) * config.train.accumulate * each for each in HOST_S)
-    return max(least / UTILISATION[0], host[0]), max(least / UTILISATION[1], host[1])
+    host = (0.0, 0.0) if graph else tuple(launches * config.train.accumulate * each for each in HOST_S)
+    return max(floor_s / UTILISATION[0], host[0]), max(floor_s / UTILISATION[1], host[1])
 
 
 def look_at_data(config: Config, assumed: list[str]) -> tuple[ClassSet, int | None, int | None]:

@@ -13,7 +13,7 @@ from launcher.bench.count import ATTENTION, PAIRS, Counted, count_step, storage_
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.files import find_shipped
-from launcher.plan.estimate import GIB, least_accumulate, look_at_data, make_plan, time_step
+from launcher.plan.estimate import GIB, floor_of, least_accumulate, look_at_data, make_plan, time_step
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
 from launcher.plan.step import build_without_values
 from launcher.plan.text import format_plan
@@ -59,12 +59,13 @@ def test_an_operator_takes_the_longer_of_products_traffic_and_launch():
 
 def test_without_a_graph_a_step_takes_at_least_its_launches(nowhere):
     config = load_config(find_shipped("voc/msee_vitb"), [])
-    ops = Counted([(0, 0, "bf16")] * 1000).ops
-    best, worst = time_step(config, GPUS["h100"], 1, ops, 0)
+    floor_s = floor_of(config, GPUS["h100"], Counted([(0, 0, "bf16")] * 1000).ops, trained=10**9)
+    assert floor_s == pytest.approx(3e-3 + 8e9 / 3.35e12)
+    best, worst = time_step(config, 1, 1000, 3e-3)
     assert (best, worst) == pytest.approx((3e-3 / UTILISATION[0], 3e-3 / UTILISATION[1]))
     for processes, accumulate in ((2, 1), (1, 2)):
         more = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})})
-        found = time_step(more, GPUS["h100"], processes, ops, 0)
+        found = time_step(more, processes, 1000, 3e-3 * accumulate)
         assert found == pytest.approx(tuple(1000 * accumulate * each for each in HOST_S))
 
 
@@ -79,6 +80,7 @@ def test_the_memory_of_an_image_is_what_was_measured(nowhere):
     plan = plan_of("voc/msee_vitb")
     measured = (50 - 27) / 32  # GiB from 32 to 64 images
     assert plan.memory["activations"] / plan.images / GIB == pytest.approx(measured, rel=0.1)
+    assert f"(floor {1e3 * plan.floor_s:.3g} on one NVIDIA H100" in format_plan(plan)
     assert 2184e9 < plan.flops / 4 < 2500e9  # counted without the energy (D-45), and with it
     assert plan.epochs == pytest.approx(20_000 * 4 / 10_582) and plan.validations == 10
 
