@@ -88,28 +88,41 @@ class ViT(Network):
         return out, self.attention_of(seen[-1], image)
 
     @contextmanager
-    def reading_attention(self) -> Iterator[list[Tensor]]:
+    def reading_attention(self, blocks: int = 1) -> Iterator[list[Tensor]]:
+        """See Network.reading_attention; of the last `blocks` blocks, one after another."""
         self.refuse_without_attention()
-        blocks: Any = self.backbone.blocks
+        all_blocks: Any = self.backbone.blocks
         seen: list[Tensor] = []
-        handle = blocks[-1].attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        handles = [
+            block.attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+            for block in all_blocks[len(all_blocks) - blocks :]
+        ]
         try:
             yield seen
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def attention_of(self, read_BND: Tensor, image: Tensor) -> Tensor:
         """The last block's attention from the class token to the patches, averaged over heads, (B, h, w) in [0, 1].
 
         It is computed beside the block, whose own attention stays fused.
         """
-        blocks: Any = self.backbone.blocks
-        attention = blocks[-1].attn
-        q, k, _ = attention.qkv(read_BND).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q_BHE, k_BHNE = attention.q_norm(q)[:, :, 0], attention.k_norm(k)
-        weights_BHN = (torch.einsum("bhe,bhne->bhn", q_BHE, k_BHNE) * attention.scale).float().softmax(-1)
-        patches_BN = weights_BHN.mean(dim=1)[:, self.backbone.num_prefix_tokens :]
+        patches_BN = self.attend(read_BND, -1, slice(0, 1))[:, 0, self.backbone.num_prefix_tokens :]
         return patches_BN.unflatten(1, [side // self.stride for side in image.shape[-2:]])
+
+    def attend(self, read_BND: Tensor, block: int, queries: slice) -> Tensor:
+        """What these tokens attend to in a block, averaged over heads, (B, queries, N) in [0, 1], rows sum to 1.
+
+        Args:
+            read_BND: what the block's attention reads, from reading_attention.
+        """
+        blocks: Any = self.backbone.blocks
+        attention = blocks[block].attn
+        q, k, _ = attention.qkv(read_BND).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q_BHQE, k_BHNE = attention.q_norm(q)[:, :, queries], attention.k_norm(k)
+        scores_BHQN = torch.einsum("bhqe,bhne->bhqn", q_BHQE, k_BHNE) * attention.scale
+        return scores_BHQN.float().softmax(-1).mean(dim=1)
 
     def refuse_without_attention(self) -> None:
         """Raise ValueError where there is no attention to read."""
