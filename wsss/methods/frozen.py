@@ -41,7 +41,8 @@ class FrozenFeatures(Method):
         walk_steps: of the walk.
         agree_from: first step that chooses blocks by the learnt affinity.
         bg_threshold, fg_threshold: see refined_label.
-        group_size: images over which a loss counts pixels and pairs; null = the batch of a process.
+        group_size: images over which a loss counts pixels and pairs: the batch of a process must be a multiple of it.
+            null = the whole batch of the process, whose loss then depends on the number of processes.
         par_iterations, par_dilations: of the pixel-adaptive refinement.
 
     Raises:
@@ -66,7 +67,7 @@ class FrozenFeatures(Method):
         agree_from: int = 2000,
         bg_threshold: float = 0.25,
         fg_threshold: float = 0.7,
-        group_size: int | None = None,
+        group_size: int | None = 2,
         par_iterations: int = 10,
         par_dilations: tuple[int, ...] = DILATIONS,
     ) -> None:
