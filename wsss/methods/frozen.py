@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.losses.pairs import affinity_logits, dense_pair_loss
-from wsss.maps.attention import agreeing_attention, walk_along
+from wsss.maps.agreement import agreeing_attention, walk_along
 from wsss.maps.cam import maps_of_present, normalise_cam
 from wsss.maps.gradients import class_maps, recording
 from wsss.maps.par import DILATIONS

@@ -10,7 +10,7 @@ from support.methods import batch_with_present
 from support.networks import tiny_frozen, tiny_vit
 
 from wsss.losses.pairs import affinity_logits, dense_pair_loss
-from wsss.maps.attention import agreeing_attention, balanced, walk_along
+from wsss.maps.agreement import agreeing_attention, balanced, walk_along
 from wsss.maps.gradients import gradient_maps
 from wsss.methods.frozen import FrozenFeatures
 from wsss.models.clip import SCENE_NEGATIVES, encode_prompts, load_clip

@@ -21,7 +21,7 @@ def agreeing_attention(attention_LBNN: Tensor, affinity_BNN: Tensor | None) -> T
     Args:
         affinity_BNN: None = the mean of all layers.
 
-    Source: WeCLIP, section 3.3 (refinement module).
+    Source: WeCLIP, frozen CLIP CAM refinement module, in our reading (D-150).
     """
     attention_LBNN = at_least_float32(attention_LBNN)
     if affinity_BNN is None:
@@ -33,7 +33,7 @@ def agreeing_attention(attention_LBNN: Tensor, affinity_BNN: Tensor | None) -> T
 
 def balanced(attention_BNN: Tensor, iterations: int = 3) -> Tensor:
     """Symmetric weights whose rows sum to about 1: rows and columns divided by their sums in turn, then the mean with
-    the transpose (Sinkhorn, as in CLIP-ES and WeCLIP)."""
+    the transpose (Sinkhorn; CLIP-ES, Lin et al. 2023, refines CAMs by it)."""
     for _ in range(iterations):
         attention_BNN = attention_BNN / (attention_BNN.sum(dim=1, keepdim=True) + EPS)
         attention_BNN = attention_BNN / (attention_BNN.sum(dim=2, keepdim=True) + EPS)
