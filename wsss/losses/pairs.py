@@ -6,13 +6,14 @@ Shapes: B images, E channels, N = h * w patches.
 import torch
 from torch import Tensor
 
-from wsss.tensors import IGNORE_INDEX, at_least_float32, sum_in_groups
+from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, sum_in_groups
 
 
 def affinity_logits(fused_BEhw: Tensor) -> Tensor:
     """z_ij = <f_i, f_j> / sqrt(E), (B, N, N); sigmoid(z) is the affinity."""
     flat_BEN = at_least_float32(fused_BEhw).flatten(2)
-    return flat_BEN.transpose(1, 2) @ flat_BEN / flat_BEN.shape[1] ** 0.5
+    with full_precision(flat_BEN):
+        return flat_BEN.transpose(1, 2) @ flat_BEN / flat_BEN.shape[1] ** 0.5
 
 
 def dense_pair_loss(logits_BNN: Tensor, label_Bhw: Tensor, group_size: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: L layers, B images, P maps of an image, N = h * w patches.
 import torch
 from torch import Tensor
 
-from wsss.tensors import at_least_float32
+from wsss.tensors import at_least_float32, full_precision
 
 EPS = 1e-8
 
@@ -28,7 +28,7 @@ def agreeing_attention(attention_LBNN: Tensor, affinity_BNN: Tensor | None) -> T
         return attention_LBNN.mean(dim=0)
     distance_LB = (affinity_BNN - attention_LBNN).abs().mean(dim=(2, 3))
     kept_LB = (distance_LB <= distance_LB.mean(dim=0) + EPS).to(attention_LBNN.dtype)
-    return torch.einsum("lb,lbij->bij", kept_LB / kept_LB.sum(dim=0), attention_LBNN)
+    return ((kept_LB / kept_LB.sum(dim=0))[:, :, None, None] * attention_LBNN).sum(dim=0)
 
 
 def balanced(attention_BNN: Tensor, iterations: int = 3) -> Tensor:
@@ -44,6 +44,7 @@ def walk_along(cam_BPhw: Tensor, attention_BNN: Tensor, steps: int) -> Tensor:
     """cam' = R^steps cam, R from `balanced`; steps 0 leaves the maps as they are."""
     walk_BNN = balanced(at_least_float32(attention_BNN))
     flat_BPN = at_least_float32(cam_BPhw).flatten(2)
-    for _ in range(steps):
-        flat_BPN = flat_BPN @ walk_BNN.transpose(1, 2)
+    with full_precision(flat_BPN):
+        for _ in range(steps):
+            flat_BPN = flat_BPN @ walk_BNN.transpose(1, 2)
     return flat_BPN.unflatten(2, cam_BPhw.shape[-2:])

@@ -21,7 +21,7 @@ from wsss.models.pretrained import (
     load_folder,
     load_tokenizer,
 )
-from wsss.tensors import at_least_float32
+from wsss.tensors import at_least_float32, full_precision
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # SigLIP 2 of a fixed resolution calls itself siglip, too
 TOKENS = {"clip": CLIP_TOKENS, "siglip": ("tokenizer.json",)}
@@ -180,8 +180,9 @@ class TextHead(nn.Module):
     def forward(self, features_BDhw: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, K, h, w)."""
         x_BhwD = at_least_float32(features_BDhw).permute(0, 2, 3, 1)
-        length_Bhw1 = ((x_BhwD @ self.gram_DD) * x_BhwD).sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-        z_BhwP = x_BhwD @ self.text_PD.T / length_Bhw1
+        with full_precision(x_BhwD):
+            length_Bhw1 = ((x_BhwD @ self.gram_DD) * x_BhwD).sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+            z_BhwP = x_BhwD @ self.text_PD.T / length_Bhw1
         own_KP = torch.eye(len(self.text_PD), dtype=torch.bool, device=z_BhwP.device)[: self.num_classes]
         others_BhwK = z_BhwP[..., None, :].masked_fill(own_KP, -torch.inf).logsumexp(-1)
         return (z_BhwP[..., : self.num_classes] - others_BhwK).permute(0, 3, 1, 2)

@@ -188,7 +188,7 @@ def build_frozen(
     encoders[0].refuse_without_attention()
     if second is not None:
         encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
-    depth = min(len(encoder.backbone.blocks) for encoder in encoders)  # type: ignore[arg-type]
+    depth = min(len(encoder.backbone.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers):
         raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last")
     if decoder_heads < 1 or decoder_dim % decoder_heads:

@@ -84,6 +84,17 @@ def test_an_image_without_a_class_has_a_pseudo_label_of_background():
     assert not method.pseudo_label(batch, raw, seen.attention_LBNN, affinity, 0).any()
 
 
+def test_what_thresholds_and_choices_read_keeps_its_digits_in_mixed_precision(clip):
+    fused, attention, cam = torch.randn(1, 8, 3, 3), torch.rand(1, 9, 9), torch.rand(1, 2, 3, 3)
+    head, features = by_text(clip).head, torch.randn(1, 16, 2, 2)
+    calls = [lambda: affinity_logits(fused), lambda: walk_along(cam, attention, 2), lambda: head(features)]
+    calls.append(lambda: agreeing_attention(attention[None].expand(3, -1, -1, -1), attention))
+    for number, call in enumerate(calls):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = call()
+        assert mixed.dtype == torch.float32 and torch.equal(mixed, call()), number
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """(folder of a tiny CLIP, file of its image encoder as timm has it)"""
