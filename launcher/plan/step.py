@@ -69,7 +69,7 @@ def make_batch(config: Config, method: Method, images: int, classes: int, stage:
     label[:, 0] = 1
     box = torch.tensor([[0, px, 0, px]]).repeat(images, 1)
     batch: dict[str, Any] = {"image": stage.photographs(images, px), "image_label": label, "box": box}
-    batch["key"] = ["a"] * images
+    batch |= {"key": ["a"] * images, "present": torch.zeros(images, 1, dtype=torch.int64)}
     if method.views == "two":
         batch |= stage.second_view(images, px)
     if method.supervision == "mask":

@@ -93,5 +93,7 @@ def load_trained(run: Run, checkpoint: Path | None = None) -> Trained:
 
 
 def drop_weights(named: Named) -> Named:
-    """The network without its initial weights: a checkpoint has them all."""
-    return named.model_copy(update={"weights": None}) if "weights" in named.options else named
+    """The network without its initial weights, a checkpoint has them all: option `weights`, and places in options
+    whose names end in _weights, as of a network of several parts."""
+    initial = [k for k, v in named.options.items() if k == "weights" or (k.endswith("_weights") and isinstance(v, str))]
+    return named.model_copy(update=dict.fromkeys(initial))

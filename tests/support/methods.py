@@ -5,10 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from support.networks import tiny_affinity_net, tiny_cnn, tiny_segmenter, tiny_toco, tiny_vit, two_view_batch
+from support.networks import (
+    tiny_affinity_net,
+    tiny_cnn,
+    tiny_frozen,
+    tiny_segmenter,
+    tiny_toco,
+    tiny_vit,
+    two_view_batch,
+)
 from support.toys import SMALL
 from torch import nn
 
+from shards.batches.batch import present_classes
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 
@@ -24,6 +33,12 @@ def batch_of(images: int = 4, classes: int = 1) -> dict[str, Any]:
 
 def two_views_of(images: int = 4, classes: int = 1) -> dict[str, Any]:
     return two_view_batch(classes, images)
+
+
+def batch_with_present(images: int = 4, classes: int = 1) -> dict[str, Any]:
+    batch = batch_of(images, classes)
+    box = torch.tensor([[0, 32, 0, 32]] * images)
+    return {**batch, "present": present_classes(batch["image_label"]), "box": box}
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,13 @@ TOYS = {
     "supervised": Toy({"seg": 1.0}, tiny_segmenter),
     "affinity": Toy({"bg": 0.25, "fg": 0.25, "neg": 0.5}, tiny_affinity_net, {"radius": 2}),
     "toco": Toy(TOCO, tiny_toco, PHASED, two_views_of, PHASES),
+    "frozen": Toy(
+        {"cls": 1.0, "seg": 0.5, "pair": 0.1},
+        tiny_frozen,
+        {"seg_weight": 0.5, "seg_from": 5, "agree_from": 10, "attended": 2, "par_iterations": 2, "group_size": 2},
+        batch_with_present,
+        {"cls alone": 0, "all layers": 5, "agreeing layers": 10},
+    ),
     "msee": Toy({**TOCO, "msee": 1.0}, tiny_toco, PHASED, two_views_of, {**PHASES, "msee": 20}),
 }
 

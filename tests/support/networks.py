@@ -4,6 +4,7 @@ import torch
 
 from wsss.models.affinity_net import AffinityNet, build_affinity_net
 from wsss.models.cnn import CNN, build_cnn
+from wsss.models.frozen import FrozenNet, build_frozen
 from wsss.models.pcm import PCM, build_pcm
 from wsss.models.segmenter import Segmenter, build_segmenter
 from wsss.models.toco import ToCoNet, build_toco
@@ -56,6 +57,19 @@ def tiny_toco(num_classes: int = 3, **options) -> ToCoNet:
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
     return build_toco(
         num_classes, timm_name="vit_tiny_patch16_224", decoder_dim=8, dilation=1, timm_options=size, **options
+    )
+
+
+def tiny_frozen(num_classes: int = 1, **options) -> FrozenNet:
+    """Two frozen ViTs of two blocks, the second of other patches, and a decoder of one block."""
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return build_frozen(
+        num_classes,
+        timm_name="vit_tiny_patch16_224",
+        timm_options=size,
+        second="vit_tiny_patch16_224",
+        second_options={**size, "patch_size": 16, "embed_dim": 8},
+        **{"decoder_dim": 8, "decoder_blocks": 1, "decoder_heads": 2, **options},
     )
 
 

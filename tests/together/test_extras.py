@@ -20,9 +20,9 @@ from shards.schema import DataError
 from shards.sources.video import frame_count
 from wsss import extras
 from wsss.extras import MissingPackage, is_installed
+from wsss.models.clip import load_clip
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
-from wsss.refine.clip import load_clip
 from wsss.refine.concept import load_concept
 from wsss.refine.prompted import load_prompted
 from wsss.refine.sam import sam_proposals

@@ -11,9 +11,10 @@ from launcher.jobs.infer import cams_of
 from shards.sources.video import frame_count, read_frames
 from wsss.methods.classify import Classify
 from wsss.models import MODELS
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
 from wsss.models.sam_decoder import small_sam
 from wsss.refine.aid import clip_aid
-from wsss.refine.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, clip_maps, load_clip
+from wsss.refine.clip import clip_maps
 from wsss.refine.sam import sam_enhance, sam_proposals
 
 pytestmark = pytest.mark.real_data

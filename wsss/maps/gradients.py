@@ -1,6 +1,7 @@
 """Grad-CAM and LayerCAM from one backward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -25,41 +26,54 @@ def gradient_maps(
     Returns:
         {kind: L maps (B, K, h, w)} and the Outputs, all detached.
     """
-    modules = [network.grad_cam_layer(index) for index in layers]
+    with torch.no_grad(), recording([network.grad_cam_layer(index) for index in layers]) as activations:
+        out = network(image)  # without a graph until the first of the layers; leaving the block restores the mode
+        maps = class_maps(network, image, out.cls_logits_BK, activations, kinds)
+    return maps, out.detached()
+
+
+@contextmanager
+def recording(modules: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
+    """The output of each module in one forward pass inside, whose graph begins at the first module that runs."""
     found: dict[int, Tensor] = {}
+    activations: list[Tensor] = []
 
     def keep(position: int) -> Callable:
         def hook(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             # The first of the layers that runs is where the graph begins: what lies below it is not recorded.
             torch.set_grad_enabled(True)
             found[position] = output if found else output.detach().requires_grad_()
+            activations[:] = [found[position] for position in sorted(found)]
             return found[position]
 
         return hook
 
     handles = [module.register_forward_hook(keep(position)) for position, module in enumerate(modules)]
     try:
-        with torch.no_grad():  # until the first hook; leaving the block restores the mode
-            out = network(image)
+        yield activations
     finally:
         for handle in handles:
             handle.remove()
-    activations = [found[position] for position in range(len(modules))]
+
+
+def class_maps(
+    network: Network, image: Tensor, scores_BQ: Tensor, activations: Sequence[Tensor], kinds: Sequence[str]
+) -> dict[str, list[Tensor]]:
+    """{kind: L maps (B, Q, h, w)}, detached: one of each column of scores that were computed from `activations`."""
     of_class: list[list[tuple[Tensor, Tensor]]] = []  # [class][layer]: activation and gradient as maps
-    for class_index in range(out.cls_logits_BK.shape[1]):
+    for score_B in scores_BQ.unbind(1):
         # Images do not influence each other in eval mode, so the backward pass of the sum serves the whole batch.
         # A batched backward pass (vmap) over the classes was measured slower on a CPU and needs K times the memory.
-        gradients = torch.autograd.grad(out.cls_logits_BK[:, class_index].sum(), activations, retain_graph=True)
+        gradients = torch.autograd.grad(score_B.sum(), activations, retain_graph=True)
         pairs = zip(activations, gradients, strict=True)
         of_class.append([(network.as_map(a.float(), image), network.as_map(g.float(), image)) for a, g in pairs])
-    maps = {
+    return {
         kind: [
             torch.stack([GRADIENT_KINDS[kind](*of_layer[position]) for of_layer in of_class], dim=1).detach()
-            for position in range(len(modules))
+            for position in range(len(activations))
         ]
         for kind in kinds
     }
-    return maps, out.detached()
 
 
 def grad_cam(activation_BDhw: Tensor, gradient_BDhw: Tensor) -> Tensor:

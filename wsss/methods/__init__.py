@@ -8,6 +8,7 @@ from wsss.methods.base import Method
 from wsss.methods.classify import Classify
 from wsss.methods.cotrain import CoTrain
 from wsss.methods.distill import Distill
+from wsss.methods.frozen import FrozenFeatures
 from wsss.methods.mixed import Mixed
 from wsss.methods.msee import MSEE
 from wsss.methods.supervised import Supervised
@@ -23,6 +24,7 @@ OURS: dict[str, type[Method]] = {
     "affinity": Affinity,
     "toco": ToCo,
     "msee": MSEE,
+    "frozen": FrozenFeatures,
 }
 
 

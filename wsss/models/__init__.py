@@ -9,6 +9,7 @@ from wsss.models.affinity_net import build_affinity_net
 from wsss.models.cnn import build_cnn
 from wsss.models.conformer import build_conformer
 from wsss.models.deeplab import build_deeplab
+from wsss.models.frozen import build_frozen
 from wsss.models.pcm import build_pcm
 from wsss.models.sam_decoder import build_sam_decoder
 from wsss.models.segmenter import build_segmenter
@@ -23,6 +24,7 @@ OURS: dict[str, Callable[..., nn.Module]] = {
     "pcm": build_pcm,
     "conformer": build_conformer,
     "toco": build_toco,
+    "frozen": build_frozen,
     "setr": build_setr,
     "segmenter": build_segmenter,
     "deeplab": build_deeplab,

@@ -88,27 +88,39 @@ class ViT(Network):
         return out, self.attention_of(seen[-1], image)
 
     @contextmanager
-    def reading_attention(self) -> Iterator[list[AttentionInput]]:
+    def reading_attention(self, blocks: int = 1) -> Iterator[list[AttentionInput]]:
+        """See Network.reading_attention; of the last `blocks` blocks, one after another."""
         self.refuse_without_attention()
-        blocks: Any = self.backbone.blocks
+        all_blocks: Any = self.backbone.blocks
         seen: list[AttentionInput] = []
-        handle = blocks[-1].attn.register_forward_pre_hook(
-            lambda module, inputs, named: seen.append((inputs[0], named.get("rope"))), with_kwargs=True
-        )
+        handles = [
+            block.attn.register_forward_pre_hook(
+                lambda module, inputs, named: seen.append((inputs[0], named.get("rope"))), with_kwargs=True
+            )
+            for block in all_blocks[len(all_blocks) - blocks :]
+        ]
         try:
             yield seen
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def attention_of(self, read: AttentionInput, image: Tensor) -> Tensor:
         """The last block's attention from the class token to the patches, averaged over heads, (B, h, w) in [0, 1].
 
         It is computed beside the block, whose own attention stays fused.
         """
-        blocks: Any = self.backbone.blocks
-        weights_BHNN = attention_weights(blocks[-1].attn, *read)
-        patches_BN = weights_BHNN[:, :, 0, self.backbone.num_prefix_tokens :].float().mean(dim=1)
+        patches_BN = self.attend(read, -1, slice(0, 1))[:, 0, self.backbone.num_prefix_tokens :]
         return patches_BN.unflatten(1, [side // self.stride for side in image.shape[-2:]])
+
+    def attend(self, read: AttentionInput, block: int, queries: slice) -> Tensor:
+        """What these tokens attend to in a block, averaged over heads, (B, queries, N) in [0, 1], rows sum to 1.
+
+        Args:
+            read: what the block's attention reads, from reading_attention.
+        """
+        blocks: Any = self.backbone.blocks
+        return attention_weights(blocks[block].attn, *read)[:, :, queries].float().mean(dim=1)
 
     def refuse_without_attention(self) -> None:
         """Raise ValueError where there is no attention to read."""

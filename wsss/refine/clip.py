@@ -1,137 +1,21 @@
 """What a text says about every patch of an image, by CLIP or SigLIP.
 
-Shapes: B images, K classes, P prompts, T templates, E embedding channels, D token channels, N tokens (CLIP's with the
-class token first), h x w patch grid, S side of CLIP's square input.
+Shapes: B images, K classes, P prompts, E embedding channels, D token channels, N tokens (CLIP's with the class token
+first), h x w patch grid, S side of CLIP's square input.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.models.pretrained import (
-    CLIP_TOKENS,
-    WEIGHTS,
-    check_files,
-    import_transformers,
-    kind_of,
-    load_folder,
-    load_tokenizer,
-)
+from wsss.models.clip import Clip, Prompts, encode_prompts
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
-KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # SigLIP 2 of a fixed resolution calls itself siglip, too
-TOKENS = {"clip": CLIP_TOKENS, "siglip": ("tokenizer.json",)}
-WHAT = "a CLIP, or a SigLIP or SigLIP 2 of a fixed resolution"
-EXAMPLE = "openai/clip-vit-base-patch16 or google/siglip2-base-patch16-224"
-
-TEMPLATES = ("a photo of {}.", "a blurry photo of {}.", "{} in the distance.")
-SMOKE_PROMPTS = ("smoke", "a plume of smoke", "industrial smoke emission", "dark smoke from a chimney")
-SMOKE_NEGATIVES = (
-    "the sky", "clouds", "steam", "a chimney", "a factory building", "a storage tank", "a crane", "the ground",
-    "trees", "water",
-)  # fmt: skip
-SCENE_NEGATIVES = (
-    "the sky", "clouds", "the ground", "grass", "trees", "water", "a road", "a building", "a wall", "the floor",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A CLIP or SigLIP with its tokenizer, in eval mode."""
-
-    model: Any  # transformers.CLIPModel or SiglipModel
-    tokenizer: Any
-
-    @property
-    def is_siglip(self) -> bool:
-        return bool(self.model.config.model_type == "siglip")
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.logit_scale.device
-
-    @property
-    def patch_size(self) -> int:
-        return int(self.model.config.vision_config.patch_size)
-
-    def side(self, size: int | None) -> int:
-        """S; None = what this CLIP was trained at. Raises ValueError if it is no multiple of the patch size."""
-        size = int(self.model.config.vision_config.image_size) if size is None else size
-        if size < self.patch_size or size % self.patch_size:
-            raise ValueError(f"size is {size}; wanted a multiple of {self.patch_size}, this CLIP's patch size")
-        return size
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Encoded prompts: unit embeddings (P, E), and which class each speaks for (P, K), all zero for a negative one."""
-
-    embedding_PE: Tensor
-    class_of_PK: Tensor
-
-
-def check_folder(folder: str | Path) -> tuple[str, ...]:
-    """The files that a CLIP or SigLIP is read from; raises ValueError unless the folder has them."""
-    if not (Path(folder) / "config.json").is_file():  # which says whose tokenizer is wanted
-        check_files(folder, (*WEIGHTS, *CLIP_TOKENS), WHAT, EXAMPLE)
-    files = (*WEIGHTS, *TOKENS[kind_of(folder, KINDS, WHAT)])
-    check_files(folder, files, WHAT, EXAMPLE)
-    return files
-
-
-def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """A CLIP or SigLIP from a local folder; the network is never asked.
-
-    Raises:
-        MissingPackage: transformers is not installed.
-        ValueError: a file is missing or unreadable, or the weights do not fit the config.
-    """
-    import_transformers()
-    check_folder(folder)
-    model = load_folder(folder, KINDS, WHAT)
-    tokenizer = "AutoTokenizer" if model.config.model_type == "siglip" else "CLIPTokenizer"
-    return Clip(model.to(device), load_tokenizer(folder, tokenizer, WHAT))
-
-
-@torch.no_grad()
-def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequence[str]) -> Prompts:
-    """Text -> unit embeddings. A prompt's is the mean of its unit embeddings in each of TEMPLATES, made unit again.
-
-    Args:
-        positive: the prompts of each class.
-        negative: prompts of what no class is; without any prompt to stand against, a map would be 1 everywhere.
-
-    Raises:
-        ValueError: a class without a prompt, fewer than two prompts, or a prompt with too many tokens.
-    """
-    prompts = [*(prompt for of_class in positive for prompt in of_class), *negative]
-    if not all(positive) or len(prompts) < 2:
-        raise ValueError(f"prompts {list(map(list, positive))} against {list(negative)}: wanted one per class, and two")
-    texts = [template.format(prompt) for prompt in prompts for template in TEMPLATES]
-    longest = clip.model.config.text_config.max_position_embeddings
-    padding = {"padding": "max_length", "max_length": longest} if clip.is_siglip else {"padding": True}
-    tokens = clip.tokenizer(texts, return_tensors="pt", **padding).to(clip.device)
-    length = tokens["input_ids"].shape[1]
-    if length > longest:
-        raise ValueError(f"the longest prompt has {length} tokens, CLIP reads {longest}; shorten it")
-    if clip.is_siglip:  # trained on padded texts, without a mask
-        embedding_PE = clip.model.text_model(input_ids=tokens["input_ids"]).pooler_output
-    else:
-        seen = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-        embedding_PE = clip.model.text_projection(clip.model.text_model(**seen).pooler_output)
-    embedding_PTE = F.normalize(embedding_PE, dim=-1).unflatten(0, (-1, len(TEMPLATES)))
-    class_of_PK = torch.zeros(len(prompts), len(positive), device=clip.device)
-    owners = [number for number, of_class in enumerate(positive) for _ in of_class]
-    class_of_PK[range(len(owners)), owners] = 1.0
-    return Prompts(F.normalize(embedding_PTE.mean(1), dim=-1), class_of_PK)
 
 
 def clip_maps(

@@ -39,7 +39,7 @@ class ClipCue(MapsCue):
         Without --positive those of SMOKE_PROMPTS for smoke, else the classes' names; without --negative what surrounds
         smoke, or common scenery for other classes.
         """
-        from wsss.refine.clip import SCENE_NEGATIVES, SMOKE_NEGATIVES, SMOKE_PROMPTS
+        from wsss.models.clip import SCENE_NEGATIVES, SMOKE_NEGATIVES, SMOKE_PROMPTS
 
         smoke = tuple(classes) == ("smoke",)
         if self.positive and len(classes) != 1:
@@ -52,7 +52,7 @@ class ClipCue(MapsCue):
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of
-        from wsss.refine.clip import TEMPLATES, check_folder
+        from wsss.models.clip import TEMPLATES, check_folder
 
         files = check_folder(self.weights)
         if self.negative and "tokenizer.json" in files:
@@ -65,7 +65,8 @@ class ClipCue(MapsCue):
                 "templates": TEMPLATES}  # fmt: skip
 
     def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:
-        from wsss.refine.clip import encode_prompts, load_clip, maps_of_prompts
+        from wsss.models.clip import encode_prompts, load_clip
+        from wsss.refine.clip import maps_of_prompts
 
         model = load_clip(self.weights, device)
         model.side(self.size)  # refused before the first image

@@ -34,11 +34,10 @@ def test_config_loads_and_its_method_can_be_built_at_full_size(path):
 def built_at_full_size(named):
     """The network without its weights; parameters without memory, but for those that probe themselves."""
     options = options_of(named, MODELS)
-    if "weights" in options:
-        options["weights"] = None
-    if named.name == "vit":
+    options |= dict.fromkeys(name for name in options if name.endswith("weights"))
+    if named.name in ("vit", "frozen"):
         with torch.device("meta"):
-            return MODELS["vit"](1, **options)
+            return MODELS[named.name](len(options.get("texts", ())) or 1, **options)
     return MODELS[named.name](1, **options)
 
 

@@ -28,10 +28,11 @@ from shards.index import Index
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split, write_tar
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
 from wsss.refine import REFINERS, takes_cue
-from wsss.refine.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, clip_maps, load_clip
+from wsss.refine.clip import clip_maps
 from wsss.refine.sam import sam_proposals
 
 

@@ -17,7 +17,8 @@ from launcher.jobs.cues.shards import check_cues, read_cues, write_cues
 from shards.folder import ShardFolder
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split
-from wsss.refine.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, clip_maps, load_clip
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
+from wsss.refine.clip import clip_maps
 from wsss.refine.concept import concept_maps, encode_concepts, load_concept
 from wsss.refine.prompted import load_prompted, prompted_proposals
 

@@ -7,23 +7,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.clips import write_tiny_clip
 
-from wsss.models.pretrained import CLIP_TOKENS, WEIGHTS
-from wsss.refine.clip import (
-    CLIP_MEAN,
-    CLIP_STD,
+from wsss.models.clip import (
     SCENE_NEGATIVES,
     SMOKE_NEGATIVES,
     SMOKE_PROMPTS,
     TEMPLATES,
     Clip,
     check_folder,
-    clip_maps,
     encode_prompts,
-    fit,
     load_clip,
-    maps_of_prompts,
-    patch_embeddings,
 )
+from wsss.models.pretrained import CLIP_TOKENS, WEIGHTS
+from wsss.refine.clip import CLIP_MEAN, CLIP_STD, clip_maps, fit, maps_of_prompts, patch_embeddings
 
 FILES = (*WEIGHTS, *CLIP_TOKENS)
 

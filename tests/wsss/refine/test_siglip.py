@@ -3,7 +3,8 @@ import pytest
 import torch
 from support.clips import write_tiny_siglip
 
-from wsss.refine.clip import TEMPLATES, check_folder, clip_maps, encode_prompts, fit, load_clip, patch_embeddings
+from wsss.models.clip import TEMPLATES, check_folder, encode_prompts, load_clip
+from wsss.refine.clip import clip_maps, fit, patch_embeddings
 
 
 @pytest.fixture(scope="module")
