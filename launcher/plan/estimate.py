@@ -167,7 +167,8 @@ def least_accumulate(config: Config, processes: int, largest: int) -> int | None
     group = config.method.options.get("group_size", 2) if METHODS[config.method.name].views == "two" else 1
     for accumulate in range(1, batch // processes + 1):
         images, rest = divmod(batch, processes * accumulate)
-        if not rest and images <= largest and images % (group or 1) == 0:
+        cuts_pairs = bool(config.data.pairs and images % 2)
+        if not rest and images <= largest and images % (group or 1) == 0 and not cuts_pairs:
             return accumulate
     return None
 

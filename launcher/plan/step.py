@@ -92,9 +92,12 @@ def count_config(config: Config, class_set: ClassSet, images: int) -> tuple[Coun
         the time: `weights` and `trained` of them, `frozen` of networks that are not trained.
 
     Raises:
-        ConfigError: see build_untrained; or the method's step depends on values, so that it cannot be counted.
+        ConfigError: see build_untrained; or the method cannot learn from so many images, or its step depends on values,
+            so that it cannot be counted.
     """
     method = build_without_values(config, class_set)
+    with user_error_as(ConfigError):
+        method.check_images(images)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in (method, *frozen_of(method)):
             module.to_empty(device="cpu")

@@ -56,7 +56,9 @@ def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None
     with user_error_as(ConfigError):
         method = METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
         if method.compares_pairs and config.data.pairs is None:
-            raise ValueError("method.time_weight compares neighbouring frames: wanted data.pairs, how far they are apart")
+            raise ValueError(
+                "method.time_weight compares neighbouring frames: wanted data.pairs, how far they are apart"
+            )
     return method
 
 

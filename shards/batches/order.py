@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -78,13 +79,13 @@ class Neighbours:
         nearest = None
         for clip, found in self.clips.items():
             found.sort()
-            gaps = [after[0] - before[0] for before, after in zip(found, found[1:], strict=False)]
+            gaps = [after[0] - before[0] for before, after in pairwise(found)]
             if 0 in gaps:
                 raise DataError(f"{where}: two frames of the clip '{clip}' have the number {found[gaps.index(0)][0]}")
             nearest = min([*gaps, *([] if nearest is None else [nearest])], default=None)
         if nearest is None:
             raise DataError(
-                f"{where}: data.pairs wants two frames of a clip, and there are none; write the shards of clips, or of a "
+                f"{where}: data.pairs wants two frames of a clip, and there are none; write shards of clips, or of a "
                 "table with --frame-column"
             )
         if nearest > within:

@@ -1,4 +1,4 @@
-"""The drawn factory scenes as clips: halls, chimney and haze stand still, the plume swings and rises, a cloud drifts."""
+"""The drawn scenes as clips: halls, chimney and haze stand still, the plume swings and rises, a cloud drifts."""
 
 from dataclasses import dataclass, replace
 

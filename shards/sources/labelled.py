@@ -205,12 +205,13 @@ def read_labelled(
         group = group_of(key, fields, place)
         row = Row(key=name, image=image, image_label=image_label, group=group, mask=mask, mask_place=mask_place)
         if frame_column is not None:
-            row = replace(row, frame=Frame(group, frame_number(fields, frame_column, place)))
-            if (first := seen.setdefault(row.frame, key)) != key:
+            frame = Frame(group, frame_number(fields, frame_column, place))
+            if (first := seen.setdefault(frame, key)) != key:
                 raise DataError(
-                    f"{place}: frame {row.frame.number} of '{group}' is row '{first}' already; give each clip a group of "
-                    "its own, or number its frames on"
+                    f"{place}: frame {frame.number} of '{group}' is row '{first}' already; give each clip a group of its "
+                    "own, or number its frames on"
                 )
+            row = replace(row, frame=frame)
         read.append(row)
     check_one_row_each(((key, row.image) for key, row in zip(rows, read, strict=True)), str(where), "image")
     with_mask = [(key, row.mask) for key, row in zip(rows, read, strict=True) if row.mask is not None]

@@ -158,9 +158,7 @@ def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator, s
         blend(image_HW3, np.full(3, rng.uniform(0.55, 0.95)), opacity_HW)
 
 
-def draw_plume(
-    image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Generator, age: float = 0.0
-) -> np.ndarray:
+def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Generator, age: float = 0.0) -> np.ndarray:
     """A soft plume rising from `mouth` (row, column) and bending with the wind, in place -> (H, W) opacity.
 
     It is darker than most clouds and warm in colour, so that small networks of random weights learn it in minutes.

@@ -27,7 +27,7 @@ def still_tokens(first_P3HW: Tensor, second_P3HW: Tensor, grid: Sequence[int], t
         threshold: in [0, 1]. Noise of a camera with a deviation of s gives a mean of 1.13 s.
     """
     difference_P1HW = (at_least_float32(first_P3HW) - at_least_float32(second_P3HW)).abs().mean(dim=1, keepdim=True)
-    return F.adaptive_avg_pool2d(difference_P1HW, tuple(grid))[:, 0] <= threshold
+    return F.adaptive_avg_pool2d(difference_P1HW, (grid[0], grid[1]))[:, 0] <= threshold
 
 
 def still_loss(first_PChw: Tensor, second_PChw: Tensor, still_Phw: Tensor) -> Tensor:
@@ -45,15 +45,15 @@ def still_loss(first_PChw: Tensor, second_PChw: Tensor, still_Phw: Tensor) -> Te
         still_Phw: bool, see still_tokens.
 
     Returns:
-        Scalar >= 0 in float32 or better; 0 where the maps are equal at all still tokens, where a pair has none, and
-        without pairs. Maps without relation have about 2.
+        Scalar >= 0 in float32 or better; 0 where the maps are equal at all still tokens, and where there are none. Maps
+        without relation have about 2.
 
     Raises:
         ValueError: shapes that do not fit.
     """
     if first_PChw.shape != second_PChw.shape or still_Phw.shape != first_PChw[:, 0].shape:
         raise ValueError(
-            f"maps {tuple(first_PChw.shape)} and {tuple(second_PChw.shape)} with {tuple(still_Phw.shape)} still tokens; "
+            f"maps {tuple(first_PChw.shape)} and {tuple(second_PChw.shape)} and tokens {tuple(still_Phw.shape)}; "
             "wanted (P, C, h, w) twice and (P, h, w)"
         )
     with full_precision(first_PChw):
@@ -62,5 +62,4 @@ def still_loss(first_PChw: Tensor, second_PChw: Tensor, still_Phw: Tensor) -> Te
         z_PC2hw = (both_PC2hw - mean) / torch.sqrt(variance + EPS)
         square_Phw = (z_PC2hw[:, :, 0] - z_PC2hw[:, :, 1]).square().mean(dim=1)
         weight_Phw = still_Phw.to(square_Phw.dtype)
-        of_pair_P = (square_Phw * weight_Phw).sum(dim=(1, 2)) / weight_Phw.sum(dim=(1, 2)).clamp(min=1)
-        return of_pair_P.sum() / max(len(of_pair_P), 1)
+        return ((square_Phw * weight_Phw).sum(dim=(1, 2)) / weight_Phw.sum(dim=(1, 2)).clamp(min=1)).mean()

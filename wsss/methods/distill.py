@@ -78,7 +78,8 @@ class Distill(Consistency):
         super().check_images(images)
         if self.compares_pairs and images % 2:
             raise ValueError(
-                f"method.time_weight: a process has {images} images at a time, which are no pairs; wanted an even number"
+                f"method.time_weight: a process has {images} images at a time, which are no pairs; wanted an even "
+                "number"
             )
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
