@@ -208,8 +208,8 @@ def read_labelled(
             frame = Frame(group, frame_number(fields, frame_column, place))
             if (first := seen.setdefault(frame, key)) != key:
                 raise DataError(
-                    f"{place}: frame {frame.number} of '{group}' is row '{first}' already; give each clip a group of its "
-                    "own, or number its frames on"
+                    f"{place}: frame {frame.number} of '{group}' is row '{first}' already; give each clip a group "
+                    "of its own, or number its frames on"
                 )
             row = replace(row, frame=frame)
         read.append(row)
