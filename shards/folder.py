@@ -55,6 +55,7 @@ class ShardFolder:
         self.row_of = np.concatenate([np.arange(size) for size in sizes])
         self.keys = [key for shard in self.index.shards for key in shard.keys]
         self.groups = [group for shard in self.index.shards for group in shard.groups]
+        self.frames = [frame for shard in self.index.shards for frame in shard.frames or [None] * len(shard.keys)]
         self.number_of_key = {key: number for number, key in enumerate(self.keys)}
         class_set = self.index.as_class_set()
         self.image_label_NK = np.stack(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from shards.files import write_whole
 from shards.remote import Place, place_of, read_bytes
-from shards.schema import IGNORE_INDEX, KEY_PATTERN, ClassSet, DataError, Supervision, check_image_label
+from shards.schema import IGNORE_INDEX, KEY_PATTERN, ClassSet, DataError, Frame, Supervision, check_image_label
 from shards.tars import Span, sha256_of, shown, tar_members, unreadable
 
 INDEX_NAME = "index.json"
@@ -36,6 +36,7 @@ class Shard(BaseModel):
     groups: list[str]
     image_labels: list[list[int]]
     members: dict[str, list[tuple[int, int]]]  # extension -> (offset, size) of each sample's member
+    frames: list[Frame | None] | None = None  # each sample's place in its clip; None where no sample has one
 
     @model_validator(mode="after")
     def _consistent(self) -> "Shard":
@@ -44,6 +45,7 @@ class Shard(BaseModel):
         if not SHA256.fullmatch(self.sha256):
             raise ValueError(f"{self.name}: sha256 is {shown(self.sha256)}; wanted 64 hex digits")
         lengths = {len(self.keys), len(self.groups), len(self.image_labels), *map(len, self.members.values())}
+        lengths |= set() if self.frames is None else {len(self.frames)}
         if lengths != {len(self.keys)} or not self.keys:
             raise ValueError(f"{self.name}: lists of {sorted(lengths)} samples; wanted equal, non-empty lists")
         bad_keys = [key for key in self.keys if not KEY_PATTERN.fullmatch(key)]
@@ -125,7 +127,7 @@ class Index(BaseModel):
             raise DataError(f"split '{split}': {first_line(error)}") from error
 
     def save(self, folder: Path) -> None:
-        write_whole(folder / INDEX_NAME, self.model_dump_json() + "\n")
+        write_whole(folder / INDEX_NAME, self.model_dump_json(exclude_none=True) + "\n")
 
     @staticmethod
     def load(folder: Place) -> "Index":
@@ -204,6 +206,7 @@ def index_shard(path: Path, name: str | None = None) -> Shard:
                 f"{path}: sample {shown(key)} has members {[*map(shown, sorted(row))]}; others have "
                 f"{[*map(shown, extensions)]}, and each has a json"
             )
+    frames = [about[key].frame for key in rows]
     try:
         return Shard(
             name=name or path.name,
@@ -213,6 +216,7 @@ def index_shard(path: Path, name: str | None = None) -> Shard:
             groups=[about[key].group for key in rows],
             image_labels=[about[key].image_label for key in rows],
             members={extension: [row[extension] for row in rows.values()] for extension in extensions},
+            frames=frames if any(frames) else None,
         )
     except ValidationError as error:
         raise DataError(f"{path}: {first_line(error)}; write it with `wsss shards`") from error
@@ -227,6 +231,7 @@ class About(BaseModel):
 
     group: str
     image_label: list[int]
+    frame: Frame | None = None
 
 
 def about_of(data: bytes, where: str) -> About:

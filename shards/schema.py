@@ -1,7 +1,8 @@
 """What a sample is, and what it looks like inside a tar shard.
 
     KEY.jpg   the image as its owner published it (JPEG; other formats are encoded once)
-    KEY.json  {"image_label": [class ids], "size": [H, W], "source": ..., "group": ...}; "remarks" if any
+    KEY.json  {"image_label": [class ids], "size": [H, W], "source": ..., "group": ...}; "remarks" if any, and
+              "frame": [clip, number] of a frame of a clip
     KEY.png   the mask: class ids, 255 = ignore. Only in shards whose supervision is `pixel`.
 
 Foreground class ids are 1..K, 0 is background; channel k-1 of a multi-hot image label is class k.
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -82,6 +83,13 @@ class ClassSet:
 SMOKE = ClassSet(name="smoke", classes=("smoke",))
 
 
+class Frame(NamedTuple):
+    """Where an image stands in a film: frames of one clip follow each other by their numbers, which may have gaps."""
+
+    clip: str
+    number: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image with what is known about it.
@@ -89,6 +97,7 @@ class Sample:
     `group` names the video, scene or frame that the image is cut from: splits never share one.
     `regions` are named boxes (chimneys, say) that evaluation measures false activation on. They are
     positional knowledge like a mask, so they too may only be written to `pixel` shards.
+    `frame` is the image's place in its clip; None = it is of none, or nobody said.
     `hidden` are classes of the label that no pixel of the mask shows, since others lie over them.
     `mask_place` is the mask's file, or where one was looked for. `remarks` ({what: detail}) are things that the user
     has to hear of although the sample is taken; they are written to its json, counted and said at the end.
@@ -99,6 +108,7 @@ class Sample:
     image_label: tuple[int, ...]
     group: str
     source: str
+    frame: Frame | None = None
     mask: np.ndarray | None = None
     mask_place: str = ""
     hidden: tuple[int, ...] = ()
@@ -125,6 +135,8 @@ class Sample:
             "source": self.source,
             "group": self.group,
         }
+        if self.frame is not None:
+            about["frame"] = list(self.frame)
         members = {"jpg": self.image, "json": b""}
         if supervision == "pixel":
             place = f" ({self.mask_place})" if self.mask_place else ""

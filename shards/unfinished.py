@@ -93,7 +93,7 @@ def note_path(path: Path) -> Path:
 
 
 def save_note(path: Path, shard: Shard) -> None:
-    write_whole(note_path(path), shard.model_dump_json())
+    write_whole(note_path(path), shard.model_dump_json(exclude_none=True))
 
 
 def find_finished_shard(path: Path) -> Shard | None:

@@ -45,6 +45,9 @@ MaskValues = Annotated[
     str | None,
     typer.Option(help="Grey levels of masks that are no ids: 0=background,255=smoke,other=ignore."),
 ]
+FrameColumn = Annotated[
+    str | None, typer.Option(help="Column that numbers the frames of a group, then one clip; for data.pairs.")
+]
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
 
 # The panels of `wsss --help`, in the order in which a user works.

@@ -8,6 +8,7 @@ import typer
 
 from launcher.commands.arguments import (
     Exif,
+    FrameColumn,
     LackClasses,
     MaskValues,
     Only,
@@ -60,6 +61,7 @@ def images(
     group_pattern: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, found in an image's name, is the group.")
     ] = None,
+    frame_column: FrameColumn = None,
     hold_out: Annotated[
         float | None, typer.Option(min=0.01, max=0.9, help="Write whole groups of this share as --held-out.")
     ] = None,
@@ -96,6 +98,7 @@ def images(
         separator=separator,
         group_column=group_column,
         group_pattern=group_pattern,
+        frame_column=frame_column,
         empty=empty.value,
         drop_others=drop_others,
         exif=exif.value,

@@ -10,6 +10,7 @@ from launcher.commands import benchmark_shards, image_shards, smoke_shards
 from launcher.commands.arguments import (
     TRAINING,
     Exif,
+    FrameColumn,
     LackClasses,
     Masks,
     MaskValues,
@@ -62,6 +63,9 @@ def synthetic(
     size: Annotated[int, typer.Option(help="Side of the square frame, in pixels.")] = 128,
     cooccurrence: Annotated[float, typer.Option(help="P(chimney | smoke) = P(no chimney | no smoke).")] = 0.5,
     smoke_rate: Annotated[float, typer.Option(help="Share of frames with smoke.")] = 0.5,
+    clip_frames: Annotated[
+        int, typer.Option(min=0, help="Frames of a clip of each scene, in which plumes drift; 0 = single images.")
+    ] = 0,
     seed: int = 0,
     masks: Masks = False,
     may_lack_classes: LackClasses = False,
@@ -69,9 +73,13 @@ def synthetic(
     workers: Workers = None,
 ) -> None:
     """Procedural factory scenes with exact masks, in which chimneys and smoke may occur together."""
+    from functools import partial
+
+    from shards.sources.drifting import Drifting
     from shards.sources.synthetic import Synthetic
 
-    source = Synthetic(
+    kind = partial(Drifting, frames=clip_frames) if clip_frames else Synthetic
+    source = kind(
         split=split,
         num_images=images,
         size=size,
@@ -101,6 +109,7 @@ def smoke(
     mask_values: MaskValues = None,
     label_column: Annotated[str, typer.Option(help="Column that says 1 (smoke) or 0.")] = "label",
     group_column: Annotated[str, typer.Option(help="Column that names the video or scene.")] = "group",
+    frame_column: FrameColumn = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
     shards: Shards = 32,
@@ -119,6 +128,7 @@ def smoke(
         mask_folder=mask_folder,
         label_column=label_column,
         group_column=group_column,
+        frame_column=frame_column,
         exif=exif.value,
         mask_values=mask_values,
     )

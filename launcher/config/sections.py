@@ -38,8 +38,17 @@ class DataConfig(Section):
     pixel: Folder | None = None  # folder of a few pixel shards next to data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
     may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
+    pairs: PositiveInt | None = (
+        None  # batches of pairs: two frames of a clip, at most so many frames apart; null = none
+    )
     max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
     workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
+
+    @model_validator(mode="after")
+    def _whole_pairs(self) -> "DataConfig":
+        if self.pairs and self.max_skipped:
+            raise ValueError("pairs: a damaged frame's replacement is of another clip; set max_skipped to 0")
+        return self
 
 
 class TrainConfig(Section):
@@ -242,6 +251,10 @@ class Config(Section):
             raise ValueError(f"data.val: method '{self.method.name}' gives no maps to evaluate; leave it out")
         if self.train.keep_best is not None and self.data.val is None:
             raise ValueError("train.keep_best: there is no data.val to find the best on; give it or leave this out")
+        if self.data.pairs and self.method.options.get("shuffle_teacher"):
+            raise ValueError(
+                "method.shuffle_teacher: in pairs the next image is of the same clip; leave data.pairs out"
+            )
         if self.data.masks is not None and method.supervision != "mask":
             raise ValueError(f"data.masks: method '{self.method.name}' learns from image labels; leave it out")
         return self

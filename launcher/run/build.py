@@ -54,7 +54,12 @@ def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None
     if config.partner is not None:
         collaborators.append(build_network(config.partner, class_set))
     with user_error_as(ConfigError):
-        return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
+        method = METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
+        if method.compares_pairs and config.data.pairs is None:
+            raise ValueError(
+                "method.time_weight compares neighbouring frames: wanted data.pairs, how far they are apart"
+            )
+    return method
 
 
 def load_teacher(teacher: Run, class_set: ClassSet) -> Frozen:

@@ -272,6 +272,8 @@ def check_share(config: Config, method: Method, processes: int, accumulate: int 
         )
     try:
         method.check_images(images)
+        if config.data.pairs and images % 2:
+            raise ValueError("data.pairs: these are no pairs of frames; wanted an even number")
     except ValueError as error:
         raise ValueError(
             f"{config.data.global_batch_size} images over {processes} processes x {accumulate} micro-batches: {error}"

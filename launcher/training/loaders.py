@@ -34,6 +34,7 @@ def make_loader(
         mask_of=mask_of,
         may_lack_classes=config.data.may_lack_classes,
         max_skipped=config.data.max_skipped,
+        pairs=config.data.pairs,
         pin_memory=not uses_cpu(config),
     )
 

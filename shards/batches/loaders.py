@@ -2,7 +2,8 @@
 
 The order contract: which samples make global step t is a pure function of (seed, t, global batch size).
 Positions run on over the epochs, so step t holds positions t*G .. t*G+G-1 whatever the number of ranks,
-workers or restarts, and resuming costs one integer. Augmentation is keyed by (seed, epoch, sample).
+workers or restarts, and resuming costs one integer. Augmentation is keyed by (seed, epoch, sample). In batches of pairs
+images 2i and 2i+1 are two frames of a clip, the second one drawn by (seed, epoch, first one) and augmented as that one.
 """
 
 import os
@@ -18,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.batches.batch import Batch, MaskOf, Transform, collate
-from shards.batches.order import Slice, StepSampler, shard_order
+from shards.batches.order import Neighbours, Slice, StepSampler, shard_order
 from shards.batches.waiting import PatientLoader, report_failed_hand_over
 from shards.folder import ShardFolder
 from shards.index import check_every_class_has_an_image
@@ -47,7 +48,7 @@ def view_of(
 
 
 class TrainSamples(Dataset):
-    """(epoch, number) -> the augmented view of that sample; the same view for every process, at any time.
+    """A place of the order -> the augmented view of its sample; the same view for every process, at any time.
 
     Args:
         max_skipped: damaged samples that may be replaced by the next sound sample in index order. What a place of the
@@ -71,11 +72,11 @@ class TrainSamples(Dataset):
         self.damaged: dict[int, str] = {}  # number -> what is wrong, as far as this process knows
         self.order_of = partial(shard_order, len(shards.index.shards), seed)
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
-        epoch, number = place
+    def __getitem__(self, place: tuple[int, ...]) -> Batch:
+        epoch, number = place[:2]
         self.shards.prefetch(epoch, number, self.order_of)
         if not self.max_skipped:
-            return self.view(epoch, number, number)
+            return self.view(epoch, number, place[-1])
         for shown in (*range(number, len(self.shards)), *range(number)):
             try:
                 if shown not in self.damaged:
@@ -123,6 +124,7 @@ def train_loader(
     mask_of: MaskOf | None = None,
     may_lack_classes: bool = False,
     max_skipped: int = 0,
+    pairs: int | None = None,
     pin_memory: bool = False,
 ) -> DataLoader:
     """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
@@ -132,12 +134,13 @@ def train_loader(
     Args:
         mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
         may_lack_classes: train although some class has no positive image, as in a small part of a data set.
-        max_skipped: damaged samples that may be replaced, see TrainSamples.
+        max_skipped: damaged samples that may be replaced, see TrainSamples; none in pairs.
+        pairs: how far the two frames of a pair may be apart, in frame numbers; None = single images.
         pin_memory: batches go to a GPU, which then copies them while it computes.
 
     Raises:
         DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
-            than shards.
+            than shards; pairs where no clip has two frames, or that a micro-batch would cut in two.
     """
     if shards.index.supervision != "label" and mask_of is None:
         raise DataError(
@@ -152,9 +155,10 @@ def train_loader(
             f"{len(shards.index.shards)} shards in {shards.folder} cannot feed {part.ranks} ranks x {workers} workers "
             f"= {readers} readers: write them again with --shards {4 * readers} or lower data.workers"
         )
+    neighbours = Neighbours(shards.frames, pairs, str(shards.folder)) if pairs else None
     return PatientLoader(
         TrainSamples(shards, transform, seed, mask_of, max_skipped),
-        batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step),
+        batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step, neighbours),
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=begin_worker,

@@ -1,13 +1,16 @@
 """Which samples make which step: a function of seed, step and global batch size."""
 
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from shards.folder import WINDOW
-from shards.schema import DataError
+from shards.schema import DataError, Frame
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
@@ -57,19 +60,91 @@ class Slice:
             yield range(first, first + self.micro_batch_size)
 
 
-class StepSampler:
-    """Endless (epoch, sample number) lists for a DataLoader, one per micro-batch, beginning with `first_step`."""
+PAIR = 1  # keeps the draw of a neighbour apart from those of its augmentation
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, part: Slice, first_step: int = 0) -> None:
+
+class Neighbours:
+    """The frames of the same clip that are at most `within` frame numbers away.
+
+    Raises:
+        DataError: no frame has one, or two frames of a clip have one number.
+    """
+
+    def __init__(self, frames: Sequence[Frame | None], within: int, where: str) -> None:
+        self.frames, self.within = frames, within
+        self.clips: dict[str, list[tuple[int, int]]] = defaultdict(list)  # clip: (number in it, sample number)
+        for sample, frame in enumerate(frames):
+            if frame is not None:
+                self.clips[frame.clip].append((frame.number, sample))
+        nearest = None
+        for clip, found in self.clips.items():
+            found.sort()
+            gaps = [after[0] - before[0] for before, after in pairwise(found)]
+            if 0 in gaps:
+                raise DataError(f"{where}: two frames of the clip '{clip}' have the number {found[gaps.index(0)][0]}")
+            nearest = min([*gaps, *([] if nearest is None else [nearest])], default=None)
+        if nearest is None:
+            raise DataError(
+                f"{where}: data.pairs wants two frames of a clip, and there are none; write shards of clips, or of a "
+                "table with --frame-column"
+            )
+        if nearest > within:
+            raise DataError(f"{where}: frames of a clip are {nearest} apart or more; data.pairs is {within}: raise it")
+
+    def draw(self, sample: int, seed: int, epoch: int) -> int:
+        """One of them; the sample itself where it has none."""
+        frame = self.frames[sample]
+        if frame is None:
+            return sample
+        clip = self.clips[frame.clip]
+        first = bisect_left(clip, (frame.number - self.within, -1))
+        last = bisect_right(clip, (frame.number + self.within, len(self.frames)))
+        near = [number for _, number in clip[first:last] if number != sample]
+        return near[np.random.default_rng((seed, epoch, sample, PAIR)).integers(len(near))] if near else sample
+
+
+class StepSampler:
+    """Endless lists of places for a DataLoader, one per micro-batch, beginning with `first_step`.
+
+    A place is (epoch, sample number). With `neighbours` the positions of the stream are those of pairs, and a place is
+    (epoch, number of the pair's first frame, sample number): every sample is a pair's first frame once an epoch.
+
+    Raises:
+        DataError: pairs that a micro-batch would cut in two.
+    """
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        seed: int,
+        part: Slice,
+        first_step: int = 0,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        if neighbours and part.micro_batch_size % 2:
+            raise DataError(
+                f"data.pairs: a process has {part.micro_batch_size} images at a time; wanted an even number: change "
+                "data.global_batch_size, launch.processes or train.accumulate"
+            )
         self.num_samples = sum(shard_sizes)
-        self.part = part
+        self.part, self.seed, self.neighbours = part, seed, neighbours
         self.first_step = first_step
         self.order_of = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard_sizes, seed, epoch))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         step = self.first_step
         while True:
             for positions in self.part.positions(step):
-                places = (divmod(position, self.num_samples) for position in positions)
-                yield [(epoch, int(self.order_of(epoch)[row])) for epoch, row in places]
+                if self.neighbours is None:
+                    yield [self.place(position) for position in positions]
+                else:
+                    firsts = [self.place(position // 2) for position in positions[::2]]
+                    yield [place for first in firsts for place in self.pair(*first, self.neighbours)]
             step += 1
+
+    def place(self, position: int) -> tuple[int, int]:
+        epoch, row = divmod(position, self.num_samples)
+        return epoch, int(self.order_of(epoch)[row])
+
+    def pair(self, epoch: int, first: int, neighbours: Neighbours) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (epoch, first, first), (epoch, first, neighbours.draw(first, self.seed, epoch))

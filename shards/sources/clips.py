@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.schema import SMOKE, ClassSet, DataError, Sample, encode_image, turn_upright
+from shards.schema import SMOKE, ClassSet, DataError, Frame, Sample, encode_image, turn_upright
 from shards.sources.archives import Exif
 from shards.sources.names import check_one_row_each, keys_of, plain
 from shards.sources.text import check_different, json_of, names_of, read_bytes, shown
@@ -85,6 +85,7 @@ class Clips:
             image_label=(1,) if clip.smoke else (),
             group=clip.group,
             source=self.source,
+            frame=Frame(clip.name, number),
         )
 
 

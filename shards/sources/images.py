@@ -61,6 +61,7 @@ def read_images(
     drop_others: bool = False,
     exif: Exif = "keep",
     mask_values: str | None = None,
+    frame_column: str | None = None,
 ) -> Found:
     """Read the image labels of any classes; paths are relative to `root`.
 
@@ -72,6 +73,7 @@ def read_images(
         group_column: that names the video, scene or photograph; None: `group` if there is one.
         group_pattern: a regular expression whose first group, found in the key, is the group.
         empty: what a cell without a name means; an empty list of a json is never empty in this sense.
+        frame_column: that numbers the frames of a group, which is then one clip.
         drop_others: leave names that are not in `classes` out of the labels instead of refusing them.
 
     Raises:
@@ -100,6 +102,7 @@ def read_images(
         mask_folder=mask_folder,
         exif=exif,
         mask_values=mask_values,
+        frame_column=frame_column,
     )
     dropped = {one: count for one, count in sorted(counts.items()) if one not in ids}
     return Found(source=source, skipped=skipped, dropped=dropped, grouped_by=grouped_by)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.folder import ShardFolder
-from shards.schema import ClassSet, DataError, Sample, Supervision
+from shards.schema import ClassSet, DataError, Frame, Sample, Supervision
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,14 @@ class Joined:
         key = part.keys[number]
         others = (other for n, other in enumerate(self.parts) if n != number_of_part)
         pixel = self.supervision == "pixel"
-        about = part.about(number)
+        about, frame = part.about(number), part.frames[number]
         return Sample(
             key=f"{number_of_part}_{key}" if any(key in other.number_of_key for other in others) else key,
             image=part.read(number, "jpg"),
             image_label=tuple((np.flatnonzero(part.image_label_NK[number]) + 1).tolist()),
             group=part.groups[number],
             source=str(about["source"]),
+            frame=frame and Frame(f"{number_of_part}_{frame.clip}", frame.number),
             mask=part.mask(number) if pixel else None,
             mask_place=part.where(number),
             remarks=about.get("remarks", {}),

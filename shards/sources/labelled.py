@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import ClassSet, DataError, Sample, header_of
+from shards.schema import ClassSet, DataError, Frame, Sample, header_of
 from shards.sources.archives import Blob, Exif
 from shards.sources.mask_values import parse_mask_values, read_mask
 from shards.sources.names import check_one_row_each, keys_of
 from shards.sources.smoke_files import Folders
+from shards.sources.text import cell_of
 
 TRIES = 100  # choices of what is held out of several classes
 NONE = 0  # stands for "no class at all" beside the class ids 1..K
@@ -28,6 +29,7 @@ class Row:
     group: str
     mask: Path | None
     mask_place: str = ""
+    frame: Frame | None = None
 
     @property
     def shows(self) -> set[int]:
@@ -94,6 +96,7 @@ class Labelled:
             image_label=row.image_label,
             group=row.group,
             source=self.source,
+            frame=row.frame,
             mask=mask,
             mask_place=row.mask_place,
         )
@@ -176,6 +179,7 @@ def read_labelled(
     mask_folder: str,
     exif: Exif,
     mask_values: str | None = None,
+    frame_column: str | None = None,
 ) -> Labelled:
     """Find the image and the mask of every row, see Folders.
 
@@ -184,20 +188,31 @@ def read_labelled(
         where: the table, for messages; its folder names the source.
         mask_values: see parse_mask_values.
         label_of, group_of: (key, row, place for messages) -> class ids, group.
+        frame_column: that numbers the frames of a group, which is then one clip; None = they are no clip's.
 
     Raises:
         DataError: a file is missing, may be two or is another row's too; or what the two functions raise.
     """
     values = parse_mask_values(mask_values, class_set)
     folders = Folders(root, image_folder, mask_folder, rows)
-    read = []
+    read: list[Row] = []
+    seen: dict[Frame, str] = {}
     for (key, fields), name in zip(rows.items(), keys_of([*rows], str(where)), strict=True):
         place = f"{where}: row '{key}'"
         image_label = label_of(key, fields, place)
         image, path = folders.image_of(key, fields, place)
         mask, mask_place = folders.mask_of(path, fields, place)
         group = group_of(key, fields, place)
-        read.append(Row(key=name, image=image, image_label=image_label, group=group, mask=mask, mask_place=mask_place))
+        row = Row(key=name, image=image, image_label=image_label, group=group, mask=mask, mask_place=mask_place)
+        if frame_column is not None:
+            frame = Frame(group, frame_number(fields, frame_column, place))
+            if (first := seen.setdefault(frame, key)) != key:
+                raise DataError(
+                    f"{place}: frame {frame.number} of '{group}' is row '{first}' already; give each clip a group "
+                    "of its own, or number its frames on"
+                )
+            row = replace(row, frame=frame)
+        read.append(row)
     check_one_row_each(((key, row.image) for key, row in zip(rows, read, strict=True)), str(where), "image")
     with_mask = [(key, row.mask) for key, row in zip(rows, read, strict=True) if row.mask is not None]
     check_one_row_each(with_mask, str(where), "mask")
@@ -208,3 +223,12 @@ def read_labelled(
         exif=exif,
         mask_values=values,
     )
+
+
+def frame_number(fields: Any, column: str, where: str) -> int:
+    """The cell of a frame's number in its clip; raises DataError unless it is a whole number."""
+    cell = cell_of(fields, column, where, "see --frame-column")
+    try:
+        return int(cell)
+    except ValueError:
+        raise DataError(f"{where}: '{column}' is '{cell}'; wanted the number of the frame in its clip") from None

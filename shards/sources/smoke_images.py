@@ -28,6 +28,7 @@ def read_table(
     group_column: str = "group",
     exif: Exif = "keep",
     mask_values: str | None = None,
+    frame_column: str | None = None,
 ) -> Labelled:
     """Read a label table; the images' paths are relative to `root`, and so is the table's, unless it lies here.
 
@@ -36,6 +37,7 @@ def read_table(
 
     Args:
         only: a text file of keys, one per line: the rows to take, in its order.
+        frame_column: that numbers the frames of a group, which is then one clip.
 
     Raises:
         DataError: a file is missing, may be two or is another row's too; a row lacks a column or has an empty cell, a
@@ -64,4 +66,5 @@ def read_table(
         mask_folder=mask_folder,
         exif=exif,
         mask_values=mask_values,
+        frame_column=frame_column,
     )

@@ -14,6 +14,7 @@ from shards.schema import SMOKE, Box, ClassSet, DataError, Sample, encode_image
 
 FRAMES_PER_SCENE = 4
 MASK_OPACITY = 0.2  # plume pixels at least this opaque are smoke
+SWING, RISE = 0.2, 0.05  # of a plume: how far the wind moves its end, and how far it rises in a frame; of the side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +139,18 @@ def draw_chimney(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) 
     return (y0, y1, x0, x1)
 
 
-def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
-    """Wide clouds high in the sky, in place: neutral grey to white, soft as smoke, but not smoke."""
+def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator, shift: float = 0.0) -> None:
+    """Wide clouds high in the sky, in place: neutral grey to white, soft as smoke, but not smoke.
+
+    Args:
+        shift: pixels by which the last one has drifted to the right.
+    """
     size = image_HW3.shape[0]
     rows, columns = np.mgrid[0:size, 0:size]
     texture_HW = noise(size, 4, rng)
-    for _ in range(rng.integers(1, 4)):
-        y, x = rng.uniform(0.02, 0.3) * size, rng.uniform(0, 1) * size
+    clouds = rng.integers(1, 4)
+    for cloud in range(clouds):
+        y, x = rng.uniform(0.02, 0.3) * size, rng.uniform(0, 1) * size + (shift if cloud == clouds - 1 else 0)
         height, width = rng.uniform(0.04, 0.08) * size, rng.uniform(0.15, 0.35) * size
         shape_HW = np.exp(-((rows - y) ** 2) / (2 * height**2) - (columns - x) ** 2 / (2 * width**2))
         opacity_HW = (1.4 * shape_HW * texture_HW).clip(0, 0.85)
@@ -152,15 +158,20 @@ def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -
         blend(image_HW3, np.full(3, rng.uniform(0.55, 0.95)), opacity_HW)
 
 
-def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Generator, age: float = 0.0) -> np.ndarray:
     """A soft plume rising from `mouth` (row, column) and bending with the wind, in place -> (H, W) opacity.
 
     It is darker than most clouds and warm in colour, so that small networks of random weights learn it in minutes.
+
+    Args:
+        age: the same plume so many frames later: the wind swings, and what is in the plume has risen.
     """
     size = image_HW3.shape[0]
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
     rise, wind = rng.uniform(0.3, 0.6) * size, rng.uniform(-0.45, 0.45) * size
     start, growth = 0.025 * size, rng.uniform(0.09, 0.15) * size
+    wind += SWING * size * np.sin(age / 2)
+    risen = -round(RISE * size * age)
     thickness_HW = np.zeros((size, size))
     for t in np.linspace(0, 1, 14):
         y, x = mouth[0] - rise * t**0.8, mouth[1] + wind * t**1.5
@@ -168,12 +179,13 @@ def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Gen
         radius = start + growth * t
         puff_HW = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * radius**2))
         thickness_HW = np.maximum(thickness_HW, puff_HW * (1 - 0.6 * t))
-    turbulence_HW = 0.45 + 0.75 * noise(size, 10, rng, octaves=4)
+    turbulence_HW = np.roll(0.45 + 0.75 * noise(size, 10, rng, octaves=4), risen, axis=0)
     opacity_HW = (thickness_HW * turbulence_HW * rng.uniform(1.0, 1.4)).clip(0, 0.95)
     soft = Image.fromarray((opacity_HW * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 160))
     opacity_HW = np.asarray(soft) / 255
     grey = rng.uniform(0.25, 0.65)
-    blend(image_HW3, grey * (0.8 + 0.4 * noise(size, 12, rng)[..., None]) * np.array([1.0, 0.93, 0.85]), opacity_HW)
+    tint_HW1 = np.roll(0.8 + 0.4 * noise(size, 12, rng)[..., None], risen, axis=0)
+    blend(image_HW3, grey * tint_HW1 * np.array([1.0, 0.93, 0.85]), opacity_HW)
     return opacity_HW
 
 

@@ -66,7 +66,9 @@ TOCO = {"cls": 1.0, "cls_aux": 1.0, "ptc": 0.2, "ctc": 0.5, "seg": 0.1, "energy"
 
 TOYS = {
     "classify": Toy({"cls": 1.0, "dark": 0.3}, options={"dark_weight": 0.3}),
-    "distill": Toy({"cls": 1.0, "align": 0.7}, options={"align_weight": 0.7}),
+    "distill": Toy(
+        {"cls": 1.0, "align": 0.7, "time": 0.5}, options={"align_weight": 0.7, "time_weight": 0.5, "still": 0.4}
+    ),
     "cotrain": Toy({"cls": 1.0, "partner": 1.0, "align": 0.5}, options={"align_weight": 0.5, "gradient": "alternate"}),
     "mixed": Toy({"cls": 1.0, "pixel_cls": 0.2, "pixel": 0.2}, options={"pixel_weight": 0.2}),
     "supervised": Toy({"seg": 1.0}, tiny_segmenter),

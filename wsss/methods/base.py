@@ -39,6 +39,7 @@ class Method(nn.Module):
             image labels, and masks of a few more images in batch["pixel"], a batch of its own.
         gives_maps: whether there are maps of classes to read.
         segments: whether the student's `seg_logits_BChw` are what validation in training judges first.
+        compares_pairs: whether images 2i and 2i + 1 of a batch must be two frames of a clip, seen alike.
         views: what the loader makes of an image: `plain` one view, `two` a main and a second view and their colours.
         equal_on_ranks: names of saved buffers, or of modules all of whose buffers are, that are equal on all ranks at
             the end of a step: constants, what follows from weights alone, what `synchronise` makes so. Any module in
@@ -53,6 +54,7 @@ class Method(nn.Module):
     segments: ClassVar[bool] = False
     views: ClassVar[Literal["plain", "two"]] = "plain"
     equal_on_ranks: ClassVar[tuple[str, ...]] = ()
+    compares_pairs: bool = False
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         raise NotImplementedError

@@ -17,6 +17,8 @@ VARIANTS = [
     ("classify", {}),
     ("distill", {}),
     ("distill", {"align_weight": 0.0}),
+    ("distill", {"align_weight": 0.0, "time_weight": 1.0, "still": 0.4}),
+    ("distill", {"level": "logits", "time_weight": 1.0, "still": 0.4}),
     ("distill", {"target": "features", "level": "spatial", "metric": "l2", "standardise": True}),
     ("distill", {"level": "logits", "tau": 2.0}),
     ("distill", {"level": "map_max", "metric": "centred_cosine", "project": "none"}),
@@ -125,6 +127,48 @@ def test_projected_features_are_read_through_the_teachers_classifier():
         expected = teacher.head(method.project(out.patches_BDhw))
     assert maps["project"].shape == (4, 2, 4, 4)
     torch.testing.assert_close(maps["project"], expected)
+
+
+def two_pairs():
+    """Two pairs: of the second, only the left half of the image stands still."""
+    batch = batch_of()
+    batch["image"][1], batch["image"][3] = batch["image"][0], batch["image"][2]
+    batch["image"][3, :, :, 16:] = torch.rand(3, 32, 16)
+    return batch
+
+
+@pytest.mark.parametrize(("weight", "read"), [(1.0, "project"), (0.0, "class_map")])
+def test_the_loss_over_time_is_of_the_map_that_is_read_and_of_still_places_alone(weight, read):
+    method = build("distill", classes=1, align_weight=weight, time_weight=0.5)
+    batch = two_pairs()
+    losses = method(batch, 0)
+    torch.testing.assert_close(
+        losses["loss"], losses["cls_loss"] + weight * losses.get("align_loss", 0) + 0.5 * losses["time_loss"]
+    )
+    x_B1hw = method.maps_of(method.student(batch["image"]))[read]  # 4 x 4 tokens
+    still_Phw = torch.ones(2, 4, 4, dtype=torch.bool)
+    still_Phw[1, :, 2:] = False
+    wanted = []
+    for first, second, still in zip(x_B1hw[::2, 0], x_B1hw[1::2, 0], still_Phw, strict=True):
+        both = torch.stack([first, second])
+        z = (both - both.mean()) / both.std(correction=0)
+        wanted.append((z[0] - z[1])[still].square().mean())
+    torch.testing.assert_close(losses["time_loss"], torch.stack(wanted).mean(), rtol=1e-3, atol=1e-6)
+    assert losses["time_loss"] > 0
+
+
+def test_without_a_weight_nothing_is_compared_over_time():
+    method = build("distill")
+    assert "time_loss" not in method(batch_of(3), 0) and not method.compares_pairs
+    method.check_images(3)
+
+
+def test_pairs_are_wanted_whole_and_weights_in_their_range():
+    with pytest.raises(ValueError, match="a process has 3 images at a time, which are no pairs"):
+        build("distill", time_weight=1.0).check_images(3)
+    for options in ({"time_weight": -1.0}, {"still": 2.0}):
+        with pytest.raises(ValueError, match="wanted >= 0 and in"):
+            build("distill", **options)
 
 
 def test_a_negative_lambda_is_refused():
