@@ -97,13 +97,13 @@ def read_if_there(place: Place) -> bytes | None:
         return None
 
 
-def write_at(place: Place, content: str | bytes) -> None:
+def write_at(place: Place, content: str | bytes, *, tries: int | None = None) -> None:
     """A small file, whole, in place of an older one. Raises OSError if a disk does not take it."""
     if isinstance(place, Path):
         write_whole(place, content)
         return
     data = content.encode() if isinstance(content, str) else content
-    ask(place, lambda store, path: store.pipe_file(path, data), done="written")
+    ask(place, lambda store, path: store.pipe_file(path, data), done="written", tries=tries)
 
 
 def create_at(place: Place, content: str) -> None:
@@ -174,7 +174,9 @@ def forget_parts(url: str) -> None:
                 store.call_s3("abort_multipart_upload", Bucket=bucket, Key=begun["Key"], UploadId=begun["UploadId"])
 
 
-def ask(url: str, what: Callable[[Any, str], Result], *, done: str = "fetched") -> Result | None:
+def ask(
+    url: str, what: Callable[[Any, str], Result], *, done: str = "fetched", tries: int | None = None
+) -> Result | None:
     """What a store answers, asked again where that can help; None where what is read or removed is not there.
 
     Raises:
@@ -191,4 +193,4 @@ def ask(url: str, what: Callable[[Any, str], Result], *, done: str = "fetched") 
                 raise
             return None
 
-    return patiently(url, once, done=done)
+    return patiently(url, once, tries, done=done)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from launcher.__main__ import app
 from launcher.config.sections import RefineConfig
+from launcher.doctor.places import outputs as looked_at
 from launcher.errors import RunError
 from launcher.evaluation.evaluate import evaluate
 from launcher.files import OUTPUTS, place_masks, place_outputs
@@ -142,6 +143,7 @@ def test_a_writer_that_is_killed_leaves_nothing_half_and_the_next_start_does_wha
 
 
 def test_parts_that_nobody_sends_any_more_are_dropped(outputs, monkeypatch):
+    assert [found.state for found in looked_at()] == ["ok"] and keys(outputs, "outputs") == []
     begun = [outputs.create_multipart_upload(Bucket="outputs", Key=key) for key in ("here/a/x.tar", "here/ab/x.tar")]
     with monkeypatch.context() as patch:
         patch.setattr(places, "FORGOTTEN_S", 1e12)  # moto says that they were begun in 2010
@@ -186,12 +188,14 @@ def test_a_store_that_may_not_be_written_to_is_told_at_once_without_its_keys(out
     try:
         with pytest.raises(DataError) as refused:
             jobs.open_output(f"{FAR}/run/cams/val", {"fingerprint": "x"})
+        (found,) = looked_at()
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         store.shutdown()
         store.server_close()
     said = str(refused.value)
     assert said.startswith(f"{FAR}/run/cams/val/job.json: not written after 1 try") and KEYS[SECRET] not in said
+    assert found.state == "fail" and "Access Denied" in found.found
     assert "Access Denied" in said and "these credentials may write to it" in said
 
 
