@@ -3,6 +3,7 @@ damaged one."""
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from shards.files import (
     temporary_name,
     write_whole,
 )
+from shards.places import is_there, read_if_there, rename_at
+from shards.remote import Place, is_url, join, name_of, place_of
 from shards.schema import DataError
 
 __all__ = [
@@ -26,9 +29,11 @@ __all__ = [
     "find_shipped",
     "link_or_move",
     "list_shipped",
+    "place_outputs",
     "place_run",
     "publish",
     "read_json",
+    "require_here",
     "root_of",
     "set_aside",
     "sync_to_disk",
@@ -39,6 +44,8 @@ __all__ = [
 ]
 
 RUNS = Path(os.environ.get("WSSS_RUNS") or "runs")
+OUTPUTS = "WSSS_OUTPUTS"  # where jobs write, if not into their run
+URL_AS_PATH = re.compile(r"([a-z][a-z0-9+.]+:)/(.*)")
 HERE = Path("configs")  # where somebody works who has changed the project's, or has some of their own
 PACKAGED, BESIDE = Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs"
 SHIPPED = PACKAGED if PACKAGED.is_dir() else BESIDE  # as installed from a wheel, and in a checkout
@@ -72,7 +79,18 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         Damaged: it is none; names the file.
     """
-    data = path.read_bytes()
+    return parse_json(path.read_bytes(), path)
+
+
+def find_json(place: Place) -> dict[str, Any] | None:
+    """The same of a file here or at a URL; None if there is none. Raises Damaged, or DataError if a store fails."""
+    if isinstance(place, Path) and not is_there(place):
+        return None
+    data = read_if_there(place)
+    return None if data is None else parse_json(data, place)
+
+
+def parse_json(data: bytes, path: Place) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except ValueError as error:
@@ -83,12 +101,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def set_aside(path: Path, why: object) -> bool:
+def set_aside(path: Place, why: object) -> bool:
     """Rename a damaged file to NAME.damaged, in place of an older one, and say so; returns False, since it is gone."""
-    aside = path.with_name(f"{path.name}.damaged")
+    aside = f"{name_of(path)}.damaged"
     try:
-        path.replace(aside)
-        print(f"{why}; set aside as {aside.name}, it is begun anew", file=sys.stderr, flush=True)
+        if isinstance(path, Path):
+            path.replace(path.with_name(aside))
+        else:
+            rename_at(path, aside)
+        print(f"{why}; set aside as {aside}, it is begun anew", file=sys.stderr, flush=True)
     except FileNotFoundError:  # another process of the run has done so
         pass
     except OSError as error:
@@ -96,9 +117,49 @@ def set_aside(path: Path, why: object) -> bool:
     return False
 
 
+def require_here(path: Path) -> Path:
+    """The path. Raises DataError if a URL was given for it, of which Path has made s3:/bucket: nobody looks there."""
+    found = URL_AS_PATH.match(str(path))
+    if found:
+        raise DataError(
+            f"{found[1]}//{found[2]}: this must lie on this machine; at a URL may lie: image shards that are read, "
+            f"what jobs make of a run ({OUTPUTS}=URL) and cues (--out)"
+        )
+    return path
+
+
 def place_run(path: Path) -> Path:
     """The folder of a run, or something in it: `runs/...`, as configs and pages name it, lies below RUNS."""
+    require_here(path)
     return RUNS.joinpath(*path.parts[1:]) if path.parts[:1] == ("runs",) and not path.exists() else path
+
+
+def place_outputs(path: Path) -> Place:
+    """Where what jobs write at a path of a run lies: there, or at the same path below the folder or URL that
+    WSSS_OUTPUTS names, in place of the folder of runs.
+
+    Raises:
+        DataError: WSSS_OUTPUTS is no place, or the run lies in no folder of runs.
+    """
+    asked = os.environ.get(OUTPUTS, "").strip()
+    if not asked:
+        return path
+    outputs, root = place_of(asked), root_of(path)
+    if not path.absolute().is_relative_to(root):
+        raise DataError(
+            f"{path}: lies outside of {root}, the folder of runs, so its outputs have no name below {OUTPUTS}={asked}; "
+            "name its folder of runs with WSSS_RUNS, or unset the variable"
+        )
+    return join(outputs, path.absolute().relative_to(root).as_posix())
+
+
+def place_masks(place: object) -> Place:
+    """Mask shards: at a URL, in a folder, or, where they are those of a run, where its outputs lie."""
+    found = place_of(place)  # type: ignore[arg-type]
+    if is_url(found):
+        return found
+    path = place_run(Path(found))
+    return place_outputs(path) if path.absolute().is_relative_to(RUNS.absolute()) else path
 
 
 def root_of(run: Path) -> Path:

@@ -3,41 +3,59 @@
 Label-only shards hold no mask, and these do not change that: a config that trains on them names their folder.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
+from shards.digests import find_all_written, find_change, held_here
 from shards.folder import ShardFolder
-from shards.members import read_span, spans_next_to
+from shards.members import AGAIN, read_span, spans_next_to
+from shards.places import list_names
+from shards.remote import Place, is_url, join
 from shards.schema import DataError, check_class_ids, decode_mask
 from shards.tars import Span
 
 
 class MaskFolder:
-    """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png.
+    """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png. Of a URL each shard is fetched
+    when first read, and compared then.
 
     Raises:
         DataError: a tar is missing; when read: damaged, of other samples, or with ids that are no class.
     """
 
-    def __init__(self, folder: Path, shards: ShardFolder) -> None:
-        self.folder, self.shards = Path(folder), shards
+    def __init__(self, folder: Place, shards: ShardFolder) -> None:
+        self.folder, self.shards = folder, shards
         self.names = [shard.name for shard in shards.index.shards]
-        missing = [name for name in self.names if not (self.folder / name).is_file()]
+        there = list_names(folder)
+        missing = [name for name in self.names if name not in there]
         if missing:
             raise DataError(
                 f"{folder}: {len(missing)} of {len(self.names)} mask shards are missing, first {missing[0]}; write "
                 "them with `wsss infer RUN --split train` and `wsss refine RUN --split train`"
             )
+        self._written = find_all_written(folder, self.names) if is_url(folder) else {}
         self._spans: dict[str, dict[int, dict[str, Span]]] = {}  # of the shards that were read so far
+
+    def compare(self, names: Sequence[str]) -> None:
+        """Raise DataError for those of these shards whose bytes are no longer those that were written."""
+        changes = {} if is_url(self.folder) else {name: find_change(join(self.folder, name)) for name in names}
+        told = [f"{join(self.folder, name)}: {change}" for name, change in changes.items() if change]
+        if told:
+            listed = "\n  ".join(told)
+            raise DataError(
+                f"{len(told)} of {len(self.names)} mask shards are not what was written:\n  {listed}\nrun the "
+                "command that made them again: it makes these anew"
+            )
 
     def __call__(self, number: int) -> np.ndarray:
         """(H, W) uint8 class ids of a sample, 255 = ignore."""
         name = self.names[self.shards.shard_of[number]]
-        path = self.folder / name
-        if name not in self._spans:
-            self._spans[name] = spans_next_to(self.shards, self.folder, name, ("png",))
-        data = read_span(path, self._spans[name][number]["png"])
+        path = join(self.folder, name)
+        with held_here(path, AGAIN, written=self._written.get(name)) as here:
+            if name not in self._spans:
+                self._spans[name] = spans_next_to(self.shards, name, path, here, ("png",))
+            data = read_span(here, self._spans[name][number]["png"])
         where = f"{path}: sample '{self.shards.keys[number]}'"
         mask_HW = decode_mask(data, where)
         check_class_ids(mask_HW, self.shards.index.as_class_set(), where)

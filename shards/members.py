@@ -10,8 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
-from shards.digests import find_change
+from shards.digests import find_change, held_here
 from shards.folder import ShardFolder
+from shards.remote import Place, join
 from shards.schema import DataError
 from shards.tars import Span, shown, tar_members, tar_spans, unreadable
 
@@ -20,7 +21,7 @@ AGAIN = "remove this shard and run what wrote it again"
 
 
 def members_next_to(
-    shards: ShardFolder, folder: Path, name: str, extensions: Collection[str], *, remedy: str = AGAIN
+    shards: ShardFolder, folder: Place, name: str, extensions: Collection[str], *, remedy: str = AGAIN
 ) -> Iterator[tuple[int, dict[str, bytes]]]:
     """(number, {extension: bytes}) of every sample of the image shard `name`, from FOLDER/name, one at a time.
 
@@ -32,32 +33,38 @@ def members_next_to(
         DataError: the tar is missing or damaged, not what was written, holds other samples than the image shard or in
             another order, or a sample lacks an extension.
     """
-    path = require_file(folder / name, remedy)
-    if change := find_change(path):
-        raise DataError(f"{path}: {change}; {remedy}")
-    found = ((key, extension, data) for key, extension, _, data in tar_members(path))
-    return group_by_sample(found, shards, path, extensions, remedy)
+    path = join(folder, name)
+    with held_here(path, remedy) as here:
+        if here == path and (change := find_change(require_file(here, remedy))):
+            raise DataError(f"{path}: {change}; {remedy}")
+        found = ((key, extension, data) for key, extension, _, data in tar_members(here))
+        yield from group_by_sample(found, shards, name, path, extensions, remedy)
 
 
 def sample_next_to(
-    shards: ShardFolder, folder: Path, number: int, extensions: Collection[str], *, remedy: str = AGAIN
+    shards: ShardFolder, folder: Place, number: int, extensions: Collection[str], *, remedy: str = AGAIN
 ) -> dict[str, bytes]:
-    """{extension: bytes} of one sample alone; of the others in its shard only the headers are read.
+    """{extension: bytes} of one sample alone; of the others in its shard only the headers are read, here.
 
     Raises:
         DataError: as members_next_to.
     """
     name = shards.index.shards[shards.shard_of[number]].name
-    spans = spans_next_to(shards, folder, name, extensions, remedy=remedy)[number]
-    return {extension: read_span(folder / name, span) for extension, span in spans.items()}
+    path = join(folder, name)
+    with held_here(path, remedy) as here:
+        spans = spans_next_to(shards, name, path, here, extensions, remedy=remedy)[number]
+        return {extension: read_span(here, span) for extension, span in spans.items()}
 
 
 def spans_next_to(
-    shards: ShardFolder, folder: Path, name: str, extensions: Collection[str], *, remedy: str = AGAIN
+    shards: ShardFolder, name: str, path: Place, here: Path, extensions: Collection[str], *, remedy: str = AGAIN
 ) -> dict[int, dict[str, Span]]:
-    """{number: {extension: (offset, size)}} of every sample; only the headers are read. Raises as members_next_to."""
-    path = require_file(folder / name, remedy)
-    return dict(group_by_sample(tar_spans(path), shards, path, extensions, remedy))
+    """{number: {extension: (offset, size)}} of every sample; only the headers are read. Raises as members_next_to.
+
+    Args:
+        path: of the shard, which is read `here`.
+    """
+    return dict(group_by_sample(tar_spans(require_file(here, remedy)), shards, name, path, extensions, remedy))
 
 
 def read_span(path: Path, span: Span) -> bytes:
@@ -80,12 +87,13 @@ def require_file(path: Path, remedy: str) -> Path:
 def group_by_sample(
     members: Iterable[tuple[str, str, Value]],
     shards: ShardFolder,
-    path: Path,
+    name: str,
+    path: Place,
     extensions: Collection[str],
     remedy: str,
 ) -> Iterator[tuple[int, dict[str, Value]]]:
     """(number, {extension: value}) of the samples in a tar's (key, extension, value), compared with the images'."""
-    numbers, done = shards.numbers_of(path.name), 0
+    numbers, done = shards.numbers_of(name), 0
     for key, of_sample in groupby(members, key=lambda member: member[0]):
         wanted = shards.keys[numbers[done]] if done < len(numbers) else "no more"
         if key != wanted:

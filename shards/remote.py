@@ -53,7 +53,7 @@ def place_of(text: Place) -> Place:
     return text.rstrip("/")
 
 
-def is_url(place: Place) -> bool:
+def is_url(place: object) -> bool:
     return isinstance(place, str) and "://" in place
 
 
@@ -68,6 +68,10 @@ def absolute(place: Place) -> str:
 
 def name_of(place: Place) -> str:
     return place.name if isinstance(place, Path) else place.rpartition("/")[2]
+
+
+def parent_of(place: Place) -> Place:
+    return place.parent if isinstance(place, Path) else place.rpartition("/")[0]
 
 
 def read_bytes(url: str) -> bytes:
@@ -139,8 +143,10 @@ def file_system(url: str) -> tuple[Any, str]:
     return url_to_fs(url, **options)
 
 
-def patiently(url: str, once: Callable[[], Result], tries: int | None = None, waited_s: float = 0.0) -> Result:
-    """Do it; where trying again can help, again with growing waits, each reported in a warning.
+def patiently(
+    url: str, once: Callable[[], Result], tries: int | None = None, waited_s: float = 0.0, *, done: str = "fetched"
+) -> Result:
+    """Do it, so that it is `done`; where trying again can help, again with growing waits, each reported in a warning.
 
     Raises:
         DataError: it failed for good; names the URL, the number of tries and the last error.
@@ -178,8 +184,8 @@ def patiently(url: str, once: Callable[[], Result], tries: int | None = None, wa
     except Exception as error:
         made, took_s = retrying.statistics["attempt_number"], time.monotonic() - began
         raise DataError(
-            f"{url}: not fetched after {made} {'try' if made == 1 else 'tries'} in {took_s:.0f} s; last error: "
-            f"{described(error)}; {what_to_do(error)}"
+            f"{url}: not {done} after {made} {'try' if made == 1 else 'tries'} in {took_s:.0f} s; last error: "
+            f"{described(error)}; {what_to_do(error, done)}"
         ) from error
 
 
@@ -221,16 +227,19 @@ def described(error: BaseException | None) -> str:
     text = str(error) if status is None else f"{status} {message}"
     code = answer_of(error)[1]
     text += f" ({code})" if code and not code.isdigit() and code not in text else ""
+    text = re.sub(r"//[^/@\s]*@", "//...@", text)  # a password in the address of a store or proxy
     return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def what_to_do(error: BaseException) -> str:
+def what_to_do(error: BaseException, done: str = "fetched") -> str:
     if isinstance(error, ImportError):
         return "install the store's library: pip install 'wsss[s3]' for s3"
     if is_full(error):
         return "the disk of the cache is full: name another with WSSS_CACHE, or lower WSSS_CACHE_GB"
     if isinstance(error, WrongBytes):
         return "compare the store's copy with `wsss shards verify` where the shards were written"
+    if is_lasting(error) and done != "fetched":
+        return "see that the bucket is there and that these credentials may write to it (they may have expired)"
     if is_lasting(error):
         return "check the address and the credentials (an expired token, a clock that is wrong)"
     return "check the store and the network and start again: a run resumes from its last checkpoint"

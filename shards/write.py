@@ -131,10 +131,15 @@ def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Sh
     return shard
 
 
-def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+def write_tar(
+    path: Path, samples: Iterable[tuple[str, dict[str, bytes]]], publish: Callable[[Path, Path], None] = publish
+) -> None:
     """Write (key, {extension: bytes}) samples as a WebDataset tar that is whole or absent.
 
     The temporary file is locked until it has its name, so that sweep_unfinished knows those of killed writers.
+
+    Args:
+        publish: gives the finished temporary file its name.
 
     Raises:
         DataError: the disk does not take it. What fails while the samples are made comes as it is.

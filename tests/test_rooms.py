@@ -40,6 +40,7 @@ FLOORS = {
         "digests",
         "folder verify unfinished",
         "cache index",
+        "places",
         "remote",
         "tars",
         "schema",

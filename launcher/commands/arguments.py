@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.files import place_run
+from launcher.files import place_run, require_here
 
 
 class Turned(str, Enum):
@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print only a JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the commands, run nothing.")]
 
 ShardFolderPlace = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder or URL with index.json.")]
-Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.")]
+Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.", callback=require_here)]
 SplitName = Annotated[str, typer.Option(help="Name of the split that is written.")]
 Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]

@@ -6,33 +6,34 @@ On several GPUs: `accelerate launch --num_processes N -m launcher.commands.cues 
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from launcher.commands.arguments import MASKS, Out, example
+from launcher.commands.arguments import MASKS, example
 from launcher.commands.offered import GroupWithOffers, with_options
 from launcher.errors import report_user_errors
 from launcher.jobs.cues import CUES
 from launcher.jobs.cues.cue import Cue
 from launcher.jobs.cues.shards import write_cues
+from shards.remote import place_of
 
 Shards = Annotated[str, typer.Argument(help="Folder or URL of one split's image shards.")]
+Out = Annotated[str, typer.Option(help="Folder, or URL such as s3://bucket/cues, that gets one folder per split.")]
 
 
 def command_of(kind: str, cue: type[Cue]) -> Callable[..., None]:
     """A command with the fields of a cue as its options; its default for --out is cues/KIND."""
 
-    def compute(shards: str, out: Path, **settings: Any) -> None:
-        print(f"cues: {write_cues(kind, shards, out, **settings)}")
+    def compute(shards: str, out: str, **settings: Any) -> None:
+        print(f"cues: {write_cues(kind, shards, place_of(out), **settings)}")
 
     hints = get_type_hints(cue, include_extras=True)
     options = {
         field.name: (hints[field.name], ... if field.default is dataclasses.MISSING else field.default)
         for field in dataclasses.fields(cue)
     }
-    return with_options(compute, {"shards": (Shards, ...), **options, "out": (Out, Path("cues") / kind)}, cue.__doc__)
+    return with_options(compute, {"shards": (Shards, ...), **options, "out": (Out, f"cues/{kind}")}, cue.__doc__)
 
 
 class CueGroup(GroupWithOffers):

@@ -30,7 +30,7 @@ def doctor(
     checks = [
         *(machine.python, machine.packages, machine.devices, machine.cores, machine.shared_memory),
         *(machine.open_files, machine.compiler, machine.environment),
-        *(places.runs_folder, places.mlflow, places.port, places.two_processes),
+        *(places.runs_folder, places.outputs, places.mlflow, places.port, places.two_processes),
         *(checks_of(config, overrides or []) if config is not None else []),
     ]
     found = run_checks(checks)

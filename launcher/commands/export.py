@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import CARE, RunFolder, example
+from launcher.files import require_here
 
 
 class Format(str, Enum):
@@ -23,7 +24,10 @@ def register(app: typer.Typer) -> None:
 
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="File to write: .safetensors, .pt2 or .onnx. With --hub a folder.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="File to write: .safetensors, .pt2 or .onnx. With --hub a folder.", callback=require_here),
+    ],
     form: Annotated[
         Format | None, typer.Option("--format", help="Weights, a graph of torch.export, or ONNX. Default: by --out.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import TRAINING, example
+from launcher.files import require_here
 
 
 class Start(str, Enum):
@@ -23,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that gets the files; it may be there.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that gets the files; it may be there.", callback=require_here)
+    ],
     start: Annotated[
         Start,
         typer.Option(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import MASKS, Overwrite, example
+from launcher.files import require_here
 
 FAILED = 3  # exit code where something could not be read and the rest is done
 
@@ -19,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def predict(
     source: Annotated[list[str], typer.Argument(help="Images, clips, folders, globs, lists; - is a list on stdin.")],
     model: Annotated[Path, typer.Option(help="A run such as runs/demo/student, or a file of `wsss export`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the predictions.")],
+    out: Annotated[Path, typer.Option(help="Folder of the predictions.", callback=require_here)],
     kind: Annotated[str | None, typer.Option(help="Kind of map. Default: the headline of the evaluation.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Default: the tuned one, else evaluate.threshold.")] = None,
     gate: Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
 from launcher.config.options import Named, Section, check_named
-from launcher.files import place_run
+from launcher.files import place_masks, place_run
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
 
@@ -20,6 +20,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... lies where WSSS_RUNS says
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
+Masks = Annotated[Place, PlainValidator(place_masks)]  # the same; those of a run lie where its outputs do
 
 
 class DataConfig(Section):
@@ -34,7 +35,7 @@ class DataConfig(Section):
     min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
     scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
-    masks: InRuns | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
+    masks: Masks | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
     pixel: Folder | None = None  # folder of a few pixel shards next to data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
     may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
@@ -130,7 +131,7 @@ class CamConfig(Section):
 class RefineConfig(Section):
     cams: tuple[str, ...] | None = None  # kinds to refine; null = all of cam.kinds
     chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
-    cues: dict[str, Path] = Field(
+    cues: dict[str, Folder] = Field(
         default={}
     )  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
     threshold: Share = 0.3  # of the final mask

@@ -1,6 +1,7 @@
-"""Where runs are written, where they are shown, and whether processes find each other."""
+"""Where runs and what jobs make of them are written, where they are shown, and whether processes find each other."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -10,8 +11,11 @@ import urllib.request
 from pathlib import Path
 
 from launcher.doctor.finding import Finding
-from launcher.files import RUNS, take_lock, temporary_name
+from launcher.files import OUTPUTS, RUNS, take_lock, temporary_name
 from launcher.processes.surroundings import find_ours
+from shards.places import remove, require_store, write_at
+from shards.remote import is_url, join, place_of
+from shards.schema import DataError
 
 DISK_GB, ANSWER_S, TOGETHER_S = 10, 5, 60
 
@@ -47,6 +51,23 @@ def runs_folder() -> list[Finding]:
     if held is None:
         found.append(Finding("warn", "locks", "none on this file system", "start no run twice: nothing would notice"))
     return found
+
+
+def outputs() -> list[Finding]:
+    """The place that WSSS_OUTPUTS names, if it names one: can something be written there, and removed?"""
+    asked = os.environ.get(OUTPUTS, "").strip()
+    if not asked:
+        return []
+    try:
+        place = place_of(asked)
+        require_store(place)
+        probe = join(place, f".doctor.{secrets.token_hex(4)}")
+        if is_url(place):
+            write_at(probe, "?", tries=1)
+            remove(probe)
+    except DataError as error:
+        return [Finding("fail", "outputs", str(error), f"mend it, or unset {OUTPUTS}")]
+    return [Finding("ok", "outputs", f"what jobs make goes to {place}")]
 
 
 def mlflow() -> list[Finding]:

@@ -12,7 +12,8 @@ from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.starts import count_processes
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute, place_of
+from shards.places import everywhere
+from shards.remote import Place, absolute, join, place_of
 
 FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
@@ -27,8 +28,13 @@ class Task(NamedTuple):
     threshold: float
     tunes: bool
 
+    @property
+    def out(self) -> Place:
+        """Where what is counted lies."""
+        return self.source.folder
+
     def __str__(self) -> str:
-        return str(self.source.folder / self.shard)
+        return str(join(self.out, self.shard))
 
 
 def count_predictions(
@@ -58,7 +64,7 @@ def count_predictions(
             jobs.require_same_images(source.folder, shards.index.fingerprint, source.again)
             jobs.require_all(source.folder, names)
             threshold = (at or {}).get(source.name, config.evaluate.threshold)
-            there: Any = replace(source, folder=source.folder.absolute())  # type: ignore[type-var]
+            there: Any = replace(source, folder=everywhere(source.folder))  # type: ignore[type-var]
             images = place_of(absolute(shards.folder))
             tasks += [Task(there, images, shards.index.fingerprint, name, threshold, tunes) for name in names]
     few = sum(len(shards) * len(sources) for shards, sources in splits) < FEW_PREDICTIONS

@@ -16,7 +16,7 @@ from launcher.evaluation.measure import Measure
 from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.evaluation.tuning import describe_gate, tune
-from launcher.files import write_whole
+from launcher.files import place_outputs, write_whole
 from launcher.run.folder import EVALUATION, Run
 from shards.folder import ShardFolder
 
@@ -38,7 +38,8 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")
     sources = find_sources(folder, "val")
     if not sources:
-        raise RunError(f"{run}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
+        where = place_outputs(folder)
+        raise RunError(f"{where}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
     val = ShardFolder(config.data.val)
     if val.index.supervision == "label" and not (sources := [one for one in sources if one.has_threshold]):
         raise RunError(

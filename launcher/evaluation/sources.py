@@ -18,10 +18,13 @@ from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Measure, Prediction
 from launcher.evaluation.pictures import at_tile, draw_mask, overlay_class_scores, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
+from launcher.files import place_outputs
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
 from shards.folder import ShardFolder
+from shards.places import find_places
+from shards.remote import Place, name_of, parent_of
 from shards.schema import ClassSet
 from wsss.refine.threshold import mask_of
 
@@ -108,7 +111,7 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Place: ...
 
     @property
     def has_threshold(self) -> bool: ...
@@ -138,13 +141,13 @@ class ScoreSource:
     """CAMs of one kind, or refined scores."""
 
     name: str
-    folder: Path
+    folder: Place
     kind: str
     has_threshold: ClassVar[bool] = True
     again: ClassVar[str] = "infer, and refine, these images again with --overwrite"
 
     def protocol(self, seed: int) -> str:
-        return protocol.describe_scores(read_made_of(self.folder), self.folder.name, seed)
+        return protocol.describe_scores(read_made_of(self.folder), name_of(self.folder), seed)
 
     def new_measure(self, class_set: ClassSet) -> Measure:
         return measure_scores(class_set)
@@ -162,17 +165,17 @@ class LabelSource:
     """Masks of `wsss segment`, or the label maps of its CAMs."""
 
     name: str
-    folder: Path
+    folder: Place
     extension: str
     has_threshold: ClassVar[bool] = False
 
     @property
     def again(self) -> str:
-        return f"remove the folder and run `wsss segment {self.folder.parents[1]}` again"
+        return f"remove the folder and run `wsss segment {parent_of(parent_of(self.folder))}` again"
 
     def protocol(self, seed: int) -> str:
         left_out = read_left_out(self.folder) if self.extension == "png" else []
-        return protocol.describe_labels(read_made_of(self.folder), self.extension, self.folder.name, seed, left_out)
+        return protocol.describe_labels(read_made_of(self.folder), self.extension, name_of(self.folder), seed, left_out)
 
     def new_measure(self, class_set: ClassSet) -> Measure:
         return Confusion(class_set)
@@ -209,16 +212,17 @@ def find_sources(run: Path, split: str) -> list[Source]:
     segments@SET of label maps, with .cam or .aux_cam for those of CAMs.
     """
     found: list[Source] = []
-    for cams in sorted(run.glob(f"cams*/{split}")):
-        _, at, name = cams.parent.name.partition("@")
+    outputs = place_outputs(run)
+    for cams in find_places(outputs, f"cams*/{split}"):
+        _, at, name = name_of(parent_of(cams)).partition("@")
         found += [ScoreSource(f"{kind}{at}{name}", cams, kind) for kind in read_made_of(cams)["cam"]["kinds"]]
-    for folder in sorted((run / "masks").glob(f"*/{split}")):
-        found.append(ScoreSource(folder.parent.name, folder, REFINED))
-    segmented = segment_sources_of(run, split)
+    for folder in find_places(outputs, f"masks/*/{split}"):
+        found.append(ScoreSource(name_of(parent_of(folder)), folder, REFINED))
+    segmented = segment_sources_of(outputs, split)
     return [*found, *(LabelSource(name, folder, extension) for name, (folder, extension) in segmented.items())]
 
 
-def read_made_of(folder: Path) -> dict[str, Any]:
+def read_made_of(folder: Place) -> dict[str, Any]:
     """What the outputs of a job were made of. Raises RunError if the folder does not say."""
     content = jobs.read_made_of(folder)
     if content is None:

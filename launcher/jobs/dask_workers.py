@@ -1,4 +1,5 @@
-"""The workers of a running Dask cluster as an executor: on whatever machines they are, with one file system.
+"""The workers of a running Dask cluster as an executor: on whatever machines they are, with one file system, or with
+outputs at a URL.
 
 DASK_SCHEDULER_ADDRESS says where the scheduler is, as Dask's own commands have it. It is no key of a config: it says
 where the work is done, and changes nothing in it. A worker that dies has its shards done by the others.
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from launcher.errors import ImageError, RunError
 from launcher.files import RUNS
 from launcher.processes.surroundings import PACKAGES, ROOT
+from shards.remote import is_url
 from wsss.extras import needs
 
 Item = TypeVar("Item")
@@ -128,14 +130,19 @@ class Errand:
     def __call__(self, item: Any) -> tuple[Any, Exception | None]:
         """(result, None) or (None, error): what else is raised is Dask's own."""
         try:
-            self.check()
+            self.check(at_a_distance=is_url(getattr(item, "out", item)))
             prepare()
             return self.work(item), None
         except Exception as error:
             return None, error
 
-    def check(self) -> None:
-        """Raise UnfitWorker unless this worker is as the process that sent us, and has its files."""
+    def check(self, *, at_a_distance: bool = False) -> None:
+        """Raise UnfitWorker unless this worker is as the process that sent us, and has its files.
+
+        Args:
+            at_a_distance: what is written goes to a URL, so that a worker that does not have the folder may do it, too;
+                what it lacks of its inputs it tells.
+        """
         from distributed import get_worker
 
         worker, got = get_worker(), describe()
@@ -155,7 +162,10 @@ class Errand:
         try:
             os.chdir(self.folder)  # relative paths, as of a run's teacher, mean there what they mean here
         except OSError as error:
-            raise UnfitWorker(f"{where}: {error}: it needs this command's file system, at the same place") from error
+            if not at_a_distance:
+                raise UnfitWorker(
+                    f"{where}: {error}: it needs this command's file system, at the same place"
+                ) from error
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
+from launcher.files import place_outputs
 from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, try_together, write_next_to
 from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import may_start_processes, open_shards
@@ -29,7 +30,7 @@ from shards.batches.augment import Squash, Whole
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute
+from shards.remote import Place, absolute, join
 from wsss.maps.cam import Raw, ViewMaps, view_maps
 from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.scales import Pad
@@ -39,9 +40,9 @@ from wsss.methods.base import Method
 DEFAULT_PAD: dict[Fuse, Pad] = {"mean": "resize", "toco": "pad"}
 
 
-def cams_folder(run: Path, name: str | None) -> Path:
-    """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings."""
-    return run / (f"cams@{name}" if name else "cams")
+def cams_folder(run: Path, name: str | None) -> Place:
+    """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings, where the run's outputs lie."""
+    return place_outputs(run / (f"cams@{name}" if name else "cams"))
 
 
 def infer(
@@ -52,7 +53,7 @@ def infer(
     name: str | None = None,
     *,
     overwrite: bool = False,
-) -> Path:
+) -> Place:
     """Write one CAM shard per image shard of `folder` below cams_folder; returns the folder of the split.
 
     Args:
@@ -68,7 +69,7 @@ def infer(
     config, images = trained.run.config, open_images(trained.run, folder)
     try_cams(trained.method, config)
     share = join_share(config)
-    out = cams_folder(run, name) / split
+    out = join(cams_folder(run, name), split)
     made_of = {
         "shards": absolute(images.folder),
         "fingerprint": images.index.fingerprint,

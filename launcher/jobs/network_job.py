@@ -15,12 +15,12 @@ from launcher.jobs.pool import open_shards
 from launcher.jobs.shares import Share
 from launcher.jobs.starts import stamp_of
 from shards.folder import ShardFolder
-from shards.remote import absolute, place_of
+from shards.places import everywhere
+from shards.remote import Place, absolute, join, place_of
 
 if TYPE_CHECKING:
     from launcher.run.build import Trained
     from launcher.run.folder import Run
-    from shards.remote import Place
 
 # name of an image shard -> (number, members) of its samples, in order
 SamplesOf = Callable[[str], Generator[tuple[int, Members]]]
@@ -29,12 +29,12 @@ SamplesOf = Callable[[str], Generator[tuple[int, Members]]]
 class NetworkTask(NamedTuple):
     """One shard of a job of a network."""
 
-    out: Path
+    out: Place
     name: str
     num_images: int
 
     def __str__(self) -> str:
-        return str(self.out / self.name)
+        return str(join(self.out, self.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,14 @@ class NetworkJob(ABC):
     """A job that a network does on image shards: what a process needs to know to do a part of it. It is sent to others.
 
     Attributes:
-        out: the output folder, a path that means the same everywhere, as all of a job's.
+        out: the output folder, a place that means the same everywhere, as all of a job's.
         shards: folder of the image shards, and
         fingerprint: of what it holds.
         weights: tells the network from another one at the same place.
     """
 
-    out: Path
-    shards: "Place"
+    out: Place
+    shards: Place
     fingerprint: str
     weights: str
 
@@ -68,11 +68,11 @@ class RunJob(NetworkJob):
 
 
 def say_where(
-    trained: "Trained", images: ShardFolder, *, run: Path, out: Path, overrides: Sequence[str]
+    trained: "Trained", images: ShardFolder, *, run: Path, out: Place, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """The attributes of a RunJob: its network, images and output."""
     return {
-        "out": out.absolute(),
+        "out": everywhere(out),
         "shards": place_of(absolute(images.folder)),
         "fingerprint": images.index.fingerprint,
         "weights": stamp_of(trained.checkpoint),
@@ -106,7 +106,7 @@ def write_next_to(
         def here(advance: Callable[[], None], task: NetworkTask) -> None:
             if not samples_of:
                 samples_of.append(stack.enter_context(opened()))
-            write_shard(task.out / task.name, samples_of[0](task.name), images, advance)
+            write_shard(join(task.out, task.name), samples_of[0](task.name), images, advance)
 
         write_outputs(
             [Output(job.out, made_of, tasks)],
@@ -133,7 +133,7 @@ class WriteThere:
 
     def __call__(self, task: NetworkTask) -> None:
         job, samples_of = KEPT.open(self.job, self.key)
-        write_shard(task.out / task.name, samples_of(task.name), open_shards(job.shards, job.fingerprint))
+        write_shard(join(task.out, task.name), samples_of(task.name), open_shards(job.shards, job.fingerprint))
 
 
 class Kept:
@@ -183,7 +183,7 @@ def try_together(work: Callable[[Items], Result], items: Items, where: Sequence[
             raise error
 
 
-def open_images(run: "Run", folder: "Place") -> ShardFolder:
+def open_images(run: "Run", folder: Place) -> ShardFolder:
     """Image shards for a trained run; raises RunError if they have other classes than it was trained on."""
     shards = ShardFolder(folder)
     if shards.index.classes != run.class_set.classes:

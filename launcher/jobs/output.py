@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunError
-from launcher.files import (
-    Damaged,
-    link_or_move,
-    read_json,
-    set_aside,
-    sync_to_disk,
-    tell_refusal,
-    temporary_name,
-    write_whole,
-)
+from launcher.files import Damaged, find_json, set_aside, tell_refusal
 from launcher.jobs.pool import run_pool
 from launcher.jobs.write_shards import WORTH_A_POOL
+from shards.cache import Cache
 from shards.digests import find_change, note_path
 from shards.folder import ShardFolder
-from shards.remote import place_of
+from shards.places import (
+    create_at,
+    everywhere,
+    forget_parts,
+    list_names,
+    remove,
+    remove_below,
+    require_store,
+    size_of,
+    write_at,
+)
+from shards.remote import Place, join, name_of, place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
@@ -36,10 +39,10 @@ WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
 def open_output(
-    out: Path, content: dict[str, Any], *, overwrite: bool = False, remedy: str = "remove the folder first"
+    out: Place, content: dict[str, Any], *, overwrite: bool = False, remedy: str = "remove the folder first"
 ) -> None:
-    """Create the output folder, or check that it was made of the same inputs and settings; sweep what killed writers
-    left in it.
+    """Create the output folder, here or at a URL, or check that it was made of the same inputs and settings; sweep what
+    killed writers left in it.
 
     Args:
         overwrite: remove what is there first.
@@ -47,10 +50,14 @@ def open_output(
 
     Raises:
         RunError: it was made of something else; names the first difference.
+        DataError: a URL that nothing can be written to.
     """
+    require_store(out)
     content = json.loads(json.dumps(content))
-    if overwrite:
+    if overwrite and isinstance(out, Path):
         shutil.rmtree(out, ignore_errors=True)
+    elif overwrite:
+        remove_below(str(out))
     before = read_made_of(out)
     if before is not None:
         old, new = without_places(before), without_places(content)
@@ -61,37 +68,37 @@ def open_output(
                 f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); {remedy}"
             )
         sweep(out)
+        if not isinstance(out, Path):
+            forget_parts(out)
         if before != content:  # the images lie elsewhere now
-            write_whole(out / JOB, json.dumps(content, indent=1))
+            write_at(join(out, JOB), json.dumps(content, indent=1))
         return
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with temporary_name(out / JOB) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-            sync_to_disk(temporary)
-            link_or_move(temporary, out / JOB)  # does not replace what another process has just written
+        if isinstance(out, Path):
+            out.mkdir(parents=True, exist_ok=True)
+        create_at(join(out, JOB), json.dumps(content, indent=1))  # replaces none that another process has just written
     except FileExistsError:
-        if not (out / JOB).is_file():
+        if isinstance(out, Path) and not (out / JOB).is_file():
             raise RunError(f"{out}: cannot be made: something else has this name; rename it") from None
         open_output(out, content, remedy=remedy)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written: {tell_refusal(error, out / JOB)}") from error
+        raise RunError(f"{out}: cannot be written: {tell_refusal(error, Path(out, JOB))}") from error
 
 
-def read_made_of(out: Path) -> dict[str, Any] | None:
+def read_made_of(out: Place) -> dict[str, Any] | None:
     """What an output folder was made of; None if there is none. Where that is damaged and the folder holds no shard, it
     is set aside and the job begins anew; raises RunError if it holds some."""
-    path = out / JOB
+    path = join(out, JOB)
     try:
-        return read_json(path) if path.is_file() else None
+        return find_json(path)
     except Damaged as error:
-        if any(out.glob("*.tar")):
+        if any(name.endswith(".tar") for name in list_names(out)):
             raise RunError(f"{error}; remove the folder and run the job again") from error
         set_aside(path, error)
         return None
 
 
-def require_same_images(out: Path, fingerprint: str, remedy: str) -> dict[str, Any]:
+def require_same_images(out: Place, fingerprint: str, remedy: str) -> dict[str, Any]:
     """What an output folder was made of; raises RunError unless that was images of this fingerprint."""
     content = read_made_of(out) or {}
     got = content.get("fingerprint")
@@ -108,7 +115,7 @@ def without_places(content: Any) -> Any:
     return {name: without_places(value) for name, value in content.items() if not (known and name == "shards")}
 
 
-def open_images_of(folder: Path, content: dict[str, Any]) -> ShardFolder:
+def open_images_of(folder: Place, content: dict[str, Any]) -> ShardFolder:
     """The image shards that a folder was made of, where they lay.
 
     Raises:
@@ -119,18 +126,22 @@ def open_images_of(folder: Path, content: dict[str, Any]) -> ShardFolder:
     if isinstance(place, Path) and not place.is_dir():
         raise RunError(
             f"{folder}: made of the images in {place}, which are gone; if they moved, run the command that made it "
-            f"again with data.{folder.name}=PLACE: where it finds the same images it only notes their place"
+            f"again with data.{name_of(folder)}=PLACE: where it finds the same images it only notes their place"
         )
     return ShardFolder(place)
 
 
-def list_missing(out: Path, names: Sequence[str]) -> list[str]:
+def list_missing(out: Place, names: Sequence[str]) -> list[str]:
     """The shards that are not there yet, in order."""
-    return [name for name in names if not (out / name).is_file()]
+    there = list_names(out)
+    return [name for name in names if name not in there]
 
 
-def sweep(out: Path) -> None:
-    """Remove what killed writers left in an output folder, and nothing that a living one still writes."""
+def sweep(out: Place) -> None:
+    """Remove what killed writers left of an output folder, and nothing that a living one still writes."""
+    if not isinstance(out, Path):
+        sweep_unfinished(Cache.from_environment().folder)  # where this machine's shards wait until they are sent
+        return
     sweep_unfinished(out)
     for temporary in out.glob(".*.json.*.tmp"):  # written at once, unlike shards, and not locked
         with suppress(OSError):
@@ -140,6 +151,7 @@ def sweep(out: Path) -> None:
 
 class Room:
     """Whether the disk takes what is missing: bytes per shard times the missing ones, from the shards that are there.
+    What goes to a URL is not asked about: a store has room.
 
     Args:
         starts: of this job, which fill the same disk and get on alike.
@@ -151,15 +163,19 @@ class Room:
         self.missing: dict[Path, int] = {}
         self.likely: dict[Path, int] = {}
 
-    def add(self, out: Path, names: Sequence[str], likely_bytes: int = 0) -> None:
+    def add(self, out: Place, names: Sequence[str], likely_bytes: int = 0) -> None:
         """An output folder with these shards; `likely_bytes` of a shard count until there is one."""
+        if not isinstance(out, Path):
+            return
         out = out.absolute()
         self.sizes[out] = [(out / name).stat().st_size for name in names if (out / name).is_file()]
         self.missing[out] = len(names) - len(self.sizes[out])
         self.likely[out] = likely_bytes
 
-    def finish(self, out: Path, name: str) -> None:
+    def finish(self, out: Place, name: str) -> None:
         """A shard is there now. Raises RunError as `check`."""
+        if not isinstance(out, Path):
+            return
         out = out.absolute()
         with suppress(OSError):
             self.sizes[out].append((out / name).stat().st_size)
@@ -184,18 +200,18 @@ class Room:
             )
 
 
-def set_changed_aside(out: Path, names: Sequence[str]) -> None:
+def set_changed_aside(out: Place, names: Sequence[str]) -> None:
     """Rename finished shards whose bytes are no longer those that were written, so that they are made anew."""
-    there = [out / name for name in names if (out / name).is_file()]
-    large = sum(path.stat().st_size for path in there) > WORTH_A_POOL
+    there = [join(everywhere(out), name) for name in sorted(list_names(out) & {*names})]
+    large = sum(map(size_of, there)) > WORTH_A_POOL
     changes = run_pool(find_change, there, workers=None, label="check") if large else map(find_change, there)
     for path, change in zip(there, changes, strict=True):
         if change:
-            note_path(path).unlink(missing_ok=True)
+            remove(note_path(path))
             set_aside(path, f"{path}: {change}")
 
 
-def require_all(out: Path, names: Sequence[str]) -> None:
+def require_all(out: Place, names: Sequence[str]) -> None:
     """Raise RunError unless all shards are there."""
     gone = list_missing(out, names)
     if gone:

@@ -10,20 +10,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from launcher.errors import ImageError, RunError, without_traceback
 from launcher.jobs import output
 from launcher.jobs.pool import try_each
 from launcher.jobs.shares import Share
 from launcher.progress import Progress
-from shards.digests import note_written, write_digests
+from shards.cache import Cache
+from shards.digests import publish_noted, write_digests
 from shards.folder import ShardFolder
+from shards.places import is_there
+from shards.remote import Place, name_of
 from shards.schema import DataError
 from shards.write import write_tar
-
-if TYPE_CHECKING:
-    pass
 
 Members = dict[str, bytes]  # extension -> bytes
 
@@ -32,7 +32,7 @@ class ToWrite(Protocol):
     """One output shard: OUT/NAME, of so many images."""
 
     @property
-    def out(self) -> Path: ...
+    def out(self) -> Place: ...
 
     @property
     def name(self) -> str: ...
@@ -46,13 +46,13 @@ Task = TypeVar("Task", bound=ToWrite)
 
 @dataclass(frozen=True)
 class Output(Generic[Task]):
-    """An output folder, what it is made of (see output.open_output), and its shards.
+    """An output folder, here or at a URL, what it is made of (see output.open_output), and its shards.
 
     Attributes:
         likely_bytes: of a shard, where that can be told before there is one.
     """
 
-    folder: Path
+    folder: Place
     made_of: dict[str, Any]
     tasks: Sequence[Task]
     likely_bytes: int = 0
@@ -159,16 +159,17 @@ def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -
 
 
 def write_shard(
-    path: Path,
+    path: Place,
     samples: Generator[tuple[int, Members]],
     shards: ShardFolder,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the output shard of an image shard, unless another process has meanwhile."""
+    """Write the output shard of an image shard, unless another process has meanwhile. One for a URL is written into the
+    cache's folder and sent when it is finished."""
     with closing(data_errors_named(samples)) as named:
-        if not path.is_file():
-            write_tar(path, name_by_key(named, shards, advance))
-            note_written(path)
+        if not is_there(path):
+            here = path if isinstance(path, Path) else Cache.from_environment().folder / name_of(path)
+            write_tar(here, name_by_key(named, shards, advance), lambda written, _: publish_noted(written, path))
 
 
 def data_errors_named(samples: Generator[tuple[int, Members]]) -> Generator[tuple[int, Members]]:

@@ -10,6 +10,7 @@ import numpy as np
 from launcher.config.options import options_of
 from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
+from launcher.files import place_outputs
 from launcher.jobs import output as jobs
 from launcher.jobs.crf_sums import settle_chain, told
 from launcher.jobs.cues import find_cue
@@ -22,7 +23,8 @@ from launcher.jobs.shares import own_share
 from launcher.jobs.starts import count_processes
 from launcher.processes.surroundings import count_cores
 from shards.folder import ShardFolder
-from shards.remote import Place
+from shards.places import everywhere
+from shards.remote import Place, join
 from shards.schema import DataError
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step, run_chain
@@ -38,8 +40,9 @@ def refine(
     cams: str | None = None,
     overwrite: bool = False,
     launch: LaunchConfig | None = None,
-) -> list[Path]:
-    """Write RUN/masks/KIND+NAME/SPLIT/ for every kind of CAM and every split; returns these folders.
+) -> list[Place]:
+    """Write RUN/masks/KIND+NAME/SPLIT/, where the run's outputs lie, for every kind of CAM and every split; returns
+    these folders.
 
     Args:
         name: None = the names of the chain's refiners; another one lets several settings stand side by side.
@@ -58,7 +61,7 @@ def refine(
     parts = [refiner.name for refiner in settings.chain] if name is None else [name]
     outputs: list[Output[ShardToRefine]] = []
     for split in splits:  # all are looked at before the first folder is claimed or removed
-        folder = (cams_folder(run, cams) / split).absolute()
+        folder = everywhere(join(cams_folder(run, cams), split))
         inferred = jobs.read_made_of(folder)
         if inferred is None:
             raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
@@ -72,7 +75,7 @@ def refine(
         if unknown:
             raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
         for kind in kinds:
-            out = run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split
+            out = place_outputs(run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split)
             made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
             made_of |= {
                 "bg_threshold": settings.bg_threshold,
@@ -80,7 +83,7 @@ def refine(
             }
             of_kind = [
                 ShardToRefine(
-                    shards.folder, shards.index.fingerprint, folder, cues, out.absolute(), kind, of.name, len(of.keys)
+                    shards.folder, shards.index.fingerprint, folder, cues, everywhere(out), kind, of.name, len(of.keys)
                 )
                 for of in shards.index.shards
             ]
@@ -105,18 +108,18 @@ class ShardToRefine(NamedTuple):
 
     images: Place
     fingerprint: str
-    cams: Path
-    cues: dict[str, Path]
-    out: Path
+    cams: Place
+    cues: dict[str, Place]
+    out: Place
     kind: str
     name: str
     num_images: int
 
     def __str__(self) -> str:
-        return str(self.out / self.name)
+        return str(join(self.out, self.name))
 
 
-def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Path:
+def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Place:
     """The finished cues of a refiner for these image shards.
 
     Raises:
@@ -124,7 +127,7 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pat
     """
     if refiner not in settings.cues:
         raise RunError(f"refine.cues: '{refiner}' needs what `wsss cues` computes for it; give its folder")
-    folder = (settings.cues[refiner] / shards.index.split).absolute()
+    folder = everywhere(join(settings.cues[refiner], shards.index.split))
     kind = check_cues(folder, shards.index)
     if kind != refiner:
         raise RunError(f"refine.cues.{refiner}: {folder} holds cues for '{kind}'; name those for '{refiner}'")
@@ -138,7 +141,7 @@ def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
 
 def refine_here(settings: RefineConfig, advance: Callable[[], None], task: ShardToRefine) -> None:
     images = open_shards(task.images, task.fingerprint)
-    write_shard(task.out / task.name, refined_samples(settings, task), images, advance)
+    write_shard(join(task.out, task.name), refined_samples(settings, task), images, advance)
 
 
 def try_chain(settings: RefineConfig, task: ShardToRefine) -> int:

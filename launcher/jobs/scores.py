@@ -9,13 +9,13 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from shards.folder import ShardFolder
 from shards.members import AGAIN, members_next_to, sample_next_to
+from shards.remote import Place, join
 from shards.schema import DataError, decode_mask, encode_mask
 from wsss.tensors import resize
 
@@ -68,7 +68,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_scores(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iterator[tuple[int, Scores]]:
+def read_scores(shards: ShardFolder, folder: Place, name: str, kind: str) -> Iterator[tuple[int, Scores]]:
     """(number, scores) of every sample of the image shard `name`, from FOLDER/name, a CAM or mask shard.
 
     Args:
@@ -78,17 +78,17 @@ def read_scores(shards: ShardFolder, folder: Path, name: str, kind: str) -> Iter
         DataError: the tar is missing or damaged, holds other samples, other classes, or no maps of this kind.
     """
     for number, members in members_next_to(shards, folder, name, ("json", f"{kind}.npy")):
-        yield number, parse_and_check(shards, folder / name, number, members, kind)
+        yield number, parse_and_check(shards, join(folder, name), number, members, kind)
 
 
-def read_scores_of(shards: ShardFolder, folder: Path, number: int, kind: str) -> Scores:
+def read_scores_of(shards: ShardFolder, folder: Place, number: int, kind: str) -> Scores:
     """The scores of one sample, of which alone the bytes are read. Raises as read_scores."""
-    path = folder / shards.index.shards[shards.shard_of[number]].name
+    path = join(folder, shards.index.shards[shards.shard_of[number]].name)
     members = sample_next_to(shards, folder, number, ("json", f"{kind}.npy"))
     return parse_and_check(shards, path, number, members, kind)
 
 
-def parse_and_check(shards: ShardFolder, path: Path, number: int, members: Mapping[str, bytes], kind: str) -> Scores:
+def parse_and_check(shards: ShardFolder, path: Place, number: int, members: Mapping[str, bytes], kind: str) -> Scores:
     """Parse and check the scores of a sample. Raises DataError: other classes, or no maps of this kind."""
     scores, num_classes = parse_scores(shards.keys[number], members, path), len(shards.index.classes)
     if len(scores.maps[kind]) != len(scores.class_ids):
@@ -98,7 +98,7 @@ def parse_and_check(shards: ShardFolder, path: Path, number: int, members: Mappi
     return scores
 
 
-def parse_scores(key: str, members: Mapping[str, bytes], path: Path) -> Scores:
+def parse_scores(key: str, members: Mapping[str, bytes], path: Place) -> Scores:
     try:
         about = json.loads(members["json"])
         maps = {

@@ -23,6 +23,7 @@ import torch
 
 from launcher.config.sections import Config, SegmentConfig
 from launcher.errors import RunError, report_user_errors
+from launcher.files import place_outputs
 from launcher.jobs.crf_pool import (
     QUEUED,
     count_crf_workers,
@@ -42,14 +43,14 @@ from launcher.processes.launch import read_arguments
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
-from shards.remote import Place, absolute
+from shards.remote import Place, absolute, join
 from wsss.maps.fusion import TOCO
 from wsss.models.base import Network
 
 
-def segments_folder(run: Path, name: str | None) -> Path:
-    """RUN/segments, or RUN/segments@NAME for masks made with other settings."""
-    return run / (f"segments@{name}" if name else "segments")
+def segments_folder(run: Path, name: str | None) -> Place:
+    """RUN/segments, or RUN/segments@NAME for masks made with other settings, where the run's outputs lie."""
+    return place_outputs(run / (f"segments@{name}" if name else "segments"))
 
 
 def segment(
@@ -61,7 +62,7 @@ def segment(
     *,
     cams: bool = False,
     overwrite: bool = False,
-) -> Path:
+) -> Place:
     """Write one mask shard per image shard of `folder` below segments_folder; returns the folder of the split.
 
     Safe to kill and to run again: finished shards stay, the others are done.
@@ -85,7 +86,7 @@ def segment(
     share = join_share(config)
     config = config.model_copy(update={"segment": settle_segment(config.segment, device_of(config, share))})
     processes = count_here(config, share)
-    out = segments_folder(run, name) / split
+    out = join(segments_folder(run, name), split)
     job = SegmentJob(
         **say_where(trained, images, run=run, out=out, overrides=overrides),
         settings=config.segment,

@@ -22,6 +22,7 @@ from launcher.jobs.label_maps import read_label_maps
 from launcher.jobs.segment import segments_folder
 from launcher.progress import Progress
 from shards.folder import ShardFolder
+from shards.remote import join, name_of, parent_of
 from shards.schema import encode_mask, voc_palette
 
 INSIDE = "results/VOC2012/Segmentation/comp6_test_cls"
@@ -48,7 +49,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
         RunError: no masks of this split or not all, other classes than VOC's, keys that are no VOC image ids, ids above
             20 in a mask, or an archive that does not hold what it should.
     """
-    folder = segments_folder(run, name) / split
+    folder = join(segments_folder(run, name), split)
     made_of = jobs.read_made_of(folder)
     if made_of is None:
         raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
@@ -63,7 +64,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
             f"{shards.folder}: {len(strange)} keys are no VOC image ids such as 2008_000001, first '{strange[0]}'"
         )
     jobs.require_all(folder, [shard.name for shard in shards.index.shards])
-    out = out or run / f"voc2012_{folder.parent.name}_{split}.tar.gz"
+    out = out or run / f"voc2012_{name_of(parent_of(folder))}_{split}.tar.gz"
     with appearing(out) as temporary:
         with tarfile.open(temporary, "w:gz") as archive, Progress(len(shards), "pack", "image") as progress:
             for shard in shards.index.shards:

@@ -7,7 +7,7 @@ from typing import Any
 from launcher.config.file import check_content, read_content
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError
-from launcher.files import RUNS, Damaged, read_json
+from launcher.files import RUNS, Damaged, read_json, require_here
 from launcher.run import steps
 from shards.remote import Place
 from shards.schema import ClassSet
@@ -23,7 +23,8 @@ HERE = (
 
 
 def run_folder(config: Config) -> Path:
-    return RUNS / config.name
+    """Raises DataError if WSSS_RUNS names a URL."""
+    return require_here(RUNS) / config.name
 
 
 class Run:

@@ -85,7 +85,18 @@ class Inputs:
         """Number of a training sample -> its mask, of data.masks or of data.train; None if the method learns labels."""
         if not self.learns_masks:
             return None
-        return MaskFolder(self.config.data.masks, self.train) if self.config.data.masks else self.train.mask
+        return self.masks or self.train.mask
+
+    @cached_property
+    def masks(self) -> MaskFolder | None:
+        """The masks of data.masks, if that is set. Raises DataError if shards are missing."""
+        return MaskFolder(self.config.data.masks, self.train) if self.config.data.masks else None
+
+    def compare_masks(self, *, rank: int, ranks: int) -> None:
+        """Compare the bytes of one rank's share of data.masks with what was written; raises DataError if they differ.
+        A flipped bit that still decodes would be trained on."""
+        if self.masks is not None:
+            self.masks.compare(self.masks.names[rank::ranks])
 
     @cached_property
     def masks_made_of(self) -> dict[str, Any]:

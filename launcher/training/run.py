@@ -61,6 +61,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
         NotingFailure(run, accelerator.process_index) as failure,
         stop_on_sigterm(waited_s) as asked_to_stop,
     ):
+        inputs.compare_masks(rank=accelerator.process_index, ranks=accelerator.num_processes)
         found = steps.newest_good(run, accelerator)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
         if main:

@@ -1,14 +1,15 @@
 import json
 
 from shards import digests
-from shards.digests import DIGESTS, find_change, find_written, note_written, read_digests, write_digests
+from shards.digests import DIGESTS, find_change, find_written, publish_noted, read_digests, write_digests
 
 
 def test_what_was_written_is_kept_in_notes_and_then_in_one_file(tmp_path):
     one, two = tmp_path / "a-0.tar", tmp_path / "a-1.tar"
-    one.write_bytes(b"one")
-    two.write_bytes(b"three")
-    note_written(one)  # of the other one its writer was killed before it could
+    written = tmp_path / "written"
+    written.write_bytes(b"one")
+    publish_noted(written, one)
+    two.write_bytes(b"three")  # of before there were notes
     assert find_written(one).bytes == 3 and find_written(two) is None and find_change(two) == ""
     write_digests(tmp_path, ["a-0.tar", "a-1.tar"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.tar", "a-1.tar", DIGESTS]
@@ -17,14 +18,15 @@ def test_what_was_written_is_kept_in_notes_and_then_in_one_file(tmp_path):
     assert find_change(one) == "its sha256 is not that of what was written: bytes have changed"
     two.write_bytes(b"thre")
     assert find_change(two) == "has 4 bytes, 5 were written"
-    note_written(two)  # written anew: the note is newer
+    written.write_bytes(b"four")
+    publish_noted(written, two)  # written anew: the note is newer
     assert find_change(two) == ""
     write_digests(tmp_path, ["a-1.tar"])
     assert find_change(two) == "" and json.loads((tmp_path / DIGESTS).read_text())["a-1.tar"][0] == 4
 
 
 def test_a_file_of_digests_that_is_damaged_knows_nothing(tmp_path):
-    for content in ("", "[]", '{"a.tar": 3}', '{"a.tar": [1, 2, 3]}'):
+    for content in ("", "[]", '{"a.tar": 3}', '{"a.tar": [1, 2, 3]}', '{"a.tar": [1, "../../x"]}'):
         (tmp_path / DIGESTS).write_text(content)
-        digests.parse.cache_clear()
+        digests.parse_file.cache_clear()
         assert read_digests(tmp_path) == {}

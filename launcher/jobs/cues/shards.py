@@ -6,7 +6,6 @@ each sample, as its Cue encodes it. Heavy imports wait until a job starts.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import RunError, user_error_as
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from shards.remote import Place
 
 
-def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
+def write_cues(kind: str, shards: "Place", out: "Place", **settings: Any) -> "Place":
     """Write OUT/SPLIT/, one cue shard per image shard; goes on where it was stopped.
 
     Args:
@@ -36,7 +35,8 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
     from launcher.jobs.network_job import write_next_to
     from launcher.jobs.starts import join_alike
     from shards.folder import ShardFolder
-    from shards.remote import absolute, place_of
+    from shards.places import everywhere
+    from shards.remote import absolute, join, place_of
 
     cue, images = find_cue(kind)(**settings), ShardFolder(shards)
     share, processes = join_alike()
@@ -44,7 +44,7 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
         of_cue = cue.identify(images.index.classes)
     job = CueJob(
         cue=cue,
-        out=(out / images.index.split).absolute(),
+        out=everywhere(join(out, images.index.split)),
         shards=place_of(absolute(images.folder)),
         fingerprint=images.index.fingerprint,
         weights=json.dumps(of_cue),
@@ -58,10 +58,10 @@ def write_cues(kind: str, shards: "Place", out: Path, **settings: Any) -> Path:
         processes=processes,
         label=f"{kind} cues of {images.index.split}",
     )
-    return out / images.index.split
+    return join(out, images.index.split)
 
 
-def check_cues(folder: Path, index: "Index") -> str:
+def check_cues(folder: "Place", index: "Index") -> str:
     """The kind of the cues in OUT/SPLIT.
 
     Raises:
@@ -75,7 +75,7 @@ def check_cues(folder: Path, index: "Index") -> str:
     return kind
 
 
-def read_kind(folder: Path) -> str:
+def read_kind(folder: "Place") -> str:
     """The kind of the cues in OUT/SPLIT; raises RunError if there are none."""
     from launcher.jobs import output
 
@@ -85,7 +85,7 @@ def read_kind(folder: Path) -> str:
     return kind
 
 
-def read_cues(shards: "ShardFolder", folder: Path, name: str) -> Iterator[Any]:
+def read_cues(shards: "ShardFolder", folder: "Place", name: str) -> Iterator[Any]:
     """The cue of every sample of the image shard `name`, in order, from OUT/SPLIT.
 
     Decoded one at a time, for the masks of one large frame are hundreds of MB.
@@ -95,6 +95,7 @@ def read_cues(shards: "ShardFolder", folder: Path, name: str) -> Iterator[Any]:
         DataError: the tar is missing or damaged, or belongs to other image shards.
     """
     from shards.members import members_next_to
+    from shards.remote import join
     from shards.schema import DataError
 
     cue, remedy = find_cue(read_kind(folder)), "remove this shard and run `wsss cues` again"
@@ -102,5 +103,7 @@ def read_cues(shards: "ShardFolder", folder: Path, name: str) -> Iterator[Any]:
         try:
             decoded = cue.decode(members[cue.extension])
         except Exception as error:  # numpy and zipfile tell damage in many ways
-            raise DataError(f"{folder / name}: '{shards.keys[number]}' is damaged ({error!r}); {remedy}") from error
+            raise DataError(
+                f"{join(folder, name)}: '{shards.keys[number]}' is damaged ({error!r}); {remedy}"
+            ) from error
         yield decoded

@@ -81,6 +81,16 @@ def test_a_folder_of_runs_that_cannot_be_written_is_told_and_nothing_is_left(in_
     assert found.state == "fail" and "cannot be written" in found.found
 
 
+def test_a_place_of_outputs_that_cannot_be_is_told(monkeypatch):
+    monkeypatch.delenv("WSSS_OUTPUTS", raising=False)
+    assert places.outputs() == []
+    monkeypatch.setenv("WSSS_OUTPUTS", "/scratch/runs")
+    assert states(places.outputs()) == ["ok"]
+    monkeypatch.setenv("WSSS_OUTPUTS", "http://store/runs")
+    (found,) = places.outputs()
+    assert found.state == "fail" and "store of objects" in found.found
+
+
 def test_an_mlflow_server_that_does_not_answer_is_a_warning(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (found,) = places.mlflow()

@@ -22,7 +22,7 @@ from launcher.jobs.cues import CUES, find_cue
 from launcher.jobs.cues.clip import ClipCue
 from launcher.jobs.cues.shards import check_cues, read_cues, write_cues
 from launcher.processes import accelerator
-from shards.digests import note_written
+from shards.digests import publish_noted
 from shards.folder import ShardFolder
 from shards.index import Index
 from shards.schema import DataError
@@ -223,8 +223,7 @@ def test_damaged_cues_are_reported_with_their_place(images, clip_folder, tmp_pat
     keys = frames.index.shards[0].keys
     assert len(list(read_cues(frames, folder, path.name))) == len(keys) == 2
     written = path.read_bytes()
-    write_tar(path, [(key, {"clip.npy": b"no array"}) for key in keys])
-    note_written(path)  # by what wrote it
+    write_tar(path, [(key, {"clip.npy": b"no array"}) for key in keys], publish_noted)  # by what wrote it
     with pytest.raises(DataError, match=rf"val-00000.tar: '{keys[0]}' is damaged .* run `wsss cues` again"):
         next(read_cues(frames, folder, path.name))
     path.write_bytes(written[:700])
@@ -236,8 +235,7 @@ def test_damaged_proposals_are_reported_with_their_place(images, sam_file, tmp_p
     folder = write_cues("sam", images, tmp_path, weights=sam_file, variant="vit_b", **LOOSE)
     frames = ShardFolder(images)
     keys = frames.index.shards[0].keys
-    write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys])
-    note_written(folder / "val-00000.tar")
+    write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys], publish_noted)
     with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*no packed masks"):
         next(read_cues(frames, folder, "val-00000.tar"))
 

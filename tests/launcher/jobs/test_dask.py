@@ -198,6 +198,7 @@ def test_workers_of_several_threads_and_without_our_files_are_refused(tmp_path, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnfitWorker, match="gone'.*this command's file system"):
         Errand(len, describe(), str(tmp_path / "gone")).check()
+    Errand(len, describe(), str(tmp_path / "gone")).check(at_a_distance=True)
 
 
 def test_a_config_that_asks_for_processes_besides_a_cluster_is_refused(run, monkeypatch):

@@ -163,7 +163,7 @@ def test_what_is_no_images_fault_stops_the_job_at_once(failing, pets, monkeypatc
 def test_a_disk_that_takes_no_shard_stops_the_job_at_its_first(failing, pets, monkeypatch):
     tried = []
 
-    def full(path, samples):
+    def full(path, samples, publish):
         tried.append((path.name, len(list(samples))))
         raise DataError(f"{path}: No space left on device")
 

@@ -12,7 +12,7 @@ from launcher.jobs import segment as job
 from launcher.jobs import voc_archive as voc_server
 from launcher.jobs.segment import segment
 from launcher.jobs.voc_archive import INSIDE, VOC_CLASSES, check_archive, pack_voc, png_problems
-from shards.digests import note_written
+from shards.digests import publish_noted
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
 from shards.schema import encode_mask, voc_palette
@@ -100,8 +100,8 @@ def test_a_mask_with_an_id_above_20_stops_the_archive(run, test_split):
     maps = [np.full(shards.image(n).shape[:2], 255, dtype=np.uint8) for n in numbers]
     path = run / "segments/test" / name
     path.unlink()
-    write_tar(path, [(shards.keys[n], {"png": encode_mask(m)}) for n, m in zip(numbers, maps, strict=True)])
-    note_written(path)  # by what wrote it
+    masks = [(shards.keys[n], {"png": encode_mask(m)}) for n, m in zip(numbers, maps, strict=True)]
+    write_tar(path, masks, publish_noted)  # by what wrote it
     with pytest.raises(RunError, match="holds class id 255; wanted 0..20"):
         pack_voc(run)
     assert not list(run.glob("*.tar.gz")) and not list(run.glob(".*.tmp"))

@@ -16,6 +16,7 @@ from launcher.run.folder import Run
 from launcher.training.inputs import Inputs, preflight
 from launcher.training.run import train
 from shards.index import Index
+from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split
 
@@ -81,6 +82,17 @@ def test_masks_are_looked_up_once(run, scenes, opened):
     assert inputs.learns_from["data.masks"].startswith("made of ")
     assert set(next(inputs.batches_from(0))) >= {"image", "mask"}
     assert opened == Counter([scenes / "train", scenes / "val", scenes / "tune", masks])
+
+    path = masks / "train-00003.tar"
+    whole = path.read_bytes()
+    at = whole.index(b"NUMPY") + 200  # in the scores beside the mask: all decodes as before
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    inputs.compare_masks(rank=0, ranks=2)
+    told = rf"1 of 12 mask shards are not what was written:\n  {path}: its sha256 is not .*\nrun the command that made"
+    with pytest.raises(DataError, match=told):
+        inputs.compare_masks(rank=1, ranks=2)
+    with pytest.raises(DataError, match=told):
+        train(config)
 
 
 def test_nothing_is_opened_that_is_not_asked_for(in_tmp, scenes, tiny_config, opened):
