@@ -122,9 +122,7 @@ def build_cnn(
         ValueError: timm has no such model, it has no map of one stride for images of any size, or the weights do not
             fit.
     """
-    options = (
-        {"strict_img_size": False} if timm.models.is_model_in_modules(name_at_timm(timm_name), OF_ONE_SIZE) else {}
-    )
+    options: dict[str, Any] = {"strict_img_size": False} if is_of_one_size(timm_name) else {}
     options |= {} if output_stride is None else {"output_stride": output_stride}
     options |= timm_options or {}
     head = ("fc", "classifier", "head")

@@ -97,6 +97,8 @@ def build_smp(
     if weights is not None and encoder.startswith(TIMM):
         with must_run(encoder, f"{architecture} encoder with these weights", key="model.encoder"):
             load_of_timm(model.encoder.model, encoder.removeprefix(TIMM), weights, of_any_size)
+    elif weights == "timm":
+        raise ValueError(f"model.weights: '{encoder}' is none of timm's; give a file, or a tu-NAME as model.encoder")
     elif weights is not None:
         load_weights(model.encoder, weights, head=HEAD)
     mean = mean or (IMAGENET_MEAN if about is None else about.mean)

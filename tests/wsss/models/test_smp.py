@@ -58,6 +58,8 @@ def test_initial_weights_are_a_file_and_nothing_is_downloaded(smp, tmp_path, mon
     assert all(torch.equal(value, donor[key]) for key, value in started.backbone.state_dict().items())
     with pytest.raises(ValueError, match="belong to another network"):
         build_smp(1, architecture="segformer", encoder="mit_b1", weights=str(tmp_path / "mit_b0.pth"))
+    with pytest.raises(ValueError, match="model.weights: 'mit_b0' is none of timm's; give a file"):
+        build_smp(1, architecture="fpn", encoder="mit_b0", weights="timm")
     whole = timm.create_model("convnext_atto", num_classes=7)
     torch.save(whole.state_dict(), tmp_path / "atto.pth")
     started = build_smp(1, architecture="fpn", encoder="tu-convnext_atto", weights=str(tmp_path / "atto.pth"))
