@@ -61,6 +61,9 @@ class TrainConfig(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, from a layer of a backbone to the one before
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     decay_all: bool = False  # decay norms, biases and tokens too, as ToCo does
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # of an average of the weights, which is read; null = none
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
     accumulate: PositiveInt = 1  # micro-batches per update
     precision: Precision = "ieee"  # ieee: float32; tf32: its products in TF32; bf16, fp16: networks in half

@@ -94,7 +94,8 @@ def describe_crf(settings: Mapping[str, Any], left_out: Sequence[float] = ()) ->
 
 
 def describe_origin(made_of: Mapping[str, Any], split: str, seed: int) -> str:
-    return f"split {split}, checkpoint {made_of['checkpoint']}, training seed {seed}"
+    averaged = f" (weights averaged, ema_decay {made_of['ema_decay']:g})" if "ema_decay" in made_of else ""
+    return f"split {split}, checkpoint {made_of['checkpoint']}{averaged}, training seed {seed}"
 
 
 def join_options(options: Mapping[str, Any], without: Collection[str] = ()) -> str:

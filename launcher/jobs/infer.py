@@ -16,7 +16,15 @@ import torch
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
 from launcher.files import place_outputs
-from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, try_together, write_next_to
+from launcher.jobs.network_job import (
+    RunJob,
+    SamplesOf,
+    identify_average,
+    open_images,
+    say_where,
+    try_together,
+    write_next_to,
+)
 from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import may_start_processes, open_shards
 from launcher.jobs.scores import Scores
@@ -77,6 +85,7 @@ def infer(
         "image_size": config.data.image_size,
         "cam": identify_cam(config.cam),
         **identify_precision(config.train.precision),
+        **identify_average(config.train),
     }
     job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))
     write_next_to(

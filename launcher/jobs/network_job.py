@@ -19,6 +19,7 @@ from shards.places import everywhere
 from shards.remote import Place, absolute, join, place_of
 
 if TYPE_CHECKING:
+    from launcher.config.sections import TrainConfig
     from launcher.run.build import Trained
     from launcher.run.folder import Run
 
@@ -65,6 +66,11 @@ class RunJob(NetworkJob):
     run: Path
     checkpoint: str
     overrides: tuple[str, ...]
+
+
+def identify_average(train: "TrainConfig") -> dict[str, float]:
+    """What an output says of averaged weights; nothing where there are none."""
+    return {} if train.ema_decay is None else {"ema_decay": train.ema_decay}
 
 
 def say_where(

@@ -33,7 +33,7 @@ from launcher.jobs.crf_pool import (
 )
 from launcher.jobs.crf_sums import settle_segment, told
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.network_job import RunJob, SamplesOf, open_images, say_where, write_next_to
+from launcher.jobs.network_job import RunJob, SamplesOf, identify_average, open_images, say_where, write_next_to
 from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import open_shards
 from launcher.jobs.segment_images import maps_reader, segment_images
@@ -166,6 +166,7 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
         "segment": settings,
         "cam_threshold": config.evaluate.threshold if cams else None,
         "cam": asdict(rule) if cams and rule != TOCO else None,
+        **identify_average(config.train),
     }
 
 

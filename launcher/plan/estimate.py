@@ -112,6 +112,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         "weights": sizes["weights"] + sizes["frozen"],
         "gradients": trained // (processes if zero >= 2 else 1),
         "AdamW": 2 * trained // (processes if zero >= 1 else 1),
+        **({"average": sizes["weights"]} if config.train.ema_decay else {}),
         "activations": step.kept_bytes,
     }
     memory["workspace"] = int((WORKSPACE - 1) * sum(memory.values())) + CONTEXT_BYTES
@@ -127,7 +128,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     every = config.train.eval_every or max(config.train.steps, 1)
     validations = 0 if config.data.val is None else max(1, -(-config.train.steps // every))
     saves = -(-config.train.steps // config.train.save_every) if config.train.save_every else 1
-    checkpoint = sizes["weights"] + 2 * trained
+    checkpoint = (1 + bool(config.train.ema_decay)) * sizes["weights"] + 2 * trained
     disk = {"checkpoints": checkpoint * (config.train.keep + (config.train.keep_best is not None))}
     disk |= disk_of_data(config, class_set, train_images, val_images)
     assumed += [

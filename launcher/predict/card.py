@@ -69,18 +69,18 @@ def make_card(run: Path, name: str, written: Written) -> str:
         "tags": ["wsss", "weakly-supervised-segmentation", "class-activation-maps"],
         **({} if evaluation is None else {"model-index": [index_of(name, evaluation)]}),
     }
-    model = json.loads(facts["model"])
-    threshold = json.loads(facts.get("threshold", "null"))
+    model, config = json.loads(facts["model"]), json.loads(facts["config"])
+    threshold, decay = json.loads(facts.get("threshold", "null")), config["train"].get("ema_decay")
     made = {
         "network": ", ".join(f"{key} {value}" for key, value in model.items() if key in ("name", "timm_name")),
-        "method": json.loads(facts["config"])["method"]["name"],
+        "method": config["method"]["name"],
         "classes": ", ".join(json.loads(facts["classes"])),
         "input": f"{facts['input']}; trained at {facts['input_size']} px",
         "normalisation": f"mean {facts['mean']}, standard deviation {facts['std']}",
         "maps": f"{facts.get('kind', 'none')} of {', '.join(json.loads(facts.get('kinds', '[]')))}",
         "threshold": f"{threshold if threshold is not None else 'none'} ({facts.get('threshold_origin', '')})",
         "gate": f"{facts.get('gate', 'none')} ({facts.get('gate_origin', '')})",
-        "checkpoint": f"{facts['checkpoint']} of {facts['run']}",
+        "checkpoint": f"{facts['checkpoint']} of {facts['run']}{'' if decay is None else f', averaged by {decay:g}'}",
         "data": f"{about['class_set']}, fingerprint {about['dataset_fingerprint']}",
         "code": f"wsss {facts['wsss']}, commit {about['git_commit']}",
         "packages": ", ".join(f"{package} {version}" for package, version in about["packages"].items()),

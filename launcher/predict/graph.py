@@ -47,7 +47,10 @@ class Graph(nn.Module):
 
 def capture(graph: Graph, place: str) -> ExportedProgram:
     """The graph of any batch and any size of at least LEAST cells; raises RunError for a network that has none."""
-    stride = graph.reader.student.stride
+    student = graph.reader.student
+    if why := getattr(student, "no_graph", ""):
+        raise RunError(f"{place}: cannot be written as one graph of any size: {why}; take --format safetensors")
+    stride = student.stride
     rows, columns = Dim("rows", min=LEAST), Dim("columns", min=LEAST)
     image = torch.zeros(2, 3, 3 * stride, 5 * stride)
     sizes = {"image": {0: Dim("batch"), 2: stride * rows, 3: stride * columns}}
@@ -56,7 +59,7 @@ def capture(graph: Graph, place: str) -> ExportedProgram:
             return torch.export.export(graph.eval(), (image,), dynamic_shapes=sizes)
     except Exception as error:  # torch.export has many types for what it cannot follow
         raise RunError(
-            f"{place}: {type(graph.reader.student).__name__} cannot be written as one graph of any size "
+            f"{place}: {type(student).__name__} cannot be written as one graph of any size "
             f"({str(error).strip().splitlines()[0]}); take --format safetensors"
         ) from error
 

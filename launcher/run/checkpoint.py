@@ -1,6 +1,8 @@
 """What a step_NNNNNNN/ folder holds, and how it gets there whole.
 
-    model.safetensors  the method's parameters and buffers: the student, projections, heads; never a teacher
+    model.safetensors  the method's parameters and buffers: the student, projections, heads; never a teacher. With
+                       train.ema_decay it is their average: whoever reads a run gets that
+    trained.safetensors  with train.ema_decay: what the training goes on with
     optimizer.pt       the optimizer's state, tensors and numbers only
     state.json         step, world size, size and sha256 of every other file: written last
     figures.json       what evaluation found at this step; comes later, not there if nobody evaluated
@@ -11,20 +13,31 @@ There is nothing else to keep: data order and randomness are functions of (seed,
 import json
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from launcher.errors import RunError
 from launcher.files import publish, sync_to_disk, tell_refusal
 from launcher.processes.group import from_first_rank
 from launcher.progress import say
-from launcher.run.steps import MODEL, OPTIMIZER, STATE, checkpoints, find_best, folder_of, step_folders, step_number
+from launcher.run.steps import (
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    TRAINED,
+    checkpoints,
+    find_best,
+    folder_of,
+    step_folders,
+    step_number,
+)
 from shards.schema import DataError
 from shards.tars import sha256_of
 
@@ -42,6 +55,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     accelerator: "Accelerator",
     *,
+    average: nn.Module | None = None,
     keep: int,
     keep_best: str | None = None,
 ) -> Path:
@@ -51,6 +65,7 @@ def save(
 
     Args:
         method: not wrapped for data parallelism; equal on all ranks.
+        average: the method with averaged weights, where there is one.
 
     Raises:
         RunError: on all ranks, if it could not be written; the older ones are still there.
@@ -59,8 +74,9 @@ def save(
     problem = None
     if accelerator.is_main_process:
         weights, moments = to_host(method.state_dict()), to_host(optimizer.state_dict())  # what fails here is no disk
+        models = {MODEL: weights} if average is None else {MODEL: to_host(average.state_dict()), TRAINED: weights}
         try:
-            write(final, weights, moments, accelerator.num_processes)
+            write(final, models, moments, accelerator.num_processes)
         except CANNOT_WRITE as error:
             good = checkpoints(run)
             problem = (
@@ -76,7 +92,7 @@ def save(
 
 def to_host(state: Any) -> Any:
     """A state dict whose tensors are on the host."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), state)
 
 
 def explain_disk(error: Exception, run: Path) -> str:
@@ -88,14 +104,19 @@ def explain_disk(error: Exception, run: Path) -> str:
     )
 
 
-def write(final: Path, weights: dict[str, torch.Tensor], moments: dict[str, Any], world_size: int) -> None:
+def write(final: Path, models: Mapping[str, dict[str, Tensor]], moments: dict[str, Any], world_size: int) -> None:
     """One checkpoint: all bytes on the disk under a hidden name before it gets its own. The hidden name is the same at
-    every try, for `prune` to find what a killed process left."""
+    every try, for `prune` to find what a killed process left.
+
+    Args:
+        models: {file: weights}.
+    """
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / MODEL)
+        for file, weights in models.items():
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / file)
         torch.save(moments, temporary / OPTIMIZER)
         files = sorted(temporary.iterdir())
         state = {
@@ -134,13 +155,18 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
         say(f"{run}: an old checkpoint could not be removed ({error}); the next save tries again")
 
 
-def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint into an unwrapped method and its optimizer, wherever they are; returns its step.
+def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
+    """Load a checkpoint into an unwrapped method and its optimizer, wherever they are, to go on; returns its step.
+
+    Args:
+        average: gets the averaged weights; of a run that had none, its weights, as at a beginning.
 
     Raises:
         RunError: it is of another method or model, or holds more than tensors and numbers.
     """
-    load_method(method, folder)
+    load_method(method, folder, TRAINED if (folder / TRAINED).is_file() else MODEL)
+    if average is not None:
+        load_method(average, folder)
     try:
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -152,15 +178,15 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
     return step_number(folder)
 
 
-def load_method(method: nn.Module, folder: Path) -> None:
-    """Load a checkpoint's parameters into an unwrapped method, strictly.
+def load_method(method: nn.Module, folder: Path, file: str = MODEL) -> None:
+    """Load a checkpoint's parameters into an unwrapped method, strictly: those that are read, or another file's.
 
     Raises:
         RunError: the checkpoint is of another method or model, or its file is no safetensors file.
     """
     try:
-        method.load_state_dict(load_file(folder / MODEL))
+        method.load_state_dict(load_file(folder / file))
     except RuntimeError as error:
         raise RunError(f"{folder}: belongs to another method or model than its config says: {error}") from error
     except SafetensorError as error:
-        raise RunError(f"{folder / MODEL}: is no safetensors file: {error}") from error
+        raise RunError(f"{folder / file}: is no safetensors file: {error}") from error

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 MODEL, OPTIMIZER, STATE, FIGURES = "model.safetensors", "optimizer.pt", "state.json", "figures.json"
+TRAINED = "trained.safetensors"  # see checkpoint.py
 
 
 def find_best(folders: list[Path], metric: str) -> Path | None:

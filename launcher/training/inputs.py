@@ -34,7 +34,8 @@ from shards.remote import Place
 from shards.schema import ClassSet
 from shards.tars import sha256_of
 from wsss.methods import METHODS
-from wsss.methods.base import Method
+from wsss.methods.base import Frozen, Method
+from wsss.models.base import Network
 
 # Settings that do not change the trained weights, so that a run may go on with others.
 FREE_TO_CHANGE = (
@@ -250,9 +251,21 @@ def preflight(config: Config) -> int:
     processes = choose_processes(config, method)
     inputs.loaders_from(0, rank=0, ranks=processes)
     refuse_unequal_state(method, processes)
+    check_image_size(method, config.data.image_size)
     if method.gives_maps:
         try_cams(method, config)
     return processes
+
+
+def check_image_size(method: Method, side: int) -> None:
+    """Raise ConfigError if a network of the method, or its teacher, takes no images of data.image_size."""
+    networks = [module for module in method.modules() if isinstance(module, Network)]
+    networks += [part.network for part in vars(method).values() if isinstance(part, Frozen)]
+    for network in networks:
+        try:
+            network.check_size(side, side)
+        except ValueError as error:
+            raise ConfigError(f"data.image_size: {error}") from error
 
 
 def choose_processes(config: Config, method: Method) -> int:

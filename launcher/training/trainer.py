@@ -12,11 +12,13 @@ from torch import Tensor
 from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
+from launcher.processes.buffers import equalise_buffers
 from launcher.processes.group import any_rank, gather_ranks, sum_ranks
 from launcher.processes.precision import in_precision
 from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.protocol import Tracker
+from launcher.training.average import Average
 from launcher.training.gauges import Gauges
 from launcher.training.gradients import clip_gradients, poison_gradient, seed_step
 from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
@@ -65,6 +67,7 @@ class Trainer:
         self.run = run
         self.resume_from = resume_from
         self.accelerator = accelerator
+        self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.method, self.optimizer = zero.prepare(accelerator, method, optimizer)
         self.gradient: Gradient = self.losses_and_gradient
@@ -161,6 +164,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=not isinstance(self.gradient, GraphedGradient))
         with torch.no_grad():
             self.plain_method.synchronise(gather_ranks)
+        if self.average:
+            self.average.follow(self.plain_method, self.optimizer.optimizer.found_inf if self.loss_scale else None)
         if self.accelerator.device.type == "cpu":
             self.stop_if_not_finite()
 
@@ -251,8 +256,9 @@ class Trainer:
 
     def run_evaluation(self) -> None:
         if self.evaluate is not None:
-            zero.gather_full(self.optimizer, self.plain_method, moments=False)
-            figures = self.evaluate(self.step)
+            self.gather_full(moments=False)
+            with self.average.in_place_of(self.plain_method) if self.average else nullcontext():
+                figures = self.evaluate(self.step)
             self.gauges.leave_out()  # evaluation is not training time
             if self.accelerator.is_main_process:
                 self.record_figures(figures)
@@ -270,14 +276,26 @@ class Trainer:
         self.stop_if_not_finite()
         self.skips.count(self.step)  # a run that goes on from here does not meet these samples again
         started = time.perf_counter()
-        zero.gather_full(self.optimizer, self.plain_method, moments=True)
-        keep, best = self.config.keep, self.config.keep_best
+        self.gather_full(moments=True)
         checkpoint.save(
-            self.run, self.step, self.plain_method, self.optimizer, self.accelerator, keep=keep, keep_best=best
+            self.run,
+            self.step,
+            self.plain_method,
+            self.optimizer,
+            self.accelerator,
+            average=self.average and self.average.method,
+            keep=self.config.keep,
+            keep_best=self.config.keep_best,
         )
         stall_s = time.perf_counter() - started
         self.tracker.log({"train/save_s": stall_s}, self.step)
         self.gauges.leave_out(stall_s)
+
+    def gather_full(self, *, moments: bool) -> None:
+        """See zero.gather_full; the average's buffers too."""
+        zero.gather_full(self.optimizer, self.plain_method, moments=moments)
+        if self.average:
+            equalise_buffers(self.average.method)
 
     def begin(self) -> None:
         """Resume, if there is a checkpoint; a scale of the loss is part of it."""
@@ -291,6 +309,7 @@ class Trainer:
             return
         if self.accelerator.is_main_process:
             print(f"resuming from {self.resume_from}", flush=True)
-        self.step = checkpoint.load(self.resume_from, self.plain_method, self.optimizer)
+        average = self.average and self.average.method
+        self.step = checkpoint.load(self.resume_from, self.plain_method, self.optimizer, average)
         if self.step and self.is_evaluation_due() and not steps.read_figures(self.resume_from):
             self.run_evaluation()

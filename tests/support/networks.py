@@ -23,6 +23,14 @@ def tiny_cnn(num_classes: int = 1) -> CNN:
     return build_cnn(num_classes, timm_name="resnet10t", output_stride=8, timm_options=narrow)
 
 
+SWIN = {"patch_size": 4, "window_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2)}
+
+
+def tiny_swin(num_classes: int = 1) -> CNN:
+    """A Swin of two stages, whose second shifts windows of 2 x 2; 32 px images give a 4 x 4 map."""
+    return build_cnn(num_classes, timm_name="swin_tiny_patch4_window7_224", output_stride=None, timm_options=dict(SWIN))
+
+
 def tiny_pcm(num_classes: int = 1) -> PCM:
     """The same ResNet with the pixel correlation module and its random channel."""
     narrow = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.places import ROOT
@@ -53,6 +54,7 @@ def test_a_checkpoint_of_any_stage_and_number_of_processes_goes_on_under_any_oth
 
     def until(step, zero, processes, name):
         overrides = [*FOUR_STEPS, "train.save_every=1", f"train.steps={step}", f"launch.zero={zero}"]
+        overrides += ["train.ema_decay=0.5", "train.keep=4"]
         return [*overrides, f"launch.processes={processes}", f"name={name}"]
 
     two = together(
@@ -66,6 +68,11 @@ def test_a_checkpoint_of_any_stage_and_number_of_processes_goes_on_under_any_oth
     last = [load_file(f"runs/{name}/step_0000003/model.safetensors") for name in ("whole", "moved")]  # DDP's, ZeRO's
     assert {name: tensor.shape for name, tensor in last[0].items()} == {n: t.shape for n, t in last[1].items()}
     assert not any("teacher" in name for name in last[1])  # it was never prepared
+    weights = [load_file(f"runs/{name}/step_0000003/trained.safetensors") for name in ("whole", "moved")]
+    for name, average in last[0].items():
+        torch.testing.assert_close(last[1][name], average, atol=2e-5, rtol=1e-3)
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=2e-5, rtol=1e-3)
+    assert any(not torch.equal(average, weights[0][name]) for name, average in last[0].items())
 
 
 def test_two_networks_that_train_each_other_are_one_module_in_one_engine(in_tmp, tiny_yaml):

@@ -23,6 +23,7 @@ from wsss.extras import MissingPackage, is_installed
 from wsss.models.clip import load_clip
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
+from wsss.models.smp import build_smp
 from wsss.refine.concept import load_concept
 from wsss.refine.prompted import load_prompted
 from wsss.refine.sam import sam_proposals
@@ -31,6 +32,7 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 EXTRAS = SETUP["options.extras_require"]
 MODULES = {"pillow": "PIL", "PyYAML": "yaml", "pydensecrf2": "pydensecrf", "segment-anything": "segment_anything"}
+MODULES["segmentation-models-pytorch"] = "segmentation_models_pytorch"
 OF_TORCH = {"triton"}  # comes with its CUDA builds; looked for before it is imported
 
 
@@ -123,6 +125,7 @@ def load_with(name):
         ("onnx", lambda: save_onnx(None, Path("student.onnx"), {}, [])),
         ("mlflow", load_with("mlflow")),
         ("tensorboard", load_with("tensorboard")),
+        ("smp", lambda: build_smp(1, architecture="unet", encoder="resnet18")),
     ],
 )
 def test_work_whose_package_is_not_installed_says_which_extra_brings_it(plain, extra, work):

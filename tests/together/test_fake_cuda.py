@@ -17,6 +17,7 @@ from launcher.config.sections import CamConfig, TrainConfig
 from launcher.jobs.infer import cams_of
 from launcher.jobs.segment_images import maps_reader
 from launcher.tracking.protocol import NoTracker
+from launcher.training.average import Average
 from launcher.training.trainer import Trainer
 from wsss.maps.fusion import cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
@@ -30,6 +31,7 @@ LAUNCHES = 3654  # before recording
 LAST = {name: max(toy.steps.values()) for name, toy in TOYS.items()}  # a step with all losses
 HELD_BY_OTHERS = ("toco", "cotrain", "classify")  # msee, distill and supervised take the same ways
 STEPS = [(name, step, "bf16") for name, step in LAST.items() if name not in HELD_BY_OTHERS]
+STEPS += [("distill", LAST["distill"], "fp16")]  # where an average asks which updates were left out
 
 
 @pytest.mark.parametrize(("name", "step", "precision"), STEPS)
@@ -37,8 +39,11 @@ def test_a_step_of_the_trainer_runs_on_a_gpu_and_never_waits_for_it(tmp_path, na
     toy = TOYS[name]
     method, batch = build(name, 3, **toy.options).train(), as_loaded(toy.batch(4, 3))
     method.counts(batch)  # what it looks at once, on tensors of another kind
+    average = Average(method, 0.9, torch.device("cpu"))
     with fake_cuda():
         trainer = make_trainer(without_values(method), precision, tmp_path)
+        without_values(average.method)
+        trainer.average = average
         trainer.step = step
         batches = itertools.repeat({**hollow(batch), "key": ["a"] * 4})
         trainer.train_step(batches)  # what is made once: a teacher moves

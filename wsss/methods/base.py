@@ -116,6 +116,9 @@ class Frozen:
     def __call__(self, image: Tensor) -> Outputs:
         return self.on(image.device)(image)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen":
+        return self  # nothing changes it: copies of a method share it
+
     def on(self, device: torch.device) -> Network:
         """The network, moved to `device` the first time."""
         if self.network.head.weight.device != device:

@@ -24,8 +24,11 @@ class Classify(Method):
 
     def __init__(self, student: Network, *, dark_weight: float = 0.0) -> None:
         super().__init__()
-        if dark_weight < 0 or (dark_weight and not isinstance(student, ViT)):
-            raise ValueError(f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit")
+        if dark_weight < 0 or (dark_weight and type(student) is not ViT):
+            raise ValueError(
+                f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit: the attention of "
+                f"a {type(student).__name__} is not read in training"
+            )
         if dark_weight and isinstance(student, ViT):
             student.refuse_without_attention()
         self.student = student

@@ -111,7 +111,8 @@ class ToCo(Method):
         super().__init__()
         if not isinstance(student, ToCoNet):
             raise ValueError(
-                f"model: methods toco and msee train a network of model 'toco', not {type(student).__name__}"
+                "model: methods toco and msee train a network of model 'toco', a plain ViT with two classifiers and a "
+                f"decoder, not {type(student).__name__}"
             )
         if 1.0 not in cam_scales:
             raise ValueError(

@@ -14,6 +14,7 @@ from wsss.models.pcm import build_pcm
 from wsss.models.sam_decoder import build_sam_decoder
 from wsss.models.segmenter import build_segmenter
 from wsss.models.setr import build_setr
+from wsss.models.smp import build_smp
 from wsss.models.toco import build_toco
 from wsss.models.vit import build_vit
 from wsss.registry import Registry, not_callable
@@ -28,6 +29,7 @@ OURS: dict[str, Callable[..., nn.Module]] = {
     "setr": build_setr,
     "segmenter": build_segmenter,
     "deeplab": build_deeplab,
+    "smp": build_smp,
     "sam_decoder": build_sam_decoder,
     "affinity_net": build_affinity_net,
 }

@@ -70,12 +70,14 @@ class Network(nn.Module):
     Attributes:
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
         origin: which parts it has of another network of ours, in words; "" where it has none.
+        no_graph: why it cannot be exported as one graph of any size, in words; "" where nothing is known against it.
     """
 
     mean: Tensor
     std: Tensor
     unread: tuple[str, ...] = ()
     origin: str = ""
+    no_graph: str = ""
 
     def __init__(
         self, *, feature_dim: int, stride: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
@@ -94,6 +96,9 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         raise NotImplementedError
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError if it takes no images of so many pixels; it says which it takes."""
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last."""
@@ -121,6 +126,11 @@ def layer_at(layers: Any, index: int) -> Any:
     if not -len(layers) <= index < len(layers):
         raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
     return layers[index]
+
+
+def name_at_timm(timm_name: str) -> str:
+    """The architecture alone, without the hub and owner before it and the tag of its weights behind it."""
+    return timm_name.rpartition("/")[2].partition(".")[0]
 
 
 def create_backbone(
@@ -189,9 +199,8 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
             f"{path}: weights file is missing; give a path, a run, 'timm' (downloads) or null (random weights)"
         )
     state = read_state(path)
-    head = tuple(head)
-    state = {name: value for name, value in state.items() if not name.split(".")[0].startswith(head)}
-    wanted = module.state_dict()
+    wanted, head = module.state_dict(), tuple(head)  # the norm in ConvNeXt's head stays where its classifier goes
+    state = {name: one for name, one in state.items() if name in wanted or not name.split(".")[0].startswith(head)}
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
     reshaped = sorted(

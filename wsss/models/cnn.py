@@ -1,18 +1,25 @@
-"""Any timm CNN as an image classifier whose head is a map: the teacher.
+"""Any timm network with a last feature map, a CNN or a pyramid of transformer stages, as an image classifier whose head
+is a map.
 
 Shapes: B images, K classes, D channels, h x w feature grid.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from wsss.models.base import Network, Outputs, create_backbone, layer_at
+from wsss.models.base import Network, Outputs, create_backbone, layer_at, name_at_timm
 from wsss.models.dry_run import must_run, try_network
 
 DILATED = "a CNN that timm can dilate to this output_stride, such as resnet50"
+OWN = f"{DILATED}, or model.output_stride=null, the stride that it has by itself"
+OF_ONE_SIZE = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+WINDOWED = (*OF_ONE_SIZE, "davit", "tiny_vit")  # torch.export ponders for hours over windows that are padded
+TRIED_PX = (64, 128)  # a small image that is no square
 
 
 class CNN(Network):
@@ -21,35 +28,72 @@ class CNN(Network):
         class_map = W * features + b,   cls_logits = mean over h, w of class_map
 
     which equals pooling first and classifying after, so the class map is the class activation map.
+
+    Args:
+        backbone: of timm; its features are (B, D, h, w), or (B, h, w, D) where it says so (`output_fmt`).
+        whole_cells: refuse images whose sides are no multiples of the stride.
     """
 
     def __init__(
-        self, backbone: nn.Module, num_classes: int, stride: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        stride: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        whole_cells: bool = False,
     ) -> None:
         timm_cnn: Any = backbone
         super().__init__(feature_dim=timm_cnn.num_features, stride=stride, num_classes=num_classes, mean=mean, std=std)
         self.backbone = timm_cnn
+        self.whole_cells = whole_cells
 
     def forward(self, image: Tensor) -> Outputs:
-        features_BDhw = self.backbone.forward_features(self.normalise(image))
+        self.check_size(*image.shape[-2:])
+        features_BDhw = features_of(self.backbone, self.normalise(image))
         class_map_BKhw = self.head(features_BDhw)
         return Outputs(class_map_BKhw.mean(dim=(2, 3)), features_BDhw, class_map_BKhw)
+
+    def check_size(self, height: int, width: int) -> None:
+        if self.whole_cells and (height % self.stride or width % self.stride):
+            fits = [max(round(side / self.stride), 1) * self.stride for side in (height, width)]
+            raise ValueError(
+                f"images of {height} x {width} px; this {type(self.backbone).__name__} takes sides that are multiples "
+                f"of its stride {self.stride}, such as {fits[0]} x {fits[1]}"
+            )
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """A stage of the network, -1 the last."""
         return stage_of(self.backbone, index)
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
-        return activation
+        return channels_first(self.backbone, activation)
+
+
+def is_of_one_size(timm_name: str) -> bool:
+    """Whether timm makes this network for images of one size alone, unless strict_img_size=False tells it otherwise."""
+    return timm.models.is_model_in_modules(name_at_timm(timm_name), OF_ONE_SIZE)
+
+
+def features_of(backbone: Any, image: Tensor) -> Tensor:
+    """timm's own last features of a normalised image, (B, D, h, w)."""
+    return channels_first(backbone, backbone.forward_features(image))
+
+
+def channels_first(backbone: Any, features: Tensor) -> Tensor:
+    """(B, D, h, w) of features in the backbone's own order: Swin's and others' are (B, h, w, D)."""
+    is_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+    return features.permute(0, 3, 1, 2) if is_last else features
 
 
 def stage_of(backbone: nn.Module, index: int) -> nn.Module:
-    """A stage of a timm CNN by its number, as in a list; timm calls them stages, blocks or layer1 .. layer4, else its
-    feature_info names them. Raises ValueError if there is none of this number."""
+    """A stage of a timm network by its number, as in a list; timm calls them stages, blocks or layer1 .. layer4, else
+    its feature_info names them. Raises ValueError if there is none of this number."""
     for stages in ("stages", "blocks"):
         if hasattr(backbone, stages):
             return layer_at(getattr(backbone, stages), index)
-    layers = [module for name, module in backbone.named_children() if name.startswith("layer")]
+    layers = [module for name, module in backbone.named_children() if re.fullmatch(r"layer\d+", name)]
     about: Any = getattr(backbone, "feature_info", [])
     return layer_at(layers or [backbone.get_submodule(stage["module"]) for stage in about], index)
 
@@ -59,34 +103,55 @@ def build_cnn(
     *,
     timm_name: str,
     weights: str | None = None,
-    output_stride: int = 16,
+    output_stride: int | None = 16,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     timm_options: Mapping[str, Any] | None = None,
 ) -> CNN:
-    """A timm CNN by name: resnet50, resnet101, tf_efficientnet_lite0, ...
+    """A timm network by name: resnet50, convnext_tiny, swin_tiny_patch4_window7_224, pvt_v2_b2, ...
 
     Args:
         num_classes: K.
         weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
-        output_stride: pixels per cell of the class map, 8, 16 or 32; the last stages are dilated to get there.
+        output_stride: pixels per cell of the class map, 8, 16 or 32; the last stages are dilated to get there. null =
+            the stride that the network has by itself, also of those that timm cannot dilate (Swin, PVT, NextViT);
+            images are then multiples of it in size.
         mean, std: RGB normalisation; null = what timm states for this name.
 
     Raises:
-        ValueError: timm has no such model, it has no convolutional map, or the weights do not fit.
+        ValueError: timm has no such model, it has no map of one stride for images of any size, or the weights do not
+            fit.
     """
-    options = {"output_stride": output_stride, **(timm_options or {})}
+    options: dict[str, Any] = {"strict_img_size": False} if is_of_one_size(timm_name) else {}
+    options |= {} if output_stride is None else {"output_stride": output_stride}
+    options |= timm_options or {}
     head = ("fc", "classifier", "head")
-    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
-    with must_run(timm_name, "CNN"), torch.no_grad():
-        features = backbone.eval().forward_features(torch.zeros(1, 3, 64, 64))
-    side = 64 // output_stride
-    if features.shape != (1, backbone.num_features, side, side):
+    backbone = create_backbone(timm_name, weights, options, head=head, wanted=OWN)
+    any_size = (
+        "a network that takes images of any size, such as convnext_tiny, swin_tiny_patch4_window7_224 or pvt_v2_b2"
+    )
+    with must_run(timm_name, "network of {} x {} px".format(*TRIED_PX), instead=any_size), torch.no_grad():
+        features = features_of(backbone.eval(), torch.zeros(1, 3, *TRIED_PX))
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        gives = f"features {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise ValueError(f"model.timm_name: '{timm_name}' gives {gives}, no map (1, D, h, w): choose {any_size}")
+    stride = output_stride or TRIED_PX[0] // features.shape[-2]
+    wanted = (1, backbone.num_features, *(side // stride for side in TRIED_PX))
+    if features.shape != wanted:
         raise ValueError(
-            f"model.timm_name: '{timm_name}' gives features {tuple(features.shape)} for 64x64 px; "
-            f"wanted (1, {backbone.num_features}, {side}, {side}): choose a CNN, or another output_stride"
+            f"model.timm_name: '{timm_name}' gives features {tuple(features.shape)} for {TRIED_PX[0]} x {TRIED_PX[1]} "
+            f"px; wanted {wanted}: choose another output_stride, null for its own, or another network"
         )
     config = backbone.pretrained_cfg
-    cnn = CNN(backbone.train(), num_classes, output_stride, mean or config["mean"], std or config["std"])
-    try_network(cnn, timm_name, stride=output_stride)
+    cnn = CNN(
+        backbone.train(),
+        num_classes,
+        stride,
+        mean or config["mean"],
+        std or config["std"],
+        whole_cells=output_stride is None,
+    )
+    if timm.models.is_model_in_modules(name_at_timm(timm_name), WINDOWED):
+        cnn.no_graph = f"the windows of a {type(backbone).__name__} are padded by the size of the image"
+    try_network(cnn, timm_name, stride=stride)
     return cnn

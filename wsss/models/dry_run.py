@@ -14,7 +14,14 @@ from wsss.models.base import Network, Outputs
 SIDE_PX = 64  # of the image, or the next multiple of the stride
 
 
-def try_network(network: nn.Module, name: str, *, stride: int, grad_cam: bool = True) -> None:
+def try_network(
+    network: nn.Module,
+    name: str,
+    *,
+    stride: int,
+    grad_cam: bool = True,
+    key: str = "model.timm_name",
+) -> None:
     """Refuse a network that cannot run, and freeze the parameters that none of its outputs depends on.
 
     Nothing can train such a parameter (ConvNeXt's head.norm behind a 1x1 classifier), and DDP and ZeRO wait for the
@@ -23,6 +30,7 @@ def try_network(network: nn.Module, name: str, *, stride: int, grad_cam: bool = 
 
     Args:
         name: timm's, for the error.
+        key: of the config, which has it.
         stride: pixels per cell.
         grad_cam: whether maps are read from gradients, at `grad_cam_layer(-1)`.
 
@@ -31,7 +39,7 @@ def try_network(network: nn.Module, name: str, *, stride: int, grad_cam: bool = 
     """
     side, was_training = stride * math.ceil(max(SIDE_PX, 2 * stride) / stride), network.training
     seen: list[Any] = []
-    with must_run(name, type(network).__name__), torch.enable_grad():
+    with must_run(name, type(network).__name__, key=key), torch.enable_grad():
         image = torch.zeros(1, 3, side, side, device=next(network.parameters()).device)
         if not (grad_cam and isinstance(network, Network)):
             out = network.eval()(image)
@@ -46,16 +54,19 @@ def try_network(network: nn.Module, name: str, *, stride: int, grad_cam: bool = 
 
 
 @contextmanager
-def must_run(name: str, kind: str) -> Iterator[None]:
+def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str = "another network") -> Iterator[None]:
     """Whatever goes wrong inside is a ValueError that names the network: timm's are made for other uses than ours, and
-    say so by any error."""
+    say so by any error.
+
+    Args:
+        key: of the config.
+        instead: what to choose.
+    """
     try:
         yield
     except Exception as error:
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"model.timm_name: '{name}' does not run as a {kind} ({first_line}); choose another network"
-        ) from error
+        raise ValueError(f"{key}: '{name}' does not run as a {kind} ({first_line}); choose {instead}") from error
 
 
 def refuse_deaf_layer(network: Network, seen: list[Any], out: Outputs, image: Tensor) -> None:

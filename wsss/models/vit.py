@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wsss.models.base import AttentionInput, Network, Outputs, create_backbone, layer_at
+from wsss.models.base import AttentionInput, Network, Outputs, create_backbone, layer_at, name_at_timm
 from wsss.models.dry_run import try_network
 from wsss.tensors import is_size, resize_by_products
 
@@ -251,13 +251,16 @@ def build_vit(
         ValueError: timm has no such model, it is no ViT of one grid or does not run as one, or the weights do not fit.
     """
     options = {"global_pool": "", **(timm_options or {})}
-    if timm.models.is_model_in_modules(timm_name.rpartition("/")[2].partition(".")[0], ["eva"]):
+    if timm.models.is_model_in_modules(name_at_timm(timm_name), ["eva"]):
         options = {"dynamic_img_size": True, **options}  # without it timm's positions are those of one size
     plain = "a ViT of one grid, such as vit_base_patch16_224 or vit_base_patch16_dinov3"
     backbone = create_backbone(timm_name, weights, options, head=("head", "fc_norm"), wanted=plain)
     has_positions = isinstance(backbone, Eva) or getattr(backbone, "pos_embed", None) is not None
     if not isinstance(backbone, VisionTransformer | Eva) or not has_positions:
-        raise ValueError(f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not {plain}")
+        raise ValueError(
+            f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not {plain}; a network whose map gets "
+            "coarser from stage to stage (Swin, PVT, ConvNeXt) is a model cnn with output_stride: null"
+        )
     if type(backbone.patch_embed) is not PatchEmbed:
         raise ValueError(
             f"model.timm_name: '{timm_name}' makes its patches by {type(backbone.patch_embed).__name__}; choose {plain}"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from support.methods import build
+from support.networks import tiny_swin
 
 import wsss
 from launcher.config.options import Named
@@ -19,6 +20,7 @@ from launcher.predict import graph
 from launcher.predict.export import export
 from launcher.predict.model import load_model
 from launcher.run.start import read_start
+from wsss.methods.classify import Classify
 from wsss.models.base import Outputs
 
 
@@ -152,3 +154,11 @@ def test_a_file_that_differs_from_its_network_is_removed(in_tmp, monkeypatch):
     with pytest.raises(RunError, match="a.pt2: differs from the network by .* of its largest value"):
         graph.check_parity(graph.Graph(method, ["class_map"]), path, 32)
     assert not path.exists()
+
+
+def test_a_network_of_padded_windows_is_told_at_once():
+    method = Classify(tiny_swin())
+    with pytest.raises(
+        RunError, match="runs/a: .* windows of a SwinTransformer are padded .*; take --format safetensor"
+    ):
+        graph.capture(graph.Graph(method, ["class_map"]), "runs/a")

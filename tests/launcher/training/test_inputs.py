@@ -4,21 +4,27 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.networks import tiny_cnn, tiny_swin, tiny_vit
 from support.tiny import write_tiny_yaml
 
 from launcher.config.file import load_config
+from launcher.errors import ConfigError
 from launcher.jobs import output
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
 from launcher.run import folder as run_folders
 from launcher.run import steps
 from launcher.run.folder import Run
-from launcher.training.inputs import Inputs, preflight
+from launcher.training.inputs import Inputs, check_image_size, preflight
 from launcher.training.run import train
 from shards.index import Index
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split
+from wsss.methods.base import Frozen
+from wsss.methods.classify import Classify
+from wsss.methods.cotrain import CoTrain
+from wsss.methods.distill import Distill
 
 
 @pytest.fixture
@@ -98,3 +104,12 @@ def test_masks_are_looked_up_once(run, scenes, opened):
 def test_nothing_is_opened_that_is_not_asked_for(in_tmp, scenes, tiny_config, opened):
     next(Inputs(tiny_config("classify")).batches_from(0))
     assert opened == Counter([scenes / "train"])
+
+
+def test_a_size_that_a_network_or_its_teacher_does_not_take_is_told_before_a_step():
+    wanted = "data.image_size: images of 36 x 36 px; this SwinTransformer .* stride 8, such as 32 x 32"
+    for method in (Classify(tiny_swin()), Distill(tiny_vit(), Frozen(tiny_swin())), CoTrain(tiny_vit(), tiny_swin())):
+        check_image_size(method, 40)
+        with pytest.raises(ConfigError, match=wanted):
+            check_image_size(method, 36)
+    check_image_size(Classify(tiny_cnn()), 36)

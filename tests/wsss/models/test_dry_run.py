@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from support.networks import tiny_affinity_net, tiny_cnn, tiny_pcm, tiny_segmenter, tiny_toco, tiny_vit
+from support.networks import tiny_affinity_net, tiny_cnn, tiny_pcm, tiny_segmenter, tiny_swin, tiny_toco, tiny_vit
 
 from wsss.maps.gradients import gradient_maps
 from wsss.models import base
@@ -98,7 +98,9 @@ def test_parameters_that_no_output_depends_on_are_frozen_and_named():
     assert pooled.unread == ("backbone.fc_norm.weight", "backbone.fc_norm.bias")
 
 
-@pytest.mark.parametrize("build", [tiny_vit, tiny_cnn, tiny_pcm, tiny_segmenter, tiny_toco, tiny_affinity_net])
+@pytest.mark.parametrize(
+    "build", [tiny_vit, tiny_cnn, tiny_swin, tiny_pcm, tiny_segmenter, tiny_toco, tiny_affinity_net]
+)
 def test_the_dry_run_leaves_no_trace(build):
     torch.manual_seed(3)
     network = build(2)

@@ -3,7 +3,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from support.networks import tiny_cnn, tiny_vit
+from support.networks import tiny_cnn, tiny_toco, tiny_vit
 from timm.models.vision_transformer import VisionTransformer
 
 from wsss.methods.classify import Classify
@@ -156,8 +156,9 @@ def test_the_dark_channel_prior_trains_the_attention():
     torch.testing.assert_close(losses["loss"], losses["cls_loss"] + 0.5 * losses["dark_loss"])
     (gradient,) = torch.autograd.grad(losses["dark_loss"], vit.backbone.blocks[-1].attn.qkv.weight)
     assert gradient.abs().sum() > 0
-    with pytest.raises(ValueError, match="0 unless the model is a vit"):
-        Classify(tiny_cnn(), dark_weight=0.5)
+    for other in (tiny_cnn(), tiny_toco()):
+        with pytest.raises(ValueError, match="unless the model is a vit: the attention of a (CNN|ToCoNet) is not read"):
+            Classify(other, dark_weight=0.5)
 
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}

@@ -1,0 +1,67 @@
+"""The exponential moving average of a run's weights: what validation judges, and what readers of a checkpoint get."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class Average:
+    """A copy of a method whose weights follow it.
+
+        average <- average + (1 - decay) (weights - average)        after each update
+
+    Saved buffers of floats, as the statistics of BatchNorm, are averaged alike: they belong to the averaged weights.
+    Counts are copied. All of it stays on the device and waits for nothing.
+
+    Args:
+        method: at its initial weights, with which the average begins; not wrapped. A frozen teacher is not copied.
+        decay: in (0, 1); 1 / (1 - decay) updates are what it remembers.
+
+    Source: Polyak and Juditsky 1992; the form of torch.optim.swa_utils.
+    """
+
+    def __init__(self, method: nn.Module, decay: float, device: torch.device) -> None:
+        self.method = copy.deepcopy(method).to(device).eval().requires_grad_(False)
+        self.share = 1 - decay
+        self.move = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def follow(self, method: nn.Module, left_out: Tensor | None = None) -> None:
+        """Move after an update.
+
+        Args:
+            left_out: scalar, 1 where the update was left out and counts for nothing, else 0; None = none ever is.
+        """
+        pairs = self.pairs(method)
+        averages, weights = (list(side) for side in zip(*(p for p in pairs if p[0].is_floating_point()), strict=True))
+        if left_out is None:
+            self.move(averages, weights, 0)
+        else:
+            torch._foreach_lerp_(averages, weights, [self.share * (1 - left_out)] * len(averages))
+        for average, count in pairs:
+            if not average.is_floating_point():
+                average.copy_(count)
+
+    @contextmanager
+    def in_place_of(self, method: nn.Module) -> Iterator[None]:
+        """The method has the averaged weights inside, in its own tensors, which a CUDA graph or an engine may know."""
+        self.swap(method)
+        try:
+            yield
+        finally:
+            self.swap(method)
+
+    @torch.no_grad()
+    def swap(self, method: nn.Module) -> None:
+        for average, weight in self.pairs(method):
+            kept = average.clone()
+            average.copy_(weight)
+            weight.copy_(kept)
+
+    def pairs(self, method: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """(average, weight) of all that a checkpoint holds."""
+        return list(zip(self.method.state_dict().values(), method.state_dict().values(), strict=True))
