@@ -3,7 +3,6 @@
 Shapes: L layers, B images, P maps of an image, N = h * w patches.
 """
 
-import torch
 from torch import Tensor
 
 from wsss.tensors import at_least_float32, full_precision

@@ -10,7 +10,7 @@ from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
 from launcher.predict.export import export
-from launcher.run.build import build_network, load_trained
+from launcher.run.build import build_network, drop_weights, load_trained
 from launcher.run.folder import Run
 from launcher.training.run import train
 from shards.schema import SMOKE, ClassSet
@@ -92,3 +92,10 @@ def test_a_run_that_began_with_another_says_so_and_knows_it_by_content(trained, 
     checkpoint = Run(RUNS / "teacher").checkpoint()
     train(load_config(tiny_yaml("classify"), [*own, f"model.weights={checkpoint}/model.safetensors"]))  # the same bytes
     assert "begins with" not in capsys.readouterr().out  # it goes on
+
+
+def test_every_place_of_initial_weights_is_left_out_where_a_checkpoint_has_them():
+    named = Named(name="frozen", weights="a", second_weights="b", text_weights="c", second="vit", class_weights=[1, 2])
+    assert drop_weights(named).options == {
+        "weights": None, "second_weights": None, "text_weights": None, "second": "vit", "class_weights": [1, 2],
+    }  # fmt: skip
