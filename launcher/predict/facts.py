@@ -15,6 +15,7 @@ from launcher.errors import RunError
 from launcher.files import read_json
 from launcher.run.build import drop_weights
 from launcher.run.folder import EVALUATION, HERE, Run
+from launcher.run.start import weights_options
 from shards.folder import ShardFolder
 from shards.schema import ClassSet, DataError
 from wsss import __version__
@@ -97,16 +98,24 @@ def read_facts(facts: Mapping[str, str], path: Path) -> Facts:
 
 def licence_note(config: Config) -> str:
     """Where the weights come from, whose licence they have."""
-    weights, name = config.model.options.get("weights"), str(config.model.options.get("timm_name"))
-    if weights is None:
+    model, sources = config.model, []
+    for option in weights_options(model):
+        if (weights := model.options[option]) is None:
+            continue
+        name = model.options.get("timm_name" if option == "weights" else option.removesuffix("_weights"))
+        sources.append(describe_timm(str(name)) if weights == "timm" else str(weights))
+    if not sources:
         return "the weights began random: their licence is for those who trained them to choose"
-    source = str(weights)
-    if weights == "timm":
-        about = timm.get_pretrained_cfg(name)
-        known = [] if about is None else [f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else ""]
-        known += [] if about is None else [f"{about.license} as timm states it" if about.license else ""]
-        source = ", ".join([f"timm's {name}", *filter(None, known)])
-    return f"the weights began with {source}: their licence is that of this source"
+    of = "that of this source" if len(sources) == 1 else "those of these sources"
+    return f"the weights began with {' and '.join(sources)}: their licence is {of}"
+
+
+def describe_timm(name: str) -> str:
+    """A network of timm, where its weights lie and their licence as far as timm says."""
+    about = timm.get_pretrained_cfg(name)
+    known = [] if about is None else [f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else ""]
+    known += [] if about is None else [f"{about.license} as timm states it" if about.license else ""]
+    return ", ".join([f"timm's {name}", *filter(None, known)])
 
 
 def thresholds_of(run: Path) -> dict[str, Any] | None:

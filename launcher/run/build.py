@@ -9,7 +9,7 @@ from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.run import steps
 from launcher.run.checkpoint import load_method
 from launcher.run.folder import Run
-from launcher.run.start import read_start
+from launcher.run.start import read_start, weights_options
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
@@ -98,7 +98,5 @@ def load_trained(run: Run, checkpoint: Path | None = None) -> Trained:
 
 
 def drop_weights(named: Named) -> Named:
-    """The network without its initial weights, a checkpoint has them all: option `weights`, and places in options
-    whose names end in _weights, as of a network of several parts."""
-    initial = [k for k, v in named.options.items() if k == "weights" or (k.endswith("_weights") and isinstance(v, str))]
-    return named.model_copy(update=dict.fromkeys(initial))
+    """The network without its initial weights: a checkpoint has them all."""
+    return named.model_copy(update=dict.fromkeys(weights_options(named)))

@@ -29,6 +29,19 @@ class Start(NamedTuple):
     state: dict[str, Tensor]
 
 
+def weights_options(named: Named) -> list[str]:
+    """The options that say where initial weights lie: `weights`, and those whose names end in _weights and whose values
+    are text, as of a network of several parts."""
+    return [k for k, v in named.options.items() if k == "weights" or (k.endswith("_weights") and isinstance(v, str))]
+
+
+def find_further_weights(named: Named) -> dict[str, Path]:
+    """{option: file} of the initial weights besides `weights` that are there; of a folder its model.safetensors."""
+    places = {option: Path(named.options[option]) for option in weights_options(named) if option != "weights"}
+    files = {option: place / steps.MODEL if place.is_dir() else place for option, place in places.items()}
+    return {option: file for option, file in files.items() if file.is_file()}
+
+
 def find_weights(named: Named) -> Path | None:
     """The file that the weights of `model:` or `partner:` mean; None for null, 'timm' and what is not there.
 

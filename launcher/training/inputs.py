@@ -24,7 +24,7 @@ from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.lock import require_writable
-from launcher.run.start import find_weights
+from launcher.run.start import find_further_weights, find_weights
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
@@ -131,8 +131,10 @@ class Inputs:
         if self.pixel is not None:
             found["data.pixel"] = f"fingerprint {self.pixel.index.fingerprint}"
         for section, named in (("model", self.config.model), ("partner", self.config.partner)):
-            if named is not None and (weights := find_weights(named)) is not None:
-                found[f"{section}.weights"] = f"sha256 {sha256_of(weights)}"
+            if named is not None:
+                weights, files = find_weights(named), find_further_weights(named)
+                files |= {} if weights is None else {"weights": weights}
+                found |= {f"{section}.{option}": f"sha256 {sha256_of(file)}" for option, file in files.items()}
         return found
 
     def check(self) -> None:

@@ -14,12 +14,10 @@ from support.together import together, trained
 
 import wsss
 from launcher.config.file import load_config
-from launcher.config.options import Named
 from launcher.evaluation.evaluate import evaluate
 from launcher.jobs.infer import infer
 from launcher.jobs.segment import segment
 from launcher.predict.export import export
-from launcher.run.build import drop_weights
 from launcher.run.folder import run_folder
 from launcher.training.inputs import Inputs
 from launcher.training.run import train
@@ -74,13 +72,6 @@ def test_a_run_learns_from_image_labels_alone_goes_on_bit_for_bit_and_is_read_li
     for kind in ("seg", "class_map", "grad", "attention"):
         of_run, of_file = (wsss.load(place, kind=kind).predict(image) for place in (run, "student.safetensors"))
         np.testing.assert_allclose(of_run.scores, of_file.scores, atol=1e-5)
-
-
-def test_every_place_of_initial_weights_is_left_out_where_a_checkpoint_has_them():
-    named = Named(name="frozen", weights="a", second_weights="b", text_weights="c", second="vit", class_weights=[1, 2])
-    assert drop_weights(named).options == {
-        "weights": None, "second_weights": None, "text_weights": None, "second": "vit", "class_weights": [1, 2],
-    }  # fmt: skip
 
 
 @pytest.mark.slow

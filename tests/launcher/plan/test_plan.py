@@ -91,6 +91,14 @@ def test_a_network_that_reads_values_or_counts_several_images_is_planned_too(now
     assert plan_of("smoke/stage3_deeplab", *small, "model.timm_name=resnet10t").flops > 0
 
 
+def test_frozen_weights_take_no_gradients_and_need_no_files(nowhere):
+    """Grad-CAM of texts, and two encoders of 5.5 million weights."""
+    tiny = "vit_tiny_patch16_224"
+    small = ("data.image_size=64", "data.global_batch_size=2", "model.decoder_dim=32", "model.second_options={}")
+    memory = plan_of("smoke/frozen_vitb", *small, f"model.timm_name={tiny}", f"model.second={tiny}").memory
+    assert memory["weights"] > 4 * 2 * 5.5e6 and 0 < memory["gradients"] < 1e6
+
+
 def test_what_does_not_fit_says_what_does(nowhere):
     assert plan_of("smoke/teacher_resnet50").fits and plan_of("smoke/teacher_resnet50").accumulate == 1
     large = plan_of("smoke/teacher_resnet50", "data.global_batch_size=128", gpu="t4")

@@ -111,6 +111,11 @@ def test_a_wish_that_does_not_fit_is_told(run, wishes, message):
             {"name": "cnn", "timm_name": "resnet50.a1_in1k", "weights": "timm"},
             "timm's resnet50.a1_in1k, https://huggingface.co/timm/resnet50.a1_in1k, apache-2.0 as timm states it: ",
         ),
+        (
+            {"name": "frozen", "weights": "timm", "timm_name": "resnet50", "second": "none", "second_weights": "b.pth"},
+            "timm's resnet50, https://huggingface.co/timm/resnet50.a1_in1k, apache-2.0 as timm states it and b.pth: "
+            "their licence is those of these sources",
+        ),
     ],
 )
 def test_the_licence_is_by_itself_that_of_the_weights_that_a_run_began_with(tiny_config, options, note):

@@ -10,8 +10,9 @@ from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
 from launcher.predict.export import export
-from launcher.run.build import build_network, load_trained
+from launcher.run.build import build_network, drop_weights, load_trained
 from launcher.run.folder import Run
+from launcher.run.start import find_further_weights
 from launcher.training.run import train
 from shards.schema import SMOKE, ClassSet
 
@@ -92,3 +93,20 @@ def test_a_run_that_began_with_another_says_so_and_knows_it_by_content(trained, 
     checkpoint = Run(RUNS / "teacher").checkpoint()
     train(load_config(tiny_yaml("classify"), [*own, f"model.weights={checkpoint}/model.safetensors"]))  # the same bytes
     assert "begins with" not in capsys.readouterr().out  # it goes on
+
+
+def test_every_place_of_initial_weights_is_left_out_where_a_checkpoint_has_them():
+    named = Named(name="frozen", weights="a", second_weights="b", text_weights="c", second="vit", class_weights=[1, 2])
+    assert drop_weights(named).options == {
+        "weights": None, "second_weights": None, "text_weights": None, "second": "vit", "class_weights": [1, 2],
+    }  # fmt: skip
+
+
+def test_files_at_further_places_are_found_for_a_run_to_know_them_by_content(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name in ("vit.pth", "clip/model.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    vit = str(tmp_path / "vit.pth")
+    places = {"weights": vit, "second_weights": "timm", "third_weights": vit}
+    found = find_further_weights(Named(name="frozen", text_weights=str(tmp_path / "clip"), **places))
+    assert found == {"third_weights": tmp_path / "vit.pth", "text_weights": tmp_path / "clip/model.safetensors"}
