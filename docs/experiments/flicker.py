@@ -1,10 +1,11 @@
 """How much maps flicker where nothing moves, with and without smoothing, as `wsss predict` makes them of a clip.
 
-Run:  python docs/experiments/flicker.py CLIPS RUN[:KIND] [RUN[:KIND] ...]
-      CLIPS: pixel shards whose samples know their frames, or a clip; KIND of map, else that of the headline
+Run:  python docs/experiments/flicker.py CLIPS RUN[:KIND[:GATE]] [RUN[:KIND[:GATE]] ...]
+      CLIPS: pixel shards whose samples know their frames, or a clip; KIND and GATE, else as `wsss predict` has them
 
-Each frame is seen squashed, its map normalised over the clip and put to 0 where the class is below the gate. Of frames
-that follow each other, in percent:
+A map is normalised over its clip and put to 0 where the class is below the gate. Of frames that follow each other, in
+percent:
+  probability  mean |change| of the class
   still    mean |change of the score| over the tokens where nothing moves (wsss.losses.still), and over those that move
   flips    share of the still tokens that change sides of the threshold
   IoU      of the mask at the tuned threshold, on frames with smoke, where there are masks
@@ -28,7 +29,6 @@ from launcher.predict.defaults import settle
 from launcher.predict.model import load_model
 from launcher.predict.parts import Seen, smoothed
 from launcher.predict.settings import Wishes, look_as
-from shards.batches.augment import resize as resize_image
 from shards.folder import ShardFolder
 from shards.sources.video import timed_frames
 from wsss.losses.still import still_tokens
@@ -57,11 +57,10 @@ def clips_of(place: Path) -> dict[str, Clip]:
     }
 
 
-def figures_of(clip: Clip, score_Thw: Tensor, threshold: float, px: int) -> dict[str, float]:
+def figures_of(clip: Clip, score_Thw: Tensor, threshold: float) -> dict[str, float]:
     """The figures of one clip; NaN where there is nothing to count."""
-    frames = [torch.from_numpy(np.array(resize_image(image, (px, px)))).permute(2, 0, 1) / 255 for image in clip.images]
-    image_T3SS = torch.stack(frames)
-    still_Phw = still_tokens(image_T3SS[:-1], image_T3SS[1:], score_Thw.shape[1:], STILL)
+    image_T3HW = torch.from_numpy(np.stack(clip.images)).permute(0, 3, 1, 2) / 255
+    still_Phw = still_tokens(image_T3HW[:-1], image_T3HW[1:], score_Thw.shape[1:], STILL)
     change_Phw = (score_Thw[1:] - score_Thw[:-1]).abs()
     shown_Thw = score_Thw >= threshold
     flips_Phw = (shown_Thw[1:] != shown_Thw[:-1]).float()
@@ -86,10 +85,10 @@ def main(place: str, *runs: str) -> None:
     print(f"{place}: {len(clips)} clips, {sum(len(clip.images) for clip in clips.values())} frames")
     written = {}
     for named in runs:
-        run, _, kind = named.partition(":")
+        run, kind, gate = [*named.split(":"), "", ""][:3]
         model = load_model(Path(run), "cpu")
-        settings = settle(model, Wishes(kind=kind or None, view="squash"))
-        threshold, px = max(settings.threshold or 0.5, 1e-6), model.config.data.image_size
+        settings = settle(model, Wishes(kind=kind or None, gate=float(gate) if gate else None))
+        threshold = max(settings.threshold or 0.5, 1e-6)
         by_window: dict[int, dict[str, dict[str, float]]] = {n: defaultdict(dict) for n in WINDOWS}
         for name, clip in clips.items():
             looked = look_as(settings, model, clip.images)
@@ -99,9 +98,11 @@ def main(place: str, *runs: str) -> None:
                 for each in looked
             ]
             for window in WINDOWS:
-                seen = smoothed((Seen(n, float(n), each) for n, each in enumerate(gated)), window)
+                seen = [*smoothed((Seen(n, float(n), each) for n, each in enumerate(gated)), window)]
                 score_Thw = torch.from_numpy(np.stack([each.looked.cam[0] for each in seen]).astype(np.float32))
-                for figure, value in figures_of(clip, score_Thw, threshold, px).items():
+                prob_T = torch.from_numpy(np.stack([each.looked.probs[0] for each in seen]))
+                by_window[window]["probability"][name] = 100 * float((prob_T[1:] - prob_T[:-1]).abs().mean())
+                for figure, value in figures_of(clip, score_Thw, threshold).items():
                     by_window[window][figure][name] = value
         print(f"{named}: {settings.kind}, threshold {threshold:.2f}, gate {settings.gate:.2f}")
         for window, figures in by_window.items():
