@@ -283,7 +283,7 @@ class Trainer:
             self.plain_method,
             self.optimizer,
             self.accelerator,
-            average=self.average and self.average.method,
+            average=self.average.method if self.average else None,
             keep=self.config.keep,
             keep_best=self.config.keep_best,
         )
@@ -309,7 +309,7 @@ class Trainer:
             return
         if self.accelerator.is_main_process:
             print(f"resuming from {self.resume_from}", flush=True)
-        average = self.average and self.average.method
+        average = self.average.method if self.average else None
         self.step = checkpoint.load(self.resume_from, self.plain_method, self.optimizer, average)
         if self.step and self.is_evaluation_due() and not steps.read_figures(self.resume_from):
             self.run_evaluation()

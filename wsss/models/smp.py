@@ -101,8 +101,8 @@ def build_smp(
         raise ValueError(f"model.weights: '{encoder}' is none of timm's; give a file, or a tu-NAME as model.encoder")
     elif weights is not None:
         load_weights(model.encoder, weights, head=HEAD)
-    mean = mean or (IMAGENET_MEAN if about is None else about.mean)
-    network = SMP(model, num_classes, mean, std or (IMAGENET_STD if about is None else about.std))
+    known: Any = (IMAGENET_MEAN, IMAGENET_STD) if about is None else (about.mean, about.std)
+    network = SMP(model, num_classes, mean or known[0], std or known[1])
     try_network(network, encoder, stride=network.stride, grad_cam=False, key="model.encoder")
     return network
 
