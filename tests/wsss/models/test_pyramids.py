@@ -113,7 +113,7 @@ def test_a_pyramid_teaches_a_vit_and_learns_beside_it():
 def test_what_a_pyramid_cannot_is_told():
     swin = tiny_swin()
     assert not has_attention(swin)
-    with pytest.raises(ValueError, match="a CNN has no attention to read; choose a plain ViT"):
+    with pytest.raises(ValueError, match="a CNN has no attention to read; choose a ViT"):
         view_maps(swin, lambda out: {}, torch.rand(1, 3, 32, 32), ["attention"])
     with pytest.raises(ValueError, match="images of 30 x 45 px; this SwinTransformer .* stride 8, such as 32 x 48"):
         swin(torch.rand(1, 3, 30, 45))
