@@ -27,7 +27,7 @@ def dense_pair_loss(logits_BNN: Tensor, label_Bhw: Tensor, group_size: int | Non
         label_Bhw: {0, k, 255} on the grid of the patches.
         group_size: see balanced_segmentation_loss.
 
-    Source: WeCLIP, affinity loss of the decoder's features, in a balanced form (D-150).
+    Source: WeCLIP, affinity loss of the decoder's features, in a balanced form (D-148).
     """
     label_BN = label_Bhw.flatten(1)
     known_BN = label_BN != IGNORE_INDEX

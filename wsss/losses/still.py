@@ -38,7 +38,7 @@ def still_loss(first_PChw: Tensor, second_PChw: Tensor, still_Phw: Tensor) -> Te
 
     The maps are standardised, with a gradient through mean and variance, since their scale is free: a cosine does not
     see it, and a loss on the maps as they are would fall if they shrank. For the same reason both sides carry a
-    gradient: no constant map is rewarded, and neither frame is the better teacher (D-161).
+    gradient: no constant map is rewarded, and neither frame is the better teacher (D-156).
 
     Args:
         first_PChw, second_PChw: any real maps.

@@ -20,7 +20,7 @@ def agreeing_attention(attention_LBNN: Tensor, affinity_BNN: Tensor | None) -> T
     Args:
         affinity_BNN: None = the mean of all layers.
 
-    Source: WeCLIP, frozen CLIP CAM refinement module, in our reading (D-150).
+    Source: WeCLIP, frozen CLIP CAM refinement module, in our reading (D-148).
     """
     attention_LBNN = at_least_float32(attention_LBNN)
     if affinity_BNN is None:

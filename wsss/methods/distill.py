@@ -33,7 +33,7 @@ class Distill(Consistency):
 
     Source: smoke paper, section 3.2. Differs from the published code, where the target has a second channel that
     nothing trains (D-02) and where channel counts that differ meet a random layer (D-03). The time loss is of this
-    project (D-161); the paper names video as future work.
+    project (D-156); the paper names video as future work.
     """
 
     needs_teacher: ClassVar[bool] = True

@@ -49,7 +49,7 @@ class FrozenFeatures(Method):
         ValueError: options that contradict each other, or another network.
 
     Source: WeCLIP (Zhang et al., CVPR 2024), frozen CLIP CAM refinement module, and WeCLIP+ (TPAMI 2025); in our
-    reading (D-150).
+    reading (D-148).
     """
 
     student: FrozenNet

@@ -49,7 +49,7 @@ class FrozenNet(Network):
         dim, blocks, heads: of the decoder.
         text: None = the classifier is learnt.
 
-    Source: WeCLIP (Zhang et al., CVPR 2024), frozen CLIP feature decoder; WeCLIP+ (TPAMI 2025) for two encoders; D-150.
+    Source: WeCLIP (Zhang et al., CVPR 2024), frozen CLIP feature decoder; WeCLIP+ (TPAMI 2025) for two encoders; D-148.
     """
 
     def __init__(
