@@ -1,4 +1,5 @@
-"""Every make-up of a row of M-SEE's tables, and every config of ToCo and M-SEE, at toy size: a step, masks, figures."""
+"""Every make-up of a row of M-SEE's tables, and every config of ToCo, M-SEE and `frozen`, at toy size: a step, masks,
+figures."""
 
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from support.places import ROOT
 from support.squares import Squares
 from support.study_walk import rows_that_run, shapes_of, split_rows
-from support.toys import TOY
+from support.toys import TOY, TOY_FROZEN
 
 from launcher.config.file import load_config
 from launcher.studies.figures import tabulate_study
@@ -22,8 +23,8 @@ CONFIGS = sorted(path for place in ("voc", "coco", "voc_mini") for path in (ROOT
 
 def at_toy_size(path: Path, overrides=()):
     config = load_config(path, overrides)
-    further = ["method.msee_from=0"] if config.method.name == "msee" else []
-    return load_config(path, [*overrides, *TOY, *further])
+    toys = {"toco": TOY, "msee": [*TOY, "method.msee_from=0"], "frozen": TOY_FROZEN}
+    return load_config(path, [*overrides, *toys[config.method.name]])
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,13 @@ def test_every_other_row_has_the_commands_of_one_that_ran_but_for_their_values()
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_config_takes_a_step_with_all_its_losses(path, place):
-    method = train(at_toy_size(path, ["evaluate.gallery=0", "data.val=null"])).train()
-    assert type(method).__name__.lower() == path.stem.split("_")[0]
-    assert all(term.start == 0 for term in method.schedule.terms.values())
+    config = at_toy_size(path, ["evaluate.gallery=0", "data.val=null"])
+    assert config.method.name == path.stem.split("_")[0]
+    method = train(config).train()
+    if config.method.name == "frozen":
+        assert method.phase(0) == (True, True)
+    else:
+        assert all(term.start == 0 for term in method.schedule.terms.values())
 
 
 def test_a_class_that_the_batch_group_cannot_hold_is_told(place):
