@@ -20,8 +20,8 @@ from launcher.run import checkpoint, steps
 from launcher.tracking.protocol import Tracker
 from launcher.training.average import Average
 from launcher.training.gauges import Gauges
-from launcher.training.gradients import clip_gradients, poison_gradient, seed_step
-from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
+from launcher.training.gradients import SharedGradient, clip_gradients, poison_gradient, seed_step
+from launcher.training.graph import Gradient, GraphedGradient, is_recorded
 from launcher.training.loss_scale import LossScale
 from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
 from launcher.training.skips import Skips
@@ -69,10 +69,14 @@ class Trainer:
         self.accelerator = accelerator
         self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
-        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer)
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        ranks, device = accelerator.num_processes, accelerator.device.type
+        recorded = is_recorded(config, method, device=device, processes=ranks, zero=zero.uses_zero(accelerator))
+        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer, wrap=not recorded)
         self.gradient: Gradient = self.losses_and_gradient
-        if config.graph and may_be_recorded(accelerator, method):
+        if recorded:
             self.gradient = GraphedGradient(self.losses_and_gradient, method.phase)
+        self.shared = SharedGradient(self.parameters) if recorded and ranks > 1 else None
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
@@ -81,7 +85,6 @@ class Trainer:
         self.tracker = tracker
         self.global_batch_size = global_batch_size
         self.skips = skips or Skips(run, 0, accelerator)
-        self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.step = 0
         self.is_first = True  # no step was made yet
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
@@ -157,6 +160,8 @@ class Trainer:
             with zero.accumulating(self.accelerator, self.method, last=last):
                 losses = self.gradient(batch, self.step)
             self.add_to_log_window(batch["key"], losses)
+        if self.shared:
+            self.shared.average()
         if self.loss_scale:
             self.loss_scale.down(self.parameters)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
