@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.models.cnn import create_stages, last_stages
 from wsss.models.dry_run import try_network
-from wsss.models.pcm import create_stages, last_stages
 from wsss.tensors import resize
 
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at, load_weights
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
+from wsss.models.weights import load_weights
 from wsss.tensors import full_precision, is_size
 
 STEM_DIM = 64

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import Outputs, create_backbone
-from wsss.models.cnn import DILATED
+from wsss.models.base import Outputs
+from wsss.models.cnn import DILATED, HEAD
 from wsss.models.dry_run import try_network
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
+from wsss.models.weights import create_backbone
 
 LOW_STRIDE = 4  # pixels per cell of the features that the decoder takes its edges from
 
@@ -117,8 +118,7 @@ def build_deeplab(
         ValueError: timm has no such model, it has no features at stride 4 and output_stride, or the weights do not fit.
     """
     options = {"output_stride": output_stride, **(timm_options or {})}
-    head = ("fc", "classifier", "head")
-    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
+    backbone = create_backbone(timm_name, weights, options, head=HEAD, wanted=DILATED)
     strides = [stage["reduction"] for stage in getattr(backbone, "feature_info", [{"reduction": None}])]
     if LOW_STRIDE not in strides or strides[-1] != output_stride:
         raise ValueError(
@@ -126,9 +126,7 @@ def build_deeplab(
             f"{output_stride}: choose a CNN, or another output_stride"
         )
     low, high = strides.index(LOW_STRIDE), len(strides) - 1
-    backbone.prune_intermediate_layers(
-        [low, high], prune_norm=True, prune_head=True
-    )  # what lies behind them would have no gradient
+    backbone.prune_intermediate_layers([low, high], prune_norm=True, prune_head=True)  # what is behind gets no gradient
     config = backbone.pretrained_cfg
     deeplab = DeepLab(
         backbone,

@@ -108,7 +108,7 @@ class FrozenNet(Network):
         """Tokens after the last block, their grid, the patches at each depth, and what the attention of the last
         `attended` blocks reads."""
         embedded = encoder.embed(encoder.normalise(image))
-        depths, begin, depth = {}, 0, len(encoder.backbone.blocks)
+        depths, begin, depth = {}, 0, len(encoder.blocks)
         with encoder.reading_attention(attended) if attended else nullcontext([]) as seen:
             for end in sorted({layer % depth + 1 for layer in self.layers} | {depth}):
                 embedded = embedded._replace(tokens_BND=encoder.through(embedded, begin, end))
@@ -189,7 +189,7 @@ def build_frozen(
     encoders[0].refuse_without_attention()
     if second is not None:
         encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
-    depth = min(len(encoder.backbone.blocks) for encoder in encoders)
+    depth = min(len(encoder.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers):
         raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last")
     if decoder_heads < 1 or decoder_dim % decoder_heads:

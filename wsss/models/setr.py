@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs
+from wsss.models.embedding import resize_positions
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
-from wsss.models.vit import resize_positions
 
 
 class SETR(SegmentationNetwork):
