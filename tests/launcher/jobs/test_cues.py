@@ -33,7 +33,7 @@ from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.clip import clip_maps
-from wsss.refine.sam import sam_proposals
+from wsss.refine.sam import ProposalOptions, sam_proposals
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_sam_cues_are_the_proposals_of_every_image(images, sam_file, tmp_path):
     assert list(found) == frames.keys
     sam = load_sam(sam_file, "vit_b")
     for number in (0, 3):
-        want = sam_proposals(sam, frames.image(number), **LOOSE)
+        want = sam_proposals(sam, frames.image(number), ProposalOptions(**LOOSE))
         assert len(want) and np.array_equal(found[frames.keys[number]], want)
     assert check_cues(folder, frames.index) == "sam"
     assert CUES["sam"].select_classes(want, [3]) is want
