@@ -16,7 +16,7 @@ class CoTrain(Consistency):
         L = L_cls(student) + L_cls(partner) + align_weight * align_loss(student, partner)
 
     One module holds both networks, so that DDP or DeepSpeed wraps and steps them as one: two engines under one loss
-    train only the first (stack, 2). What is read afterwards is the student.
+    train only the first. What is read afterwards is the student.
 
     CAM kinds: `grad`, `layer`, `class_map` and `project`, of the student.
 

@@ -78,7 +78,7 @@ class FrozenFeatures(Method):
             raise ValueError(f"method: wanted 0 <= bg_threshold ({bg_threshold}) <= fg_threshold ({fg_threshold}) <= 1")
         if seg_weight < 0 or pair_weight < 0:
             raise ValueError(f"method: wanted seg_weight ({seg_weight}) and pair_weight ({pair_weight}) >= 0")
-        depth = len(student.first.backbone.blocks)
+        depth = len(student.first.blocks)
         if not 0 <= attended <= depth or walk_steps < 0:
             raise ValueError(f"method: wanted attended ({attended}) in [0, {depth}] and walk_steps ({walk_steps}) >= 0")
         if student.by_text and seg_from > 0:
