@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsss.models.cnn import create_stages, last_stages
 from wsss.models.dry_run import try_network
+from wsss.models.weights import normalisation
 from wsss.tensors import resize
 
 
@@ -97,7 +98,6 @@ def build_affinity_net(
     options = timm_options or {}
     backbone, dims = create_stages(timm_name, weights, options, count=3, output_stride=output_stride, dilated=dilated)
     head = AffinityHead(dims, widths=widths, affinity_dim=affinity_dim)
-    config = backbone.pretrained_cfg
-    network = AffinityNet(backbone, head, mean or config["mean"], std or config["std"])
+    network = AffinityNet(backbone, head, *normalisation(backbone, mean, std))
     try_network(network, timm_name, stride=output_stride, grad_cam=False)
     return network

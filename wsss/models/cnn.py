@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import Network, Outputs, layer_at
 from wsss.models.dry_run import must_run, try_network
-from wsss.models.weights import create_backbone, name_at_timm
+from wsss.models.weights import create_backbone, name_at_timm, normalisation
 
 DILATED = "a CNN that timm can dilate to this output_stride, such as resnet50"
 HEAD = ("fc", "classifier", "head")  # what timm calls the classifiers of these
@@ -188,15 +188,8 @@ def build_cnn(
             f"model.timm_name: '{timm_name}' gives features {tuple(features.shape)} for {TRIED_PX[0]} x {TRIED_PX[1]} "
             f"px; wanted {wanted}: choose another output_stride, null for its own, or another network"
         )
-    config = backbone.pretrained_cfg
-    cnn = CNN(
-        backbone.train(),
-        num_classes,
-        stride,
-        mean or config["mean"],
-        std or config["std"],
-        whole_cells=output_stride is None,
-    )
+    colours = normalisation(backbone, mean, std)
+    cnn = CNN(backbone.train(), num_classes, stride, *colours, whole_cells=output_stride is None)
     if timm.models.is_model_in_modules(name_at_timm(timm_name), WINDOWED):
         cnn.no_graph = f"the windows of a {type(backbone).__name__} are padded by the size of the image"
     try_network(cnn, timm_name, stride=stride)

@@ -14,7 +14,7 @@ from wsss.models.base import Outputs
 from wsss.models.cnn import DILATED, HEAD
 from wsss.models.dry_run import try_network
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
-from wsss.models.weights import create_backbone
+from wsss.models.weights import create_backbone, normalisation
 
 LOW_STRIDE = 4  # pixels per cell of the features that the decoder takes its edges from
 
@@ -60,6 +60,8 @@ class DeepLab(SegmentationNetwork):
         self,
         backbone: nn.Module,
         num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
         *,
         layers: tuple[int, int],
         stride: int,
@@ -67,8 +69,6 @@ class DeepLab(SegmentationNetwork):
         aspp_dim: int,
         low_dim: int,
         decoder_dim: int,
-        mean: Sequence[float],
-        std: Sequence[float],
     ) -> None:
         super().__init__(feature_dim=decoder_dim, stride=stride, num_classes=num_classes, mean=mean, std=std)
         timm_cnn: Any = backbone
@@ -127,18 +127,16 @@ def build_deeplab(
         )
     low, high = strides.index(LOW_STRIDE), len(strides) - 1
     backbone.prune_intermediate_layers([low, high], prune_norm=True, prune_head=True)  # what is behind gets no gradient
-    config = backbone.pretrained_cfg
     deeplab = DeepLab(
         backbone,
         num_classes,
+        *normalisation(backbone, mean, std),
         layers=(low, high),
         stride=output_stride,
         rates=rates,
         aspp_dim=aspp_dim,
         low_dim=low_dim,
         decoder_dim=decoder_dim,
-        mean=mean or config["mean"],
-        std=std or config["std"],
     )
     try_network(deeplab, timm_name, stride=output_stride, grad_cam=False)
     return deeplab

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wsss.models.base import Network, Outputs
 from wsss.models.cnn import create_stages, last_stages, stage_of
 from wsss.models.dry_run import try_network
+from wsss.models.weights import normalisation
 from wsss.tensors import at_least_float32, full_precision
 
 EPS = 1e-5
@@ -175,14 +176,12 @@ def build_pcm(
     backbone, stage_dims = create_stages(
         timm_name, weights, timm_options or {}, count=2, output_stride=output_stride, dilated=dilated
     )
-    config = backbone.pretrained_cfg
     pcm = PCM(
         backbone,
         stage_dims,
         num_classes,
         output_stride,
-        mean or config["mean"],
-        std or config["std"],
+        *normalisation(backbone, mean, std),
         conv_dim=conv_dim or stage_dims[-1],
         f8_dim=f8_dim,
         affinity_dim=affinity_dim,

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from wsss.models.base import AttentionInput, Network, Outputs, layer_at
 from wsss.models.dry_run import try_network
 from wsss.models.embedding import Embedded, embed_learned, embed_rotary
-from wsss.models.weights import create_backbone, name_at_timm
+from wsss.models.weights import create_backbone, name_at_timm, normalisation
 
 
 class ViT(Network):
@@ -197,7 +197,6 @@ def build_vit(
         raise ValueError(
             f"model.timm_name: '{timm_name}' makes its patches by {type(backbone.patch_embed).__name__}; choose {plain}"
         )
-    config: Any = backbone.pretrained_cfg
-    vit = ViT(backbone, num_classes, mean or config["mean"], std or config["std"], checkpointing=checkpointing)
+    vit = ViT(backbone, num_classes, *normalisation(backbone, mean, std), checkpointing=checkpointing)
     try_network(vit, timm_name, stride=vit.stride)
     return vit

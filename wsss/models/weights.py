@@ -55,6 +55,13 @@ def create_backbone(
     return backbone
 
 
+def normalisation(
+    backbone: Any, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of RGB in [0, 1]: those given, else what timm states for this network."""
+    return mean or backbone.pretrained_cfg["mean"], std or backbone.pretrained_cfg["std"]
+
+
 def explain_download(timm_name: str) -> str:
     """How to get weights of timm to a machine that cannot download them."""
     about = timm.get_pretrained_cfg(timm_name)
