@@ -41,6 +41,12 @@ def mean_in_groups(value_Bxy: Tensor, mask_Bxy: Tensor, group_size: int | None) 
     return total / (sum_in_groups(mask_Bxy.sum(dim=(1, 2)), group_size) + 1)
 
 
+def mean_where(value_Bxy: Tensor, mask_Bxy: Tensor, group_size: int | None) -> Tensor:
+    """sum(mask * value) / max(sum(mask), 1) over each group of consecutive images, one value per group."""
+    total_G = sum_in_groups((mask_Bxy * value_Bxy).sum(dim=(1, 2)), group_size)
+    return total_G / sum_in_groups(mask_Bxy.sum(dim=(1, 2)), group_size).clamp(min=1)
+
+
 def sum_in_groups(value_B: Tensor, group_size: int | None) -> Tensor:
     """Sums over each `group_size` consecutive images, one value per group; None = all images are one group.
 

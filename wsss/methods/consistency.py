@@ -20,7 +20,7 @@ from wsss.losses.align import (
     check_takes_temperature,
     name_levels,
 )
-from wsss.methods.base import Method
+from wsss.methods.base import Method, left_out
 from wsss.models.base import Network, Outputs
 from wsss.tensors import resize
 
@@ -140,11 +140,9 @@ class Consistency(Method):
         self.check_images(len(of_images))
         return of_images.roll(1, dims=0) if self.shuffle_teacher else of_images
 
-    def unused(self) -> Tensor:
-        """0 times everything that the alignment trains, for steps without it."""
-        modules = [m for m in (self.project, self.project_target) if m is not None]
-        total = sum((p.sum() for m in modules for p in m.parameters() if p.requires_grad), torch.zeros(()))
-        return 0.0 * total
+    def without_alignment(self) -> Tensor | float:
+        """The alignment's part in the loss of a step without it: 0, see left_out."""
+        return left_out(module for module in (self.project, self.project_target) if module is not None)
 
     def projected_maps(self, out: Outputs, teacher: Network) -> dict[str, Tensor]:
         """{`project`: (B, K, h, w)} where the projection can be read as class maps, else nothing."""

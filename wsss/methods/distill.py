@@ -56,7 +56,7 @@ class Distill(Consistency):
         cls_loss = image_label_loss(out, batch["image_label"])
         losses = {"loss": cls_loss, "cls_loss": cls_loss}
         if self.align_weight == 0:
-            losses["loss"] = losses["loss"] + self.unused()
+            losses["loss"] = losses["loss"] + self.without_alignment()
         else:
             losses["align_loss"] = self.align_loss(out, self.teacher(batch["image"]))
             losses["loss"] = losses["loss"] + self.align_weight * losses["align_loss"]

@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
@@ -16,8 +15,8 @@ from wsss.maps.agreement import agreeing_attention, walk_along
 from wsss.maps.cam import maps_of_present, normalise_cam
 from wsss.maps.gradients import class_maps, recording
 from wsss.maps.par import DILATIONS
-from wsss.maps.pseudo_label import refined_label
-from wsss.methods.base import Batch, Method
+from wsss.maps.pseudo_label import check_thresholds, labels_on_grid, refined_label
+from wsss.methods.base import Batch, Method, left_out
 from wsss.models.frozen import Encoded, FrozenNet
 from wsss.tensors import check_groups, resize
 
@@ -74,8 +73,7 @@ class FrozenFeatures(Method):
         super().__init__()
         if not isinstance(student, FrozenNet):
             raise ValueError(f"model: method frozen trains a network of model 'frozen', not {type(student).__name__}")
-        if not 0 <= bg_threshold <= fg_threshold <= 1:
-            raise ValueError(f"method: wanted 0 <= bg_threshold ({bg_threshold}) <= fg_threshold ({fg_threshold}) <= 1")
+        check_thresholds(bg_threshold, fg_threshold)
         if seg_weight < 0 or pair_weight < 0:
             raise ValueError(f"method: wanted seg_weight ({seg_weight}) and pair_weight ({pair_weight}) >= 0")
         depth = len(student.first.blocks)
@@ -98,17 +96,17 @@ class FrozenFeatures(Method):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         learns = step >= self.seg_from
         seen, cam_BPhw = self.look(batch, self.attended if learns else 0)
-        fused_BEhw, seg_logits_BChw = self.student.decode(seen.depths)
         losses = {}
         if not self.student.by_text:
             losses["cls_loss"] = classification_loss(self.student.classify(seen), batch["image_label"])
         if not learns:
-            unused = 0.0 * (seg_logits_BChw.sum() + fused_BEhw.sum())
-            return {"loss": losses["cls_loss"] + unused, **losses}
+            return {"loss": losses["cls_loss"] + left_out(self.student.decoder), **losses}
+        fused_BEhw, seg_logits_BChw = self.student.decode(seen.depths)
         affinity_BNN = affinity_logits(fused_BEhw)
         label_BHW = self.pseudo_label(batch, cam_BPhw, seen.attention_LBNN, affinity_BNN, step)
         losses["seg_loss"] = balanced_segmentation_loss(seg_logits_BChw, label_BHW, self.group_size)
-        losses["pair_loss"] = dense_pair_loss(affinity_BNN, shrink(label_BHW, fused_BEhw), self.group_size)
+        label_Bhw = labels_on_grid(label_BHW, fused_BEhw.shape[-2:])
+        losses["pair_loss"] = dense_pair_loss(affinity_BNN, label_Bhw, self.group_size)
         loss = losses.get("cls_loss", 0.0) + self.seg_weight * losses["seg_loss"]
         return {"loss": loss + self.pair_weight * losses["pair_loss"], **losses}
 
@@ -157,9 +155,3 @@ class FrozenFeatures(Method):
         affinity_BNN = affinity_logits(self.student.decode(seen.depths)[0])
         label_BHW = self.pseudo_label(whole, raw_BPhw, seen.attention_LBNN, affinity_BNN, self.agree_from)
         return {"first map": normalise_cam(raw_BPhw).amax(dim=1), "pseudo label": label_BHW}
-
-
-def shrink(label_BHW: Tensor, like_BEhw: Tensor) -> Tensor:
-    """A label map on the grid of the patches, nearest pixels."""
-    small_B1hw = F.interpolate(label_BHW[:, None].float(), size=like_BEhw.shape[-2:], mode="nearest-exact")
-    return small_B1hw[:, 0].long()

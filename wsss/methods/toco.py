@@ -23,8 +23,8 @@ from wsss.losses.energy import dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.maps.boxes import valid_tokens
 from wsss.maps.par import DILATIONS
-from wsss.maps.pseudo_label import certainty, refined_label, seed_label
-from wsss.methods.base import Batch, Method
+from wsss.maps.pseudo_label import certainty, check_thresholds, refined_label, seed_label
+from wsss.methods.base import Batch, Method, left_out
 from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views, make_views, see
 from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
@@ -118,8 +118,7 @@ class ToCo(Method):
             raise ValueError(
                 f"method.cam_scales is {cam_scales}; 1.0 must be among them: its pass is the training pass"
             )
-        if not 0 <= bg_threshold <= fg_threshold <= 1:
-            raise ValueError(f"method: wanted 0 <= bg_threshold ({bg_threshold}) <= fg_threshold ({fg_threshold}) <= 1")
+        check_thresholds(bg_threshold, fg_threshold)
         self.student = student
         self.project = ProjectionHead(
             student.feature_dim, dim=projection_dim, bottleneck=bottleneck, out_dim=projection_out
@@ -167,7 +166,8 @@ class ToCo(Method):
             present_BP: the same as channels, padded with -1.
         """
         seen = self.see(views, image_label_BK, present_BP, step)
-        total, parts = self.unused(seen), {}
+        untrained = [self.get_submodule(name) for name in self.schedule.untrained_at(step)]
+        total, parts = left_out(untrained), {}
         for term in self.schedule.at(step):
             parts[f"{term.name}_loss"] = part = term.compute(seen)
             total = total + term.weight * part
@@ -281,9 +281,3 @@ class ToCo(Method):
         """Draw what was seen."""
         label = {} if seen.label_BHW is None else {"pseudo label": seen.label_BHW}
         return {**draw_scales(self.student, seen), **label}
-
-    def unused(self, seen: Seen) -> Tensor:
-        """0 times every trained parameter that this step leaves out."""
-        modules = [self.get_submodule(name) for name in self.schedule.untrained_at(seen.step)]
-        parameters = [p for module in modules for p in module.parameters()]
-        return 0.0 * sum((p.sum() for p in parameters), seen.main.cls_BD.new_zeros(()))

@@ -83,6 +83,11 @@ class FrozenNet(Network):
     def first(self) -> Any:
         return self.encoders[0]
 
+    @property
+    def decoder(self) -> tuple[nn.Module, ...]:
+        """What `decode` trains."""
+        return self.project, self.fuse, self.blocks, self.seg_head
+
     def train(self, mode: bool = True) -> "FrozenNet":
         super().train(mode)
         self.encoders.eval()
