@@ -11,27 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.models.clip import Clip, Prompts, encode_prompts
+from wsss.models.clip import Clip, Prompts
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
-def clip_maps(
-    clip: Clip,
-    images: Sequence[np.ndarray],
-    positive: Sequence[Sequence[str]],
-    negative: Sequence[str],
-    *,
-    size: int | None = None,
-) -> Tensor:
-    """Where each class's prompts describe the images better than all others do; see `maps_of_prompts`."""
-    return maps_of_prompts(clip, images, encode_prompts(clip, positive, negative), size=size)
-
-
 @torch.no_grad()
-def maps_of_prompts(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, size: int | None = None) -> Tensor:
+def clip_maps(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, size: int | None = None) -> Tensor:
     """Probability mass of each class's prompts at every patch.
 
         CLIP:    map_k = sum of softmax_p(logit_scale * <patch, text_p>) over the prompts p of class k

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
-from launcher.jobs.cues.cue import Cue
+from launcher.jobs.cues.cue import Cue, digests_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,8 +89,7 @@ class SamCue(Cue):
             from wsss.refine.prompted import check_prompted
 
             check_prompted(self.weights)
-            digests = {name: sha256_of(self.weights / name) for name in WEIGHTS}
-            return {"weights": digests, "by": self.by, **settings}
+            return {"weights": digests_of(self.weights, WEIGHTS), "by": self.by, **settings}
         check_weights(self.weights, self.checked_variant)
         return {"weights": sha256_of(self.weights), "variant": self.checked_variant, **settings}
 

@@ -18,7 +18,7 @@ from launcher.jobs.cues.shards import check_cues, read_cues, write_cues
 from shards.folder import ShardFolder
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split
-from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, encode_prompts, load_clip
 from wsss.refine.clip import clip_maps
 from wsss.refine.concept import concept_maps, encode_concepts, load_concept
 from wsss.refine.prompted import load_prompted, prompted_proposals
@@ -96,8 +96,9 @@ def test_weights_of_the_other_package_are_refused_with_the_option_that_reads_the
 def test_siglip_cues_are_its_maps_and_take_no_negative_prompts(images, weights, tmp_path):
     folder = write_cues("clip", images.folder, tmp_path / "cues", weights=weights / "siglip", size=24)
     siglip = load_clip(weights / "siglip")
+    prompts = encode_prompts(siglip, [SMOKE_PROMPTS], SMOKE_NEGATIVES)
     for number, cue in enumerate(all_cues(folder, images)):
-        want = clip_maps(siglip, [images.image(number)], [SMOKE_PROMPTS], SMOKE_NEGATIVES, size=24)[0].numpy()
+        want = clip_maps(siglip, [images.image(number)], prompts, size=24)[0].numpy()
         assert cue.shape == (1, 6, 6)
         np.testing.assert_allclose(cue, want, atol=1e-3)
     with pytest.raises(RunError, match="--negative is for CLIP; SigLIP judges each prompt alone"):
