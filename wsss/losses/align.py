@@ -4,8 +4,8 @@
 
 A level says what is compared: it turns each map into vectors, (B, D, N) -> (..., n), n entries each. A metric says how
 two sets of vectors differ, as a mean over them. DISTANCES holds the pairs that make sense and, under `legacy.`, the
-published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All carry gradient to the
-student only, since the teacher comes in detached.
+published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All carry gradient to
+both sides; a frozen teacher comes in without a graph.
 
 Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9, in the forms of D-05 and D-21.
 """

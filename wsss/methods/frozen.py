@@ -12,6 +12,7 @@ from torch import Tensor
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.losses.pairs import affinity_logits, dense_pair_loss
 from wsss.maps.agreement import agreeing_attention, walk_along
+from wsss.maps.boxes import whole_box
 from wsss.maps.cam import maps_of_present, normalise_cam
 from wsss.maps.gradients import class_maps, recording
 from wsss.maps.par import DILATIONS
@@ -149,8 +150,7 @@ class FrozenFeatures(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Draw the strongest map before and the pseudo label after refinement, as the last steps have them."""
-        box_B4 = torch.tensor([0, batch["image"].shape[-2], 0, batch["image"].shape[-1]], device=batch["image"].device)
-        whole = {**batch, "box": box_B4.expand(len(batch["image"]), -1)}
+        whole = {**batch, "box": whole_box(batch["image"])}
         seen, raw_BPhw = self.look(whole, self.attended)
         affinity_BNN = affinity_logits(self.student.decode(seen.depths)[0])
         label_BHW = self.pseudo_label(whole, raw_BPhw, seen.attention_LBNN, affinity_BNN, self.agree_from)

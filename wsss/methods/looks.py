@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from wsss.losses.regions import scale_cams
+from wsss.maps.boxes import whole_box
 from wsss.maps.cam import maps_of_present, packed_rows
 from wsss.maps.fusion import fuse_cams
 from wsss.maps.scales import scale_image
@@ -117,9 +118,8 @@ def make_views(batch: Batch, *, toco_compat: bool = False) -> Views:
 
 def make_plain_views(image: Tensor) -> Views:
     """Take images (B, 3, H, W) in [0, 1] as they are in place of all views."""
-    box_B4 = torch.tensor([0, image.shape[-2], 0, image.shape[-1]], device=image.device).expand(len(image), -1)
     seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    return Views(image, image, image, image, box_B4, seed_B > 0, seed_B)
+    return Views(image, image, image, image, whole_box(image), seed_B > 0, seed_B)
 
 
 def see(

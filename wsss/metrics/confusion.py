@@ -28,8 +28,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     known = is_class_id(truth, num_classes) & is_class_id(prediction, num_classes)
     if truth.device.type == "cpu" and not known.all():
         raise ValueError(
-            f"confusion matrix: truth has ids {list_ids(truth)}, prediction {list_ids(prediction)}; wanted 0 to "
-            f"{num_classes - 1} or {IGNORE_INDEX}"
+            f"confusion matrix: truth has ids {truth.unique().tolist()}, prediction {prediction.unique().tolist()}; "
+            f"wanted 0 to {num_classes - 1} or {IGNORE_INDEX}"
         )
     pair = torch.where(wanted, truth * num_classes + prediction, num_classes**2)
     pair = torch.where(known, pair, num_classes**2 + 1).flatten()  # beyond the counts: refused by the scatter
@@ -43,10 +43,6 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
 
 def is_class_id(ids: Tensor, num_classes: int) -> Tensor:
     return ((ids >= 0) & (ids < num_classes)) | (ids == IGNORE_INDEX)
-
-
-def list_ids(ids: Tensor) -> list[int]:
-    return ids.unique().tolist()
 
 
 def class_iou(confusion_CC: Tensor) -> Tensor:
