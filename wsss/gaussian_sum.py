@@ -92,6 +92,7 @@ def grid_cells(features_ND: Tensor, sides_D: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_up(values_NC: Tensor, cell_N: Tensor, cells: int) -> Tensor:
+    """Sums (P, C) of the values of each cell's points."""
     return values_NC.new_zeros(cells, values_NC.shape[1]).index_add_(0, cell_N, values_NC)
 
 

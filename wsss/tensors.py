@@ -14,6 +14,7 @@ IGNORE_INDEX = 255
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -125,6 +125,7 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def check_options(sigma_rgb: float, sigma_xy: float, scale: float, grid: float) -> None:
+    """Raise ValueError unless both sigmas are positive, scale is in (0, 1] and grid is 0 or no finer than FINEST."""
     if grid != 0 and not grid >= FINEST:
         raise ValueError(f"dense_energy: grid {grid}; wanted 0 for every pixel, or {FINEST} or more")
     if not (sigma_rgb > 0 and sigma_xy > 0 and 0 < scale <= 1):

@@ -188,6 +188,7 @@ def cams_of_present(
 
 
 def pack_view(view: View, present_BP: Tensor) -> View:
+    """A view of the classes that each image shows alone; see packed."""
     return tuple(
         [packed(layer, present_BP) for layer in raw] if isinstance(raw, list) else packed(raw, present_BP)
         for raw in view

@@ -148,10 +148,12 @@ def labels_on_grid(label_BHW: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def ignore_outside(label_BHW: Tensor, box_B4: Tensor) -> Tensor:
+    """A label map (B, H, W) with 255 outside the box."""
     return label_BHW.masked_fill(~inside_box(box_B4, *label_BHW.shape[-2:]), IGNORE_INDEX)
 
 
 def check_packed(cam_BPHW: Tensor, present_BP: Tensor) -> None:
+    """Raise ValueError unless these are the maps of present classes: (B, P, H, W) and (B, P), P >= 1."""
     if cam_BPHW.dim() != 4 or present_BP.shape != cam_BPHW.shape[:2] or cam_BPHW.shape[1] < 1:
         raise ValueError(
             f"pseudo label: cam {tuple(cam_BPHW.shape)} and present {tuple(present_BP.shape)}; wanted (B, P, H, W) and "

@@ -95,6 +95,7 @@ class Consistency(Method):
         self.readable = projected and self.project_target is None and target != "background"
 
     def check_level(self, project: str) -> None:
+        """Raise ValueError unless level, metric, tau and projection go together."""
         check_takes_temperature(self.level, self.tau)
         if self.level in LOGIT_DISTANCES:
             return

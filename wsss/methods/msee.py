@@ -110,6 +110,7 @@ class MSEE(ToCo):
         return torch.stack([self.cls_loss_at(scale, seen) for scale in self.scales]).sum()
 
     def cls_loss_at(self, scale: float, seen: Seen) -> Tensor:
+        """Both classifiers' losses at one scale."""
         features = seen.looks[scale].features
         scores = self.student.classify(features["final"], features["aux"])
         return torch.stack([classification_loss(logits_BK, seen.image_label_BK) for logits_BK in scores]).sum()

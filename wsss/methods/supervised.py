@@ -45,6 +45,7 @@ class Supervised(Method):
 
 
 def seg_logits_of(out: Outputs) -> Tensor:
+    """The scores (B, C, h, w) of a segmentation network; raises ValueError if it is none."""
     if out.seg_logits_BChw is None:
         raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab or sam_decoder")
     return out.seg_logits_BChw

@@ -192,9 +192,11 @@ class ToCo(Method):
         return replace(seen, label_BHW=self.pseudo_label(seen, label_from)) if "label" in reads else seen
 
     def cls_loss(self, seen: Seen) -> Tensor:
+        """Image labels at the final tokens."""
         return classification_loss(seen.cls_logits_BK, seen.image_label_BK)
 
     def cls_aux_loss(self, seen: Seen) -> Tensor:
+        """Image labels at the tokens of an earlier block."""
         return classification_loss(seen.aux_logits_BK, seen.image_label_BK)
 
     def patch_contrast_loss(self, seen: Seen) -> Tensor:

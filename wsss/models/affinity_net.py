@@ -65,6 +65,7 @@ class AffinityNet(nn.Module):
         return self.head(last_stages(self.backbone, (image - self.mean) / self.std, 3))
 
     def norms(self) -> list[nn.Module]:
+        """Every BatchNorm in it."""
         return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> "AffinityNet":

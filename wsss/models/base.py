@@ -88,6 +88,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1] -> what the backbone reads."""
         return (image - self.mean) / self.std
 
     def forward(self, image: Tensor) -> Outputs:

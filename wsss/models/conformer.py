@@ -81,6 +81,7 @@ class DualBackbone(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
+    """The initial weights of one layer, as published; for Module.apply."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

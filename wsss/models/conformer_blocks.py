@@ -26,6 +26,7 @@ class AttentionMean:
 
     @torch.no_grad()
     def add(self, q_BnTd: Tensor, k_BnTd: Tensor) -> None:
+        """Add one layer's attention, from queries and keys that are not scaled yet."""
         scores = (q_BnTd * q_BnTd.shape[-1] ** -0.5) @ k_BnTd.transpose(-2, -1)
         attention_BNN = scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)[:, 1:, 1:]
         self.sum_BNN = attention_BNN if self.sum_BNN is None else self.sum_BNN + attention_BNN

@@ -20,6 +20,7 @@ LOW_STRIDE = 4  # pixels per cell of the features that the decoder takes its edg
 
 
 def conv_bn_relu(in_dim: int, out_dim: int, kernel_size: int = 1, dilation: int = 1) -> nn.Sequential:
+    """(B, in_dim, h, w) -> (B, out_dim, h, w)."""
     padding = dilation * (kernel_size // 2)
     conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_dim), nn.ReLU())

@@ -81,6 +81,7 @@ class FrozenNet(Network):
 
     @property
     def first(self) -> Any:
+        """The ViT whose grid is that of all and whose features are classified."""
         return self.encoders[0]
 
     @property
