@@ -119,15 +119,18 @@ class Consistency(Method):
         target_BThw = resize(target_BThw, student.patches_BDhw.shape[-2:])
         if self.project_target is not None:
             target_BThw = self.project_target(target_BThw)
-        patches_BDhw = student.patches_BDhw if self.project is None else self.project(student.patches_BDhw)
         return alignment_distance(
-            patches_BDhw.flatten(2),
+            self.student_map(student).flatten(2),
             target_BThw.flatten(2),
             level=self.level,  # type: ignore[arg-type]  # the levels of logits have returned above
             metric=self.metric,
             standardise=self.standardise,
             tau=self.tau,
         )
+
+    def student_map(self, out: Outputs) -> Tensor:
+        """The student's side of the alignment, (B, T, h, w)."""
+        return out.patches_BDhw if self.project is None else self.project(out.patches_BDhw)
 
     def check_images(self, images: int) -> None:
         if self.shuffle_teacher and images < 2:
@@ -147,9 +150,9 @@ class Consistency(Method):
 
     def projected_maps(self, out: Outputs, teacher: Network) -> dict[str, Tensor]:
         """{`project`: (B, K, h, w)} where the projection can be read as class maps, else nothing."""
-        if not self.readable or self.project is None:
+        if not self.readable:
             return {}
-        projected_BThw = self.project(out.patches_BDhw)
+        projected_BThw = self.student_map(out)
         if self.target == "features":
             return {"project": teacher.head(projected_BThw)}
         return {"project": projected_BThw[:, : teacher.head.out_channels]}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
 from wsss.models.weights import load_weights
-from wsss.tensors import full_precision, is_size
+from wsss.tensors import full_precision, resize
 
 STEM_DIM = 64
 CONV_STRIDE = 16  # of the last convolutional map
@@ -146,9 +146,7 @@ def transcam(class_map_BKhw: Tensor, attention_BNN: Tensor, grid: tuple[int, int
 
     Source: Li et al. 2022 (TransCAM), section 3.3; with the ReLU that the smoke paper's code lacks (D-39).
     """
-    cam_BKhw = F.relu(class_map_BKhw.float())
-    if not is_size(cam_BKhw.shape[-2:], grid):
-        cam_BKhw = F.interpolate(cam_BKhw, size=grid, mode="bilinear", align_corners=False)
+    cam_BKhw = resize(F.relu(class_map_BKhw.float()), grid)
     with full_precision(cam_BKhw):
         return (cam_BKhw.flatten(2) @ attention_BNN.transpose(1, 2)).unflatten(2, grid)
 

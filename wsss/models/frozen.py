@@ -202,9 +202,9 @@ def build_frozen(
         raise ValueError(f"model.decoder_heads is {decoder_heads}; wanted a divisor of decoder_dim, {decoder_dim}")
     text = None
     if texts:
-        text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
         if len(texts) != num_classes:
             raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one of each")
+        text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
         if text_weights is not None:
             clip = load_clip(text_weights)
             text.read(clip, texts, other_texts)

@@ -14,7 +14,7 @@ from wsss.models.base import Network, Outputs
 from wsss.models.cnn import create_stages, last_stages, stage_of
 from wsss.models.dry_run import try_network
 from wsss.models.weights import normalisation
-from wsss.tensors import at_least_float32, full_precision
+from wsss.tensors import at_least_float32, full_precision, resize
 
 EPS = 1e-5
 BACKGROUND_SEED = 0
@@ -111,7 +111,7 @@ class PCM(Network):
         """f9 of the normalised image and both stages, (B, affinity_dim, h, w) on the grid of layer4."""
         grid = layer4_BDhw.shape[-2:]
         small = F.interpolate(image, size=grid, mode="bilinear", align_corners=True)  # corners kept, as published
-        from3 = F.interpolate(self.f8_3(layer3_BDhw), size=grid, mode="bilinear", align_corners=False)
+        from3 = resize(self.f8_3(layer3_BDhw), grid)
         from4 = self.f8_4(layer4_BDhw)
         return self.f9(torch.cat([small.to(from4.dtype), from3, from4], dim=1))
 
