@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, AttentionInput, Network, Outputs
 from wsss.models.clip import SCENE_NEGATIVES, TextHead, load_clip
+from wsss.models.segmentation import foreground_probabilities
 from wsss.models.toco import max_pooled
 from wsss.models.vit import ViT, build_vit
 from wsss.tensors import resize
@@ -137,7 +138,7 @@ class FrozenNet(Network):
     def forward(self, image: Tensor) -> Outputs:
         seen = self.encode(image)
         _, seg_logits_BChw = self.decode(seen.depths)
-        maps = {"seg": seg_logits_BChw.float().softmax(dim=1)[:, 1:]}
+        maps = {"seg": foreground_probabilities(seg_logits_BChw)}
         class_map = self.head(seen.patches_BDhw)
         return Outputs(self.classify(seen), seen.patches_BDhw, class_map, maps=maps, seg_logits_BChw=seg_logits_BChw)
 

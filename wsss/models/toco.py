@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs
 from wsss.models.heads import LargeFOV
+from wsss.models.segmentation import foreground_probabilities
 from wsss.models.vit import ViT, build_vit
 
 
@@ -100,10 +101,7 @@ class ToCoNet(ViT):
         tokens = self.encode(image)
         cls_logits_BK, aux_logits_BK = self.classify(tokens.patches_BDhw, tokens.aux_BDhw)
         seg_logits_BChw = self.decoder(tokens.patches_BDhw)
-        maps = {
-            "aux_map": self.aux_head(tokens.aux_BDhw),
-            "seg": seg_logits_BChw.float().softmax(dim=1)[:, 1:],
-        }
+        maps = {"aux_map": self.aux_head(tokens.aux_BDhw), "seg": foreground_probabilities(seg_logits_BChw)}
         return Outputs(
             cls_logits_BK,
             tokens.patches_BDhw,

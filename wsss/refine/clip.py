@@ -53,14 +53,19 @@ def clip_maps(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, siz
 
 def fit(clip: Clip, images: Sequence[np.ndarray], size: int | None) -> Tensor:
     """Images squashed to S x S (bicubic with antialias, as CLIP's own), normalised as CLIP wants: (B, 3, S, S)."""
-    size = clip.side(size)
-    squares = []
-    for image_HW3 in images:
-        image_13HW = torch.from_numpy(image_HW3.copy()).to(clip.device).permute(2, 0, 1)[None].float() / 255
-        squares.append(F.interpolate(image_13HW, (size, size), mode="bicubic", align_corners=False, antialias=True))
+    square_B3SS = squash(images, clip.side(size), "bicubic", clip.device).clamp(0, 1)
     norm = (SIGLIP_MEAN, SIGLIP_STD) if clip.is_siglip else (CLIP_MEAN, CLIP_STD)
     mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in norm)
-    return (torch.cat(squares).clamp(0, 1) - mean) / std
+    return (square_B3SS - mean) / std
+
+
+def squash(images: Sequence[np.ndarray], side: int, mode: str, device: torch.device) -> Tensor:
+    """Images (H, W, 3) uint8 RGB of any sizes, squashed to squares with antialias: (B, 3, S, S) about [0, 1]."""
+    squares = []
+    for image_HW3 in images:
+        image_13HW = torch.from_numpy(image_HW3.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+        squares.append(F.interpolate(image_13HW, (side, side), mode=mode, align_corners=False, antialias=True))
+    return torch.cat(squares)
 
 
 @torch.no_grad()

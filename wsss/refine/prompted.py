@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms  # type: ignore[import-untyped]
 
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD
 from wsss.models.pretrained import WEIGHTS, check_files, import_transformers, load_folder
 from wsss.refine.sam import ProposalOptions, check_image, drop_small_regions
 
@@ -28,8 +29,7 @@ KINDS = {  # the networks of transformers by the model_type of a folder; the pub
     "sam3_video": "Sam3TrackerModel",
 }
 WHAT, EXAMPLE = "a SAM, SAM 2 or SAM 3", "facebook/sam-vit-huge or facebook/sam2.1-hiera-large"
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and deviation of SAM 3's input
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of SAM 3's input
 OVERLAP = 512 / 1500  # of neighbouring crops, as a part of the shorter side
 CROP_NMS = 0.7  # segment_anything's own between crops
 EDGE_PX = 20.0  # a mask this near to its crop's edge was cut off by it
@@ -71,7 +71,8 @@ def load_prompted(folder: str | Path, device: str | torch.device = "cpu") -> Pro
     check_prompted(folder)
     model = load_folder(folder, KINDS, WHAT).to(device)
     name = type(model).__name__
-    return Prompted(model, keeps_aspect=name == "SamModel", norm=HALF if name == "Sam3TrackerModel" else IMAGENET)
+    norm = (HALF, HALF) if name == "Sam3TrackerModel" else (IMAGENET_MEAN, IMAGENET_STD)
+    return Prompted(model, keeps_aspect=name == "SamModel", norm=norm)
 
 
 @torch.no_grad()
