@@ -42,7 +42,7 @@ def dense_energy(
         G_i = max(0, 1 - max_k S_ki), 1 where the label is 255: what is labelled and sure pays nothing
 
     The published filter, a permutohedral lattice, returns about 0.5 to 0.6 of this sum in the same direction (golden
-    README, 11). Neither that factor nor the published weight 1e-7 is in here.
+    `energy`). Neither that factor nor the published weight 1e-7 is in here.
 
     Args:
         image_B3HW: RGB in [0, 1]; gets no gradient.
