@@ -95,14 +95,13 @@ class FrozenFeatures(Method):
         return step >= self.seg_from, step >= self.agree_from
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        learns = step >= self.seg_from
-        seen, cam_BPhw = self.look(batch, self.attended if learns else 0)
+        if step < self.seg_from:
+            return self.classifier_alone(batch)
+        seen, cam_BPhw = self.look(batch)
+        fused_BEhw, seg_logits_BChw = self.student.decode(seen.depths)
         losses = {}
         if not self.student.by_text:
             losses["cls_loss"] = classification_loss(self.student.classify(seen), batch["image_label"])
-        if not learns:
-            return {"loss": losses["cls_loss"] + left_out(self.student.decoder), **losses}
-        fused_BEhw, seg_logits_BChw = self.student.decode(seen.depths)
         affinity_BNN = affinity_logits(fused_BEhw)
         label_BHW = self.pseudo_label(batch, cam_BPhw, seen.attention_LBNN, affinity_BNN, step)
         losses["seg_loss"] = balanced_segmentation_loss(seg_logits_BChw, label_BHW, self.group_size)
@@ -111,17 +110,22 @@ class FrozenFeatures(Method):
         loss = losses.get("cls_loss", 0.0) + self.seg_weight * losses["seg_loss"]
         return {"loss": loss + self.pair_weight * losses["pair_loss"], **losses}
 
-    def look(self, batch: Batch, attended: int) -> tuple[Encoded, Tensor]:
+    def classifier_alone(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a step before the decoder learns."""
+        cls_logits_BK = self.student.classify(self.student.encode(batch["image"]))
+        cls_loss = classification_loss(cls_logits_BK, batch["image_label"])
+        return {"loss": cls_loss + left_out(self.student.decoder), "cls_loss": cls_loss}
+
+    def look(self, batch: Batch) -> tuple[Encoded, Tensor]:
         """What the frozen ViTs see, and the raw maps (B, P, h, w) of the classes that each image shows."""
         image, present_BP = batch["image"], batch["present"]
         student = self.student
         if not student.by_text:
-            seen = student.encode(image, attended)
-            return seen, maps_of_present(
-                seen.patches_BDhw.detach(), student.head.weight.detach().flatten(1), present_BP
-            )
+            seen = student.encode(image, self.attended)
+            weight_KD = student.head.weight.detach().flatten(1)
+            return seen, maps_of_present(seen.patches_BDhw.detach(), weight_KD, present_BP)
         with torch.no_grad(), recording([student.grad_cam_layer(-1)]) as activations:
-            seen = student.encode(image, attended)
+            seen = student.encode(image, self.attended)
             scores_BP = student.classify(seen).gather(1, present_BP.clamp(min=0))
             (raw_BPhw,) = class_maps(student, image, scores_BP, activations, ["grad"])["grad"]
         return seen, raw_BPhw * (present_BP >= 0)[..., None, None]
@@ -151,7 +155,7 @@ class FrozenFeatures(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Draw the strongest map before and the pseudo label after refinement, as the last steps have them."""
         whole = {**batch, "box": whole_box(batch["image"])}
-        seen, raw_BPhw = self.look(whole, self.attended)
+        seen, raw_BPhw = self.look(whole)
         affinity_BNN = affinity_logits(self.student.decode(seen.depths)[0])
         label_BHW = self.pseudo_label(whole, raw_BPhw, seen.attention_LBNN, affinity_BNN, self.agree_from)
         return {"first map": normalise_cam(raw_BPhw).amax(dim=1), "pseudo label": label_BHW}
