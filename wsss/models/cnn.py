@@ -164,6 +164,7 @@ def build_cnn(
             the stride that the network has by itself, also of those that timm cannot dilate (Swin, PVT, NextViT);
             images are then multiples of it in size.
         mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor.
 
     Raises:
         ValueError: timm has no such model, it has no map of one stride for images of any size, or the weights do not

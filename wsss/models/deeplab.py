@@ -114,6 +114,7 @@ def build_deeplab(
         rates: dilations of the pyramid.
         aspp_dim, low_dim, decoder_dim: channels of the pyramid, of the early features and of the decoder.
         mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor.
 
     Raises:
         ValueError: timm has no such model, it has no features at stride 4 and output_stride, or the weights do not fit.

@@ -169,6 +169,7 @@ def build_pcm(
         f8_dim: channels that each of the two stages gives to the affinity; affinity_dim: channels of its features.
         background: give the map of a random, never trained read-out as well; see PCM.
         mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor.
 
     Raises:
         ValueError: timm has no such model, it has no two stages that fit, or the weights do not fit.

@@ -26,7 +26,7 @@ class ViT(Network):
     """A timm VisionTransformer with a linear classifier on its class token.
 
     The patch grid follows the image: sides are cut to multiples of the patch size, and the position table is
-    resized to the grid (see `resize_positions`). Without a class token the mean patch takes its place.
+    resized to the grid (see embedding.resize_positions). Without a class token the mean patch takes its place.
 
     Attributes:
         checkpointing: compute each block again in the backward pass instead of keeping what it computed: a third more
