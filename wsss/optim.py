@@ -52,7 +52,7 @@ def is_of_head(name: str) -> bool:
 
 
 def layer_factors(module: nn.Module, layer_decay: float) -> dict[str, float]:
-    """{parameter of a backbone: layer_decay ** (layers behind its own)}.
+    """{parameter of a backbone: layer_decay ** (layers behind its own)}. Raises ValueError where there is no backbone.
 
     Source: Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
     """

@@ -135,7 +135,7 @@ def check_options(sigma_rgb: float, sigma_xy: float, scale: float, grid: float) 
 
 
 def core_size(image_B3HW: Tensor, seg_logits_BChw: Tensor, label_BHW: Tensor, scale: float) -> tuple[int, int]:
-    """(height, width) of the core, rounded down."""
+    """(height, width) of the core, rounded down; raises ValueError for shapes that do not fit and an empty core."""
     batch, channels, height, width = image_B3HW.shape
     if channels != 3 or label_BHW.shape != (batch, height, width) or seg_logits_BChw.shape[0] != batch:
         raise ValueError(

@@ -33,7 +33,8 @@ class AttentionMean:
         self.layers += 1
 
     def result(self) -> Tensor:
-        """(B, N, N), rows attend to columns; a row sums to 1 less what it gives the class token."""
+        """(B, N, N), rows attend to columns; a row sums to 1 less what it gives the class token. Raises ValueError
+        where nothing was added."""
         if self.sum_BNN is None:
             raise ValueError("no attention was added: give this object to the network's forward pass first")
         return self.sum_BNN / self.layers

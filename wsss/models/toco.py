@@ -52,6 +52,9 @@ class ToCoNet(ViT):
         aux_block: number of the block, as in a list, whose output the auxiliary classifier reads.
         decoder_dim, dilation: see LargeFOV.
 
+    Raises:
+        ValueError: the ViT has no such block, or no class token.
+
     Source: ToCo, section 3, in the form of its code (D-78).
     """
 

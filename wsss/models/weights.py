@@ -149,7 +149,8 @@ def load_parts(
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """{name: tensor} of a weights file; a dict of dicts is entered at 'state_dict' or 'model'."""
+    """{name: tensor} of a weights file; a dict of dicts is entered at 'state_dict' or 'model'. Raises ValueError for a
+    file of anything else."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

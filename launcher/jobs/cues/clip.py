@@ -38,7 +38,7 @@ class ClipCue(MapsCue):
         """The prompts of each class, and the negative ones.
 
         Without --positive those of SMOKE_PROMPTS for smoke, else the classes' names; without --negative what surrounds
-        smoke, or common scenery for other classes.
+        smoke, or common scenery for other classes. Raises RunError for --positive with several classes.
         """
         from wsss.models.clip import SCENE_NEGATIVES, SMOKE_NEGATIVES, SMOKE_PROMPTS
 
