@@ -152,20 +152,14 @@ class ToCo(Method):
         check_groups(images, self.group_size)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        views = make_views(batch, toco_compat=self.toco_compat)
-        return self.losses(views, batch["image_label"], batch["present"], step)
+        return self.losses(make_views(batch, toco_compat=self.toco_compat), step)
 
     def phase(self, step: int) -> Hashable:
         return tuple(term.name for term in self.schedule.at(step)), step >= self.aux_labels_before
 
-    def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
-        """The losses of one step.
-
-        Args:
-            image_label_BK: multi-hot.
-            present_BP: the same as channels, padded with -1.
-        """
-        seen = self.see(views, image_label_BK, present_BP, step)
+    def losses(self, views: Views, step: int) -> dict[str, Tensor]:
+        """The losses of one step."""
+        seen = self.see(views, step)
         untrained = [self.get_submodule(name) for name in self.schedule.untrained_at(step)]
         total, parts = left_out(untrained), {}
         for term in self.schedule.at(step):
@@ -173,15 +167,13 @@ class ToCo(Method):
             total = total + term.weight * part
         return {"loss": total, **parts, **seen.watched}
 
-    def see(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> Seen:
+    def see(self, views: Views, step: int) -> Seen:
         """All that the terms of this step read."""
         reads = self.schedule.reads_at(step)
         label_from = "final" if step >= self.aux_labels_before else "aux"
         seen = see(
             self.student,
             views,
-            image_label_BK,
-            present_BP,
             step,
             reads=reads,
             label_from=label_from,
@@ -193,11 +185,11 @@ class ToCo(Method):
 
     def cls_loss(self, seen: Seen) -> Tensor:
         """Image labels at the final tokens."""
-        return classification_loss(seen.cls_logits_BK, seen.image_label_BK)
+        return classification_loss(seen.cls_logits_BK, seen.views.image_label_BK)
 
     def cls_aux_loss(self, seen: Seen) -> Tensor:
         """Image labels at the tokens of an earlier block."""
-        return classification_loss(seen.aux_logits_BK, seen.image_label_BK)
+        return classification_loss(seen.aux_logits_BK, seen.views.image_label_BK)
 
     def patch_contrast_loss(self, seen: Seen) -> Tensor:
         """Pulls tokens of one class together and those of different classes apart, where the auxiliary map is sure."""
@@ -205,7 +197,7 @@ class ToCo(Method):
         cam_BPhw = resize(seen.cams["aux"], grid)
         label_Bhw = seed_label(
             cam_BPhw,
-            seen.present_BP,
+            seen.views.present_BP,
             bg_threshold=self.bg_threshold,
             fg_threshold=self.fg_threshold,
             box_B4=seen.views.box if self.toco_compat else None,
@@ -246,7 +238,7 @@ class ToCo(Method):
         return refined_label(
             seen.views.guide,
             seen.cams[classifier],
-            seen.present_BP,
+            seen.views.present_BP,
             seen.views.box,
             bg_threshold=self.bg_threshold,
             fg_threshold=self.fg_threshold,
@@ -276,8 +268,7 @@ class ToCo(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Draw maps of every scale and the pseudo label, as a step with all losses sees them."""
-        views = make_plain_views(batch["image"])
-        return self.draw(self.see(views, batch["image_label"], batch["present"], LATE))
+        return self.draw(self.see(make_plain_views(batch), LATE))
 
     def draw(self, seen: Seen) -> dict[str, Tensor]:
         """Draw what was seen."""
