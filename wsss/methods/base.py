@@ -126,9 +126,10 @@ class Frozen:
         return self.network
 
 
-def left_out(modules: Iterable[nn.Module]) -> Tensor | float:
+def left_out(modules: Iterable[nn.Module]) -> Tensor:
     """0 times every trained parameter of what a step leaves out, so that it gets a gradient as on any other step."""
-    return 0.0 * sum(p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+    trained = (p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+    return 0.0 * sum(trained, start=torch.zeros(()))
 
 
 def image_label_loss(out: Outputs, image_label_BK: Tensor) -> Tensor:

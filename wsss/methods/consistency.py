@@ -144,7 +144,7 @@ class Consistency(Method):
         self.check_images(len(of_images))
         return of_images.roll(1, dims=0) if self.shuffle_teacher else of_images
 
-    def without_alignment(self) -> Tensor | float:
+    def without_alignment(self) -> Tensor:
         """The alignment's part in the loss of a step without it: 0, see left_out."""
         return left_out(module for module in (self.project, self.project_target) if module is not None)
 
