@@ -12,6 +12,7 @@ def parameter_groups(
     *,
     decay_all: bool = False,
     new_lr_factor: float = 1.0,
+    head_lr_factor: float | None = None,
     layer_decay: float = 1.0,
 ) -> list[dict]:
     """Groups by weight decay and learning rate.
@@ -20,19 +21,23 @@ def parameter_groups(
         decay_all: decay everything, as ToCo does; else not norms, biases, tokens and position tables: only matrices.
         new_lr_factor: of the learning rate of layers that have no initial weights: all outside a `backbone`. Each
             group carries its own as `lr_factor`.
+        head_lr_factor: the same of the classifier alone, the `head` that each network has; None = new_lr_factor.
         layer_decay: of the learning rate of each layer of a `backbone` relative to the next one; its last has all of
             it. What a layer is, timm says for each network.
 
     Raises:
-        ValueError: layer_decay is not 1 and there is no backbone of timm.
+        ValueError: a layer_decay without a backbone of timm, a head_lr_factor without a classifier that is trained.
     """
     of_layers = layer_factors(module, layer_decay) if layer_decay != 1 else {}
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if head_lr_factor is not None and not any(is_of_head(name) for name in trained):
+        raise ValueError("train.head_lr_factor is about a classifier; this method trains none: set it to null")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in trained.items():
         decays = decay_all or (parameter.ndim >= 2 and not name.endswith(UNDECAYED))
         factor = of_layers.get(name, 1.0) if "backbone" in name.split(".") else new_lr_factor
+        if head_lr_factor is not None and is_of_head(name):
+            factor = head_lr_factor
         groups.setdefault((factor, weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_factor": factor}
@@ -40,8 +45,14 @@ def parameter_groups(
     ]
 
 
+def is_of_head(name: str) -> bool:
+    """Whether a parameter of this name is the classifier's; a `head` inside a backbone is timm's own."""
+    parts = name.split(".")
+    return "head" in parts and "backbone" not in parts
+
+
 def layer_factors(module: nn.Module, layer_decay: float) -> dict[str, float]:
-    """{parameter of a backbone: layer_decay ** (layers behind its own)}.
+    """{parameter of a backbone: layer_decay ** (layers behind its own)}. Raises ValueError where there is no backbone.
 
     Source: Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
     """

@@ -14,6 +14,7 @@ IGNORE_INDEX = 255
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -39,6 +40,12 @@ def mean_in_groups(value_Bxy: Tensor, mask_Bxy: Tensor, group_size: int | None) 
     mask_Bxy = mask_Bxy.to(value_Bxy.dtype)
     total = sum_in_groups((mask_Bxy * value_Bxy).sum(dim=(1, 2)), group_size)
     return total / (sum_in_groups(mask_Bxy.sum(dim=(1, 2)), group_size) + 1)
+
+
+def mean_where(value_Bxy: Tensor, mask_Bxy: Tensor, group_size: int | None) -> Tensor:
+    """sum(mask * value) / max(sum(mask), 1) over each group of consecutive images, one value per group."""
+    total_G = sum_in_groups((mask_Bxy * value_Bxy).sum(dim=(1, 2)), group_size)
+    return total_G / sum_in_groups(mask_Bxy.sum(dim=(1, 2)), group_size).clamp(min=1)
 
 
 def sum_in_groups(value_B: Tensor, group_size: int | None) -> Tensor:

@@ -36,7 +36,7 @@ def figures(run: Path) -> dict[str, float]:
     for batch in eval_loader(val, Squash(size=size), batch_size=10, numbers=range(len(val)), workers=0):
         batch["image"] = batch["image"].float() / 255
         present, label_BK = batch["present"], batch["image_label"]
-        seen, raw = method.look(batch, method.attended)
+        seen, raw = method.look(batch)
         fused, seg_logits = student.decode(seen.depths)
         affinity, cam = affinity_logits(fused), normalise_cam(raw)
         attention = agreeing_attention(seen.attention_LBNN, affinity.sigmoid())

@@ -36,8 +36,8 @@ def make_method(
     return MSEE(student, crop_px=round(image_px * 96 / 448 / 16) * 16, seg_from=0, **options).train()
 
 
-def make_views(images: int, image_px: int, seed: int = 0, classes: int = 20) -> tuple[Views, Tensor, Tensor]:
-    """Random images, one to three classes each: views, multi-hot labels, present channels."""
+def make_views(images: int, image_px: int, seed: int = 0, classes: int = 20) -> Views:
+    """Random images, one to three classes each."""
     random = torch.Generator().manual_seed(seed)
 
     main, view2 = like_photographs(images, image_px, random), like_photographs(images, image_px, random)
@@ -48,7 +48,7 @@ def make_views(images: int, image_px: int, seed: int = 0, classes: int = 20) -> 
     present = torch.stack([torch.randperm(classes, generator=random)[:3].sort().values for _ in range(images)])
     present[::2, 1:] = -1
     label = torch.zeros(images, classes + 1).scatter_(1, present % (classes + 1), 1.0)[:, :classes]
-    return Views(main, view2, local, main, box, mirrored, torch.arange(images)), label, present
+    return Views(main, view2, local, main, box, mirrored, torch.arange(images), label, present)
 
 
 def compare(
@@ -76,11 +76,11 @@ def compare(
     """
     options = {"energy_scale": energy_scale, "energy_grid": energy_grid}
     method = make_method(timm_name, image_px, timm_options, classes, **options)
-    views, label, present = make_views(images, image_px, classes=classes)
+    views = make_views(images, image_px, classes=classes)
     start = {name: value.clone() for name, value in method.state_dict().items()}
     steps: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "plain": lambda: plain_losses(method, views, label),
-        "shipped": lambda: method.losses(views, label, present, STEP),
+        "plain": lambda: plain_losses(method, views),
+        "shipped": lambda: method.losses(views, STEP),
     }
 
     def run(step: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -152,9 +152,9 @@ def counted_on_meta(timm_name: str = "vit_base_patch16_224", image_px: int = 448
     """FLOPs per image of the shipped step, forward and backward, counted without computing; no energy term."""
     with torch.device("meta"):
         method = make_method(timm_name, image_px, energy_weight=0.0, group_size=None)
-    views, label, present = make_views(1, image_px)
+    views = make_views(1, image_px)
     on_meta = replace(views, **{name: getattr(views, name).to("meta") for name in views.__dataclass_fields__})
-    counted = count_step(lambda: method.losses(on_meta, label.to("meta"), present.to("meta"), STEP)["loss"], set())
+    counted = count_step(lambda: method.losses(on_meta, STEP)["loss"], set())
     return {"network": timm_name, "image_px": image_px, "flops_per_image": counted.flops}
 
 

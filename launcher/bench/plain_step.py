@@ -32,9 +32,10 @@ from wsss.models.heads import move_towards
 from wsss.tensors import IGNORE_INDEX, resize
 
 
-def plain_losses(method: MSEE, views: Views, image_label_BK: Tensor) -> dict[str, Tensor]:
+def plain_losses(method: MSEE, views: Views) -> dict[str, Tensor]:
     """The losses of one step with all of its terms, teachers without gradient. Arguments as in MSEE.losses."""
-    student, size, num_classes = method.student, len(views.main), image_label_BK.shape[1]
+    student, image_label_BK = method.student, views.image_label_BK
+    size, num_classes = image_label_BK.shape
     everything_BK = torch.arange(num_classes).expand(size, -1)
     every_label_B1K = image_label_BK[:, :, None, None]
 
@@ -83,7 +84,7 @@ def plain_losses(method: MSEE, views: Views, image_label_BK: Tensor) -> dict[str
 
     # segmentation
     with torch.no_grad():
-        label_BHW = torch.cat([plain_label(method, views, cams["final"], image_label_BK, i) for i in range(size)])
+        label_BHW = torch.cat([plain_label(method, views, cams["final"], i) for i in range(size)])
     assert out.seg_logits_BChw is not None
     losses["seg_loss"] = balanced_segmentation_loss(out.seg_logits_BChw, label_BHW, method.group_size)
     if method.schedule.terms["energy"].weight:
@@ -121,9 +122,9 @@ def resized(image: Tensor, scale: float) -> Tensor:
     return resize(image, [int(scale * side) for side in image.shape[-2:]])
 
 
-def plain_label(method: MSEE, views: Views, cam_BKHW: Tensor, image_label_BK: Tensor, i: int) -> Tensor:
+def plain_label(method: MSEE, views: Views, cam_BKHW: Tensor, i: int) -> Tensor:
     """(1, H, W) pseudo label of one image, its thresholds one after the other."""
-    present = torch.nonzero(image_label_BK[i]).flatten()[None]
+    present = torch.nonzero(views.image_label_BK[i]).flatten()[None]
     one = slice(i, i + 1)
     high, low = (
         refined_label(

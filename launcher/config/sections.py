@@ -58,6 +58,7 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     power: Annotated[float, Field(ge=0)] = 0.0  # of the polynomial decay; 0 = constant
     new_lr_factor: Annotated[float, Field(gt=0)] = 1.0  # of the rate of layers without initial weights
+    head_lr_factor: Annotated[float, Field(gt=0)] | None = None  # of the classifier's; null = new_lr_factor
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, from a layer of a backbone to the one before
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     decay_all: bool = False  # decay norms, biases and tokens too, as ToCo does

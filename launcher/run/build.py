@@ -14,7 +14,8 @@ from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
-from wsss.models.base import Network, load_parts
+from wsss.models.base import Network
+from wsss.models.weights import load_parts
 
 
 def build_network(named: Named, class_set: ClassSet) -> Network:

@@ -78,7 +78,7 @@ def is_exported(file: Path) -> bool:
 
 
 def read_start(named: Named) -> Start | None:
-    """The student that a network begins with; None where its weights are none of ours, see base.load_weights.
+    """The student that a network begins with; None where its weights are none of ours, see weights.load_weights.
 
     Raises:
         ConfigError: see find_weights; a checkpoint without a student.

@@ -18,7 +18,8 @@ from launcher.run.lock import only_writer
 from launcher.training.inputs import Inputs
 from wsss.optim import lr_at
 
-OF_OPTIMIZER = ("weight_decay", "decay_all", "new_lr_factor", "layer_decay")  # an optimizer's state brings its own
+# What an optimizer's state brings of its own.
+OF_OPTIMIZER = ("weight_decay", "decay_all", "new_lr_factor", "head_lr_factor", "layer_decay")
 FORKED = ("parent", "extended")  # what run.json says of a run's past, which every start keeps
 
 

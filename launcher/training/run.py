@@ -137,7 +137,7 @@ def make_groups(method: Method, train: TrainConfig) -> list[dict]:
     """See parameter_groups.
 
     Raises:
-        ConfigError: a layer_decay where there are no layers.
+        ConfigError: a layer_decay where there are no layers, a head_lr_factor where no classifier is trained.
     """
     with user_error_as(ConfigError):
         return parameter_groups(
@@ -145,6 +145,7 @@ def make_groups(method: Method, train: TrainConfig) -> list[dict]:
             train.weight_decay,
             decay_all=train.decay_all,
             new_lr_factor=train.new_lr_factor,
+            head_lr_factor=train.head_lr_factor,
             layer_decay=train.layer_decay,
         )
 

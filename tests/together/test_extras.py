@@ -26,7 +26,7 @@ from wsss.models.sam_decoder import small_sam
 from wsss.models.smp import build_smp
 from wsss.refine.concept import load_concept
 from wsss.refine.prompted import load_prompted
-from wsss.refine.sam import sam_proposals
+from wsss.refine.sam import ProposalOptions, sam_proposals
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -117,7 +117,7 @@ def load_with(name):
     [
         ("sam", lambda: load_sam(None, "vit_b")),
         ("sam", lambda: small_sam(image_size=32, embed_dim=8, depth=1, num_heads=1)),
-        ("sam", lambda: sam_proposals(None, np.zeros((8, 8, 3), np.uint8), points_per_side=1)),
+        ("sam", lambda: sam_proposals(None, np.zeros((8, 8, 3), np.uint8), ProposalOptions())),
         ("clip", lambda: load_clip("nowhere")),
         ("clip", lambda: load_prompted("nowhere")),
         ("clip", lambda: load_concept("nowhere")),

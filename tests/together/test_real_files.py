@@ -11,11 +11,11 @@ from launcher.jobs.infer import cams_of
 from shards.sources.video import frame_count, read_frames
 from wsss.methods.classify import Classify
 from wsss.models import MODELS
-from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, encode_prompts, load_clip
 from wsss.models.sam_decoder import small_sam
 from wsss.refine.aid import clip_aid
 from wsss.refine.clip import clip_maps
-from wsss.refine.sam import sam_enhance, sam_proposals
+from wsss.refine.sam import ProposalOptions, sam_enhance, sam_proposals
 
 pytestmark = pytest.mark.real_data
 
@@ -34,7 +34,7 @@ def as_batch(image_HW3):
 
 def test_sam_proposes_masks_of_a_real_frame_and_they_refine_its_scores(frame):
     sam = small_sam(image_size=128, embed_dim=16, depth=1, num_heads=2)
-    masks = sam_proposals(sam, frame, points_per_side=3, pred_iou=-1e9, stability=0.0)
+    masks = sam_proposals(sam, frame, ProposalOptions(points_per_side=3, pred_iou=-1e9, stability=0.0))
     assert masks.dtype == bool and masks.shape[1:] == frame.shape[:2]
     scores = np.zeros((1, *frame.shape[:2]), dtype=np.float32)
     scores[0, :100, :100] = 1
@@ -43,7 +43,8 @@ def test_sam_proposes_masks_of_a_real_frame_and_they_refine_its_scores(frame):
 
 def test_clip_gives_maps_of_a_real_frame_that_aid_its_scores(frame, tmp_path):
     clip = load_clip(write_tiny_clip(tmp_path))
-    maps = clip_maps(clip, [frame], [SMOKE_PROMPTS], SMOKE_NEGATIVES, size=32)[0].numpy()
+    prompts = encode_prompts(clip, [SMOKE_PROMPTS], SMOKE_NEGATIVES)
+    maps = clip_maps(clip, [frame], prompts, size=32)[0].numpy()
     assert 0 < maps.min() <= maps.max() < 1
     aided = clip_aid(frame, np.ones((1, *frame.shape[:2]), dtype=np.float32), maps)
     assert aided.shape == (1, *frame.shape[:2]) and 0 <= aided.min() <= aided.max() <= 1

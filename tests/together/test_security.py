@@ -12,7 +12,7 @@ from support.places import ROOT
 from launcher.errors import RunError
 from launcher.run import checkpoint, steps
 from wsss.methods.classify import Classify
-from wsss.models.base import load_weights
+from wsss.models.weights import load_weights
 
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "YamlLoader"}  # YamlLoader: launcher.config.file's, a SafeLoader

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from support.networks import tiny_cnn, tiny_vit
+from support.networks import tiny_cnn, tiny_frozen, tiny_vit
 from torch import nn
 
+from wsss.methods.frozen import FrozenFeatures
 from wsss.optim import lr_at, parameter_groups
 
 
@@ -58,6 +59,19 @@ def test_each_layer_learns_slower_than_the_next_and_new_ones_at_their_own_rate()
     assert {name: by_name[f"backbone.{name}"] for name in wanted} == wanted and by_name["head.weight"] == 10
     cnn = [group["lr_factor"] for group in parameter_groups(tiny_cnn(), 0.01, layer_decay=0.5)]
     assert cnn == sorted(cnn) and len(set(cnn)) > 3 and max(cnn) == 1
+
+
+def test_the_classifier_of_frozen_features_learns_at_a_rate_of_its_own():
+    """The decoder's last layer is no classifier of images, and timm's blocks in it no backbone."""
+    method = FrozenFeatures(tiny_frozen(), attended=1)
+    groups = parameter_groups(method, 0.01, new_lr_factor=2, head_lr_factor=10)
+    factor_of = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    by_name = {name: factor_of[id(p)] for name, p in method.named_parameters() if p.requires_grad}
+    assert "student.seg_head.weight" in by_name
+    assert by_name == {name: 10 if name == "student.head.weight" else 2 for name in by_name}
+    assert {group["lr_factor"] for group in parameter_groups(method, 0.01, new_lr_factor=2)} == {2}
+    with pytest.raises(ValueError, match="head_lr_factor is about a classifier; this method trains none"):
+        parameter_groups(nn.Linear(2, 2), 0.01, head_lr_factor=10)
 
 
 def test_layers_of_what_is_no_backbone_are_told():

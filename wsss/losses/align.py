@@ -4,8 +4,8 @@
 
 A level says what is compared: it turns each map into vectors, (B, D, N) -> (..., n), n entries each. A metric says how
 two sets of vectors differ, as a mean over them. DISTANCES holds the pairs that make sense and, under `legacy.`, the
-published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All carry gradient to the
-student only, since the teacher comes in detached.
+published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All carry gradient to
+both sides; a frozen teacher comes in without a graph.
 
 Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9, in the forms of D-05 and D-21.
 """
@@ -96,6 +96,7 @@ def bernoulli_kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: f
 
 
 def check_shapes(student_BDN: Tensor, teacher_BDN: Tensor, level: str) -> None:
+    """Raise ValueError unless the maps fit: (B, D, N) alike, or with other D at the levels of ANY_CHANNELS."""
     student, teacher = tuple(student_BDN.shape), tuple(teacher_BDN.shape)
     if level in ANY_CHANNELS:
         fits, wanted = student[::2] == teacher[::2], "B and N: resize the grid first"
@@ -106,6 +107,7 @@ def check_shapes(student_BDN: Tensor, teacher_BDN: Tensor, level: str) -> None:
 
 
 def check_temperature(tau: float) -> None:
+    """Raise ValueError unless tau > 0."""
     if not tau > 0:
         raise ValueError(f"tau is {tau}; wanted > 0")
 
@@ -237,6 +239,7 @@ LEVELS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {  # lev
 
 
 def compare(vectors_of: Callable[[Tensor], Tensor], metric: Distance) -> Distance:
+    """A metric of the vectors of a level."""
     return lambda student_BDN, teacher_BDN: metric(vectors_of(student_BDN), vectors_of(teacher_BDN))
 
 

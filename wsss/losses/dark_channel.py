@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.tensors import resize
+from wsss.tensors import at_least_float32, resize
 
 FLAT = 1e-5  # a map whose range is below this share of its largest magnitude is constant up to rounding
 
@@ -54,8 +54,7 @@ def dark_channel_loss(attention_Bhw: Tensor, image_B3HW: Tensor, *, window_px: i
     Source: smoke paper's code, which takes the dark channel of normalised images; corrected here (D-43).
     """
     dark_Bhw = resize(dark_channel(image_B3HW.float(), window_px=window_px)[:, None], attention_Bhw.shape[-2:])[:, 0]
-    attention_Bhw = attention_Bhw.to(torch.promote_types(attention_Bhw.dtype, torch.float32))
-    return (min_max(attention_Bhw) * (1 - min_max(dark_Bhw))).mean()
+    return (min_max(at_least_float32(attention_Bhw)) * (1 - min_max(dark_Bhw))).mean()
 
 
 def min_max(x_Bhw: Tensor) -> Tensor:

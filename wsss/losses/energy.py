@@ -42,7 +42,7 @@ def dense_energy(
         G_i = max(0, 1 - max_k S_ki), 1 where the label is 255: what is labelled and sure pays nothing
 
     The published filter, a permutohedral lattice, returns about 0.5 to 0.6 of this sum in the same direction (golden
-    README, 11). Neither that factor nor the published weight 1e-7 is in here.
+    `energy`). Neither that factor nor the published weight 1e-7 is in here.
 
     Args:
         image_B3HW: RGB in [0, 1]; gets no gradient.
@@ -125,6 +125,7 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def check_options(sigma_rgb: float, sigma_xy: float, scale: float, grid: float) -> None:
+    """Raise ValueError unless both sigmas are positive, scale is in (0, 1] and grid is 0 or no finer than FINEST."""
     if grid != 0 and not grid >= FINEST:
         raise ValueError(f"dense_energy: grid {grid}; wanted 0 for every pixel, or {FINEST} or more")
     if not (sigma_rgb > 0 and sigma_xy > 0 and 0 < scale <= 1):
@@ -134,7 +135,7 @@ def check_options(sigma_rgb: float, sigma_xy: float, scale: float, grid: float) 
 
 
 def core_size(image_B3HW: Tensor, seg_logits_BChw: Tensor, label_BHW: Tensor, scale: float) -> tuple[int, int]:
-    """(height, width) of the core, rounded down."""
+    """(height, width) of the core, rounded down; raises ValueError for shapes that do not fit and an empty core."""
     batch, channels, height, width = image_B3HW.shape
     if channels != 3 or label_BHW.shape != (batch, height, width) or seg_logits_BChw.shape[0] != batch:
         raise ValueError(

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.tensors import IGNORE_INDEX, at_least_float32, resize, sum_in_groups
+from wsss.tensors import IGNORE_INDEX, at_least_float32, mean_where, resize
 
 
 def classification_loss(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:
@@ -53,10 +53,7 @@ def balanced_segmentation_loss(seg_logits_BChw: Tensor, label_BHW: Tensor, group
     Source: ToCo (D-76, 6; golden segloss).
     """
     seg_logits_BCHW = resize(at_least_float32(seg_logits_BChw), label_BHW.shape[-2:])
-    ignored = label_BHW == IGNORE_INDEX
     nll_BHW = F.cross_entropy(seg_logits_BCHW, label_BHW.long(), ignore_index=IGNORE_INDEX, reduction="none")
-    halves = []
-    for half_BHW in (label_BHW == 0, (label_BHW != 0) & ~ignored):
-        total_G = sum_in_groups((nll_BHW * half_BHW).sum(dim=(1, 2)), group_size)
-        halves.append((total_G / sum_in_groups(half_BHW.sum(dim=(1, 2)), group_size).clamp(min=1)).mean())
-    return 0.5 * (halves[0] + halves[1])
+    background = mean_where(nll_BHW, label_BHW == 0, group_size).mean()
+    foreground = mean_where(nll_BHW, (label_BHW != 0) & (label_BHW != IGNORE_INDEX), group_size).mean()
+    return 0.5 * (background + foreground)

@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.tensors import at_least_float32
+
 EPS = 1e-8
 
 
@@ -87,9 +89,8 @@ def softmax_kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> Tensor:
     student, teacher = tuple(student_logits_BK.shape), tuple(teacher_logits_BK.shape)
     if student != teacher:
         raise ValueError(f"softmax_kl: student {student}, teacher {teacher}; wanted equal (B, K)")
-    dtype = torch.promote_types(student_logits_BK.dtype, torch.float32)
-    log_student_BK = F.log_softmax(student_logits_BK.to(dtype), dim=1)
-    log_teacher_BK = F.log_softmax(teacher_logits_BK.to(dtype), dim=1)
+    log_student_BK = F.log_softmax(at_least_float32(student_logits_BK), dim=1)
+    log_teacher_BK = F.log_softmax(at_least_float32(teacher_logits_BK), dim=1)
     return (log_teacher_BK.exp() * (log_teacher_BK - log_student_BK)).sum(dim=1).mean()
 
 

@@ -3,10 +3,11 @@
 Shapes: B images, E channels, N = h * w patches.
 """
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.tensors import IGNORE_INDEX, at_least_float32, full_precision, sum_in_groups
+from wsss.losses.contrast import pair_mask
+from wsss.tensors import at_least_float32, full_precision, mean_where
 
 
 def affinity_logits(fused_BEhw: Tensor) -> Tensor:
@@ -29,13 +30,7 @@ def dense_pair_loss(logits_BNN: Tensor, label_Bhw: Tensor, group_size: int | Non
 
     Source: WeCLIP, affinity loss of the decoder's features, in a balanced form (D-148).
     """
-    label_BN = label_Bhw.flatten(1)
-    known_BN = label_BN != IGNORE_INDEX
-    counted_BNN = known_BN[:, :, None] & known_BN[:, None, :]
-    counted_BNN = counted_BNN & ~torch.eye(label_BN.shape[1], dtype=torch.bool, device=label_BN.device)
-    equal_BNN = label_BN[:, :, None] == label_BN[:, None, :]
-    halves = []
-    for pairs_BNN, z_BNN in ((counted_BNN & equal_BNN, logits_BNN), (counted_BNN & ~equal_BNN, -logits_BNN)):
-        total_G = sum_in_groups((-torch.nn.functional.logsigmoid(z_BNN) * pairs_BNN).sum(dim=(1, 2)), group_size)
-        halves.append((total_G / sum_in_groups(pairs_BNN.sum(dim=(1, 2)), group_size).clamp(min=1)).mean())
-    return 0.5 * (halves[0] + halves[1])
+    pairs_BNN = pair_mask(label_Bhw)
+    equal = mean_where(-F.logsigmoid(logits_BNN), pairs_BNN == 1, group_size).mean()
+    other = mean_where(-F.logsigmoid(-logits_BNN), pairs_BNN == 0, group_size).mean()
+    return 0.5 * (equal + other)

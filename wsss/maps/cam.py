@@ -115,6 +115,7 @@ def view_maps(
 
 
 def has_attention(network: Network) -> bool:
+    """Whether the attention of this network can be read."""
     try:
         with network.reading_attention():
             return True

@@ -97,7 +97,7 @@ def fuse_cams(
 
 
 def mean_of_cams(views: Iterable[View], size: Sequence[int] | None, kind: str) -> Tensor:
-    """Each view normalised by itself, resized and averaged.
+    """Each view normalised by itself, resized and averaged; raises ValueError where there is none.
 
     The mean is not normalised again, so a place that only one scale sees stays weak.
 
@@ -162,7 +162,11 @@ def fold_views(
     scales: Fold,
     activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Every view brought to `size` (None = that of the first), its flips folded, then the scales."""
+    """Every view brought to `size` (None = that of the first), its flips folded, then the scales.
+
+    Raises:
+        ValueError: no view.
+    """
     total: Tensor | None = None
     for view in views:
         size = view[0].shape[-2:] if size is None else size
@@ -188,6 +192,7 @@ def cams_of_present(
 
 
 def pack_view(view: View, present_BP: Tensor) -> View:
+    """A view of the classes that each image shows alone; see packed."""
     return tuple(
         [packed(layer, present_BP) for layer in raw] if isinstance(raw, list) else packed(raw, present_BP)
         for raw in view

@@ -60,20 +60,17 @@ def class_maps(
     network: Network, image: Tensor, scores_BQ: Tensor, activations: Sequence[Tensor], kinds: Sequence[str]
 ) -> dict[str, list[Tensor]]:
     """{kind: L maps (B, Q, h, w)}, detached: one of each column of scores that were computed from `activations`."""
-    of_class: list[list[tuple[Tensor, Tensor]]] = []  # [class][layer]: activation and gradient as maps
+    maps = [network.as_map(activation.detach().float(), image) for activation in activations]
+    found: dict[str, list[list[Tensor]]] = {kind: [[] for _ in maps] for kind in kinds}
     for score_B in scores_BQ.unbind(1):
         # Images do not influence each other in eval mode, so the backward pass of the sum serves the whole batch.
         # A batched backward pass (vmap) over the classes was measured slower on a CPU and needs K times the memory.
         gradients = torch.autograd.grad(score_B.sum(), activations, retain_graph=True)
-        pairs = zip(activations, gradients, strict=True)
-        of_class.append([(network.as_map(a.float(), image), network.as_map(g.float(), image)) for a, g in pairs])
-    return {
-        kind: [
-            torch.stack([GRADIENT_KINDS[kind](*of_layer[position]) for of_layer in of_class], dim=1).detach()
-            for position in range(len(activations))
-        ]
-        for kind in kinds
-    }
+        for position, (map_BDhw, gradient) in enumerate(zip(maps, gradients, strict=True)):
+            gradient_BDhw = network.as_map(gradient.float(), image)
+            for kind in kinds:
+                found[kind][position].append(GRADIENT_KINDS[kind](map_BDhw, gradient_BDhw))
+    return {kind: [torch.stack(classes, dim=1) for classes in of_layers] for kind, of_layers in found.items()}
 
 
 def grad_cam(activation_BDhw: Tensor, gradient_BDhw: Tensor) -> Tensor:

@@ -142,5 +142,6 @@ def position_weights(dilations: tuple[int, ...], dtype: torch.dtype, device: tor
 
 
 def check_dilations(dilations: Sequence[int]) -> None:
+    """Raise ValueError unless there is a dilation and all are 1 or more."""
     if not dilations or min(dilations) < 1:
         raise ValueError(f"par: dilations are {tuple(dilations)}; wanted one or more distances in pixels >= 1")

@@ -12,6 +12,7 @@ Source: ToCo, section 3, in the form of its code (D-76: 2, 4 and 8); golden `cam
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.maps.boxes import inside_box
@@ -40,7 +41,7 @@ def seed_label(
         (B, H, W) int64.
 
     Raises:
-        ValueError: shapes that do not fit, or not 0 <= bg_threshold <= fg_threshold.
+        ValueError: shapes that do not fit, or see check_thresholds.
     """
     check_packed(cam_BPHW, present_BP)
     check_thresholds(bg_threshold, fg_threshold)
@@ -63,7 +64,7 @@ def certainty(cam_BPHW: Tensor, *, bg_threshold: float, fg_threshold: float) -> 
         (B, H, W) int64.
 
     Raises:
-        ValueError: not 0 <= bg_threshold <= fg_threshold.
+        ValueError: see check_thresholds.
     """
     check_thresholds(bg_threshold, fg_threshold)
     strongest_BHW = cam_BPHW.float().amax(dim=1)
@@ -99,8 +100,7 @@ def refined_label(
         (B, H, W) int64.
 
     Raises:
-        ValueError: shapes that do not fit, not 0 <= bg_threshold <= fg_threshold, an image smaller than down_scale;
-            see also maps.par.
+        ValueError: shapes that do not fit, an image smaller than down_scale; see also check_thresholds and maps.par.
     """
     check_packed(cam_BPHW, present_BP)
     check_thresholds(bg_threshold, fg_threshold)
@@ -142,11 +142,18 @@ def class_ids(index: Tensor, present_BP: Tensor) -> Tensor:
     return ids_BQ.gather(1, index.flatten(1)).view_as(index)
 
 
+def labels_on_grid(label_BHW: Tensor, grid: Sequence[int]) -> Tensor:
+    """The label at the middle of each cell of a grid (h, w), (B, h, w) int64."""
+    return F.interpolate(label_BHW[:, None].float(), size=tuple(grid), mode="nearest-exact")[:, 0].long()
+
+
 def ignore_outside(label_BHW: Tensor, box_B4: Tensor) -> Tensor:
+    """A label map (B, H, W) with 255 outside the box."""
     return label_BHW.masked_fill(~inside_box(box_B4, *label_BHW.shape[-2:]), IGNORE_INDEX)
 
 
 def check_packed(cam_BPHW: Tensor, present_BP: Tensor) -> None:
+    """Raise ValueError unless these are the maps of present classes: (B, P, H, W) and (B, P), P >= 1."""
     if cam_BPHW.dim() != 4 or present_BP.shape != cam_BPHW.shape[:2] or cam_BPHW.shape[1] < 1:
         raise ValueError(
             f"pseudo label: cam {tuple(cam_BPHW.shape)} and present {tuple(present_BP.shape)}; wanted (B, P, H, W) and "
@@ -155,7 +162,8 @@ def check_packed(cam_BPHW: Tensor, present_BP: Tensor) -> None:
 
 
 def check_thresholds(bg_threshold: float, fg_threshold: float) -> None:
-    if not 0 <= bg_threshold <= fg_threshold:
+    """Raise ValueError unless 0 <= bg_threshold <= fg_threshold <= 1."""
+    if not 0 <= bg_threshold <= fg_threshold <= 1:
         raise ValueError(
-            f"pseudo label: bg_threshold is {bg_threshold}, fg_threshold {fg_threshold}; wanted 0 <= bg <= fg"
+            f"bg_threshold {bg_threshold}, fg_threshold {fg_threshold}: wanted 0 <= bg_threshold <= fg_threshold <= 1"
         )

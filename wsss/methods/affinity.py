@@ -5,11 +5,11 @@ from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.losses.affinity import affinity_loss, count_pairs
 from wsss.maps.affinity import pair_affinity
+from wsss.maps.pseudo_label import labels_on_grid
 from wsss.methods.base import Batch, Method
 from wsss.models.affinity_net import AffinityNet
 
@@ -49,7 +49,7 @@ class Affinity(Method):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         features_BDhw = self.student(batch["image"])
-        label_Bhw = labels_on_grid(batch["mask"], (features_BDhw.shape[-2], features_BDhw.shape[-1]))
+        label_Bhw = labels_on_grid(batch["mask"], features_BDhw.shape[-2:])
         totals, shares = batch.get("totals"), batch.get("shares", 1)
         affinity_BOP = pair_affinity(features_BDhw, self.radius)
         return affinity_loss(affinity_BOP, label_Bhw, self.radius, totals=totals, shares=shares)
@@ -72,8 +72,3 @@ class Affinity(Method):
         """What the random walk needs of images in [0, 1]: (B, O, P) in [0, 1], and the grid (h, w)."""
         features_BDhw = self.student(image)
         return pair_affinity(features_BDhw, self.radius), (features_BDhw.shape[-2], features_BDhw.shape[-1])
-
-
-def labels_on_grid(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The label at the middle of each cell, int64 (B, h, w)."""
-    return F.interpolate(mask_BHW[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

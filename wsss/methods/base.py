@@ -5,7 +5,7 @@ counts (see Method.counts): totals {name: count of the whole step}, and shares, 
 over its micro-batches and processes. Without them the batch is the whole step.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -124,6 +124,12 @@ class Frozen:
         if self.network.head.weight.device != device:
             self.network.to(device)
         return self.network
+
+
+def left_out(modules: Iterable[nn.Module]) -> Tensor:
+    """0 times every trained parameter of what a step leaves out, so that it gets a gradient as on any other step."""
+    trained = (p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+    return 0.0 * sum(trained, start=torch.zeros(()))
 
 
 def image_label_loss(out: Outputs, image_label_BK: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from wsss.losses.align import (
     check_takes_temperature,
     name_levels,
 )
-from wsss.methods.base import Method
+from wsss.methods.base import Method, left_out
 from wsss.models.base import Network, Outputs
 from wsss.tensors import resize
 
@@ -95,6 +95,7 @@ class Consistency(Method):
         self.readable = projected and self.project_target is None and target != "background"
 
     def check_level(self, project: str) -> None:
+        """Raise ValueError unless level, metric, tau and projection go together."""
         check_takes_temperature(self.level, self.tau)
         if self.level in LOGIT_DISTANCES:
             return
@@ -118,15 +119,18 @@ class Consistency(Method):
         target_BThw = resize(target_BThw, student.patches_BDhw.shape[-2:])
         if self.project_target is not None:
             target_BThw = self.project_target(target_BThw)
-        patches_BDhw = student.patches_BDhw if self.project is None else self.project(student.patches_BDhw)
         return alignment_distance(
-            patches_BDhw.flatten(2),
+            self.student_map(student).flatten(2),
             target_BThw.flatten(2),
             level=self.level,  # type: ignore[arg-type]  # the levels of logits have returned above
             metric=self.metric,
             standardise=self.standardise,
             tau=self.tau,
         )
+
+    def student_map(self, out: Outputs) -> Tensor:
+        """The student's side of the alignment, (B, T, h, w)."""
+        return out.patches_BDhw if self.project is None else self.project(out.patches_BDhw)
 
     def check_images(self, images: int) -> None:
         if self.shuffle_teacher and images < 2:
@@ -140,17 +144,15 @@ class Consistency(Method):
         self.check_images(len(of_images))
         return of_images.roll(1, dims=0) if self.shuffle_teacher else of_images
 
-    def unused(self) -> Tensor:
-        """0 times everything that the alignment trains, for steps without it."""
-        modules = [m for m in (self.project, self.project_target) if m is not None]
-        total = sum((p.sum() for m in modules for p in m.parameters() if p.requires_grad), torch.zeros(()))
-        return 0.0 * total
+    def without_alignment(self) -> Tensor:
+        """The alignment's part in the loss of a step without it: 0, see left_out."""
+        return left_out(module for module in (self.project, self.project_target) if module is not None)
 
     def projected_maps(self, out: Outputs, teacher: Network) -> dict[str, Tensor]:
         """{`project`: (B, K, h, w)} where the projection can be read as class maps, else nothing."""
-        if not self.readable or self.project is None:
+        if not self.readable:
             return {}
-        projected_BThw = self.project(out.patches_BDhw)
+        projected_BThw = self.student_map(out)
         if self.target == "features":
             return {"project": teacher.head(projected_BThw)}
         return {"project": projected_BThw[:, : teacher.head.out_channels]}

@@ -16,7 +16,7 @@ class CoTrain(Consistency):
         L = L_cls(student) + L_cls(partner) + align_weight * align_loss(student, partner)
 
     One module holds both networks, so that DDP or DeepSpeed wraps and steps them as one: two engines under one loss
-    train only the first (stack, 2). What is read afterwards is the student.
+    train only the first. What is read afterwards is the student.
 
     CAM kinds: `grad`, `layer`, `class_map` and `project`, of the student.
 
@@ -60,16 +60,15 @@ class CoTrain(Consistency):
         student, partner = self.student(batch["image"]), self.partner(batch["image"])
         cls_loss = image_label_loss(student, batch["image_label"])
         partner_loss = image_label_loss(partner, batch["image_label"])
-        total = cls_loss + partner_loss
+        losses = {"loss": cls_loss + partner_loss, "cls_loss": cls_loss, "partner_loss": partner_loss}
         if self.align_weight == 0:
-            return {"loss": total + self.unused(), "cls_loss": cls_loss, "partner_loss": partner_loss}
+            return {**losses, "loss": losses["loss"] + self.without_alignment()}
         if self.gradient == "student" or (self.gradient == "alternate" and step % 2 == 0):
             partner = partner.detached()
         elif self.gradient == "alternate":
             student = student.detached()
         align_loss = self.align_loss(student, partner)
-        total = total + self.align_weight * align_loss + self.unused()
-        return {"loss": total, "cls_loss": cls_loss, "partner_loss": partner_loss, "align_loss": align_loss}
+        return {**losses, "loss": losses["loss"] + self.align_weight * align_loss, "align_loss": align_loss}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
         return {**super().maps_of(out), **self.projected_maps(out, self.partner)}

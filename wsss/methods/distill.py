@@ -56,7 +56,7 @@ class Distill(Consistency):
         cls_loss = image_label_loss(out, batch["image_label"])
         losses = {"loss": cls_loss, "cls_loss": cls_loss}
         if self.align_weight == 0:
-            losses["loss"] = losses["loss"] + self.unused()
+            losses["loss"] = losses["loss"] + self.without_alignment()
         else:
             losses["align_loss"] = self.align_loss(out, self.teacher(batch["image"]))
             losses["loss"] = losses["loss"] + self.align_weight * losses["align_loss"]
@@ -67,10 +67,7 @@ class Distill(Consistency):
 
     def time_loss(self, out: Outputs, image_B3HW: Tensor) -> Tensor:
         """Of a batch whose images 2i and 2i + 1 are neighbouring frames."""
-        if self.align_weight == 0:
-            map_BChw = out.class_map_BKhw
-        else:
-            map_BChw = out.patches_BDhw if self.project is None else self.project(out.patches_BDhw)
+        map_BChw = out.class_map_BKhw if self.align_weight == 0 else self.student_map(out)
         still_Phw = still_tokens(image_B3HW[::2], image_B3HW[1::2], map_BChw.shape[-2:], self.still)
         return still_loss(map_BChw[::2], map_BChw[1::2], still_Phw)
 

@@ -7,17 +7,17 @@ from collections.abc import Hashable
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.losses.pairs import affinity_logits, dense_pair_loss
 from wsss.maps.agreement import agreeing_attention, walk_along
+from wsss.maps.boxes import whole_box
 from wsss.maps.cam import maps_of_present, normalise_cam
 from wsss.maps.gradients import class_maps, recording
 from wsss.maps.par import DILATIONS
-from wsss.maps.pseudo_label import refined_label
-from wsss.methods.base import Batch, Method
+from wsss.maps.pseudo_label import check_thresholds, labels_on_grid, refined_label
+from wsss.methods.base import Batch, Method, left_out
 from wsss.models.frozen import Encoded, FrozenNet
 from wsss.tensors import check_groups, resize
 
@@ -74,11 +74,10 @@ class FrozenFeatures(Method):
         super().__init__()
         if not isinstance(student, FrozenNet):
             raise ValueError(f"model: method frozen trains a network of model 'frozen', not {type(student).__name__}")
-        if not 0 <= bg_threshold <= fg_threshold <= 1:
-            raise ValueError(f"method: wanted 0 <= bg_threshold ({bg_threshold}) <= fg_threshold ({fg_threshold}) <= 1")
+        check_thresholds(bg_threshold, fg_threshold)
         if seg_weight < 0 or pair_weight < 0:
             raise ValueError(f"method: wanted seg_weight ({seg_weight}) and pair_weight ({pair_weight}) >= 0")
-        depth = len(student.first.backbone.blocks)
+        depth = len(student.first.blocks)
         if not 0 <= attended <= depth or walk_steps < 0:
             raise ValueError(f"method: wanted attended ({attended}) in [0, {depth}] and walk_steps ({walk_steps}) >= 0")
         if student.by_text and seg_from > 0:
@@ -96,33 +95,37 @@ class FrozenFeatures(Method):
         return step >= self.seg_from, step >= self.agree_from
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        learns = step >= self.seg_from
-        seen, cam_BPhw = self.look(batch, self.attended if learns else 0)
+        if step < self.seg_from:
+            return self.classifier_alone(batch)
+        seen, cam_BPhw = self.look(batch)
         fused_BEhw, seg_logits_BChw = self.student.decode(seen.depths)
         losses = {}
         if not self.student.by_text:
             losses["cls_loss"] = classification_loss(self.student.classify(seen), batch["image_label"])
-        if not learns:
-            unused = 0.0 * (seg_logits_BChw.sum() + fused_BEhw.sum())
-            return {"loss": losses["cls_loss"] + unused, **losses}
         affinity_BNN = affinity_logits(fused_BEhw)
         label_BHW = self.pseudo_label(batch, cam_BPhw, seen.attention_LBNN, affinity_BNN, step)
         losses["seg_loss"] = balanced_segmentation_loss(seg_logits_BChw, label_BHW, self.group_size)
-        losses["pair_loss"] = dense_pair_loss(affinity_BNN, shrink(label_BHW, fused_BEhw), self.group_size)
+        label_Bhw = labels_on_grid(label_BHW, fused_BEhw.shape[-2:])
+        losses["pair_loss"] = dense_pair_loss(affinity_BNN, label_Bhw, self.group_size)
         loss = losses.get("cls_loss", 0.0) + self.seg_weight * losses["seg_loss"]
         return {"loss": loss + self.pair_weight * losses["pair_loss"], **losses}
 
-    def look(self, batch: Batch, attended: int) -> tuple[Encoded, Tensor]:
+    def classifier_alone(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a step before the decoder learns."""
+        cls_logits_BK = self.student.classify(self.student.encode(batch["image"]))
+        cls_loss = classification_loss(cls_logits_BK, batch["image_label"])
+        return {"loss": cls_loss + left_out(self.student.decoder), "cls_loss": cls_loss}
+
+    def look(self, batch: Batch) -> tuple[Encoded, Tensor]:
         """What the frozen ViTs see, and the raw maps (B, P, h, w) of the classes that each image shows."""
         image, present_BP = batch["image"], batch["present"]
         student = self.student
         if not student.by_text:
-            seen = student.encode(image, attended)
-            return seen, maps_of_present(
-                seen.patches_BDhw.detach(), student.head.weight.detach().flatten(1), present_BP
-            )
+            seen = student.encode(image, self.attended)
+            weight_KD = student.head.weight.detach().flatten(1)
+            return seen, maps_of_present(seen.patches_BDhw.detach(), weight_KD, present_BP)
         with torch.no_grad(), recording([student.grad_cam_layer(-1)]) as activations:
-            seen = student.encode(image, attended)
+            seen = student.encode(image, self.attended)
             scores_BP = student.classify(seen).gather(1, present_BP.clamp(min=0))
             (raw_BPhw,) = class_maps(student, image, scores_BP, activations, ["grad"])["grad"]
         return seen, raw_BPhw * (present_BP >= 0)[..., None, None]
@@ -151,15 +154,8 @@ class FrozenFeatures(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Draw the strongest map before and the pseudo label after refinement, as the last steps have them."""
-        box_B4 = torch.tensor([0, batch["image"].shape[-2], 0, batch["image"].shape[-1]], device=batch["image"].device)
-        whole = {**batch, "box": box_B4.expand(len(batch["image"]), -1)}
-        seen, raw_BPhw = self.look(whole, self.attended)
+        whole = {**batch, "box": whole_box(batch["image"])}
+        seen, raw_BPhw = self.look(whole)
         affinity_BNN = affinity_logits(self.student.decode(seen.depths)[0])
         label_BHW = self.pseudo_label(whole, raw_BPhw, seen.attention_LBNN, affinity_BNN, self.agree_from)
         return {"first map": normalise_cam(raw_BPhw).amax(dim=1), "pseudo label": label_BHW}
-
-
-def shrink(label_BHW: Tensor, like_BEhw: Tensor) -> Tensor:
-    """A label map on the grid of the patches, nearest pixels."""
-    small_B1hw = F.interpolate(label_BHW[:, None].float(), size=like_BEhw.shape[-2:], mode="nearest-exact")
-    return small_B1hw[:, 0].long()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from wsss.losses.regions import scale_cams
+from wsss.maps.boxes import whole_box
 from wsss.maps.cam import maps_of_present, packed_rows
 from wsss.maps.fusion import fuse_cams
 from wsss.maps.scales import scale_image
@@ -47,6 +48,8 @@ class Views:
         box: (B, 4) valid rectangle of `main`.
         mirrored: (B) bool, where `local` is mirrored relative to `main`.
         seed: (B) int64, of the draw of local crops.
+        image_label_BK: multi-hot.
+        present_BP: the same as channels, padded with -1.
     """
 
     main: Tensor
@@ -56,6 +59,8 @@ class Views:
     box: Tensor
     mirrored: Tensor
     seed: Tensor
+    image_label_BK: Tensor
+    present_BP: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,7 @@ class Seen:
     """What the passes of one step gave, for the losses and for pictures.
 
     Attributes:
-        views: of the photographs.
-        image_label_BK: multi-hot.
-        present_BP: the same as channels, padded with -1.
+        views: of the photographs, with their labels.
         step: of training, 0-based.
         main, view2: tokens of the global views, with their graph; `view2` None where no loss reads it.
         looks: by scale.
@@ -90,8 +93,6 @@ class Seen:
     """
 
     views: Views
-    image_label_BK: Tensor
-    present_BP: Tensor
     step: int
     main: Tokens
     view2: Tokens | None
@@ -112,21 +113,21 @@ def make_views(batch: Batch, *, toco_compat: bool = False) -> Views:
     box = batch["box"]
     if toco_compat:  # the box as it was before the main view's own flip
         box = torch.where(batch["main_flip"][:, None], mirrored_box(box, image.shape[-1]), box)
-    return Views(main, view2, local, main, box, colours[:, 2, -1] > 0, batch["seed"])
+    mirrored, labels = colours[:, 2, -1] > 0, (batch["image_label"], batch["present"])
+    return Views(main, view2, local, main, box, mirrored, batch["seed"], *labels)
 
 
-def make_plain_views(image: Tensor) -> Views:
-    """Take images (B, 3, H, W) in [0, 1] as they are in place of all views."""
-    box_B4 = torch.tensor([0, image.shape[-2], 0, image.shape[-1]], device=image.device).expand(len(image), -1)
+def make_plain_views(batch: Batch) -> Views:
+    """Take the images as they are in place of all views."""
+    image = batch["image"]
     seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    return Views(image, image, image, image, box_B4, seed_B > 0, seed_B)
+    labels = batch["image_label"], batch["present"]
+    return Views(image, image, image, image, whole_box(image), seed_B > 0, seed_B, *labels)
 
 
 def see(
     student: ToCoNet,
     views: Views,
-    image_label_BK: Tensor,
-    present_BP: Tensor,
     step: int,
     *,
     reads: Collection[Reads],
@@ -150,9 +151,8 @@ def see(
     main = tokens[:size]
     looks = look_at_scales(
         student,
-        views.main,
+        views,
         main,
-        present_BP,
         classifiers=classifiers,
         cam_scales=cam_scales,
         teachers=teachers,
@@ -163,12 +163,12 @@ def see(
     seg_logits_BChw = student.decoder(main.patches_BDhw) if "segmentation" in reads else None
     scores = student.classify(main.patches_BDhw, main.aux_BDhw)
     view2 = tokens[size:] if both else None
-    return Seen(views, image_label_BK, present_BP, step, main, view2, looks, cams, seg_logits_BChw, *scores)
+    return Seen(views, step, main, view2, looks, cams, seg_logits_BChw, *scores)
 
 
 def draw_scales(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
     """Draw the strongest class at every scale whose final tokens were seen: {name: (B, h, w) in [0, 1]}."""
-    weight_BPD = packed_rows(student.head.weight.flatten(1), seen.present_BP)
+    weight_BPD = packed_rows(student.head.weight.flatten(1), seen.views.present_BP)
     return {
         f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, seen.main.grid).amax(dim=1)
         for scale, look in sorted(seen.looks.items())
@@ -178,9 +178,8 @@ def draw_scales(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
 
 def look_at_scales(
     student: ToCoNet,
-    image: Tensor,
+    views: Views,
     main: Tokens,
-    present_BP: Tensor,
     *,
     classifiers: Sequence[str],
     cam_scales: Sequence[float],
@@ -190,8 +189,7 @@ def look_at_scales(
     """Look at the main view at every scale of the fused maps and of the teachers, in as few passes as they need.
 
     Args:
-        image: (B, 3, H, W) RGB in [0, 1], the main view.
-        main: its tokens at scale 1, which are not computed again.
+        main: tokens of the main view at scale 1, which are not computed again.
         classifiers: `aux`, `final` or both: whose maps are needed; () = only the teachers are looked at.
         cam_scales: scales of the maps, each also seen in the mirror.
         teachers: scales whose final tokens are needed.
@@ -199,7 +197,7 @@ def look_at_scales(
     """
     found = {}
     for scale in dict.fromkeys([*(cam_scales if classifiers else ()), *teachers]):
-        view = scale_image(image, scale, student.stride, "pad")
+        view = scale_image(views.main, scale, student.stride, "pad")
         known = None
         if scale == 1:
             known = {"aux": main.aux_BDhw.detach(), "final": main.patches_BDhw.detach()}
@@ -207,7 +205,7 @@ def look_at_scales(
             known = features_of(student, view, ("aux", "final"))
         names = [*classifiers, "final"] if scale in teachers else classifiers
         mirror = bool(classifiers) and scale in cam_scales
-        found[scale] = look_at(student, view, known, present_BP, names, mirror)
+        found[scale] = look_at(student, view, known, views.present_BP, names, mirror)
     return found
 
 

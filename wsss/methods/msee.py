@@ -110,15 +110,16 @@ class MSEE(ToCo):
         return torch.stack([self.cls_loss_at(scale, seen) for scale in self.scales]).sum()
 
     def cls_loss_at(self, scale: float, seen: Seen) -> Tensor:
+        """Both classifiers' losses at one scale."""
         features = seen.looks[scale].features
         scores = self.student.classify(features["final"], features["aux"])
-        return torch.stack([classification_loss(logits_BK, seen.image_label_BK) for logits_BK in scores]).sum()
+        return torch.stack([classification_loss(logits_BK, seen.views.image_label_BK) for logits_BK in scores]).sum()
 
     @torch.no_grad()
     def regions(self, seen: Seen) -> Tensor:
         """(J, B, h, w) reliable region of each scale, Eq. 1-4."""
         assert seen.seg_logits_BChw is not None
-        grid, present_BP = seen.main.grid, seen.present_BP
+        grid, present_BP = seen.main.grid, seen.views.present_BP
         valid_Bhw = valid_tokens(seen.views.box, grid, self.student.stride)
         segmented_Bhw = segmented_class(seen.seg_logits_BChw, present_BP, valid_Bhw, present_only=self.present_only)
         weight_BPD = packed_rows(self.student.head.weight.flatten(1), present_BP)

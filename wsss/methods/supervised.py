@@ -8,6 +8,7 @@ from torch import Tensor
 from wsss.losses.labels import count_labelled, segmentation_loss
 from wsss.methods.base import Batch, Method
 from wsss.models.base import Network, Outputs
+from wsss.models.segmentation import foreground_probabilities
 
 
 class Supervised(Method):
@@ -41,10 +42,11 @@ class Supervised(Method):
         return {"labelled": count_labelled(batch["mask"])}
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
-        return {"seg": seg_logits_of(out).float().softmax(dim=1)[:, 1:]}
+        return {"seg": foreground_probabilities(seg_logits_of(out))}
 
 
 def seg_logits_of(out: Outputs) -> Tensor:
+    """The scores (B, C, h, w) of a segmentation network; raises ValueError if it is none."""
     if out.seg_logits_BChw is None:
         raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab or sam_decoder")
     return out.seg_logits_BChw

@@ -38,6 +38,7 @@ class Schedule:
         self.terms = {term.name: term for term in terms}
 
     def add(self, *terms: Term) -> None:
+        """Terms behind those that are there; one of a known name takes its place."""
         self.terms |= {term.name: term for term in terms}
 
     def uses(self, name: str, step: int) -> bool:
@@ -45,6 +46,7 @@ class Schedule:
         return self.terms[name].weight > 0 and step >= self.terms[name].start
 
     def at(self, step: int) -> list[Term]:
+        """The terms of this step."""
         return [term for name, term in self.terms.items() if self.uses(name, step)]
 
     def reads_at(self, step: int) -> set[Reads]:

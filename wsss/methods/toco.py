@@ -23,8 +23,8 @@ from wsss.losses.energy import dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.maps.boxes import valid_tokens
 from wsss.maps.par import DILATIONS
-from wsss.maps.pseudo_label import certainty, refined_label, seed_label
-from wsss.methods.base import Batch, Method
+from wsss.maps.pseudo_label import certainty, check_thresholds, refined_label, seed_label
+from wsss.methods.base import Batch, Method, left_out
 from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views, make_views, see
 from wsss.methods.terms import Schedule, Term
 from wsss.models.heads import ProjectionHead, follower_of, move_towards
@@ -118,8 +118,7 @@ class ToCo(Method):
             raise ValueError(
                 f"method.cam_scales is {cam_scales}; 1.0 must be among them: its pass is the training pass"
             )
-        if not 0 <= bg_threshold <= fg_threshold <= 1:
-            raise ValueError(f"method: wanted 0 <= bg_threshold ({bg_threshold}) <= fg_threshold ({fg_threshold}) <= 1")
+        check_thresholds(bg_threshold, fg_threshold)
         self.student = student
         self.project = ProjectionHead(
             student.feature_dim, dim=projection_dim, bottleneck=bottleneck, out_dim=projection_out
@@ -153,35 +152,28 @@ class ToCo(Method):
         check_groups(images, self.group_size)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        views = make_views(batch, toco_compat=self.toco_compat)
-        return self.losses(views, batch["image_label"], batch["present"], step)
+        return self.losses(make_views(batch, toco_compat=self.toco_compat), step)
 
     def phase(self, step: int) -> Hashable:
         return tuple(term.name for term in self.schedule.at(step)), step >= self.aux_labels_before
 
-    def losses(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> dict[str, Tensor]:
-        """The losses of one step.
-
-        Args:
-            image_label_BK: multi-hot.
-            present_BP: the same as channels, padded with -1.
-        """
-        seen = self.see(views, image_label_BK, present_BP, step)
-        total, parts = self.unused(seen), {}
+    def losses(self, views: Views, step: int) -> dict[str, Tensor]:
+        """The losses of one step."""
+        seen = self.see(views, step)
+        untrained = [self.get_submodule(name) for name in self.schedule.untrained_at(step)]
+        total, parts = left_out(untrained), {}
         for term in self.schedule.at(step):
             parts[f"{term.name}_loss"] = part = term.compute(seen)
             total = total + term.weight * part
         return {"loss": total, **parts, **seen.watched}
 
-    def see(self, views: Views, image_label_BK: Tensor, present_BP: Tensor, step: int) -> Seen:
+    def see(self, views: Views, step: int) -> Seen:
         """All that the terms of this step read."""
         reads = self.schedule.reads_at(step)
         label_from = "final" if step >= self.aux_labels_before else "aux"
         seen = see(
             self.student,
             views,
-            image_label_BK,
-            present_BP,
             step,
             reads=reads,
             label_from=label_from,
@@ -192,10 +184,12 @@ class ToCo(Method):
         return replace(seen, label_BHW=self.pseudo_label(seen, label_from)) if "label" in reads else seen
 
     def cls_loss(self, seen: Seen) -> Tensor:
-        return classification_loss(seen.cls_logits_BK, seen.image_label_BK)
+        """Image labels at the final tokens."""
+        return classification_loss(seen.cls_logits_BK, seen.views.image_label_BK)
 
     def cls_aux_loss(self, seen: Seen) -> Tensor:
-        return classification_loss(seen.aux_logits_BK, seen.image_label_BK)
+        """Image labels at the tokens of an earlier block."""
+        return classification_loss(seen.aux_logits_BK, seen.views.image_label_BK)
 
     def patch_contrast_loss(self, seen: Seen) -> Tensor:
         """Pulls tokens of one class together and those of different classes apart, where the auxiliary map is sure."""
@@ -203,7 +197,7 @@ class ToCo(Method):
         cam_BPhw = resize(seen.cams["aux"], grid)
         label_Bhw = seed_label(
             cam_BPhw,
-            seen.present_BP,
+            seen.views.present_BP,
             bg_threshold=self.bg_threshold,
             fg_threshold=self.fg_threshold,
             box_B4=seen.views.box if self.toco_compat else None,
@@ -244,7 +238,7 @@ class ToCo(Method):
         return refined_label(
             seen.views.guide,
             seen.cams[classifier],
-            seen.present_BP,
+            seen.views.present_BP,
             seen.views.box,
             bg_threshold=self.bg_threshold,
             fg_threshold=self.fg_threshold,
@@ -274,16 +268,9 @@ class ToCo(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Draw maps of every scale and the pseudo label, as a step with all losses sees them."""
-        views = make_plain_views(batch["image"])
-        return self.draw(self.see(views, batch["image_label"], batch["present"], LATE))
+        return self.draw(self.see(make_plain_views(batch), LATE))
 
     def draw(self, seen: Seen) -> dict[str, Tensor]:
         """Draw what was seen."""
         label = {} if seen.label_BHW is None else {"pseudo label": seen.label_BHW}
         return {**draw_scales(self.student, seen), **label}
-
-    def unused(self, seen: Seen) -> Tensor:
-        """0 times every trained parameter that this step leaves out."""
-        modules = [self.get_submodule(name) for name in self.schedule.untrained_at(seen.step)]
-        parameters = [p for module in modules for p in module.parameters()]
-        return 0.0 * sum((p.sum() for p in parameters), seen.main.cls_BD.new_zeros(()))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss.metrics.counts import THRESHOLDS
+from wsss.metrics.counts import THRESHOLDS, at_or_above, check_scores, middle
 from wsss.tensors import IGNORE_INDEX
 
 CHUNK = 100  # resamples at a time: bounds the memory of the draw to CHUNK x groups
@@ -28,8 +28,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     known = is_class_id(truth, num_classes) & is_class_id(prediction, num_classes)
     if truth.device.type == "cpu" and not known.all():
         raise ValueError(
-            f"confusion matrix: truth has ids {list_ids(truth)}, prediction {list_ids(prediction)}; wanted 0 to "
-            f"{num_classes - 1} or {IGNORE_INDEX}"
+            f"confusion matrix: truth has ids {truth.unique().tolist()}, prediction {prediction.unique().tolist()}; "
+            f"wanted 0 to {num_classes - 1} or {IGNORE_INDEX}"
         )
     pair = torch.where(wanted, truth * num_classes + prediction, num_classes**2)
     pair = torch.where(known, pair, num_classes**2 + 1).flatten()  # beyond the counts: refused by the scatter
@@ -42,11 +42,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
 
 
 def is_class_id(ids: Tensor, num_classes: int) -> Tensor:
+    """Which of the ids are 0..C-1 or 255."""
     return ((ids >= 0) & (ids < num_classes)) | (ids == IGNORE_INDEX)
-
-
-def list_ids(ids: Tensor) -> list[int]:
-    return ids.unique().tolist()
 
 
 def class_iou(confusion_CC: Tensor) -> Tensor:
@@ -109,12 +106,7 @@ def bootstrap_miou(
         there_RC = truth_RC > 0
         has_truth_R = there_RC.any(1)
         found.append((iou_RC * there_RC).sum(1)[has_truth_R] / there_RC.sum(1)[has_truth_R])
-    miou_R = np.concatenate(found)
-    if len(miou_R) == 0:
-        return float("nan"), float("nan")
-    tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(miou_R, [tail, 100 - tail])
-    return float(low), float(high)
+    return middle(np.concatenate(found), confidence)
 
 
 def sums_at_thresholds(
@@ -136,12 +128,7 @@ def sums_at_thresholds(
     Raises:
         ValueError: scores and truth differ in size, or a score is NaN.
     """
-    if scores_nHW.shape[1:] != truth_HW.shape:
-        raise ValueError(f"scores {tuple(scores_nHW.shape)} and truth {tuple(truth_HW.shape)} must have one size")
-    if scores_nHW.isnan().any():
-        raise ValueError(
-            f"{int(scores_nHW.isnan().sum())} of {scores_nHW.numel()} scores are NaN: no threshold parts them"
-        )
+    check_scores(scores_nHW, truth_HW)
     levels = len(thresholds) + 1
     valid = truth_HW != IGNORE_INDEX
     truth = truth_HW[valid].long()
@@ -158,7 +145,7 @@ def sums_at_thresholds(
         """(T, C) of the chosen pixels those whose score reaches each threshold, by the class that it is of."""
         cells = (predicted * levels + reached)[chosen]
         bins = cells.bincount(minlength=num_classes * levels).view(num_classes, levels)
-        return bins.flip(1).cumsum(1).flip(1)[:, 1:].T.numpy()
+        return at_or_above(bins).T.numpy()
 
     of_class, on_background = above(torch.ones_like(truth, dtype=torch.bool)), above(truth == 0)
     sums[:, 2] += of_class

@@ -63,19 +63,28 @@ def count(score_HW: Tensor, truth_HW: Tensor, class_id: int = 1, thresholds: np.
     Raises:
         ValueError: score and truth differ in size, or a score is NaN.
     """
-    if score_HW.shape != truth_HW.shape:
-        raise ValueError(f"score {tuple(score_HW.shape)} and truth {tuple(truth_HW.shape)} must have one size")
-    if score_HW.isnan().any():
-        raise ValueError(f"{int(score_HW.isnan().sum())} of {score_HW.numel()} scores are NaN: no threshold parts them")
+    check_scores(score_HW, truth_HW)
     valid = truth_HW != IGNORE_INDEX
     score, positive = score_HW[valid].float(), truth_HW[valid] == class_id
     levels = torch.as_tensor(thresholds, device=score.device).float()
     reached = torch.bucketize(score, levels, right=True)  # how many thresholds a pixel reaches
-    # histogram over (is positive, thresholds reached); its reversed running sum counts pixels at or above each
     bins = torch.bincount(reached + positive * (len(levels) + 1), minlength=2 * (len(levels) + 1)).reshape(2, -1)
-    above_2T = bins.flip(1).cumsum(1).flip(1)[:, 1:].cpu().numpy()
+    above_2T = at_or_above(bins).cpu().numpy()
     total = int(positive.sum())
     return Counts(above_2T[1:], above_2T[:1], total - above_2T[1:], np.array([positive.numel()]))
+
+
+def check_scores(scores: Tensor, truth_HW: Tensor) -> None:
+    """Raise ValueError unless scores (..., H, W) have the truth's size and no NaN."""
+    if scores.shape[-2:] != truth_HW.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and truth {tuple(truth_HW.shape)} must have one size")
+    if scores.isnan().any():
+        raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN: no threshold parts them")
+
+
+def at_or_above(bins: Tensor) -> Tensor:
+    """Pixels by how many thresholds they reach, (..., T + 1) -> pixels that reach each of these, (..., T)."""
+    return bins.flip(-1).cumsum(-1).flip(-1)[..., 1:]
 
 
 def iou(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
@@ -164,11 +173,17 @@ def bootstrap_interval(
         (low, high); both NaN if there is no image. With one group both are the mean: nothing is known of others.
     """
     if len(value_N) == 0:
-        return (float("nan"), float("nan"))
+        return float("nan"), float("nan")
     _, member_N = np.unique(np.asarray(groups), return_inverse=True)
     sums_G, sizes_G = np.bincount(member_N, weights=value_N), np.bincount(member_N)
     drawn_RG = np.random.default_rng(seed).integers(0, len(sums_G), (resamples, len(sums_G)))
-    means_R = sums_G[drawn_RG].sum(1) / sizes_G[drawn_RG].sum(1)
+    return middle(sums_G[drawn_RG].sum(1) / sizes_G[drawn_RG].sum(1), confidence)
+
+
+def middle(value_R: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The ends between which so much of the values lies, as much below as above; both NaN if there is none."""
+    if len(value_R) == 0:
+        return float("nan"), float("nan")
     tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(means_R, [tail, 100 - tail])
+    low, high = np.percentile(value_R, [tail, 100 - tail])
     return float(low), float(high)

@@ -1,5 +1,5 @@
-"""The networks by name: ours and those of installed packages. A builder's keyword-only arguments are the
-options of `model:` in the YAML."""
+"""The networks by name: ours and those of installed packages. A builder, a function or a class, takes the
+number of classes; its keyword-only arguments are the options of `model:` in the YAML."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from wsss.models.frozen import build_frozen
 from wsss.models.pcm import build_pcm
 from wsss.models.sam_decoder import build_sam_decoder
 from wsss.models.segmenter import build_segmenter
-from wsss.models.setr import build_setr
+from wsss.models.setr import SETR
 from wsss.models.smp import build_smp
 from wsss.models.toco import build_toco
 from wsss.models.vit import build_vit
@@ -26,7 +26,7 @@ OURS: dict[str, Callable[..., nn.Module]] = {
     "conformer": build_conformer,
     "toco": build_toco,
     "frozen": build_frozen,
-    "setr": build_setr,
+    "setr": SETR,
     "segmenter": build_segmenter,
     "deeplab": build_deeplab,
     "smp": build_smp,

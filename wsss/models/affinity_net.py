@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.models.cnn import create_stages, last_stages
 from wsss.models.dry_run import try_network
-from wsss.models.pcm import create_stages, last_stages
+from wsss.models.weights import normalisation
 from wsss.tensors import resize
 
 
@@ -64,6 +65,7 @@ class AffinityNet(nn.Module):
         return self.head(last_stages(self.backbone, (image - self.mean) / self.std, 3))
 
     def norms(self) -> list[nn.Module]:
+        """Every BatchNorm in it."""
         return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> "AffinityNet":
@@ -97,7 +99,6 @@ def build_affinity_net(
     options = timm_options or {}
     backbone, dims = create_stages(timm_name, weights, options, count=3, output_stride=output_stride, dilated=dilated)
     head = AffinityHead(dims, widths=widths, affinity_dim=affinity_dim)
-    config = backbone.pretrained_cfg
-    network = AffinityNet(backbone, head, mean or config["mean"], std or config["std"])
+    network = AffinityNet(backbone, head, *normalisation(backbone, mean, std))
     try_network(network, timm_name, stride=output_stride, grad_cam=False)
     return network

@@ -1,22 +1,18 @@
-"""What every image classifier of this package gives, and how initial weights get into it.
+"""What every image classifier of this package gives.
 
 Shapes: B images, K foreground classes, D feature channels, h x w feature grid, H x W pixels.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a network or its cache is needed
 AttentionInput = tuple[Tensor, Tensor | None]  # what an attention reads: tokens (B, N, D); rotations, of a rotary ViT
 
 
@@ -92,6 +88,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1] -> what the backbone reads."""
         return (image - self.mean) / self.std
 
     def forward(self, image: Tensor) -> Outputs:
@@ -126,147 +123,3 @@ def layer_at(layers: Any, index: int) -> Any:
     if not -len(layers) <= index < len(layers):
         raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
     return layers[index]
-
-
-def name_at_timm(timm_name: str) -> str:
-    """The architecture alone, without the hub and owner before it and the tag of its weights behind it."""
-    return timm_name.rpartition("/")[2].partition(".")[0]
-
-
-def create_backbone(
-    timm_name: str, weights: str | None, options: Mapping[str, Any], *, head: Sequence[str], wanted: str
-) -> Any:
-    """A timm model without its classifier.
-
-    Args:
-        weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
-        options: further arguments of timm's constructor.
-        head: see load_weights.
-        wanted: what to choose instead where timm cannot build it with these options.
-
-    Raises:
-        ValueError: timm has no such model, or none with these options; its weights cannot be had, or those of the
-            path do not fit.
-    """
-    if not timm_name.startswith(HUB) and not timm.is_model(timm_name):
-        near = difflib.get_close_matches(timm_name, timm.list_models(), n=5)
-        raise ValueError(f"model.timm_name: timm has no '{timm_name}'; near: {', '.join(near) or 'none'}")
-    try:
-        backbone = timm.create_model(timm_name, pretrained=weights == "timm", num_classes=0, **options)
-    except Exception as error:  # an assertion, a network that does not answer: timm has no error of its own
-        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
-        if weights == "timm" and not isinstance(error, AssertionError | TypeError):
-            raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
-        if timm_name.startswith(HUB):
-            raise ValueError(
-                f"model.timm_name: {timm_name} cannot be built: {reason}. What it is stands on the hub: fetch it once "
-                "where there is a network (`hf download OWNER/NAME`), or take timm's own name for it"
-            ) from error
-        given = ", ".join(f"{name}={value}" for name, value in options.items())
-        raise ValueError(
-            f"model.timm_name: timm cannot build '{timm_name}' with {given}: {reason}; choose {wanted}"
-        ) from error
-    if weights not in (None, "timm"):
-        load_weights(backbone, weights, head=head)
-    return backbone
-
-
-def explain_download(timm_name: str) -> str:
-    """How to get weights of timm to a machine that cannot download them."""
-    about = timm.get_pretrained_cfg(timm_name)
-    if about is None or not about.hf_hub_id:
-        return f"there are no pretrained weights of '{timm_name}' at a known place; give a file, model.weights=PATH"
-    return (
-        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Get model.safetensors of "
-        f"https://huggingface.co/{about.hf_hub_id} on a machine with a network, put it anywhere and name it: "
-        "model.weights=PATH/model.safetensors"
-    )
-
-
-def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) -> None:
-    """Load initial weights strictly: every name and shape must fit, but for the classifier, which is new.
-
-    Args:
-        path: a .safetensors file, or a torch file of tensors (unpickled with weights_only).
-        head: first parts of the names that belong to the classifier that the weights were trained with.
-
-    Raises:
-        ValueError: file missing or unreadable, or names or shapes that do not fit; says which.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: weights file is missing; give a path, a run, 'timm' (downloads) or null (random weights)"
-        )
-    state = read_state(path)
-    wanted, head = module.state_dict(), tuple(head)  # the norm in ConvNeXt's head stays where its classifier goes
-    state = {name: one for name, one in state.items() if name in wanted or not name.split(".")[0].startswith(head)}
-    missing = sorted(set(wanted) - set(state))
-    unexpected = sorted(set(state) - set(wanted))
-    reshaped = sorted(
-        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in set(wanted) & set(state)
-        if state[name].shape != wanted[name].shape
-    )
-    if missing or unexpected or reshaped:
-        raise ValueError(
-            f"{path}: these weights belong to another network than {type(module).__name__}: "
-            f"{len(missing)} names missing {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]}, "
-            f"{len(reshaped)} of another shape {reshaped[:3]}; choose the model that they were saved from"
-        )
-    module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
-
-
-def load_parts(
-    network: nn.Module, state: Mapping[str, Tensor], where: str, *, only_backbone: bool
-) -> tuple[list[str], list[str]]:
-    """Load of another network of ours the parts, such as `backbone` and `head`, that fit whole by names and shapes.
-
-    Args:
-        state: {name: tensor} of the other network.
-        only_backbone: leave all else as it is, as where the classes are others.
-
-    Returns:
-        The parts that were taken, and those that were not.
-
-    Raises:
-        ValueError: the backbone does not fit, or nothing does.
-    """
-    wanted = network.state_dict()
-    taken, new = list[str](), list[str]()
-    for part in dict.fromkeys(name.split(".")[0] for name in wanted):
-        shapes = [{n: tuple(t.shape) for n, t in one.items() if n.split(".")[0] == part} for one in (wanted, state)]
-        fits = shapes[0] == shapes[1] and (part == "backbone" or not only_backbone)
-        (taken if fits else new).append(part)
-    if "backbone" in new or not taken:
-        lacking = [name for name in wanted if name.startswith("backbone.") and name not in state]
-        reshaped = [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in state and state[name].shape != wanted[name].shape
-        ]
-        raise ValueError(
-            f"{where}: this is another network than {type(network).__name__}: {len(lacking)} names of the backbone are "
-            f"missing {lacking[:3]}, {len(reshaped)} have another shape {reshaped[:3]}; begin with a run of the same "
-            "model.timm_name and timm_options"
-        )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            if name.split(".")[0] in taken:
-                tensor.copy_(state[name])
-    return taken, new
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """{name: tensor} of a weights file; a dict of dicts is entered at 'state_dict' or 'model'."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise a different type for each way in which a file is none of its own
-        raise ValueError(f"{path}: not a weights file that can be loaded safely ({error})") from error
-    for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state)
-    return state

@@ -1,5 +1,5 @@
 """Any timm network with a last feature map, a CNN or a pyramid of transformer stages, as an image classifier whose head
-is a map.
+is a map; and the single stages of a CNN.
 
 Shapes: B images, K classes, D channels, h x w feature grid.
 """
@@ -12,10 +12,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from wsss.models.base import Network, Outputs, create_backbone, layer_at, name_at_timm
+from wsss.models.base import Network, Outputs, layer_at
 from wsss.models.dry_run import must_run, try_network
+from wsss.models.weights import create_backbone, name_at_timm, normalisation
 
 DILATED = "a CNN that timm can dilate to this output_stride, such as resnet50"
+HEAD = ("fc", "classifier", "head")  # what timm calls the classifiers of these
 OWN = f"{DILATED}, or model.output_stride=null, the stride that it has by itself"
 OF_ONE_SIZE = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 WINDOWED = (*OF_ONE_SIZE, "davit", "tiny_vit")  # torch.export ponders for hours over windows that are padded
@@ -98,6 +100,51 @@ def stage_of(backbone: nn.Module, index: int) -> nn.Module:
     return layer_at(layers or [backbone.get_submodule(stage["module"]) for stage in about], index)
 
 
+def last_stages(backbone: Any, image: Tensor, count: int) -> list[Tensor]:
+    """Output of the last `count` stages of a timm CNN, first stage first."""
+    return backbone.forward_intermediates(image, indices=count, intermediates_only=True)
+
+
+def create_stages(
+    timm_name: str, weights: str | None, options: Mapping[str, Any], *, count: int, output_stride: int, dilated: bool
+) -> tuple[Any, list[int]]:
+    """A timm CNN cut behind its last stage, and the channels of its last `count` stages.
+
+    Args:
+        weights, options: see create_backbone.
+        output_stride: pixels per cell of the last stage.
+        dilated: whether the convolutions behind a removed stride are dilated, which keeps the spacing that their
+            filters were trained at.
+
+    Raises:
+        ValueError: timm has no such model, it gives no such stages or grid, or the weights do not fit.
+    """
+    options = {"output_stride": output_stride, **options}
+    backbone = create_backbone(timm_name, weights, options, head=HEAD, wanted=DILATED)
+    if not hasattr(backbone, "prune_intermediate_layers"):
+        raise ValueError(f"model.timm_name: timm gives no single stages of '{timm_name}'; choose another CNN: resnet50")
+    backbone.prune_intermediate_layers(count, prune_norm=True, prune_head=True)  # else they train without a gradient
+    if not dilated:
+        undilate(backbone)
+    with must_run(timm_name, "CNN of single stages"), torch.no_grad():
+        maps = last_stages(backbone.eval(), torch.zeros(1, 3, 64, 64), count)
+    side = 64 // output_stride
+    if len(maps) != count or maps[-1].shape[2:] != (side, side):
+        raise ValueError(
+            f"model.timm_name: '{timm_name}' gives stages {[tuple(m.shape) for m in maps]} for 64x64 px; "
+            f"wanted {count}, the last on {side} x {side}: choose a CNN, or another output_stride"
+        )
+    return backbone.train(), [m.shape[1] for m in maps]
+
+
+def undilate(module: nn.Module) -> None:
+    """Set every convolution's dilation to 1 and its padding to what keeps its grid."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d) and conv.dilation != (1, 1) and not isinstance(conv.padding, str):
+            down, right = (padding // d for padding, d in zip(conv.padding, conv.dilation, strict=True))
+            conv.padding, conv.dilation = (down, right), (1, 1)
+
+
 def build_cnn(
     num_classes: int,
     *,
@@ -117,6 +164,7 @@ def build_cnn(
             the stride that the network has by itself, also of those that timm cannot dilate (Swin, PVT, NextViT);
             images are then multiples of it in size.
         mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor.
 
     Raises:
         ValueError: timm has no such model, it has no map of one stride for images of any size, or the weights do not
@@ -125,8 +173,7 @@ def build_cnn(
     options: dict[str, Any] = {"strict_img_size": False} if is_of_one_size(timm_name) else {}
     options |= {} if output_stride is None else {"output_stride": output_stride}
     options |= timm_options or {}
-    head = ("fc", "classifier", "head")
-    backbone = create_backbone(timm_name, weights, options, head=head, wanted=OWN)
+    backbone = create_backbone(timm_name, weights, options, head=HEAD, wanted=OWN)
     any_size = (
         "a network that takes images of any size, such as convnext_tiny, swin_tiny_patch4_window7_224 or pvt_v2_b2"
     )
@@ -142,15 +189,8 @@ def build_cnn(
             f"model.timm_name: '{timm_name}' gives features {tuple(features.shape)} for {TRIED_PX[0]} x {TRIED_PX[1]} "
             f"px; wanted {wanted}: choose another output_stride, null for its own, or another network"
         )
-    config = backbone.pretrained_cfg
-    cnn = CNN(
-        backbone.train(),
-        num_classes,
-        stride,
-        mean or config["mean"],
-        std or config["std"],
-        whole_cells=output_stride is None,
-    )
+    colours = normalisation(backbone, mean, std)
+    cnn = CNN(backbone.train(), num_classes, stride, *colours, whole_cells=output_stride is None)
     if timm.models.is_model_in_modules(name_at_timm(timm_name), WINDOWED):
         cnn.no_graph = f"the windows of a {type(backbone).__name__} are padded by the size of the image"
     try_network(cnn, timm_name, stride=stride)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at, load_weights
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
-from wsss.tensors import full_precision, is_size
+from wsss.models.weights import load_weights
+from wsss.tensors import full_precision, resize
 
 STEM_DIM = 64
 CONV_STRIDE = 16  # of the last convolutional map
@@ -80,6 +81,7 @@ class DualBackbone(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
+    """The initial weights of one layer, as published; for Module.apply."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -144,9 +146,7 @@ def transcam(class_map_BKhw: Tensor, attention_BNN: Tensor, grid: tuple[int, int
 
     Source: Li et al. 2022 (TransCAM), section 3.3; with the ReLU that the smoke paper's code lacks (D-39).
     """
-    cam_BKhw = F.relu(class_map_BKhw.float())
-    if not is_size(cam_BKhw.shape[-2:], grid):
-        cam_BKhw = F.interpolate(cam_BKhw, size=grid, mode="bilinear", align_corners=False)
+    cam_BKhw = resize(F.relu(class_map_BKhw.float()), grid)
     with full_precision(cam_BKhw):
         return (cam_BKhw.flatten(2) @ attention_BNN.transpose(1, 2)).unflatten(2, grid)
 

@@ -26,13 +26,15 @@ class AttentionMean:
 
     @torch.no_grad()
     def add(self, q_BnTd: Tensor, k_BnTd: Tensor) -> None:
+        """Add one layer's attention, from queries and keys that are not scaled yet."""
         scores = (q_BnTd * q_BnTd.shape[-1] ** -0.5) @ k_BnTd.transpose(-2, -1)
         attention_BNN = scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)[:, 1:, 1:]
         self.sum_BNN = attention_BNN if self.sum_BNN is None else self.sum_BNN + attention_BNN
         self.layers += 1
 
     def result(self) -> Tensor:
-        """(B, N, N), rows attend to columns; a row sums to 1 less what it gives the class token."""
+        """(B, N, N), rows attend to columns; a row sums to 1 less what it gives the class token. Raises ValueError
+        where nothing was added."""
         if self.sum_BNN is None:
             raise ValueError("no attention was added: give this object to the network's forward pass first")
         return self.sum_BNN / self.layers

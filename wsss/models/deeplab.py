@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import Outputs, create_backbone
-from wsss.models.cnn import DILATED
+from wsss.models.base import Outputs
+from wsss.models.cnn import DILATED, HEAD
 from wsss.models.dry_run import try_network
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
+from wsss.models.weights import create_backbone, normalisation
 
 LOW_STRIDE = 4  # pixels per cell of the features that the decoder takes its edges from
 
 
 def conv_bn_relu(in_dim: int, out_dim: int, kernel_size: int = 1, dilation: int = 1) -> nn.Sequential:
+    """(B, in_dim, h, w) -> (B, out_dim, h, w)."""
     padding = dilation * (kernel_size // 2)
     conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_dim), nn.ReLU())
@@ -59,6 +61,8 @@ class DeepLab(SegmentationNetwork):
         self,
         backbone: nn.Module,
         num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
         *,
         layers: tuple[int, int],
         stride: int,
@@ -66,8 +70,6 @@ class DeepLab(SegmentationNetwork):
         aspp_dim: int,
         low_dim: int,
         decoder_dim: int,
-        mean: Sequence[float],
-        std: Sequence[float],
     ) -> None:
         super().__init__(feature_dim=decoder_dim, stride=stride, num_classes=num_classes, mean=mean, std=std)
         timm_cnn: Any = backbone
@@ -112,13 +114,13 @@ def build_deeplab(
         rates: dilations of the pyramid.
         aspp_dim, low_dim, decoder_dim: channels of the pyramid, of the early features and of the decoder.
         mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor.
 
     Raises:
         ValueError: timm has no such model, it has no features at stride 4 and output_stride, or the weights do not fit.
     """
     options = {"output_stride": output_stride, **(timm_options or {})}
-    head = ("fc", "classifier", "head")
-    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
+    backbone = create_backbone(timm_name, weights, options, head=HEAD, wanted=DILATED)
     strides = [stage["reduction"] for stage in getattr(backbone, "feature_info", [{"reduction": None}])]
     if LOW_STRIDE not in strides or strides[-1] != output_stride:
         raise ValueError(
@@ -126,21 +128,17 @@ def build_deeplab(
             f"{output_stride}: choose a CNN, or another output_stride"
         )
     low, high = strides.index(LOW_STRIDE), len(strides) - 1
-    backbone.prune_intermediate_layers(
-        [low, high], prune_norm=True, prune_head=True
-    )  # what lies behind them would have no gradient
-    config = backbone.pretrained_cfg
+    backbone.prune_intermediate_layers([low, high], prune_norm=True, prune_head=True)  # what is behind gets no gradient
     deeplab = DeepLab(
         backbone,
         num_classes,
+        *normalisation(backbone, mean, std),
         layers=(low, high),
         stride=output_stride,
         rates=rates,
         aspp_dim=aspp_dim,
         low_dim=low_dim,
         decoder_dim=decoder_dim,
-        mean=mean or config["mean"],
-        std=std or config["std"],
     )
     try_network(deeplab, timm_name, stride=output_stride, grad_cam=False)
     return deeplab

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, AttentionInput, Network, Outputs
 from wsss.models.clip import SCENE_NEGATIVES, TextHead, load_clip
+from wsss.models.segmentation import foreground_probabilities
 from wsss.models.toco import max_pooled
 from wsss.models.vit import ViT, build_vit
 from wsss.tensors import resize
@@ -81,7 +82,13 @@ class FrozenNet(Network):
 
     @property
     def first(self) -> Any:
+        """The ViT whose grid is that of all and whose features are classified."""
         return self.encoders[0]
+
+    @property
+    def decoder(self) -> tuple[nn.Module, ...]:
+        """What `decode` trains."""
+        return self.project, self.fuse, self.blocks, self.seg_head
 
     def train(self, mode: bool = True) -> "FrozenNet":
         super().train(mode)
@@ -108,7 +115,7 @@ class FrozenNet(Network):
         """Tokens after the last block, their grid, the patches at each depth, and what the attention of the last
         `attended` blocks reads."""
         embedded = encoder.embed(encoder.normalise(image))
-        depths, begin, depth = {}, 0, len(encoder.backbone.blocks)
+        depths, begin, depth = {}, 0, len(encoder.blocks)
         with encoder.reading_attention(attended) if attended else nullcontext([]) as seen:
             for end in sorted({layer % depth + 1 for layer in self.layers} | {depth}):
                 embedded = embedded._replace(tokens_BND=encoder.through(embedded, begin, end))
@@ -131,7 +138,7 @@ class FrozenNet(Network):
     def forward(self, image: Tensor) -> Outputs:
         seen = self.encode(image)
         _, seg_logits_BChw = self.decode(seen.depths)
-        maps = {"seg": seg_logits_BChw.float().softmax(dim=1)[:, 1:]}
+        maps = {"seg": foreground_probabilities(seg_logits_BChw)}
         class_map = self.head(seen.patches_BDhw)
         return Outputs(self.classify(seen), seen.patches_BDhw, class_map, maps=maps, seg_logits_BChw=seg_logits_BChw)
 
@@ -189,16 +196,16 @@ def build_frozen(
     encoders[0].refuse_without_attention()
     if second is not None:
         encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
-    depth = min(len(encoder.backbone.blocks) for encoder in encoders)
+    depth = min(len(encoder.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers):
         raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last")
     if decoder_heads < 1 or decoder_dim % decoder_heads:
         raise ValueError(f"model.decoder_heads is {decoder_heads}; wanted a divisor of decoder_dim, {decoder_dim}")
     text = None
     if texts:
-        text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
         if len(texts) != num_classes:
             raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one of each")
+        text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
         if text_weights is not None:
             clip = load_clip(text_weights)
             text.read(clip, texts, other_texts)

@@ -4,7 +4,6 @@ Shapes: B images, D encoder channels, C classes with background, h x w patch gri
 """
 
 import copy
-import itertools
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ class LargeFOV(nn.Sequential):
         dim: channels between the layers.
         dilation: of both 3x3 convolutions; the grid keeps its size.
 
-    Source: DeepLab-LargeFOV as M-SEE 5.1 states it (dilation 5); golden 7.
+    Source: DeepLab-LargeFOV as M-SEE 5.1 states it (dilation 5); golden `decoder`.
     """
 
     def __init__(self, feature_dim: int, num_classes: int, *, dim: int = 512, dilation: int = 5) -> None:
@@ -38,24 +37,17 @@ class ProjectionHead(nn.Module):
 
         x <- mlp(x),   x <- x / ||x||,   z_e = x . v_e / ||v_e||
 
-    The MLP has GELU between its linear layers. The rows v_e have no length of their own (published: weight
+    The MLP has three linear layers with GELU between them. The rows v_e have no length of their own (published: weight
     normalisation with its gain fixed to 1), so z is a cosine in [-1, 1].
 
-    Args:
-        layers: linear layers of the MLP.
-
-    Source: ToCo, section 3.3; golden 7 (`ctchead`).
+    Source: ToCo, section 3.3; golden `ctchead`.
     """
 
-    def __init__(
-        self, feature_dim: int, *, dim: int = 2048, bottleneck: int = 256, out_dim: int = 1024, layers: int = 3
-    ) -> None:
+    def __init__(self, feature_dim: int, *, dim: int = 2048, bottleneck: int = 256, out_dim: int = 1024) -> None:
         super().__init__()
-        widths = [feature_dim, *[dim] * (layers - 1), bottleneck]
-        modules: list[nn.Module] = []
-        for width, following in itertools.pairwise(widths):
-            modules += [nn.Linear(width, following), nn.GELU()]
-        self.mlp = nn.Sequential(*modules[:-1])
+        self.mlp = nn.Sequential(
+            nn.Linear(feature_dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, bottleneck)
+        )
         self.rows = nn.Parameter(torch.empty(out_dim, bottleneck))
         for module in self.mlp:
             if isinstance(module, nn.Linear):

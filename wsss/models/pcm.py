@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import Network, Outputs, create_backbone
-from wsss.models.cnn import DILATED, stage_of
-from wsss.models.dry_run import must_run, try_network
-from wsss.tensors import at_least_float32, full_precision
+from wsss.models.base import Network, Outputs
+from wsss.models.cnn import create_stages, last_stages, stage_of
+from wsss.models.dry_run import try_network
+from wsss.models.weights import normalisation
+from wsss.tensors import at_least_float32, full_precision, resize
 
 EPS = 1e-5
 BACKGROUND_SEED = 0
@@ -110,7 +111,7 @@ class PCM(Network):
         """f9 of the normalised image and both stages, (B, affinity_dim, h, w) on the grid of layer4."""
         grid = layer4_BDhw.shape[-2:]
         small = F.interpolate(image, size=grid, mode="bilinear", align_corners=True)  # corners kept, as published
-        from3 = F.interpolate(self.f8_3(layer3_BDhw), size=grid, mode="bilinear", align_corners=False)
+        from3 = resize(self.f8_3(layer3_BDhw), grid)
         from4 = self.f8_4(layer4_BDhw)
         return self.f9(torch.cat([small.to(from4.dtype), from3, from4], dim=1))
 
@@ -142,52 +143,6 @@ def random_readout(dim: int) -> nn.Conv2d:
     return readout.requires_grad_(False)
 
 
-def last_stages(backbone: Any, image: Tensor, count: int) -> list[Tensor]:
-    """Output of the last `count` stages of a timm CNN, first stage first."""
-    return backbone.forward_intermediates(image, indices=count, intermediates_only=True)
-
-
-def create_stages(
-    timm_name: str, weights: str | None, options: Mapping[str, Any], *, count: int, output_stride: int, dilated: bool
-) -> tuple[Any, list[int]]:
-    """A timm CNN cut behind its last stage, and the channels of its last `count` stages.
-
-    Args:
-        weights, options: see base.create_backbone.
-        output_stride: pixels per cell of the last stage.
-        dilated: whether the convolutions behind a removed stride are dilated, which keeps the spacing that their
-            filters were trained at.
-
-    Raises:
-        ValueError: timm has no such model, it gives no such stages or grid, or the weights do not fit.
-    """
-    options = {"output_stride": output_stride, **options}
-    head = ("fc", "classifier", "head")
-    backbone = create_backbone(timm_name, weights, options, head=head, wanted=DILATED)
-    if not hasattr(backbone, "prune_intermediate_layers"):
-        raise ValueError(f"model.timm_name: timm gives no single stages of '{timm_name}'; choose another CNN: resnet50")
-    backbone.prune_intermediate_layers(count, prune_norm=True, prune_head=True)  # else they train without a gradient
-    if not dilated:
-        undilate(backbone)
-    with must_run(timm_name, "CNN of single stages"), torch.no_grad():
-        maps = last_stages(backbone.eval(), torch.zeros(1, 3, 64, 64), count)
-    side = 64 // output_stride
-    if len(maps) != count or maps[-1].shape[2:] != (side, side):
-        raise ValueError(
-            f"model.timm_name: '{timm_name}' gives stages {[tuple(m.shape) for m in maps]} for 64x64 px; "
-            f"wanted {count}, the last on {side} x {side}: choose a CNN, or another output_stride"
-        )
-    return backbone.train(), [m.shape[1] for m in maps]
-
-
-def undilate(module: nn.Module) -> None:
-    """Set every convolution's dilation to 1 and its padding to what keeps its grid."""
-    for conv in module.modules():
-        if isinstance(conv, nn.Conv2d) and conv.dilation != (1, 1) and not isinstance(conv.padding, str):
-            down, right = (padding // d for padding, d in zip(conv.padding, conv.dilation, strict=True))
-            conv.padding, conv.dilation = (down, right), (1, 1)
-
-
 def build_pcm(
     num_classes: int,
     *,
@@ -214,6 +169,7 @@ def build_pcm(
         f8_dim: channels that each of the two stages gives to the affinity; affinity_dim: channels of its features.
         background: give the map of a random, never trained read-out as well; see PCM.
         mean, std: RGB normalisation; null = what timm states for this name.
+        timm_options: further arguments of timm's constructor.
 
     Raises:
         ValueError: timm has no such model, it has no two stages that fit, or the weights do not fit.
@@ -221,14 +177,12 @@ def build_pcm(
     backbone, stage_dims = create_stages(
         timm_name, weights, timm_options or {}, count=2, output_stride=output_stride, dilated=dilated
     )
-    config = backbone.pretrained_cfg
     pcm = PCM(
         backbone,
         stage_dims,
         num_classes,
         output_stride,
-        mean or config["mean"],
-        std or config["std"],
+        *normalisation(backbone, mean, std),
         conv_dim=conv_dim or stage_dims[-1],
         f8_dim=f8_dim,
         affinity_dim=affinity_dim,

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from wsss.extras import needs
+from wsss.models.weights import load_weights
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-
 Variant = Literal["vit_b", "vit_l", "vit_h"]
-
-
 PUBLISHED = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 
 
@@ -40,8 +38,6 @@ def load_sam(weights: str | Path | None, variant: Variant, device: str | torch.d
 
 def load_into(sam: "Sam", weights: str | Path, variant: str) -> None:
     """Load a checkpoint strictly; raises ValueError if it is missing, unreadable or of other sizes."""
-    from wsss.models.base import load_weights
-
     check_weights(weights, variant)
     try:
         load_weights(sam, weights, head=())

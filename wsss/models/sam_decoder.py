@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wsss.extras import needs
 from wsss.models.base import Network, Outputs
+from wsss.models.embedding import resize_positions
 from wsss.models.sam import Variant, load_into, load_sam
-from wsss.models.vit import resize_positions
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

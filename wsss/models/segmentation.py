@@ -50,6 +50,11 @@ def segmentation_outputs(seg_logits_BChw: Tensor, patches_BDhw: Tensor) -> Outpu
     return Outputs(class_map_BKhw.amax(dim=(2, 3)), patches_BDhw, class_map_BKhw, seg_logits_BChw=seg_logits_BChw)
 
 
+def foreground_probabilities(seg_logits_BChw: Tensor) -> Tensor:
+    """CAM kind `seg`: the softmax over all classes, without the background's share, (B, K, h, w) float32."""
+    return seg_logits_BChw.float().softmax(dim=1)[:, 1:]
+
+
 def logsumexp_of_others(z_BChw: Tensor) -> Tensor:
     """log sum_{c != k} exp z_c for every k; (B, C, h, w) -> the same.
 

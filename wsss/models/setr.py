@@ -3,14 +3,12 @@
 Shapes: B images, C = K + 1 classes with background 0, D channels, N tokens, h x w grids, H x W pixels.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs
+from wsss.models.embedding import resize_positions
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
-from wsss.models.vit import resize_positions
 
 
 class SETR(SegmentationNetwork):
@@ -18,7 +16,18 @@ class SETR(SegmentationNetwork):
 
     `spread` gives each token spread x spread positions of the decoder's first map by a linear layer. With the
     defaults a 512 px image has 16 x 16 tokens, a first map of 32 x 32 x 1024 and scores at every pixel.
-    Sides are cut to multiples of the patch size, as ViT does; the position table is resized to the grid.
+    Sides are cut to multiples of the patch size, as ViT does; the position table is resized to the grid. Weights
+    are random.
+
+    Args:
+        num_classes: K, without background.
+        image_size: square side whose grid the position table has; other sizes work, with a resized table.
+        dropout: of the transformer's layers.
+        spread: decoder positions per token and side, 1 = one.
+        widths: channels of the decoder's stages, each of which doubles the grid.
+
+    Raises:
+        ValueError: sizes that do not divide each other; says which.
 
     Source: smoke paper, upper bound of Table 4.2, with its code's sizes (D-40); the decoder is Zheng et al. 2021's
     (SETR-PUP).
@@ -28,18 +37,25 @@ class SETR(SegmentationNetwork):
         self,
         num_classes: int,
         *,
-        patch_size: int,
-        image_size: int,
-        hidden_dim: int,
-        mlp_dim: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        spread: int,
-        widths: Sequence[int],
-        mean: Sequence[float],
-        std: Sequence[float],
+        patch_size: int = 32,
+        image_size: int = 512,
+        hidden_dim: int = 1024,
+        mlp_dim: int = 1024,
+        layers: int = 6,
+        heads: int = 16,
+        dropout: float = 0.0,
+        spread: int = 2,
+        widths: tuple[int, ...] = (512, 256, 128, 64),
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
+        for whole, part, names in (
+            (image_size, patch_size, "model.image_size and model.patch_size"),
+            (hidden_dim, heads, "model.hidden_dim and model.heads"),
+            (patch_size, spread * 2 ** len(widths), "model.patch_size and spread * 2 ** (number of model.widths)"),
+        ):
+            if whole < part or whole % part:
+                raise ValueError(f"{names} are {whole} and {part}; wanted a multiple of the second as the first")
         super().__init__(feature_dim=widths[-1], stride=patch_size, num_classes=num_classes, mean=mean, std=std)
         self.patch_embed = nn.Conv2d(3, hidden_dim, kernel_size=patch_size, stride=patch_size)
         self.side = image_size // patch_size
@@ -73,54 +89,4 @@ def enlarge(in_dim: int, out_dim: int) -> nn.Sequential:
         nn.BatchNorm2d(out_dim),
         nn.ReLU(),
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-    )
-
-
-def build_setr(
-    num_classes: int,
-    *,
-    patch_size: int = 32,
-    image_size: int = 512,
-    hidden_dim: int = 1024,
-    mlp_dim: int = 1024,
-    layers: int = 6,
-    heads: int = 16,
-    dropout: float = 0.0,
-    spread: int = 2,
-    widths: tuple[int, ...] = (512, 256, 128, 64),
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-) -> SETR:
-    """A SETR of random weights.
-
-    Args:
-        num_classes: K, without background.
-        image_size: square side whose grid the position table has; other sizes work, with a resized table.
-        dropout: of the transformer's layers.
-        spread: decoder positions per token and side, 1 = one.
-        widths: channels of the decoder's stages, each of which doubles the grid.
-
-    Raises:
-        ValueError: sizes that do not divide each other; says which.
-    """
-    for whole, part, names in (
-        (image_size, patch_size, "model.image_size and model.patch_size"),
-        (hidden_dim, heads, "model.hidden_dim and model.heads"),
-        (patch_size, spread * 2 ** len(widths), "model.patch_size and spread * 2 ** (number of model.widths)"),
-    ):
-        if whole < part or whole % part:
-            raise ValueError(f"{names} are {whole} and {part}; wanted a multiple of the second as the first")
-    return SETR(
-        num_classes,
-        patch_size=patch_size,
-        image_size=image_size,
-        hidden_dim=hidden_dim,
-        mlp_dim=mlp_dim,
-        layers=layers,
-        heads=heads,
-        dropout=dropout,
-        spread=spread,
-        widths=widths,
-        mean=mean,
-        std=std,
     )

@@ -11,13 +11,14 @@ import timm
 from torch import Tensor, nn
 
 from wsss.extras import needs
-from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs, create_backbone, load_weights
-from wsss.models.cnn import is_of_one_size
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs
+from wsss.models.cnn import HEAD, is_of_one_size
 from wsss.models.dry_run import must_run, try_network
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
+from wsss.models.weights import create_backbone, load_weights
 
 TIMM = "tu-"  # before a name of timm, as the package writes it
-HEAD = ("fc", "classifier", "head", "last_linear")
+HEADS = (*HEAD, "last_linear")
 NORMALISE_MEANS = ("deeplabv3", "deeplabv3plus", "upernet")
 NOT_OURS = ("dpt", "pan")  # of plain ViTs, with a head of its own; pools small images to nothing
 
@@ -100,7 +101,7 @@ def build_smp(
     elif weights == "timm":
         raise ValueError(f"model.weights: '{encoder}' is none of timm's; give a file, or a tu-NAME as model.encoder")
     elif weights is not None:
-        load_weights(model.encoder, weights, head=HEAD)
+        load_weights(model.encoder, weights, head=HEADS)
     known: Any = (IMAGENET_MEAN, IMAGENET_STD) if about is None else (about.mean, about.std)
     network = SMP(model, num_classes, mean or known[0], std or known[1])
     try_network(network, encoder, stride=network.stride, grad_cam=False, key="model.encoder")
@@ -110,7 +111,7 @@ def build_smp(
 def load_of_timm(features: nn.Module, timm_name: str, weights: str, options: Mapping[str, Any]) -> None:
     """Load weights of a whole network of timm into its stages alone, whose parts have flatter names: stages_0 for
     stages.0. Raises ValueError if they do not fit the network, KeyError or RuntimeError if it has other stages."""
-    whole = create_backbone(timm_name, weights, options, head=HEAD, wanted="a network of timm")
+    whole = create_backbone(timm_name, weights, options, head=HEADS, wanted="a network of timm")
     flat = {name.replace(".", "_"): value for name, value in whole.state_dict().items()}
     features.load_state_dict({name: flat[name.replace(".", "_")] for name in features.state_dict()})
 

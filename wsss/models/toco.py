@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs
 from wsss.models.heads import LargeFOV
+from wsss.models.segmentation import foreground_probabilities
 from wsss.models.vit import ViT, build_vit
 
 
@@ -50,6 +51,9 @@ class ToCoNet(ViT):
     Args:
         aux_block: number of the block, as in a list, whose output the auxiliary classifier reads.
         decoder_dim, dilation: see LargeFOV.
+
+    Raises:
+        ValueError: the ViT has no such block, or no class token.
 
     Source: ToCo, section 3, in the form of its code (D-78).
     """
@@ -100,10 +104,7 @@ class ToCoNet(ViT):
         tokens = self.encode(image)
         cls_logits_BK, aux_logits_BK = self.classify(tokens.patches_BDhw, tokens.aux_BDhw)
         seg_logits_BChw = self.decoder(tokens.patches_BDhw)
-        maps = {
-            "aux_map": self.aux_head(tokens.aux_BDhw),
-            "seg": seg_logits_BChw.float().softmax(dim=1)[:, 1:],
-        }
+        maps = {"aux_map": self.aux_head(tokens.aux_BDhw), "seg": foreground_probabilities(seg_logits_BChw)}
         return Outputs(
             cls_logits_BK,
             tokens.patches_BDhw,

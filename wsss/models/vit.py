@@ -6,41 +6,27 @@ Shapes: B images, K classes, D channels, N tokens, h x w patch grid, H x W pixel
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.layers import AttentionRope, PatchEmbed
 from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wsss.models.base import AttentionInput, Network, Outputs, create_backbone, layer_at, name_at_timm
+from wsss.models.base import AttentionInput, Network, Outputs, layer_at
 from wsss.models.dry_run import try_network
-from wsss.tensors import is_size, resize_by_products
-
-
-class Embedded(NamedTuple):
-    """An image before the first block.
-
-    Attributes:
-        tokens_BND: prefix tokens first.
-        grid: (h, w) patches.
-        rotary: what each block needs to know of positions besides; () = nothing.
-    """
-
-    tokens_BND: Tensor
-    grid: tuple[int, int]
-    rotary: Sequence[Tensor] = ()
+from wsss.models.embedding import Embedded, embed_learned, embed_rotary
+from wsss.models.weights import create_backbone, name_at_timm, normalisation
 
 
 class ViT(Network):
     """A timm VisionTransformer with a linear classifier on its class token.
 
     The patch grid follows the image: sides are cut to multiples of the patch size, and the position table is
-    resized to the grid (see `resize_positions`). Without a class token the mean patch takes its place.
+    resized to the grid (see embedding.resize_positions). Without a class token the mean patch takes its place.
 
     Attributes:
         checkpointing: compute each block again in the backward pass instead of keeping what it computed: a third more
@@ -61,6 +47,11 @@ class ViT(Network):
         self.backbone = backbone
         self.checkpointing = checkpointing
 
+    @property
+    def blocks(self) -> Any:  # timm types its parts as Module | None
+        """First to last."""
+        return self.backbone.blocks
+
     def forward(self, image: Tensor) -> Outputs:
         embedded = self.embed(self.normalise(image))
         return self.read(self.through(embedded), embedded.grid)
@@ -68,9 +59,8 @@ class ViT(Network):
     def through(self, embedded: Embedded, first: int = 0, last: int | None = None) -> Tensor:
         """Tokens after the blocks `first` to `last` (exclusive; None = all others)."""
         tokens_BND, _, rotary = embedded
-        blocks: Any = self.backbone.blocks
-        for number in range(first, len(blocks) if last is None else last):
-            block = partial(blocks[number], rope=rotary[number]) if rotary else blocks[number]
+        for number in range(first, len(self.blocks) if last is None else last):
+            block = partial(self.blocks[number], rope=rotary[number]) if rotary else self.blocks[number]
             if self.checkpointing and torch.is_grad_enabled():
                 tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False)
             else:
@@ -91,13 +81,12 @@ class ViT(Network):
     def reading_attention(self, blocks: int = 1) -> Iterator[list[AttentionInput]]:
         """See Network.reading_attention; of the last `blocks` blocks, one after another."""
         self.refuse_without_attention()
-        all_blocks: Any = self.backbone.blocks
         seen: list[AttentionInput] = []
         handles = [
             block.attn.register_forward_pre_hook(
                 lambda module, inputs, named: seen.append((inputs[0], named.get("rope"))), with_kwargs=True
             )
-            for block in all_blocks[len(all_blocks) - blocks :]
+            for block in self.blocks[len(self.blocks) - blocks :]
         ]
         try:
             yield seen
@@ -119,16 +108,15 @@ class ViT(Network):
         Args:
             read: what the block's attention reads, from reading_attention.
         """
-        blocks: Any = self.backbone.blocks
-        return attention_weights(blocks[block].attn, *read)[:, :, queries].float().mean(dim=1)
+        return attention_weights(self.blocks[block].attn, *read)[:, :, queries].float().mean(dim=1)
 
     def refuse_without_attention(self) -> None:
         """Raise ValueError where there is no attention to read."""
         if self.backbone.cls_token is None:
             raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
-        blocks: Any = self.backbone.blocks
-        if type(blocks[-1].attn) not in (Attention, AttentionRope, EvaAttention):
-            raise ValueError(f"the weights of {type(blocks[-1].attn).__name__} are not read; choose a plain ViT")
+        attention = type(self.blocks[-1].attn)
+        if attention not in (Attention, AttentionRope, EvaAttention):
+            raise ValueError(f"the weights of {attention.__name__} are not read; choose a plain ViT")
 
     def read(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Outputs:
         """Tokens after the last block -> Outputs."""
@@ -141,18 +129,16 @@ class ViT(Network):
         """A normalised image before the first block."""
         height, width = (side // self.stride for side in image.shape[-2:])
         image = image[..., : height * self.stride, : width * self.stride]
-        if isinstance(self.backbone, Eva):
-            return embed_rotary(self.backbone, image, (height, width))
-        return embed_learned(self.backbone, image, (height, width))
+        embed = embed_rotary if isinstance(self.backbone, Eva) else embed_learned
+        return embed(self.backbone, image, (height, width))
 
     def grid_of(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens without the prefix as a (B, D, h, w) map."""
         return tokens_BND[:, self.backbone.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
 
     def grad_cam_layer(self, index: int) -> nn.Module:
-        """The first norm of a block: what its attention reads. [T] and the published code use the last block's."""
-        block: Any = layer_at(self.backbone.blocks, index)
-        return block.norm1
+        """The first norm of a block: what its attention reads. The smoke paper has the last block's."""
+        return layer_at(self.blocks, index).norm1
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -170,60 +156,6 @@ def attention_weights(attention: Any, tokens_BND: Tensor, rope: Tensor | None) -
         attention.fused_attn = fused
         handle.remove()
     return seen[0]
-
-
-def embed_learned(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:  # timm types its parts as Module | None
-    """Patches and prefix tokens of a VisionTransformer with their places in its table."""
-    patches_BND = vit.patch_embed.norm(embed_patches(vit.patch_embed.proj, image))
-    prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
-    placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
-    table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, grid)
-    prefix_BND = [token.expand(image.shape[0], -1, -1) for token in prefix]
-    tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
-    if placed:
-        positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
-        tokens_BND = tokens_BND + positions
-    return Embedded(vit.norm_pre(vit.pos_drop(tokens_BND)), grid)
-
-
-def embed_rotary(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:
-    """Tokens of an Eva (DINOv3, EVA-02, PE), whose blocks turn queries and keys by their places.
-
-    It is timm's own embedding, with a position table where there is one: pretrained features are what they were.
-    """
-    tokens_BND, rotary = vit._pos_embed(vit.patch_embed(image))
-    of_blocks = rotary if getattr(vit, "rope_mixed", False) else [rotary] * len(vit.blocks)  # mixed: one for each
-    return Embedded(vit.norm_pre(tokens_BND), grid, () if rotary is None else tuple(of_blocks))
-
-
-def embed_patches(proj: nn.Conv2d, image: Tensor) -> Tensor:
-    """A convolution of stride = kernel, (B, N, D). On a GPU as a product: three channels leave its kernels idle."""
-    if not image.is_cuda:
-        return proj(image).flatten(2).transpose(1, 2)
-    rows, columns = proj.kernel_size
-    of_patches = image.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5)
-    return F.linear(of_patches.flatten(3).flatten(1, 2), proj.weight.flatten(1), proj.bias)
-
-
-def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position table for another patch grid: bicubic (a = -0.75), half-pixel centres, no antialias.
-
-    timm's own resampling antialiases, which changes what the published baseline computes even when enlarging.
-
-    Args:
-        table_1ND: (1, old[0] * old[1], D) without prefix tokens.
-
-    Returns:
-        (1, new[0] * new[1], D); the table itself on its own grid.
-    """
-    if is_size(old, new):
-        return table_1ND
-    table_1Dhw = table_1ND.transpose(1, 2).unflatten(2, old)
-    if table_1Dhw.is_cuda:
-        resized = resize_by_products(table_1Dhw, new, "bicubic")
-    else:
-        resized = F.interpolate(table_1Dhw, size=new, mode="bicubic", align_corners=False, antialias=False)
-    return resized.flatten(2).transpose(1, 2)
 
 
 def build_vit(
@@ -265,7 +197,6 @@ def build_vit(
         raise ValueError(
             f"model.timm_name: '{timm_name}' makes its patches by {type(backbone.patch_embed).__name__}; choose {plain}"
         )
-    config: Any = backbone.pretrained_cfg
-    vit = ViT(backbone, num_classes, mean or config["mean"], std or config["std"], checkpointing=checkpointing)
+    vit = ViT(backbone, num_classes, *normalisation(backbone, mean, std), checkpointing=checkpointing)
     try_network(vit, timm_name, stride=vit.stride)
     return vit

@@ -11,27 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.models.clip import Clip, Prompts, encode_prompts
+from wsss.models.clip import Clip, Prompts
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what CLIP was trained with; ImageNet's are others
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
-def clip_maps(
-    clip: Clip,
-    images: Sequence[np.ndarray],
-    positive: Sequence[Sequence[str]],
-    negative: Sequence[str],
-    *,
-    size: int | None = None,
-) -> Tensor:
-    """Where each class's prompts describe the images better than all others do; see `maps_of_prompts`."""
-    return maps_of_prompts(clip, images, encode_prompts(clip, positive, negative), size=size)
-
-
 @torch.no_grad()
-def maps_of_prompts(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, size: int | None = None) -> Tensor:
+def clip_maps(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, size: int | None = None) -> Tensor:
     """Probability mass of each class's prompts at every patch.
 
         CLIP:    map_k = sum of softmax_p(logit_scale * <patch, text_p>) over the prompts p of class k
@@ -65,14 +53,19 @@ def maps_of_prompts(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, 
 
 def fit(clip: Clip, images: Sequence[np.ndarray], size: int | None) -> Tensor:
     """Images squashed to S x S (bicubic with antialias, as CLIP's own), normalised as CLIP wants: (B, 3, S, S)."""
-    size = clip.side(size)
-    squares = []
-    for image_HW3 in images:
-        image_13HW = torch.from_numpy(image_HW3.copy()).to(clip.device).permute(2, 0, 1)[None].float() / 255
-        squares.append(F.interpolate(image_13HW, (size, size), mode="bicubic", align_corners=False, antialias=True))
+    square_B3SS = squash(images, clip.side(size), "bicubic", clip.device).clamp(0, 1)
     norm = (SIGLIP_MEAN, SIGLIP_STD) if clip.is_siglip else (CLIP_MEAN, CLIP_STD)
     mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in norm)
-    return (torch.cat(squares).clamp(0, 1) - mean) / std
+    return (square_B3SS - mean) / std
+
+
+def squash(images: Sequence[np.ndarray], side: int, mode: str, device: torch.device) -> Tensor:
+    """Images (H, W, 3) uint8 RGB of any sizes, squashed to squares with antialias: (B, 3, S, S) about [0, 1]."""
+    squares = []
+    for image_HW3 in images:
+        image_13HW = torch.from_numpy(image_HW3.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+        squares.append(F.interpolate(image_13HW, (side, side), mode=mode, align_corners=False, antialias=True))
+    return torch.cat(squares)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.models.pretrained import CLIP_TOKENS, WEIGHTS, check_files, import_transformers, load_folder, load_tokenizer
+from wsss.refine.clip import squash
 
 FILES = (*WEIGHTS, *CLIP_TOKENS)
 KINDS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # the published SAM 3 is that of videos
@@ -115,7 +116,8 @@ def concept_maps(
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    seen = concept.model.get_vision_features(pixel_values=squash(concept, images))
+    square_B3SS = squash(images, concept.side, "bilinear", concept.model.device) * 2 - 1  # in [-1, 1], as SAM 3 wants
+    seen = concept.model.get_vision_features(pixel_values=square_B3SS)
     found: list[list[Tensor]] = [[] for _ in range(prompts.num_classes)]
     for text_ND, seen_N, owner in zip(prompts.features_PND, prompts.seen_PN, prompts.owners, strict=True):
         text = BaseModelOutputWithPooling(pooler_output=text_ND.expand(len(images), -1, -1))
@@ -129,12 +131,3 @@ def concept_maps(
         presence_B = out.presence_logits.float().sigmoid().reshape(len(images))
         found[owner].append(presence_B[:, None, None] * map_B1hw[:, 0])
     return torch.stack([torch.stack(of_class).amax(0) for of_class in found], 1)
-
-
-def squash(concept: Concept, images: Sequence[np.ndarray]) -> Tensor:
-    """Images squashed to S x S and scaled to [-1, 1], as SAM 3 wants: (B, 3, S, S)."""
-    squares = []
-    for image_HW3 in images:
-        image_13HW = torch.from_numpy(image_HW3.copy()).to(concept.model.device).permute(2, 0, 1)[None].float() / 255
-        squares.append(F.interpolate(image_13HW, (concept.side, concept.side), mode="bilinear", antialias=True))
-    return torch.cat(squares) * 2 - 1

@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms  # type: ignore[import-untyped]
 
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD
 from wsss.models.pretrained import WEIGHTS, check_files, import_transformers, load_folder
-from wsss.refine.sam import check_image, check_points, drop_small_regions
+from wsss.refine.sam import ProposalOptions, check_image, drop_small_regions
 
 KINDS = {  # the networks of transformers by the model_type of a folder; the published SAM 2 and 3 are those of videos
     "sam": "SamModel",
@@ -28,8 +29,7 @@ KINDS = {  # the networks of transformers by the model_type of a folder; the pub
     "sam3_video": "Sam3TrackerModel",
 }
 WHAT, EXAMPLE = "a SAM, SAM 2 or SAM 3", "facebook/sam-vit-huge or facebook/sam2.1-hiera-large"
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and deviation of SAM 3's input
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of SAM 3's input
 OVERLAP = 512 / 1500  # of neighbouring crops, as a part of the shorter side
 CROP_NMS = 0.7  # segment_anything's own between crops
 EDGE_PX = 20.0  # a mask this near to its crop's edge was cut off by it
@@ -71,59 +71,49 @@ def load_prompted(folder: str | Path, device: str | torch.device = "cpu") -> Pro
     check_prompted(folder)
     model = load_folder(folder, KINDS, WHAT).to(device)
     name = type(model).__name__
-    return Prompted(model, keeps_aspect=name == "SamModel", norm=HALF if name == "Sam3TrackerModel" else IMAGENET)
+    norm = (HALF, HALF) if name == "Sam3TrackerModel" else (IMAGENET_MEAN, IMAGENET_STD)
+    return Prompted(model, keeps_aspect=name == "SamModel", norm=norm)
 
 
 @torch.no_grad()
-def prompted_proposals(
-    sam: Prompted,
-    image_HW3: np.ndarray,
-    *,
-    points_per_side: int = 32,
-    points_per_batch: int = 64,
-    pred_iou: float = 0.70,
-    stability: float = 0.85,
-    box_nms: float = 0.7,
-    crop_layers: int = 0,
-    crop_points_downscale: int = 2,
-    min_area_px: int = 20,
-) -> np.ndarray:
-    """What `sam_proposals` gives, with its options, (M, H, W) bool: of one SAM's weights the same masks.
+def prompted_proposals(sam: Prompted, image_HW3: np.ndarray, options: ProposalOptions) -> np.ndarray:
+    """What `sam_proposals` gives, (M, H, W) bool: of one SAM's weights the same masks.
 
     Not by the mask-generation pipeline of transformers, which scales the points of SAM 2 and SAM 3 as if the image
     kept its aspect, so that they miss the lower part of a wide image, and looks for duplicates once over all crops.
 
     Raises:
-        ValueError: no (H, W, 3) uint8 image, or no point is left for the smallest crops.
+        ValueError: no (H, W, 3) uint8 image.
 
     Source: Kirillov et al. 2023, section 5.1.
     """
     check_image(image_HW3)
-    check_points(points_per_side, crop_layers, crop_points_downscale)
     height, width = image_HW3.shape[:2]
     masks, boxes, sizes = [], [], []
-    for layer, (left, top, right, bottom) in crops(height, width, crop_layers):
-        side = points_per_side // crop_points_downscale**layer
-        crop = image_HW3[top:bottom, left:right]
-        masks_MHW, ious_M = masks_of_points(sam, crop, side, points_per_batch, pred_iou, stability)
+    for layer, (left, top, right, bottom) in crops(height, width, options.crop_layers):
+        side = options.points_per_side // options.crop_points_downscale**layer
+        masks_MHW, ious_M = masks_of_points(sam, image_HW3[top:bottom, left:right], side, options)
         offset = torch.tensor([left, top, left, top], device=masks_MHW.device)
         boxes_M4 = boxes_of(masks_MHW) + offset
         inside = ~cut_off(boxes_M4, (left, top, right, bottom), height, width)
         masks_MHW, boxes_M4, ious_M = masks_MHW[inside], boxes_M4[inside], ious_M[inside]
-        kept = nms(boxes_M4.float(), ious_M.float(), box_nms)
+        kept = nms(boxes_M4.float(), ious_M.float(), options.box_nms)
         masks.append(F.pad(masks_MHW[kept], (left, width - right, top, height - bottom)).cpu())
         boxes.append(boxes_M4[kept].cpu())
         sizes.append(torch.full((len(kept),), float((right - left) * (bottom - top))))
     kept = nms(torch.cat(boxes).float(), 1 / torch.cat(sizes), CROP_NMS) if len(masks) > 1 else slice(None)
     found = torch.cat(masks)[kept].numpy()
-    kept_masks = [drop_small_regions(mask_HW, min_area_px) for mask_HW in found]
+    kept_masks = [drop_small_regions(mask_HW, options.min_area_px) for mask_HW in found]
     return np.stack(kept_masks) if kept_masks else np.zeros((0, height, width), dtype=bool)
 
 
 def masks_of_points(
-    sam: Prompted, crop_HW3: np.ndarray, points_per_side: int, points_per_batch: int, pred_iou: float, stability: float
+    sam: Prompted, crop_HW3: np.ndarray, points_per_side: int, options: ProposalOptions
 ) -> tuple[Tensor, Tensor]:
     """Three masks per point of a grid, those that the network rates well and that a shifted threshold hardly changes.
+
+    Args:
+        points_per_side: of this crop's grid.
 
     Returns:
         (M, H, W) bool at the size of the crop, and the IoU (M,) that the network expects of each.
@@ -134,7 +124,7 @@ def masks_of_points(
     centres = (torch.arange(points_per_side) + 0.5) / points_per_side
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).reshape(-1, 2)
     masks, ious = [], []
-    for points_P2 in (grid * torch.tensor([width, height])).split(points_per_batch):
+    for points_P2 in (grid * torch.tensor([width, height])).split(options.points_per_batch):
         out = sam.model(
             image_embeddings=embeddings,
             input_points=points_P2.to(device)[None, :, None],
@@ -143,9 +133,10 @@ def masks_of_points(
         )
         ious_M = out.iou_scores[0].flatten(0, 1)
         logits_MHW = at_crop_size(sam, out.pred_masks[0], (height, width), size).flatten(0, 1)
-        good = ious_M > pred_iou if pred_iou > 0 else torch.ones_like(ious_M, dtype=torch.bool)
-        if stability > 0:
-            good &= (logits_MHW > 1).sum((1, 2)) / (logits_MHW > -1).sum((1, 2)) >= stability  # 0 / 0 is not
+        good = ious_M > options.pred_iou if options.pred_iou > 0 else torch.ones_like(ious_M, dtype=torch.bool)
+        if options.stability > 0:
+            stability_M = (logits_MHW > 1).sum((1, 2)) / (logits_MHW > -1).sum((1, 2))
+            good &= stability_M >= options.stability  # 0 / 0 is not
         masks.append(logits_MHW[good] > 0)
         ious.append(ious_M[good])
     return torch.cat(masks), torch.cat(ious)

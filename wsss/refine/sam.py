@@ -5,6 +5,7 @@ Shapes: M proposals, n score maps, H x W pixels, P = H * W.
 
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,23 +22,11 @@ MAGIC = b"SAM1"
 BLOCK = 1 << 18  # pixels whose masks are floats at one time
 
 
-def sam_proposals(
-    sam: "Sam",
-    image_HW3: np.ndarray,
-    *,
-    points_per_side: int = 32,
-    points_per_batch: int = 64,
-    pred_iou: float = 0.70,
-    stability: float = 0.85,
-    box_nms: float = 0.7,
-    crop_layers: int = 0,
-    crop_points_downscale: int = 2,
-    min_area_px: int = 20,
-) -> np.ndarray:
-    """Class-free masks of a whole image, prompted with a grid of points.
+@dataclass(frozen=True, kw_only=True)
+class ProposalOptions:
+    """How a whole image is asked for masks, by a grid of points, and which of these are kept.
 
-    Args:
-        image_HW3: uint8 RGB.
+    Attributes:
         points_per_side: the grid has its square of points.
         points_per_batch: prompts decoded together; memory only (about 9.6 GB at 256 with ViT-B).
         pred_iou, stability: a mask below either is dropped.
@@ -45,15 +34,44 @@ def sam_proposals(
         crop_layers: repeat on 4^i crops for layer i, on a grid that shrinks by crop_points_downscale ** i.
         min_area_px: smaller holes are filled and smaller islands dropped, see `drop_small_regions`.
 
+    Raises:
+        ValueError: no point is left for the smallest crops.
+
+    Source: smoke paper's code, with the 32 points of its best row (D-81).
+    """
+
+    points_per_side: int = 32
+    points_per_batch: int = 64
+    pred_iou: float = 0.70
+    stability: float = 0.85
+    box_nms: float = 0.7
+    crop_layers: int = 0
+    crop_points_downscale: int = 2
+    min_area_px: int = 20
+
+    def __post_init__(self) -> None:
+        wanted = self.crop_points_downscale**self.crop_layers
+        if self.points_per_side < wanted:
+            raise ValueError(
+                f"points_per_side is {self.points_per_side}, which leaves no point for the crops of layer "
+                f"{self.crop_layers}; wanted {wanted} or more, or fewer crop_layers"
+            )
+
+
+def sam_proposals(sam: "Sam", image_HW3: np.ndarray, options: ProposalOptions) -> np.ndarray:
+    """Class-free masks of a whole image, prompted with a grid of points.
+
+    Args:
+        image_HW3: uint8 RGB.
+
     Returns:
         (M, H, W) bool; M may be 0. An image so thin that nothing of a side would be left at SAM's own size is made
         wider by repeating its border.
 
     Raises:
-        ValueError: no (H, W, 3) uint8 image, or no point is left for the smallest crops.
+        ValueError: no (H, W, 3) uint8 image.
 
-    Source: Kirillov et al. 2023, section 5.1, by segment_anything; defaults: smoke paper's code, with the 32 points of
-    its best row (D-81).
+    Source: Kirillov et al. 2023, section 5.1, by segment_anything.
     """
     with needs("sam"):
         from segment_anything import SamAutomaticMaskGenerator
@@ -71,22 +89,21 @@ def sam_proposals(
             return data
 
     check_image(image_HW3)
-    check_points(points_per_side, crop_layers, crop_points_downscale)
     height, width = image_HW3.shape[:2]
     least = -(-max(height, width) // sam.image_encoder.img_size)  # px, which become one px of SAM's input
     thin = ((0, max(least - height, 0)), (0, max(least - width, 0)), (0, 0))
     generator = Generator(
         sam,
-        points_per_side=points_per_side,
-        points_per_batch=points_per_batch,
-        pred_iou_thresh=pred_iou,
-        stability_score_thresh=stability,
-        box_nms_thresh=box_nms,
-        crop_n_layers=crop_layers,
-        crop_n_points_downscale_factor=crop_points_downscale,
+        points_per_side=options.points_per_side,
+        points_per_batch=options.points_per_batch,
+        pred_iou_thresh=options.pred_iou,
+        stability_score_thresh=options.stability,
+        box_nms_thresh=options.box_nms,
+        crop_n_layers=options.crop_layers,
+        crop_n_points_downscale_factor=options.crop_points_downscale,
     )
     records = generator.generate(np.pad(image_HW3, thin, mode="edge"))
-    masks = [drop_small_regions(record["segmentation"][:height, :width], min_area_px) for record in records]
+    masks = [drop_small_regions(record["segmentation"][:height, :width], options.min_area_px) for record in records]
     if np.any(thin):
         masks = [mask_HW for mask_HW in masks if mask_HW.any()]
     return np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
@@ -96,16 +113,6 @@ def check_image(image_HW3: np.ndarray) -> None:
     """Raise ValueError unless it is (H, W, 3) uint8."""
     if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
         raise ValueError(f"image is {image_HW3.shape} {image_HW3.dtype}; wanted (H, W, 3) uint8 RGB")
-
-
-def check_points(points_per_side: int, crop_layers: int, crop_points_downscale: int = 2) -> None:
-    """Raise ValueError unless the grid of the smallest crops has a point."""
-    wanted = crop_points_downscale**crop_layers
-    if points_per_side < wanted:
-        raise ValueError(
-            f"points_per_side is {points_per_side}, which leaves no point for the crops of layer {crop_layers}; wanted "
-            f"{wanted} or more, or fewer crop_layers"
-        )
 
 
 def drop_small_regions(mask_HW: np.ndarray, min_area_px: int) -> np.ndarray:

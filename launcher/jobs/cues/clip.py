@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
+from launcher.jobs.cues.cue import digests_of
 from launcher.jobs.cues.maps import MapsCue
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class ClipCue(MapsCue):
         """The prompts of each class, and the negative ones.
 
         Without --positive those of SMOKE_PROMPTS for smoke, else the classes' names; without --negative what surrounds
-        smoke, or common scenery for other classes.
+        smoke, or common scenery for other classes. Raises RunError for --positive with several classes.
         """
         from wsss.models.clip import SCENE_NEGATIVES, SMOKE_NEGATIVES, SMOKE_PROMPTS
 
@@ -51,7 +52,6 @@ class ClipCue(MapsCue):
         return positive, negative
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
-        from shards.tars import sha256_of
         from wsss.models.clip import TEMPLATES, check_folder
 
         files = check_folder(self.weights)
@@ -60,15 +60,14 @@ class ClipCue(MapsCue):
         positive, negative = self.prompts(classes)
         if "tokenizer.json" in files:
             negative = []  # SigLIP's maps do not depend on them
-        digests = {name: sha256_of(self.weights / name) for name in files}
-        return {"weights": digests, "size": self.size, "positive": positive, "negative": negative,
-                "templates": TEMPLATES}  # fmt: skip
+        settings = {"size": self.size, "positive": positive, "negative": negative, "templates": TEMPLATES}
+        return {"weights": digests_of(self.weights, files), **settings}
 
     def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:
         from wsss.models.clip import encode_prompts, load_clip
-        from wsss.refine.clip import maps_of_prompts
+        from wsss.refine.clip import clip_maps
 
         model = load_clip(self.weights, device)
         model.side(self.size)  # refused before the first image
         prompts = encode_prompts(model, *self.prompts(classes))
-        return lambda images: list(maps_of_prompts(model, images, prompts, size=self.size).cpu().numpy())
+        return lambda images: list(clip_maps(model, images, prompts, size=self.size).cpu().numpy())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
+from launcher.jobs.cues.cue import digests_of
 from launcher.jobs.cues.maps import MapsCue
 
 if TYPE_CHECKING:
@@ -44,11 +45,10 @@ class ConceptCue(MapsCue):
         return [asked.get(name, [name]) for name in classes]
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
-        from shards.tars import sha256_of
         from wsss.refine.concept import FILES, check_concept
 
         check_concept(self.weights)
-        digests = {name: sha256_of(self.weights / name) for name in FILES}
+        digests = digests_of(self.weights, FILES)
         return {"weights": digests, "prompts": self.prompts(classes), "map_size": self.map_size}
 
     def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:

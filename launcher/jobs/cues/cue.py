@@ -3,10 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def digests_of(folder: Path, files: Sequence[str]) -> dict[str, str]:
+    """The sha256 of each of these files of a folder."""
+    from shards.tars import sha256_of
+
+    return {name: sha256_of(folder / name) for name in files}
 
 
 @dataclass(frozen=True, kw_only=True)

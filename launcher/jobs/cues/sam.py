@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
-from launcher.jobs.cues.cue import Cue
+from launcher.jobs.cues.cue import Cue, digests_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,39 +73,37 @@ class SamCue(Cue):
         return by_transformers
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What sam_proposals takes besides the image."""
+    def chosen(self) -> dict[str, Any]:
+        """Those of ProposalOptions that a user can choose."""
         return {name: value for name, value in vars(self).items() if name not in ("weights", "by", "variant")}
 
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of
         from wsss.models.sam import check_weights
-        from wsss.refine.sam import check_points
+        from wsss.refine.sam import ProposalOptions
 
-        check_points(self.points_per_side, self.crop_layers)
-        settings = {name: value for name, value in self.options.items() if name != "points_per_batch"}
+        ProposalOptions(**self.chosen)  # refused before anything is read
+        settings = {name: value for name, value in self.chosen.items() if name != "points_per_batch"}
         if self.by_transformers:
             from wsss.models.pretrained import WEIGHTS
             from wsss.refine.prompted import check_prompted
 
             check_prompted(self.weights)
-            digests = {name: sha256_of(self.weights / name) for name in WEIGHTS}
-            return {"weights": digests, "by": self.by, **settings}
+            return {"weights": digests_of(self.weights, WEIGHTS), "by": self.by, **settings}
         check_weights(self.weights, self.checked_variant)
         return {"weights": sha256_of(self.weights), "variant": self.checked_variant, **settings}
 
     def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:
-        if self.by_transformers:
-            from wsss.refine.prompted import load_prompted, prompted_proposals
-
-            prompted = load_prompted(self.weights, device)
-            return lambda images: [prompted_proposals(prompted, image, **self.options) for image in images]
-
         from wsss.models.sam import load_sam
-        from wsss.refine.sam import sam_proposals
+        from wsss.refine.prompted import load_prompted, prompted_proposals
+        from wsss.refine.sam import ProposalOptions, sam_proposals
 
-        model = load_sam(self.weights, self.checked_variant, device)
-        return lambda images: [sam_proposals(model, image, **self.options) for image in images]
+        options = ProposalOptions(**self.chosen)
+        if self.by_transformers:
+            prompted = load_prompted(self.weights, device)
+            return lambda images: [prompted_proposals(prompted, image, options) for image in images]
+        sam = load_sam(self.weights, self.checked_variant, device)
+        return lambda images: [sam_proposals(sam, image, options) for image in images]
 
     @staticmethod
     def encode(cue: Any) -> bytes:

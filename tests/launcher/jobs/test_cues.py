@@ -28,12 +28,12 @@ from shards.index import Index
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split, write_tar
-from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, encode_prompts, load_clip
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.clip import clip_maps
-from wsss.refine.sam import sam_proposals
+from wsss.refine.sam import ProposalOptions, sam_proposals
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_sam_cues_are_the_proposals_of_every_image(images, sam_file, tmp_path):
     assert list(found) == frames.keys
     sam = load_sam(sam_file, "vit_b")
     for number in (0, 3):
-        want = sam_proposals(sam, frames.image(number), **LOOSE)
+        want = sam_proposals(sam, frames.image(number), ProposalOptions(**LOOSE))
         assert len(want) and np.array_equal(found[frames.keys[number]], want)
     assert check_cues(folder, frames.index) == "sam"
     assert CUES["sam"].select_classes(want, [3]) is want
@@ -93,8 +93,9 @@ def test_clip_cues_are_the_maps_of_every_image(images, clip_folder, tmp_path):
     frames, clip = ShardFolder(images), load_clip(clip_folder)
     found = all_cues(folder, images)
     assert list(found) == frames.keys and check_cues(folder, frames.index) == "clip"
+    prompts = encode_prompts(clip, [SMOKE_PROMPTS], SMOKE_NEGATIVES)
     for number in range(5):
-        want = clip_maps(clip, [frames.image(number)], [SMOKE_PROMPTS], SMOKE_NEGATIVES, size=24)[0].numpy()
+        want = clip_maps(clip, [frames.image(number)], prompts, size=24)[0].numpy()
         got = found[frames.keys[number]]
         assert got.shape == (1, 6, 6) and got.dtype == np.float32
         np.testing.assert_allclose(got, want, atol=1e-3)

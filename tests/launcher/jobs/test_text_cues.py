@@ -1,5 +1,6 @@
 """The cues of SAM by transformers, of SigLIP and of concepts: as test_cues has it of segment-anything and CLIP."""
 
+import hashlib
 import json
 from itertools import chain
 
@@ -17,10 +18,11 @@ from launcher.jobs.cues.shards import check_cues, read_cues, write_cues
 from shards.folder import ShardFolder
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split
-from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, load_clip
+from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, encode_prompts, load_clip
 from wsss.refine.clip import clip_maps
 from wsss.refine.concept import concept_maps, encode_concepts, load_concept
 from wsss.refine.prompted import load_prompted, prompted_proposals
+from wsss.refine.sam import ProposalOptions
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_sam_cues_by_transformers_are_the_proposals_of_every_image(images, weigh
     sam, found = load_prompted(weights / kind), all_cues(folder, images)
     assert len(found) == 3
     for number, cue in enumerate(found):
-        want = prompted_proposals(sam, images.image(number), **LOOSE)
+        want = prompted_proposals(sam, images.image(number), ProposalOptions(**LOOSE))
         assert len(want) and np.array_equal(cue, want)
     made_of = json.loads((folder / "job.json").read_text())
     assert made_of["by"] == "transformers" and "variant" not in made_of
@@ -61,8 +63,17 @@ def test_sam_cues_by_transformers_are_the_proposals_of_every_image(images, weigh
 
 def test_what_segment_anything_made_before_there_was_another_package_is_gone_on_with(tmp_path, monkeypatch):
     (tmp_path / "sam.pth").write_bytes(b"weights")
-    made_of = SamCue(weights=tmp_path / "sam.pth").identify(["smoke"])
-    assert made_of["variant"] == "vit_h" and "by" not in made_of
+    cue = SamCue(weights=tmp_path / "sam.pth")
+    assert cue.identify(["smoke"]) == {
+        "weights": hashlib.sha256(b"weights").hexdigest(),
+        "variant": "vit_h",
+        "points_per_side": 32,
+        "pred_iou": 0.7,
+        "stability": 0.85,
+        "crop_layers": 0,
+        "min_area_px": 20,
+    }
+    assert ProposalOptions(**cue.chosen) == ProposalOptions()
 
 
 def test_weights_of_the_other_package_are_refused_with_the_option_that_reads_them(images, weights, tmp_path):
@@ -85,8 +96,9 @@ def test_weights_of_the_other_package_are_refused_with_the_option_that_reads_the
 def test_siglip_cues_are_its_maps_and_take_no_negative_prompts(images, weights, tmp_path):
     folder = write_cues("clip", images.folder, tmp_path / "cues", weights=weights / "siglip", size=24)
     siglip = load_clip(weights / "siglip")
+    prompts = encode_prompts(siglip, [SMOKE_PROMPTS], SMOKE_NEGATIVES)
     for number, cue in enumerate(all_cues(folder, images)):
-        want = clip_maps(siglip, [images.image(number)], [SMOKE_PROMPTS], SMOKE_NEGATIVES, size=24)[0].numpy()
+        want = clip_maps(siglip, [images.image(number)], prompts, size=24)[0].numpy()
         assert cue.shape == (1, 6, 6)
         np.testing.assert_allclose(cue, want, atol=1e-3)
     with pytest.raises(RunError, match="--negative is for CLIP; SigLIP judges each prompt alone"):

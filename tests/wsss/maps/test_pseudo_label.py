@@ -181,13 +181,14 @@ def test_half_precision_cams_and_images_are_refined_in_float32():
 def test_mistakes_are_named():
     cam, present, box = torch.zeros(1, 2, 4, 4), torch.tensor([[0, 1]]), torch.tensor([[0, 4, 0, 4]])
     good = {"bg_threshold": 0.2, "fg_threshold": 0.6}
-    for wrong in ({"bg_threshold": 0.6, "fg_threshold": 0.2}, {"bg_threshold": -0.1, "fg_threshold": 0.2}):
+    for low, high in ((0.6, 0.2), (-0.1, 0.2), (0.2, 1.1)):
+        wrong = {"bg_threshold": low, "fg_threshold": high}
         for call in (
             lambda options: seed_label(cam, present, **options),
             lambda options: certainty(cam, **options),
             lambda options: refined_label(torch.rand(1, 3, 4, 4), cam, present, box, **options),
         ):
-            with pytest.raises(ValueError, match="wanted 0 <= bg <= fg"):
+            with pytest.raises(ValueError, match="wanted 0 <= bg_threshold <= fg_threshold <= 1"):
                 call(wrong)
     with pytest.raises(ValueError, match=r"cam \(1, 2, 4, 4\) and present \(1, 3\)"):
         seed_label(cam, torch.zeros(1, 3, dtype=torch.int64), **good)

@@ -79,7 +79,7 @@ def test_an_image_without_a_class_has_a_pseudo_label_of_background():
     method = FrozenFeatures(tiny_frozen(), seg_from=0, attended=2, par_iterations=1)
     batch = batch_with_present()
     batch["present"] = torch.full_like(batch["present"], -1)
-    seen, raw = method.look(batch, 2)
+    seen, raw = method.look(batch)
     affinity = affinity_logits(method.student.decode(seen.depths)[0])
     assert not method.pseudo_label(batch, raw, seen.attention_LBNN, affinity, 0).any()
 
@@ -147,7 +147,7 @@ def test_first_maps_of_texts_are_grad_cam_of_the_classes_that_are_shown(clip):
     method = FrozenFeatures(student, seg_from=0, attended=2, par_iterations=1).train()
     batch = {"image": torch.rand(2, 3, 16, 16), "image_label": torch.tensor([[0.0, 1.0], [1.0, 1.0]])}
     batch |= {"present": torch.tensor([[1, -1], [0, 1]]), "box": torch.tensor([[0, 16, 0, 16]] * 2)}
-    _, raw = method.look(batch, 2)
+    _, raw = method.look(batch)
     all_of_them = gradient_maps(student, batch["image"])[0]["grad"][0]
     torch.testing.assert_close(raw[0, 0], all_of_them[0, 1])
     torch.testing.assert_close(raw[1], all_of_them[1])

@@ -105,7 +105,7 @@ def test_the_loss_pulls_the_features_to_the_teachers():
     """A step along the gradient of this loss alone makes it smaller where the teachers stay."""
     method = msee(region_masks=False)
     batch = two_view_batch(3)
-    seen = method.see(make_views(batch), batch["image_label"], batch["present"], 1)
+    seen = method.see(make_views(batch), 1)
     loss = method.msee_loss(seen)
     (gradient,) = torch.autograd.grad(loss, seen.main.patches_BDhw)
     moved = seen.main.patches_BDhw - 50 * gradient

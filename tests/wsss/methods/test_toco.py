@@ -40,6 +40,7 @@ def golden_method(arrays, **options) -> ToCo:
 
 def golden_views(arrays, compat: bool) -> Views:
     tensor = {n: torch.from_numpy(arrays[n]) for n in ("image", "view2", "local_image", "image_denorm_u8")}
+    image_label_BK = torch.from_numpy(arrays["cls_label"]).double()
     return Views(
         main=tensor["image"].double(),
         view2=tensor["view2"].double(),
@@ -48,6 +49,8 @@ def golden_views(arrays, compat: bool) -> Views:
         box=torch.from_numpy(arrays["img_box_raw" if compat else "img_box_true"]),
         mirrored=torch.from_numpy(arrays["main_flip"] != arrays["local_flip"]),
         seed=torch.zeros(len(arrays["image"]), dtype=torch.int64),
+        image_label_BK=image_label_BK,
+        present_BP=present_classes(image_label_BK),
     )
 
 
@@ -72,8 +75,7 @@ def test_a_whole_step_equals_the_golden_vectors(golden, monkeypatch, case, mode)
     method = golden_method(arrays, toco_compat=compat)
     drawn = torch.from_numpy(arrays[f"{mode}.topleft"])
     monkeypatch.setattr(toco_module, "draw_crops", lambda *args, **kwargs: drawn)
-    image_label_BK = torch.from_numpy(arrays["cls_label"]).double()
-    losses = method.losses(golden_views(arrays, compat), image_label_BK, present_classes(image_label_BK), step=3000)
+    losses = method.losses(golden_views(arrays, compat), step=3000)
     for name in ("cls", "cls_aux", "ctc", "ptc", "seg"):
         expected = float(arrays[f"{mode}.loss.{name}_f64"])
         assert losses[f"{name}_loss"].item() == pytest.approx(expected, rel=1e-9), name
@@ -93,8 +95,7 @@ def test_before_the_segmentation_starts_the_step_is_that_of_the_warm_up(golden, 
     method = golden_method(arrays)
     drawn = torch.from_numpy(arrays["corrected.topleft"])
     monkeypatch.setattr(toco_module, "draw_crops", lambda *args, **kwargs: drawn)
-    image_label_BK = torch.from_numpy(arrays["cls_label"]).double()
-    losses = method.losses(golden_views(arrays, False), image_label_BK, present_classes(image_label_BK), step=2000)
+    losses = method.losses(golden_views(arrays, False), step=2000)
     assert "seg_loss" not in losses
     assert losses["loss"].item() == pytest.approx(float(arrays["corrected.loss.total_warmup_f64"]), rel=1e-9)
 

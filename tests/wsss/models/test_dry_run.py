@@ -6,7 +6,7 @@ import torch
 from support.networks import tiny_affinity_net, tiny_cnn, tiny_pcm, tiny_segmenter, tiny_swin, tiny_toco, tiny_vit
 
 from wsss.maps.gradients import gradient_maps
-from wsss.models import base
+from wsss.models import weights
 from wsss.models.affinity_net import build_affinity_net
 from wsss.models.cnn import build_cnn
 from wsss.models.deeplab import build_deeplab
@@ -53,7 +53,7 @@ def test_weights_that_cannot_be_downloaded_say_which_file_to_put_where(monkeypat
         assert pretrained
         raise OSError("no network\nand thirty lines more")
 
-    monkeypatch.setattr(base.timm, "create_model", offline)
+    monkeypatch.setattr(weights.timm, "create_model", offline)
     wanted = (
         r"^model\.weights: timm: .*'resnet10t'.*model\.safetensors of https://huggingface\.co/timm/resnet10t\.c3_in1k"
         r".*model\.weights=PATH/model\.safetensors \(OSError no network\)$"

@@ -17,12 +17,9 @@ def test_the_decoder_equals_the_golden_vectors(golden):
 
 
 def head_of(arrays, which) -> ProjectionHead:
-    names = [name for name in arrays if name.startswith(f"{which}.mlp.") and name.endswith("weight")]
     first = arrays[f"{which}.mlp.0.weight"]
     rows = arrays[f"{which}.last_layer.weight_v"]
-    head = ProjectionHead(
-        first.shape[1], dim=first.shape[0], bottleneck=rows.shape[1], out_dim=rows.shape[0], layers=len(names)
-    ).double()
+    head = ProjectionHead(first.shape[1], dim=first.shape[0], bottleneck=rows.shape[1], out_dim=rows.shape[0]).double()
     state = {n.removeprefix(f"{which}."): v for n, v in arrays.items() if n.startswith(f"{which}.mlp.")}
     state["rows"] = rows
     head.load_state_dict({n: torch.from_numpy(v).double() for n, v in state.items()})

@@ -8,7 +8,7 @@ from wsss.methods.base import Frozen
 from wsss.models.deeplab import build_deeplab
 from wsss.models.segmentation import logsumexp_of_others, segmentation_outputs
 from wsss.models.segmenter import MaskTransformer, build_segmenter
-from wsss.models.setr import build_setr
+from wsss.models.setr import SETR
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 CNN = {"channels": (8, 8, 16, 24), "layers": (1, 1, 1, 1), "zero_init_last": False}
@@ -16,7 +16,7 @@ CNN = {"channels": (8, 8, 16, 24), "layers": (1, 1, 1, 1), "zero_init_last": Fal
 
 def tiny_setr(num_classes=2, **options):
     tiny = {"patch_size": 8, "image_size": 32, "hidden_dim": 32, "mlp_dim": 32, "layers": 2, "heads": 2}
-    return build_setr(num_classes, **{**tiny, "widths": (32, 16), **options})
+    return SETR(num_classes, **{**tiny, "widths": (32, 16), **options})
 
 
 def tiny_segmenter(num_classes=2, **options):
@@ -174,7 +174,7 @@ def test_segmenter_scores_equal_the_formula():
 
 def test_setr_has_the_sizes_of_the_upper_bound():
     with torch.device("meta"):
-        network = build_setr(1)
+        network = SETR(1)
         seen = {}
         network.decoder.register_forward_hook(lambda module, inputs, output: seen.update(first=inputs[0].shape))
         out = network(torch.rand(2, 3, 512, 512))

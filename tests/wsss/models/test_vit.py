@@ -7,7 +7,8 @@ from support.networks import tiny_cnn, tiny_toco, tiny_vit
 from timm.models.vision_transformer import VisionTransformer
 
 from wsss.methods.classify import Classify
-from wsss.models.vit import ViT, build_vit, resize_positions
+from wsss.models.embedding import resize_positions
+from wsss.models.vit import ViT, build_vit
 
 
 def golden_vit(arrays, dtype):

@@ -18,7 +18,7 @@ from wsss.models.clip import (
     load_clip,
 )
 from wsss.models.pretrained import CLIP_TOKENS, WEIGHTS
-from wsss.refine.clip import CLIP_MEAN, CLIP_STD, clip_maps, fit, maps_of_prompts, patch_embeddings
+from wsss.refine.clip import CLIP_MEAN, CLIP_STD, clip_maps, fit, patch_embeddings
 
 FILES = (*WEIGHTS, *CLIP_TOKENS)
 
@@ -126,8 +126,8 @@ def test_patches_are_clips_last_block_with_every_token_attending_to_itself(clip)
 
 def test_a_map_is_the_probability_mass_of_the_positive_prompts_by_hand(clip):
     positive, negative = [["smoke", "haze"], ["fire"]], ["sky", "tree"]
-    got = clip_maps(clip, [picture()], positive, negative)
     prompts = encode_prompts(clip, positive, negative)
+    got = clip_maps(clip, [picture()], prompts)
     patch = patch_embeddings(clip, fit(clip, [picture()], None))[0, 2, 1]
     scale = clip.model.logit_scale.exp().item()
     weights = [np.exp(scale * float(patch @ text)) for text in prompts.embedding_PE]
@@ -139,9 +139,9 @@ def test_a_map_is_the_probability_mass_of_the_positive_prompts_by_hand(clip):
 def test_maps_do_not_depend_on_the_batch_and_follow_the_size(clip):
     prompts = encode_prompts(clip, [SMOKE_PROMPTS], SMOKE_NEGATIVES)
     images = [picture(20, 30), picture(40, 16, seed=1)]
-    together = maps_of_prompts(clip, images, prompts, size=24)
+    together = clip_maps(clip, images, prompts, size=24)
     assert together.shape == (2, 1, 6, 6) and together.min() >= 0 and together.max() <= 1
-    alone = torch.cat([maps_of_prompts(clip, [image], prompts, size=24) for image in images])
+    alone = torch.cat([clip_maps(clip, [image], prompts, size=24) for image in images])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     assert together.std() > 0
 

@@ -5,7 +5,8 @@ from support.segmenters import write_sam3
 
 from wsss.refine import REFINERS
 from wsss.refine.aid import clip_aid
-from wsss.refine.concept import check_concept, concept_maps, encode_concepts, load_concept, squash
+from wsss.refine.clip import squash
+from wsss.refine.concept import check_concept, concept_maps, encode_concepts, load_concept
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,9 @@ def picture(height=40, width=60, seed=0):
 def alone(concept, image, text):
     """What SAM 3 itself says of one image and one text: (h, w)."""
     tokens = concept.tokenizer(text, padding="max_length", max_length=32, return_tensors="pt")
+    square = 2 * squash([image], concept.side, "bilinear", torch.device("cpu")) - 1
     with torch.no_grad():
-        out = concept.model(pixel_values=squash(concept, [image]), **tokens)
+        out = concept.model(pixel_values=square, **tokens)
     return out.semantic_seg[0, 0].sigmoid() * out.presence_logits[0].sigmoid()
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from wsss.models.sam import load_into
 from wsss.models.sam_decoder import small_sam
 from wsss.refine import prompted as module
 from wsss.refine.prompted import check_prompted, crops, load_prompted, prepare, prompted_proposals
-from wsss.refine.sam import sam_proposals
+from wsss.refine.sam import ProposalOptions, sam_proposals
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,18 @@ def picture(height, width):
 def test_one_checkpoint_has_the_same_proposals_by_segment_anything_and_by_transformers(both, size, options):
     """Floats differ in the sixth digit, so a pixel whose logit is about 0 may differ: at most 1 of 1,000."""
     sam, prompted = both
-    want = sam_proposals(sam, picture(*size), **{**LOOSE, **options})
-    got = prompted_proposals(prompted, picture(*size), **{**LOOSE, **options})
+    loose = ProposalOptions(**{**LOOSE, **options})
+    want, got = sam_proposals(sam, picture(*size), loose), prompted_proposals(prompted, picture(*size), loose)
     assert got.dtype == bool and got.shape == want.shape and len(want) >= 1
     assert np.mean(got != want) < 1e-3 and 0 < want.mean() < 1
 
 
 def test_both_drop_the_masks_that_the_network_rates_low_or_that_are_not_stable(both):
     sam, prompted = both
-    image, loose = picture(120, 150), {**LOOSE, "box_nms": 1.0, "points_per_side": 4}
-    whole = len(prompted_proposals(prompted, image, **loose))
-    for options in ({"pred_iou": 0.2}, {"stability": 0.8}):
-        want = sam_proposals(sam, image, **{**loose, **options})
-        got = prompted_proposals(prompted, image, **{**loose, **options})
+    image, loose = picture(120, 150), ProposalOptions(**{**LOOSE, "box_nms": 1.0, "points_per_side": 4})
+    whole = len(prompted_proposals(prompted, image, loose))
+    for options in (replace(loose, pred_iou=0.2), replace(loose, stability=0.8)):
+        want, got = sam_proposals(sam, image, options), prompted_proposals(prompted, image, options)
         assert len(got) == len(want) and 0 < len(want) < whole, options
 
 
@@ -82,7 +82,8 @@ def test_points_of_sam_2_and_3_lie_on_the_whole_of_a_wide_image(folders, kind, s
     monkeypatch.setattr(
         prompted.model, "forward", lambda **given: seen.append(given["input_points"]) or forward(**given)
     )
-    masks = prompted_proposals(prompted, picture(40, 120), **{**LOOSE, "box_nms": 1.0, "min_area_px": 0})
+    options = ProposalOptions(**{**LOOSE, "box_nms": 1.0, "min_area_px": 0})
+    masks = prompted_proposals(prompted, picture(40, 120), options)
     assert masks.shape == (12, 40, 120) and masks.any()
     assert seen[0].shape == (1, 4, 1, 2)
     assert seen[0][0, :, 0].tolist() == [[side * x, side * y] for y in (0.25, 0.75) for x in (0.25, 0.75)]
@@ -93,9 +94,10 @@ def test_points_of_sam_2_and_3_lie_on_the_whole_of_a_wide_image(folders, kind, s
 
 @pytest.mark.parametrize("size", [(1, 400), (400, 1), (1, 1)])
 def test_thin_pictures_and_crops_without_a_pixel_have_proposals_of_the_images_size(both, size):
-    masks = prompted_proposals(both[1], picture(*size), **{**LOOSE, "points_per_side": 4, "crop_layers": 2})
+    options = ProposalOptions(**{**LOOSE, "points_per_side": 4, "crop_layers": 2})
+    masks = prompted_proposals(both[1], picture(*size), options)
     assert masks.dtype == bool and masks.shape[1:] == size
-    none = prompted_proposals(both[1], picture(*size), **{**LOOSE, "pred_iou": 1e9})
+    none = prompted_proposals(both[1], picture(*size), replace(options, pred_iou=1e9))
     assert none.shape == (0, *size)
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import SamDecoder, build_sam_decoder, set_image_size, small_sam
 from wsss.refine import sam as refine_sam
-from wsss.refine.sam import drop_small_regions, pack, sam_enhance, sam_proposals, unpack
+from wsss.refine.sam import ProposalOptions, drop_small_regions, pack, sam_enhance, sam_proposals, unpack
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 tiny_sam = partial(small_sam, image_size=64, **TINY)
@@ -153,14 +154,14 @@ def test_the_largest_island_stays_and_what_lies_around_is_no_hole():
 
 
 def test_proposals_of_a_random_sam_are_masks_of_the_images_size():
-    options = {"points_per_side": 3, "pred_iou": -1e9, "stability": 0.0, "min_area_px": 0}
-    masks = sam_proposals(tiny_sam(), picture(), **options)
+    options = ProposalOptions(points_per_side=3, pred_iou=-1e9, stability=0.0, min_area_px=0)
+    masks = sam_proposals(tiny_sam(), picture(), options)
     assert masks.dtype == bool and masks.shape[1:] == (48, 60) and 1 <= len(masks) <= 27
-    assert np.array_equal(masks, sam_proposals(tiny_sam_again(), picture(), points_per_batch=4, **options))
-    none = sam_proposals(tiny_sam(), picture(), points_per_side=2, pred_iou=1e9)
+    assert np.array_equal(masks, sam_proposals(tiny_sam_again(), picture(), replace(options, points_per_batch=4)))
+    none = sam_proposals(tiny_sam(), picture(), ProposalOptions(points_per_side=2, pred_iou=1e9))
     assert none.shape == (0, 48, 60) and none.dtype == bool
     with pytest.raises(ValueError, match=r"image is \(48, 60, 3\) float64"):
-        sam_proposals(tiny_sam(), picture().astype(float))
+        sam_proposals(tiny_sam(), picture().astype(float), options)
 
 
 def tiny_sam_again():
@@ -293,9 +294,9 @@ def test_thin_pictures_and_crops_without_a_mask_have_proposals_of_the_images_siz
     size, crop_layers, pred_iou
 ):
     image = np.full((*size, 3), 130, dtype=np.uint8)
-    options = {"points_per_side": 4, "crop_layers": crop_layers, "pred_iou": pred_iou, "stability": 0.0}
+    options = ProposalOptions(points_per_side=4, crop_layers=crop_layers, pred_iou=pred_iou, stability=0.0)
     with torch.no_grad():
-        masks = sam_proposals(tiny_sam().eval(), image, **options)
+        masks = sam_proposals(tiny_sam().eval(), image, options)
     assert masks.dtype == bool and masks.shape[1:] == size
     assert len(masks) == 0 or pred_iou < 1
 
@@ -304,4 +305,4 @@ def test_a_grid_without_a_point_for_the_smallest_crops_is_refused():
     with pytest.raises(
         ValueError, match=r"points_per_side is 3, which leaves no point for the crops of layer 2; wanted 4"
     ):
-        sam_proposals(tiny_sam(), picture(), points_per_side=3, crop_layers=2)
+        ProposalOptions(points_per_side=3, crop_layers=2)

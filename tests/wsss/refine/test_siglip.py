@@ -46,21 +46,22 @@ def test_a_patch_is_pooled_alone_so_that_only_its_own_value_counts(siglip):
 
 
 def test_a_map_is_the_sigmoid_of_the_best_prompt_by_hand_whatever_the_negative_ones(siglip):
-    got = clip_maps(siglip, [picture()], [["smoke", "haze"], ["fire"]], ["sky"])
     prompts = encode_prompts(siglip, [["smoke", "haze"], ["fire"]], ["sky"])
+    got = clip_maps(siglip, [picture()], prompts)
     patch = patch_embeddings(siglip, fit(siglip, [picture()], None))[0, 2, 1]
     scale, bias = siglip.model.logit_scale.exp().item(), siglip.model.logit_bias.item()
     said = [1 / (1 + np.exp(-(scale * float(patch @ text) + bias))) for text in prompts.embedding_PE]
     assert got.shape == (1, 2, 4, 4)
     assert got[0, 0, 2, 1].item() == pytest.approx(max(said[:2]), rel=1e-4)
     assert got[0, 1, 2, 1].item() == pytest.approx(said[2], rel=1e-4)
-    torch.testing.assert_close(clip_maps(siglip, [picture()], [["smoke", "haze"], ["fire"]], ["a boat"]), got)
+    beside_a_boat = encode_prompts(siglip, [["smoke", "haze"], ["fire"]], ["a boat"])
+    torch.testing.assert_close(clip_maps(siglip, [picture()], beside_a_boat), got)
 
 
 def test_its_images_lie_between_minus_one_and_one_and_maps_follow_the_size(siglip):
     white = fit(siglip, [np.full((9, 13, 3), 255, np.uint8)], None)
     torch.testing.assert_close(white, torch.ones(1, 3, 16, 16))
-    assert clip_maps(siglip, [picture()], [["smoke"]], ["sky"], size=24).shape == (1, 1, 6, 6)
+    assert clip_maps(siglip, [picture()], encode_prompts(siglip, [["smoke"]], ["sky"]), size=24).shape == (1, 1, 6, 6)
 
 
 def test_its_folder_has_another_tokenizer_than_clips(folder, tmp_path):
