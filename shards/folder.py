@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from shards.cache import Cache, Prefetch, Wanted, release
+from shards.image_bytes import decode_image, decode_mask
 from shards.index import Index, Shard
 from shards.remote import Place, join, place_of
-from shards.schema import Box, DataError, SampleError, Supervision, check_class_ids, decode_image, decode_mask
+from shards.schema import Box, DataError, SampleError, Supervision, check_class_ids
 from shards.tars import BLOCK, is_header_of, unreadable
 
 Decoded = TypeVar("Decoded")

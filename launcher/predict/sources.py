@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from launcher.errors import RunError
+from shards.image_bytes import decode_image, header_of
 from shards.pixels import upright
-from shards.schema import DataError, decode_image, header_of
+from shards.schema import DataError
 from shards.sources.names import keys_of
 from shards.sources.text import names_of, read_bytes
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from shards.files import appearing
-from shards.schema import DataError, check_size_of_mask, decode_image, encode_image, header_of, turn_upright
+from shards.image_bytes import decode_image, encode_image, header_of, turn_upright
+from shards.schema import DataError, check_size_of_mask
 
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 ARCHIVES = (".zip", ".tar", *COMPRESSED)

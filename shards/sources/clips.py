@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.schema import SMOKE, ClassSet, DataError, Frame, Sample, encode_image, turn_upright
+from shards.image_bytes import encode_image, turn_upright
+from shards.schema import SMOKE, ClassSet, DataError, Frame, Sample
 from shards.sources.archives import Exif
 from shards.sources.names import check_one_row_each, keys_of, plain
 from shards.sources.text import check_different, json_of, names_of, read_bytes, shown

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from launcher.__main__ import app
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_image
 from shards.index import Index
-from shards.schema import DataError, encode_image
+from shards.schema import DataError
 from shards.sources.archives import Blob
 from shards.sources.coco14 import painted, read_coco
 from shards.sources.coco_files import files_of, find_files, list_images

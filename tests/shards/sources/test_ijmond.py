@@ -9,8 +9,9 @@ from support.videos import number_of, write_mp4
 from typer.testing import CliRunner
 
 from launcher.commands.smoke_shards import register
+from shards.image_bytes import decode_image
 from shards.index import Index
-from shards.schema import DataError, decode_image
+from shards.schema import DataError
 from shards.sources.ijmond import rasterise, read_frames_with_polygons, read_ijmond, video_urls
 from shards.write import write_split
 

@@ -6,7 +6,8 @@ from support.videos import number_of, write_mp4
 from typer.testing import CliRunner
 
 from launcher.commands.smoke_shards import register
-from shards.schema import DataError, decode_image
+from shards.image_bytes import decode_image
+from shards.schema import DataError
 from shards.sources.rise import read_rise, video_urls
 from shards.write import write_split
 

@@ -14,8 +14,9 @@ from launcher.__main__ import app
 from shards.batches import order
 from shards.batches.loaders import train_loader
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_image, encode_mask
 from shards.index import Index, check_every_class_has_an_image
-from shards.schema import DataError, encode_image, encode_mask
+from shards.schema import DataError
 from shards.sources.archives import Blob, list_archive, list_folder, repacked
 from shards.sources.voc12 import VOC12, read_mask, read_voc12
 from shards.sources.voc_files import find_files
