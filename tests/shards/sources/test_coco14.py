@@ -1,14 +1,14 @@
 import io
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as codes
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.__main__ import app
 from shards.folder import ShardFolder
 from shards.image_bytes import encode_image
 from shards.index import Index
@@ -103,15 +103,7 @@ def zipped(root, files):
     return root
 
 
-def shards_coco14(*arguments, fails=None):
-    arguments = [*map(str, arguments)]
-    result = CliRunner().invoke(app, ["shards", "coco14", "--workers", "1", "--may-lack-classes", *arguments])
-    if fails:
-        assert isinstance(result.exception, DataError), result.output
-        assert fails in str(result.exception)
-    else:
-        assert result.exception is None, result.exception
-    return result.output
+shards_coco14 = partial(wsss, "shards", "coco14", "--workers", 1, "--may-lack-classes")
 
 
 def labels_of(folder):

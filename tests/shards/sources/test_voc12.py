@@ -3,14 +3,14 @@ import io
 import json
 import tarfile
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.__main__ import app
 from shards.batches import order
 from shards.batches.loaders import train_loader
 from shards.folder import ShardFolder
@@ -98,14 +98,7 @@ def as_zip(path, files):
     return path
 
 
-def shards_voc12(*arguments, fails=None):
-    result = CliRunner().invoke(app, ["shards", "voc12", "--workers", "1", *map(str, arguments)])
-    if fails:
-        assert isinstance(result.exception, DataError), result.output
-        assert fails in str(result.exception)
-    else:
-        assert result.exception is None, result.exception
-    return result.output
+shards_voc12 = partial(wsss, "shards", "voc12", "--workers", 1)
 
 
 def labels_of(folder):
