@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from shards.cache import Cache, Prefetch, Wanted, release
+from shards.cache import Cache, Wanted, release
 from shards.image_bytes import decode_image, decode_mask
 from shards.index import Index, Shard
+from shards.prefetch import Prefetch
 from shards.remote import Place, join, place_of
 from shards.schema import Box, DataError, SampleError, Supervision, check_class_ids
 from shards.tars import BLOCK, is_header_of, unreadable
