@@ -82,13 +82,13 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def encode_image(image_HW3: np.ndarray, quality: int = 95, orientation: int = 1) -> bytes:
+def encode_image(image_HW3: np.ndarray, orientation: int = 1) -> bytes:
     """(H, W, 3) uint8 RGB -> JPEG, with its EXIF orientation unless it is upright."""
     buffer = io.BytesIO()
     about = Image.Exif()
     if orientation != 1:
         about[ORIENTATION] = orientation
-    Image.fromarray(image_HW3).save(buffer, "JPEG", quality=quality, **({"exif": about} if orientation != 1 else {}))
+    Image.fromarray(image_HW3).save(buffer, "JPEG", quality=95, **({"exif": about} if orientation != 1 else {}))
     return buffer.getvalue()
 
 

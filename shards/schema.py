@@ -114,7 +114,7 @@ def check_class_ids(mask_HW: np.ndarray, class_set: ClassSet, where: str) -> Non
         )
 
 
-def check_size_of_mask(mask_size: tuple[int, ...], size: tuple[int, int], where: str, orientation: int = 1) -> None:
+def check_size_of_mask(mask_size: tuple[int, ...], size: tuple[int, int], where: str, orientation: int) -> None:
     """Raise DataError unless both are the same (height, width); says if the image's EXIF orientation may be why."""
     if mask_size != size:
         turned = (
@@ -131,7 +131,8 @@ def classes_in(mask_HW: np.ndarray) -> tuple[int, ...]:
 class Source(Protocol):
     """Where samples come from: a lazy sequence that can be sent to worker processes."""
 
-    class_set: ClassSet
+    @property
+    def class_set(self) -> ClassSet: ...
 
     def __len__(self) -> int: ...
 

@@ -77,7 +77,7 @@ def ijmond_frames(
         write(replace(source, with_masks=masks), out, split, masks, shards, workers, may_lack_classes)
         return
     cropped = crop(
-        source,  # type: ignore[arg-type]
+        source,
         crops.value,
         window=window,
         stride=stride,

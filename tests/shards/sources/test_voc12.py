@@ -36,7 +36,7 @@ AUGMENTED = ["2007_000001", "2008_000002", "2009_000004", "2010_000005"]
 
 
 def picture(number):
-    return encode_image(np.full((6, 8 + number, 3), 20 * number, dtype=np.uint8), quality=90)
+    return encode_image(np.full((6, 8 + number, 3), 20 * number, dtype=np.uint8))
 
 
 def mask_of(ids, number):
