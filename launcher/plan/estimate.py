@@ -9,7 +9,7 @@ from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
 from launcher.plan.step import build_without_values, count_config, teacher_of
 from launcher.run.folder import is_run
 from launcher.training.graph import is_recorded
-from launcher.training.inputs import check_share
+from launcher.training.preflight import check_share
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import ClassSet, DataError
