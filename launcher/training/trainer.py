@@ -12,6 +12,7 @@ from torch import Tensor
 from launcher.config.sections import TrainConfig
 from launcher.errors import RunError
 from launcher.processes import zero
+from launcher.processes.buckets import settle_buckets
 from launcher.processes.buffers import equalise_buffers
 from launcher.processes.group import any_rank, gather_ranks, sum_ranks
 from launcher.processes.precision import in_precision
@@ -70,6 +71,8 @@ class Trainer:
         self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.method, self.optimizer = zero.prepare(accelerator, method, optimizer)
+        if accelerator.device.type == "cpu" or config.deterministic:
+            settle_buckets(self.method)
         self.gradient: Gradient = self.losses_and_gradient
         if config.graph and may_be_recorded(accelerator, method):
             self.gradient = GraphedGradient(self.losses_and_gradient, method.phase)

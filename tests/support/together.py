@@ -79,11 +79,14 @@ def trained(path, runs):
         nan_at = next((int(text.partition("@")[2]) for text in overrides if text.startswith("nan@")), None)
 
         def batches(self, step, rank, ranks, facts=facts, nan_at=nan_at):
-            for number, batch in enumerate(plain_batches(self, step, rank=rank, ranks=ranks)):
-                facts["keys"].append(list(batch["key"]))
-                if rank == 1 and step + number == nan_at:
-                    batch = {**batch, "image_label": batch["image_label"] * float("nan")}
-                yield batch
+            def noted(begun):  # before the first step, as a loader draws a number when it is begun
+                for number, batch in enumerate(begun):
+                    facts["keys"].append(list(batch["key"]))
+                    if rank == 1 and step + number == nan_at:
+                        batch = {**batch, "image_label": batch["image_label"] * float("nan")}
+                    yield batch
+
+            return noted(plain_batches(self, step, rank=rank, ranks=ranks))
 
         def guard(self, norm, facts=facts):
             facts["norms"].append(float(norm))

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.places import ROOT
 from support.squares import Squares
 from support.tiny import CNN_SIZE, VIT, VIT_SIZE
@@ -60,7 +62,11 @@ def test_a_run_may_stop_on_some_processes_and_go_on_with_others(msee, before, af
     def until(step, processes, name):
         return [*msee, f"train.steps={step}", f"launch.processes={processes}", f"name={name}"]
 
-    whole, first = together(before, trained, MSEE, [until(4, before, "whole"), until(2, before, "moved")])[0]
+    runs = [until(4, before, "whole"), until(2, before, "moved"), until(2, before, "same"), until(4, before, "same")]
+    whole, first, *same = together(before, trained, MSEE, runs)[0]
+    assert same[0]["losses"] + same[1]["losses"] == whole["losses"]
+    states = [load_file(f"runs/{name}/step_0000004/model.safetensors") for name in ("whole", "same")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])  # also on four, see settle_buckets
     rest = together(after, trained, MSEE, [until(4, after, "moved")])[0][0]
     assert len(first["losses"]) == len(rest["losses"]) == 2
     assert first["losses"] + rest["losses"] == pytest.approx(whole["losses"], rel=1e-4)
