@@ -46,5 +46,5 @@ class Supervised(Method):
 
 def seg_logits_of(out: Outputs) -> Tensor:
     if out.seg_logits_BChw is None:
-        raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab or sam_decoder")
+        raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab, smp or sam_decoder")
     return out.seg_logits_BChw
