@@ -22,7 +22,7 @@ from wsss.losses.contrast import (
 from wsss.losses.energy import dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.maps.boxes import valid_tokens
-from wsss.maps.par import DILATIONS
+from wsss.maps.par import DILATIONS, check_refinement
 from wsss.maps.pseudo_label import certainty, refined_label, seed_label
 from wsss.methods.base import Batch, Method
 from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views, make_views, see
@@ -120,6 +120,7 @@ class ToCo(Method):
             )
         if not 0 <= bg_threshold <= fg_threshold <= 1:
             raise ValueError(f"method: wanted 0 <= bg_threshold ({bg_threshold}) <= fg_threshold ({fg_threshold}) <= 1")
+        check_refinement(par_iterations, par_dilations)
         self.student = student
         self.project = ProjectionHead(
             student.feature_dim, dim=projection_dim, bottleneck=bottleneck, out_dim=projection_out

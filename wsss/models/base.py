@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BACKBONES = ("backbone", "encoders")  # parts of a network that know no classes; FrozenNet has several in one
 HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a network or its cache is needed
 AttentionInput = tuple[Tensor, Tensor | None]  # what an attention reads: tokens (B, N, D); rotations, of a rotary ViT
 
@@ -68,6 +69,7 @@ class Network(nn.Module):
         mean, std: of the RGB channels, for images in [0, 1].
 
     Attributes:
+        num_classes: K, of the class map; a head may give more, or be no layer (see clip.TextHead).
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
         origin: which parts it has of another network of ours, in words; "" where it has none.
         no_graph: why it cannot be exported as one graph of any size, in words; "" where nothing is known against it.
@@ -85,6 +87,7 @@ class Network(nn.Module):
         super().__init__()
         self.feature_dim = feature_dim
         self.stride = stride
+        self.num_classes = num_classes
         self.head = nn.Conv2d(feature_dim, num_classes, kernel_size=1)  # 1x1: a classifier at every position
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.constant_(self.head.bias, 0.0)  # type: ignore[arg-type]  # there is one; torch says maybe
@@ -99,6 +102,9 @@ class Network(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if it takes no images of so many pixels; it says which it takes."""
+
+    def check_begun(self) -> None:
+        """Raise ValueError if it cannot be trained as it is: what it does not learn was not given."""
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last."""
@@ -236,10 +242,10 @@ def load_parts(
     taken, new = list[str](), list[str]()
     for part in dict.fromkeys(name.split(".")[0] for name in wanted):
         shapes = [{n: tuple(t.shape) for n, t in one.items() if n.split(".")[0] == part} for one in (wanted, state)]
-        fits = shapes[0] == shapes[1] and (part == "backbone" or not only_backbone)
+        fits = shapes[0] == shapes[1] and (part in BACKBONES or not only_backbone)
         (taken if fits else new).append(part)
-    if "backbone" in new or not taken:
-        lacking = [name for name in wanted if name.startswith("backbone.") and name not in state]
+    if not taken or any(part in new for part in BACKBONES):
+        lacking = [name for name in wanted if name.split(".")[0] in BACKBONES and name not in state]
         reshaped = [
             f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
             for name in wanted
