@@ -37,7 +37,7 @@ def train(
     from launcher.run.failure import note_exit
     from launcher.run.folder import CONFIG, is_run, run_folder
     from launcher.run.steps import newest_complete
-    from launcher.training.go_on import extend_run, fork_run
+    from launcher.training.go_on import as_begun, extend_run, fork_run
     from launcher.training.preflight import preflight
 
     if is_run(place_run(config)):
@@ -46,12 +46,12 @@ def train(
     settings = load_config(config, arguments[1:])
     if resume:
         newest_complete(run_folder(settings))
+    parent = None if fork is None else run_folder(load_config(config))
     if extend is not None:
-        print(extend_run(settings, write=not dry_run))
-    if fork is not None:
-        print(fork_run(run_folder(load_config(config)), settings, write=not dry_run))
-    begun = extend is None or not dry_run  # a dry run leaves the run's own steps as they are
-    processes = preflight(settings) if begun else process_count(settings)
+        print(extend_run(settings, write=False))
+    if parent is not None:
+        print(fork_run(parent, settings, write=False))
+    processes = preflight(settings if extend is None else as_begun(settings))
     if processes < process_count(settings):
         images, available = settings.data.global_batch_size, process_count(settings)
         print(f"{processes} of {available} GPUs: a batch of {images} images does not divide into more")
@@ -60,6 +60,10 @@ def train(
     if dry_run:
         print(show_launch(settings, "launcher.train", arguments))
         return
+    if extend is not None:  # now that nothing stands against it
+        extend_run(settings)
+    if parent is not None:
+        fork_run(parent, settings)
     code = launch(settings, "launcher.train", arguments, verbose=verbose)
     if code:
         if code != STOPPED:

@@ -44,7 +44,7 @@ def further_maps(method: Method) -> dict[str, Affine]:
     such as `project`; found by reading each channel alone."""
     if not (method.needs_teacher or method.needs_partner):
         return {}
-    channels, classes = method.student.feature_dim, method.student.head.out_channels
+    channels, classes = method.student.feature_dim, method.student.num_classes
     patches = torch.cat([torch.eye(channels), torch.zeros(1, channels)])[..., None, None].to(method.student.head.weight)
     nothing = patches.new_zeros(channels + 1, classes, 1, 1)
     with torch.no_grad():

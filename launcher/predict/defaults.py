@@ -1,5 +1,6 @@
 """Wishes -> settings: what nobody asked for comes from the model's evaluation and config, each with its origin."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def check(wishes: Wishes, clips: bool) -> None:
         if value is not None and not 0 <= value <= 1:
             raise ConfigError(f"--{name} {value}: wanted 0 to 1")
     for name, value in (("scale", wishes.scale), ("every", wishes.every_s), ("batch-size", wishes.batch_size)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name} {value:g}: wanted more than 0")
     if wishes.smooth_s is not None and not 0 <= wishes.smooth_s <= LONGEST_SMOOTH_S:
         raise ConfigError(f"--smooth {wishes.smooth_s:g}: wanted 0 to {LONGEST_SMOOTH_S:g} seconds")

@@ -74,13 +74,7 @@ def export(
             print("following the network through any size; a deep one takes minutes", flush=True)
             program = graph.capture(network, str(run))
             with appearing(out) as temporary:
-                named = temporary.with_name(temporary.name + out.suffix)  # both writers go by the end of a name
-                if form == "torch":
-                    graph.save_torch(program, named, facts)
-                else:
-                    graph.save_onnx(program, named, facts, kinds)
-                named.replace(temporary)
-            worst = graph.check_parity(network, out, of.config.data.image_size)
+                worst = graph.write(network, program, temporary, facts, side=of.config.data.image_size, out=out)
             words = f"; class scores and {', '.join(kinds)} differ from the run's by {worst:.0e} of their largest value"
     except (OSError, SafetensorError) as error:
         raise RunError(f"{out}: cannot be written ({error}); name another file, or make room") from error

@@ -4,7 +4,8 @@ Shapes: B images, K classes, h x w grid of the maps, H x W pixels.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from launcher.errors import RunError
 from launcher.predict.alone import Reader, further_maps
 from launcher.predict.facts import Facts, read_facts
-from wsss.extras import needs
+from wsss.extras import MissingPackage, needs
 from wsss.methods.base import Method
 from wsss.models.base import Outputs
 
@@ -54,14 +55,40 @@ def capture(graph: Graph, place: str) -> ExportedProgram:
     rows, columns = Dim("rows", min=LEAST), Dim("columns", min=LEAST)
     image = torch.zeros(2, 3, 3 * stride, 5 * stride)
     sizes = {"image": {0: Dim("batch"), 2: stride * rows, 3: stride * columns}}
+    with telling(graph, place), torch.no_grad():
+        return torch.export.export(graph.eval(), (image,), dynamic_shapes=sizes)
+
+
+@contextmanager
+def telling(graph: Graph, place: str | Path) -> Iterator[None]:
+    """Whatever a graph cannot be followed, written or run with, as a RunError that says what to take: torch.export,
+    ONNX and onnxruntime have many types for it."""
     try:
-        with torch.no_grad():
-            return torch.export.export(graph.eval(), (image,), dynamic_shapes=sizes)
-    except Exception as error:  # torch.export has many types for what it cannot follow
+        yield
+    except (RunError, MissingPackage, OSError):
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{place}: {type(student).__name__} cannot be written as one graph of any size "
-            f"({str(error).strip().splitlines()[0]}); take --format safetensors"
+            f"{place}: {type(graph.reader.student).__name__} cannot be written as one graph of any size ({why}); take "
+            "--format safetensors"
         ) from error
+
+
+def write(graph: Graph, program: ExportedProgram, path: Path, facts: dict[str, str], *, side: int, out: Path) -> float:
+    """Write a graph to `path` in the format that the name of `out` says, and compare it, see check_parity."""
+    named = path.with_name(path.name + out.suffix)  # both writers go by the end of a name
+    try:
+        with telling(graph, out):
+            if out.suffix == SUFFIXES["torch"]:
+                save_torch(program, named, facts)
+            else:
+                save_onnx(program, named, facts, graph.kinds)
+        worst = check_parity(graph, named, side, out)
+        named.replace(path)
+    finally:
+        named.unlink(missing_ok=True)
+    return worst
 
 
 def save_torch(program: ExportedProgram, path: Path, facts: dict[str, str]) -> None:
@@ -146,7 +173,10 @@ def open_torch(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[
     def run(image: Tensor) -> Sequence[Tensor]:
         if image.device not in opened:
             opened[image.device] = move_to_device_pass(program, str(image.device)).module()
-        with torch.no_grad():
+        with (
+            torch.no_grad(),
+            torch.autocast(image.device.type, enabled=False),
+        ):  # its types are its own
             return opened[image.device](image)
 
     return json.loads(extra[FACTS] or "{}"), run
@@ -170,9 +200,9 @@ def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[T
     return dict(session.get_modelmeta().custom_metadata_map), run
 
 
-def check_parity(graph: Graph, path: Path, side: int) -> float:
+def check_parity(graph: Graph, path: Path, side: int, place: Path) -> float:
     """The largest difference between a written file and the network, in shares of an output's largest value, over
-    random images of two sizes. Raises RunError if it is more than TOLERANCE, and removes the file."""
+    random images of two sizes. Raises RunError, which names `place`, if it is more than TOLERANCE."""
     _, method = read_graph(path)
     stride = graph.reader.student.stride
     cells = max(side // stride, LEAST)
@@ -181,11 +211,11 @@ def check_parity(graph: Graph, path: Path, side: int) -> float:
         image = torch.rand(batch, 3, rows * stride, columns * stride, generator=random)
         with torch.no_grad():
             wanted = graph(image)
-        out = method.student(image)
+        with telling(graph, place):
+            out = method.student(image)
         for right, found in zip(wanted, (out.cls_logits_BK, *out.maps.values()), strict=True):
             scale = max(float(right.abs().max()), 1.0)
             worst = max(worst, float(np.abs(right.numpy() - found.numpy()).max()) / scale)
     if not worst <= TOLERANCE:
-        path.unlink()
-        raise RunError(f"{path}: differs from the network by {worst:.1e} of its largest value; take another --format")
+        raise RunError(f"{place}: differs from the network by {worst:.1e} of its largest value; take another --format")
     return worst

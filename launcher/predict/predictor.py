@@ -64,4 +64,4 @@ def load(path: str | Path, *, device: str = "auto", **options: Any) -> Predictor
         ConfigError: an option that it does not fit.
     """
     model = load_model(Path(path), device)
-    return Predictor(model, settle(model, Wishes(**options)))
+    return Predictor(model, settle(model, Wishes(**options), clips=False))

@@ -91,9 +91,9 @@ def look_as(settings: Settings, model: Model, images: Sequence[np.ndarray]) -> l
     return look(model, settings.kind, settings.scale, images, settings.kept, settings.batch_size)
 
 
-def seconds_of(text: str) -> float:
-    """`2s`, `0.5 s` or `2` -> seconds; raises ConfigError for anything else."""
+def seconds_of(option: str, text: str) -> float:
+    """`2s`, `0.5 s` or `2` -> seconds; raises ConfigError, which names the option, for anything else."""
     try:
         return float(text.strip().removesuffix("s"))
     except ValueError:
-        raise ConfigError(f"--every {text}: wanted seconds, such as 1s or 0.5s") from None
+        raise ConfigError(f"{option} {text}: wanted seconds, such as 1s or 0.5s") from None

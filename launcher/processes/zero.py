@@ -29,7 +29,7 @@ def prepare(
     """`accelerator.prepare` for DDP and ZeRO: the module to call, and an optimizer with the interface of torch's.
 
     Args:
-        wrap: False = the caller averages the gradients; the method begins on all ranks as on the first one.
+        wrap: False = no DDP: the caller averages the gradients; the method begins on all ranks as on the first one.
     """
     if not wrap:
         begin_as_first_rank(method.to(accelerator.device))

@@ -9,13 +9,15 @@ from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.run import steps
 from launcher.run.checkpoint import load_method
 from launcher.run.folder import Run
-from launcher.run.start import read_start, weights_options
+from launcher.run.start import Start, read_start, weights_options
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
 from wsss.models.base import Network
 from wsss.models.weights import load_parts
+
+TEXTS = ("texts", "other_texts")  # options of a model whose classifier is made of them
 
 
 def build_network(named: Named, class_set: ClassSet) -> Network:
@@ -33,12 +35,26 @@ def build_network(named: Named, class_set: ClassSet) -> Network:
         options = options_of(named if start is None else drop_weights(named), MODELS)
         network: Network = MODELS[named.name](class_set.num_fg_classes, **options)  # type: ignore[assignment]
         if start is not None:
+            refuse_other_texts(named, start)
             same = start.classes == class_set.classes
             taken, new = load_parts(network, start.state, start.place, only_backbone=not same)
             why = "" if same else f" (its classes are {', '.join(start.classes) if start.classes else 'not known'})"
             network.origin = f"begins with {start.place}: {', '.join(taken)}"
             network.origin += f"; new: {', '.join(new)}{why}" if new else ""
     return network
+
+
+def refuse_other_texts(named: Named, start: Start) -> None:
+    """Raise ValueError if a network is to know its classes by other texts than the one that it begins with."""
+    if start.model is None or start.model.name != named.name:
+        return
+    wanted, given = (options_of(drop_weights(one), MODELS) for one in (named, start.model))
+    for option in TEXTS:
+        if wanted.get(option) != given.get(option):
+            raise ValueError(
+                f"model.{option} is {list(wanted[option])}, {start.place} has {list(given[option])}, which it would "
+                "begin with: give the same, or as model.weights the file that that one began with"
+            )
 
 
 def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None) -> Method:

@@ -21,11 +21,13 @@ class Start(NamedTuple):
 
     Attributes:
         classes: that it knows; None where nothing says which.
+        model: the network that it is of, by its config; None where nothing says which.
         state: {name: tensor} under its own names.
     """
 
     place: str
     classes: tuple[str, ...] | None
+    model: Named | None
     state: dict[str, Tensor]
 
 
@@ -93,11 +95,14 @@ def read_start(named: Named) -> Start | None:
     except (SafetensorError, OSError):
         return None  # load_weights says what is wrong with it
     if is_exported(file):
-        return Start(str(named.options["weights"]), tuple(json.loads(about["classes"])), load_file(file))
+        place, classes = str(named.options["weights"]), tuple(json.loads(about["classes"]))
+        return Start(place, classes, Named.model_validate(json.loads(about["model"])), load_file(file))
     if not any(name.startswith(STUDENT) for name in names):
         return None
     if steps.is_complete(file.parent):
         steps.refuse_damaged(file.parent)
-    run = file.parent.parent
     state = {name.removeprefix(STUDENT): one for name, one in load_file(file).items() if name.startswith(STUDENT)}
-    return Start(str(file), Run(run).class_set.classes if is_run(run) else None, state)
+    if not is_run(file.parent.parent):
+        return Start(str(file), None, None, state)
+    run = Run(file.parent.parent)
+    return Start(str(file), run.class_set.classes, run.config.model, state)

@@ -8,6 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+FEW = 0.01  # of an average, that its beginning may still be at the end
+
+
+def name_beginning(decay: float | None, steps: int) -> str:
+    """A line where the average of a whole run is still in part the weights that it began with; '' where it is not."""
+    share = 0.0 if decay is None else decay**steps
+    if share <= FEW or not steps:
+        return ""
+    return (
+        f"train.ema_decay {decay:g}: after {steps} steps the average is still to {100 * share:.0f} % the weights that "
+        f"it began with; {FEW ** (1 / steps):.3g} leaves {100 * FEW:.0f} % of them"
+    )
+
 
 class Average:
     """A copy of a method whose weights follow it.

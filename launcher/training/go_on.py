@@ -15,7 +15,7 @@ from launcher.run.build import build_method, drop_weights
 from launcher.run.checkpoint import load_method
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.lock import only_writer
-from launcher.training.inputs import Inputs
+from launcher.training.inputs import Inputs, check_same_run
 from wsss.optim import lr_at
 
 # What an optimizer's state brings of its own.
@@ -31,14 +31,16 @@ def extend_run(config: Config, *, write: bool = True) -> str:
         write: note it in the run's config.yaml and run.json; False = check alone.
 
     Raises:
-        RunError: there is no such run, it is being trained, has as many steps, or its learning rate depends on their
-            number.
+        RunError: there is no such run, it is being trained, has as many steps, its learning rate depends on their
+            number, or it was begun with other settings.
     """
     folder = run_folder(config)
     run = Run(folder)
     before, after = run.config.train.steps, config.train.steps
     if after <= before:
-        raise RunError(f"--extend {after}: {run} has {before} steps; give more")
+        raise RunError(
+            f"--extend {after}: {run} has {before} steps; give more, or go on to these with `wsss train {folder}`"
+        )
     if config.train.power or run.config.train.power:
         raise RunError(
             f"--extend {after}: the learning rate of {run} falls with train.steps (train.power "
@@ -46,6 +48,8 @@ def extend_run(config: Config, *, write: bool = True) -> str:
             f"train.steps={after} begins a new run where it stands, at the rate that {after} steps have there"
         )
     at = steps.step_number(steps.newest_complete(folder))
+    inputs = Inputs(as_begun(config))
+    check_same_run(run, inputs.config, inputs.train.index.fingerprint, inputs.learns_from)
     if write:
         with only_writer(folder, wait_s=0.0):
             about, content = read_json(folder / ABOUT), read_content(folder / CONFIG)
@@ -54,6 +58,12 @@ def extend_run(config: Config, *, write: bool = True) -> str:
             write_whole(folder / ABOUT, json.dumps(about, indent=1))
             write_whole(folder / CONFIG, yaml.safe_dump(content, sort_keys=False))
     return f"{folder}: {before} -> {after} steps, at a learning rate that does not depend on them"
+
+
+def as_begun(config: Config) -> Config:
+    """A config with as many steps as its run has, before it is extended."""
+    steps_of_run = Run(run_folder(config)).config.train.steps
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps_of_run})})
 
 
 def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
@@ -98,6 +108,22 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
             copy_checkpoint(checkpoint, folder)
     before, after = rate_of(run.config.train, step), rate_of(config.train, step)
     return f"{folder}: continues after step {step} of {parent}; learning rate there {before:.2e}, from here {after:.2e}"
+
+
+def refuse_lost_beginning(folder: Path, step: int) -> None:
+    """Raise RunError if a run is a fork, and no checkpoint is left from which it can make this step: from its own
+    beginning it would be another run.
+
+    Args:
+        step: 1-based.
+    """
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    if (parent := about.get("parent")) is not None:
+        raise RunError(
+            f"{folder}: began after step {parent['step']} of {parent['run']}, and no checkpoint of its own is left "
+            f"from which step {step} can be made: `wsss replay {parent['run']}` repeats the steps of its parent, a "
+            "new fork begins there"
+        )
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:

@@ -13,7 +13,8 @@ from launcher.processes.group import rank_count
 
 class SharedGradient:
     """The gradient of all parameters as one tensor, so that its mean over the ranks is one exchange after the backward
-    pass. DDP exchanges it in parts meanwhile, by hooks that a replayed graph does not call.
+    pass. DDP exchanges it in parts meanwhile, by hooks that a replayed graph does not call, and in another order in the
+    first step of a process than in later ones (D-159).
 
     Args:
         parameters: of one type and device. Their gradients are views of that tensor from now on and must stay so:

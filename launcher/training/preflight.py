@@ -33,6 +33,7 @@ def preflight(config: Config) -> int:
     if not config.tracking.to and "to" not in config.tracking.model_fields_set:
         print("metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
     method = build_method(config, inputs.class_set, inputs.teacher)
+    check_begun(method)
     processes = choose_processes(config, method)
     inputs.loaders_from(0, rank=0, ranks=processes)
     refuse_unequal_state(method, processes)
@@ -40,6 +41,14 @@ def preflight(config: Config) -> int:
     if method.gives_maps:
         try_cams(method, config)
     return processes
+
+
+def check_begun(method: Method) -> None:
+    """Raise ConfigError if a network of the method was not given what it never learns."""
+    with user_error_as(ConfigError):
+        for module in method.modules():
+            if isinstance(module, Network):
+                module.check_begun()
 
 
 def check_image_size(method: Method, side: int) -> None:

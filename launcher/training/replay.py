@@ -25,6 +25,7 @@ from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.tracking.protocol import NoTracker
 from launcher.tracking.tracker import read_metrics
+from launcher.training.go_on import refuse_lost_beginning
 from launcher.training.inputs import Inputs
 from launcher.training.nonfinite import list_keys
 from launcher.training.run import build_method_and_optimizer, make_trainer
@@ -49,12 +50,16 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
         rank: whose account is printed; None = all.
 
     Raises:
-        RunError: the run has no such step, or a step before it is not finite.
+        RunError: the run has no such step, it is a fork and no checkpoint before it is left, or a step before it is not
+            finite.
     """
     config, processes = read_settings(Run(run))
     if step > config.train.steps:
         raise RunError(f"{run}: has steps 1 to {config.train.steps}, not {step}")
     accelerator = make_accelerator(config, processes=processes)
+    found = group.from_first_rank(find_checkpoint_before(run, step), accelerator)
+    if found is None:
+        refuse_lost_beginning(run, step)
     inputs = Inputs(config)
     method, optimizer = build_method_and_optimizer(inputs, accelerator)
     trainer = make_trainer(
@@ -62,7 +67,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
         accelerator,
         method,
         optimizer,
-        resume_from=group.from_first_rank(find_checkpoint_before(run, step), accelerator),
+        resume_from=found,
         evaluate=None,
         asked_to_stop=lambda: False,
         tracker=NoTracker(),

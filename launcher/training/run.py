@@ -24,10 +24,13 @@ from launcher.run.lock import only_writer
 from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
 from launcher.tracking.protocol import NoTracker, Tracker
+from launcher.training.average import name_beginning
 from launcher.training.begin import begin_run, offer_model
 from launcher.training.ending import describe_end
+from launcher.training.go_on import refuse_lost_beginning
 from launcher.training.inputs import Inputs
 from launcher.training.memory import explain_memory
+from launcher.training.preflight import check_begun
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
@@ -63,9 +66,12 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
     ):
         inputs.compare_masks(rank=accelerator.process_index, ranks=accelerator.num_processes)
         found = steps.newest_good(run, accelerator)
+        if found is None:
+            refuse_lost_beginning(run, 1)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
         if main:
             lines = [name_unread(method), *(name_origins(method) if found is None else [])]
+            lines.append(name_beginning(config.train.ema_decay, config.train.steps))
             print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         judge, headlines = None, {}
@@ -125,6 +131,7 @@ def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tupl
     config = inputs.config
     torch.manual_seed(config.train.seed)
     method = build_method(config, inputs.class_set, inputs.teacher)
+    check_begun(method)
     with user_error_as(ConfigError):
         method.check_images(config.data.global_batch_size // (accelerator.num_processes * config.train.accumulate))
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":

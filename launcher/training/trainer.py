@@ -71,13 +71,14 @@ class Trainer:
         self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.parameters = [p for p in method.parameters() if p.requires_grad]
-        ranks, device = accelerator.num_processes, accelerator.device.type
-        recorded = is_recorded(config, method, device=device, processes=ranks, zero=zero.uses_zero(accelerator))
-        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer, wrap=not recorded)
+        ranks, device, zeroed = accelerator.num_processes, accelerator.device.type, zero.uses_zero(accelerator)
+        recorded = is_recorded(config, method, device=device, processes=ranks, zero=zeroed)
+        at_once = not zeroed and (recorded or device == "cpu" or config.deterministic)
+        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer, wrap=not at_once)
+        self.shared = SharedGradient(self.parameters) if at_once and ranks > 1 else None
         self.gradient: Gradient = self.losses_and_gradient
         if recorded:
             self.gradient = GraphedGradient(self.losses_and_gradient, method.phase)
-        self.shared = SharedGradient(self.parameters) if recorded and ranks > 1 else None
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
@@ -159,7 +160,7 @@ class Trainer:
             self.loss_scale.down(self.parameters)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=not isinstance(self.gradient, GraphedGradient))
+        self.optimizer.zero_grad(set_to_none=not (self.shared or isinstance(self.gradient, GraphedGradient)))
         with torch.no_grad():
             self.plain_method.synchronise(gather_ranks)
         if self.average:

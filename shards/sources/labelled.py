@@ -1,5 +1,6 @@
 """Images with image-level labels, a group, and masks for those that are evaluated on: rows as a source of samples."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,6 +215,11 @@ def read_labelled(
                 )
             row = replace(row, frame=frame)
         read.append(row)
+    if seen and len({frame.clip for frame in seen}) == len(seen):
+        raise DataError(
+            f"{where}: --frame-column {frame_column} numbers the frames of a clip, which is a group, and no group has "
+            "two rows: name the column of the groups (--group-column)"
+        )
     check_one_row_each(((key, row.image) for key, row in zip(rows, read, strict=True)), str(where), "image")
     with_mask = [(key, row.mask) for key, row in zip(rows, read, strict=True) if row.mask is not None]
     check_one_row_each(with_mask, str(where), "mask")
@@ -229,7 +235,6 @@ def read_labelled(
 def frame_number(fields: Any, column: str, where: str) -> int:
     """The cell of a frame's number in its clip; raises DataError unless it is a whole number."""
     cell = cell_of(fields, column, where, "see --frame-column")
-    try:
-        return int(cell)
-    except ValueError:
-        raise DataError(f"{where}: '{column}' is '{cell}'; wanted the number of the frame in its clip") from None
+    if not re.fullmatch(r"[+-]?\d{1,18}", cell):  # int takes 1_000 as well
+        raise DataError(f"{where}: '{column}' is '{cell}'; wanted the number of the frame in its clip")
+    return int(cell)

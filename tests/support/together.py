@@ -9,7 +9,9 @@ import multiprocessing
 import os
 import socket
 import traceback
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "timm", "accelerate", "launcher.train", "deepspeed"])
@@ -59,9 +61,8 @@ def trained(path, runs):
 
     `sum` is that of the weights' magnitudes, `state` {buffer: sum}.
 
-    An override `nan@STEP` makes rank 1's loss not finite at that step; the answer then has the error as `error`. With
-    `recorded@` the trainer takes the way that it takes on GPUs for steps that become graphs, which are none here. With
-    `unequal@` rank 1 is given other initial weights.
+    An override `nan@STEP` makes rank 1's loss not finite at that step; the answer then has the error as `error`. For
+    `recorded@`, `ddp@` and `unequal@` see `bent`.
     """
     from accelerate.state import AcceleratorState
 
@@ -73,30 +74,22 @@ def trained(path, runs):
 
     without_shm()
     said = []
-    plain_batches, plain_guard, plain_recorded = Inputs.batches_from, trainer.Trainer.guard, trainer.is_recorded
-    trainer.GraphedGradient, plain_build = NoGraph, launcher.training.run.build_method_and_optimizer
-
-    def built_unequal(inputs, accelerator):
-        method, optimizer = plain_build(inputs, accelerator)
-        for parameter in method.parameters():
-            parameter.data += accelerator.process_index
-        return method, optimizer
-
+    plain_batches, plain_guard = Inputs.batches_from, trainer.Trainer.guard
     for overrides in runs:
         AcceleratorState._reset_state(True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         facts = {"losses": [], "norms": [], "keys": []}
-        as_recorded = "recorded@" in overrides
-        trainer.is_recorded = (lambda *_, **__: True) if as_recorded else plain_recorded
-        launcher.training.run.build_method_and_optimizer = built_unequal if "unequal@" in overrides else plain_build
         nan_at = next((int(text.partition("@")[2]) for text in overrides if text.startswith("nan@")), None)
 
         def batches(self, step, rank, ranks, facts=facts, nan_at=nan_at):
-            for number, batch in enumerate(plain_batches(self, step, rank=rank, ranks=ranks)):
-                facts["keys"].append(list(batch["key"]))
-                if rank == 1 and step + number == nan_at:
-                    batch = {**batch, "image_label": batch["image_label"] * float("nan")}
-                yield batch
+            def noted(begun):  # before the first step, as a loader draws a number when it is begun
+                for number, batch in enumerate(begun):
+                    facts["keys"].append(list(batch["key"]))
+                    if rank == 1 and step + number == nan_at:
+                        batch = {**batch, "image_label": batch["image_label"] * float("nan")}
+                    yield batch
+
+            return noted(plain_batches(self, step, rank=rank, ranks=ranks))
 
         def guard(self, norm, facts=facts):
             facts["norms"].append(float(norm))
@@ -105,7 +98,8 @@ def trained(path, runs):
         Inputs.batches_from, trainer.Trainer.guard = batches, guard
         launcher.training.run.begin_run = lambda *_, facts=facts: Notes(facts)
         try:
-            method = launcher.training.run.train(load_config(Path(path), [t for t in overrides if "@" not in t]))
+            with bent(overrides):
+                method = launcher.training.run.train(load_config(Path(path), [t for t in overrides if "@" not in t]))
             facts["sum"] = sum(float(p.detach().double().abs().sum()) for p in method.parameters())
             facts["state"] = {name: float(buffer.double().sum()) for name, buffer in method.named_buffers()}
         except RunError as error:
@@ -117,6 +111,35 @@ def trained(path, runs):
 def without_shm():
     """DeepSpeed would compile its shared-memory reduction for half a minute first; gloo does the same sums."""
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # as an attribute it is torch itself
+
+
+@contextmanager
+def bent(overrides):
+    """Inside, `recorded@`: the trainer takes the way of steps that become graphs, which are none here; `ddp@`: that of
+    GPUs without a graph; `unequal@`: the ranks are given unequal initial weights."""
+    from launcher.processes import zero
+    from launcher.training import run, trainer
+
+    prepare, build = zero.prepare, run.build_method_and_optimizer
+
+    def built(inputs, accelerator):
+        method, optimizer = build(inputs, accelerator)
+        for parameter in method.parameters():
+            parameter.data += accelerator.process_index
+        return method, optimizer
+
+    patches = {
+        "recorded@": [(trainer, "is_recorded", lambda *_, **__: True), (trainer, "GraphedGradient", NoGraph)],
+        "ddp@": [
+            (zero, "prepare", lambda *given, wrap: prepare(*given)),
+            (trainer, "SharedGradient", lambda parameters: None),
+        ],
+        "unequal@": [(run, "build_method_and_optimizer", built)],
+    }
+    with ExitStack() as stack:
+        for where, name, instead in (patch for one in overrides for patch in patches.get(one, ())):
+            stack.enter_context(mock.patch.object(where, name, instead))
+        yield
 
 
 class NoGraph:

@@ -109,5 +109,9 @@ def test_drawn_clips_and_numbered_frames_come_from_the_command(tmp_path, monkeyp
         }
     table(7, 7, 0, 25)
     assert "row '1.jpg': frame 7 of 'v0' is row '0.jpg' already" in str(wsss("smoke", *given, "--out", "e"))
-    table(7, "late", 0, 25)
-    assert "'at' is 'late'; wanted the number of the frame" in str(wsss("smoke", *given, "--out", "e"))
+    for wrong in ("late", "1_000", "1.5", 10**20):
+        table(7, wrong, 0, 25)
+        assert f"'at' is '{wrong}'; wanted the number of the frame" in str(wsss("smoke", *given, "--out", "e"))
+    table(7, 8, 0, 25)
+    alone = (*given, "--out", "e", "--image-folder", "", "--group-column", "image")
+    assert "is a group, and no group has two rows: name the column of the groups" in str(wsss("images", *alone))

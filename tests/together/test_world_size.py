@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.places import ROOT
 from support.squares import Squares
 from support.tiny import CNN_SIZE, VIT, VIT_SIZE
@@ -45,17 +47,18 @@ def test_msee_trains_alike_on_one_two_and_four_processes(msee):
         assert ranks[0]["sum"] == pytest.approx(one[0]["sum"], rel=1e-4)
 
 
-def test_gradients_of_recorded_steps_are_averaged_as_ddp_does(msee):
+def test_gradients_that_are_averaged_at_once_are_those_of_ddp(msee):
     """Bit for bit: also with two micro-batches, clipped, with an average; and a NaN of one rank stops both."""
     two = [*msee, "launch.processes=2", "train.accumulate=2", "train.max_grad_norm=0.5", "train.ema_decay=0.5"]
     runs = [
-        [*two, "name=ddp"],
-        [*two, "name=recorded", "recorded@", "unequal@"],
+        [*two, "name=ddp", "ddp@"],
+        [*two, "name=once", "unequal@"],
+        [*two, "name=recorded", "recorded@"],
         [*two, "name=nan", "recorded@", "nan@3"],
     ]
     ranks = together(2, trained, MSEE, runs)
-    for ddp, recorded, stopped in ranks:
-        assert recorded == ddp
+    for ddp, once, recorded, stopped in ranks:
+        assert ddp == once == recorded
         assert "step 2" in stopped["error"]
     assert ranks[0][1]["sum"] == ranks[1][1]["sum"]
 
@@ -75,7 +78,11 @@ def test_a_run_may_stop_on_some_processes_and_go_on_with_others(msee, before, af
     def until(step, processes, name):
         return [*msee, f"train.steps={step}", f"launch.processes={processes}", f"name={name}"]
 
-    whole, first = together(before, trained, MSEE, [until(4, before, "whole"), until(2, before, "moved")])[0]
+    runs = [until(4, before, "whole"), until(2, before, "moved"), until(2, before, "same"), until(4, before, "same")]
+    whole, first, *same = together(before, trained, MSEE, runs)[0]
+    assert same[0]["losses"] + same[1]["losses"] == whole["losses"]
+    states = [load_file(f"runs/{name}/step_0000004/model.safetensors") for name in ("whole", "same")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])  # also on four: see D-159
     rest = together(after, trained, MSEE, [until(4, after, "moved")])[0][0]
     assert len(first["losses"]) == len(rest["losses"]) == 2
     assert first["losses"] + rest["losses"] == pytest.approx(whole["losses"], rel=1e-4)

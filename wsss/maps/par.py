@@ -93,8 +93,7 @@ def propagate(
             f"par: weights {tuple(weight_BNhw.shape)} for maps {tuple(masks_BChw.shape)}, {len(dilations)} dilations; "
             f"wanted {wanted}: take the weights of the same images, at the size of the maps, with the same dilations"
         )
-    if num_iter < 0:
-        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 or more")
+    check_iterations(num_iter)
     if triton_serves(masks_BChw) and not (torch.is_grad_enabled() and masks_BChw.requires_grad):
         from wsss.maps.par_triton import triton_propagate
 
@@ -141,7 +140,18 @@ def position_weights(dilations: tuple[int, ...], dtype: torch.dtype, device: tor
     return (POSITION_WEIGHT * exponents_N.softmax(dim=0)).to(dtype)[:, None, None]
 
 
+def check_refinement(num_iter: int, dilations: Sequence[int]) -> None:
+    """Raise ValueError for what no refinement can be made with."""
+    check_iterations(num_iter)
+    check_dilations(dilations)
+
+
 def check_dilations(dilations: Sequence[int]) -> None:
     """Raise ValueError unless there is a dilation and all are 1 or more."""
     if not dilations or min(dilations) < 1:
         raise ValueError(f"par: dilations are {tuple(dilations)}; wanted one or more distances in pixels >= 1")
+
+
+def check_iterations(num_iter: int) -> None:
+    if num_iter < 0:
+        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 or more")

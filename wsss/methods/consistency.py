@@ -92,7 +92,9 @@ class Consistency(Method):
             self.project_target = nn.Conv2d(dim, width, kernel_size=1)
         elif projected and width != dim:
             self.project_target = orthonormal(dim, width)
-        self.readable = projected and self.project_target is None and target != "background"
+        linear = isinstance(teacher.head, nn.Conv2d) and teacher.head.out_channels == teacher.num_classes
+        as_classes = target != "background" and (target != "features" or linear)
+        self.readable = projected and self.project_target is None and as_classes
 
     def check_level(self, project: str) -> None:
         """Raise ValueError unless level, metric, tau and projection go together."""
@@ -155,14 +157,14 @@ class Consistency(Method):
         projected_BThw = self.student_map(out)
         if self.target == "features":
             return {"project": teacher.head(projected_BThw)}
-        return {"project": projected_BThw[:, : teacher.head.out_channels]}
+        return {"project": projected_BThw[:, : teacher.num_classes]}
 
 
 def count_channels(target: Target, teacher: Network) -> int:
     """T, the number of channels of this teacher tensor."""
-    num_classes = teacher.head.out_channels
-    widths = {"features": teacher.feature_dim, "background": 1, "class_map+background": num_classes + 1}
-    return widths.get(target, num_classes)
+    classes = teacher.num_classes
+    widths = {"features": teacher.feature_dim, "background": 1, "class_map+background": classes + 1}
+    return widths.get(target, classes)
 
 
 def target_map(target: Target, teacher: Outputs) -> Tensor:

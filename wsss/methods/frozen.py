@@ -15,7 +15,7 @@ from wsss.maps.agreement import agreeing_attention, walk_along
 from wsss.maps.boxes import whole_box
 from wsss.maps.cam import maps_of_present, normalise_cam
 from wsss.maps.gradients import class_maps, recording
-from wsss.maps.par import DILATIONS
+from wsss.maps.par import DILATIONS, check_refinement
 from wsss.maps.pseudo_label import check_thresholds, labels_on_grid, refined_label
 from wsss.methods.base import Batch, Method, left_out
 from wsss.models.frozen import Encoded, FrozenNet
@@ -80,6 +80,7 @@ class FrozenFeatures(Method):
         depth = len(student.first.blocks)
         if not 0 <= attended <= depth or walk_steps < 0:
             raise ValueError(f"method: wanted attended ({attended}) in [0, {depth}] and walk_steps ({walk_steps}) >= 0")
+        check_refinement(par_iterations, par_dilations)
         if student.by_text and seg_from > 0:
             raise ValueError(f"method.seg_from is {seg_from}; with model.texts nothing learns before: wanted 0")
         self.student = student

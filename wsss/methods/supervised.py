@@ -48,5 +48,5 @@ class Supervised(Method):
 def seg_logits_of(out: Outputs) -> Tensor:
     """The scores (B, C, h, w) of a segmentation network; raises ValueError if it is none."""
     if out.seg_logits_BChw is None:
-        raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab or sam_decoder")
+        raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab, smp or sam_decoder")
     return out.seg_logits_BChw

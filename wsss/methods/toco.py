@@ -22,7 +22,7 @@ from wsss.losses.contrast import (
 from wsss.losses.energy import dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.maps.boxes import valid_tokens
-from wsss.maps.par import DILATIONS
+from wsss.maps.par import DILATIONS, check_refinement
 from wsss.maps.pseudo_label import certainty, check_thresholds, refined_label, seed_label
 from wsss.methods.base import Batch, Method, left_out
 from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views, make_views, see
@@ -119,6 +119,7 @@ class ToCo(Method):
                 f"method.cam_scales is {cam_scales}; 1.0 must be among them: its pass is the training pass"
             )
         check_thresholds(bg_threshold, fg_threshold)
+        check_refinement(par_iterations, par_dilations)
         self.student = student
         self.project = ProjectionHead(
             student.feature_dim, dim=projection_dim, bottleneck=bottleneck, out_dim=projection_out

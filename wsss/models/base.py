@@ -64,6 +64,7 @@ class Network(nn.Module):
         mean, std: of the RGB channels, for images in [0, 1].
 
     Attributes:
+        num_classes: K, of the class map; a head may give more, or be no layer (see clip.TextHead).
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
         origin: which parts it has of another network of ours, in words; "" where it has none.
         no_graph: why it cannot be exported as one graph of any size, in words; "" where nothing is known against it.
@@ -81,6 +82,7 @@ class Network(nn.Module):
         super().__init__()
         self.feature_dim = feature_dim
         self.stride = stride
+        self.num_classes = num_classes
         self.head = nn.Conv2d(feature_dim, num_classes, kernel_size=1)  # 1x1: a classifier at every position
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.constant_(self.head.bias, 0.0)  # type: ignore[arg-type]  # there is one; torch says maybe
@@ -96,6 +98,9 @@ class Network(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if it takes no images of so many pixels; it says which it takes."""
+
+    def check_begun(self) -> None:
+        """Raise ValueError if it cannot be trained as it is: what it does not learn was not given."""
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last."""

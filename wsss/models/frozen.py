@@ -90,6 +90,13 @@ class FrozenNet(Network):
         """What `decode` trains."""
         return self.project, self.fuse, self.blocks, self.seg_head
 
+    def check_begun(self) -> None:
+        if self.by_text and not self.head.text_PD.any():
+            raise ValueError(
+                "model.texts: nothing has read them; give model.text_weights, the folder of the CLIP whose image "
+                "encoder model.weights is, or as model.weights a run that was trained with them"
+            )
+
     def train(self, mode: bool = True) -> "FrozenNet":
         super().train(mode)
         self.encoders.eval()
@@ -196,9 +203,13 @@ def build_frozen(
     encoders[0].refuse_without_attention()
     if second is not None:
         encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
+    elif second_weights is not None or second_options:
+        raise ValueError("model.second_weights and second_options are of a second ViT: name it, model.second=NAME")
     depth = min(len(encoder.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers):
         raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last")
+    if decoder_dim < 1 or decoder_blocks < 0:
+        raise ValueError(f"model: wanted decoder_dim ({decoder_dim}) >= 1 and decoder_blocks ({decoder_blocks}) >= 0")
     if decoder_heads < 1 or decoder_dim % decoder_heads:
         raise ValueError(f"model.decoder_heads is {decoder_heads}; wanted a divisor of decoder_dim, {decoder_dim}")
     text = None

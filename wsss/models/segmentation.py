@@ -25,6 +25,7 @@ class SegmentationNetwork(Network):
         self, *, feature_dim: int, stride: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__(feature_dim=feature_dim, stride=stride, num_classes=num_classes + 1, mean=mean, std=std)
+        self.num_classes = num_classes
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         raise ValueError("a segmentation network has no Grad-CAM layer: read kind 'seg'")

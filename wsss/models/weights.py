@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+BACKBONES = ("backbone", "encoders")  # parts of a network that know no classes; FrozenNet has several in one
 HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a network or its cache is needed
 
 
@@ -127,10 +128,10 @@ def load_parts(
     taken, new = list[str](), list[str]()
     for part in dict.fromkeys(name.split(".")[0] for name in wanted):
         shapes = [{n: tuple(t.shape) for n, t in one.items() if n.split(".")[0] == part} for one in (wanted, state)]
-        fits = shapes[0] == shapes[1] and (part == "backbone" or not only_backbone)
+        fits = shapes[0] == shapes[1] and (part in BACKBONES or not only_backbone)
         (taken if fits else new).append(part)
-    if "backbone" in new or not taken:
-        lacking = [name for name in wanted if name.startswith("backbone.") and name not in state]
+    if not taken or any(part in new for part in BACKBONES):
+        lacking = [name for name in wanted if name.split(".")[0] in BACKBONES and name not in state]
         reshaped = [
             f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
             for name in wanted

@@ -54,6 +54,8 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("train.lr=fast", "run.yaml: train.lr: got 'fast'; input should be a valid number"),
         ("train.steps=2.5", "run.yaml: train.steps: got 2.5; input should be a valid integer"),
         ("train.steps='3'", "run.yaml: train.steps: got '3'; input should be a valid integer"),
+        ("method.align_weight=.nan", "run.yaml: method.align_weight: got nan; input should be a finite number"),
+        ("train.max_grad_norm=.inf", "run.yaml: train.max_grad_norm: got inf; input should be a finite number"),
         ("data.flip=2", "run.yaml: data.flip: got 2; input should be less than or equal to 1"),
         ("method.level=pixel", "method.level: got 'pixel'; input should be 'global', 'pooled', .* or 'legacy.logits'"),
         ("method.name=dstil", "method.name: there is no 'dstil'; choose one of affinity, classify, cotrain, distill"),

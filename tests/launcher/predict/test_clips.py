@@ -12,6 +12,7 @@ from support.pages import read_page
 from support.predictions import settings
 from support.videos import write_mp4
 
+import wsss
 from launcher.errors import ConfigError
 from launcher.predict import clips
 from launcher.predict.parts import Seen, seen_of, smoothed, write_part
@@ -200,4 +201,6 @@ def test_what_is_for_clips_is_refused_without_one(run):
     for wishes in (Wishes(every_s=1.0), Wishes(smooth_s=1.0), Wishes(normalise="clip")):
         with pytest.raises(ConfigError, match="is for clips, and SOURCE holds none; leave it out"):
             predict(["a.png"], run, Path("out"), wishes)
+    with pytest.raises(ConfigError, match="--smooth is for clips"):
+        wsss.load(run, smooth_s=1.0)
     assert not Path("out").exists()

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -146,14 +147,50 @@ class Drifting(torch.nn.Module):
         return Outputs(image.mean((2, 3)), image, image, maps={"class_map": image[..., ::8, ::8]})
 
 
-def test_a_file_that_differs_from_its_network_is_removed(in_tmp, monkeypatch):
-    path = Path("a.pt2")
-    path.write_text("?")
-    method = build("classify", classes=3).eval()
-    monkeypatch.setattr(graph, "read_graph", lambda _: (None, type("Read", (), {"student": Drifting()})))
-    with pytest.raises(RunError, match="a.pt2: differs from the network by .* of its largest value"):
-        graph.check_parity(graph.Graph(method, ["class_map"]), path, 32)
-    assert not path.exists()
+def fails(*_):
+    raise IndexError("out of data bounds\nat node 3")
+
+
+@pytest.mark.parametrize(
+    ("writes", "reads", "told"),
+    [
+        (fails, Drifting(), "ViT cannot be written as one graph .* .out of data bounds.; take --format safetensors"),
+        (lambda *_: _[1].write_text("?"), fails, "ViT cannot be written as one graph .* .out of data bounds.; take"),
+        (lambda *_: _[1].write_text("?"), Drifting(), "differs from the network by .* of its largest value"),
+    ],
+)
+def test_a_file_that_is_not_its_network_never_appears(in_tmp, monkeypatch, writes, reads, told):
+    whole = graph.Graph(build("classify", classes=3).eval(), ["class_map"])
+    monkeypatch.setattr(graph, "save_torch", writes)
+    monkeypatch.setattr(graph, "read_graph", lambda _: (None, SimpleNamespace(student=reads)))
+    with pytest.raises(RunError, match=f"^a.pt2: {told}"):
+        graph.write(whole, None, Path(".tmp"), {}, side=32, out=Path("a.pt2"))
+    assert not list(Path().iterdir())
+
+
+class Measured(torch.nn.Module):
+    """Its graph says of which type what it computes is."""
+
+    stride = 8
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 2, 8, stride=8)
+
+    def forward(self, image):
+        class_map = self.layer(image)
+        return Outputs(class_map.mean((2, 3)), class_map, class_map)
+
+
+def test_a_graph_of_a_run_in_half_precision_runs_in_the_types_it_was_written_with(in_tmp):
+    method = build("classify", classes=2)
+    method.student = Measured()
+    whole, image = graph.Graph(method, ["class_map"]), torch.rand(1, 3, 16, 24)
+    graph.save_torch(graph.capture(whole, "a"), Path("a.pt2"), {})
+    _, run = graph.open_torch(Path("a.pt2"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(image)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, whole(image), strict=True))
 
 
 def test_a_network_of_padded_windows_is_told_at_once():

@@ -1,6 +1,7 @@
 """Runs, exported files and their defaults; several classes; the command and the entry from Python."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
         ({"view": "all"}, "--view all: wanted auto or squash or windows or whole"),
         ({"view": "squash", "scale": 0.5}, "--scale is not of squashed frames"),
         ({"scale": 0.0}, "--scale 0: wanted more than 0"),
+        ({"scale": math.inf}, "--scale inf: wanted more than 0"),
+        ({"every_s": math.inf}, "--every inf: wanted more than 0"),
         ({"smooth_s": 1000.0}, "--smooth 1000: wanted 0 to 60 seconds"),
     ],
 )

@@ -15,6 +15,7 @@ from launcher.run.folder import Run
 from launcher.run.start import find_further_weights
 from launcher.training.run import train
 from shards.schema import SMOKE, ClassSet
+from wsss.models.frozen import FrozenNet
 
 PETS = ClassSet(name="pets", classes=("cat", "dog"))
 
@@ -110,3 +111,36 @@ def test_files_at_further_places_are_found_for_a_run_to_know_them_by_content(tmp
     places = {"weights": vit, "second_weights": "timm", "third_weights": vit}
     found = find_further_weights(Named(name="frozen", text_weights=str(tmp_path / "clip"), **places))
     assert found == {"third_weights": tmp_path / "vit.pth", "text_weights": tmp_path / "clip/model.safetensors"}
+
+
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture
+def frozen(tiny_config):
+    """texts -> the folder of a run of method frozen; () = it learnt its classifier."""
+
+    def trained_with(*texts):
+        model = {"name": "frozen", "timm_name": "vit_tiny_patch16_224", "timm_options": SIZE, "texts": list(texts)}
+        model |= {"decoder_dim": 8, "decoder_blocks": 1, "decoder_heads": 2}
+        method = {"name": "frozen", "seg_from": 0, "attended": 2, "par_iterations": 1}
+        own = ["data.val=null", "data.tune=null", "train.steps=0", f"name=of{len(texts)}"]
+        train(tiny_config("classify", *own, f"model={model}", f"method={method}"))
+        return RUNS / f"of{len(texts)}"
+
+    return trained_with
+
+
+def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(in_tmp, frozen, monkeypatch):
+    run = frozen()
+    network = build_network(named(run, run), PETS)
+    student = load_trained(Run(run)).method.student
+    assert equal(network, student, "encoders") and network.origin.startswith(f"begins with {run}")
+    with pytest.raises(ConfigError, match="model.texts: nothing has read them"):
+        frozen("smoke")
+    monkeypatch.setattr(FrozenNet, "check_begun", lambda _: None)
+    run = frozen("smoke")
+    build_network(named(run, run), SMOKE)
+    for changed, said in (("texts", "'plume'"), ("other_texts", "'sky'")):
+        with pytest.raises(ConfigError, match=rf"model.{changed} is \[{said}\], {run}/step_.* has \['"):
+            build_network(named(run, run, **{changed: [said.strip("'")]}), SMOKE)

@@ -16,7 +16,7 @@ from launcher.run.folder import Run
 from launcher.run.steps import MODEL, TRAINED
 from launcher.training import loss_scale
 from launcher.training import run as running
-from launcher.training.average import Average
+from launcher.training.average import Average, name_beginning
 from launcher.training.go_on import fork_run
 from launcher.training.run import train
 from launcher.training.trainer import Trainer
@@ -136,3 +136,10 @@ def test_an_update_that_float16_leaves_out_does_not_count(in_tmp, tiny_config, m
         moved.append((equal(old, new), equal(before, after)))
     assert {same for same, _ in moved} == {True, False} and all(a == b for a, b in moved)
     assert Path("runs/teacher").is_dir()
+
+
+def test_an_average_that_is_mostly_its_beginning_is_told():
+    said = name_beginning(0.999, 200)  # 0.999 ** 200 is 0.819, 0.977 ** 200 is 0.0095
+    assert said.startswith("train.ema_decay 0.999: after 200 steps the average is still to 82 % the weights")
+    assert said.endswith("; 0.977 leaves 1 % of them")
+    assert not any(name_beginning(*case) for case in ((None, 200), (0.999, 6000), (0.999, 0), (0.5, 7)))

@@ -14,6 +14,7 @@ from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
 from launcher.run.folder import Run
 from launcher.training.go_on import extend_run, fork_run
+from launcher.training.replay import replay_here
 from launcher.training.run import train
 from shards.write import write_split
 
@@ -57,7 +58,7 @@ def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config)
     assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and "started" in about
     for run in (TEACHER, RUNS / "fork"):
         assert_equal(run, RUNS / "whole", 4)
-    with pytest.raises(RunError, match="--extend 4: runs/teacher has 4 steps; give more"):
+    with pytest.raises(RunError, match="has 4 steps; give more, or go on to these with `wsss train runs/teacher`"):
         extend_run(config("train.steps=4"))
 
 
@@ -103,9 +104,12 @@ def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_t
         (["--fork", "new", "--dry-run", "train.steps=4"], 0, "runs/new: continues after step 2 of runs/teacher"),
         (["--fork", "new", "--extend", "4"], 2, "give one; a fork of more steps takes train.steps=4"),
         (["--extend", "4", "train.steps=5"], 2, "--extend 4 says train.steps; leave the override out"),
+        (["--fork", "new", "train.steps=4", "data.workers=99"], 2, "cannot feed 1 ranks x 99 workers"),
+        (["--extend", "4", "data.workers=99"], 2, "cannot feed 1 ranks x 99 workers"),
+        (["--extend", "4", "train.lr=1.0"], 2, "was begun with other settings (train.lr: 0.001 -> 1.0)"),
     ],
 )
-def test_the_command_takes_a_run_and_a_dry_run_changes_nothing(config, monkeypatch, capsys, words, code, said):
+def test_what_is_tried_or_refused_changes_no_run_and_begins_none(config, monkeypatch, capsys, words, code, said):
     before = (TEACHER / "config.yaml").read_bytes()
     monkeypatch.setattr(sys, "argv", ["wsss", "train", str(TEACHER), *words])
     with pytest.raises(SystemExit) as end:
@@ -115,3 +119,17 @@ def test_the_command_takes_a_run_and_a_dry_run_changes_nothing(config, monkeypat
     assert (TEACHER / "config.yaml").read_bytes() == before and not (RUNS / "new").exists()
     if code == 0:
         assert "launcher.train" in shown.out and f"{TEACHER / 'config.yaml'} " in shown.out
+
+
+def test_a_fork_without_a_checkpoint_does_not_begin_as_another_run(config, tmp_path):
+    lower = config("train.steps=4", "train.lr=1e-4", "train.save_every=1", "train.keep=9", "name=lower")
+    fork_run(TEACHER, lower)
+    train(lower)
+    lost = "runs/lower: began after step 2 of runs/teacher, and no checkpoint of its own is left from which step "
+    with pytest.raises(RunError, match=f"{lost}2 can be made: `wsss replay runs/teacher` repeats the steps of its pa"):
+        replay_here(RUNS / "lower", 2)
+    replay_here(RUNS / "lower", 3)
+    for folder in (RUNS / "lower").glob("step_*"):
+        (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=f"{lost}1 "):
+        train(lower)

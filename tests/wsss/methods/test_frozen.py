@@ -1,18 +1,20 @@
 """What a decoder on frozen ViTs learns from, with values worked out by hand."""
 
 import math
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.clips import write_tiny_clip
 from support.methods import batch_with_present
-from support.networks import tiny_frozen, tiny_vit
+from support.networks import tiny_frozen, tiny_toco, tiny_vit
 
 from wsss.losses.pairs import affinity_logits, dense_pair_loss
 from wsss.maps.agreement import agreeing_attention, balanced, walk_along
 from wsss.maps.gradients import gradient_maps
 from wsss.methods.frozen import FrozenFeatures
+from wsss.methods.toco import ToCo
 from wsss.models.clip import SCENE_NEGATIVES, encode_prompts, load_clip
 from wsss.models.frozen import build_frozen
 
@@ -164,6 +166,9 @@ def test_texts_come_with_a_checkpoint(clip):
     empty.load_state_dict(known.state_dict())
     image = torch.rand(1, 3, 16, 16)
     assert torch.equal(known(image).cls_logits_BK, empty(image).cls_logits_BK)
+    empty.check_begun()
+    with pytest.raises(ValueError, match="model.texts: nothing has read them; give model.text_weights"):
+        by_text(clip, weights=None, text_weights=None).check_begun()
 
 
 def test_what_does_not_fit_is_told(clip, tmp_path):
@@ -174,9 +179,17 @@ def test_what_does_not_fit_is_told(clip, tmp_path):
     wrong = {"depths of 2 blocks": {"layers": (5,)}, "a divisor": {"decoder_heads": 3}}
     wrong |= {"entries for 1 classes": {"texts": ("a", "b")}, "without model.texts": {"text_weights": "x"}}
     wrong |= {"gone.pth: weights file is missing": {"second_weights": "gone.pth"}}
+    wrong |= {"decoder_dim .0. >= 1": {"decoder_dim": 0}, "decoder_blocks .-1. >= 0": {"decoder_blocks": -1}}
     for said, options in wrong.items():
         with pytest.raises(ValueError, match=said):
             tiny_frozen(**options)
+    with pytest.raises(ValueError, match="are of a second ViT: name it"):
+        build_frozen(1, timm_name="vit_tiny_patch16_224", timm_options={"depth": 1}, second_weights="x")
+    for options, said in (({"par_iterations": -1}, "num_iter is -1"), ({"par_dilations": ()}, "dilations are ()")):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            FrozenFeatures(tiny_frozen(), attended=2, **options)
+        with pytest.raises(ValueError, match=re.escape(said)):
+            ToCo(tiny_toco(), **options)
     with pytest.raises(ValueError, match="with model.texts nothing learns before: wanted 0"):
         FrozenFeatures(by_text(clip), attended=2)
     with pytest.raises(ValueError, match="config.json, model.safetensors, vocab.json, merges.txt missing"):

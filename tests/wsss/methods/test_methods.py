@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.methods import batch_of, build
-from support.networks import tiny_cnn, tiny_pcm, tiny_vit
+from support.networks import tiny_cnn, tiny_frozen, tiny_pcm, tiny_segmenter, tiny_vit
 
 from wsss.losses.labels import classification_loss, segmentation_loss
 from wsss.methods.base import Frozen
@@ -305,3 +305,21 @@ def test_a_supervised_network_gives_probabilities_and_a_classifier_cannot_take_i
     assert seg.shape[:2] == (4, 3) and seg.min() >= 0 and seg.sum(1).max() <= 1 + 1e-6
     with pytest.raises(ValueError, match="gives no segmentation scores; choose setr"):
         Supervised(tiny_vit())(batch_of(), 0)
+
+
+def classified_by_texts(classes):
+    network = tiny_frozen(classes, texts=("a", "b", "c")[:classes])
+    torch.nn.init.normal_(network.head.text_PD)
+    return network
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("teacher", [classified_by_texts, tiny_segmenter])
+def test_a_teacher_whose_head_is_no_classifier_of_k_channels_has_k_maps(teacher, classes):
+    method = build("distill", classes, teacher)
+    method(batch_of(classes=classes), 0)["loss"].backward()
+    maps = method.maps_of(method.student(torch.rand(1, 3, 32, 32)))
+    assert maps["project"].shape == (1, classes, 4, 4)
+    of_features = build("distill", classes, teacher, target="features")
+    of_features(batch_of(classes=classes), 0)["loss"].backward()
+    assert "project" not in of_features.maps_of(method.student(torch.rand(1, 3, 32, 32)))  # nothing linear reads them
