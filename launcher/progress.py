@@ -72,11 +72,11 @@ def say(words: str, *, file: Any = None) -> None:
         stream.flush()
 
 
-def fit_words(words: Sequence[str], most: int = LINE_WORDS) -> str:
+def fit_words(words: Sequence[str]) -> str:
     """As many of these words as a line takes, the first ones in any case."""
     line = words[0]
     for more in words[1:]:
-        if len(line) + len(more) + 2 > most:
+        if len(line) + len(more) + 2 > LINE_WORDS:
             break
         line += f", {more}"
     return line

@@ -9,13 +9,11 @@ it safe for any number of processes: one fetches, the others wait for it, and wh
 
 import fcntl
 import os
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from warnings import warn
 
 from shards.files import publish, take_lock, tell_refusal
@@ -172,32 +170,6 @@ class Cache:
             return False
         path.unlink(missing_ok=True)
         return True
-
-
-class Prefetch:
-    """Fetches in the background what will be wanted next; one thread, which ends with its list or on a newer one."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.asked: tuple[int, Any] | None = None  # process and its newest list: a fork inherits no thread
-
-    def ask(self, name: Any, files: Iterable[Wanted]) -> None:
-        """Fetch these files in their order, unless the list of this name is the newest already."""
-        mine = (os.getpid(), name)
-        if self.asked != mine:
-            self.asked = mine
-            threading.Thread(target=self.work, args=(mine, list(files)), daemon=True).start()
-
-    def work(self, mine: tuple[int, Any], files: list[Wanted]) -> None:
-        for wanted in files:
-            if self.asked != mine:
-                return
-            with suppress(DataError):  # the reader who wants it will ask again, and tell
-                descriptor = self.cache.held(wanted)
-                if descriptor is None:
-                    descriptor = self.cache.fetch(wanted)
-                if descriptor is not None:
-                    release(descriptor)
 
 
 class Patience:

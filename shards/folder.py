@@ -2,18 +2,21 @@
 
 import json
 import os
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from shards.cache import Cache, Prefetch, Wanted, release
+from shards.cache import Cache, Wanted, release
+from shards.image_bytes import decode_image, decode_mask
 from shards.index import Index, Shard
+from shards.prefetch import Prefetch
 from shards.remote import Place, join, place_of
-from shards.schema import Box, DataError, SampleError, Supervision, check_class_ids, decode_image, decode_mask
+from shards.schema import Box, DataError, SampleError, Supervision, check_class_ids
 from shards.tars import BLOCK, is_header_of, unreadable
 
 Decoded = TypeVar("Decoded")
@@ -61,13 +64,22 @@ class ShardFolder:
         self.image_label_NK = np.stack(
             [class_set.multi_hot(label) for shard in self.index.shards for label in shard.image_labels]
         )
-        self._files: OrderedDict[int, int] = OrderedDict()  # shard number -> file descriptor, least recent first
+        self._open_none()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_files"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_none()
+
+    def _open_none(self) -> None:
+        """Begin without an open file; those that are opened are closed when nobody has this object any more."""
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard number -> file descriptor, least recent first
+        weakref.finalize(self, close_all, self._files).atexit = False
 
     def path_of(self, shard_number: int) -> Place:
         return join(self.folder, self.index.shards[shard_number].name)
@@ -181,6 +193,12 @@ class ShardFolder:
                 raise
             self._close(self._files.pop(shard_number))
             return decode(self.read(number, extension), self.where(number))
+
+
+def close_all(files: Mapping[int, int]) -> None:
+    """Close descriptors. A lock of the cache ends with the last copy of its descriptor: a fork's end is not ours."""
+    for descriptor in files.values():
+        os.close(descriptor)
 
 
 def check_size(folder: Path, shard: Shard) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from shards.files import write_whole
 from shards.remote import Place, place_of, read_bytes
 from shards.schema import IGNORE_INDEX, KEY_PATTERN, ClassSet, DataError, Frame, Supervision, check_image_label
-from shards.tars import Span, sha256_of, shown, tar_members, unreadable
+from shards.tars import shown, unreadable
 
 INDEX_NAME = "index.json"
 SHARD_NAME = re.compile(r"[\w\-.]+\.tar")  # becomes part of a path and of a URL
@@ -177,68 +177,6 @@ def first_line(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"])) or "index"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def index_shard(path: Path, name: str | None = None) -> Shard:
-    """Read a finished shard once and say what it holds.
-
-    Args:
-        name: of the shard, where the file has another one, as in the cache.
-
-    Raises:
-        DataError: the tar is damaged, a sample lacks a member that others have, or its json does not say its group and
-            label.
-    """
-    rows: dict[str, dict[str, Span]] = {}
-    about: dict[str, About] = {}
-    for key, extension, span, data in tar_members(path):
-        row = rows.setdefault(key, {})
-        if extension in row:
-            twice = shown(f"{key}.{extension}")
-            raise DataError(f"{path}: {twice} is there twice: two samples have one key; rename one")
-        row[extension] = span
-        if extension == "json":
-            about[key] = about_of(data, f"{path}: sample {shown(key)}")
-    extensions = sorted({extension for row in rows.values() for extension in row})
-    for key, row in rows.items():
-        if sorted(row) != extensions or "json" not in row:
-            raise DataError(
-                f"{path}: sample {shown(key)} has members {[*map(shown, sorted(row))]}; others have "
-                f"{[*map(shown, extensions)]}, and each has a json"
-            )
-    frames = [about[key].frame for key in rows]
-    try:
-        return Shard(
-            name=name or path.name,
-            bytes=path.stat().st_size,
-            sha256=sha256_of(path),
-            keys=list(rows),
-            groups=[about[key].group for key in rows],
-            image_labels=[about[key].image_label for key in rows],
-            members={extension: [row[extension] for row in rows.values()] for extension in extensions},
-            frames=frames if any(frames) else None,
-        )
-    except ValidationError as error:
-        raise DataError(f"{path}: {first_line(error)}; write it with `wsss shards`") from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-class About(BaseModel):
-    """What the index takes from a sample's json."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    group: str
-    image_label: list[int]
-    frame: Frame | None = None
-
-
-def about_of(data: bytes, where: str) -> About:
-    try:
-        return About.model_validate_json(data)
-    except ValidationError as error:
-        raise DataError(f"{where}: json: {first_line(error)}; write it again") from error
 
 
 def check_every_class_has_an_image(index: Index, where: str) -> None:

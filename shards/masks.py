@@ -9,10 +9,11 @@ import numpy as np
 
 from shards.digests import find_all_written, find_change, held_here
 from shards.folder import ShardFolder
+from shards.image_bytes import decode_mask
 from shards.members import AGAIN, read_span, spans_next_to
 from shards.places import list_names
 from shards.remote import Place, is_url, join
-from shards.schema import DataError, check_class_ids, decode_mask
+from shards.schema import DataError, check_class_ids
 from shards.tars import Span
 
 

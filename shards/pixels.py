@@ -47,7 +47,7 @@ def rgb_of(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def ids_of(image: Image.Image, palette: Palette = "ids") -> np.ndarray:
+def ids_of(image: Image.Image, palette: Palette) -> np.ndarray:
     """Opened mask -> (H, W) uint8 class ids.
 
     Grey values are ids as they are stored, also with 1, 2 or 4 bits. A palette's indices are ids unless its colours

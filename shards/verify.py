@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from shards.cache import Cache
-from shards.index import Index, Shard, index_shard
+from shards.index import Index, Shard
+from shards.index_shard import index_shard
 from shards.remote import Place, download, place_of
 from shards.schema import DataError
 from shards.tars import sha256_of

@@ -16,7 +16,9 @@ import numpy as np
 
 from shards.files import publish, take_lock, tell_refusal, temporary_name
 from shards.folder import ShardFolder
-from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image, index_shard
+from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image
+from shards.index_shard import index_shard
+from shards.sample_files import members_of
 from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
 from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
@@ -124,7 +126,7 @@ def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Sh
     finished = find_finished_shard(path)
     if finished is not None:
         return finished
-    encoded = ((s.key, s.members(source.class_set, supervision)) for s in (source[row] for row in rows))
+    encoded = ((s.key, members_of(s, source.class_set, supervision)) for s in (source[row] for row in rows))
     write_tar(path, encoded)
     shard = index_shard(path)
     save_note(path, shard)

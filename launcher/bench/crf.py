@@ -11,9 +11,7 @@ from wsss.refine.crf import left_out_mass, mean_field, mean_field_of_proposed, p
 from wsss.tensors import resize
 
 
-def crf_ratio(
-    *, classes: int = 21, shown: int = 2, height: int = 375, width: int = 500, images: int = 3, seed: int = 0
-) -> dict[str, Any]:
+def crf_ratio(*, classes: int, shown: int, images: int, height: int = 375, width: int = 500) -> dict[str, Any]:
     """How many times as fast the CRF is on background and the proposed classes alone, and what that changes.
 
     On images of noisy regions whose first `shown` classes the model is fairly sure of, with ToCo's settings for
@@ -24,7 +22,7 @@ def crf_ratio(
         "agreement": share of pixels with the same class, "moved": mean over pixels of sum_c |dQ_c| / 2,
         "left_out": mean mass of the classes that are not proposed}
     """
-    rng, options = np.random.default_rng(seed), MeanFieldConfig().model_dump()
+    rng, options = np.random.default_rng(0), MeanFieldConfig().model_dump()
     found: dict[str, list[float]] = {
         name: [] for name in ("proposed", "all_s", "proposed_s", "agreement", "moved", "left_out")
     }

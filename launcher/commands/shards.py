@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands import benchmark_shards, image_shards, smoke_shards
+from launcher.commands import benchmark_shards, clip_shards, image_shards, smoke_shards
 from launcher.commands.arguments import (
     TRAINING,
     Exif,
@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
     for command, line in lines.items():
         shards.command(epilog=example(line))(command)
     image_shards.register(shards)
+    clip_shards.register(shards)
     smoke_shards.register(shards)
     benchmark_shards.register(shards)
     shards.callback(help=HELP)(begin)

@@ -38,7 +38,7 @@ def train(
     from launcher.run.folder import CONFIG, is_run, run_folder
     from launcher.run.steps import newest_complete
     from launcher.training.go_on import extend_run, fork_run
-    from launcher.training.inputs import preflight
+    from launcher.training.preflight import preflight
 
     if is_run(place_run(config)):
         config = place_run(config) / CONFIG

@@ -68,7 +68,7 @@ def shipped_runs() -> list[str]:
     return [name for name in list_shipped("*/*") if name.split("/")[0] not in ("accelerate", "kubernetes", "studies")]
 
 
-def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
+def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str]) -> Config:
     """The Config of a file's sections, with overrides, all options written out. Changes the sections in place.
 
     Raises:

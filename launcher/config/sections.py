@@ -68,7 +68,7 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
     accumulate: PositiveInt = 1  # micro-batches per update
     precision: Precision = "ieee"  # ieee: float32; tf32: its products in TF32; bf16, fp16: networks in half
-    graph: bool = False  # record each kind of step as one CUDA graph; one GPU, accumulate 1, else without effect
+    graph: bool = False  # record each kind of step as one CUDA graph; on GPUs, without ZeRO and joined BatchNorm
     deterministic: bool = False  # on GPUs bit-equal repeats, for more time; CPUs have them anyway
     sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch has none for CPUs
     seed: Annotated[int, Field(ge=0)] = 0

@@ -13,7 +13,8 @@ def checks_of(path: Path, overrides: Sequence[str]) -> list[Check]:
 
     def config() -> list[Finding]:
         from launcher.config.file import load_config
-        from launcher.training.inputs import Inputs, preflight
+        from launcher.training.inputs import Inputs
+        from launcher.training.preflight import preflight
 
         what = f"config {path}"
         try:

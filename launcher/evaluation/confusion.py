@@ -6,7 +6,7 @@ Shapes: C classes with background 0, T thresholds, H x W pixels.
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class Confusion(Measure):
 
 
 @dataclass
-class ClassThresholds(Measure):
+class ClassThresholds:
     """Scores of several classes at every threshold: what one threshold for all of them is chosen by.
 
     Attributes:
@@ -152,15 +152,10 @@ class ClassThresholds(Measure):
     """
 
     class_set: ClassSet
-    has_thresholds: ClassVar[bool] = True
     sums_T3C: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums_T3C = np.zeros((len(THRESHOLDS), 3, self.class_set.num_fg_classes + 1), dtype=np.int64)
-
-    @property
-    def images_without_truth(self) -> int:
-        raise NotImplementedError  # nothing is reported of the images that choose
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
         scores_nHW, class_ids = prediction.maps_at(truth.mask_HW.shape)
@@ -169,9 +164,6 @@ class ClassThresholds(Measure):
 
     def extend(self, other: "ClassThresholds") -> None:
         self.sums_T3C += other.sums_T3C
-
-    def figures_at(self, threshold: float) -> dict[str, Any]:
-        raise NotImplementedError
 
     def best_threshold(self) -> float | None:
         """The threshold with the best mIoU; None if no image shows a class."""

@@ -1,13 +1,13 @@
 """What was predicted of splits, counted next to the truth in worker processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from launcher.config.sections import Config
 from launcher.errors import naming
-from launcher.evaluation.measure import Measure, read_truth
-from launcher.evaluation.sources import Source, new_measure
+from launcher.evaluation.measure import Chooser, Measure, Tally, read_truth
+from launcher.evaluation.sources import Source, new_chooser, new_measure
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.starts import count_processes
@@ -18,15 +18,19 @@ from shards.remote import Place, absolute, join, place_of
 FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
 
 
+Counted = TypeVar("Counted", bound=Tally)
+Splits = Sequence[tuple[ShardFolder, Sequence[Source]]]
+
+
 class Task(NamedTuple):
-    """One output shard of a source to count."""
+    """One output shard of a source to count by a new tally."""
 
     source: Source
     images: Place
     fingerprint: str
     shard: str
     threshold: float
-    tunes: bool
+    new: Callable[[Source, ShardFolder], Tally]
 
     @property
     def out(self) -> Place:
@@ -38,20 +42,35 @@ class Task(NamedTuple):
 
 
 def count_predictions(
-    splits: Sequence[tuple[ShardFolder, Sequence[Source]]],
-    config: Config,
-    *,
-    at: Mapping[str, float] | None = None,
-    tunes: bool = False,
+    splits: Splits, config: Config, *, at: Mapping[str, float] | None = None
 ) -> list[dict[str, Measure]]:
-    """Count every sample of every source once, in worker processes: {name of the source: its measure} of each split.
-
-    The measures do not depend on the number of workers: shards are joined in their order.
+    """What there is to report of predictions: {name of the source: its measure} of each split.
 
     Args:
+        at: {source: threshold}, of others evaluate.threshold.
+
+    Raises:
+        RunError, DataError: see count_all.
+    """
+    return count_all(new_measure, splits, config, at or {})
+
+
+def count_for_choice(splits: Splits, config: Config) -> list[dict[str, Chooser]]:
+    """What the thresholds of sources that have one are chosen by, on splits with masks; raises as count_all does."""
+    return count_all(new_chooser, splits, config, {})
+
+
+def count_all(
+    new: Callable[[Source, ShardFolder], Counted], splits: Splits, config: Config, at: Mapping[str, float]
+) -> list[dict[str, Counted]]:
+    """Count every sample of every source once, in worker processes: {name of the source: its tally} of each split.
+
+    The tallies do not depend on the number of workers: shards are joined in their order.
+
+    Args:
+        new: an empty tally of a source of these shards.
         splits: image shards, and what was predicted of them.
         at: {source: threshold}, of others evaluate.threshold.
-        tunes: count what a threshold is chosen by.
 
     Raises:
         RunError: a shard of a source is missing, or the source is of other images.
@@ -63,27 +82,27 @@ def count_predictions(
         for source in sources:
             jobs.require_same_images(source.folder, shards.index.fingerprint, source.again)
             jobs.require_all(source.folder, names)
-            threshold = (at or {}).get(source.name, config.evaluate.threshold)
+            threshold = at.get(source.name, config.evaluate.threshold)
             there: Any = replace(source, folder=everywhere(source.folder))  # type: ignore[type-var]
             images = place_of(absolute(shards.folder))
-            tasks += [Task(there, images, shards.index.fingerprint, name, threshold, tunes) for name in names]
+            tasks += [Task(there, images, shards.index.fingerprint, name, threshold, new) for name in names]
     few = sum(len(shards) * len(sources) for shards, sources in splits) < FEW_PREDICTIONS
     workers = config.evaluate.workers or count_processes(config.launch) or (1 if few else None)
     parts = pool.run_pool(count_shard, tasks, workers=workers, label="evaluate")
-    found: list[dict[str, Measure]] = []
+    found: list[dict[str, Counted]] = []
     for shards, sources in splits:
-        found.append({source.name: new_measure(source, shards, tunes=tunes) for source in sources})
+        found.append({source.name: new(source, shards) for source in sources})
         for source in sources:
             for _ in shards.index.shards:
                 found[-1][source.name].extend(next(parts))
     return found
 
 
-def count_shard(task: Task) -> Measure:
-    """The measure of one shard."""
+def count_shard(task: Task) -> Tally:
+    """The tally of one shard."""
     shards = pool.open_shards(task.images, task.fingerprint)
-    measure = new_measure(task.source, shards, tunes=task.tunes)
+    tally = task.new(task.source, shards)
     for number, prediction in task.source.predictions(shards, task.shard, task.threshold):
         with naming(shards.where(number)):
-            measure.add(prediction, read_truth(shards, number))
-    return measure
+            tally.add(prediction, read_truth(shards, number))
+    return tally

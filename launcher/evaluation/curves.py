@@ -63,7 +63,7 @@ def plot_classes(run: Run) -> str | None:
     lowest = sorted(bars, key=lambda name: bars[name])[:MOST_BARS]
     told = f", the {MOST_BARS} lowest of {len(bars)}" if len(bars) > MOST_BARS else ""
     title = f"{run['name']}: {what} of each class{told}"
-    return plot_bars(title, "percent", {name: bars[name] for name in reversed(lowest)})
+    return plot_bars(title, {name: bars[name] for name in reversed(lowest)})
 
 
 def plot_all(title: str, x_label: str, lines: Lines, *, log_y: bool = False) -> Iterator[str]:

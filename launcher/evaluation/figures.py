@@ -164,7 +164,7 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def region_figure(region: str, *, gated: bool = False) -> Figure:
+def region_figure(region: str, *, gated: bool) -> Figure:
     """The figure NAME_area of named boxes of the truth, such as chimneys, in which the class is predicted wrongly, or
     its gated twin NAME_area_gated."""
     name = region.replace("_", " ")

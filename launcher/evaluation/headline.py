@@ -53,10 +53,10 @@ class Headline:
     def value(self) -> float | None:
         return self.at.get(self.figure)
 
-    def interval(self, digits: int = 1) -> str:
+    def interval(self) -> str:
         """[low, high] in percent; "" where there is none."""
         groups = self.at.get(f"{self.figure}_groups")
-        return format_interval(self.at.get(f"{self.figure}_interval"), groups=groups, digits=digits)
+        return format_interval(self.at.get(f"{self.figure}_interval"), groups=groups)
 
     def where(self) -> str:
         """Of what, and at which threshold, in words."""

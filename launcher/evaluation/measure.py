@@ -1,7 +1,7 @@
 """What is counted of one source of predictions, image by image. Processes fill their own and join them.
 
-thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes, its ClassThresholds
-of the scores that choose their threshold, image_labels.ImageLabels of class probabilities where there are no masks.
+thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes,
+image_labels.ImageLabels of class probabilities where there are no masks; confusion.ClassThresholds chooses alone.
 """
 
 from abc import ABC, abstractmethod
@@ -76,15 +76,33 @@ class Prediction(Protocol):
         ...
 
 
+class Tally(Protocol):
+    """What counts the images of one source."""
+
+    def add(self, prediction: Prediction, truth: Truth) -> None:
+        """Count one image."""
+        ...
+
+    def extend(self, other: Any) -> None:
+        """Join what another process counted, of images after one's own."""
+        ...
+
+
+class Chooser(Tally, Protocol):
+    """What a threshold is chosen by."""
+
+    def best_threshold(self) -> float | None:
+        """The threshold to use elsewhere; None if the images cannot tell."""
+        ...
+
+
 class Measure(ABC):
-    """Counts of one source.
+    """A tally of which there are figures to report.
 
     Attributes:
-        has_thresholds: whether `figures_at` depends on the threshold, so that one is worth choosing.
         reads_maps: whether it counts maps at all, and not probabilities alone.
     """
 
-    has_thresholds: ClassVar[bool] = False
     reads_maps: ClassVar[bool] = True
 
     @property
@@ -93,38 +111,32 @@ class Measure(ABC):
         """Images whose mask says nothing: all of it is ignored, or it lacks the class that the image label names."""
 
     @abstractmethod
-    def add(self, prediction: Prediction, truth: Truth) -> None:
-        """Count one image."""
+    def add(self, prediction: Prediction, truth: Truth) -> None: ...
 
     @abstractmethod
-    def extend(self, other: Any) -> None:
-        """Join what another process counted, of images after one's own."""
+    def extend(self, other: Any) -> None: ...
 
     @abstractmethod
     def figures_at(self, threshold: float) -> dict[str, Any]:
         """Figures in [0, 1] at a threshold, which the predictions of label maps do not depend on; None where these
         images give none."""
 
-    def best_threshold(self) -> float | None:
-        """The threshold to use elsewhere; None if the images cannot tell. Of measures that have thresholds."""
-        raise NotImplementedError
-
     def bounds_and_curve(self) -> dict[str, Any]:
         """What a threshold can do at all."""
         return {}
 
+    @abstractmethod
     def classification(self) -> dict[str, float | None]:
         """Figures of the class probabilities, see image_labels.label_figures; {} where there are none."""
-        return {}
 
+    @abstractmethod
     def decisions(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, K) probabilities, and whether the label names each class. Of measures that have probabilities."""
-        raise NotImplementedError
+        """(N, K) probabilities, and whether the label, or the mask, shows each class."""
 
+    @abstractmethod
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
         """What stands behind them, by the names of the classes; see image_labels.label_details."""
-        return {}
 
+    @abstractmethod
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """One row per image at each of the named thresholds."""
-        return iter(())

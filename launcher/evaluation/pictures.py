@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.schema import IGNORE_INDEX, voc_palette
+from shards.pixels import voc_colours
+from shards.schema import IGNORE_INDEX
 
 TILE_PX = 240  # longest side of a picture
 LABEL_PX = 18
@@ -84,7 +85,7 @@ def draw_class_outlines(image_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarra
 
 def class_colours() -> np.ndarray:
     """(256, 3) float32 RGB: the colour that PASCAL VOC gives each class id."""
-    return np.array(voc_palette(), dtype=np.float32).reshape(256, 3)
+    return voc_colours().astype(np.float32)
 
 
 def class_colour(class_id: int) -> Colour:

@@ -72,8 +72,8 @@ def plot_lines(
     return svg[0]
 
 
-def plot_bars(title: str, x_label: str, bars: Mapping[str, float]) -> str:
-    """{name: value in [0, 100]} as SVG text: a bar each, from top to bottom."""
+def plot_bars(title: str, bars: Mapping[str, float]) -> str:
+    """{name: percent} as SVG text: a bar each, from top to bottom."""
     with figure_of(title, ", ".join(f"{name} {value:.1f}" for name, value in bars.items()), bars_in(len(bars))) as (
         _,
         axes,
@@ -81,14 +81,14 @@ def plot_bars(title: str, x_label: str, bars: Mapping[str, float]) -> str:
     ):
         drawn = axes.barh(list(bars), list(bars.values()), color=COLOURS[0], height=0.7)
         axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
-        axes.set(xlabel=x_label, xlim=(0, 112), ylim=(len(bars) - 0.4, -0.6))
+        axes.set(xlabel="percent", xlim=(0, 112), ylim=(len(bars) - 0.4, -0.6))
         axes.set_xticks(range(0, 101, 20))
         axes.grid(alpha=0.25, axis="x")
     return svg[0]
 
 
-def plot_intervals(title: str, x_label: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """{name: (value, low, high)} as SVG text: a forest plot, with a line at zero."""
+def plot_intervals(title: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
+    """{name: (value, low, high) in percent} as SVG text: a forest plot, with a line at zero."""
     with figure_of(title, ", ".join(f"{name} {row[0]:+.1f}" for name, row in rows.items()), bars_in(len(rows))) as (
         _,
         axes,
@@ -98,7 +98,7 @@ def plot_intervals(title: str, x_label: str, rows: Mapping[str, tuple[float, flo
             axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.4, solid_capstyle="butt")
             axes.plot([middle], [y], marker="s", markersize=5, color=COLOURS[0])
         axes.axvline(0, color=INK, linewidth=1, linestyle=DASHES[1])
-        axes.set(xlabel=x_label, ylim=(len(rows) - 0.4, -0.6))
+        axes.set(xlabel="percent", ylim=(len(rows) - 0.4, -0.6))
         axes.set_yticks(range(len(rows)), list(rows))
         axes.grid(alpha=0.25, axis="x")
     return svg[0]

@@ -44,7 +44,7 @@ def describe_chain(made_of: Mapping[str, Any]) -> str:
     return f"{refined}, {masks}"
 
 
-def describe_refiner(step: Mapping[str, Any], cues: Mapping[str, Any] | None = None) -> str:
+def describe_refiner(step: Mapping[str, Any], cues: Mapping[str, Any] | None) -> str:
     """A refiner of a chain: name (options)."""
     options = join_options(step, {"name"})
     if cues is not None and (of_cues := join_options(cues, UNSAID_OF_CUES)):

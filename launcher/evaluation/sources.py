@@ -15,7 +15,7 @@ from launcher.errors import RunError
 from launcher.evaluation import protocol
 from launcher.evaluation.confusion import ClassThresholds, Confusion
 from launcher.evaluation.image_labels import ImageLabels
-from launcher.evaluation.measure import Measure, Prediction
+from launcher.evaluation.measure import Chooser, Measure, Prediction
 from launcher.evaluation.pictures import at_tile, draw_mask, overlay_class_scores, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
 from launcher.files import place_outputs
@@ -193,16 +193,16 @@ def measure_scores(class_set: ClassSet) -> Measure:
     return Thresholds() if class_set.num_fg_classes == 1 else Confusion(class_set)
 
 
-def new_measure(source: Source, shards: ShardFolder, *, tunes: bool = False) -> Measure:
-    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks.
-
-    Args:
-        tunes: of what its threshold is chosen by, where it has one.
-    """
+def new_measure(source: Source, shards: ShardFolder) -> Measure:
+    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks."""
     class_set = shards.index.as_class_set()
-    if tunes and source.has_threshold and shards.index.supervision != "label" and class_set.num_fg_classes > 1:
-        return ClassThresholds(class_set)
     return ImageLabels(class_set.classes) if shards.index.supervision == "label" else source.new_measure(class_set)
+
+
+def new_chooser(source: Source, shards: ShardFolder) -> Chooser:
+    """What the threshold of a source that has one is chosen by, on shards with masks."""
+    class_set = shards.index.as_class_set()
+    return Thresholds() if class_set.num_fg_classes == 1 else ClassThresholds(class_set)
 
 
 def find_sources(run: Path, split: str) -> list[Source]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ class Thresholds(Measure):
         region_parts, region_probs: {region: counts inside its boxes, and class probability} of the images with some.
     """
 
-    has_thresholds: ClassVar[bool] = True
     keys: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)

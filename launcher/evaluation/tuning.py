@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from launcher.config.sections import Config
-from launcher.evaluation.count import count_predictions
+from launcher.evaluation.count import count_for_choice, count_predictions
 from launcher.evaluation.figures import without_nan
 from launcher.evaluation.formats import name_class
-from launcher.evaluation.image_labels import PRESENT_PROB, ImageLabels, mean_f1
+from launcher.evaluation.image_labels import PRESENT_PROB, mean_f1
 from launcher.evaluation.measure import Measure
-from launcher.evaluation.sources import Source, find_sources, new_measure
+from launcher.evaluation.sources import Source, find_sources
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
 from wsss.metrics.counts import THRESHOLDS
@@ -45,7 +45,7 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     config = run.config
     named = {source.name for source in sources if source.has_threshold}
     missing = "data.tune is not set" if config.data.tune is None else "nothing of this source for the tune split"
-    with_maps = {source.name for source in sources if new_measure(source, val, tunes=True).has_thresholds}
+    with_maps = set() if val.index.supervision == "label" else named
     found = Tuned(untuned=dict.fromkeys(sorted(with_maps), missing))
     tuning = [source for source in find_sources(run.folder, "tune") if source.name in named]
     if not tuning or config.data.tune is None:
@@ -55,20 +55,18 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     if shards.index.supervision == "label":
         found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} holds no masks")
         (measures,) = count_predictions([(shards, tuning[:1])], config)  # every source has the same probabilities
-        labels = measures[tuning[0].name]
-        assert isinstance(labels, ImageLabels)
-        found.gate = best_gate(labels)
+        found.gate = best_gate(measures[tuning[0].name])
         return found
-    (counted,) = count_predictions([(shards, [one for one in tuning if one.name in with_maps])], config, tunes=True)
-    for name, measure in counted.items():
+    (choosers,) = count_for_choice([(shards, [one for one in tuning if one.name in with_maps])], config)
+    for name, chooser in choosers.items():
         found.untuned[name] = f"no image of {config.data.tune} shows {name_class([shards.index.classes])}"
-        if (best := measure.best_threshold()) is not None:
+        if (best := chooser.best_threshold()) is not None:
             found.thresholds[name] = best
             del found.untuned[name]
     return found
 
 
-def best_gate(labels: ImageLabels) -> float | None:
+def best_gate(labels: Measure) -> float | None:
     """The gate of the best mean F1 over the classes that a label names, of equally good ones the nearest to
     PRESENT_PROB; None if no label names a class."""
     prob_NK, present_NK = labels.decisions()

@@ -20,8 +20,8 @@ from launcher.errors import RunError, naming
 from launcher.jobs.dask_workers import scheduler
 from launcher.jobs.pool import Item, Result, may_start_processes, open_shards, spawned_pool
 from launcher.processes.surroundings import count_cores
+from shards.image_bytes import encode_mask
 from shards.remote import Place
-from shards.schema import encode_mask
 from wsss.refine.crf import mean_field
 
 QUEUED = 2  # images per CRF process that wait for it at most: bounds the memory

@@ -7,10 +7,11 @@ import numpy as np
 
 from shards.digests import held_here
 from shards.folder import ShardFolder
+from shards.image_bytes import decode_mask
 from shards.members import members_next_to, read_span, sample_next_to
 from shards.places import find_places, list_names
 from shards.remote import Place, join, name_of, parent_of
-from shards.schema import DataError, check_class_ids, decode_mask
+from shards.schema import DataError, check_class_ids
 from shards.tars import tar_spans
 
 REMEDY = "remove this shard and segment again"

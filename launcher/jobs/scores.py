@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from shards.folder import ShardFolder
+from shards.image_bytes import decode_mask, encode_mask
 from shards.members import AGAIN, members_next_to, sample_next_to
 from shards.remote import Place, join
-from shards.schema import DataError, decode_mask, encode_mask
+from shards.schema import DataError
 from wsss.tensors import resize
 
 REFINED = "refined"  # the kind of the scores in a mask shard

@@ -22,8 +22,9 @@ from launcher.jobs.label_maps import read_label_maps
 from launcher.jobs.segment import segments_folder
 from launcher.progress import Progress
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_mask
+from shards.pixels import voc_colours
 from shards.remote import join, name_of, parent_of
-from shards.schema import encode_mask, voc_palette
 
 INSIDE = "results/VOC2012/Segmentation/comp6_test_cls"
 # fmt: off
@@ -116,7 +117,7 @@ def png_problems(data: bytes, size: tuple[int, int]) -> Iterator[str]:
         return
     if (file_format, mode) != ("PNG", "P"):
         yield f"is {file_format} of mode {mode}; wanted a PNG of mode P"
-    elif palette is None or palette != voc_palette()[: len(palette)] or len(palette) < 3 * 21:
+    elif palette is None or palette != voc_colours().flatten()[: len(palette)].tolist() or len(palette) < 3 * 21:
         yield "has another palette than VOC's"
     if label_HW.shape[:2] != size:
         yield f"is {label_HW.shape[:2]}, the image {size} (height, width)"

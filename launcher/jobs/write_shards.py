@@ -3,13 +3,17 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shards.schema import Source
+    from shards.sources.clips import Clips
 
 WORTH_A_POOL = 1 << 30  # bytes; fewer are read sooner than worker processes start
 
 
 def write_verified(
-    source: Any, out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
+    source: "Source", out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
 ) -> None:
     """Write a split unless it is there, made of the same files; then compare every byte with its index."""
     from launcher.jobs.pool import run_pool
@@ -30,13 +34,13 @@ def write_verified(
 
 
 def write_clips(
-    source: Any,
+    source: "Clips",
     out: Path,
     split: str,
     smoke: bool | None,
     shards: int,
     workers: int | None,
-    may_lack_classes: bool = False,
+    may_lack_classes: bool,
 ) -> None:
     """Write the clips' frames, then say what was not taken. Who asks for clips without smoke alone gets them."""
     write(source, out, split, False, shards, workers, may_lack_classes or smoke is False)
@@ -45,29 +49,20 @@ def write_clips(
 
 
 def write(
-    source: object,
-    out: Path,
-    split: str,
-    masks: bool,
-    num_shards: int,
-    workers: int | None,
-    may_lack_classes: bool = False,
+    source: "Source", out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
 ) -> None:
     """Write one split in worker processes and say what it holds, and what about its samples one has to know."""
-    from functools import partial
-
     from launcher.jobs.pool import run_pool
     from shards.write import remarks_of, write_split
 
-    run = partial(run_pool, workers=workers, label=f"write {split}")
     write_split(
-        source,  # type: ignore[arg-type]
+        source,
         out,
         split,
         "pixel" if masks else "label",
-        num_shards=num_shards,
+        num_shards=shards,
         may_lack_classes=may_lack_classes,
-        run=run,
+        run=partial(run_pool, workers=workers, label=f"write {split}"),
     )
     print(summarise(out / split))
     for remark in remarks_of(out / split):

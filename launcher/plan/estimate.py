@@ -8,7 +8,8 @@ from launcher.errors import ConfigError, user_error_as
 from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
 from launcher.plan.step import build_without_values, count_config, teacher_of
 from launcher.run.folder import is_run
-from launcher.training.inputs import check_share
+from launcher.training.graph import is_recorded
+from launcher.training.preflight import check_share
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import ClassSet, DataError
@@ -39,7 +40,7 @@ class Plan:
         largest: images of a micro-batch that fit.
         accumulate: the least `train.accumulate` with which the run fits; None: it never does.
         can_checkpoint: `model.checkpointing` is there and off.
-        floor_s: one update with every operator at the peak of the data sheet.
+        floor_s: {what takes it: seconds} of one update with every operator at the peak of the data sheet.
         step_s: one update.
         disk: {what: bytes}.
         assumed: sentences.
@@ -56,7 +57,7 @@ class Plan:
     largest: int
     accumulate: int | None
     can_checkpoint: bool
-    floor_s: float
+    floor_s: dict[str, float]
     step_s: Range
     train_images: int | None
     val_images: int | None
@@ -120,6 +121,10 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     free = (gpu.memory_gib * GIB - CONTEXT_BYTES) / WORKSPACE - fixed
     largest = max(0, int(free / max(step.kept_bytes / images, 1)))
     floor_s = floor_of(config, gpu, step.ops, trained)
+    zeroed = config.launch.zero != 0
+    recorded = is_recorded(config.train, method, device="cuda", processes=processes, zero=zeroed)
+    if processes > 1:
+        assumed.append(f"exchanging {trained / 1e9:.2f} GB of gradients between the processes costs nothing")
     evals, per_look = count_validations(config, val_images), forward * look_factor(config)
     cost = None
     if evals:
@@ -149,7 +154,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         accumulate=least_accumulate(config, method, processes, largest),
         can_checkpoint=getattr(method.student, "checkpointing", None) is False,
         floor_s=floor_s,
-        step_s=time_step(config, processes, len(step.ops), floor_s),
+        step_s=time_step(config, len(step.ops), sum(floor_s.values()), recorded=recorded),
         train_images=train_images,
         val_images=val_images,
         validations=validations,
@@ -171,16 +176,20 @@ def least_accumulate(config: Config, method: Method, processes: int, largest: in
     return None
 
 
-def floor_of(config: Config, gpu: Gpu, ops: list[tuple[int, int, str]], trained: int) -> float:
-    """Seconds of an update whose operators all run at the peaks of the data sheet, one after the other."""
-    least = sum(gpu.seconds(*one, config.train.precision) for one in ops) * config.train.accumulate
-    return least + 8 * trained / gpu.copy / 1e12  # AdamW, the gradient's length: weights, gradients, moments to and fro
+def floor_of(config: Config, gpu: Gpu, ops: list[tuple[int, int, str]], trained: int) -> dict[str, float]:
+    """{what takes them: seconds} of an update whose operators all run at the peaks of the data sheet, one after the
+    other."""
+    found = {"products": 0.0, "memory": 0.0, "small kernels": 0.0}
+    for one in ops:
+        seconds, what = gpu.least(*one, config.train.precision)
+        found[what] += seconds * config.train.accumulate
+    found["memory"] += 8 * trained / gpu.copy / 1e12  # AdamW and the gradient's length read and write all of it
+    return found
 
 
-def time_step(config: Config, processes: int, launches: int, floor_s: float) -> Range:
-    """Seconds of an update. Without a CUDA graph the host's launches may take longer than the device."""
-    graph = config.train.graph and processes == 1 and config.train.accumulate == 1
-    host = (0.0, 0.0) if graph else tuple(launches * config.train.accumulate * each for each in HOST_S)
+def time_step(config: Config, launches: int, floor_s: float, *, recorded: bool) -> Range:
+    """Seconds of an update. Where it is not `recorded`, the host's launches may take longer than the device."""
+    host = (0.0, 0.0) if recorded else tuple(launches * config.train.accumulate * each for each in HOST_S)
     return max(floor_s / UTILISATION[0], host[0]), max(floor_s / UTILISATION[1], host[1])
 
 

@@ -6,6 +6,7 @@ from launcher.bench.stage import Stage, on
 from launcher.config.sections import Config
 from launcher.plan.estimate import GIB, Plan, look_at_data
 from launcher.plan.step import build_untrained, make_batch
+from launcher.training.graph import is_recorded
 
 WARM = 3
 
@@ -17,7 +18,9 @@ def measure(plan: Plan, config: Config, steps: int) -> None:
     torch.manual_seed(0)
     method = build_untrained(config, class_set).to(device)
     batch = make_batch(config, method, plan.images, class_set.num_fg_classes, stage)
-    graph = config.train.graph and plan.processes == 1 and config.train.accumulate == 1
+    graph = is_recorded(
+        config.train, method, device=device.type, processes=plan.processes, zero=config.launch.zero != 0
+    )
     update = stage.update(method, on(device, batch), config.train.precision, graph=graph)
     found = stage.clock(update, steps, WARM)
     step_s = found["ms"] * config.train.accumulate / 1e3

@@ -9,7 +9,6 @@ def format_plan(plan: Plan) -> str:
     batch = config.data.global_batch_size
     epochs = f", {plan.epochs:.1f} epochs of {plan.train_images:,} images" if plan.epochs is not None else ""
     how = "measured" if plan.measured else "estimated"
-    floor = f"floor {format_range((plan.floor_s * 1e3,) * 2)} on one {gpu.title}"
     lines = [
         f"{config.name} on {plan.processes} x {gpu.title}, {config.train.precision}",
         f"  network      {plan.parameters / 1e6:.1f} M parameters; {plan.flops / 1e9:,.0f} GFLOP a step in "
@@ -18,8 +17,9 @@ def format_plan(plan: Plan) -> str:
         f"  memory       {plan.needed / GIB:.1f} of {gpu.memory_gib:.1f} GiB a process with {plan.images} images: "
         + ", ".join(f"{name} {value / GIB:.2f}" for name, value in plan.memory.items()),
         f"  fits         {describe_fit(plan)}",
-        f"  a step       {format_range((plan.step_s[0] * 1e3, plan.step_s[1] * 1e3))} ms {how} ({floor}), "
+        f"  a step       {format_range((plan.step_s[0] * 1e3, plan.step_s[1] * 1e3))} ms {how}, "
         f"{format_range((batch / plan.step_s[1], batch / plan.step_s[0]))} images/s",
+        f"  its floor    {describe_floor(plan)}",
         f"  validations  {describe_validations(plan)}",
         f"  saves        {plan.saves} of {plan.save_s:.1f} s",
         f"  in all       {describe_hours(plan)}{describe_price(plan)}",
@@ -27,6 +27,16 @@ def format_plan(plan: Plan) -> str:
         "assumed:",
     ]
     return "\n".join([*lines, *(f"  - {one}" for one in plan.assumed)])
+
+
+def describe_floor(plan: Plan) -> str:
+    """What a step took if every operator ran at the peak of the data sheet."""
+    parts = ", ".join(f"{what} {format_ms(seconds)}" for what, seconds in plan.floor_s.items())
+    return f"{format_ms(sum(plan.floor_s.values()))} ms on one {plan.gpu.title}: {parts}"
+
+
+def format_ms(seconds: float) -> str:
+    return format_range((1e3 * seconds, 1e3 * seconds))
 
 
 def describe_fit(plan: Plan) -> str:

@@ -16,7 +16,8 @@ from launcher.jobs.refine import resolve_chain
 from launcher.predict.model import Model
 from launcher.predict.settings import Settings, Wishes
 from launcher.predict.views import Scale, read_maps
-from shards.schema import DataError, decode_image
+from shards.image_bytes import decode_image
+from shards.schema import DataError
 from shards.sources.text import read_bytes
 from wsss.maps.cam import ATTENTION, BESIDE, PROBABILITIES, has_attention
 from wsss.maps.gradients import GRADIENT_KINDS

@@ -17,7 +17,6 @@ GAP = "   "
 FIRST_HUE, GOLDEN_SECTION = 0.95, 0.618
 FILL = 0.22  # opacity of a class's colour inside its outline: what is below stays visible
 OUTLINES = 360  # outlines are as wide as the short side over this
-STILL_PX = 320
 PLOTTED = 1000  # points of a curve at most
 
 
@@ -83,12 +82,9 @@ def heat(image_HW3: np.ndarray, prediction: Prediction) -> np.ndarray:
     return overlay_scores(image_HW3, prediction.scores.max(0, initial=0))
 
 
-def jpeg(image_HW3: np.ndarray, longest_px: int | None = None) -> bytes:
-    """An image as a JPEG, scaled down to a longest side if it is longer."""
-    picture, buffer = Image.fromarray(image_HW3), io.BytesIO()
-    if longest_px is not None:
-        picture.thumbnail((longest_px, longest_px), Image.Resampling.BILINEAR)
-    picture.save(buffer, "JPEG", quality=88)
+def jpeg(image_HW3: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HW3).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
 
 

@@ -74,7 +74,7 @@ def load_model(place: Path, device: str = "auto", checkpoint: Path | None = None
     return model
 
 
-def read_run(place: Path, checkpoint: Path | None = None) -> Model:
+def read_run(place: Path, checkpoint: Path | None) -> Model:
     run, method, checkpoint = load_trained(Run(place), checkpoint)
     return Model(
         place=place,

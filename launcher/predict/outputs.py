@@ -23,7 +23,8 @@ from launcher.files import appearing, set_aside, tell_refusal, write_whole
 from launcher.jobs.output import JOB, open_output, read_made_of
 from launcher.run.lock import LOCK
 from launcher.tracking.journal import drop_torn_end, read_lines
-from shards.schema import DataError, decode_mask, encode_mask
+from shards.image_bytes import decode_mask, encode_mask
+from shards.schema import DataError
 
 COLUMNS = (
     *("file", "frame", "time_s", "width", "height", "class", "probability", "area_px", "area_percent"),

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from launcher.errors import RunError
+from shards.image_bytes import decode_image, header_of
 from shards.pixels import upright
-from shards.schema import DataError, decode_image, header_of
+from shards.schema import DataError
 from shards.sources.names import keys_of
 from shards.sources.text import names_of, read_bytes
 
@@ -42,13 +43,12 @@ class Inputs(NamedTuple):
     clips: list[Input]
 
 
-def find_inputs(sources: Sequence[str], out: Path, listed: Iterable[str] | None = None) -> Inputs:
+def find_inputs(sources: Sequence[str], out: Path) -> Inputs:
     """The images and clips of all sources, each once.
 
     Args:
         sources: files, folders (with what is below them), globs, .txt lists of these, and `-`, a list on stdin.
         out: the folder of the outputs, in which nothing is looked for.
-        listed: the lines of stdin; None = of this process.
 
     Raises:
         RunError: a source that is not there, holds nothing, or is neither image nor clip.
@@ -56,7 +56,7 @@ def find_inputs(sources: Sequence[str], out: Path, listed: Iterable[str] | None 
     """
     found: dict[Path, None] = {}
     bases: list[Path] = []
-    for source in expand(sources, sys.stdin if listed is None else listed):
+    for source in expand(sources):
         base, files = files_of(source, out)
         bases.append(base)
         found.update(dict.fromkeys(files))
@@ -70,12 +70,12 @@ def find_inputs(sources: Sequence[str], out: Path, listed: Iterable[str] | None 
     return Inputs(below, [i for i in inputs if not i.is_clip], [i for i in inputs if i.is_clip])
 
 
-def expand(sources: Iterable[str], listed: Iterable[str]) -> Iterator[str]:
+def expand(sources: Iterable[str]) -> Iterator[str]:
     """Sources with lists replaced by what they list; a path in a .txt may be relative to it."""
     for source in sources:
         path = Path(source)
         if source == STDIN:
-            lines = [line.strip() for line in listed if line.strip()]
+            lines = [line.strip() for line in sys.stdin if line.strip()]
             if not lines:
                 raise RunError("-: stdin lists nothing; wanted a path of an image, clip or folder on each line")
             yield from lines

@@ -7,6 +7,14 @@ from launcher.errors import RunError
 from launcher.processes.group import rank_count
 
 
+@torch.no_grad()
+def begin_as_first_rank(method: nn.Module) -> None:
+    """Give all ranks the weights and buffers of rank 0, as DDP does. All ranks must call it."""
+    if rank_count() > 1:
+        for tensor in (*method.parameters(), *method.buffers()):
+            torch.distributed.broadcast(tensor.detach(), 0)
+
+
 def equalise_buffers(method: nn.Module) -> None:
     """Give all ranks the mean of their BatchNorm statistics, and check that their other saved buffers are equal. All
     ranks must call it.

@@ -55,7 +55,7 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 
 
 @contextmanager
-def stop_on_sigterm(waited_s: Callable[[], float] = lambda: 0.0) -> Iterator[Callable[[], bool]]:
+def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import RunError
-from launcher.processes.buffers import equalise_buffers
+from launcher.processes.buffers import begin_as_first_rank, equalise_buffers
 from launcher.processes.zero_settings import check_engine
 
 if TYPE_CHECKING:
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def prepare(accelerator: "Accelerator", method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-    """`accelerator.prepare` for DDP and ZeRO: the module to call, and an optimizer with the interface of torch's."""
+def prepare(
+    accelerator: "Accelerator", method: nn.Module, optimizer: torch.optim.Optimizer, *, wrap: bool = True
+) -> tuple[nn.Module, Any]:
+    """`accelerator.prepare` for DDP and ZeRO: the module to call, and an optimizer with the interface of torch's.
+
+    Args:
+        wrap: False = the caller averages the gradients; the method begins on all ranks as on the first one.
+    """
+    if not wrap:
+        begin_as_first_rank(method.to(accelerator.device))
+        return method, accelerator.prepare(optimizer)
     if not uses_zero(accelerator):
         return accelerator.prepare(method, optimizer)
     wanted = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)

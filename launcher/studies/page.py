@@ -48,7 +48,7 @@ def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
     """The forest plot of tuned minus control as SVG text; "" where nothing is compared."""
     found = {row["name"]: row["tuned"]["difference"] for row in rows if row["tuned"]["difference"] is not None}
     percent = {name: tuple(100 * value for value in difference) for name, difference in found.items()}
-    return plot_intervals(f"Tuned − control ({study.control})", "percent", percent) if percent else ""
+    return plot_intervals(f"Tuned − control ({study.control})", percent) if percent else ""
 
 
 def format_study(name: str, study: Study) -> str:

@@ -35,7 +35,7 @@ def training_overrides(study: Study, name: str, seed: int, extra: Sequence[str] 
     return [*overrides, *study.overrides, *training.overrides, *extra]
 
 
-def training_commands(study: Study, name: str, seed: int, extra: Sequence[str] = ()) -> Iterator[Command]:
+def training_commands(study: Study, name: str, seed: int, extra: Sequence[str]) -> Iterator[Command]:
     """Train a run, after everything that it builds on."""
     training = study.trainings[name]
     if training.teacher:

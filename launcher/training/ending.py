@@ -50,9 +50,10 @@ def say_teacher(teacher: Run | None, config: Config) -> str:
 
 def name_next(config: Config) -> str:
     """The command that reads what was trained."""
-    run, method = run_folder(config), METHODS[config.method.name]
-    if method.segments:
-        return f"wsss segment {run}"
+    run, method, data = run_folder(config), METHODS[config.method.name], config.data
+    if method.segments or "seg" in config.cam.kinds:
+        split = "val" if data.val else "tune" if data.tune else "train"
+        return f"wsss segment {run}" + (f" --split {split}" if split != "val" else "")
     if not method.gives_maps:
-        return f"wsss cues walk {config.data.val or config.data.train} --run {run}"
-    return f"wsss infer {run}" if config.data.val or config.data.tune else f"wsss infer {run} --split train"
+        return f"wsss cues walk {data.val or data.train} --run {run}"
+    return f"wsss infer {run}" + ("" if data.val or data.tune else " --split train")

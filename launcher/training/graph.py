@@ -2,7 +2,8 @@
 
 A step of M-SEE launches about 3,000 kernels of some microseconds each, and the host takes longer to launch them than
 the device to compute them. A graph is recorded once for each phase of the method and each shape of batch, and from then
-on replayed on new values. It computes the same kernels in the same order.
+on replayed on new values. It computes the same kernels in the same order. What processes tell each other stays outside:
+see gradients.SharedGradient.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from launcher.processes.zero import uses_zero
+from launcher.config.sections import TrainConfig
 from wsss.methods.base import Method
 
 Gradient = Callable[[Any, int], dict[str, Tensor]]  # (batch, step) -> losses
@@ -67,7 +68,8 @@ class GraphedGradient:
         copied = tree_map_only(Tensor, torch.clone, batch)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # Other threads may do as they like meanwhile: loaders pin memory, NCCL's watchdog asks for events.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             losses = self.gradient(copied, step)
             values = torch.stack([value.detach().float() for value in losses.values()])
         return Recording(graph, tensors_of(copied), tuple(losses), values)
@@ -88,7 +90,8 @@ def tensors_of(batch: Mapping[str, Any]) -> list[Tensor]:
     return [value for value in tree_leaves(batch) if isinstance(value, Tensor)]
 
 
-def may_be_recorded(accelerator: Accelerator, method: Method) -> bool:
-    """On one GPU without DeepSpeed, and if the method says which steps are alike."""
-    alone = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-    return alone and not uses_zero(accelerator) and type(method).phase is not Method.phase
+def is_recorded(config: TrainConfig, method: Method, *, device: str, processes: int, zero: bool) -> bool:
+    """Whether a run records its steps: asked for and on GPUs, the method says which of them are alike, and nothing
+    inside a step talks to other processes, as DeepSpeed's engine (`zero`) and joined BatchNorm do."""
+    joined = config.sync_norm and processes > 1 and any(isinstance(part, _BatchNorm) for part in method.modules())
+    return config.graph and device == "cuda" and not zero and not joined and type(method).phase is not Method.phase

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,12 @@ from torch.utils.data import DataLoader
 
 from launcher.config.file import flatten
 from launcher.config.sections import Config
-from launcher.errors import ConfigError, RunError, user_error_as
+from launcher.errors import RunError
 from launcher.evaluation.validate import check_keep_best
 from launcher.files import Damaged, set_aside
 from launcher.jobs import output as jobs
-from launcher.jobs.infer import try_cams
-from launcher.processes.accelerator import process_count
-from launcher.processes.buffers import refuse_unequal_state
 from launcher.run import steps
-from launcher.run.build import build_method
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
-from launcher.run.lock import require_writable
 from launcher.run.start import find_further_weights, find_weights
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
@@ -34,8 +27,6 @@ from shards.remote import Place
 from shards.schema import ClassSet
 from shards.tars import sha256_of
 from wsss.methods import METHODS
-from wsss.methods.base import Frozen, Method
-from wsss.models.base import Network
 
 # Settings that do not change the trained weights, so that a run may go on with others.
 FREE_TO_CHANGE = (
@@ -231,77 +222,3 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
             f"{run} exists and was begun with other settings ({'; '.join(different)}): to resume, start it with those, "
             f"which {run.folder / CONFIG} has; a new run needs another name"
         )
-
-
-def preflight(config: Config) -> int:
-    """Find in one process what would otherwise stop all of them, some of it after hours: wrong data, a missing teacher,
-    weights that do not fit, state that the processes would not share, a kind of CAM that the method does not have, a
-    batch that they cannot share. Weights that must be downloaded are, before several processes want them at once.
-
-    Returns:
-        How many processes train: what launch.processes says, else as many GPUs as the batch divides into.
-
-    Raises:
-        ConfigError: settings that contradict each other; and see Inputs.check.
-    """
-    require_writable(run_folder(config))
-    inputs = Inputs(config)
-    inputs.check()
-    if not config.tracking.to and "to" not in config.tracking.model_fields_set:
-        print("metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
-    method = build_method(config, inputs.class_set, inputs.teacher)
-    processes = choose_processes(config, method)
-    inputs.loaders_from(0, rank=0, ranks=processes)
-    refuse_unequal_state(method, processes)
-    check_image_size(method, config.data.image_size)
-    if method.gives_maps:
-        try_cams(method, config)
-    return processes
-
-
-def check_image_size(method: Method, side: int) -> None:
-    """Raise ConfigError if a network of the method, or its teacher, takes no images of data.image_size."""
-    networks = [module for module in method.modules() if isinstance(module, Network)]
-    networks += [part.network for part in vars(method).values() if isinstance(part, Frozen)]
-    for network in networks:
-        try:
-            network.check_size(side, side)
-        except ValueError as error:
-            raise ConfigError(f"data.image_size: {error}") from error
-
-
-def choose_processes(config: Config, method: Method) -> int:
-    """See preflight."""
-    available, machines = process_count(config), config.launch.machines
-    if config.launch.processes is None:
-        for fewer in range(available, machines - 1, -machines):
-            with suppress(ValueError):
-                check_share(config, method, fewer)
-                return fewer
-    with user_error_as(ConfigError):
-        check_share(config, method, available)
-    return available
-
-
-def check_share(config: Config, method: Method, processes: int, accumulate: int | None = None) -> int:
-    """Images of one process and micro-batch. Raises ValueError if the batch cannot be shared out so.
-
-    Args:
-        accumulate: micro-batches of an update; None: the config's.
-    """
-    accumulate = accumulate or config.train.accumulate
-    images, rest = divmod(config.data.global_batch_size, processes * accumulate)
-    if rest:
-        raise ValueError(
-            f"data.global_batch_size {config.data.global_batch_size} does not divide into {processes} processes x "
-            f"{accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
-        )
-    try:
-        method.check_images(images)
-        if config.data.pairs and images % 2:
-            raise ValueError("data.pairs: these are no pairs of frames; wanted an even number")
-    except ValueError as error:
-        raise ValueError(
-            f"{config.data.global_batch_size} images over {processes} processes x {accumulate} micro-batches: {error}"
-        ) from None
-    return images

@@ -30,6 +30,7 @@ from launcher.training.nonfinite import list_keys
 from launcher.training.run import build_method_and_optimizer, make_trainer
 from launcher.training.trainer import Trainer
 from launcher.training.watch import Watch, find_nonfinite
+from launcher.training.window import LossWindow
 from shards.batches.batch import Batch
 
 
@@ -76,7 +77,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
             trainer.step += 1
             progress.advance()
     account = "\n".join(repeat_step(trainer, batches))
-    means = trainer.average_log_window()
+    means = trainer.window.means(accelerator)
     if main:
         print(f"step {step} of {run}, {processes} processes, trained again from step {begun_at}; no update is made")
     for number, text in enumerate(gather_texts(account, trainer)):
@@ -96,7 +97,7 @@ def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
     """Run the trainer's next step on this rank alone, without an update; what there is to say about it."""
     method, accelerator = trainer.plain_method, trainer.accelerator
     trainer.prepare_step()
-    trainer.log_window, trainer.log_batches, trainer.unchecked = {}, 0, []
+    trainer.window = LossWindow()
     method.zero_grad(set_to_none=True)
     lines = [f"rank {accelerator.process_index}:"]
     lines += [f"  {name} is not finite before the step" for name in find_nonfinite(method.state_dict().items())]
@@ -107,8 +108,8 @@ def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
             with trainer.precision():
                 losses = method(batch, trainer.step)
             trainer.backward(losses["loss"])
-        trainer.add_to_log_window(batch["key"], losses)
-    for micro in trainer.unchecked:
+        trainer.note(batch["key"], losses)
+    for micro in trainer.window.unchecked:
         lines.append("  losses: " + ", ".join(f"{name} {value.item():.9g}" for name, value in micro.losses.items()))
         lines.append(f"  samples: {list_keys(micro.keys)}")
     if trainer.loss_scale:

@@ -20,12 +20,13 @@ from launcher.run import checkpoint, steps
 from launcher.tracking.protocol import Tracker
 from launcher.training.average import Average
 from launcher.training.gauges import Gauges
-from launcher.training.gradients import clip_gradients, poison_gradient, seed_step
-from launcher.training.graph import Gradient, GraphedGradient, may_be_recorded
+from launcher.training.gradients import SharedGradient, clip_gradients, poison_gradient, seed_step
+from launcher.training.graph import Gradient, GraphedGradient, is_recorded
 from launcher.training.loss_scale import LossScale
 from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
 from launcher.training.skips import Skips
 from launcher.training.unread import refuse_unread
+from launcher.training.window import LossWindow
 from shards.batches.batch import Batch, to_device
 from wsss.methods.base import Method
 
@@ -69,10 +70,14 @@ class Trainer:
         self.accelerator = accelerator
         self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
-        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer)
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        ranks, device = accelerator.num_processes, accelerator.device.type
+        recorded = is_recorded(config, method, device=device, processes=ranks, zero=zero.uses_zero(accelerator))
+        self.method, self.optimizer = zero.prepare(accelerator, method, optimizer, wrap=not recorded)
         self.gradient: Gradient = self.losses_and_gradient
-        if config.graph and may_be_recorded(accelerator, method):
+        if recorded:
             self.gradient = GraphedGradient(self.losses_and_gradient, method.phase)
+        self.shared = SharedGradient(self.parameters) if recorded and ranks > 1 else None
         self.lr_at = lr_at
         self.batches_from = batches_from
         self.evaluate = evaluate
@@ -81,14 +86,11 @@ class Trainer:
         self.tracker = tracker
         self.global_batch_size = global_batch_size
         self.skips = skips or Skips(run, 0, accelerator)
-        self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.step = 0
         self.is_first = True  # no step was made yet
         self.bad_step = torch.zeros((), device=accelerator.device)  # first step (1-based) that was not finite, or 0
         self.loss_scale: LossScale | None = None
-        self.log_window: dict[str, Tensor] = {}  # sums of losses since the last log, on the device
-        self.log_batches = 0
-        self.unchecked: list[Micro] = []  # what this rank saw since somebody last looked whether all was finite
+        self.window = LossWindow()
         self.gauges = Gauges(accelerator.device)
 
     def fit(self) -> bool:
@@ -135,12 +137,6 @@ class Trainer:
         """Is it time, after this step? Always at the last one."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
-    def average_log_window(self) -> dict[str, float]:
-        """Every loss, averaged over the micro-batches since the last log and over the ranks, which must all call it."""
-        names = sorted(self.log_window)
-        means = torch.stack([self.log_window[name] for name in names]) / self.log_batches
-        return dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-
     def is_evaluation_due(self) -> bool:
         return self.evaluate is not None and self.is_due(self.config.eval_every)
 
@@ -156,7 +152,9 @@ class Trainer:
             last = micro + 1 == self.config.accumulate
             with zero.accumulating(self.accelerator, self.method, last=last):
                 losses = self.gradient(batch, self.step)
-            self.add_to_log_window(batch["key"], losses)
+            self.note(batch["key"], losses)
+        if self.shared:
+            self.shared.average()
         if self.loss_scale:
             self.loss_scale.down(self.parameters)
         self.guard(clip_gradients(self.optimizer, self.parameters, self.config.max_grad_norm))
@@ -194,9 +192,8 @@ class Trainer:
         if type(self.plain_method).counts is Method.counts:
             yield from (to_device(self.gauges.next_batch(batches), device) for _ in range(accumulate))
             return
-        of_step = [
-            self.gauges.next_batch(batches) for _ in range(accumulate)
-        ]  # its totals are known before its first loss
+        # the totals of a step are known before its first loss
+        of_step = [self.gauges.next_batch(batches) for _ in range(accumulate)]
         counts = [self.plain_method.counts(batch) for batch in of_step]
         mine = torch.stack([torch.stack([of_batch[name] for of_batch in counts]).sum() for name in counts[0]])
         totals = dict(zip(counts[0], sum_ranks(mine).to(device, non_blocking=True), strict=True))
@@ -224,27 +221,25 @@ class Trainer:
 
     def stop_if_not_finite(self) -> None:
         """Raises RunError on all ranks if a step since the last look was not finite."""
-        seen, self.unchecked = self.unchecked, []
+        seen, self.window.unchecked = self.window.unchecked, []
         if bad_step := int(self.bad_step.item()):
             said = explain_nonfinite(bad_step, seen, self.run, self.accelerator)
             raise NotFinite(said, replay_command(self.run, bad_step))
 
-    def add_to_log_window(self, keys: list[str], losses: dict[str, Tensor]) -> None:
+    def note(self, keys: list[str], losses: dict[str, Tensor]) -> None:
+        """Keep the losses of a micro-batch until the next log."""
         values = {name: value.detach().float() for name, value in losses.items()}
-        for name, value in values.items():
-            self.log_window[name] = self.log_window[name] + value if name in self.log_window else value
-        self.log_batches += 1
+        self.window.add(Micro(self.step + 1, list(keys), values))
         if self.loss_scale:
             self.loss_scale.see(values["loss"])
-        self.unchecked.append(Micro(self.step + 1, list(keys), values))
 
     def log(self) -> str:
         """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
         self.stop_if_not_finite()
-        means = self.average_log_window()
-        steps = self.log_batches // self.config.accumulate
+        means = self.window.means(self.accelerator)
+        steps = self.window.batches // self.config.accumulate
         took = self.gauges.read(steps, images=steps * self.global_batch_size)
-        self.log_window, self.log_batches = {}, 0
+        self.window = LossWindow()
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= self.skips.count(self.step)
         metrics |= {"train/lr": self.lr_at(self.step - 1), **took}

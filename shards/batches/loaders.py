@@ -64,8 +64,8 @@ class TrainSamples(Dataset):
         shards: ShardFolder,
         transform: Transform,
         seed: int,
-        mask_of: MaskOf | None = None,
-        max_skipped: int = 0,
+        mask_of: MaskOf | None,
+        max_skipped: int,
     ) -> None:
         self.shards, self.transform, self.seed, self.mask_of = shards, transform, seed, mask_of
         self.max_skipped = max_skipped

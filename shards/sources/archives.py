@@ -7,17 +7,19 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from shards.files import appearing
-from shards.schema import DataError, check_size_of_mask, decode_image, encode_image, header_of, turn_upright
+from shards.image_bytes import decode_image, encode_image, header_of, turn_upright
+from shards.schema import DataError, check_size_of_mask
 
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 ARCHIVES = (".zip", ".tar", *COMPRESSED)
@@ -195,6 +197,20 @@ def list_folder(root: Path) -> dict[str, Blob]:
         seen.add(real)
         files.update({f"{below}/{name}": Blob(f"{folder}/{name}") for name in sorted(names) if name[0] != "."})
     return files
+
+
+def list_roots(roots: Sequence[Path], archive_names: re.Pattern[str]) -> tuple[list[dict[str, Blob]], list[Path]]:
+    """(the files of each root that is a folder, the archives: other roots, then those in the folders named like this).
+
+    Raises:
+        DataError: a root is missing.
+    """
+    archives = [root for root in roots if not root.is_dir() and is_archive(root)]
+    folders = [list_folder(root) for root in roots if root not in archives]
+    for files in folders:
+        paths = [Path(blob.path) for blob in files.values()]
+        archives += sorted(path for path in paths if is_archive(path) and archive_names.search(path.name))
+    return folders, archives
 
 
 def repacked(path: Path, keep: Callable[[str], bool], folder: Path) -> Path:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.schema import SMOKE, ClassSet, DataError, Frame, Sample, encode_image, turn_upright
+from shards.image_bytes import encode_image, turn_upright
+from shards.schema import SMOKE, ClassSet, DataError, Frame, Sample
 from shards.sources.archives import Exif
 from shards.sources.names import check_one_row_each, keys_of, plain
 from shards.sources.text import check_different, json_of, names_of, read_bytes, shown
@@ -152,8 +153,6 @@ def read_clips(
 
 def metadata_rows(path: Path) -> dict[str, Row]:
     """{file name: row} of a json list of rows, or of an object whose values are rows."""
-    if not path.is_file():
-        raise DataError(f"{path}: metadata file is missing")
     content = json_of(read_bytes(path), str(path))
     if not isinstance(content, (dict, list)):
         raise DataError(f"{path}: holds {shown(content)}; wanted a list of rows, or an object of them")
@@ -170,8 +169,6 @@ def metadata_rows(path: Path) -> dict[str, Row]:
 
 def listed(rows: Mapping[str, Row], only: Path) -> dict[str, Row]:
     """The rows that a text file names, in its order."""
-    if not only.is_file():
-        raise DataError(f"{only}: list of videos is missing")
     same = {plain(name): name for name in rows}
     names = [same.get(plain(name), name) for name in names_of(read_bytes(only), str(only))]
     unknown = [name for name in names if name not in rows]

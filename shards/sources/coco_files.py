@@ -16,7 +16,7 @@ from PIL import Image
 
 from shards.files import appearing
 from shards.schema import DataError
-from shards.sources.archives import Blob, is_archive, list_archive, list_folder
+from shards.sources.archives import Blob, is_archive, list_archive, list_folder, list_roots
 from shards.sources.names import IMAGE_ENDINGS, Names, check_one_row_each, plain
 from shards.sources.text import json_of, shown
 
@@ -71,18 +71,13 @@ def find_files(roots: Sequence[Path]) -> Files:
     """
     annotations: dict[str, Blob] = {}
     images: dict[str, dict[str, Blob]] = {}
-    archives = [root for root in roots if not root.is_dir() and is_archive(root)]
-    for root in roots:
-        if root in archives:
-            continue
-        files = list_folder(root)
+    folders, archives = list_roots(roots, ARCHIVE_NAMES)
+    for files in folders:
         for place, name, blob in of_coco(files):
             known = annotations if name == "" else images.setdefault(place, {})
             other = known.setdefault(name or place, blob)
             if other != blob:
                 raise DataError(f"{place}: the same file is there twice: {other} and {blob}; name one with --root")
-        names = [Path(blob.path) for blob in files.values()]
-        archives += sorted(path for path in names if is_archive(path) and ARCHIVE_NAMES.search(path.name))
     for archive in archives:
         for place, name, blob in of_coco(list_archive(archive)):
             known = annotations if name == "" else images.setdefault(place, {})

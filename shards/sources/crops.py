@@ -10,17 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from shards.schema import (
-    IGNORE_INDEX,
-    Box,
-    ClassSet,
-    DataError,
-    Sample,
-    Source,
-    decode_image,
-    encode_image,
-    header_of,
-)
+from shards.image_bytes import decode_image, encode_image, header_of
+from shards.schema import IGNORE_INDEX, Box, ClassSet, DataError, Sample, Source
 
 Protocol = Literal["legacy", "grid"]
 SMOKE_ID = 1

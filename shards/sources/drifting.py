@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shards.schema import DataError, Frame, Sample, encode_image
+from shards.image_bytes import encode_image
+from shards.schema import DataError, Frame, Sample
 from shards.sources.synthetic import (
     MASK_OPACITY,
     Synthetic,

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import ClassSet, DataError, Frame, Sample, header_of
+from shards.image_bytes import header_of
+from shards.schema import ClassSet, DataError, Frame, Sample
 from shards.sources.archives import Blob, Exif
 from shards.sources.mask_values import parse_mask_values, read_mask
 from shards.sources.names import check_one_row_each, keys_of

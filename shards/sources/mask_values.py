@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shards.schema import IGNORE_INDEX, ClassSet, DataError, decode_grey, decode_mask
+from shards.image_bytes import decode_grey, decode_mask
+from shards.schema import IGNORE_INDEX, ClassSet, DataError
 from shards.sources.label_names import BACKGROUND
 
 IGNORE = "ignore"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.schema import IGNORE_INDEX, SMOKE, ClassSet, DataError, Sample, decode_grey
+from shards.image_bytes import decode_grey
+from shards.schema import IGNORE_INDEX, SMOKE, ClassSet, DataError, Sample
 from shards.sources.archives import Blob, Exif, list_folder
 from shards.sources.names import IMAGE_ENDINGS, Names, check_one_row_each, keys_of, plain, without_ending
 from shards.sources.text import cell_of, names_of, read_bytes, read_rows

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from shards.schema import SMOKE, Box, ClassSet, DataError, Sample, encode_image
+from shards.image_bytes import encode_image
+from shards.schema import SMOKE, Box, ClassSet, DataError, Sample
 
 FRAMES_PER_SCENE = 4
 MASK_OPACITY = 0.2  # plume pixels at least this opaque are smoke

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import ClassSet, DataError, Sample, classes_in, decode_mask
+from shards.image_bytes import decode_mask
+from shards.schema import ClassSet, DataError, Sample, classes_in
 from shards.sources.archives import Blob, Exif, digest_of, digest_of_text
 from shards.sources.names import keys_of
 from shards.sources.voc_files import Files, read_list

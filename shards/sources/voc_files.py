@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from shards.schema import DataError
-from shards.sources.archives import COMPRESSED, Blob, is_archive, list_archive, list_folder, repacked
+from shards.sources.archives import COMPRESSED, Blob, list_archive, list_roots, repacked
 from shards.sources.names import IMAGE_ENDINGS, Names, last_of, without_ending
 from shards.sources.text import check_different, names_of
 
@@ -67,17 +67,12 @@ def find_files(roots: Sequence[Path], cache: Path) -> Files:
         DataError: a root is missing, or two folders hold the same file.
     """
     found: dict[str, dict[str, Blob]] = {}
-    archives = [root for root in roots if not root.is_dir() and is_archive(root)]
-    for root in roots:
-        if root in archives:
-            continue
-        files = list_folder(root)
+    folders, archives = list_roots(roots, ARCHIVE_NAMES)
+    for files in folders:
         for kind, name, blob in of_voc(files):
             other = found.setdefault(kind, {}).setdefault(name, blob)
             if other != blob:
                 raise DataError(f"{kind} '{name}' is there twice: {other} and {blob}; name one folder with --root")
-        names = [Path(blob.path) for blob in files.values()]
-        archives += sorted(path for path in names if is_archive(path) and ARCHIVE_NAMES.search(path.name))
     unpacked = [path for path in archives if path.name.lower().endswith(COMPRESSED)]
     for archive in archives:
         plain = repacked(archive, is_small, cache) if archive in unpacked else archive

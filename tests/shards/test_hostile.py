@@ -21,7 +21,8 @@ from shards.batches.augment import Squash
 from shards.batches.loaders import train_loader
 from shards.batches.order import Slice
 from shards.folder import ShardFolder
-from shards.index import Index, index_shard
+from shards.index import Index
+from shards.index_shard import index_shard
 from shards.schema import ClassSet, DataError, SampleError
 from shards.sources.synthetic import Synthetic
 from shards.tars import tar_members

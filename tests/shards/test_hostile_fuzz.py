@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.index import INDEX_NAME, Index, Shard, index_shard
+from shards.index import INDEX_NAME, Index, Shard
+from shards.index_shard import index_shard
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
 from shards.tars import tar_members, tar_spans

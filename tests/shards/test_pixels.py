@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from shards.image_bytes import decode_grey, decode_image, decode_mask, header_of, turn_upright
 from shards.pixels import upright, voc_colours
-from shards.schema import SampleError, decode_grey, decode_image, decode_mask, header_of, turn_upright
+from shards.schema import SampleError
 
 GREY = np.array([[0, 128, 255]], dtype=np.uint8)
 
@@ -128,6 +129,11 @@ def test_palette_masks_of_any_bits_keep_their_indices_unless_the_colours_contrad
 def test_a_mask_whose_ids_nobody_can_know_is_refused(data, message):
     with pytest.raises(SampleError, match=message):
         decode_mask(data, "m.png")
+
+
+def test_vocs_colours_begin_and_end_as_published():
+    assert voc_colours()[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert voc_colours()[255].tolist() == [224, 224, 192]
 
 
 def test_vocs_colours_count_wherever_they_are_in_the_palette():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from support.places import PYTHONPATH
 
+from shards.image_bytes import encode_image
 from shards.index import Index
-from shards.schema import SMOKE, DataError, Sample, encode_image
+from shards.schema import SMOKE, DataError, Sample
 from shards.unfinished import MADE_OF, hold_lock
 from shards.write import is_written, write_split
 

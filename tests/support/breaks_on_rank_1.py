@@ -27,7 +27,7 @@ if "RANK" in os.environ:
         main(sys.argv[1:])
 else:
     from launcher.config.file import load_config
-    from launcher.processes.launch import run_and_forward
+    from launcher.processes.forward import run_and_forward
 
     yaml, *overrides = sys.argv[2:]
     argv, environment = launch_command(load_config(Path(yaml), overrides), "support.breaks_on_rank_1", sys.argv[2:])

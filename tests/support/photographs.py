@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from launcher.run.build import Trained
-from shards.schema import ClassSet, Sample, encode_image
+from shards.image_bytes import encode_image
+from shards.schema import ClassSet, Sample
 from wsss.methods.base import Method
 from wsss.models.base import Network, Outputs
 

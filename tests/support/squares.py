@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from shards.schema import ClassSet, Sample, encode_image
+from shards.image_bytes import encode_image
+from shards.schema import ClassSet, Sample
 
 PETS = ClassSet(name="pets", classes=("cat", "dog"))
 

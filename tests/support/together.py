@@ -59,7 +59,9 @@ def trained(path, runs):
 
     `sum` is that of the weights' magnitudes, `state` {buffer: sum}.
 
-    An override `nan@STEP` makes rank 1's loss not finite at that step; the answer then has the error as `error`.
+    An override `nan@STEP` makes rank 1's loss not finite at that step; the answer then has the error as `error`. With
+    `recorded@` the trainer takes the way that it takes on GPUs for steps that become graphs, which are none here. With
+    `unequal@` rank 1 is given other initial weights.
     """
     from accelerate.state import AcceleratorState
 
@@ -71,11 +73,22 @@ def trained(path, runs):
 
     without_shm()
     said = []
-    plain_batches, plain_guard = Inputs.batches_from, trainer.Trainer.guard
+    plain_batches, plain_guard, plain_recorded = Inputs.batches_from, trainer.Trainer.guard, trainer.is_recorded
+    trainer.GraphedGradient, plain_build = NoGraph, launcher.training.run.build_method_and_optimizer
+
+    def built_unequal(inputs, accelerator):
+        method, optimizer = plain_build(inputs, accelerator)
+        for parameter in method.parameters():
+            parameter.data += accelerator.process_index
+        return method, optimizer
+
     for overrides in runs:
         AcceleratorState._reset_state(True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         facts = {"losses": [], "norms": [], "keys": []}
+        as_recorded = "recorded@" in overrides
+        trainer.is_recorded = (lambda *_, **__: True) if as_recorded else plain_recorded
+        launcher.training.run.build_method_and_optimizer = built_unequal if "unequal@" in overrides else plain_build
         nan_at = next((int(text.partition("@")[2]) for text in overrides if text.startswith("nan@")), None)
 
         def batches(self, step, rank, ranks, facts=facts, nan_at=nan_at):
@@ -92,9 +105,7 @@ def trained(path, runs):
         Inputs.batches_from, trainer.Trainer.guard = batches, guard
         launcher.training.run.begin_run = lambda *_, facts=facts: Notes(facts)
         try:
-            method = launcher.training.run.train(
-                load_config(Path(path), [t for t in overrides if not t.startswith("nan@")])
-            )
+            method = launcher.training.run.train(load_config(Path(path), [t for t in overrides if "@" not in t]))
             facts["sum"] = sum(float(p.detach().double().abs().sum()) for p in method.parameters())
             facts["state"] = {name: float(buffer.double().sum()) for name, buffer in method.named_buffers()}
         except RunError as error:
@@ -106,6 +117,16 @@ def trained(path, runs):
 def without_shm():
     """DeepSpeed would compile its shared-memory reduction for half a minute first; gloo does the same sums."""
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # as an attribute it is torch itself
+
+
+class NoGraph:
+    """What a GraphedGradient does without a GPU."""
+
+    def __init__(self, gradient, phase_of):
+        self.gradient = gradient
+
+    def __call__(self, batch, step):
+        return self.gradient(batch, step)
 
 
 class Notes:

@@ -9,7 +9,7 @@ from launcher.jobs.segment import segment
 from launcher.run.folder import run_folder
 from launcher.training.run import train
 from shards.folder import ShardFolder
-from shards.schema import decode_mask
+from shards.image_bytes import decode_mask
 from shards.sources.coco14 import read_coco
 from shards.sources.coco_files import find_files as find_coco
 from shards.sources.voc12 import read_voc12

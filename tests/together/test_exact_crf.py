@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from launcher.bench.crf import crf_scene
-from shards.schema import decode_image
+from shards.image_bytes import decode_image
 from shards.sources.synthetic import Synthetic
 from wsss.refine.crf import dense_crf, mean_field
 from wsss.tensors import resize

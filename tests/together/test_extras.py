@@ -151,7 +151,7 @@ def test_a_plain_install_trains_infers_and_refines(plain, in_tmp, tiny_config, s
     from launcher.config.sections import RefineConfig
     from launcher.jobs.infer import infer
     from launcher.jobs.refine import refine
-    from launcher.training.inputs import preflight
+    from launcher.training.preflight import preflight
     from launcher.training.run import train
 
     config = tiny_config("classify", "train.steps=2")

@@ -49,8 +49,8 @@ def test_a_step_of_the_trainer_runs_on_a_gpu_and_never_waits_for_it(tmp_path, na
         trainer.train_step(batches)  # what is made once: a teacher moves
         with Waits() as waits:
             trainer.train_step(batches)
-        assert {value.dtype for value in trainer.log_window.values()} == {torch.float32}
-        assert {value.device for value in trainer.log_window.values()} == {CUDA}
+        assert {value.dtype for value in trainer.window.sums.values()} == {torch.float32}
+        assert {value.device for value in trainer.window.sums.values()} == {CUDA}
     assert not waits.found
 
 

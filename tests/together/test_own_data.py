@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.command import wsss
 from support.places import ROOT
 from support.toys import TOY
 from support.videos import write_mp4
-from typer.testing import CliRunner
 
-from launcher.__main__ import app
 from launcher.config.file import load_config
 from launcher.tracking.tracker import read_metrics
 from launcher.training.run import train
@@ -111,10 +110,7 @@ def run_line(words):
         return ""
     words = ["cam.window_px=32" if word == "cam.window_px=224" else word for word in words]
     here = ["--workers", "1"] if words[:2] in (["shards", "smoke"], ["shards", "images"]) else []
-    done = CliRunner().invoke(app, [*words, *here])
-    if done.exception is not None:
-        raise done.exception
-    return done.output
+    return wsss(*words, *here)
 
 
 def test_the_page_goes_from_labels_to_a_report_without_a_mask(pets, capsys):

@@ -10,7 +10,7 @@ from support.store import Store
 from launcher.evaluation.evaluate import evaluate
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
-from launcher.training.inputs import preflight
+from launcher.training.preflight import preflight
 from launcher.training.run import train
 from shards.remote import join
 

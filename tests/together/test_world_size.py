@@ -45,6 +45,21 @@ def test_msee_trains_alike_on_one_two_and_four_processes(msee):
         assert ranks[0]["sum"] == pytest.approx(one[0]["sum"], rel=1e-4)
 
 
+def test_gradients_of_recorded_steps_are_averaged_as_ddp_does(msee):
+    """Bit for bit: also with two micro-batches, clipped, with an average; and a NaN of one rank stops both."""
+    two = [*msee, "launch.processes=2", "train.accumulate=2", "train.max_grad_norm=0.5", "train.ema_decay=0.5"]
+    runs = [
+        [*two, "name=ddp"],
+        [*two, "name=recorded", "recorded@", "unequal@"],
+        [*two, "name=nan", "recorded@", "nan@3"],
+    ]
+    ranks = together(2, trained, MSEE, runs)
+    for ddp, recorded, stopped in ranks:
+        assert recorded == ddp
+        assert "step 2" in stopped["error"]
+    assert ranks[0][1]["sum"] == ranks[1][1]["sum"]
+
+
 @pytest.mark.slow
 def test_msee_trains_under_zero_as_under_ddp(msee):
     runs = [[*msee, "launch.processes=2", f"launch.zero={zero}", f"name=z{zero}"] for zero in (0, 2)]

@@ -18,6 +18,7 @@ CASES: dict[str, tuple[float, Callable[[Stage], Found]]] = {
     "graphed": (30, steps.graphed),
     "graph_equal": (10, numbers.graph_equal),
     "training": (60, training.training),
+    "features": (150, training.features),
     "one_rank": (15, training.one_rank),
     "step_smoke": (25, steps.step_smoke),
     "determinism": (15, numbers.determinism),

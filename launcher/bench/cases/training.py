@@ -1,4 +1,5 @@
-"""Whole trainings: images per second with the loader, what a checkpoint costs, how soon a run stops, and NCCL."""
+"""Whole trainings: images per second with the loader, what a checkpoint costs, how soon a run stops, options that other
+cases leave out, and NCCL."""
 
 import json
 import os
@@ -8,49 +9,99 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 
 from launcher.bench.stage import Found, Stage
+from launcher.processes.precision import in_precision
+from launcher.training.gradients import SharedGradient
+from launcher.training.graph import Gradient, GraphedGradient
 
-MSEE = """
-name: bench/msee
-data: {{train: {data}, image_size: {px}, global_batch_size: 4, scale: [0.5, 2.0], flip: 0.5, workers: {workers}}}
-model: {{name: toco, timm_name: {vit}}}
-method: {{name: msee, seg_from: 0, crop_px: {crop_px}}}
+CONFIG = """
+name: bench/{name}
+data: {{train: data/train, image_size: {px}, global_batch_size: 4, scale: [0.5, 2.0], flip: 0.5, workers: {workers}}}
+model: {model}
+method: {method}
 train: {{steps: {steps}, log_every: {log_every}, precision: bf16, graph: true}}
 cam: {{kinds: [class_map]}}
 launch: {{processes: 1, device: {device}}}
 tracking: {{to: []}}
 """
+MSEE = "{{name: toco, timm_name: {vit}}}", "{{name: msee, seg_from: 0, crop_px: {crop_px}}}"
+FROZEN = "{{name: frozen, timm_name: {vit}}}", "{{name: frozen, seg_from: 0, agree_from: 0}}"
+
+FEATURES = {
+    "msee": (MSEE, []),
+    "msee, fp16": (MSEE, ["train.precision=fp16"]),
+    "msee, average": (MSEE, ["train.ema_decay=0.999"]),
+    "msee, accumulate 2": (MSEE, ["train.accumulate=2"]),
+    "msee, checkpointing": (MSEE, ["model.checkpointing=true"]),
+    "frozen": (FROZEN, []),
+    "frozen, average, fp16": (FROZEN, ["train.ema_decay=0.999", "train.precision=fp16"]),
+}
 
 
 def training(stage: Stage) -> Found:
     """`wsss train` of M-SEE on synthetic photographs: images/s by loader workers, seconds of a save, seconds from
     SIGTERM to the end of the process, and whether the run continues."""
     found = Found()
-    px = stage.size(448, 64)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sides = ["--images", str(stage.size(512, 64)), "--size", str(stage.size(500, 64)), "--shards", "64"]
-        wsss(folder, "shards", "synthetic", "--out", str(folder / "data"), "--split", "train", *sides)
-        config = folder / "msee.yaml"
-        content = {"data": folder / "data/train", "vit": stage.vit, "device": stage.device.type, "px": px}
-        content |= {"crop_px": px * 96 // 448 // 16 * 16 or 16, "log_every": stage.size(50, 2)}
+        make_shards(folder, stage)
         for workers in (1,) if stage.smoke else (2, 4, 8):
-            steps = stage.size(150, 4)
-            config.write_text(MSEE.format(**content, steps=steps, workers=workers))
-            wsss(folder, "train", str(config), f"name=bench/{workers}")
-            last = read_metrics(folder, workers, "train/images_per_s")[-1]
-            save_s = read_metrics(folder, workers, "train/save_s")[-1]
+            config = write_config(folder, stage, f"workers{workers}", MSEE, stage.size(150, 4), workers)
+            wsss(folder, "train", str(config))
+            last = read_metrics(folder, config.stem, "train/images_per_s")[-1]
+            save_s = read_metrics(folder, config.stem, "train/save_s")[-1]
             found[f"{workers} workers"] = {"images_s": round(last, 1), "save_s": round(save_s, 2)}
         steps = stage.size(400, 24)
-        config.write_text(MSEE.format(**content, steps=steps, workers=stage.size(4, 1)))
+        config = write_config(folder, stage, "stopped", MSEE, steps, stage.size(4, 1))
         found["SIGTERM"] = stop_and_go_on(folder, config, steps)
     return found
+
+
+def features(stage: Stage) -> Found:
+    """`wsss train` for a few steps with each of FEATURES: images/s, the first and the last loss of a log window, and
+    whether the run takes more steps when it is asked to."""
+    found = Found()
+    steps = stage.size(100, 4)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_shards(folder, stage)
+        for number, (what, (method, overrides)) in enumerate(FEATURES.items()):
+            config = write_config(folder, stage, f"feature{number}", method, steps, stage.size(4, 1))
+            try:
+                wsss(folder, "train", str(config), *overrides)
+                speed, losses = (
+                    read_metrics(folder, config.stem, f"train/{metric}") for metric in ("images_per_s", "loss")
+                )
+                row = {"images_s": round(speed[-1], 1), "first": round(losses[0], 4), "last": round(losses[-1], 4)}
+                wsss(folder, "train", f"runs/bench/{config.stem}", "--extend", str(steps * 3 // 2))
+                found[what] = {**row, "went_on": read_metrics(folder, config.stem, "train/loss")[len(losses) :] != []}
+            except RuntimeError as error:  # what one option does on a new card must not keep the others from it
+                found[what] = {"error": str(error)[-400:]}
+    return found
+
+
+def make_shards(folder: Path, stage: Stage) -> None:
+    """Synthetic photographs in FOLDER/data/train."""
+    sides = ["--images", str(stage.size(512, 64)), "--size", str(stage.size(500, 64)), "--shards", "64"]
+    wsss(folder, "shards", "synthetic", "--out", "data", "--split", "train", *sides)
+
+
+def write_config(folder: Path, stage: Stage, name: str, method: tuple[str, str], steps: int, workers: int) -> Path:
+    """FOLDER/NAME.yaml, of the run bench/NAME."""
+    px = stage.size(448, 64)
+    content = {"vit": stage.vit, "crop_px": px * 96 // 448 // 16 * 16 or 16}
+    model, options = (part.format(**content) for part in method)
+    whole = {"name": name, "px": px, "model": model, "method": options, "steps": steps, "workers": workers}
+    whole |= {"log_every": stage.size(50, 2), "device": stage.device.type}
+    (folder / f"{name}.yaml").write_text(CONFIG.format(**whole))
+    return folder / f"{name}.yaml"
 
 
 def wsss(folder: Path, *arguments: str) -> str:
@@ -80,7 +131,7 @@ def read_metrics(folder: Path, run: int | str, name: str) -> list[float]:
 
 def stop_and_go_on(folder: Path, config: Path, steps: int) -> Found:
     """SIGTERM to a run that has logged once; then the same command again, to its end."""
-    arguments = ["train", str(config), "name=bench/stopped"]
+    arguments = ["train", str(config)]
     with (folder / "stopped.log").open("w") as log:
         process = subprocess.Popen(command_line(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log)
         until = time.monotonic() + 120
@@ -94,6 +145,32 @@ def stop_and_go_on(folder: Path, config: Path, steps: int) -> Found:
     wsss(folder, *arguments)
     ended = (folder / f"runs/bench/stopped/step_{steps:07d}").is_dir()
     return {**found, "saved_step": int(saved[-1].name.removeprefix("step_")), "went_on_to_the_end": ended}
+
+
+def recorded_steps(stage: Stage) -> Found:
+    """A step recorded while a process group is there, its gradient averaged after each replay, as on several GPUs: the
+    largest difference to the gradient of the plain step, and the time of both."""
+    method, batch = stage.method("msee", 2, stage.size(224, 64))
+    shared = SharedGradient([p for p in method.parameters() if p.requires_grad])
+
+    def gradient(batch: Any, step: int) -> dict[str, Tensor]:
+        with in_precision("bf16", stage.device.type):
+            losses = method(batch, step)
+        losses["loss"].backward()
+        return losses
+
+    found, wholes = Found(), []
+    for name in ("plain", "recorded") if stage.cuda else ("plain",):
+        run = GraphedGradient(gradient, method.phase) if name == "recorded" else gradient
+
+        def update(run: Gradient = run) -> None:
+            shared.whole.zero_()
+            run(batch, 10)
+            shared.average()
+
+        found[f"{name} step"] = stage.clock(update, 8, 6)
+        wholes.append(shared.whole.clone())
+    return {**found, "largest difference": (wholes[0] - wholes[-1]).abs().max().item()}
 
 
 def one_rank(stage: Stage) -> Found:
@@ -118,6 +195,6 @@ def one_rank(stage: Stage) -> Found:
             found["objects"] = objects == [{"a": 1}]
             vote = torch.zeros(1)
             found["vote"] = stage.clock(lambda: dist.all_reduce(vote))
-            return found
+            return found | recorded_steps(stage)
         finally:
             dist.destroy_process_group()

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 from PIL import Image
+from support.command import wsss_ends
 from support.places import ROOT
 from typer.testing import CliRunner
 
-from launcher.__main__ import ORDER, app, main
+from launcher.__main__ import ORDER, app
 from wsss import __version__
 
 
@@ -113,18 +114,9 @@ def test_own_frames_without_masks_become_a_label_only_tune(tmp_path, monkeypatch
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     monkeypatch.chdir(tmp_path)
     wanted = ("shards", "smoke", "--root", "frames", "--labels", "labels.csv", "--out", "d", "--split", "train")
-    said, code = wsss_here(*wanted, "--hold-out", 0.3, "--workers", 1, monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_ends(*wanted, "--hold-out", 0.3, "--workers", 1, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0 and "it is label-only, and chooses the gate alone" in said
     assert "split 'tune', supervision 'label', 3 images" in said
-
-
-def wsss_here(*arguments, monkeypatch, capsys):
-    """The command in this process, which spares the imports; returns what it printed and its exit code."""
-    monkeypatch.setattr(sys, "argv", ["wsss", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    shown = capsys.readouterr()
-    return shown.out + shown.err, end.value.code
 
 
 @pytest.mark.parametrize(
@@ -152,7 +144,7 @@ def test_mistakes_are_one_line_and_code_2_and_leave_nothing(
 ):
     config = str(tiny_yaml("classify"))
     arguments = [a.replace("CONFIG", config).replace("SCENES", str(scenes)) for a in arguments]
-    said, code = wsss_here(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_ends(*arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2 and re.search(f"error: .*{message}", said, re.S)
     assert not (in_tmp / "runs").exists()
 

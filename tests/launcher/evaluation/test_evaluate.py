@@ -11,7 +11,8 @@ from launcher.evaluation.sources import LabelSource, ScoreSource
 from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
 from shards.folder import ShardFolder
-from shards.schema import DataError, encode_mask
+from shards.image_bytes import encode_mask
+from shards.schema import DataError
 from shards.write import write_split, write_tar
 
 

@@ -15,8 +15,9 @@ from launcher.jobs.label_maps import segment_sources_of
 from launcher.jobs.segment import segment
 from launcher.training.run import train
 from shards.folder import ShardFolder
+from shards.image_bytes import decode_mask
 from shards.masks import MaskFolder
-from shards.schema import DataError, decode_mask
+from shards.schema import DataError
 from shards.tars import tar_members
 from shards.write import write_split
 from wsss.metrics.confusion import confusion_matrix, mean_iou, pixel_accuracy

@@ -50,11 +50,11 @@ def test_colours_stand_out_on_white_and_on_the_dark_page():
 
 
 def test_bars_and_intervals_name_every_row():
-    bars = plot_bars("IoU of each class", "percent", {"cat": 40.0, "dog": 20.0})
+    bars = plot_bars("IoU of each class", {"cat": 40.0, "dog": 20.0})
     assert (
         'aria-label="IoU of each class: cat 40.0, dog 20.0"' in bars
         and ">cat</text>" in bars
         and ">20.0</text>" in bars
     )
-    forest = plot_intervals("Tuned − control", "percent", {"lambda_1": (2.0, -1.0, 5.0)})
+    forest = plot_intervals("Tuned − control", {"lambda_1": (2.0, -1.0, 5.0)})
     assert ">lambda_1</text>" in forest and "lambda_1 +2.0" in forest

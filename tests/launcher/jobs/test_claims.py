@@ -12,7 +12,7 @@ from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
 from launcher.jobs.segment import segment
 from launcher.run.folder import Run, split_folders
-from launcher.training.inputs import preflight
+from launcher.training.preflight import preflight
 
 WRONG = [
     ("cam.kinds=[foo]", r"cam\.kinds: \['foo'\] not among \['attention', 'class_map', 'grad', 'layer', 'project'\]"),

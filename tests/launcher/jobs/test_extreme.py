@@ -12,8 +12,9 @@ from launcher.jobs import segment as segment_job
 from launcher.jobs.refine import refine
 from launcher.jobs.scores import at_size, read_scores
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_image
 from shards.masks import MaskFolder
-from shards.schema import Sample, encode_image
+from shards.schema import Sample
 from shards.write import write_split
 from wsss.refine.crf import add_background, dense_crf
 

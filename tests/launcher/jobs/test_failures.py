@@ -21,7 +21,8 @@ from launcher.jobs.cues.shards import write_cues
 from launcher.jobs.network_job import try_together
 from launcher.jobs.refine import refine
 from shards.folder import ShardFolder
-from shards.schema import DataError, Sample, encode_image
+from shards.image_bytes import encode_image
+from shards.schema import DataError, Sample
 from shards.write import write_split
 
 BAD = 3  # number of the sample that fails

@@ -22,8 +22,8 @@ from launcher.jobs.crf_pool import run_in_order
 from launcher.jobs.label_maps import read_left_out
 from launcher.jobs.segment import segment
 from shards.folder import ShardFolder
+from shards.image_bytes import decode_mask
 from shards.masks import MaskFolder
-from shards.schema import decode_mask
 from shards.tars import tar_members
 from shards.write import write_split
 from wsss.maps.fusion import RULES, fuse_seg_logits

@@ -14,8 +14,9 @@ from launcher.jobs.segment import segment
 from launcher.jobs.voc_archive import INSIDE, VOC_CLASSES, check_archive, pack_voc, png_problems
 from shards.digests import publish_noted
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_mask
 from shards.masks import MaskFolder
-from shards.schema import encode_mask, voc_palette
+from shards.pixels import voc_colours
 from shards.write import write_split, write_tar
 
 
@@ -146,5 +147,5 @@ def test_each_file_is_what_the_server_takes(data, problem):
 
 def test_another_palette_is_refused():
     image = Image.new("P", (4, 3))
-    image.putpalette([255 - value for value in voc_palette()])
+    image.putpalette((255 - voc_colours()).tobytes())
     assert list(png_problems(saved(image, format="PNG"), (3, 4))) == ["has another palette than VOC's"]

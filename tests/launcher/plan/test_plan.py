@@ -17,6 +17,7 @@ from launcher.plan.estimate import GIB, floor_of, least_accumulate, look_at_data
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
 from launcher.plan.step import build_without_values
 from launcher.plan.text import format_plan
+from launcher.training.graph import is_recorded
 
 MEASURED = {  # ms of an update on an H100, docs/experiments.md of 2026-11-26
     ("voc/msee_vitb", ()): 46.7,
@@ -48,25 +49,47 @@ def test_flops_and_what_is_kept_are_those_of_a_network_by_hand():
 
 def test_an_operator_takes_the_longer_of_products_traffic_and_launch():
     gpu = GPUS["h100"]
-    assert gpu.seconds(989 * 10**12, 0, "bf16", "bf16") == pytest.approx(1)
-    assert gpu.seconds(67 * 10**12, 0, "float32", "ieee") == pytest.approx(1)
-    assert gpu.seconds(494 * 10**12, 0, "float32", "tf32") == pytest.approx(1)
-    assert gpu.seconds(67 * 10**12, 0, ATTENTION, "tf32") == pytest.approx(1)
-    assert gpu.seconds(989 * 10**12, 0, PAIRS, "ieee") == pytest.approx(1)
-    assert gpu.seconds(1, 3350 * 10**9, "bf16", "bf16") == pytest.approx(1)
-    assert gpu.seconds(1, 1, "bf16", "bf16") == pytest.approx(3e-6)
+    one = pytest.approx(1)
+    assert gpu.least(989 * 10**12, 0, "bf16", "bf16") == (one, "products")
+    assert gpu.least(67 * 10**12, 0, "float32", "ieee") == (one, "products")
+    assert gpu.least(494 * 10**12, 0, "float32", "tf32") == (one, "products")
+    assert gpu.least(67 * 10**12, 0, ATTENTION, "tf32") == (one, "products")
+    assert gpu.least(989 * 10**12, 0, PAIRS, "ieee") == (one, "products")
+    assert gpu.least(1, 3350 * 10**9, "bf16", "bf16") == (one, "memory")
+    assert gpu.least(1, 1, "bf16", "bf16") == (3e-6, "small kernels")
 
 
 def test_without_a_graph_a_step_takes_at_least_its_launches(nowhere):
     config = load_config(find_shipped("voc/msee_vitb"), [])
-    floor_s = floor_of(config, GPUS["h100"], Counted([(0, 0, "bf16")] * 1000).ops, trained=10**9)
-    assert floor_s == pytest.approx(3e-3 + 8e9 / 3.35e12)
-    best, worst = time_step(config, 1, 1000, 3e-3)
+    ops = [*Counted([(0, 0, "bf16")] * 1000).ops, (989 * 10**9, 0, "bf16"), (0, 67 * 10**8, "bf16")]
+    floor_s = floor_of(config, GPUS["h100"], ops, trained=10**9)
+    assert floor_s == pytest.approx({"products": 1e-3, "memory": 2e-3 + 8e9 / 3.35e12, "small kernels": 3e-3})
+    best, worst = time_step(config, 1000, 3e-3, recorded=True)
     assert (best, worst) == pytest.approx((3e-3 / UTILISATION[0], 3e-3 / UTILISATION[1]))
-    for processes, accumulate in ((2, 1), (1, 2)):
+    for accumulate in (1, 2):
         more = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})})
-        found = time_step(more, processes, 1000, 3e-3 * accumulate)
+        found = time_step(more, 1000, 3e-3 * accumulate, recorded=False)
         assert found == pytest.approx(tuple(1000 * accumulate * each for each in HOST_S))
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "overrides", "recorded"),
+    [
+        ("voc/msee_vitb", 1, [], True),
+        ("voc/msee_vitb", 2, [], True),
+        ("voc/msee_vitb", 2, ["launch.zero=1"], False),
+        ("voc/msee_vitb", 1, ["train.graph=false"], False),
+        ("smoke/teacher_resnet50", 1, [], True),
+        ("smoke/teacher_resnet50", 2, [], False),  # its BatchNorm talks inside the step
+        ("smoke/teacher_resnet50", 2, ["train.sync_norm=false"], True),
+    ],
+)
+def test_a_step_is_recorded_where_nothing_inside_it_talks(nowhere, name, processes, overrides, recorded):
+    config = load_config(find_shipped(name), overrides)
+    method = build_without_values(config, look_at_data(config, [])[0])
+    known = {"processes": processes, "zero": config.launch.zero != 0}
+    assert is_recorded(config.train, method, device="cuda", **known) is recorded
+    assert not is_recorded(config.train, method, device="cpu", **known)
 
 
 @pytest.mark.parametrize("case", MEASURED, ids=lambda case: f"{case[0]} {' '.join(case[1])}")
@@ -80,7 +103,10 @@ def test_the_memory_of_an_image_is_what_was_measured(nowhere):
     plan = plan_of("voc/msee_vitb")
     measured = (50 - 27) / 32  # GiB from 32 to 64 images
     assert plan.memory["activations"] / plan.images / GIB == pytest.approx(measured, rel=0.1)
-    assert f"(floor {1e3 * plan.floor_s:.3g} on one NVIDIA H100" in format_plan(plan)
+    floor_ms = {name: 1e3 * seconds for name, seconds in plan.floor_s.items()}
+    assert f"its floor    {sum(floor_ms.values()):.3g} ms on one NVIDIA H100" in format_plan(plan)
+    assert f": products {floor_ms['products']:.3g}, memory {floor_ms['memory']:.3g}, small " in format_plan(plan)
+    assert 9.8 < floor_ms["products"] < 15  # 9,800 GFLOP at 989 TFLOP/s and more
     assert 2184e9 < plan.flops / 4 < 2500e9  # counted without the energy (D-45), and with it
     assert plan.epochs == pytest.approx(20_000 * 4 / 10_582) and plan.validations == 10
 

@@ -18,7 +18,8 @@ from launcher.predict.parts import Seen, seen_of, smoothed, write_part
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.predict.views import Looked
-from shards.schema import DataError, decode_mask
+from shards.image_bytes import decode_mask
+from shards.schema import DataError
 from shards.sources.video import decoded_frames, frame_count, timed_frames
 
 OPEN = Wishes(gate=0.0, threshold=0.5, batch_size=4)

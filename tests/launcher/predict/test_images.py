@@ -14,7 +14,7 @@ from launcher.predict import images, outputs
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.run.lock import only_writer
-from shards.schema import decode_mask
+from shards.image_bytes import decode_mask
 
 OPEN = Wishes(gate=0.0, threshold=0.5)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from support.command import wsss_ends
 from support.networks import tiny_vit
 from support.places import PYTHONPATH
 from support.squares import PETS
 
 import wsss
-from launcher.__main__ import main
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
@@ -152,24 +152,16 @@ def test_python_and_the_command_give_the_same_mask(run):
     assert mask.any() and np.array_equal(mask, np.asarray(Image.open("out/masks/a.png")))
 
 
-def wsss_here(*arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["wsss", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    shown = capsys.readouterr()
-    return shown.out + shown.err, end.value.code
-
-
 def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_for_a_mistake(run, monkeypatch, capsys):
     Path("frames").mkdir()
     Image.fromarray(noise()).save("frames/a.png")
     command = ("predict", "frames", "--model", run, "--out", "out", "--gate", 0)
-    said, code = wsss_here(*command, monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_ends(*command, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0 and "1 frame: smoke in 1" in said and "look at out/contact_sheet.html" in said
     Path("frames/b.png").write_text("?")
-    said, code = wsss_here(*command, monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_ends(*command, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 3 and "left out: frames/b.png" in said and "1 could not be read: out/failed.csv" in said
-    said, code = wsss_here(*command, "--every", "often", monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_ends(*command, "--every", "often", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2 and "--every often: wanted seconds" in said
     assert Path("out/frames.csv").read_text().count("\n") == 2  # the header and a.png
 

@@ -53,10 +53,10 @@ sys.exit(exit_code_when_stopped())
 """
 WSSS = """
 import os, sys
-from launcher.processes import launch
-from launcher.processes.launch import run_and_forward
+from launcher.processes import forward
+from launcher.processes.forward import run_and_forward
 if "short" in sys.argv:
-    launch.STOP_S, launch.SAY_EVERY_S = 2.0, 0.5
+    forward.STOP_S, forward.SAY_EVERY_S = 2.0, 0.5
 sys.exit(run_and_forward([sys.executable, "accelerate_like.py", *sys.argv[1:]], os.environ))
 """
 

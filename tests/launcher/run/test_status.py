@@ -245,7 +245,7 @@ def test_no_run_is_told(in_tmp):
 
 def test_processes_that_ended_without_a_word_are_noted_by_their_launcher(run, monkeypatch):
     monkeypatch.setattr("launcher.processes.launch.run_and_forward", lambda argv, env: 137)
-    monkeypatch.setattr("launcher.training.inputs.preflight", lambda config: 1)
+    monkeypatch.setattr("launcher.training.preflight.preflight", lambda config: 1)
     monkeypatch.setattr(sys, "argv", ["wsss", "train", str(run / "config.yaml")])
     with pytest.raises(SystemExit) as ended:
         main()

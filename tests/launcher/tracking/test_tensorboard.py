@@ -22,7 +22,7 @@ from launcher.tracking.sync import sync
 from launcher.tracking.tensorboard_sink import TensorboardSink
 from launcher.tracking.tracker import RunTracker, read_metrics
 from launcher.tracking.unsent import count_unsent, read_sent
-from launcher.training.inputs import preflight
+from launcher.training.preflight import preflight
 from launcher.training.run import train
 from launcher.training.trainer import Trainer
 from wsss import extras

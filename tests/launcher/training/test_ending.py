@@ -32,6 +32,9 @@ def test_the_end_says_what_was_written_the_headline_beside_the_teachers_and_what
     ("method", "data", "command"),
     [
         ("toco", {}, "wsss segment runs/student"),
+        ("supervised", {}, "wsss segment runs/student"),
+        ("supervised", {"val": None, "tune": "data/tune"}, "wsss segment runs/student --split tune"),
+        ("toco", {"val": None, "tune": None}, "wsss segment runs/student --split train"),
         ("affinity", {"val": "data/val"}, "wsss cues walk data/val --run runs/student"),
         ("classify", {"val": None, "tune": None}, "wsss infer runs/student --split train"),
         ("classify", {"val": None}, "wsss infer runs/student"),
@@ -41,6 +44,8 @@ def test_the_next_command_fits_the_method_and_the_data(run, method, data, comman
     config = Run(run).config
     named = config.method.model_copy(update={"name": method})
     changed = {"method": named, "data": config.data.model_copy(update=data)}
+    if method == "supervised":  # has no other maps
+        changed["cam"] = config.cam.model_copy(update={"kinds": ("seg",)})
     assert name_next(config.model_copy(update=changed)) == command
 
 

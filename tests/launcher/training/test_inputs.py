@@ -15,7 +15,8 @@ from launcher.jobs.refine import refine
 from launcher.run import folder as run_folders
 from launcher.run import steps
 from launcher.run.folder import Run
-from launcher.training.inputs import Inputs, check_image_size, preflight
+from launcher.training.inputs import Inputs
+from launcher.training.preflight import check_image_size, preflight
 from launcher.training.run import train
 from shards.index import Index
 from shards.schema import DataError

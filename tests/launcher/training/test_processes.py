@@ -9,8 +9,8 @@ from support.toys import SMALL
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
-from launcher.training import inputs
-from launcher.training.inputs import choose_processes
+from launcher.training import preflight
+from launcher.training.preflight import choose_processes
 
 ROOT = Path(__file__).parents[3]
 LINE = re.compile(r"(?:wsss train|-m launcher\.train|\.sbatch) (configs/\S+\.yaml)((?: +\S*[\w.]+=\S+)*)")
@@ -36,7 +36,7 @@ EXAMPLES = [
 def test_every_example_uses_all_the_gpus_that_it_asks_for(path, monkeypatch):
     text = path.read_text().replace("\\\n", " ").replace("#    ", "")
     gpus = gpus_of(text)
-    monkeypatch.setattr(inputs, "process_count", lambda config: gpus)
+    monkeypatch.setattr(preflight, "process_count", lambda config: gpus)
     lines = LINE.findall(re.sub(r" +", " ", text))
     assert lines, f"{path} shows no run"
     for name, _ in lines:
@@ -51,7 +51,7 @@ def test_every_example_uses_all_the_gpus_that_it_asks_for(path, monkeypatch):
 def test_as_many_gpus_train_as_the_batch_divides_into(gpus, machines, processes, monkeypatch):
     config = load_config(ROOT / MSEE, ["data.global_batch_size=8"])
     config = config.model_copy(update={"launch": config.launch.model_copy(update={"machines": machines})})
-    monkeypatch.setattr(inputs, "process_count", lambda config: gpus)
+    monkeypatch.setattr(preflight, "process_count", lambda config: gpus)
     method = build("msee", **SMALL)  # groups of 2 images
     if processes is None:
         with pytest.raises(ConfigError, match="data.global_batch_size 8 does not divide into 6 processes"):

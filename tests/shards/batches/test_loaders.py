@@ -13,8 +13,9 @@ from shards.batches.batch import collate, present_classes
 from shards.batches.loaders import eval_loader, train_loader, view_of
 from shards.batches.order import Slice, StepSampler, epoch_order
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_mask
 from shards.masks import MaskFolder
-from shards.schema import DataError, encode_mask
+from shards.schema import DataError
 from shards.write import write_split, write_tar
 
 AUGMENT = Augment(size=16, min_crop=0.5)

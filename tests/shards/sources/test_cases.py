@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner
+from support.command import wsss
 
 from launcher.commands.shards import register
 from shards.folder import ShardFolder
@@ -21,19 +21,15 @@ MASKS = "--masks"
 
 def shards(case, out, monkeypatch, *arguments):
     """(label, {value: pixels of the mask}) of each sample that the command writes, and what it printed."""
-    app = typer.Typer()
-    register(app)
     monkeypatch.chdir(CASES / case)
-    done = CliRunner().invoke(app, ["shards", *arguments, "--out", str(out), "--split", "val", "--workers", "1"])
-    if done.exception is not None:
-        raise done.exception
+    said = wsss("shards", *arguments, "--out", out, "--split", "val", "--workers", 1)
     folder = ShardFolder(out / "val")
     found = {}
     for number, key in enumerate(folder.keys):
-        values, counts = np.unique(folder.mask(number), return_counts=True) if MASKED in done.output else ([], [])
+        values, counts = np.unique(folder.mask(number), return_counts=True) if MASKED in said else ([], [])
         mask = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
         found[key] = (folder.about(number)["image_label"], mask)
-    return found, done.output
+    return found, said
 
 
 MASKED = "supervision 'pixel'"

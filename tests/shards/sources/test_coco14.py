@@ -1,17 +1,18 @@
 import io
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as codes
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.__main__ import app
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_image
 from shards.index import Index
-from shards.schema import DataError, encode_image
+from shards.schema import DataError
 from shards.sources.archives import Blob
 from shards.sources.coco14 import painted, read_coco
 from shards.sources.coco_files import files_of, find_files, list_images
@@ -102,15 +103,7 @@ def zipped(root, files):
     return root
 
 
-def shards_coco14(*arguments, fails=None):
-    arguments = [*map(str, arguments)]
-    result = CliRunner().invoke(app, ["shards", "coco14", "--workers", "1", "--may-lack-classes", *arguments])
-    if fails:
-        assert isinstance(result.exception, DataError), result.output
-        assert fails in str(result.exception)
-    else:
-        assert result.exception is None, result.exception
-    return result.output
+shards_coco14 = partial(wsss, "shards", "coco14", "--workers", 1, "--may-lack-classes")
 
 
 def labels_of(folder):

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from shards.schema import SMOKE, ClassSet, DataError, Sample, decode_image, encode_image
+from shards.image_bytes import decode_image, encode_image
+from shards.schema import SMOKE, ClassSet, DataError, Sample
 from shards.sources.crops import clipped, crop, grid_crops, legacy_crops
 from shards.write import write_split
 

@@ -3,7 +3,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from shards.schema import DataError, decode_image
+from shards.image_bytes import decode_image
+from shards.schema import DataError
 from shards.sources.drifting import Drifting
 
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.schema import DataError, SampleError, decode_grey, decode_image, decode_mask
+from shards.image_bytes import decode_grey, decode_image, decode_mask
+from shards.schema import DataError, SampleError
 from shards.sources.archives import Blob
 from shards.sources.coco14 import painted, read_coco
 from shards.sources.coco_files import list_images

@@ -3,14 +3,13 @@ import pickle
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
+from support.command import wsss
 from support.videos import number_of, write_mp4
-from typer.testing import CliRunner
 
-from launcher.commands.smoke_shards import register
+from shards.image_bytes import decode_image
 from shards.index import Index
-from shards.schema import DataError, decode_image
+from shards.schema import DataError
 from shards.sources.ijmond import rasterise, read_frames_with_polygons, read_ijmond, video_urls
 from shards.write import write_split
 
@@ -290,34 +289,23 @@ def test_a_frame_of_another_size_than_annotated_is_told(coco, tmp_path):
         read_frames_with_polygons(coco[0], tmp_path / "frames")[1]
 
 
-@pytest.fixture
-def wsss():
-    app = typer.Typer()
-    register(app)
-
-    def call(*arguments):
-        done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.output
-
-    return call
-
-
-def test_the_command_writes_clips_and_says_what_it_left_out(wsss, metadata, tmp_path):
+def test_the_command_writes_clips_and_says_what_it_left_out(metadata, tmp_path):
     place = ["--metadata", metadata, "--videos", tmp_path / "videos", "--out", tmp_path / "out", "--split", "train"]
-    said = wsss("ijmond", *place, "--frames", 2, "--state", "gold", "--state", "weak", "--workers", 1)
+    said = wsss("shards", "ijmond", *place, "--frames", 2, "--state=gold", "--state=weak", "--workers", 1)
     assert "supervision 'label', 6 images (smoke in 4) of 3 groups" in said  # AAA-0, CCC-2, DDD-0
     assert "3 clips taken, left out: 2 strong, 1 maybe, 1 discord, 1 no label, 1 bad video" in said
-    assert "https://example.org/videos/kooksfabriek_1/" in wsss("video-urls", "--dataset", "ijmond", *place[:2])
+    assert "https://example.org/videos/kooksfabriek_1/" in wsss(
+        "shards", "video-urls", "--dataset", "ijmond", *place[:2]
+    )
 
 
-def test_the_command_writes_frames_whole_or_as_a_grid(wsss, coco, tmp_path):
+def test_the_command_writes_frames_whole_or_as_a_grid(coco, tmp_path):
     place = ["--annotations", coco[0], "--images", tmp_path / "frames", "--out", tmp_path / "out", "--workers", 1]
     assert "supervision 'pixel', 3 images (smoke in 2)" in wsss(
-        "ijmond-frames", *place, "--split", "whole", "--crops", "none"
+        "shards", "ijmond-frames", *place, "--split", "whole", "--crops", "none"
     )
     other = [*place[:-4], "--out", tmp_path / "grid", "--workers", 1]
-    said = wsss("ijmond-frames", *other, "--split", "grid", "--crops", "grid", "--window", 20)
+    said = wsss("shards", "ijmond-frames", *other, "--split", "grid", "--crops", "grid", "--window", 20)
     # 2 x 3 windows of 20 in each frame; smoke fills (0:10, 0:15) of the first and (20:40, 30:60) of the second
     assert "supervision 'pixel', 18 images (smoke in 3) of 2 groups" in said
 

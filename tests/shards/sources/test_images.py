@@ -1,11 +1,11 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.__main__ import app
 from shards.folder import ShardFolder
 from shards.index import Index
 from shards.schema import DataError
@@ -166,11 +166,7 @@ def test_what_only_a_crowd_shows_is_in_no_label_and_wrong_annotations_are_told(p
         read(pets, in_coco(pets, lambda c: c["annotations"][0].pop("category_id")))
 
 
-def shards_images(*arguments):
-    result = CliRunner().invoke(app, ["shards", "images", "--workers", "1", *map(str, arguments)])
-    if result.exception is not None:
-        raise result.exception
-    return result.output
+shards_images = partial(wsss, "shards", "images", "--workers", 1)
 
 
 def test_the_command_writes_both_splits_counts_every_class_and_keeps_groups_apart(pets):

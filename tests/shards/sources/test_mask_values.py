@@ -5,9 +5,8 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.__main__ import app
 from shards.folder import ShardFolder
 from shards.schema import SMOKE, ClassSet, DataError
 from shards.sources.mask_values import parse_mask_values, read_mask
@@ -62,10 +61,7 @@ def test_both_sources_of_tables_take_0_and_255_where_it_is_said_and_name_the_opt
     if command[0] == "images":
         command = [*command, "--image-folder", "images"]
     places = ["--root", tmp_path, "--labels", "t.csv", "--out", tmp_path / "out", "--split", "val", "--workers", 1]
-    words = ["shards", *command, *map(str, places)]
-    refused = CliRunner().invoke(app, words)
-    assert isinstance(refused.exception, DataError) and "a 0/255 mask?" in str(refused.exception)
-    assert "see --mask-values" in str(refused.exception)
-    done = CliRunner().invoke(app, [*words, "--mask-values", "0=background,255=smoke"])
-    assert done.exception is None, done.output
+    refusal = "a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values"
+    wsss("shards", *command, *places, fails=refusal)
+    wsss("shards", *command, *places, "--mask-values", "0=background,255=smoke")
     assert ShardFolder(tmp_path / "out/val").mask(0).tolist() == [[1] * 8] * 2 + [[0] * 8] * 4

@@ -1,12 +1,11 @@
 import json
 
 import pytest
-import typer
+from support.command import wsss
 from support.videos import number_of, write_mp4
-from typer.testing import CliRunner
 
-from launcher.commands.smoke_shards import register
-from shards.schema import DataError, decode_image
+from shards.image_bytes import decode_image
+from shards.schema import DataError
 from shards.sources.rise import read_rise, video_urls
 from shards.write import write_split
 
@@ -114,9 +113,6 @@ def test_urls_are_root_part_and_name_also_where_the_part_is_whole(metadata):
 
 
 def test_the_command_writes_two_frames_of_each_clip(metadata, tmp_path):
-    app = typer.Typer()
-    register(app)
-    options = {"metadata": metadata, "videos": tmp_path / "videos", "out": tmp_path / "out", "split": "train"}
-    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    done = CliRunner().invoke(app, ["rise", *arguments, "--workers", "1"], catch_exceptions=False)
-    assert "10 images (smoke in 6) of 3 groups" in done.output and "5 clips taken, left out: none" in done.output
+    place = ["--metadata", metadata, "--videos", tmp_path / "videos", "--out", tmp_path / "out", "--split", "train"]
+    said = wsss("shards", "rise", *place, "--workers", 1)
+    assert "10 images (smoke in 6) of 3 groups" in said and "5 clips taken, left out: none" in said

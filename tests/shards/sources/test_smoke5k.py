@@ -3,11 +3,9 @@ import pickle
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.commands.smoke_shards import register
 from shards.schema import DataError
 from shards.sources.smoke5k import read_smoke5k, smoke_mask
 from shards.write import write_split
@@ -125,12 +123,10 @@ def test_the_source_goes_to_worker_processes(root):
 @pytest.mark.parametrize("table", [None, "g.csv"])
 def test_the_command_warns_of_near_duplicates_unless_it_knows_the_scenes(root, table):
     (root / "g.csv").write_text("key,group\n" + "".join(f"{name},a\n" for name in NAMES))
-    app = typer.Typer()
-    register(app)
-    call = ["smoke5k", "--root", str(root), "--out", str(root / "out"), "--split", "train", "--workers", "1"]
-    done = CliRunner().invoke(app, [*call, *(["--groups", str(root / table)] if table else [])], catch_exceptions=False)
-    assert f"4 images (smoke in 2) of {1 if table else 4} groups" in done.output
-    assert ("warning: SMOKE5K names no scenes" in done.output) == (table is None)
+    place = ["--root", root, "--out", root / "out", "--split", "train", *(["--groups", root / table] if table else [])]
+    said = wsss("shards", "smoke5k", *place, "--workers", 1)
+    assert f"4 images (smoke in 2) of {1 if table else 4} groups" in said
+    assert ("warning: SMOKE5K names no scenes" in said) == (table is None)
 
 
 @pytest.mark.real_data

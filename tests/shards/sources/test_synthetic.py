@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from shards.schema import DataError, decode_image
+from shards.image_bytes import decode_image
+from shards.schema import DataError
 from shards.sources.synthetic import Synthetic, draw_clouds, draw_plume
 
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from support.videos import number_of, write_mp4
 
-from shards.schema import DataError, header_of
+from shards.image_bytes import header_of
+from shards.schema import DataError
 from shards.sources.clips import Clip, Clips
 from shards.sources.video import frame_count, orientation_of_clip, read_frames
 

@@ -3,19 +3,20 @@ import io
 import json
 import tarfile
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from typer.testing import CliRunner
+from support.command import wsss
 
-from launcher.__main__ import app
 from shards.batches import order
 from shards.batches.loaders import train_loader
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_image, encode_mask
 from shards.index import Index, check_every_class_has_an_image
-from shards.schema import DataError, encode_image, encode_mask
+from shards.schema import DataError
 from shards.sources.archives import Blob, list_archive, list_folder, repacked
 from shards.sources.voc12 import VOC12, read_mask, read_voc12
 from shards.sources.voc_files import find_files
@@ -35,7 +36,7 @@ AUGMENTED = ["2007_000001", "2008_000002", "2009_000004", "2010_000005"]
 
 
 def picture(number):
-    return encode_image(np.full((6, 8 + number, 3), 20 * number, dtype=np.uint8), quality=90)
+    return encode_image(np.full((6, 8 + number, 3), 20 * number, dtype=np.uint8))
 
 
 def mask_of(ids, number):
@@ -97,14 +98,7 @@ def as_zip(path, files):
     return path
 
 
-def shards_voc12(*arguments, fails=None):
-    result = CliRunner().invoke(app, ["shards", "voc12", "--workers", "1", *map(str, arguments)])
-    if fails:
-        assert isinstance(result.exception, DataError), result.output
-        assert fails in str(result.exception)
-    else:
-        assert result.exception is None, result.exception
-    return result.output
+shards_voc12 = partial(wsss, "shards", "voc12", "--workers", 1)
 
 
 def labels_of(folder):

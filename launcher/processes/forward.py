@@ -1,0 +1,120 @@
+"""A launcher run to its end: signals go on to the processes below it, and nothing is left running."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.errors import LAUNCHED
+from launcher.processes.signals import STOPPED, end_with_parent, record_signals
+from launcher.progress import say
+
+STOP_S = 1800.0  # that a run may take to stop: longer than a group waits for one of it, and than most evaluations
+ALONE_S = 30.0  # that a launcher whose children have ended may take to end
+SAY_EVERY_S = 60.0
+
+
+def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a launch command to its end. SIGTERM, Ctrl-C and the end of the terminal ask the processes below the launcher
+    to stop; a second Ctrl-C kills them, and so does time, see Stopping.
+
+    Returns:
+        The launcher's exit code; STOPPED if the run was asked to stop, on this machine or another, and did, or here and
+        ended before it trained.
+    """
+    with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as came:
+        mark = Path(folder) / "stopped"
+        process, stopping = start(argv, {**environment, LAUNCHED: str(mark)}), None
+        while (code := wait(process)) is None:
+            if came:
+                stopping = stopping or Stopping(process)
+                stopping.go_on(at_once=len(came) > 1 and came[-1] == signal.SIGINT)
+        if code and (errors := mark.with_suffix(".errors")).exists() and not mark.exists():
+            if "--multi_gpu" in argv or "--use_deepspeed" in argv:  # those launchers have said much since
+                print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
+        elif mark.exists() or (came and code):
+            return STOPPED
+        return code
+
+
+class Stopping:
+    """The end of a launcher that was asked to stop: its children are told; where there are none, or they do not end,
+    it is killed with all below."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process, self.asked = process, set[int]()
+        self.began = self.alone_since = self.said = time.monotonic()
+
+    def go_on(self, *, at_once: bool) -> None:
+        """To be called again and again until the launcher has ended."""
+        first, now = not self.asked, time.monotonic()
+        if terminate_children(self.process, self.asked):
+            self.alone_since = now
+            if first:
+                tell("asked to stop; waiting for the step to end. Ctrl-C kills the run at once")
+        elif first:
+            tell("asked to stop; no process trains yet, so there is nothing to wait for")
+            at_once = True
+        if now - self.said > SAY_EVERY_S:
+            self.said = now
+            minutes = (now - self.began) / 60
+            tell(f"asked to stop {minutes:.0f} min ago; the step, its save or an evaluation is still running")
+        if now - self.began > STOP_S:
+            tell(f"asked to stop {STOP_S / 60:.0f} min ago, and still there: killed; the last checkpoint stands")
+        if at_once or now - self.began > STOP_S or now - self.alone_since > ALONE_S:
+            kill_all(self.process)
+
+
+def tell(words: str) -> None:
+    say(words, file=sys.stderr)
+
+
+def start(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
+    """A launcher that ends with us, with SIGTERM blocked in it and all below."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return subprocess.Popen(
+            argv, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGKILL)
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def wait(process: subprocess.Popen) -> int | None:
+    try:
+        return process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def terminate_children(process: subprocess.Popen, asked: set[int]) -> bool:
+    """SIGTERM to each child of a launcher once, also to those that it starts later; `asked` are their ids.
+
+    Returns:
+        Whether it has children.
+    """
+    import psutil
+
+    try:
+        children = psutil.Process(process.pid).children()
+        for child in children:
+            if child.pid not in asked:
+                asked.add(child.pid)
+                child.terminate()
+        return bool(children)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    import psutil
+
+    try:
+        launcher = psutil.Process(process.pid)
+        for one in [*launcher.children(recursive=True), launcher]:
+            one.kill()
+    except psutil.NoSuchProcess:
+        return
