@@ -119,7 +119,7 @@ def test_an_image_that_is_ignored_everywhere_is_not_one_without_false_alarms():
 
 
 def test_score_and_truth_of_different_size_are_refused():
-    with pytest.raises(ValueError, match=r"score \(2, 2\) and truth \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"scores \(2, 2\) and truth \(2, 3\)"):
         count(torch.zeros(2, 2), torch.zeros(2, 3))
 
 
