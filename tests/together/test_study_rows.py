@@ -43,7 +43,7 @@ SMALL = [
     "train.precision=ieee",
     "train.save_every=null",
 ]
-SMALL += ["cam.batch_size=32", "refine.workers=1", "evaluate.gallery=0"]
+SMALL += ["cam.batch_size=32", "refine.workers=1", "segment.workers=0", "evaluate.gallery=0"]
 
 
 def tiny_overrides(config):
