@@ -20,7 +20,7 @@ from shards.sources.synthetic import Synthetic
 from shards.write import write_split
 from wsss.models.sam_decoder import small_sam
 
-NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
+NAMES = tuple(sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml")))
 
 NARROW = "{channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}"
 SMALL_VIT = "{img_size: 32, patch_size: 8, embed_dim: 16, depth: 5, num_heads: 2}"
