@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WSSS := $(BIN)/wsss
 
-.PHONY: install demo test chaos docs clean
+.PHONY: install demo test types suite chaos docs clean
 
 install: .venv/installed
 
@@ -22,7 +22,12 @@ install: .venv/installed
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --jobs 2 types suite
+
+types: install
 	$(BIN)/mypy
+
+suite: install
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # CHAOS_KILLS=50 CHAOS_SEED=1 for more, or other, kills

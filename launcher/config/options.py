@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -39,6 +40,7 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
         raise ValueError(explain_problem(error.errors()[0], allowed, (place,))) from error
 
 
+@cache
 def options_model(function: Callable) -> type[BaseModel]:
     """A strict model with one field per keyword-only argument of a function or constructor.
 

@@ -7,8 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from launcher.jobs.infer import DEFAULT_PAD
-from wsss.maps.fusion import TOCO
+from wsss.maps.fusion import DEFAULT_PAD, TOCO
 
 UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said already
 

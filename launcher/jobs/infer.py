@@ -15,7 +15,6 @@ import torch
 
 from launcher.config.sections import CamConfig, Config, Precision
 from launcher.errors import ConfigError, report_user_errors
-from launcher.files import place_outputs
 from launcher.jobs.network_job import (
     RunJob,
     SamplesOf,
@@ -27,7 +26,7 @@ from launcher.jobs.network_job import (
 )
 from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import may_start_processes, open_shards
-from launcher.jobs.scores import Scores
+from launcher.jobs.scores import Scores, cams_folder
 from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
@@ -40,17 +39,9 @@ from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute, join
 from wsss.maps.cam import Raw, ViewMaps, view_maps
-from wsss.maps.fusion import TOCO, CamRule, Fuse, multi_scale_cam
-from wsss.maps.scales import Pad
+from wsss.maps.fusion import DEFAULT_PAD, TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.windows import sliding_window
 from wsss.methods.base import Method
-
-DEFAULT_PAD: dict[Fuse, Pad] = {"mean": "resize", "toco": "pad"}
-
-
-def cams_folder(run: Path, name: str | None) -> Place:
-    """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings, where the run's outputs lie."""
-    return place_outputs(run / (f"cams@{name}" if name else "cams"))
 
 
 def infer(

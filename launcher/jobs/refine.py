@@ -15,10 +15,9 @@ from launcher.jobs import output as jobs
 from launcher.jobs.crf_sums import settle_chain, told
 from launcher.jobs.cues import find_cue
 from launcher.jobs.cues.shards import check_cues, read_cues
-from launcher.jobs.infer import cams_folder
 from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
 from launcher.jobs.pool import open_shards
-from launcher.jobs.scores import REFINED, Scores, at_size, read_scores
+from launcher.jobs.scores import REFINED, Scores, at_size, cams_folder, read_scores
 from launcher.jobs.shares import own_share
 from launcher.jobs.starts import count_processes
 from launcher.processes.surroundings import count_cores
@@ -46,7 +45,7 @@ def refine(
 
     Args:
         name: None = the names of the chain's refiners; another one lets several settings stand side by side.
-        cams: name of a further set of CAMs to refine, see infer.cams_folder; its masks are KIND@CAMS+NAME.
+        cams: name of a further set of CAMs to refine, see scores.cams_folder; its masks are KIND@CAMS+NAME.
         overwrite: remove these folders first.
         launch: what it says of machines and processes holds here, too.
 

@@ -9,10 +9,12 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from launcher.files import place_outputs
 from shards.folder import ShardFolder
 from shards.image_bytes import decode_mask, encode_mask
 from shards.members import AGAIN, members_next_to, sample_next_to
@@ -21,6 +23,11 @@ from shards.schema import DataError
 from wsss.tensors import resize
 
 REFINED = "refined"  # the kind of the scores in a mask shard
+
+
+def cams_folder(run: Path, name: str | None) -> Place:
+    """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings, where the run's outputs lie."""
+    return place_outputs(run / (f"cams@{name}" if name else "cams"))
 
 
 @dataclass(frozen=True, kw_only=True)

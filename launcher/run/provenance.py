@@ -4,8 +4,10 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,18 @@ def collect_provenance(shards: ShardFolder, learns_from: dict[str, str], process
         "command": shlex.join(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {"wsss": __version__}
-        | {name: version(name) for name in PACKAGES if name in list_packages()}
-        | registry.list_packages(),
+        "packages": {"wsss": __version__} | versions_of(PACKAGES) | registry.list_packages(),
         "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
     }
 
 
-def list_packages() -> set[str]:
-    return {d.metadata["Name"] for d in distributions()}
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def git_commit() -> str:

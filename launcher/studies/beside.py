@@ -17,8 +17,8 @@ def find_known(headline: Headline) -> Known:
             paper = row.paper / 100
         if study.control is not None:
             folder = run_of(study, study.row(study.control).run, seed)
-            control = Run(folder) if is_run(folder) and (folder / EVALUATION).is_file() else control
-    return Known(paper, control)
+            control = folder if is_run(folder) and (folder / EVALUATION).is_file() else control
+    return Known(paper, Run(control) if control else None)
 
 
 @lru_cache(maxsize=1)

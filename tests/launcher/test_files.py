@@ -47,26 +47,32 @@ def test_studies_are_listed_from_any_folder_and_those_of_the_working_folder_come
 
 def test_where_runs_lie_is_said_by_a_variable(tmp_path):
     program = """
-from pathlib import Path
-from launcher.config.file import load_config
-from launcher.files import root_of
-from launcher.run.folder import run_folder
-from launcher.tracking.mlflow_store import find_store
-config = load_config(Path("demo/student"))
-print(run_folder(config), config.teacher, root_of(run_folder(config)), find_store()[0])
+import os, sys
+for runs in sys.argv[1:]:
+    os.environ["WSSS_RUNS"] = runs
+    for name in [name for name in sys.modules if name.partition(".")[0] == "launcher"]:
+        del sys.modules[name]
+    from pathlib import Path
+    from launcher.config.file import load_config
+    from launcher.files import root_of
+    from launcher.run.folder import run_folder
+    from launcher.tracking.mlflow_store import find_store
+    config = load_config(Path("demo/student"))
+    print(run_folder(config), config.teacher, root_of(run_folder(config)), find_store()[0])
 """
-    for extra, runs in (({"WSSS_RUNS": f"{tmp_path}/scratch"}, f"{tmp_path}/scratch"), ({"WSSS_RUNS": ""}, "runs")):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=tmp_path,
-            env=environment({**extra, "MLFLOW_TRACKING_URI": ""}),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    variable, places = [f"{tmp_path}/scratch", ""], [f"{tmp_path}/scratch", "runs"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *variable],
+        cwd=tmp_path,
+        env=environment({"MLFLOW_TRACKING_URI": ""}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line, runs in zip(done.stdout.splitlines(), places, strict=True):
         whole = tmp_path / runs
         wanted = [f"{runs}/demo/student", f"{runs}/demo/teacher", str(whole), f"sqlite:///{whole}/mlflow.db"]
-        assert done.stdout.split() == wanted
+        assert line.split() == wanted
 
 
 def test_runs_as_pages_name_them_lie_below_that_folder(in_tmp, monkeypatch):

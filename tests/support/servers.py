@@ -1,9 +1,8 @@
-"""Servers that misbehave, on loopback: one that never answers, and a proxy that is slow or loses answers."""
+"""Servers that misbehave, on loopback: one that never answers, and a proxy that holds or loses answers."""
 
 import http.client
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,11 +28,11 @@ class Proxy:
     """Hands requests on to a port.
 
     Args:
-        delay_s: every answer waits so long.
+        until: every answer waits for it.
         lose: so many answers to each path of a POST are lost: the server did what was asked, the client never hears.
     """
 
-    def __init__(self, port: int, *, delay_s: float = 0.0, lose: int = 0) -> None:
+    def __init__(self, port: int, *, until: threading.Event | None = None, lose: int = 0) -> None:
         lost: dict[str, int] = {}
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,7 +43,8 @@ class Proxy:
                 server.request(self.command, self.path, body, headers)
                 answer = server.getresponse()
                 data = answer.read()
-                time.sleep(delay_s)
+                if until is not None:
+                    until.wait()
                 path = self.path.split("?")[0]
                 if self.command == "POST" and lost.get(path, 0) < lose:
                     lost[path] = lost.get(path, 0) + 1

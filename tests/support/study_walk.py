@@ -4,7 +4,8 @@ Two rows have one make-up if they differ in numbers alone: their networks and me
 words, switches, null or zero, the kind of CAM, the refiners and the reading are the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from launcher.studies.plan import Command, row_commands, training_overrides
 from launcher.studies.table import Row, Study, load_study
 
 Rows = dict[str, list[Row]]
+study_of = cache(load_study)
 
 
-def split_rows(names: Sequence[str]) -> tuple[Rows, dict[tuple[str, str], tuple[str, str]]]:
-    """Rows of these studies by what they add.
+@cache
+def split_rows(names: tuple[str, ...]) -> tuple[Rows, dict[tuple[str, str], tuple[str, str]]]:
+    """Rows of these studies by what they add; cached, since every config of every row is loaded.
 
     Returns:
         {study: rows that run: the first of each make-up}, and
@@ -28,7 +31,7 @@ def split_rows(names: Sequence[str]) -> tuple[Rows, dict[tuple[str, str], tuple[
     running: Rows = {name: [] for name in names}
     others = {}
     for name in names:
-        study = load_study(name)
+        study = study_of(name)
         for row in study.rows:
             made_up = make_up_of_row(study, row)
             if made_up in first:
@@ -39,11 +42,11 @@ def split_rows(names: Sequence[str]) -> tuple[Rows, dict[tuple[str, str], tuple[
     return running, others
 
 
-def rows_that_run(name: str, names: Sequence[str]) -> list[str]:
+def rows_that_run(name: str, names: tuple[str, ...]) -> list[str]:
     """The rows of one of these studies that add something; each other one has the make-up of a row that runs."""
     running, others = split_rows(names)
     chosen = [row.name for row in running[name]]
-    assert {row.name for row in load_study(name).rows} == {*chosen, *(row for of, row in others if of == name)}
+    assert {row.name for row in study_of(name).rows} == {*chosen, *(row for of, row in others if of == name)}
     return chosen
 
 
@@ -99,6 +102,7 @@ def shape_of(command: Command) -> list[str]:
     return [kind, *sorted(name for name in named if not name.startswith(("method.", "model.", "train.", "data.")))]
 
 
+@cache
 def shapes_of(study: str, row: str) -> list[list[str]]:
-    loaded = load_study(study)
+    loaded = study_of(study)
     return [shape_of(command) for command in row_commands(loaded, loaded.row(row), loaded.seeds[0])]

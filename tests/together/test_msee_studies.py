@@ -17,7 +17,7 @@ from launcher.studies.table import load_study
 from launcher.training.run import train
 from shards.write import write_split
 
-NAMES = [*sorted(path.stem for path in (ROOT / "configs/studies").glob("msee_*.yaml")), "voc_mini"]
+NAMES = (*sorted(path.stem for path in (ROOT / "configs/studies").glob("msee_*.yaml")), "voc_mini")
 CONFIGS = sorted(path for place in ("voc", "coco", "voc_mini") for path in (ROOT / "configs" / place).glob("*.yaml"))
 
 
@@ -40,7 +40,7 @@ def place(tmp_path_factory, mlflow_store):
 
 
 def test_there_is_a_study_for_every_table():
-    assert [*(f"msee_table_{n}" for n in range(1, 8)), "voc_mini"] == NAMES
+    assert (*(f"msee_table_{n}" for n in range(1, 8)), "voc_mini") == NAMES
 
 
 @pytest.mark.timeout(600)

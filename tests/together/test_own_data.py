@@ -34,6 +34,7 @@ VIT = [
     "model.timm_options={img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}",
 ]
 SHORT = ["data.global_batch_size=4", "train.steps=2", "train.eval_every=2", "train.save_every=2", "refine.workers=1"]
+SHORT += ["segment.workers=0"]
 SMALL = {
     "classify": [
         *CNN,

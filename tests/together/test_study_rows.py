@@ -20,7 +20,7 @@ from shards.sources.synthetic import Synthetic
 from shards.write import write_split
 from wsss.models.sam_decoder import small_sam
 
-NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
+NAMES = tuple(sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml")))
 
 NARROW = "{channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}"
 SMALL_VIT = "{img_size: 32, patch_size: 8, embed_dim: 16, depth: 5, num_heads: 2}"
@@ -43,7 +43,7 @@ SMALL = [
     "train.precision=ieee",
     "train.save_every=null",
 ]
-SMALL += ["cam.batch_size=32", "refine.workers=1", "evaluate.gallery=0"]
+SMALL += ["cam.batch_size=32", "refine.workers=1", "segment.workers=0", "evaluate.gallery=0"]
 
 
 def tiny_overrides(config):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.places import children, environment
+from support.together import together, trained
 
 from launcher.config.file import load_config
 from launcher.processes.launch import launch_command
@@ -41,14 +42,9 @@ def distill(in_tmp, finished_runs, tiny_yaml):
     return tiny_yaml("distill")
 
 
-def test_two_processes_train_as_one_and_end_bit_equal(distill, in_tmp):
-    finish(start(distill, ["launch.processes=2", "name=two", "data.workers=1", "train.ema_decay=0.5"], in_tmp))
-    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert [rank["world_size"] for rank in ranks] == [2, 2]
-    assert ranks[0]["sha256"] == ranks[1]["sha256"]
-    assert json.loads((in_tmp / "runs/two/run.json").read_text())["processes"] == 2
-
-    finish(start(distill, ["launch.processes=1", "name=one", "train.ema_decay=0.5"], in_tmp))
+def test_two_processes_train_as_one(distill, in_tmp):
+    together(1, trained, distill, [["launch.processes=1", "name=one", "train.ema_decay=0.5"]])
+    together(2, trained, distill, [["launch.processes=2", "name=two", "train.ema_decay=0.5", "data.workers=1"]])
     for file in ("trained", "model"):  # the weights, and their average
         one, two = (load_file(in_tmp / f"runs/{name}/step_0000004/{file}.safetensors") for name in ("one", "two"))
         for name, tensor in one.items():  # the same samples, summed in another order
@@ -74,16 +70,11 @@ def test_two_processes_infer_what_one_does(run, scenes, in_tmp):
     assert "infer val: 12/12" in process.stderr  # every second of 12 shards of two images
 
 
-def test_batch_statistics_end_equal_on_both_ranks(in_tmp, tiny_yaml):
-    finish(start(tiny_yaml("classify"), ["launch.processes=2"], in_tmp))
-    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0]["sha256"] == ranks[1]["sha256"]
-
-
-def test_a_run_killed_with_all_its_processes_resumes_to_bit_equal_weights(distill, in_tmp):
+def test_a_launched_run_killed_with_all_its_processes_resumes_to_bit_equal_weights(distill, in_tmp):
     overrides = ["launch.processes=2", "train.steps=40", "train.save_every=2", "train.eval_every=40"]
-    finish(start(distill, [*overrides, "name=whole"], in_tmp))
-    process = start(distill, [*overrides, "name=killed"], in_tmp)
+    together(2, trained, distill, [[*overrides, "name=whole"]])
+    overrides += ["name=killed"]
+    process = start(distill, overrides, in_tmp)
     deadline = time.monotonic() + 120
     while not list(in_tmp.glob("runs/killed/step_*/state.json")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -93,10 +84,14 @@ def test_a_run_killed_with_all_its_processes_resumes_to_bit_equal_weights(distil
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not (in_tmp / "runs/killed/step_0000040").exists()
-    said = finish(start(distill, [*overrides, "name=killed"], in_tmp))
+    said = finish(start(distill, overrides, in_tmp))
     assert "resuming from runs/killed/step_" in said
     whole, killed = (load_file(in_tmp / f"runs/{n}/step_0000040/model.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    assert ranks[0]["sha256"] == ranks[1]["sha256"]
+    assert json.loads((in_tmp / "runs/killed/run.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
@@ -124,11 +119,3 @@ def test_the_users_own_accelerate_launch_works_or_says_what_is_wrong(distill, in
     own = run("--multi_gpu", "--num_processes", "2")
     assert own.returncode == 0, own.stderr
     assert json.loads((in_tmp / "runs/own/run.json").read_text())["processes"] == 2
-
-
-def test_a_network_with_parameters_that_nothing_reads_trains_on_two_processes_as_on_one(in_tmp, tiny_yaml):
-    small = "timm_options: {depths: [1, 1, 1, 1], dims: [8, 8, 16, 16]}"
-    model = f"model={{name: cnn, timm_name: convnext_atto, output_stride: 16, {small}}}"
-    finish(start(tiny_yaml("classify"), ["launch.processes=2", model], in_tmp))
-    ranks = [json.loads((in_tmp / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0]["sha256"] == ranks[1]["sha256"]

@@ -97,6 +97,16 @@ def test_batchnorm_on_cpus_is_the_exception(in_tmp, tiny_yaml):
     assert keys_of_steps([two, other]) == keys_of_steps([one])
     assert two["losses"] != pytest.approx(one["losses"], rel=1e-3)
     assert two["losses"] == pytest.approx(one["losses"], rel=0.5)
+    assert two["sum"] == other["sum"] and two["state"] == other["state"] != one["state"]
+
+
+def test_a_network_with_parameters_that_nothing_reads_trains_on_two_processes_as_on_one(in_tmp, tiny_yaml):
+    small = "timm_options: {depths: [1, 1, 1, 1], dims: [8, 8, 16, 16]}"
+    model = f"model={{name: cnn, timm_name: convnext_atto, output_stride: 16, {small}}}"
+    runs = [[*STEPS, model, f"launch.processes={n}", f"name=of{n}"] for n in (1, 2)]
+    ((one,),) = together(1, trained, tiny_yaml("classify"), runs[:1])
+    (two,), (other,) = together(2, trained, tiny_yaml("classify"), runs[1:])
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["sum"] == other["sum"]
 
 

@@ -6,14 +6,17 @@ A raw map has any range; a `cam` is in [0, 1].
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.maps.gradients import GRADIENT_KINDS, gradient_maps
-from wsss.models.base import Network, Outputs
 from wsss.tensors import at_least_float32, full_precision, resize
+
+if TYPE_CHECKING:  # what reads or counts maps needs no networks, whose import takes seconds
+    from wsss.models.base import Network, Outputs
 
 Raw = Tensor | list[Tensor]  # a raw map (B, K, h, w); one per layer where several layers are read
 ViewMaps = Callable[[Tensor], tuple[Mapping[str, Raw], Tensor]]  # image -> ({kind: raw map}, class probabilities)
@@ -74,8 +77,8 @@ def fuse_layers(raw_of_layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
 
 def view_maps(
-    network: Network,
-    maps_of: Callable[[Outputs], Mapping[str, Tensor]],
+    network: "Network",
+    maps_of: Callable[["Outputs"], Mapping[str, Tensor]],
     image: Tensor,
     kinds: Sequence[str],
     layers: Sequence[int] = (-1,),
@@ -114,7 +117,7 @@ def view_maps(
     return {kind: maps[kind] for kind in kinds}, out.cls_logits_BK.float().sigmoid()
 
 
-def has_attention(network: Network) -> bool:
+def has_attention(network: "Network") -> bool:
     """Whether the attention of this network can be read."""
     try:
         with network.reading_attention():

@@ -22,6 +22,7 @@ from wsss.tensors import at_least_float32, resize
 Fold = Literal["sum", "max"]
 Rule = Literal["voc", "coco"]
 Fuse = Literal["mean", "toco"]
+DEFAULT_PAD: dict[Fuse, Pad] = {"mean": "resize", "toco": "pad"}
 
 NO_VIEW = "no view to fuse: wanted the maps of at least one scale"
 FOLDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum}

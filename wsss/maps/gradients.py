@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.models.base import Network, Outputs
+if TYPE_CHECKING:  # what reads or counts maps needs no networks, whose import takes seconds
+    from wsss.models.base import Network, Outputs
 
 
 def gradient_maps(
-    network: Network, image: Tensor, kinds: Sequence[str] = ("grad",), layers: Sequence[int] = (-1,)
-) -> tuple[dict[str, list[Tensor]], Outputs]:
+    network: "Network", image: Tensor, kinds: Sequence[str] = ("grad",), layers: Sequence[int] = (-1,)
+) -> tuple[dict[str, list[Tensor]], "Outputs"]:
     """Raw maps of the gradient kinds of every class at each of the layers, and the forward pass they came from.
 
     With A the output of a layer (without prefix tokens for a ViT) and g = d logit_k / d A, a kind is a function of
@@ -57,7 +59,7 @@ def recording(modules: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def class_maps(
-    network: Network, image: Tensor, scores_BQ: Tensor, activations: Sequence[Tensor], kinds: Sequence[str]
+    network: "Network", image: Tensor, scores_BQ: Tensor, activations: Sequence[Tensor], kinds: Sequence[str]
 ) -> dict[str, list[Tensor]]:
     """{kind: L maps (B, Q, h, w)}, detached: one of each column of scores that were computed from `activations`."""
     maps = [network.as_map(activation.detach().float(), image) for activation in activations]

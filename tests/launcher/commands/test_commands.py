@@ -2,6 +2,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -78,43 +79,49 @@ def test_help_of_each_command_ends_with_an_example_of_it(command):
     assert f"Example:  wsss {command}" in shown.output
 
 
-def test_shards_are_written_verified_and_described(tmp_path):
-    said = wsss("shards", "synthetic", "--out", "d", "--split", "train", "--images", 12, "--size", 32, cwd=tmp_path)
+@pytest.fixture
+def wsss_here(in_tmp, monkeypatch, capsys):
+    """The command in this process, which spares the imports; gives what it printed and its exit code."""
+    return partial(wsss_ends, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_shards_are_written_verified_and_described(in_tmp, wsss_here):
+    said = wsss("shards", "synthetic", "--out", "d", "--split", "train", "--images", 12, "--size", 32, cwd=in_tmp)
     assert "split 'train', supervision 'label', 12 images" in said
-    assert "12 shards, 12 samples, every byte as written" in wsss("shards", "verify", "d/train", cwd=tmp_path)
-    path = tmp_path / "d/train/train-00004.tar"
+    said, code = wsss_here("shards", "verify", "d/train")
+    assert "12 shards, 12 samples, every byte as written" in said and code == 0
+    path = in_tmp / "d/train/train-00004.tar"
     path.write_bytes(path.read_bytes()[:-1])
-    said = wsss("shards", "verify", "d/train", cwd=tmp_path, code=2)
-    assert "train-00004.tar" in said and "Traceback" not in said
-    assert "exists already" in wsss("shards", "synthetic", "--out", "d", "--split", "train", cwd=tmp_path, code=2)
+    said, code = wsss_here("shards", "verify", "d/train")
+    assert "train-00004.tar" in said and "Traceback" not in said and code == 2
+    said, code = wsss_here("shards", "synthetic", "--out", "d", "--split", "train")
+    assert "exists already" in said and code == 2
 
 
-def test_own_frames_become_train_and_tune(tmp_path):
+def test_own_frames_become_train_and_tune(in_tmp, wsss_here):
     rows = ["image,label,group"]
     for n in range(12):
-        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(tmp_path / f"{n}.jpg")
+        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(in_tmp / f"{n}.jpg")
         rows.append(f"{n}.jpg,{n % 2},video{n // 3}")
-    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    (in_tmp / "labels.csv").write_text("\n".join(rows))
     for n in range(1, 12, 2):
-        Image.new("L", (8, 8), 1).save(tmp_path / f"{n}.png")
-    said = wsss(
+        Image.new("L", (8, 8), 1).save(in_tmp / f"{n}.png")
+    said, code = wsss_here(
         *("shards", "smoke", "--root", ".", "--labels", "labels.csv", "--out", "d", "--split", "train"),
-        *("--hold-out", 0.3, "--mask-folder", "."),
-        cwd=tmp_path,
+        *("--hold-out", 0.3, "--mask-folder", ".", "--workers", 1),
     )
-    assert "split 'tune', supervision 'pixel', 3 images" in said
+    assert "split 'tune', supervision 'pixel', 3 images" in said and code == 0
     assert "split 'train', supervision 'label', 9 images" in said
 
 
-def test_own_frames_without_masks_become_a_label_only_tune(tmp_path, monkeypatch, capsys):
+def test_own_frames_without_masks_become_a_label_only_tune(in_tmp, wsss_here):
     rows = ["image,label,group", *(f"{n}.jpg,{n % 2},video{n // 3}" for n in range(12))]
-    (tmp_path / "frames").mkdir()
+    (in_tmp / "frames").mkdir()
     for n in range(12):
-        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(tmp_path / f"frames/{n}.jpg")
-    (tmp_path / "labels.csv").write_text("\n".join(rows))
-    monkeypatch.chdir(tmp_path)
+        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(in_tmp / f"frames/{n}.jpg")
+    (in_tmp / "labels.csv").write_text("\n".join(rows))
     wanted = ("shards", "smoke", "--root", "frames", "--labels", "labels.csv", "--out", "d", "--split", "train")
-    said, code = wsss_ends(*wanted, "--hold-out", 0.3, "--workers", 1, monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_here(*wanted, "--hold-out", 0.3, "--workers", 1)
     assert code == 0 and "it is label-only, and chooses the gate alone" in said
     assert "split 'tune', supervision 'label', 3 images" in said
 
@@ -139,19 +146,17 @@ def test_own_frames_without_masks_become_a_label_only_tune(tmp_path, monkeypatch
         (("report", "runs"), "no run with metrics"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2_and_leave_nothing(
-    in_tmp, tiny_yaml, scenes, arguments, message, monkeypatch, capsys
-):
+def test_mistakes_are_one_line_and_code_2_and_leave_nothing(in_tmp, wsss_here, tiny_yaml, scenes, arguments, message):
     config = str(tiny_yaml("classify"))
     arguments = [a.replace("CONFIG", config).replace("SCENES", str(scenes)) for a in arguments]
-    said, code = wsss_ends(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    said, code = wsss_here(*arguments)
     assert code == 2 and re.search(f"error: .*{message}", said, re.S)
     assert not (in_tmp / "runs").exists()
 
 
-def test_a_dry_run_checks_and_prints_the_launch_command(tmp_path, tiny_yaml):
+def test_a_dry_run_checks_and_prints_the_launch_command(in_tmp, wsss_here, tiny_yaml):
     options = ["train.seed=3", "method={name: classify, dark_weight: 0.0}"]
-    said = wsss("train", tiny_yaml("classify"), *options, "--dry-run", cwd=tmp_path)
-    assert said.startswith("env ") and "accelerate.commands.launch" in said
+    said, code = wsss_here("train", tiny_yaml("classify"), *options, "--dry-run")
+    assert code == 0 and said.startswith("env ") and "accelerate.commands.launch" in said
     assert shlex.split(said)[-2:] == options
-    assert not (tmp_path / "runs").exists()
+    assert not (in_tmp / "runs").exists()

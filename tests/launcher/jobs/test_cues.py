@@ -1,9 +1,10 @@
 import hashlib
+import io
 import json
-import os
-import socket
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, suppress
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 import typer
 from support.clips import LOOSE, write_tiny_clip
 from support.places import ROOT
+from support.together import together
 from typer.testing import CliRunner
 
 from launcher.commands import cues as cue_commands
@@ -144,37 +146,23 @@ def test_each_process_takes_its_share_of_the_missing_shards(images, clip_folder,
     assert digests(folder) == {"val-00001.tar": before["val-00001.tar"]}
 
 
+def cues_command(*arguments):
+    """`wsss cues` as `accelerate launch` starts it, in a rank; returns what it said."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
+        patch.setattr(sys, "argv", ["cues", *arguments])
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        with suppress(SystemExit):
+            runpy.run_path(cue_commands.__file__, run_name="__main__")
+    return said.getvalue().splitlines()
+
+
 def test_two_processes_write_what_one_does(images, clip_folder, tmp_path):
     alone = write_cues("clip", images, tmp_path / "one", weights=clip_folder, size=16)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    argv = [
-        sys.executable,
-        "-m",
-        "launcher.commands.cues",
-        "clip",
-        str(images),
-        "--weights",
-        str(clip_folder),
-        "--size",
-        "16",
-    ]
-    argv += ["--out", str(tmp_path / "two")]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "OMP"))}
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # what `accelerate launch` sets
-    group |= {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            argv, env={**clean, **group, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    said = [rank.communicate(timeout=280)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    options = ["--weights", clip_folder, "--size", 16, "--out", tmp_path / "two"]
+    first, second = together(2, cues_command, "clip", *map(str, [images, *options]))
     assert digests(tmp_path / "two/val") == digests(alone)
-    assert "clip cues of val: 3/3" in said[0]  # shards 0 and 2 of 2, 2 and 1 images
-    assert "clip cues" not in said[1]
+    assert any("clip cues of val: 3/3" in line for line in first)  # shards 0 and 2 of 2, 2 and 1 images
+    assert not any("clip cues" in line for line in second)
 
 
 def test_other_settings_and_other_weights_are_not_mixed_in(images, sam_file, tmp_path):

@@ -1,6 +1,5 @@
 """Jobs over two workers of Dask on this machine: workers die, clients die, two clients come at once."""
 
-import os
 import socket
 import threading
 import time
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from support import dask_processes
+from support.work import die_once, touch
 
 from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ConfigError, ImageError, RunError
@@ -66,26 +66,9 @@ def test_a_worker_as_another_environment_has_it_is_refused(dask, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def touch(out: Path, name: str) -> int:
-    (out / name).write_text(name)
-    return os.getpid()
-
-
-def die_once(out: Path, name: str) -> int:
-    if name == "3" and not (out / "died").exists():
-        (out / "died").touch()
-        os._exit(9)
-    time.sleep(0.02)
-    return touch(out, name)
-
-
-def fail(name: str) -> None:
-    raise OSError(f"no good: {name}")
-
-
 def test_what_fails_is_named_and_two_clients_get_all_they_asked_for(dask, tmp_path):
-    with pytest.raises(DataError, match=r"test: 2 of 2 shards failed:\n  a: no good: a\n  b: no good: b"):
-        list(pool.run_pool(fail, ["a", "b"], workers=1, label="test"))
+    with pytest.raises(DataError, match=r"test: 2 of 2 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2"):
+        list(pool.run_pool(partial(touch, tmp_path), ["bad1", "bad2"], workers=1, label="test"))
     found, names = {}, [str(n) for n in range(8)]
 
     def ask(client):

@@ -4,11 +4,11 @@ import multiprocessing
 import os
 import time
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from support.work import begin_pool, die, touch
 
 from launcher.config.sections import RefineConfig
 from launcher.errors import RunError
@@ -24,20 +24,6 @@ from shards.tars import tar_members
 from shards.write import write_tar
 
 
-def touch(out: Path, name: str) -> int:
-    if name.startswith("bad"):
-        raise ValueError(f"no good: {name}")
-    (out / name).write_text(name)
-    return os.getpid()
-
-
-def die(out: Path, name: str) -> None:
-    if name == "b":
-        os._exit(1)  # as a segmentation fault in a library would
-    time.sleep(0.1)
-    (out / name).write_text(name)
-
-
 def test_a_pool_does_every_item_in_other_processes_and_keeps_their_order(tmp_path):
     names = [f"{n}.tar" for n in range(6)]
     pids = list(pool.run_pool(partial(touch, tmp_path), names, workers=2, label="test"))
@@ -49,15 +35,6 @@ def test_one_bad_shard_does_not_hold_up_the_others_and_is_named(tmp_path):
     with pytest.raises(DataError, match=r"test: 2 of 5 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2"):
         list(pool.run_pool(partial(touch, tmp_path), ["a", "bad1", "b", "bad2", "c"], workers=1, label="test"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
-
-
-def wait_forever(out: Path, name: str) -> None:
-    (out / name).write_text(str(os.getpid()))
-    time.sleep(600)
-
-
-def begin_pool(out: Path) -> None:
-    list(pool.run_pool(partial(wait_forever, out), ["a", "b"], workers=2, label="test"))
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

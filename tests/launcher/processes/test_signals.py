@@ -34,7 +34,7 @@ if "wrong" in sys.argv:
     os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
     with report_user_errors():
         raise RunError("no such thing")
-time.sleep(1)  # imports
+time.sleep("importing" in sys.argv)  # for a second
 follow_launcher()
 try:
     # a long step is no wait for a batch
@@ -48,7 +48,7 @@ except WaitsInVain:
     print("waits in vain", file=sys.stderr)
     sys.exit(exit_code_when_stopped())
 Path("saved").touch()
-time.sleep(1)
+time.sleep("slow" in sys.argv)
 sys.exit(exit_code_when_stopped())
 """
 WSSS = """
@@ -69,6 +69,7 @@ def begin(tmp_path):
         (tmp_path / name).write_text(source)
 
     def start(wait_for, *words):
+        words += ("importing",) * (wait_for == "pid")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", WSSS, *words], cwd=tmp_path, env=environment, start_new_session=True,
@@ -132,7 +133,7 @@ def test_below_nohup_the_end_of_the_terminal_stops_nothing(begin, tmp_path):
 @pytest.mark.parametrize("when", ["pid", "begun"])
 def test_so_does_one_that_every_process_of_the_tree_gets(begin, tmp_path, when):
     """As Slurm sends it."""
-    process = begin(when)
+    process = begin(when, "slow")
     for pause_s in (0.0, 0.5):
         time.sleep(pause_s)
         for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:

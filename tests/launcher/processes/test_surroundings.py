@@ -127,15 +127,18 @@ def test_every_key_of_our_config_is_known_to_this_accelerate():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no safe path; see the next test")
-@pytest.mark.parametrize("names", [["launcher.py", "launcher/__init__.py", "shards.py"], ["accelerate.py"]])
-def test_files_of_the_working_folder_are_not_run_instead_of_ours(tmp_path, tiny_config, monkeypatch, names):
+def test_files_of_the_working_folder_or_the_users_path_are_not_run_instead_of_ours(tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for path in (tmp_path / name for name in names):
-        path.parent.mkdir(exist_ok=True)
+    ours = ["launcher.py", "launcher/__init__.py", "shards.py"]
+    # of other packages that of the user's path: it is their own wish that it comes first
+    for path in [
+        *(tmp_path / name for name in [*ours, "accelerate.py"]),
+        *(tmp_path / "theirs" / name for name in ours),
+    ]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("raise SystemExit('this is mine')")
     argv, _ = launch_command(tiny_config("classify"), "launcher.train", ["gone.yaml"])
-    if names != ["accelerate.py"]:  # it is the user's own wish that a path of theirs comes before other packages
-        monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.setenv("PYTHONPATH", "theirs")
     given = {**os.environ, **launch_command(tiny_config("classify"), "launcher.train", [])[1]}
     done = subprocess.run(argv, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert "gone.yaml: config file is missing" in done.stderr and "mine" not in done.stderr + done.stdout

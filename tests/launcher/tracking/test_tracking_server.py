@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -121,14 +122,14 @@ def test_answers_that_get_lost_make_nothing_twice(server, run, monkeypatch):
 
 
 def test_a_slow_server_holds_up_no_step_and_gets_everything(server, run, monkeypatch):
-    with Proxy(server.port, delay_s=1.5) as proxy:
+    done = threading.Event()
+    with Proxy(server.port, until=done) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
         tracker = RunTracker(run, sinks=[MlflowSink()], experiment="slow", resumed_at=0)
         for step in range(200):
             tracker.log({"train/loss": step}, step)
-        assert (
-            read_sent(run, "mlflow")["run_id"] is None
-        )  # all steps are done before the server has said its first word
+        assert read_sent(run, "mlflow")["run_id"] is None  # the server has not said its first word
+        done.set()
         assert tracker.close()
     assert stored(server, run) == [(step, float(step)) for step in range(200)]
 
@@ -144,11 +145,15 @@ def test_a_server_that_is_killed_and_restarted_gets_all_points_in_order(server, 
     server.kill()
     for step in range(1, 10):
         tracker.log({"train/loss": step}, step)
-    time.sleep(1)
+    said = ""
+    while "MLflow does not take" not in said:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+        said += capsys.readouterr().err
     server.start()
     tracker.log({"train/loss": 10}, 10)
     assert tracker.close()
     assert stored(server, run) == [(step, float(step)) for step in range(11)]
     assert [line["step"] for line in read_metrics(run)] == list(range(11))
-    said = capsys.readouterr().err
+    said += capsys.readouterr().err
     assert said.count("MLflow does not take the metrics of") == 1 and said.count("MLflow answers again") == 1

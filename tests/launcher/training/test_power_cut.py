@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.tiny import write_tiny_yaml
 
+from launcher.config.file import load_config
 from launcher.evaluation.report import write_report
 from launcher.files import RUNS, Damaged
 from launcher.run import steps
@@ -19,10 +21,20 @@ LEFT = {"empty": b"", "zeros": b"\0" * 512, "cut": b'{"a": [1, 2', "another shap
 FILES = ["run.json", "config.yaml", "tracking/wanted.json", "tracking/mlflow/sent.json", "step_0000002/figures.json"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, scenes, mlflow_store):
+    """A folder with runs/teacher, trained for two steps."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+        train(load_config(write_tiny_yaml(place, scenes, "classify"), ["train.steps=2", "train.eval_every=2"]))
+    return place
+
+
 @pytest.fixture
-def half_done(in_tmp, tiny_config):
-    train(tiny_config("classify", "train.steps=2", "train.eval_every=2"))
-    return RUNS / "teacher"
+def half_done(in_tmp, trained):
+    return shutil.copytree(trained / "runs/teacher", RUNS / "teacher")
 
 
 @pytest.mark.parametrize("name", FILES)
