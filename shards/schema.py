@@ -39,6 +39,7 @@ Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in pixels, half-open
 
 Decoded = TypeVar("Decoded")
 TURNED = "EXIF orientation is not 1: viewers show the image turned, its pixels are kept as they lie (see --exif)"
+ORDER = "; a class's id is its place among the classes: if the mask counts them otherwise, give --classes in its order"
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_\-]+")  # no dot: WebDataset cuts the key at the first one; no slash: no paths
 
@@ -78,6 +79,17 @@ class ClassSet:
         present_K = np.zeros(len(self.classes), dtype=np.float32)
         present_K[[class_id - 1 for class_id in image_label]] = 1.0
         return present_K
+
+
+    def named(self, ids: Iterable[int]) -> str:
+        """Class ids 1..K as '2 (cat), 3 (dog)', in their order."""
+        return ", ".join(f"{class_id} ({self.classes[class_id - 1]})" for class_id in sorted(ids))
+
+
+def hint_at_order(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """What to do where shards have the wanted classes in another order, which gives them other ids; "" otherwise."""
+    same = found != wanted and sorted(found) == sorted(wanted)
+    return f": the same names in another order; write the shards again with --classes {','.join(wanted)}" * same
 
 
 SMOKE = ClassSet(name="smoke", classes=("smoke",))
@@ -149,10 +161,12 @@ class Sample:
             unlabelled = present - {0, IGNORE_INDEX, *self.image_label}
             if unlabelled:
                 raise DataError(
-                    f"{where}: mask{place} shows class ids {sorted(unlabelled)}, label says {self.image_label}"
+                    f"{where}: mask{place} shows {class_set.named(unlabelled)}, label says "
+                    f"{class_set.named(self.image_label) or 'none of the classes'}; correct the label or the mask"
+                    f"{ORDER if len(class_set.classes) > 1 else ''}"
                 )
             seen = {*self.image_label} - {*self.hidden}
-            absent = [f"{class_id} ({class_set.classes[class_id - 1]})" for class_id in seen - present]
+            absent = class_set.named(seen - present)
             if absent:
                 binary = (
                     "; a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values"
@@ -160,7 +174,7 @@ class Sample:
                     else ""
                 )
                 raise DataError(
-                    f"{where}: label says {', '.join(sorted(absent))}, but the mask{place} shows {sorted(present)} only"
+                    f"{where}: label says {absent}, but the mask{place} shows {sorted(present)} only"
                     f"{binary}; correct the label or the mask"
                 )
             about["regions"] = {name: [list(box) for box in boxes] for name, boxes in sorted(self.regions.items())}

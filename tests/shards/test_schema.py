@@ -8,6 +8,7 @@ from shards.schema import (
     SMOKE,
     ClassSet,
     DataError,
+    hint_at_order,
     Sample,
     decode_image,
     decode_mask,
@@ -65,12 +66,19 @@ def test_a_mask_and_regions_go_only_into_pixel_shards():
         ({"image": b"no image"}, r"image does not decode \(8 bytes"),
         ({"mask": mask_of(2)}, r"mask holds class ids \[2\]; wanted 0 \(background\), 1..1 \(smoke\) or 255"),
         ({"mask": mask_of(0, (4, 5))}, r"mask is \(4, 5\), image is \(4, 6\)"),
-        ({"mask": mask_of(1), "image_label": ()}, r"mask shows class ids \[1\], label says \(\)"),
+        ({"mask": mask_of(1), "image_label": ()}, r"mask shows 1 \(smoke\), label says none of the classes"),
     ],
 )
 def test_bad_samples_are_told_with_place_got_and_wanted(changes, message):
     with pytest.raises(DataError, match=message):
         sample(**{"mask": mask_of(0), **changes}).members(SMOKE, "pixel")
+
+
+def test_masks_that_count_the_classes_in_another_order_are_told_by_names():
+    with pytest.raises(DataError, match=r"mask shows 1 \(.*\), label says 2 \(.*\); .* give --classes in its order"):
+        sample(image_label=(2,), mask=mask_of(1)).members(TWO, "pixel")
+    assert "write the shards again with --classes cat,dog" in hint_at_order(("dog", "cat"), ("cat", "dog"))
+    assert hint_at_order(("cat",), ("cat", "dog")) == hint_at_order(("cat",), ("cat",)) == ""
 
 
 def test_a_label_names_each_class_once():
