@@ -24,6 +24,7 @@ from shards.schema import (
     check_size_of_mask,
 )
 
+ORDER = "; a class's id is its place among the classes: if the mask counts them otherwise, give --classes in its order"
 TURNED = "EXIF orientation is not 1: viewers show the image turned, its pixels are kept as they lie (see --exif)"
 
 
@@ -76,9 +77,13 @@ def checked_mask(
     present = set(np.unique(sample.mask).tolist())
     unlabelled = present - {0, IGNORE_INDEX, *sample.image_label}
     if unlabelled:
-        raise DataError(f"{where}: mask{place} shows class ids {sorted(unlabelled)}, label says {sample.image_label}")
+        raise DataError(
+            f"{where}: mask{place} shows {class_set.named(unlabelled)}, label says "
+            f"{class_set.named(sample.image_label) or 'none of the classes'}; correct the label or the mask"
+            f"{ORDER if len(class_set.classes) > 1 else ''}"
+        )
     seen = {*sample.image_label} - {*sample.hidden}
-    absent = [f"{class_id} ({class_set.classes[class_id - 1]})" for class_id in seen - present]
+    absent = class_set.named(seen - present)
     if absent:
         binary = (
             "; a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values"
@@ -86,7 +91,7 @@ def checked_mask(
             else ""
         )
         raise DataError(
-            f"{where}: label says {', '.join(sorted(absent))}, but the mask{place} shows {sorted(present)} only"
+            f"{where}: label says {absent}, but the mask{place} shows {sorted(present)} only"
             f"{binary}; correct the label or the mask"
         )
     return sample.mask

@@ -55,6 +55,16 @@ class ClassSet:
         present_K[[class_id - 1 for class_id in image_label]] = 1.0
         return present_K
 
+    def named(self, ids: Iterable[int]) -> str:
+        """Class ids 1..K as '2 (cat), 3 (dog)', in their order."""
+        return ", ".join(f"{class_id} ({self.classes[class_id - 1]})" for class_id in sorted(ids))
+
+
+def hint_at_order(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """What to do where shards have the wanted classes in another order, which gives them other ids; "" otherwise."""
+    same = found != wanted and sorted(found) == sorted(wanted)
+    return f": the same names in another order; write the shards again with --classes {','.join(wanted)}" * same
+
 
 SMOKE = ClassSet(name="smoke", classes=("smoke",))
 

@@ -153,9 +153,14 @@ def write_tar(
             file = open_locked(temporary)
         with file:
             tar = webdataset.TarWriter(file, encoder=False, mtime=0, user="wsss", group="wsss")
-            for key, members in samples:
-                with report_full_disk(path):
-                    tar.write({"__key__": key, **members})
+            try:
+                for key, members in samples:
+                    with report_full_disk(path):
+                        tar.write({"__key__": key, **members})
+            except BaseException:
+                with suppress(Exception):  # else Python does it once the file is closed, and prints that it failed
+                    tar.close()
+                raise
             with report_full_disk(path):
                 tar.close()
                 file.flush()

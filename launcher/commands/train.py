@@ -37,13 +37,16 @@ def train(
     from launcher.run.failure import note_exit
     from launcher.run.folder import CONFIG, is_run, run_folder
     from launcher.run.steps import newest_complete
-    from launcher.training.go_on import as_begun, extend_run, fork_run
+    from launcher.training.go_on import as_begun, extend_run, fork_run, require_own_name
     from launcher.training.preflight import preflight
 
-    if is_run(place_run(config)):
-        config = place_run(config) / CONFIG
+    given = place_run(config)
+    if is_run(given):
+        config = given / CONFIG
     arguments = [str(config), *(overrides or []), *overrides_of(extend, fork, overrides or [])]
     settings = load_config(config, arguments[1:])
+    if fork is None:
+        require_own_name(given, settings)
     if resume:
         newest_complete(run_folder(settings))
     parent = None if fork is None else run_folder(load_config(config))

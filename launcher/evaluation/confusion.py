@@ -129,6 +129,7 @@ class Confusion(Measure):
             "mean_accuracy": mean_accuracy(self.confusion_CC),
             "class_iou": dict(zip(("background", *self.class_set.classes), iou_C, strict=True)),
             "classes_in_truth": int((self.confusion_CC.sum(1) > 0).sum()),
+            "background_share": float(self.confusion_CC[0].sum() / self.confusion_CC.sum()),  # of the pixels with truth
             "images": len(self.groups),
         })  # fmt: skip
 

@@ -104,6 +104,9 @@ def rows_of(measures: Mapping[str, Measure], thresholds: Mapping[str, float]) ->
         yield {name: value for row in rows for name, value in row.items()}
 
 
+UNGATED = ", maps of improbable classes included (`wsss predict` leaves them out)"
+
+
 def describe_source(
     source: Source, measures: Mapping[str, Measure], thresholds: Mapping[str, float], untuned: str, run: Run
 ) -> dict[str, Any]:
@@ -118,10 +121,13 @@ def describe_source(
         choice: ({"threshold": threshold} if cut else {}) | measures[choice].figures_at(threshold)
         for choice, threshold in thresholds.items()
     }
-    several = len(run.class_set.classes) > 1
+    made_of = read_made_of(source.folder)
+    how = ", one threshold for all classes" if cut and len(run.class_set.classes) > 1 else ""
+    if how and made_of["cam"]["classes"] == "all":
+        how += UNGATED
     return {
-        "protocol": source.protocol(run.config.train.seed) + (", one threshold for all classes" * (cut and several)),
-        "chain": read_made_of(source.folder).get("chain", []),
+        "protocol": source.protocol(run.config.train.seed) + how,
+        "chain": made_of.get("chain", []),
         "tuned": None,
         "untuned": untuned,
         **figures,

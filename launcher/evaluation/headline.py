@@ -148,11 +148,13 @@ def compare(headline: Headline, what: str, other: Run) -> Beside | None:
 
 
 def chance_of(headline: Headline, one: str) -> Beside | None:
-    """The same figure of what learned nothing: the class everywhere, or the images in any order; None if it is not
-    known."""
+    """The same figure of what learned nothing: the class everywhere, of several classes the background, or the images
+    in any order; None if it is not known."""
     if headline.figure == "per_image_iou":
         everywhere = headline.evaluation["sources"][headline.source].get("curve", {}).get("per_image_iou", [None])[0]
         return None if everywhere is None else Beside(f"{one} everywhere", everywhere)
+    if headline.figure == "miou" and (share := headline.at.get("background_share")):
+        return Beside("background everywhere", share / headline.at["classes_in_truth"])
     if headline.figure == "average_precision":
         images = headline.evaluation["dataset"]["images"]
         counts = [about["images"] for about in headline.evaluation.get("labels", {}).get("classes", {}).values()]

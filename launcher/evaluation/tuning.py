@@ -40,11 +40,14 @@ class Tuned:
         return {"folder": str(config.data.tune), "images_shown": self.shown} if chose else None
 
 
+NO_MAPS = "none of these maps for the split tune; `wsss infer {0}` makes CAMs of it, `wsss refine {0}` masks of them"
+
+
 def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     """Choose what can be chosen for these sources of `val` on the run's tune split."""
     config = run.config
     named = {source.name for source in sources if source.has_threshold}
-    missing = "data.tune is not set" if config.data.tune is None else "nothing of this source for the tune split"
+    missing = "data.tune is not set" if config.data.tune is None else NO_MAPS.format(run.folder)
     with_maps = set() if val.index.supervision == "label" else named
     found = Tuned(untuned=dict.fromkeys(sorted(with_maps), missing))
     tuning = [source for source in find_sources(run.folder, "tune") if source.name in named]

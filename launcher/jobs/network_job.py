@@ -17,6 +17,7 @@ from launcher.jobs.starts import stamp_of
 from shards.folder import ShardFolder
 from shards.places import everywhere
 from shards.remote import Place, absolute, join, place_of
+from shards.schema import hint_at_order
 
 if TYPE_CHECKING:
     from launcher.config.sections import TrainConfig
@@ -195,5 +196,6 @@ def open_images(run: "Run", folder: Place) -> ShardFolder:
     if shards.index.classes != run.class_set.classes:
         raise RunError(
             f"{folder} has the classes {shards.index.classes}; {run.folder} was trained on {run.class_set.classes}"
+            f"{hint_at_order(shards.index.classes, run.class_set.classes)}"
         )
     return shards

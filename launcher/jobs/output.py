@@ -35,12 +35,19 @@ from shards.remote import Place, join, name_of, place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
+REMEDY = "--overwrite makes it anew, --name NAME keeps it and makes another; where the command has neither, remove it"
 WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
-def open_output(
-    out: Place, content: dict[str, Any], *, overwrite: bool = False, remedy: str = "remove the folder first"
-) -> None:
+def difference(name: str, before: Any, now: Any) -> str:
+    """The first difference between two values of a name, of a section that of its option."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return difference(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name}: {before!r}, now {now!r}"
+
+
+def open_output(out: Place, content: dict[str, Any], *, overwrite: bool = False, remedy: str = REMEDY) -> None:
     """Create the output folder, here or at a URL, or check that it was made of the same inputs and settings; sweep what
     killed writers left in it.
 
@@ -65,7 +72,7 @@ def open_output(
         if different:
             name = different[0]
             raise RunError(
-                f"{out}: made with other settings ({name}: {before.get(name)!r}, now {content.get(name)!r}); {remedy}"
+                f"{out}: made with other settings ({difference(name, before.get(name), content.get(name))}); {remedy}"
             )
         sweep(out)
         if not isinstance(out, Path):

@@ -45,6 +45,8 @@ class Run:
         if not is_run(folder):
             below = ", ".join(map(str, find_runs(folder)[:5]))
             hint = f"below it are {below}" if below else "train one with `wsss train CONFIG`"
+            if is_run(RUNS / folder):
+                hint = f"did you mean {RUNS / folder}?"
             raise RunError(f"{folder}: no run here ({CONFIG} or {ABOUT} is missing); {hint}")
         try:
             content = read_content(folder / CONFIG)

@@ -9,7 +9,7 @@ import yaml
 from launcher.config.file import read_content
 from launcher.config.sections import Config, TrainConfig
 from launcher.errors import ConfigError, RunError
-from launcher.files import publish, read_json, sync_to_disk, write_whole
+from launcher.files import RUNS, publish, read_json, sync_to_disk, write_whole
 from launcher.run import steps
 from launcher.run.build import build_method, drop_weights
 from launcher.run.checkpoint import load_method
@@ -21,6 +21,19 @@ from wsss.optim import lr_at
 # What an optimizer's state brings of its own.
 OF_OPTIMIZER = ("weight_decay", "decay_all", "new_lr_factor", "head_lr_factor", "layer_decay")
 FORKED = ("parent", "extended")  # what run.json says of a run's past, which every start keeps
+
+
+def require_own_name(given: Path, config: Config) -> None:
+    """Raise RunError if `given` is a run and `config`, read from it, would train in the folder of another name, as that
+    of a copy does: its config.yaml says what the run was called when it began."""
+    folder = run_folder(config)
+    if is_run(given) and given.resolve() != folder.resolve():
+        here = RUNS.resolve()
+        name = given.resolve().relative_to(here) if given.resolve().is_relative_to(here) else "NAME"
+        raise RunError(
+            f"{given}: its {CONFIG} says name: {config.name}, so that it would go on in {folder}; to go on in this "
+            f"folder give name={name}" + (f", once it lies at {RUNS / 'NAME'}" if name == "NAME" else "")
+        )
 
 
 def extend_run(config: Config, *, write: bool = True) -> str:
@@ -47,6 +60,8 @@ def extend_run(config: Config, *, write: bool = True) -> str:
             f"{run.config.train.power:g}), so its {before} steps are not the first ones of {after}. --fork NAME "
             f"train.steps={after} begins a new run where it stands, at the rate that {after} steps have there"
         )
+    as_it_was = config.model_copy(update={"train": config.train.model_copy(update={"steps": before})})
+    Inputs(as_it_was).check()  # before anything is written: other settings are refused, and the run stays as it is
     at = steps.step_number(steps.newest_complete(folder))
     inputs = Inputs(as_begun(config))
     check_same_run(run, inputs.config, inputs.train.index.fingerprint, inputs.learns_from)

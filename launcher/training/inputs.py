@@ -24,7 +24,7 @@ from shards.batches.batch import Batch, MaskOf
 from shards.folder import ShardFolder
 from shards.masks import MaskFolder
 from shards.remote import Place
-from shards.schema import ClassSet
+from shards.schema import ClassSet, hint_at_order
 from shards.tars import sha256_of
 from wsss.methods import METHODS
 
@@ -150,11 +150,13 @@ class Inputs:
             if shards.index.classes != train.classes:
                 raise RunError(
                     f"data.{name}: {shards.folder} has classes {shards.index.classes}, data.train {train.classes}"
+                    f"{hint_at_order(shards.index.classes, train.classes)}"
                 )
             shared = sorted(shards.index.groups & train_groups)
             if shared and name != "pixel":
                 raise RunError(
-                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}'"
+                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}': "
+                    "move whole groups to one split, and write the shards again"
                 )
         if self.teacher is not None:
             self.teacher.checkpoint()

@@ -29,7 +29,7 @@ class Folders:
         """(file, path below root) of a row's image."""
         cell = fields.get("image")
         if cell not in (None, ""):
-            return self.named(cell, where)
+            return self.named(cell, where, self.image_folder)
         path = self.names.find(f"{self.image_folder}/{key}".removeprefix("/"), where)
         if path is None:
             raise DataError(
@@ -38,21 +38,24 @@ class Folders:
             )
         return self.names.files[path], path
 
-    def named(self, cell: Any, where: str) -> tuple[Path, str]:
-        """(file, path below root) of a path in a cell; one that leaves `root` is taken as it is."""
+    def named(self, cell: Any, where: str, folder: str = "") -> tuple[Path, str]:
+        """(file, path below root) of a path in a cell, below root or else below this folder of root; one that leaves
+        `root` is taken as it is."""
         if not isinstance(cell, str):
             raise DataError(f"{where}: file is {shown(cell)}; wanted a path below {self.root}")
         inside = not cell.startswith("/") and ".." not in plain(cell).split("/")
-        path = self.names.find(cell, where) if inside and without_ending(plain(cell)) != plain(cell) else None
-        if path is not None:
-            return self.names.files[path], path
+        if inside and without_ending(plain(cell)) != plain(cell):
+            for name in (cell, f"{folder}/{plain(cell)}") if folder else (cell,):
+                if (path := self.names.find(name, where)) is not None:
+                    return self.names.files[path], path
         file = self.root / cell
         try:
             if file.is_file():
                 return file, plain(cell)
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: {shown(cell)} is no path ({error})") from error
-        raise DataError(f"{where}: {file}: file is missing")
+        also = f" or {self.root / folder}" if inside and folder else ""
+        raise DataError(f"{where}: {file}: file is missing; wanted a path below {self.root}{also}")
 
     def mask_of(self, image: str, fields: Mapping[str, Any], where: str) -> tuple[Path | None, str]:
         """(file or None, its place or where it was looked for) of the mask of an image at this path below root."""

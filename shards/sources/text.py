@@ -154,8 +154,13 @@ def key_of_row(row: Any, where: str) -> str:
     if not isinstance(row, dict):
         raise DataError(f"{where}: is {shown(row)}; wanted an object with 'key' or 'image', 'label' and 'group'")
     found = next((row[name] for name in KEY_COLUMNS if row.get(name) not in (None, "")), None)
+    if found is None and not {*KEY_COLUMNS} & row.keys():
+        raise DataError(
+            f"{where}: neither 'key' nor 'image' among its columns {sorted(map(str, row))}; call the column of paths "
+            "'image' (the first line of a csv names its columns)"
+        )
     if found is None:
-        raise DataError(f"{where}: neither 'key' nor 'image' among its columns {sorted(map(str, row))}, or both empty")
+        raise DataError(f"{where}: its 'key' or 'image' is empty; fill it in or remove the row")
     if not isinstance(found, str):
         raise DataError(f"{where}: its key is {shown(found)}; wanted text, the name of a file")
     return found

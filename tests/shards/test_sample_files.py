@@ -49,7 +49,7 @@ def test_a_mask_and_regions_go_only_into_pixel_shards():
         ({"image": b"no image"}, r"image does not decode \(8 bytes"),
         ({"mask": mask_of(2)}, r"mask holds class ids \[2\]; wanted 0 \(background\), 1..1 \(smoke\) or 255"),
         ({"mask": mask_of(0, (4, 5))}, r"mask is \(4, 5\), image is \(4, 6\)"),
-        ({"mask": mask_of(1), "image_label": ()}, r"mask shows class ids \[1\], label says \(\)"),
+        ({"mask": mask_of(1), "image_label": ()}, r"mask shows 1 \(smoke\), label says none of the classes"),
     ],
 )
 def test_bad_samples_are_told_with_place_got_and_wanted(changes, message):
@@ -86,3 +86,8 @@ def test_a_mask_of_another_size_names_the_orientation_that_may_be_why():
     members = members_of(sample(image=turned), SMOKE, "label")
     assert b'"remarks": {"EXIF orientation is not 1' in members["json"]
     assert b"remarks" not in members_of(sample(), SMOKE, "label")["json"]
+
+
+def test_masks_that_count_the_classes_in_another_order_are_told_by_names():
+    with pytest.raises(DataError, match=r"mask shows 1 \(cat\), label says 2 \(dog\); .* give --classes in its order"):
+        members_of(sample(image_label=(2,), mask=mask_of(1)), TWO, "pixel")

@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,19 @@ def test_a_killed_writer_leaves_no_final_name(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_tar(tmp_path / "x.tar", samples())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_fails_after_its_first_sample_prints_nothing_of_the_tar(tmp_path, monkeypatch):
+    def samples():
+        yield "a", {"jpg": b"1"}
+        raise DataError("the second one")
+
+    unraised = []
+    monkeypatch.setattr("sys.unraisablehook", unraised.append)
+    with pytest.raises(DataError, match="the second one"):
+        write_tar(tmp_path / "a.tar", samples())
+    gc.collect()
+    assert not unraised and not list(tmp_path.iterdir())
 
 
 def test_a_jpeg_is_stored_byte_for_byte(tmp_path):

@@ -7,6 +7,7 @@ from support.squares import Squares
 
 from launcher.config.file import load_config
 from launcher.evaluation.evaluate import evaluate
+from launcher.evaluation.headline import Known, hold_against, read_headline
 from launcher.evaluation.image_labels import mean_f1
 from launcher.evaluation.report import write_report
 from launcher.evaluation.table import format_evaluation
@@ -17,6 +18,7 @@ from launcher.jobs.scores import read_scores
 from launcher.predict.defaults import settle
 from launcher.predict.model import load_model
 from launcher.predict.settings import Wishes
+from launcher.run.folder import Run
 from launcher.tracking.tracker import read_metrics
 from launcher.training.run import train
 from shards.folder import ShardFolder
@@ -54,6 +56,9 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
             assert scores.class_ids == tuple(np.flatnonzero(val.image_label_NK[number]) + 1)  # only present classes
             confusion += confusion_matrix(torch.from_numpy(val.mask(number)), torch.from_numpy(scores.mask), 3)
     at = report["sources"]["class_map+crf"]["fixed"]
+    nothing_learned = float(confusion[0].sum() / confusion.sum()) / 3  # the IoU of the background is its share
+    (beside,) = hold_against(read_headline(Run(pets_run)), "cat", Known())
+    assert beside.what == "background everywhere" and beside.value == pytest.approx(nothing_learned)
     assert at["miou"] == pytest.approx(mean_iou(confusion), abs=5e-3)  # scores are stored in float16
     assert set(at["class_iou"]) == {"background", "cat", "dog"}
     learned = report["sources"]["class_map"]["fixed"]["class_iou"]
@@ -63,6 +68,10 @@ def test_two_classes_go_through_all_rooms_and_end_in_one_confusion_matrix(pets_r
     assert "mIoU" in page and "class_map+crf" in page and "Training, cls_loss" in page
     assert "smoke" not in page  # the words are those of the data set
     protocols = {name: figures["protocol"] for name, figures in report["sources"].items()}
+    infer(pets_run, "val", in_tmp / "pets/val", ["cam.classes=all"], "all")
+    protocols |= {name: figures["protocol"] for name, figures in evaluate(pets_run)["sources"].items()}
+    assert protocols["class_map@all"].endswith("maps of improbable classes included (`wsss predict` leaves them out)")
+    assert protocols["class_map"].endswith("one threshold for all classes")  # those of the image label
     assert "refined by crf" in protocols["class_map+crf"] and "refined" not in protocols["class_map"]
 
 
@@ -71,6 +80,8 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
         write_split(Squares(split, 16, kind == "pixel"), in_tmp / "pets", split, kind, num_shards=2)
     fixed = evaluate(pets_run)
     assert fixed["sources"]["class_map"]["untuned"] == "data.tune is not set"
+    untuned = evaluate(pets_run, ["data.tune=pets/with"])["sources"]["class_map"]["untuned"]
+    assert untuned.startswith("none of these maps for the split tune; `wsss infer runs/teacher` makes")
     infer(pets_run, "tune", in_tmp / "pets/with")
     report = evaluate(pets_run, ["data.tune=pets/with"])
     source = report["sources"]["class_map"]

@@ -154,6 +154,14 @@ def test_mistakes_are_one_line_and_code_2_and_leave_nothing(in_tmp, wsss_here, t
     assert not (in_tmp / "runs").exists()
 
 
+def test_a_run_that_is_called_by_its_name_alone_is_found_in_the_message(in_tmp, wsss_here):
+    (in_tmp / "runs/mine/student").mkdir(parents=True)
+    for name in ("config.yaml", "run.json"):
+        (in_tmp / "runs/mine/student" / name).touch()
+    said, code = wsss_here("evaluate", "mine/student")
+    assert code == 2 and "mine/student: no run here" in said and "did you mean runs/mine/student?" in said
+
+
 def test_a_dry_run_checks_and_prints_the_launch_command(in_tmp, wsss_here, tiny_yaml):
     options = ["train.seed=3", "method={name: classify, dark_weight: 0.0}"]
     said, code = wsss_here("train", tiny_yaml("classify"), *options, "--dry-run")

@@ -82,6 +82,12 @@ def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, mo
     assert jobs.read_made_of(tmp_path) == {"threshold": 0.3} and len(list(tmp_path.iterdir())) == 1
 
 
+def test_other_settings_are_named_by_their_option_with_what_to_do(tmp_path):
+    jobs.open_output(tmp_path, {"cam": {"kinds": ["grad"], "scales": [1.0]}})
+    with pytest.raises(RunError, match=r"\(cam.scales: \[1.0\], now \[1.0, 2.0\]\); --overwrite makes it anew, --name"):
+        jobs.open_output(tmp_path, {"cam": {"kinds": ["grad"], "scales": [1.0, 2.0]}})
+
+
 def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
     (tmp_path / "job.json").write_text('{"thres')
     (tmp_path / "a.tar").touch()

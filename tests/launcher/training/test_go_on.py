@@ -1,6 +1,7 @@
 """Runs that get more steps, and runs that begin where another one stands."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -60,6 +61,29 @@ def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config)
         assert_equal(run, RUNS / "whole", 4)
     with pytest.raises(RunError, match="has 4 steps; give more, or go on to these with `wsss train runs/teacher`"):
         extend_run(config("train.steps=4"))
+
+
+def test_an_extension_with_other_settings_is_refused_before_the_run_is_changed(config):
+    before = (TEACHER / "config.yaml").read_bytes(), (TEACHER / "run.json").read_bytes()
+    with pytest.raises(RunError, match=r"begun with other settings \(train.lr: .* -> 0.5\)"):
+        extend_run(config("train.steps=4", "train.lr=0.5"))
+    assert ((TEACHER / "config.yaml").read_bytes(), (TEACHER / "run.json").read_bytes()) == before
+
+
+def test_a_copy_of_a_run_does_not_go_on_in_the_folder_of_the_original(config, monkeypatch, capsys):
+    shutil.copytree(TEACHER, RUNS / "copy")
+    before = (TEACHER / "config.yaml").read_bytes()
+    for words, code in ((["--extend", "4"], 2), (["--extend", "4", "name=copy", "--dry-run"], 0)):
+        monkeypatch.setattr(sys, "argv", ["wsss", "train", "runs/copy", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == code
+    shown = capsys.readouterr()
+    assert (
+        "says name: teacher, so that it would go on in runs/teacher; to go on in this folder give name=copy"
+        in shown.err
+    )
+    assert "runs/copy: 2 -> 4 steps" in shown.out and (TEACHER / "config.yaml").read_bytes() == before
 
 
 def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config):

@@ -82,7 +82,7 @@ def test_a_list_selects_rows_in_its_order(frames):
         ("key,label,group\nframe0,maybe,v\n", "row 'frame0': label is 'maybe'; wanted 1/true/yes/smoke"),
         ("key,label\nframe0,1\n", "row 'frame0': no 'group'; it has .*--group-column"),
         ("key,label,group\nnone,1,v\n", "row 'none': no image .*none with ending .jpg"),
-        ("image,label,group\nimages/gone.jpg,1,v\n", "gone.jpg: file is missing"),
+        ("image,label,group\nimages/gone.jpg,1,v\n", "gone.jpg: file is missing; wanted a path below .* or .*/images"),
         ("label,group\n1,v\n", "line 2: neither 'key' nor 'image'"),
     ],
 )
@@ -90,6 +90,16 @@ def test_a_wrong_table_is_told_with_its_row(frames, table, message):
     (frames / "t.csv").write_text(table)
     with pytest.raises(DataError, match=message):
         read_table(frames, "t.csv")
+
+
+def test_a_path_may_begin_below_root_or_below_the_image_folder(frames):
+    name = next((frames / "images").glob("*.jpg")).name
+    (frames / "t.csv").write_text(f"image,label,group\n{name},0,v\n")
+    (row,) = read_table(frames, "t.csv").rows
+    assert row.image == frames / "images" / name
+    (frames / name).write_bytes(b"another")  # the whole path counts first
+    (row,) = read_table(frames, "t.csv").rows
+    assert row.image == frames / name
 
 
 def test_missing_and_broken_tables_are_told(frames):
