@@ -71,7 +71,9 @@ def ask(worker: subprocess.Popen, name: str, seconds: float) -> dict[str, Any]:
     except BrokenPipeError:
         return {"case": name, "died": f"the worker ended with {worker.wait()}"}
     until = time.monotonic() + seconds
-    while select.select([worker.stdout], [], [], max(until - time.monotonic(), 0))[0]:
+    said = select.poll()  # select.select takes no process that holds a thousand files
+    said.register(worker.stdout, select.POLLIN)
+    while said.poll(1e3 * max(until - time.monotonic(), 0)):
         line = worker.stdout.readline()
         if line.startswith(RESULT):
             return json.loads(line.removeprefix(RESULT))
