@@ -315,3 +315,36 @@ def test_what_the_user_sets_for_fsspec_is_kept(monkeypatch):
     monkeypatch.setitem(conf, "http", {"client_kwargs": {"trust_env": False, "headers": {"a": "b"}}})
     client = remote.file_system("http://x/a")[0].client_kwargs
     assert client["headers"] == {"a": "b"} and client["trust_env"] is False and client["timeout"].sock_read == 60
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("gs://b/x", "gcsfs"),
+        ("az://b/x", "adlfs"),
+        ("abfss://box@account.dfs.core.windows.net/x", "adlfs"),
+        ("s3://b/x", "'wsss[s3]'"),
+    ],
+)
+def test_a_store_whose_package_is_missing_is_one_line_that_names_it(url, package, monkeypatch):
+    def missing(protocol):
+        raise ValueError("Protocol not known: abfss") if protocol == "abfss" else ImportError(f"no {protocol}")
+
+    monkeypatch.setattr("fsspec.core.get_filesystem_class", missing)
+    with pytest.raises(DataError) as told:
+        ShardFolder(url)
+    said = str(told.value)
+    assert said.startswith(f"{url}/index.json: not fetched after 1 try") and "\n" not in said
+    assert said.endswith(f"; install the store's library: pip install {package}")
+
+
+def test_an_error_of_many_lines_is_told_on_one():
+    said = remote.described(OSError("no libjvm\n" + "\n".join(f"looked at /{n}" for n in range(200))))
+    assert "\n" not in said and said.startswith("OSError: no libjvm looked at /0") and len(said) < 520
+
+
+def test_the_container_of_azure_is_no_user():
+    assert place_of("abfss://box@account/x") == "abfss://box@account/x"
+    for user in ("abfss://me:secret@account/x", "s3://me@b/x"):
+        with pytest.raises(DataError, match="holds no user"):
+            place_of(user)
