@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from support.store import Store
@@ -17,11 +18,14 @@ from shards.batches.augment import Augment
 from shards.batches.loaders import train_loader
 from shards.batches.order import Slice
 from shards.cache import Cache, Wanted, release
+from shards.digests import publish_noted, write_digests
 from shards.folder import ShardFolder
 from shards.index import Index
+from shards.masks import MaskFolder
 from shards.remote import place_of
-from shards.schema import DataError
+from shards.schema import DataError, encode_mask
 from shards.verify import verify
+from shards.write import write_tar
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*try . of")]
 
@@ -145,6 +149,21 @@ def test_the_next_shards_are_fetched_before_they_are_read(store):
     while len(set(store.shards_asked())) < 12 and time.monotonic() < until:
         time.sleep(0.02)
     assert len(store.shards_asked()) == 12 and len(shards._files) == 1  # one read, all of this window and the next here
+
+
+def test_the_masks_of_the_next_shards_are_fetched_before_they_are_read(scenes, tmp_path, cached):
+    shards, masks = ShardFolder(scenes / "train"), tmp_path / "masks"
+    masks.mkdir()
+    for shard in shards.index.shards:
+        members = [(key, {"png": encode_mask(np.zeros((32, 32), np.uint8))}) for key in shard.keys]
+        write_tar(masks / shard.name, members, lambda written, _, name=shard.name: publish_noted(written, masks / name))
+    write_digests(masks, [shard.name for shard in shards.index.shards])
+    there, part = MaskFolder(f"file://{masks}", shards), Slice(rank=0, ranks=1, global_batch_size=1)
+    next(iter(train_loader(shards, Augment(size=16), seed=3, part=part, workers=0, mask_of=there)))
+    wanted, until = {written.sha256 for written in there._written.values()}, time.monotonic() + 20
+    while not wanted <= {path.name for path in cached.iterdir()} and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(wanted) == 12 and wanted <= {path.name for path in cached.iterdir()} and len(there._spans) == 1
 
 
 def test_one_reader_fetches_and_the_others_wait(store, cached):
