@@ -20,6 +20,7 @@ from launcher.jobs.network_job import (
     RunJob,
     SamplesOf,
     identify_average,
+    identify_weights,
     open_images,
     say_where,
     try_together,
@@ -28,6 +29,7 @@ from launcher.jobs.network_job import (
 from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import may_start_processes, open_shards
 from launcher.jobs.scores import Scores
+from launcher.jobs.sets import suffix_of
 from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
@@ -50,7 +52,7 @@ DEFAULT_PAD: dict[Fuse, Pad] = {"mean": "resize", "toco": "pad"}
 
 def cams_folder(run: Path, name: str | None) -> Place:
     """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings, where the run's outputs lie."""
-    return place_outputs(run / (f"cams@{name}" if name else "cams"))
+    return place_outputs(run / f"cams{suffix_of(name)}")
 
 
 def infer(
@@ -86,6 +88,7 @@ def infer(
         "cam": identify_cam(config.cam),
         **identify_precision(config.train.precision),
         **identify_average(config.train),
+        **identify_weights(trained.checkpoint),
     }
     job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))
     write_next_to(
