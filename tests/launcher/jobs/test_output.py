@@ -203,7 +203,7 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
         RunError, match=r"12 shards are missing, of about 0\.0 MB: 0\.1 MB are wanted, 0\.0 MB are free"
     ):
         refine(run, ["val"], settings)
-    assert not list((run / "masks/grad/val").glob("*.tar"))
+    assert not list((run / "masks/grad+threshold/val").glob("*.tar"))
     free[:] = [10**9]
     (out,) = refine(run, ["val"], settings)
     for path in sorted(out.glob("*.tar"))[:3]:
