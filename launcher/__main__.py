@@ -28,6 +28,7 @@ from launcher.commands import (
     train,
     trajectory,
 )
+from launcher.files import RUNS, require_here
 from wsss import __version__
 
 COMMANDS = (
@@ -79,6 +80,7 @@ def options(
     ] = False,
 ) -> None:
     """What comes before a subcommand."""
+    require_here(RUNS)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.files import (
     appearing,
@@ -42,6 +42,8 @@ __all__ = [
     "temporary_name",
     "write_whole",
 ]
+
+Given = TypeVar("Given", Path, Path | None, list[Path])
 
 RUNS = Path(os.environ.get("WSSS_RUNS") or "runs")
 OUTPUTS = "WSSS_OUTPUTS"  # where jobs write, if not into their run
@@ -117,14 +119,15 @@ def set_aside(path: Place, why: object) -> bool:
     return False
 
 
-def require_here(path: Path) -> Path:
-    """The path. Raises DataError if a URL was given for it, of which Path has made s3:/bucket: nobody looks there."""
-    found = URL_AS_PATH.match(str(path))
-    if found:
-        raise DataError(
-            f"{found[1]}//{found[2]}: this must lie on this machine; at a URL may lie: image shards that are read, "
-            f"what jobs make of a run ({OUTPUTS}=URL) and cues (--out)"
-        )
+def require_here(path: Given) -> Given:
+    """The path, paths, or None. Raises DataError if a URL was given, of which Path has made s3:/bucket: nobody looks
+    there."""
+    for one in path if isinstance(path, list) else [path]:
+        if found := URL_AS_PATH.match(str(one)):
+            raise DataError(
+                f"{found[1]}//{found[2]}: this must lie on this machine; at a URL may lie: image shards that are read, "
+                f"what jobs make of a run ({OUTPUTS}=URL) and cues (--out)"
+            )
     return path
 
 

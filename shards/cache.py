@@ -17,7 +17,7 @@ from pathlib import Path
 from warnings import warn
 
 from shards.files import publish, take_lock, tell_refusal
-from shards.remote import download
+from shards.remote import download, is_url
 from shards.schema import DataError
 from shards.tars import sha256_of
 
@@ -49,8 +49,11 @@ class Cache:
     @staticmethod
     def from_environment() -> "Cache":
         """As WSSS_CACHE and WSSS_CACHE_GB say; raises DataError if the folder or the number cannot be."""
+        asked = os.environ.get("WSSS_CACHE") or "~/.cache/wsss"
+        if is_url(asked):
+            raise DataError(f"WSSS_CACHE is {asked}, a URL; name a folder on a local disk")
         try:
-            folder = Path(os.environ.get("WSSS_CACHE") or "~/.cache/wsss").expanduser()
+            folder = Path(asked).expanduser()
         except RuntimeError as error:  # a user that is a number, without HOME
             raise DataError(f"the cache of remote shards has no place ({error}); name a folder, WSSS_CACHE") from error
         text = os.environ.get("WSSS_CACHE_GB") or "50"

@@ -127,6 +127,11 @@ def write_digests(folder: Place, names: Sequence[str]) -> None:
         remove(join(folder, note))
 
 
+def want(url: Place, written: Written) -> Wanted:
+    """A shard of a URL, as the cache is asked for it."""
+    return Wanted(url=str(url), bytes=written.bytes, sha256=written.sha256)
+
+
 @contextmanager
 def held_here(path: Place, remedy: str, *, written: Written | None = None) -> Iterator[Path]:
     """A shard as a file of this machine, as long as the block lasts: itself, or of a URL a copy that is what was
@@ -144,7 +149,7 @@ def held_here(path: Place, remedy: str, *, written: Written | None = None) -> It
     kept = written or find_written(path)
     if kept is None:
         raise DataError(f"{path}: is missing, or {DIGESTS}, which holds its sha256; {remedy}")
-    cache, wanted = Cache.from_environment(), Wanted(url=path, bytes=kept.bytes, sha256=kept.sha256)
+    cache, wanted = Cache.from_environment(), want(path, kept)
     if written is None:
         cache.drop_if_damaged(wanted)
     try:

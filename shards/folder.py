@@ -149,14 +149,20 @@ class ShardFolder:
         Args:
             order_of: epoch -> the shards in its order.
         """
-        if self.prefetching is None:
-            return
+        if self.prefetching is not None:
+            window, following = self.following(epoch, number, order_of)
+            self.prefetching.ask(window, map(self._wanted, following))
+
+    def following(
+        self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]
+    ) -> tuple[tuple[int, int], list[int]]:
+        """The window of shards that a sample is in, as (epoch, number), and the shards of it and of the next one."""
         order = order_of(epoch)
         window = int(np.flatnonzero(order == self.shard_of[number])[0]) // WINDOW
         following = order[window * WINDOW : (window + 2) * WINDOW].tolist()  # first what is left of this window
         if len(following) <= WINDOW:
             following += order_of(epoch + 1)[:WINDOW].tolist()
-        self.prefetching.ask((epoch, window), [self._wanted(s) for s in dict.fromkeys(following)])
+        return (epoch, window), list(dict.fromkeys(following))
 
     def _wanted(self, shard_number: int) -> Wanted:
         shard = self.index.shards[shard_number]

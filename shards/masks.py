@@ -3,15 +3,17 @@
 Label-only shards hold no mask, and these do not change that: a config that trains on them names their folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shards.digests import find_all_written, find_change, held_here
+from shards.cache import Cache
+from shards.digests import find_all_written, find_change, held_here, want
 from shards.folder import ShardFolder
 from shards.image_bytes import decode_mask
 from shards.members import AGAIN, read_span, spans_next_to
 from shards.places import list_names
+from shards.prefetch import Prefetch
 from shards.remote import Place, is_url, join
 from shards.schema import DataError, check_class_ids
 from shards.tars import Span
@@ -19,7 +21,7 @@ from shards.tars import Span
 
 class MaskFolder:
     """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png. Of a URL each shard is fetched
-    when first read, and compared then.
+    when first read, or before, and compared then.
 
     Raises:
         DataError: a tar is missing; when read: damaged, of other samples, or with ids that are no class.
@@ -36,6 +38,7 @@ class MaskFolder:
                 "them with `wsss infer RUN --split train` and `wsss refine RUN --split train`"
             )
         self._written = find_all_written(folder, self.names) if is_url(folder) else {}
+        self.prefetching = Prefetch(Cache.from_environment()) if is_url(folder) else None
         self._spans: dict[str, dict[int, dict[str, Span]]] = {}  # of the shards that were read so far
 
     def compare(self, names: Sequence[str]) -> None:
@@ -48,6 +51,14 @@ class MaskFolder:
                 f"{len(told)} of {len(self.names)} mask shards are not what was written:\n  {listed}\nrun the "
                 "command that made them again: it makes these anew"
             )
+
+    def prefetch(self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]) -> None:
+        """As ShardFolder.prefetch, of the masks."""
+        if self.prefetching is not None:
+            window, following = self.shards.following(epoch, number, order_of)
+            names = (self.names[shard] for shard in following)
+            known = ((join(self.folder, name), self._written.get(name)) for name in names)
+            self.prefetching.ask(window, (want(path, written) for path, written in known if written))
 
     def __call__(self, number: int) -> np.ndarray:
         """(H, W) uint8 class ids of a sample, 255 = ignore."""

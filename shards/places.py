@@ -82,9 +82,11 @@ def find_places(folder: Place, pattern: str) -> list[Place]:
     """What lies below a folder and matches a pattern such as cams*/val, by name."""
     if isinstance(folder, Path):
         return sorted(folder.glob(pattern))
-    protocol = folder.partition("://")[0]
-    found = ask(folder, lambda store, path: store.glob(f"{path}/{pattern}")) or ()
-    return sorted(f"{protocol}://{path.rstrip('/')}" for path in found)
+
+    def below(store: Any, path: str) -> list[str]:
+        return [found.removeprefix(path).rstrip("/") for found in store.glob(f"{path}/{pattern}")]
+
+    return sorted(f"{folder}{found}" for found in ask(folder, below) or ())  # a path may say less than its URL
 
 
 def read_if_there(place: Place) -> bytes | None:

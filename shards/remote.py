@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from warnings import warn
@@ -23,6 +24,12 @@ PATIENCE_S = 240.0  # no try of a file begins later; the order of all limits is 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # the n-th wait is FIRST 2^(n-1) s and at most LONGEST, plus up to 1 s
 CONNECT_S, SILENCE_S = 20, 60  # a server that says nothing for so long has failed this try
 SLOWEST = 1000.0  # bytes per second, over SILENCE_S; with fewer a try has failed
+LONGEST_TEXT = 500  # characters of an error; some libraries list all places that they looked at
+PACKAGES = {  # that fsspec needs for a protocol, as pip knows them
+    **dict.fromkeys(("s3", "s3a"), "'wsss[s3]'"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+}
 
 
 class WrongBytes(Exception):
@@ -45,7 +52,9 @@ def place_of(text: Place) -> Place:
         netloc = urlsplit(text).netloc
     except ValueError as error:
         raise DataError(f"{text}: is no URL ({error}); wanted one such as s3://bucket/train") from error
-    if "@" in netloc or {"?", "#"} & set(text):
+    user, at, _ = netloc.rpartition("@")
+    of_azure = ":" not in user and PACKAGES.get(text.partition("://")[0]) == "adlfs"  # abfss://CONTAINER@ACCOUNT
+    if (at and not of_azure) or {"?", "#"} & set(text):
         raise DataError(
             f"{re.sub('//[^/]*@', '//...@', text.partition('?')[0])}: a URL of shards holds no user, password, '?' or "
             "'#', since it is written into logs and reports; give credentials through the environment (AWS_...)"
@@ -185,7 +194,7 @@ def patiently(
         made, took_s = retrying.statistics["attempt_number"], time.monotonic() - began
         raise DataError(
             f"{url}: not {done} after {made} {'try' if made == 1 else 'tries'} in {took_s:.0f} s; last error: "
-            f"{described(error)}; {what_to_do(error, done)}"
+            f"{described(error)}; {what_to_do(error, url, done)}"
         ) from error
 
 
@@ -228,12 +237,13 @@ def described(error: BaseException | None) -> str:
     code = answer_of(error)[1]
     text += f" ({code})" if code and not code.isdigit() and code not in text else ""
     text = re.sub(r"//[^/@\s]*@", "//...@", text)  # a password in the address of a store or proxy
-    return f"{type(error).__name__}: {text}".rstrip(": ")
+    return f"{type(error).__name__}: {shorten(text, LONGEST_TEXT)}".rstrip(": ")
 
 
-def what_to_do(error: BaseException, done: str = "fetched") -> str:
-    if isinstance(error, ImportError):
-        return "install the store's library: pip install 'wsss[s3]' for s3"
+def what_to_do(error: BaseException, url: str, done: str = "fetched") -> str:
+    if isinstance(error, ImportError) or str(error).startswith("Protocol not known"):
+        package = PACKAGES.get(url.partition("://")[0])
+        return f"install the store's library: pip install {package}" if package else "see what fsspec needs for it"
     if is_full(error):
         return "the disk of the cache is full: name another with WSSS_CACHE, or lower WSSS_CACHE_GB"
     if isinstance(error, WrongBytes):

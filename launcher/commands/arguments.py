@@ -19,7 +19,9 @@ RunsFolder = Annotated[Path, typer.Argument(help="A run, or a folder of runs.", 
 ConfigFile = Annotated[
     Path,
     typer.Argument(
-        metavar="CONFIG", help="YAML that describes the whole run, or the name of one that ships, such as demo/teacher."
+        metavar="CONFIG",
+        help="YAML that describes the whole run, or the name of one that ships, such as demo/teacher.",
+        callback=require_here,
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
@@ -34,7 +36,9 @@ Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split."
 SplitName = Annotated[str, typer.Option(help="Name of the split that is written.")]
 Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]
-Only = Annotated[Path | None, typer.Option("--list", help="Text file of names to take, one per line.")]
+Only = Annotated[
+    Path | None, typer.Option("--list", help="Text file of names to take, one per line.", callback=require_here)
+]
 LackClasses = Annotated[
     bool, typer.Option("--may-lack-classes", help="Write a label-only split in which no image shows some class.")
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import CARE, ConfigFile, Json, Overrides, example
+from launcher.files import require_here
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def everything(
-    out: Annotated[Path, typer.Option(help="Folder of bench.jsonl, bench.md and what cases wrote to stderr.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of bench.jsonl, bench.md and what cases wrote to stderr.", callback=require_here),
+    ],
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     minutes: Annotated[float, typer.Option(min=0, help="Cases that do not fit into what is left are skipped.")] = 9.0,
     only: Annotated[list[str] | None, typer.Option(help="A case; may be given again. Else all, in order.")] = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from launcher.commands.arguments import Exif, LackClasses, Out, Turned, Workers, example
+from launcher.files import require_here
 from launcher.jobs.write_shards import write_verified
 
 NOT_FOUND = "not written"
@@ -20,7 +21,11 @@ class PaintOrder(str, Enum):
 
 Roots = Annotated[
     list[Path],
-    typer.Option("--root", help="Folder or archive (zip, tar) with the raw files, repeatable. Nothing is unpacked."),
+    typer.Option(
+        "--root",
+        help="Folder or archive (zip, tar) with the raw files, repeatable. Nothing is unpacked.",
+        callback=require_here,
+    ),
 ]
 OnlySplit = Annotated[str | None, typer.Option("--split", help="Only this split. Default: all that are found.")]
 WithMasks = Annotated[
@@ -93,14 +98,18 @@ def voc12(
 def coco14(
     out: Out,
     root: Annotated[
-        list[Path] | None, typer.Option("--root", help="Folder or archive with the raw files, repeatable.")
+        list[Path] | None,
+        typer.Option("--root", help="Folder or archive with the raw files, repeatable.", callback=require_here),
     ] = None,
     year: Annotated[int | None, typer.Option(help="2014 or 2017; needed if both are there.")] = None,
     split: OnlySplit = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Instead of --root: a json of instances. Needs --images and --split.")
+        Path | None,
+        typer.Option(help="Instead of --root: a json of instances. Needs --images and --split.", callback=require_here),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder or archive of the images of --annotations.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder or archive of the images of --annotations.", callback=require_here)
+    ] = None,
     all_images: Annotated[bool, typer.Option("--all-images", help="Also images without any annotation.")] = False,
     paint: Annotated[
         PaintOrder, typer.Option(help="Later annotations over earlier ones, or small objects over large ones.")

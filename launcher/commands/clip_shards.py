@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from launcher.commands.arguments import Exif, LackClasses, Only, Out, Shards, SplitName, Turned, Workers, example
+from launcher.files import require_here
 from launcher.jobs.write_shards import write_clips
 
 
@@ -35,8 +36,8 @@ class Dataset(str, Enum):
     rise = "rise"
 
 
-Metadata = Annotated[Path, typer.Option(help="json of the videos and their label states.")]
-Videos = Annotated[Path, typer.Option(help="Folder with the mp4 files, anywhere below it.")]
+Metadata = Annotated[Path, typer.Option(help="json of the videos and their label states.", callback=require_here)]
+Videos = Annotated[Path, typer.Option(help="Folder with the mp4 files, anywhere below it.", callback=require_here)]
 States = Annotated[
     list[State] | None, typer.Option("--state", help="Label strength to take, repeatable; default: gold, strong.")
 ]

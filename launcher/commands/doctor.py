@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import CARE, Json, Overrides, example
+from launcher.files import require_here
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +18,8 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="Look at what this YAML asks for, too.")
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="Look at what this YAML asks for, too.", callback=require_here),
     ] = None,
     overrides: Overrides = None,
     json: Json = False,

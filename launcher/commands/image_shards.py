@@ -19,6 +19,7 @@ from launcher.commands.arguments import (
     Workers,
     example,
 )
+from launcher.files import require_here
 from launcher.jobs.write_shards import write
 
 
@@ -35,13 +36,14 @@ def register(app: typer.Typer) -> None:
 
 
 def images(
-    root: Annotated[Path, typer.Option(help="Folder of your images.")],
+    root: Annotated[Path, typer.Option(help="Folder of your images.", callback=require_here)],
     out: Out,
     split: SplitName,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="csv, json table or json in COCO's format, relative to --root. Without: the folder is the class."
+            help="csv, json table or json in COCO's format, relative to --root. Without: the folder is the class.",
+            callback=require_here,
         ),
     ] = None,
     classes: Annotated[

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from launcher.commands.arguments import LackClasses, Masks, Out, Shards, SplitName, Workers
 from launcher.commands.offered import GroupWithOffers, Option, with_options
+from launcher.files import require_here
 from launcher.jobs.write_shards import write
 from wsss.registry import Registry, not_callable
 
@@ -55,7 +57,10 @@ def source_command(name: str, read: Callable[..., Any]) -> Callable[..., None]:
 
 def as_option(hint: Any) -> Any:
     """A type as an option's: typer takes what has no default for an argument."""
-    return hint if get_origin(hint) is Annotated else Annotated[hint, typer.Option()]
+    if get_origin(hint) is Annotated:
+        return hint
+    here = require_here if Path in (hint, *get_args(hint)) else None
+    return Annotated[hint, typer.Option(callback=here)]
 
 
 class SourceGroup(GroupWithOffers):

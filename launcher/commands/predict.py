@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import MASKS, Overwrite, example
-from launcher.files import require_here
+from launcher.files import place_run, require_here
 
 FAILED = 3  # exit code where something could not be read and the rest is done
 
@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     source: Annotated[list[str], typer.Argument(help="Images, clips, folders, globs, lists; - is a list on stdin.")],
-    model: Annotated[Path, typer.Option(help="A run such as runs/demo/student, or a file of `wsss export`.")],
+    model: Annotated[
+        Path, typer.Option(help="A run such as runs/demo/student, or a file of `wsss export`.", callback=place_run)
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the predictions.", callback=require_here)],
     kind: Annotated[str | None, typer.Option(help="Kind of map. Default: the headline of the evaluation.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Default: the tuned one, else evaluate.threshold.")] = None,
@@ -29,7 +31,9 @@ def predict(
     view: Annotated[str, typer.Option(help="auto, squash, windows or whole.")] = "auto",
     scale: Annotated[float | None, typer.Option(help="Of frames not squashed. Default: that of training.")] = None,
     refine: Annotated[str, typer.Option(help="none or crf.")] = "none",
-    ignore: Annotated[Path | None, typer.Option(help="Picture that is black where the frame counts.")] = None,
+    ignore: Annotated[
+        Path | None, typer.Option(help="Picture that is black where the frame counts.", callback=require_here)
+    ] = None,
     every: Annotated[str | None, typer.Option(help="Of clips a frame each 2s, 0.5s ...")] = None,
     normalise: Annotated[str | None, typer.Option(help="Maps of clips over the clip (default) or each frame.")] = None,
     smooth: Annotated[str | None, typer.Option(help="Average maps of clips over 2s, 0.5s ...")] = None,

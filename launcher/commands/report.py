@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import FIGURES, RunsFolder, example
-from launcher.files import place_run
+from launcher.files import place_run, require_here
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def report(
     folder: RunsFolder,
-    control: Annotated[Path | None, typer.Option(help="Compare all with this run; default: a study's control.")] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="Compare all with this run; default: a study's control.", callback=require_here)
+    ] = None,
 ) -> None:
     """One HTML page: pictures, headlines, curves, metrics."""
     from launcher.evaluation.report import write_report

@@ -7,6 +7,7 @@ import typer
 
 from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, SegmentSet, example
 from launcher.errors import ConfigError
+from launcher.files import require_here
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +45,9 @@ def pack_voc(
     run: RunFolder,
     name: SegmentSet = None,
     split: Annotated[str, typer.Option(help="The split that was segmented.")] = "test",
-    out: Annotated[Path | None, typer.Option(help="The archive; default: RUN/voc2012_SET_SPLIT.tar.gz.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The archive; default: RUN/voc2012_SET_SPLIT.tar.gz.", callback=require_here)
+    ] = None,
 ) -> None:
     """Archive for the PASCAL VOC evaluation server, from the masks of `wsss segment RUN --split test`; checks it."""
     from launcher.jobs.voc_archive import pack_voc as pack

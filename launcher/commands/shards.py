@@ -24,6 +24,7 @@ from launcher.commands.arguments import (
     example,
 )
 from launcher.commands.offered_sources import SourceGroup
+from launcher.files import require_here
 from launcher.jobs.write_shards import summarise, write
 
 HELP = "Raw data -> tar shards with an index; look at and check them."
@@ -93,8 +94,10 @@ def synthetic(
 
 
 def smoke(
-    root: Annotated[Path, typer.Option(help="Folder of your frames.")],
-    labels: Annotated[Path, typer.Option(help="csv or json of image labels, relative to --root.")],
+    root: Annotated[Path, typer.Option(help="Folder of your frames.", callback=require_here)],
+    labels: Annotated[
+        Path, typer.Option(help="csv or json of image labels, relative to --root.", callback=require_here)
+    ],
     out: Out,
     split: SplitName,
     only: Only = None,
@@ -159,7 +162,7 @@ def info(folder: ShardFolderPlace) -> None:
 
 
 def join(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of shards, all label-only or all with masks.")],
+    folders: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, all label-only or all with masks.")],
     out: Out,
     split: SplitName,
     may_lack_classes: LackClasses = False,
@@ -167,7 +170,8 @@ def join(
     workers: Workers = None,
 ) -> None:
     """Several folders of shards as one split, such as a training set from several datasets."""
+    from shards.remote import place_of
     from shards.sources.joined import Joined
 
-    source = Joined(tuple(folders))
+    source = Joined(tuple(map(place_of, folders)))
     write(source, out, split, source.supervision == "pixel", shards, workers, may_lack_classes)

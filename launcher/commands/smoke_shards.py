@@ -19,6 +19,7 @@ from launcher.commands.arguments import (
     Workers,
     example,
 )
+from launcher.files import require_here
 from launcher.jobs.write_shards import write
 
 
@@ -39,8 +40,10 @@ def register(app: typer.Typer) -> None:
 
 
 def ijmond_frames(
-    annotations: Annotated[Path, typer.Option(help="COCO json with polygons of smoke.")],
-    images: Annotated[Path, typer.Option(help="Folder that the json's file names are relative to.")],
+    annotations: Annotated[Path, typer.Option(help="COCO json with polygons of smoke.", callback=require_here)],
+    images: Annotated[
+        Path, typer.Option(help="Folder that the json's file names are relative to.", callback=require_here)
+    ],
     out: Out,
     split: SplitName,
     masks: Annotated[bool, typer.Option(help="Pixel shards with masks, or label-only.")] = True,
@@ -89,12 +92,14 @@ def ijmond_frames(
 
 
 def smoke5k(
-    root: Annotated[Path, typer.Option(help="Folder with img/ and gt/.")],
+    root: Annotated[Path, typer.Option(help="Folder with img/ and gt/.", callback=require_here)],
     out: Out,
     split: SplitName,
     masks: Masks = False,
     only: Only = None,
-    groups: Annotated[Path | None, typer.Option(help="csv (key, group) or json {key: group} of scenes.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="csv (key, group) or json {key: group} of scenes.", callback=require_here)
+    ] = None,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "img",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "gt",
     exif: Exif = Turned.keep,

@@ -10,14 +10,25 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
 from launcher.config.options import Named, Section, check_named
-from launcher.files import place_masks, place_run
+from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
+
+
+def check_zero(value: object) -> int | Path:
+    """A stage of DeepSpeed's ZeRO, or a JSON of DeepSpeed."""
+    if type(value) is int and 0 <= value <= 2:
+        return value
+    if isinstance(value, str | Path) and str(value):
+        return require_here(Path(value))
+    raise ValueError(f"got {value!r}; wanted 0, 1, 2 or a DeepSpeed JSON such as configs/deepspeed/zero2.json")
+
 
 Precision = Literal["ieee", "tf32", "bf16", "fp16"]  # see processes.precision
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Zero = Annotated[int | Path, PlainValidator(check_zero)]
 InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... lies where WSSS_RUNS says
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
 Masks = Annotated[Place, PlainValidator(place_masks)]  # the same; those of a run lie where its outputs do
@@ -91,7 +102,7 @@ class LaunchConfig(Section):
     processes: PositiveInt | None = None  # data-parallel processes of all machines; null = one per GPU, or one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes after one died; needs two processes or more
-    zero: Annotated[int, Field(ge=0, le=2)] | Path = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = plain DDP
+    zero: Zero = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = plain DDP
     machines: PositiveInt = 1  # that train this run together; each starts its own share of the processes
     machine_rank: Annotated[int, Field(ge=0)] = 0  # of this machine; 0 is the one at main_address
     main_address: str | None = None  # host name or IP of machine 0, as the others reach it; null = one machine

@@ -17,6 +17,7 @@ from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.evaluation.tuning import describe_gate, tune
 from launcher.files import place_outputs, write_whole
+from launcher.jobs.network_job import identify_weights
 from launcher.run.folder import EVALUATION, Run
 from shards.folder import ShardFolder
 
@@ -46,6 +47,8 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"{run}: {val.folder} holds no masks, so metrics are those of class probabilities, which label maps do not "
             f"have; run `wsss infer {run}`"
         )
+    for source in sources:
+        require_own(run, source)
     tuned = tune(run, val, sources)
     (measures,) = count_predictions([(val, sources)], config)
     thresholds = {name: {"fixed": config.evaluate.threshold} for name in measures}
@@ -96,6 +99,15 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         write_rows(folder / PER_IMAGE, rows)
     write_whole(folder / EVALUATION, json.dumps(report, indent=1))
     return report
+
+
+def require_own(run: Run, source: Source) -> None:
+    """Raise RunError if a source was made by other weights than the run's checkpoint of this name holds, as where the
+    run was trained anew and its outputs, which may lie elsewhere, stayed."""
+    made_of = read_made_of(source.folder)
+    now = identify_weights(run.folder / made_of["checkpoint"]).get("weights")
+    if now and made_of.get("weights", now) != now:
+        raise RunError(f"{source.folder}: made by other weights than {made_of['checkpoint']} has now; {source.again}")
 
 
 def rows_of(measures: Mapping[str, Measure], thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:

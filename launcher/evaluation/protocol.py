@@ -9,6 +9,10 @@ from typing import Any
 
 from wsss.maps.fusion import DEFAULT_PAD, TOCO
 
+COMPETING = {  # whose maps a pixel is given to
+    "all": "maps of all classes, no gate",  # though `wsss predict` gates
+    "present": "maps of the classes of the image label alone",
+}
 UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said already
 
 
@@ -26,7 +30,7 @@ def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
     fuse = cam.get("fuse", "mean")
     fused = f"fuse {fuse}, pad {cam.get('pad', DEFAULT_PAD[fuse])}"
     views = f"{size}, scales {join_numbers(cam['scales'])}{' + flip' if cam['flip'] else ''}, {fused}{layers}"
-    how = f"{views}, classes {cam['classes']}, scores resized to the image"
+    how = f"{views}, {COMPETING[cam['classes']]}, scores resized to the image"
     if "chain" in made_of:
         how += f", {describe_chain(made_of)}"
     return f"{how}, {describe_origin(made_of, split, seed)}"

@@ -22,6 +22,7 @@ from launcher.files import place_outputs
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
+from launcher.jobs.sets import find_sets
 from shards.folder import ShardFolder
 from shards.places import find_places
 from shards.remote import Place, name_of, parent_of
@@ -210,16 +211,25 @@ def find_sources(run: Path, split: str) -> list[Source]:
 
     A name is KIND of the run's own CAMs, KIND@SET of a further set, and either with +CHAIN once refined; `segments` or
     segments@SET of label maps, with .cam or .aux_cam for those of CAMs.
+
+    Raises:
+        RunError: two folders would have one name, and be counted as one.
     """
     found: list[Source] = []
     outputs = place_outputs(run)
-    for cams in find_places(outputs, f"cams*/{split}"):
+    for cams in find_sets(outputs, "cams", split):
         _, at, name = name_of(parent_of(cams)).partition("@")
         found += [ScoreSource(f"{kind}{at}{name}", cams, kind) for kind in read_made_of(cams)["cam"]["kinds"]]
     for folder in find_places(outputs, f"masks/*/{split}"):
         found.append(ScoreSource(name_of(parent_of(folder)), folder, REFINED))
     segmented = segment_sources_of(outputs, split)
-    return [*found, *(LabelSource(name, folder, extension) for name, (folder, extension) in segmented.items())]
+    found += [LabelSource(name, folder, extension) for name, (folder, extension) in segmented.items()]
+    places: dict[str, Place] = {}
+    for source in found:
+        other = places.setdefault(source.name, source.folder)
+        if other != source.folder:
+            raise RunError(f"{other} and {source.folder}: both would be called '{source.name}'; rename one of them")
+    return found
 
 
 def read_made_of(folder: Place) -> dict[str, Any]:

@@ -54,6 +54,10 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     if not tuning or config.data.tune is None:
         return found
     shards = ShardFolder(config.data.tune)
+    if shared := sorted(shards.index.groups & val.index.groups):
+        why = f"{shards.folder} shares {len(shared)} groups with data.val, first '{shared[0]}'"
+        found.untuned = dict.fromkeys(found.untuned, why)
+        return found
     found.shown = int(shards.image_label_NK.any(axis=1).sum())
     if shards.index.supervision == "label":
         found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} holds no masks")

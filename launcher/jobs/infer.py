@@ -19,6 +19,7 @@ from launcher.jobs.network_job import (
     RunJob,
     SamplesOf,
     identify_average,
+    identify_weights,
     open_images,
     say_where,
     try_together,
@@ -77,6 +78,7 @@ def infer(
         "cam": identify_cam(config.cam),
         **identify_precision(config.train.precision),
         **identify_average(config.train),
+        **identify_weights(trained.checkpoint),
     }
     job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))
     write_next_to(

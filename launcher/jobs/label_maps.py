@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from launcher.jobs.sets import find_sets
 from shards.digests import held_here
 from shards.folder import ShardFolder
 from shards.image_bytes import decode_mask
 from shards.members import members_next_to, read_span, sample_next_to
-from shards.places import find_places, list_names
+from shards.places import list_names
 from shards.remote import Place, join, name_of, parent_of
 from shards.schema import DataError, check_class_ids
 from shards.tars import tar_spans
@@ -24,7 +25,7 @@ def segment_sources_of(run: Place, split: str) -> dict[str, tuple[Place, str]]:
     A name is `segments` of the run's own masks, segments@SET of a further set, and either with .cam or .aux_cam.
     """
     sources = {}
-    for folder in find_places(run, f"segments*/{split}"):
+    for folder in find_sets(run, "segments", split):
         extensions = {"png"}
         for name in list_shards(folder)[:1]:
             with held_here(join(folder, name), REMEDY) as here:

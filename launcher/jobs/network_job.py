@@ -14,6 +14,7 @@ from launcher.jobs.over_shards import Members, Output, write_outputs, write_shar
 from launcher.jobs.pool import open_shards
 from launcher.jobs.shares import Share
 from launcher.jobs.starts import stamp_of
+from launcher.run.steps import MODEL, read_state
 from shards.folder import ShardFolder
 from shards.places import everywhere
 from shards.remote import Place, absolute, join, place_of
@@ -34,6 +35,7 @@ class NetworkTask(NamedTuple):
     out: Place
     name: str
     num_images: int
+    made_of: str = ""
 
     def __str__(self) -> str:
         return str(join(self.out, self.name))
@@ -72,6 +74,15 @@ class RunJob(NetworkJob):
 def identify_average(train: "TrainConfig") -> dict[str, float]:
     """What an output says of averaged weights; nothing where there are none."""
     return {} if train.ema_decay is None else {"ema_decay": train.ema_decay}
+
+
+def identify_weights(checkpoint: Path) -> dict[str, str]:
+    """What an output says of the weights that made it, which another training may have under the same name; nothing
+    where the checkpoint does not say, or is gone."""
+    try:
+        return {"weights": read_state(checkpoint)["sha256"][MODEL]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def say_where(
@@ -113,7 +124,7 @@ def write_next_to(
         def here(advance: Callable[[], None], task: NetworkTask) -> None:
             if not samples_of:
                 samples_of.append(stack.enter_context(opened()))
-            write_shard(join(task.out, task.name), samples_of[0](task.name), images, advance)
+            write_shard(task, samples_of[0](task.name), images, advance)
 
         write_outputs(
             [Output(job.out, made_of, tasks)],
@@ -140,7 +151,7 @@ class WriteThere:
 
     def __call__(self, task: NetworkTask) -> None:
         job, samples_of = KEPT.open(self.job, self.key)
-        write_shard(join(task.out, task.name), samples_of(task.name), open_shards(job.shards, job.fingerprint))
+        write_shard(task, samples_of(task.name), open_shards(job.shards, job.fingerprint))
 
 
 class Kept:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,25 @@ def difference(name: str, before: Any, now: Any) -> str:
     return f"{name}: {before!r}, now {now!r}"
 
 
-def open_output(out: Place, content: dict[str, Any], *, overwrite: bool = False, remedy: str = REMEDY) -> None:
+def open_output(
+    out: Place,
+    content: dict[str, Any],
+    *,
+    shards: Sequence[str] = (),
+    overwrite: bool = False,
+    remedy: str = REMEDY,
+) -> None:
     """Create the output folder, here or at a URL, or check that it was made of the same inputs and settings; sweep what
     killed writers left in it.
 
     Args:
+        shards: that it will hold.
         overwrite: remove what is there first.
         remedy: what to do about a folder that was made with other settings.
 
     Raises:
-        RunError: it was made of something else; names the first difference.
+        RunError: it was made of something else; names the first difference. Or some of these shards are there and
+            nothing says what they were made of, as where removing the folder was cut short.
         DataError: a URL that nothing can be written to.
     """
     require_store(out)
@@ -65,8 +75,13 @@ def open_output(out: Place, content: dict[str, Any], *, overwrite: bool = False,
         shutil.rmtree(out, ignore_errors=True)
     elif overwrite:
         remove_below(str(out))
+    there = list_names(out) & {*shards}  # looked for first: who writes them has described the folder before
     before = read_made_of(out)
+    if before is None and there:
+        raise RunError(f"{out}: {min(there)} is there, but no {JOB} says what it was made of; remove the folder first")
     if before is not None:
+        if "weights" not in before:  # of before this was said
+            content.pop("weights", None)
         old, new = without_places(before), without_places(content)
         different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if different:
@@ -87,7 +102,7 @@ def open_output(out: Place, content: dict[str, Any], *, overwrite: bool = False,
     except FileExistsError:
         if isinstance(out, Path) and not (out / JOB).is_file():
             raise RunError(f"{out}: cannot be made: something else has this name; rename it") from None
-        open_output(out, content, remedy=remedy)
+        open_output(out, content, shards=shards, remedy=remedy)
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {tell_refusal(error, Path(out, JOB))}") from error
 
@@ -103,6 +118,21 @@ def read_made_of(out: Place) -> dict[str, Any] | None:
             raise RunError(f"{error}; remove the folder and run the job again") from error
         set_aside(path, error)
         return None
+
+
+def digest_made_of(out: Place) -> str:
+    """What tells the settings that an output folder has now from others; "" where there is no such folder."""
+    content = read_made_of(out)
+    return "" if content is None else sha256(json.dumps(without_places(content), sort_keys=True).encode()).hexdigest()
+
+
+def require_still(out: Place, digest: str) -> None:
+    """Raise RunError if the folder was removed, or begun anew with other settings, since it had this digest."""
+    if digest_made_of(out) != digest:
+        raise RunError(
+            f"{out}: was removed, or begun anew with other settings, while this job wrote into it; let one end before "
+            "another begins, or give it another --name"
+        )
 
 
 def require_same_images(out: Place, fingerprint: str, remedy: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from shards.cache import Cache
 from shards.digests import publish_noted, write_digests
 from shards.folder import ShardFolder
 from shards.places import is_there
-from shards.remote import Place, name_of
+from shards.remote import Place, join, name_of
 from shards.schema import DataError
 from shards.write import write_tar
 
@@ -29,7 +29,8 @@ Members = dict[str, bytes]  # extension -> bytes
 
 
 class ToWrite(Protocol):
-    """One output shard: OUT/NAME, of so many images."""
+    """One output shard: OUT/NAME, of so many images, into a folder that was made of this, see output.digest_made_of.
+    A named tuple."""
 
     @property
     def out(self) -> Place: ...
@@ -39,6 +40,12 @@ class ToWrite(Protocol):
 
     @property
     def num_images(self) -> int: ...
+
+    @property
+    def made_of(self) -> str: ...
+
+    @property
+    def _replace(self) -> Callable[..., Any]: ...
 
 
 Task = TypeVar("Task", bound=ToWrite)
@@ -92,7 +99,8 @@ def write_outputs(
         share.refuse_overwrite()
     if share.opens:
         for one in outputs:
-            output.open_output(one.folder, one.made_of, overwrite=overwrite)
+            names = [task.name for task in one.tasks]
+            output.open_output(one.folder, one.made_of, shards=names, overwrite=overwrite)
         for one in outputs:
             names = [task.name for task in one.tasks]
             output.set_changed_aside(one.folder, share.take(names) if share.ranks is None else names)
@@ -100,8 +108,10 @@ def write_outputs(
     tasks: list[Task] = []
     room = output.Room(share.count)
     for one in outputs:
-        missing = set(output.list_missing(one.folder, [task.name for task in one.tasks]))
-        tasks += [task for task in share.take(one.tasks) if task.name in missing]
+        missing, made_of = set(output.list_missing(one.folder, [task.name for task in one.tasks])), ""
+        if missing:
+            made_of = output.digest_made_of(one.folder)
+        tasks += [task._replace(made_of=made_of) for task in share.take(one.tasks) if task.name in missing]
         room.add(one.folder, [task.name for task in one.tasks], one.likely_bytes)
     share.wait()  # nobody writes before everybody has looked
     room.check()
@@ -159,17 +169,23 @@ def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -
 
 
 def write_shard(
-    path: Place,
+    task: ToWrite,
     samples: Generator[tuple[int, Members]],
     shards: ShardFolder,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the output shard of an image shard, unless another process has meanwhile. One for a URL is written into the
-    cache's folder and sent when it is finished."""
+    cache's folder and sent when it is finished. Raises RunError if its folder is no longer what it was."""
+    path = join(task.out, task.name)
+
+    def publish(written: Path, _: object) -> None:
+        output.require_still(task.out, task.made_of)
+        publish_noted(written, path)
+
     with closing(data_errors_named(samples)) as named:
         if not is_there(path):
             here = path if isinstance(path, Path) else Cache.from_environment().folder / name_of(path)
-            write_tar(here, name_by_key(named, shards, advance), lambda written, _: publish_noted(written, path))
+            write_tar(here, name_by_key(named, shards, advance), publish)
 
 
 def data_errors_named(samples: Generator[tuple[int, Members]]) -> Generator[tuple[int, Members]]:

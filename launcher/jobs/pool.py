@@ -148,12 +148,13 @@ def spawned_pool(workers: int, *, devices: bool = False) -> Iterator[Executor]:
 
 
 def begin_worker(threads: int, numbers: Any) -> None:
-    """First thing in each worker: it ends with its parent, and torch opens no threads but its share, since the pool is
-    the parallelism.
+    """First thing in each worker: it ends with its parent, and by Ctrl-C at once and without a traceback, since its
+    parent says what there is to say; torch opens no threads but its share, since the pool is the parallelism.
 
     Args:
         numbers: a counter that gives each worker its number, which chooses its GPU; None = none needs one.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent(signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it was killed before the kernel was asked

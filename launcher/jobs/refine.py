@@ -18,6 +18,7 @@ from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
 from launcher.jobs.pool import open_shards
 from launcher.jobs.scores import REFINED, Scores, at_size, cams_folder, read_scores
+from launcher.jobs.sets import suffix_of
 from launcher.jobs.shares import own_share
 from launcher.jobs.starts import count_processes
 from launcher.processes.surroundings import count_cores
@@ -44,7 +45,8 @@ def refine(
     these folders.
 
     Args:
-        name: None = the names of the chain's refiners; another one lets several settings stand side by side.
+        name: None = the names of the chain's refiners, `threshold` if there are none; another one lets several settings
+            stand side by side.
         cams: name of a further set of CAMs to refine, see scores.cams_folder; its masks are KIND@CAMS+NAME.
         overwrite: remove these folders first.
         launch: what it says of machines and processes holds here, too.
@@ -57,7 +59,7 @@ def refine(
     launch = launch or LaunchConfig()
     settings = settle_chain(settings)
     chain = [told(refiner.model_dump(mode="json")) for refiner in settings.chain]
-    parts = [refiner.name for refiner in settings.chain] if name is None else [name]
+    named = "+".join([refiner.name for refiner in settings.chain] or ["threshold"]) if name is None else name
     outputs: list[Output[ShardToRefine]] = []
     for split in splits:  # all are looked at before the first folder is claimed or removed
         folder = everywhere(join(cams_folder(run, cams), split))
@@ -74,7 +76,7 @@ def refine(
         if unknown:
             raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
         for kind in kinds:
-            out = place_outputs(run / "masks" / "+".join([f"{kind}@{cams}" if cams else kind, *parts]) / split)
+            out = place_outputs(run / "masks" / f"{kind}{suffix_of(cams)}{suffix_of(named, '+')}" / split)
             made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
             made_of |= {
                 "bg_threshold": settings.bg_threshold,
@@ -113,6 +115,7 @@ class ShardToRefine(NamedTuple):
     kind: str
     name: str
     num_images: int
+    made_of: str = ""
 
     def __str__(self) -> str:
         return str(join(self.out, self.name))
@@ -140,7 +143,7 @@ def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
 
 def refine_here(settings: RefineConfig, advance: Callable[[], None], task: ShardToRefine) -> None:
     images = open_shards(task.images, task.fingerprint)
-    write_shard(join(task.out, task.name), refined_samples(settings, task), images, advance)
+    write_shard(task, refined_samples(settings, task), images, advance)
 
 
 def try_chain(settings: RefineConfig, task: ShardToRefine) -> int:

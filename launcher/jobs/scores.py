@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from launcher.files import place_outputs
+from launcher.jobs.sets import suffix_of
 from shards.folder import ShardFolder
 from shards.image_bytes import decode_mask, encode_mask
 from shards.members import AGAIN, members_next_to, sample_next_to
@@ -27,7 +28,7 @@ REFINED = "refined"  # the kind of the scores in a mask shard
 
 def cams_folder(run: Path, name: str | None) -> Place:
     """RUN/cams, or RUN/cams@NAME for a further set of CAMs made with other settings, where the run's outputs lie."""
-    return place_outputs(run / (f"cams@{name}" if name else "cams"))
+    return place_outputs(run / f"cams{suffix_of(name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

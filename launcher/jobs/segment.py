@@ -33,10 +33,19 @@ from launcher.jobs.crf_pool import (
 )
 from launcher.jobs.crf_sums import settle_segment, told
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.network_job import RunJob, SamplesOf, identify_average, open_images, say_where, write_next_to
+from launcher.jobs.network_job import (
+    RunJob,
+    SamplesOf,
+    identify_average,
+    identify_weights,
+    open_images,
+    say_where,
+    write_next_to,
+)
 from launcher.jobs.over_shards import Members
 from launcher.jobs.pool import open_shards
 from launcher.jobs.segment_images import maps_reader, segment_images
+from launcher.jobs.sets import suffix_of
 from launcher.jobs.starts import count_here, device_of, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
@@ -50,7 +59,7 @@ from wsss.models.base import Network
 
 def segments_folder(run: Path, name: str | None) -> Place:
     """RUN/segments, or RUN/segments@NAME for masks made with other settings, where the run's outputs lie."""
-    return place_outputs(run / (f"segments@{name}" if name else "segments"))
+    return place_outputs(run / f"segments{suffix_of(name)}")
 
 
 def segment(
@@ -167,6 +176,7 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
         "cam_threshold": config.evaluate.threshold if cams else None,
         "cam": asdict(rule) if cams and rule != TOCO else None,
         **identify_average(config.train),
+        **identify_weights(checkpoint),
     }
 
 

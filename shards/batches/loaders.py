@@ -23,6 +23,7 @@ from shards.batches.order import Neighbours, Slice, StepSampler, shard_order
 from shards.batches.waiting import PatientLoader, report_failed_hand_over
 from shards.folder import ShardFolder
 from shards.index import check_every_class_has_an_image
+from shards.masks import MaskFolder
 from shards.schema import DataError, SampleError
 
 
@@ -75,6 +76,8 @@ class TrainSamples(Dataset):
     def __getitem__(self, place: tuple[int, ...]) -> Batch:
         epoch, number = place[:2]
         self.shards.prefetch(epoch, number, self.order_of)
+        if isinstance(self.mask_of, MaskFolder):
+            self.mask_of.prefetch(epoch, number, self.order_of)
         if not self.max_skipped:
             return self.view(epoch, number, place[-1])
         for shown in (*range(number, len(self.shards)), *range(number)):

@@ -1,11 +1,11 @@
 """Several folders of shards as one source: a training set from several datasets, say IJmond, RISE and SMOKE5K."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from shards.folder import ShardFolder
+from shards.remote import Place
 from shards.schema import ClassSet, DataError, Frame, Sample, Supervision
 
 
@@ -17,7 +17,7 @@ class Joined:
         DataError: no folder, or folders of other classes or another supervision than the first.
     """
 
-    folders: tuple[Path, ...]
+    folders: tuple[Place, ...]
     parts: tuple[ShardFolder, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from support.store import Store
@@ -17,11 +18,14 @@ from shards.batches.augment import Augment
 from shards.batches.loaders import train_loader
 from shards.batches.order import Slice
 from shards.cache import Cache, Wanted, release
+from shards.digests import publish_noted, write_digests
 from shards.folder import ShardFolder
 from shards.index import Index
+from shards.masks import MaskFolder
 from shards.remote import place_of
-from shards.schema import DataError
+from shards.schema import DataError, encode_mask
 from shards.verify import verify
+from shards.write import write_tar
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*try . of")]
 
@@ -145,6 +149,21 @@ def test_the_next_shards_are_fetched_before_they_are_read(store):
     while len(set(store.shards_asked())) < 12 and time.monotonic() < until:
         time.sleep(0.02)
     assert len(store.shards_asked()) == 12 and len(shards._files) == 1  # one read, all of this window and the next here
+
+
+def test_the_masks_of_the_next_shards_are_fetched_before_they_are_read(scenes, tmp_path, cached):
+    shards, masks = ShardFolder(scenes / "train"), tmp_path / "masks"
+    masks.mkdir()
+    for shard in shards.index.shards:
+        members = [(key, {"png": encode_mask(np.zeros((32, 32), np.uint8))}) for key in shard.keys]
+        write_tar(masks / shard.name, members, lambda written, _, name=shard.name: publish_noted(written, masks / name))
+    write_digests(masks, [shard.name for shard in shards.index.shards])
+    there, part = MaskFolder(f"file://{masks}", shards), Slice(rank=0, ranks=1, global_batch_size=1)
+    next(iter(train_loader(shards, Augment(size=16), seed=3, part=part, workers=0, mask_of=there)))
+    wanted, until = {written.sha256 for written in there._written.values()}, time.monotonic() + 20
+    while not wanted <= {path.name for path in cached.iterdir()} and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(wanted) == 12 and wanted <= {path.name for path in cached.iterdir()} and len(there._spans) == 1
 
 
 def test_one_reader_fetches_and_the_others_wait(store, cached):
@@ -315,3 +334,36 @@ def test_what_the_user_sets_for_fsspec_is_kept(monkeypatch):
     monkeypatch.setitem(conf, "http", {"client_kwargs": {"trust_env": False, "headers": {"a": "b"}}})
     client = remote.file_system("http://x/a")[0].client_kwargs
     assert client["headers"] == {"a": "b"} and client["trust_env"] is False and client["timeout"].sock_read == 60
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("gs://b/x", "gcsfs"),
+        ("az://b/x", "adlfs"),
+        ("abfss://box@account.dfs.core.windows.net/x", "adlfs"),
+        ("s3://b/x", "'wsss[s3]'"),
+    ],
+)
+def test_a_store_whose_package_is_missing_is_one_line_that_names_it(url, package, monkeypatch):
+    def missing(protocol):
+        raise ValueError("Protocol not known: abfss") if protocol == "abfss" else ImportError(f"no {protocol}")
+
+    monkeypatch.setattr("fsspec.core.get_filesystem_class", missing)
+    with pytest.raises(DataError) as told:
+        ShardFolder(url)
+    said = str(told.value)
+    assert said.startswith(f"{url}/index.json: not fetched after 1 try") and "\n" not in said
+    assert said.endswith(f"; install the store's library: pip install {package}")
+
+
+def test_an_error_of_many_lines_is_told_on_one():
+    said = remote.described(OSError("no libjvm\n" + "\n".join(f"looked at /{n}" for n in range(200))))
+    assert "\n" not in said and said.startswith("OSError: no libjvm looked at /0") and len(said) < 520
+
+
+def test_the_container_of_azure_is_no_user():
+    assert place_of("abfss://box@account/x") == "abfss://box@account/x"
+    for user in ("abfss://me:secret@account/x", "s3://me@b/x"):
+        with pytest.raises(DataError, match="holds no user"):
+            place_of(user)

@@ -85,7 +85,7 @@ def test_masks_that_are_gone_are_made_again_with_the_same_bytes(run):
 
 def test_masks_are_scores_at_the_images_size_and_where_they_reach_the_threshold(run, scenes):
     (folder,) = refine(run, ["val"], RefineConfig(workers=1, cams=("project",), chain=(), threshold=0.4))
-    assert folder == run / "masks/project/val"
+    assert folder == run / "masks/project+threshold/val"
     for _, scores in read_scores(ShardFolder(scenes / "val"), folder, "val-00000.tar", "refined"):
         assert scores.mask.shape == (32, 32) and scores.maps["refined"].shape == (1, 32, 32)
         # scores are stored in float16, so a pixel right at the threshold may differ
@@ -125,8 +125,8 @@ def test_a_damaged_cam_shard_is_named_and_leaves_no_mask_shard(run):
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(RunError, match="1 of 12 shards failed"):
         refine(run, ["val"], RefineConfig(workers=1, cams=("grad",), chain=()))
-    assert not (run / "masks/grad/val/val-00001.tar").exists()
-    assert (run / "masks/grad/val/val-00002.tar").exists()
+    assert not (run / "masks/grad+threshold/val/val-00001.tar").exists()
+    assert (run / "masks/grad+threshold/val/val-00002.tar").exists()
 
 
 def test_evaluation_and_report(run):

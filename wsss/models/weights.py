@@ -85,12 +85,11 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
     Raises:
         ValueError: file missing or unreadable, or names or shapes that do not fit; says which.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ValueError(
             f"{path}: weights file is missing; give a path, a run, 'timm' (downloads) or null (random weights)"
         )
-    state = read_state(path)
+    state = read_state(Path(path))
     wanted, head = module.state_dict(), tuple(head)  # the norm in ConvNeXt's head stays where its classifier goes
     state = {name: one for name, one in state.items() if name in wanted or not name.split(".")[0].startswith(head)}
     missing = sorted(set(wanted) - set(state))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
+from launcher.files import require_here
 from launcher.jobs.cues.cue import digests_of
 from launcher.jobs.cues.maps import MapsCue
 
@@ -22,7 +23,10 @@ class ClipCue(MapsCue):
     extension = "clip.npy"
     examples = ("--weights clip-vit-base-patch16", "--weights siglip2-base-patch16-512 --size 512")
 
-    weights: Annotated[Path, typer.Option(help="Folder of a CLIP, SigLIP or SigLIP 2 in Hugging Face format.")]
+    weights: Annotated[
+        Path,
+        typer.Option(help="Folder of a CLIP, SigLIP or SigLIP 2 in Hugging Face format.", callback=require_here),
+    ]
     size: Annotated[int, typer.Option(min=1, help="Side of CLIP's square input, a multiple of its patch size.")] = 448
     positive: Annotated[list[str] | None, typer.Option(help="Prompt of the one class; repeat for several.")] = None
     negative: Annotated[

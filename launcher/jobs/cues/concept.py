@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
+from launcher.files import require_here
 from launcher.jobs.cues.cue import digests_of
 from launcher.jobs.cues.maps import MapsCue
 
@@ -22,7 +23,7 @@ class ConceptCue(MapsCue):
     extension = "concept.npy"
     examples = ("--weights sam3", "--weights sam3 --prompt 'smoke=white smoke' --prompt 'smoke=dark smoke'")
 
-    weights: Annotated[Path, typer.Option(help="Folder of a SAM 3 in Hugging Face format.")]
+    weights: Annotated[Path, typer.Option(help="Folder of a SAM 3 in Hugging Face format.", callback=require_here)]
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="CLASS=WORDS to ask for instead of the class's name; repeat, also for one class."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
+from launcher.files import require_here
 from launcher.jobs.cues.cue import Cue, digests_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class SamCue(Cue):
     weights: Annotated[
         Path,
         typer.Option(
-            help="A checkpoint such as sam_vit_h_4b8939.pth; by transformers, a folder of SAM, SAM 2 or SAM 3."
+            help="A checkpoint such as sam_vit_h_4b8939.pth; by transformers, a folder of SAM, SAM 2 or SAM 3.",
+            callback=require_here,
         ),
     ]
     by: Annotated[

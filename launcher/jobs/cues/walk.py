@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.errors import RunError
+from launcher.files import place_run
 from launcher.jobs.cues.cue import Cue
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class WalkCue(Cue):
     examples = ("--run runs/smoke/affinity",)
     option_of_run = "--run"
 
-    run: Annotated[Path, typer.Option(help="Folder of a run trained with method `affinity`.")]
+    run: Annotated[Path, typer.Option(help="Folder of a run trained with method `affinity`.", callback=place_run)]
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8
 
     @property

@@ -3,14 +3,18 @@ import shlex
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from PIL import Image
 from support.command import wsss_ends
 from support.places import ROOT
+from support.store import Store
 from typer.testing import CliRunner
 
 from launcher.__main__ import ORDER, app
+from shards.schema import DataError
 from wsss import __version__
 
 
@@ -66,6 +70,48 @@ def test_help_lists_all_commands_in_the_order_of_work():
     shown = CliRunner().invoke(app, ["--help"], terminal_width=200).output
     listed = [line.split()[1] for line in shown.splitlines() if re.match(r"│ [a-z]", line)]
     assert listed == ORDER
+
+
+def functions_of(group):
+    yield from (command.callback for command in group.registered_commands)
+    for inner in group.registered_groups:
+        yield from functions_of(inner.typer_instance)
+
+
+def test_each_path_of_each_command_refuses_a_url_of_which_nothing_would_be_found():
+    lax, looked_at = [], 0
+    for function in functions_of(app):
+        for name, hint in get_type_hints(function, include_extras=True).items():
+            kind, *about = get_args(hint) or (hint,)
+            if "pathlib" not in str(kind):
+                continue
+            looked_at += 1
+            url = Path("s3://b/x")
+            try:
+                about[0].callback([url] if "list" in str(kind) else url)
+            except DataError as error:
+                assert str(error).startswith("s3://b/x: this must lie on this machine")
+            except TypeError:  # there is no callback
+                lax.append(f"{function.__name__} {name}")
+    assert lax == [] and looked_at > 40
+
+
+def test_shards_at_a_url_are_joined_with_others(scenes, in_tmp, monkeypatch):
+    monkeypatch.setenv("WSSS_CACHE", str(in_tmp / "cache"))
+    store = Store(scenes)
+    try:
+        line = ["shards", "join", f"{store.url}/tune", str(scenes / "val"), "--out", "d", "--split", "x"]
+        found = CliRunner().invoke(app, [*line, "--workers", "1"])
+    finally:
+        store.stop()
+    assert "split 'x', supervision 'pixel', 40 images" in found.output, found.exception
+
+
+def test_a_folder_of_runs_that_is_a_url_is_refused_by_each_command(monkeypatch):
+    monkeypatch.setattr("launcher.__main__.RUNS", Path("s3://b/runs"))
+    for line in (["study", "list"], ["study", "report", "demo_clips"]):
+        error = CliRunner().invoke(app, line).exception
+        assert isinstance(error, DataError) and str(error).startswith("s3://b/runs: this must lie"), error
 
 
 def test_the_version_is_said():

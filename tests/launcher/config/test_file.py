@@ -63,6 +63,8 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("train.warmup_steps=10", r"train: warmup_steps \(10\) must be smaller than steps \(10\)"),
         ("train=null", "run.yaml: train: got None"),
         ("name=../up", "'../up' must be made of letters"),
+        ("launch.zero=3", "run.yaml: launch.zero: got 3; wanted 0, 1, 2 or a DeepSpeed JSON such as"),
+        ("launch.zero=s3://b/z.json", "run.yaml: launch.zero: s3://b/z.json: this must lie on this machine"),
         ("cam.kinds=[]", "kinds is empty"),
         ("cam.kinds.0=x", "no list entry or section '0' there; give the whole"),
         ("train.steps", "override 'train.steps': wanted section.key=value"),

@@ -6,12 +6,14 @@ CAMS = {
     "cam": {"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "classes": "present"},
 }
 SIZE = "image squashed to 224 px, scales 0.5, 1 + flip"
-VIEWS = f"{SIZE}, fuse mean, pad resize, classes present, scores resized to the image"
+VIEWS = f"{SIZE}, fuse mean, pad resize, maps of the classes of the image label alone, scores resized to the image"
 ORIGIN = "split val, checkpoint step_0000004, training seed 3"
 
 
 def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
     assert describe_scores(CAMS, "val", 3) == f"{VIEWS}, {ORIGIN}"
+    every = {**CAMS, "cam": {**CAMS["cam"], "classes": "all"}}
+    assert ", maps of all classes, no gate, scores" in describe_scores(every, "val", 3)
     windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
     assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, pad resize, layers -1, -2" in describe_scores(
         windows, "val", 3

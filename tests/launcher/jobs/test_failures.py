@@ -131,7 +131,7 @@ def test_refine_and_evaluate_name_the_image_that_fails_whatever_it_raises(run, s
     settings = RefineConfig(cams=("grad",), chain=(), workers=1)
     with pytest.raises(RunError, match=rf"1 of 12 shards failed, .*:\n  .*sample '{key}': IndexError: a hole"):
         refine(run, ["val"], settings)
-    assert len(list((run / "masks/grad/val").glob("*.tar"))) == 11
+    assert len(list((run / "masks/grad+threshold/val").glob("*.tar"))) == 11
 
     shutil.rmtree(run / "masks")
 

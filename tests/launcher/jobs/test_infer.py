@@ -35,9 +35,9 @@ def test_the_protocol_states_the_rule_of_old_and_new_folders():
         made_of = {"cam": identify_cam(cam), "image_size": 32, "checkpoint": "step_0000004"}
         return describe_scores(made_of, "val", 0)
 
-    assert "scales 0.5, 1 + flip, fuse mean, pad resize, classes" in line(CamConfig(scales=(0.5, 1.0), flip=True))
-    assert "scales 1, fuse toco, pad pad, classes" in line(CamConfig(fuse="toco"))
-    assert "scales 1, fuse toco, pad floor, classes" in line(CamConfig(fuse="toco", pad="floor"))
+    assert "scales 0.5, 1 + flip, fuse mean, pad resize, maps of all" in line(CamConfig(scales=(0.5, 1.0), flip=True))
+    assert "scales 1, fuse toco, pad pad, maps of all" in line(CamConfig(fuse="toco"))
+    assert "scales 1, fuse toco, pad floor, maps of all" in line(CamConfig(fuse="toco", pad="floor"))
 
 
 def test_cams_written_by_tocos_rule_are_those_that_are_judged_on_a_smaller_grid():

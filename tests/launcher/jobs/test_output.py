@@ -2,6 +2,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import signal
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -185,7 +186,7 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
         RunError, match=r"12 shards are missing, of about 0\.0 MB: 0\.1 MB are wanted, 0\.0 MB are free"
     ):
         refine(run, ["val"], settings)
-    assert not list((run / "masks/grad/val").glob("*.tar"))
+    assert not list((run / "masks/grad+threshold/val").glob("*.tar"))
     free[:] = [10**9]
     (out,) = refine(run, ["val"], settings)
     for path in sorted(out.glob("*.tar"))[:3]:
@@ -212,3 +213,14 @@ def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_an
     infer(run, "val", Run(run).config.data.val)
     assert path.read_bytes() == whole and "set aside as val-00003.tar.damaged" in capsys.readouterr().err
     assert (run / "cams/val/val-00003.tar.damaged").read_bytes() == flipped
+
+
+def test_ctrl_c_ends_a_worker_without_a_traceback(monkeypatch):
+    for name in ("end_with_parent", "outlive_output"):
+        monkeypatch.setattr(pool, name, lambda *_: None)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        pool.begin_worker(1, None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
