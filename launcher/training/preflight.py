@@ -43,6 +43,14 @@ def preflight(config: Config) -> int:
     return processes
 
 
+def check_images(method: Method, images: int) -> None:
+    """Raise ValueError if the method, or a network that it trains, cannot learn from so many images at a time."""
+    method.check_images(images)
+    for module in method.modules():
+        if isinstance(module, Network):
+            module.check_images(images)
+
+
 def check_begun(method: Method) -> None:
     """Raise ConfigError if a network of the method was not given what it never learns."""
     with user_error_as(ConfigError):
@@ -89,7 +97,7 @@ def check_share(config: Config, method: Method, processes: int, accumulate: int 
             f"{accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
         )
     try:
-        method.check_images(images)
+        check_images(method, images)
         if config.data.pairs and images % 2:
             raise ValueError("data.pairs: these are no pairs of frames; wanted an even number")
     except ValueError as error:

@@ -30,7 +30,7 @@ from launcher.training.ending import describe_end
 from launcher.training.go_on import refuse_lost_beginning
 from launcher.training.inputs import Inputs
 from launcher.training.memory import explain_memory
-from launcher.training.preflight import check_begun
+from launcher.training.preflight import check_begun, check_images
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
@@ -133,7 +133,7 @@ def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tupl
     method = build_method(config, inputs.class_set, inputs.teacher)
     check_begun(method)
     with user_error_as(ConfigError):
-        method.check_images(config.data.global_batch_size // (accelerator.num_processes * config.train.accumulate))
+        check_images(method, config.data.global_batch_size // (accelerator.num_processes * config.train.accumulate))
     if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = convert_sync_batchnorm(method)
     refuse_unequal_state(method, accelerator.num_processes)

@@ -99,6 +99,9 @@ class Network(nn.Module):
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if it takes no images of so many pixels; it says which it takes."""
 
+    def check_images(self, images: int) -> None:
+        """Raise ValueError if it cannot be trained on so many images at a time."""
+
     def check_begun(self) -> None:
         """Raise ValueError if it cannot be trained as it is: what it does not learn was not given."""
 

@@ -45,10 +45,15 @@ class ASPP(nn.Module):
         Raises:
             ValueError: one image in train mode: batch statistics of its mean alone are undefined.
         """
-        if self.training and len(x_BDhw) == 1:
-            raise ValueError("DeepLab trains on two or more images per process, since ASPP normalises over them; got 1")
+        if self.training:
+            refuse_one_image(len(x_BDhw))
         pooled_BDhw = self.pool(x_BDhw.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x_BDhw.shape[-2:])
         return self.project(torch.cat([*(branch(x_BDhw) for branch in self.branches), pooled_BDhw], dim=1))
+
+
+def refuse_one_image(images: int) -> None:
+    if images == 1:
+        raise ValueError("DeepLab trains on two or more images per process, since ASPP normalises over them; got 1")
 
 
 class DeepLab(SegmentationNetwork):
@@ -80,6 +85,9 @@ class DeepLab(SegmentationNetwork):
         self.low = conv_bn_relu(low_in_dim, low_dim)
         joined = conv_bn_relu(aspp_dim + low_dim, decoder_dim, 3)
         self.decoder = nn.Sequential(*joined, *conv_bn_relu(decoder_dim, decoder_dim, 3))
+
+    def check_images(self, images: int) -> None:
+        refuse_one_image(images)
 
     def forward(self, image: Tensor) -> Outputs:
         low_BDhw, high_BDhw = self.backbone.forward_intermediates(

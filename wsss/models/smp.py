@@ -4,7 +4,8 @@ Shapes: B images, K foreground classes, C = K + 1 classes with background 0, D c
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -20,6 +21,10 @@ from wsss.models.weights import create_backbone, load_weights
 TIMM = "tu-"  # before a name of timm, as the package writes it
 HEADS = (*HEAD, "last_linear")
 NORMALISE_MEANS = ("deeplabv3", "deeplabv3plus", "upernet")
+OURS = {  # arguments that are given here, and those of parts that are left out
+    *("encoder_name", "encoder_weights", "in_channels", "classes"),
+    *("activation", "aux_params", "upsampling"),
+}
 NOT_OURS = ("dpt", "pan")  # of plain ViTs, with a head of its own; pools small images to nothing
 
 
@@ -43,12 +48,16 @@ class SMP(SegmentationNetwork):
 
     def forward(self, image: Tensor) -> Outputs:
         self.check_size(*image.shape[-2:])
-        if self.training and self.pools and len(image) == 1:
+        if self.training:
+            self.check_images(len(image))
+        features_BDhw = self.decoder(self.backbone(self.normalise(image)))
+        return segmentation_outputs(self.head(features_BDhw), features_BDhw)
+
+    def check_images(self, images: int) -> None:
+        if self.pools and images == 1:
             raise ValueError(
                 f"a {self.pools} trains on two or more images per process, since it normalises over their means; got 1"
             )
-        features_BDhw = self.decoder(self.backbone(self.normalise(image)))
-        return segmentation_outputs(self.head(features_BDhw), features_BDhw)
 
     def check_size(self, height: int, width: int) -> None:
         if height % self.stride or width % self.stride:
@@ -77,7 +86,8 @@ def build_smp(
             tu-convnext_tiny.
         weights: of the encoder; null = random; a file, loaded strictly; of a tu-NAME also 'timm' (downloads).
         mean, std: RGB normalisation; null = what timm states for a tu-NAME, else ImageNet's.
-        options: further arguments of the architecture (decoder_channels, encoder_depth, encoder_output_stride, ...).
+        options: further arguments of the architecture (decoder_channels, encoder_depth, encoder_output_stride, ...), of
+            a tu-NAME also timm's.
 
     Raises:
         MissingPackage: segmentation_models_pytorch is not installed.
@@ -89,6 +99,7 @@ def build_smp(
     if architecture not in architectures:
         raise ValueError(f"model.architecture: '{architecture}' is none of {', '.join(architectures)}")
     check_encoder(encoder, smp.encoders.get_encoder_names())
+    check_options(options or {}, smp.MODEL_ARCHITECTURES_MAPPING[architecture], of_timm=encoder.startswith(TIMM))
     of_any_size = {"strict_img_size": False} if is_of_one_size(encoder.removeprefix(TIMM)) else {}
     about = timm.get_pretrained_cfg(encoder.removeprefix(TIMM)) if encoder.startswith(TIMM) else None
     with must_run(encoder, f"{architecture} encoder", key="model.encoder"):
@@ -114,6 +125,14 @@ def load_of_timm(features: nn.Module, timm_name: str, weights: str, options: Map
     whole = create_backbone(timm_name, weights, options, head=HEADS, wanted="a network of timm")
     flat = {name.replace(".", "_"): value for name, value in whole.state_dict().items()}
     features.load_state_dict({name: flat[name.replace(".", "_")] for name in features.state_dict()})
+
+
+def check_options(options: Mapping[str, Any], architecture: Callable, *, of_timm: bool) -> None:
+    """Raise ValueError for an option that would be without effect: what is ours to say, or what nothing reads."""
+    known = set(inspect.signature(architecture).parameters) - OURS - {"kwargs"}
+    for name in options:
+        if name in OURS or (name not in known and not of_timm):
+            raise ValueError(f"model.options: '{name}' is none of {', '.join(sorted(known))}")
 
 
 def check_encoder(name: str, known: Sequence[str]) -> None:

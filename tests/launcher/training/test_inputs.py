@@ -16,7 +16,7 @@ from launcher.run import folder as run_folders
 from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.training.inputs import Inputs
-from launcher.training.preflight import check_image_size, preflight
+from launcher.training.preflight import check_image_size, check_images, preflight
 from launcher.training.run import train
 from shards.index import Index
 from shards.schema import DataError
@@ -26,6 +26,8 @@ from wsss.methods.base import Frozen
 from wsss.methods.classify import Classify
 from wsss.methods.cotrain import CoTrain
 from wsss.methods.distill import Distill
+from wsss.methods.supervised import Supervised
+from wsss.models.deeplab import build_deeplab
 
 
 @pytest.fixture
@@ -114,3 +116,12 @@ def test_a_size_that_a_network_or_its_teacher_does_not_take_is_told_before_a_ste
         with pytest.raises(ConfigError, match=wanted):
             check_image_size(method, 36)
     check_image_size(Classify(tiny_cnn()), 36)
+
+
+def test_one_image_at_a_time_is_refused_before_a_step_by_a_network_that_normalises_over_images():
+    options = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+    sizes = {"rates": (2,), "aspp_dim": 4, "low_dim": 4, "decoder_dim": 4}
+    method = Supervised(build_deeplab(1, timm_name="resnet10t", timm_options=options, **sizes))
+    check_images(method, 2)
+    with pytest.raises(ValueError, match="DeepLab trains on two or more images per process"):
+        check_images(method, 1)

@@ -91,5 +91,19 @@ def test_images_that_it_cannot_take_are_told(smp):
     network = build_smp(1, architecture="upernet", encoder="resnet18", options=SMALL["upernet"])
     with pytest.raises(ValueError, match="images of 64 x 70 px; this decoder takes .* multiples of 32"):
         network(torch.rand(2, 3, 64, 70))
+    network.check_images(2)
+    with pytest.raises(ValueError, match="a UPerNet trains on two or more images per process"):
+        network.check_images(1)
     with pytest.raises(ValueError, match="a UPerNet trains on two or more images per process"):
         network.train()(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "option"),
+    [("resnet18", "activation"), ("tu-convnext_atto", "classes"), ("resnet18", "decoder_channel")],
+)
+def test_an_option_without_effect_is_told(smp, encoder, option):
+    with pytest.raises(
+        ValueError, match=f"model.options: '{option}' is none of decoder_attention_type, decoder_channel"
+    ):
+        build_smp(1, architecture="unet", encoder=encoder, options={option: 1})
