@@ -80,7 +80,6 @@ class ClassSet:
         present_K[[class_id - 1 for class_id in image_label]] = 1.0
         return present_K
 
-
     def named(self, ids: Iterable[int]) -> str:
         """Class ids 1..K as '2 (cat), 3 (dog)', in their order."""
         return ", ".join(f"{class_id} ({self.classes[class_id - 1]})" for class_id in sorted(ids))

@@ -47,9 +47,7 @@ def difference(name: str, before: Any, now: Any) -> str:
     return f"{name}: {before!r}, now {now!r}"
 
 
-def open_output(
-    out: Place, content: dict[str, Any], *, overwrite: bool = False, remedy: str = REMEDY
-) -> None:
+def open_output(out: Place, content: dict[str, Any], *, overwrite: bool = False, remedy: str = REMEDY) -> None:
     """Create the output folder, here or at a URL, or check that it was made of the same inputs and settings; sweep what
     killed writers left in it.
 

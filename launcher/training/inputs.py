@@ -164,8 +164,8 @@ class Inputs:
             shared = sorted(shards.index.groups & train_groups)
             if shared and name != "pixel":
                 raise RunError(
-                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}': move "
-                    "whole groups to one split, and write the shards again"
+                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}': "
+                    "move whole groups to one split, and write the shards again"
                 )
         if self.teacher is not None:
             self.teacher.checkpoint()

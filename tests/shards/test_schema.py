@@ -8,12 +8,12 @@ from shards.schema import (
     SMOKE,
     ClassSet,
     DataError,
-    hint_at_order,
     Sample,
     decode_image,
     decode_mask,
     encode_image,
     encode_mask,
+    hint_at_order,
     voc_palette,
 )
 

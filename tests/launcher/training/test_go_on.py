@@ -78,7 +78,10 @@ def test_a_copy_of_a_run_does_not_go_on_in_the_folder_of_the_original(config, mo
             main()
         assert end.value.code == code
     shown = capsys.readouterr()
-    assert "says name: teacher, so that it would go on in runs/teacher; to go on in this folder give name=copy" in shown.err
+    assert (
+        "says name: teacher, so that it would go on in runs/teacher; to go on in this folder give name=copy"
+        in shown.err
+    )
     assert "runs/copy: 2 -> 4 steps" in shown.out and (TEACHER / "config.yaml").read_bytes() == before
 
 
