@@ -20,6 +20,7 @@ NAME = r"[\w.-]+/[\w.-]+"
 
 USE = """\
 ```bash
+git clone https://huggingface.co/{name} {folder}
 wsss predict IMAGES --model {folder} --out predictions
 ```
 
@@ -76,8 +77,8 @@ def make_card(run: Path, name: str, written: Written) -> str:
         "method": config["method"]["name"],
         "classes": ", ".join(json.loads(facts["classes"])),
         "input": f"{facts['input']}; trained at {facts['input_size']} px",
-        "normalisation": f"mean {facts['mean']}, standard deviation {facts['std']}",
-        "maps": f"{facts.get('kind', 'none')} of {', '.join(json.loads(facts.get('kinds', '[]')))}",
+        "normalisation": f"mean {shortly(facts['mean'])}, standard deviation {shortly(facts['std'])}",
+        "map": f"{facts.get('kind', 'none')}, unless `--kind` names another",
         "threshold": f"{threshold if threshold is not None else 'none'} ({facts.get('threshold_origin', '')})",
         "gate": f"{facts.get('gate', 'none')} ({facts.get('gate_origin', '')})",
         "checkpoint": f"{facts['checkpoint']} of {facts['run']}{'' if decay is None else f', averaged by {decay:g}'}",
@@ -92,12 +93,17 @@ def make_card(run: Path, name: str, written: Written) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {name.split('/')[1]}\n\nMasks and class probabilities, learned from image-level labels with `wsss`.\n",
-        f"## Use\n\n{USE.format(folder=name.split('/')[1])}",
+        f"## Use\n\n{USE.format(name=name, folder=name.split('/')[1])}",
         "## What it is\n\n| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in made.items()),
         f"## Metrics\n\n{figures}\n",
         f"## Licence\n\n{licence}\n",
     ]
     return "\n".join(parts)
+
+
+def shortly(numbers: str) -> str:
+    """A list in JSON, without the digits that float32 added."""
+    return ", ".join(f"{number:.6g}" for number in json.loads(numbers))
 
 
 def index_of(name: str, evaluation: dict[str, Any]) -> dict[str, Any]:

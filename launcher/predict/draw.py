@@ -74,6 +74,8 @@ def words_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) 
     ]
     likeliest = max(classes, key=lambda row: row["probability"])
     nothing: list[Words] = [(f"no {likeliest['class']} ({likeliest['probability']:.2f})", None)]
+    if len(classes) > 1:
+        nothing = [(f"none of the classes (likeliest {likeliest['class']}, {likeliest['probability']:.2f})", None)]
     return [*([] if time_s is None else [(f"{time_s:.1f} s", None)]), *(seen or nothing)]
 
 

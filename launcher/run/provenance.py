@@ -4,7 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -32,12 +32,18 @@ def collect_provenance(shards: ShardFolder, learns_from: dict[str, str], process
         "learns_from": learns_from,
         "processes": processes,
         "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": command_of(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {"wsss": __version__} | versions_of(PACKAGES) | registry.list_packages(),
         "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
     }
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """As a user types it: a training was started as `wsss train`, whatever file of this machine is first of argv."""
+    of_training = Path(argv[0]).parts[-2:] == ("launcher", "train.py")
+    return shlex.join(["wsss", "train", *argv[1:]] if of_training else argv)
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from launcher.__main__ import main
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
-from launcher.predict.card import write_folder
+from launcher.predict.card import shortly, write_folder
 from launcher.run.build import build_network
 from launcher.run.folder import Run
 from launcher.run.start import read_start
@@ -39,6 +39,8 @@ def test_a_folder_for_a_hub_has_a_card_of_run_and_evaluation_and_predicts(run, m
     about = Run(run).about
     for fact in ("| classes | smoke |", "| method | distill |", about["git_commit"], about["dataset_fingerprint"]):
         assert fact in text
+    assert "git clone https://huggingface.co/me/plumes plumes\n" in text
+    assert shortly("[0.48500001430511475, 0.5]") == "0.485, 0.5"
     assert "metrics in percent" in text and "## Licence\n\nthe weights began random" in text
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
     masks = [wsss.load(place, gate=0.0).predict(image).mask for place in (run, "hub/plumes")]

@@ -9,6 +9,7 @@ from launcher.errors import RunError
 from launcher.evaluation.evaluate import EVALUATION, evaluate
 from launcher.evaluation.report import write_report
 from launcher.run.folder import Run, find_runs
+from launcher.run.provenance import command_of
 
 
 def test_mlflows_copies_of_configs_and_figures_are_no_runs(run):
@@ -22,3 +23,8 @@ def test_mlflows_copies_of_configs_and_figures_are_no_runs(run):
     assert write_report(Path("runs")).is_file()
     with pytest.raises(RunError, match="below it are runs/student, runs/teacher$"):
         Run(Path("runs"))
+
+
+def test_a_run_notes_the_command_that_a_user_types():
+    assert command_of(["/home/me/env/launcher/train.py", "a b.yaml", "x=1"]) == "wsss train 'a b.yaml' x=1"
+    assert command_of(["pytest", "-q"]) == "pytest -q"
