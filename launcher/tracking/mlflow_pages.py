@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KIND = ("mlflow.experimentKind", "custom_model_development")
-VIEW = "wsss"  # name of the view that is stored with an experiment; links name it
-VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+VIEW_TAG = "mlflow.sharedViewState.wsss"  # a view that is stored with an experiment: .../runs?viewStateShareKey=wsss
 PAGES = "workflowType=machine_learning"
 
 SYSTEM = {  # of the machine, not of the model
@@ -42,13 +41,8 @@ def experiment_tags() -> dict[str, str]:
     return dict([KIND, (VIEW_TAG, json.dumps({"selectedColumns": columns}))])
 
 
-def link_runs(experiment_id: str) -> str:
-    """The page of an experiment's runs, to follow the address of a server."""
-    return f"#/experiments/{experiment_id}/runs?{PAGES}&viewStateShareKey={VIEW}"
-
-
 def link_run(experiment_id: str, run_id: str, page: str = "") -> str:
-    """The page of a run, such as /artifacts/report.html."""
+    """The page of a run, such as /artifacts/report.html, to follow the address of a server."""
     return f"#/experiments/{experiment_id}/runs/{run_id}{page}?{PAGES}"
 
 

@@ -21,8 +21,7 @@ ABOUT = {"what": "classify with a tiny network", "again": "wsss train x.yaml", "
 
 
 @pytest.fixture
-def run(in_tmp, monkeypatch):
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
+def run(in_tmp):
     folder = in_tmp / "runs/pages/run"
     folder.mkdir(parents=True)
     return folder

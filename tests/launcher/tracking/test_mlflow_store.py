@@ -13,7 +13,6 @@ from launcher.tracking.tracker import RunTracker
 @pytest.fixture
 def default(in_tmp, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
     (in_tmp / "project/runs/voc/a").mkdir(parents=True)
     return in_tmp / "project"
 

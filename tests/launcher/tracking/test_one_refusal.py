@@ -13,18 +13,6 @@ from launcher.tracking.tracker import RunTracker
 from launcher.tracking.unsent import count_unsent, read_sent
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
-
-
-@pytest.fixture
-def folder(in_tmp):
-    folder = in_tmp / "runs/some/run"
-    folder.mkdir(parents=True)
-    return folder
-
-
 def tracked(folder, sink=MlflowSink, **options):
     return RunTracker(folder, sinks=[sink()], experiment="one refusal", **{"resumed_at": 0, **options})
 

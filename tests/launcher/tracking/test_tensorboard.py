@@ -28,18 +28,6 @@ from launcher.training.trainer import Trainer
 from wsss import extras
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
-
-
-@pytest.fixture
-def folder(in_tmp):
-    folder = in_tmp / "runs/some/run"
-    folder.mkdir(parents=True)
-    return folder
-
-
 def tracked(folder, **options):
     return RunTracker(folder, sinks=[TensorboardSink()], experiment="tensorboard", **{"resumed_at": 0, **options})
 

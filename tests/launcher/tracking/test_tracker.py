@@ -10,12 +10,6 @@ from launcher.tracking.tracker import RunTracker, read_metrics
 from launcher.tracking.unsent import read_sent
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """Runs that end wait for MLflow even on a machine that has other things to do."""
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
-
-
 @pytest.fixture
 def run(in_tmp):
     folder = in_tmp / "runs/some/run"

@@ -27,8 +27,7 @@ NOBODY = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
+def no_retries(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 

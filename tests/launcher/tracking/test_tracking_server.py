@@ -79,7 +79,6 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def run(in_tmp, monkeypatch):
-    monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 250.0)
     monkeypatch.setattr("launcher.tracking.sender.LAST_PAUSE_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     folder = in_tmp / "runs/some/run"
