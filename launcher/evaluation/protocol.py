@@ -10,7 +10,7 @@ from typing import Any
 from wsss.maps.fusion import DEFAULT_PAD, TOCO
 
 COMPETING = {  # whose maps a pixel is given to
-    "all": "maps of all classes, no gate",  # though `wsss predict` gates
+    "all": "maps of all classes",
     "present": "maps of the classes of the image label alone",
 }
 UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said already

@@ -13,7 +13,7 @@ ORIGIN = "split val, checkpoint step_0000004, training seed 3"
 def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
     assert describe_scores(CAMS, "val", 3) == f"{VIEWS}, {ORIGIN}"
     every = {**CAMS, "cam": {**CAMS["cam"], "classes": "all"}}
-    assert ", maps of all classes, no gate, scores" in describe_scores(every, "val", 3)
+    assert ", maps of all classes, scores" in describe_scores(every, "val", 3)
     windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
     assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, pad resize, layers -1, -2" in describe_scores(
         windows, "val", 3
