@@ -83,7 +83,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "git_commit": run.about.get("git_commit"),
         "sources": figures,
         "tune": tuned.about(config),
-        "headline": pick_headline(figures, config.cam.kinds),
+        "headline": pick_headline(figures, config.cam.kinds, tuned.about(config)),
     }
     for measure in measures.values():
         if classification := measure.classification():

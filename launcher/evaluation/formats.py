@@ -1,7 +1,8 @@
 """How figures are written: in percent, with intervals, and with the reason where there is none."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from launcher.evaluation.figures import Figure
 
@@ -12,6 +13,12 @@ FEW_GROUPS_NOTE = (
     f"Intervals of fewer than {FEW_GROUPS} groups, beside which their number stands, are too narrow: 95 % intervals "
     "of 8 groups hold the truth 88 to 90 times in 100, of 30 groups 93 to 94 times."
 )
+
+
+def rests_on_few(tune: Mapping[str, Any] | None) -> bool:
+    """Whether what was tuned is chance, by what an evaluation says of its split; those of before it was counted do not
+    say."""
+    return tune is not None and tune["images_shown"] < FEW_SHOWN
 
 
 def name_class(class_sets: Iterable[Sequence[str]]) -> str:

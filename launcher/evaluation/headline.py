@@ -9,7 +9,7 @@ import numpy as np
 
 from launcher.errors import RunError
 from launcher.evaluation.figures import FIGURES, order_figures
-from launcher.evaluation.formats import format_interval, format_percent
+from launcher.evaluation.formats import format_interval, format_percent, rests_on_few
 from launcher.evaluation.per_image import compare_images, read_ious
 from launcher.files import Damaged, read_json
 from launcher.run.folder import EVALUATION, Run, is_run
@@ -17,14 +17,17 @@ from launcher.run.folder import EVALUATION, Run, is_run
 NEARLY_ALL = 0.95  # of the area: a mask that is so large says nothing
 
 
-def pick_headline(sources: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, str]:
+def pick_headline(
+    sources: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], tune: Mapping[str, Any] | None
+) -> dict[str, str]:
     """The one figure to quote of a run: {"source", "choice"}.
 
     The masks that the network segmented itself, if there are any; otherwise the first kind of CAM, as `cam.kinds` names
-    them; otherwise what comes first. At the tuned threshold, if one was tuned.
+    them; otherwise what comes first. At the tuned threshold, if one was tuned on enough images (`tune`).
     """
     names = [name for name in ("segments", *kinds) if name in sources] or list(sources)
-    return {"source": names[0], "choice": "tuned" if sources[names[0]]["tuned"] else "fixed"}
+    trusted = sources[names[0]]["tuned"] and not rests_on_few(tune)
+    return {"source": names[0], "choice": "tuned" if trusted else "fixed"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def read_headline(run: Run) -> Headline | None:
     if not (run.folder / EVALUATION).is_file():
         return None
     evaluation = read_json(run.folder / EVALUATION)
-    chosen = evaluation.get("headline") or pick_headline(evaluation["sources"], run.config.cam.kinds)
+    chosen = evaluation.get("headline") or pick_headline(
+        evaluation["sources"], run.config.cam.kinds, evaluation.get("tune")
+    )
     return Headline(run.folder, evaluation, chosen["source"], chosen["choice"])
 
 

@@ -13,6 +13,7 @@ from launcher.evaluation.formats import (
     format_percent,
     is_few,
     name_class,
+    rests_on_few,
 )
 
 MARK = "*"
@@ -120,12 +121,12 @@ def describe_left_out(dataset: Mapping[str, Any]) -> str:
 
 def describe_tune(evaluation: Mapping[str, Any]) -> str:
     """That thresholds or the gate were chosen on too few images to be trusted; "" where they were not."""
-    tune = evaluation.get("tune")  # evaluations of before it was counted do not say
-    if tune is None or tune["images_shown"] >= FEW_SHOWN:
+    tune = evaluation.get("tune")
+    if tune is None or not rests_on_few(tune):
         return ""
     return (
         f"what was tuned rests on {tune['images_shown']} images of {tune['folder']} that show a class; of fewer than "
-        f"{FEW_SHOWN} it is chance: trust the fixed threshold, or hold out more"
+        f"{FEW_SHOWN} it is chance, so the fixed threshold counts, also in `wsss predict`: hold out more"
     )
 
 

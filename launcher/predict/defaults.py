@@ -11,7 +11,7 @@ import torch
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.formats import FEW_SHOWN
+from launcher.evaluation.formats import rests_on_few
 from launcher.evaluation.thresholds import PRESENT_PROB
 from launcher.jobs.refine import resolve_chain
 from launcher.predict.model import Model
@@ -142,15 +142,16 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     source = kind if wishes.refine == "none" else f"{kind}+{wishes.refine}"
     evaluation = model.evaluation or {"sources": {}}
     tuned = (evaluation["sources"].get(source) or {}).get("tuned")
-    if tuned is not None and tuned > USELESS:
+    few = describe_few(evaluation)
+    if tuned is not None and tuned > USELESS and not few:
         at = "" if evaluation["checkpoint"] == model.checkpoint else f" of {evaluation['checkpoint']}"
-        return tuned, f"tuned for {source} in its evaluation{at}{of_few(evaluation)}"
+        return tuned, f"tuned for {source} in its evaluation{at}"
     config = model.config
     fixed = config.evaluate.threshold if wishes.refine == "none" else config.refine.threshold
     place = "evaluate.threshold" if wishes.refine == "none" else "refine.threshold"
     why = f"no threshold was tuned for {source}"
     if tuned is not None:
-        why = f"the one tuned for {source}, {tuned:.2f}, is none"
+        why = f"the one tuned for {source}, {tuned:.2f}, {few if tuned > USELESS else 'is none'}"
     return fixed, f"{place} of its config: {why}"
 
 
@@ -160,15 +161,18 @@ def choose_gate(model: Model, kind: str, wishes: Wishes) -> tuple[float, str]:
         return wishes.gate, "as asked"
     if kind in PROBABILITIES:
         return 0.0, "its maps are probabilities themselves"
-    if (tuned := (model.evaluation or {}).get("gate")) is not None:
-        return tuned, f"tuned by image labels in its evaluation{of_few(model.evaluation or {})}"
-    return PRESENT_PROB, "default: below this probability of a class its map means nothing"
+    evaluation = model.evaluation or {}
+    tuned, few = evaluation.get("gate"), describe_few(evaluation)
+    if tuned is not None and not few:
+        return tuned, "tuned by image labels in its evaluation"
+    instead = "" if tuned is None else f"; the one tuned by image labels, {tuned:.2f}, {few}"
+    return PRESENT_PROB, f"default: below this probability of a class its map means nothing{instead}"
 
 
-def of_few(evaluation: Mapping[str, Any]) -> str:
-    """On how many images something was tuned, where they are too few to trust it."""
-    shown = (evaluation.get("tune") or {}).get("images_shown", FEW_SHOWN)
-    return f", on {shown} images alone, which is chance" if shown < FEW_SHOWN else ""
+def describe_few(evaluation: Mapping[str, Any]) -> str:
+    """On how many images something was tuned, where they are too few to trust it; "" where they are enough."""
+    tune = evaluation.get("tune")
+    return f"rests on {tune['images_shown']} images, which is chance" if tune and rests_on_few(tune) else ""
 
 
 def choose_chain(model: Model, name: str) -> tuple[Step, ...]:

@@ -92,12 +92,14 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     again = evaluate(pets_run, ["data.tune=pets/with", f"evaluate.threshold={source['tuned']['threshold']}"])
     assert source["tuned"] == again["sources"]["class_map"]["fixed"] != source["fixed"]
     assert set(source["tuned"]["class_iou"]) == {"background", "cat", "dog"} and report["gate"] is None
-    assert report["headline"] == {"source": "class_map", "choice": "tuned"}
-    shown = f"{100 * source['tuned']['class_iou']['cat']:.1f}"
-    assert any(line.split()[:2] == ["cat", shown] for line in format_evaluation(report).splitlines())
+    shown = int(ShardFolder("pets/with").image_label_NK.any(1).sum())
+    assert shown < 20 and report["headline"] == {"source": "class_map", "choice": "fixed"}
+    cat = f"{100 * source['tuned']['class_iou']['cat']:.1f}"
+    assert any(line.split()[:2] == ["cat", cat] for line in format_evaluation(report).splitlines())
     said = settle(load_model(pets_run, "cpu"), Wishes()).describe()
-    few = f", on {int(ShardFolder('pets/with').image_label_NK.any(1).sum())} images alone, which is chance)"
-    assert said[1].endswith(f"(tuned for class_map in its evaluation{few}") and said[2].startswith("gate 0.50 ")
+    few = f"{source['tuned']['threshold']:.2f}, rests on {shown} images, which is chance)"
+    assert said[1].startswith("threshold 0.30 ") and said[1].endswith(f"the one tuned for class_map, {few}")
+    assert said[2].startswith("gate 0.50 ")
     assert "what was tuned rests on" in format_evaluation(report)
     assert "what was tuned rests on" in write_report(RUNS).read_text()
 
@@ -109,8 +111,9 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     assert gate["class_f1"] == pytest.approx(mean_f1(prob_NK, present_NK, gate["tuned"]))
     assert f"at a gate of {gate['tuned']:.2f}, chosen on the labels of pets/without" in format_evaluation(report)
     said = settle(load_model(pets_run, "cpu"), Wishes()).describe()
-    few = f", on {int(ShardFolder('pets/without').image_label_NK.any(1).sum())} images alone, which is chance)"
-    assert said[2] == f"gate {gate['tuned']:.2f} (tuned by image labels in its evaluation{few}"
+    shown = int(ShardFolder("pets/without").image_label_NK.any(1).sum())
+    few = f"{gate['tuned']:.2f}, rests on {shown} images, which is chance)"
+    assert said[2].startswith("gate 0.50 ") and said[2].endswith(f"the one tuned by image labels, {few}")
 
 
 def probabilities(run, folder):

@@ -66,6 +66,12 @@ def test_a_figure_to_keep_the_best_of_must_be_known_and_better_when_high(wanted,
 
 def test_the_headline_is_the_networks_own_mask_or_the_first_kind_at_the_tuned_threshold():
     tuned, fixed = {"tuned": {"miou": 1}}, {"tuned": None}
-    assert pick_headline({"grad": tuned, "project": tuned}, ["project"]) == {"source": "project", "choice": "tuned"}
-    assert pick_headline({"grad": fixed, "segments": fixed}, ["grad"]) == {"source": "segments", "choice": "fixed"}
-    assert pick_headline({"grad@ms": fixed}, ["grad"]) == {"source": "grad@ms", "choice": "fixed"}
+    both = {"grad": tuned, "project": tuned}
+    for enough in (None, {"images_shown": 20}):  # None: an evaluation that does not say
+        assert pick_headline(both, ["project"], enough) == {"source": "project", "choice": "tuned"}
+    assert pick_headline(both, ["project"], {"images_shown": 19}) == {"source": "project", "choice": "fixed"}
+    assert pick_headline({"grad": fixed, "segments": fixed}, ["grad"], None) == {
+        "source": "segments",
+        "choice": "fixed",
+    }
+    assert pick_headline({"grad@ms": fixed}, ["grad"], None) == {"source": "grad@ms", "choice": "fixed"}
