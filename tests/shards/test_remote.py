@@ -20,10 +20,11 @@ from shards.batches.order import Slice
 from shards.cache import Cache, Wanted, release
 from shards.digests import publish_noted, write_digests
 from shards.folder import ShardFolder
+from shards.image_bytes import encode_mask
 from shards.index import Index
 from shards.masks import MaskFolder
 from shards.remote import place_of
-from shards.schema import DataError, encode_mask
+from shards.schema import DataError
 from shards.verify import verify
 from shards.write import write_tar
 

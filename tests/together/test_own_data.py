@@ -99,7 +99,7 @@ def commands(page):
     """The arguments of every `wsss` line of a page."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("wsss ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("wsss ")]
 
 
 def run_line(words):
@@ -139,7 +139,7 @@ def test_the_page_goes_from_labels_to_a_report_without_a_mask(pets, capsys):
 
 def test_the_page_goes_from_frames_to_masks_of_new_ones_and_to_a_network_of_masks(frames):
     lines = [words for words in commands("docs/own_frames.md") if "--frame-column" not in words]  # of clips, not here
-    assert [words[0] for words in lines].count("train") == 3 and len(lines) == 15
+    assert [words[0] for words in lines].count("train") == 3 and len(lines) == 17
     said = [run_line(words) for words in lines]
     assert not any("Traceback" in one for one in said)
     sources = json.loads(Path("runs/mine/student/evaluation.json").read_text())["sources"]
