@@ -63,18 +63,23 @@ sys.exit(run_and_forward([sys.executable, "accelerate_like.py", *sys.argv[1:]], 
 
 @pytest.fixture
 def begin(tmp_path):
-    """Start `wsss train` with these words for the child, and wait until a file of the child's is there."""
+    """Start `wsss train` with these words for the child, and wait until a file of the child's is there.
+
+    `hang_up`: what is done about the end of a terminal, which a process inherits; these tests may run below nohup.
+    """
     started = []
     for name, source in (("accelerate_like.py", LAUNCHER), ("child.py", CHILD)):
         (tmp_path / name).write_text(source)
 
-    def start(wait_for, *words):
+    def start(wait_for, *words, hang_up=signal.SIG_DFL):
         words += ("importing",) * (wait_for == "pid")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        before = signal.signal(signal.SIGHUP, hang_up)
         process = subprocess.Popen(
             [sys.executable, "-c", WSSS, *words], cwd=tmp_path, env=environment, start_new_session=True,
             stderr=(tmp_path / "stderr").open("w"),
         )  # fmt: skip
+        signal.signal(signal.SIGHUP, before)
         started.append(process)
         until((tmp_path / wait_for).exists)
         return process
@@ -117,11 +122,7 @@ def test_a_sigterm_ends_in_a_checkpoint_and_the_code_of_a_stop(begin, tmp_path, 
 
 
 def test_below_nohup_the_end_of_the_terminal_stops_nothing(begin, tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is started inherits it
-    try:
-        process = begin("begun")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = begin("begun", hang_up=signal.SIG_IGN)
     for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         one.send_signal(signal.SIGHUP)
     time.sleep(1)
