@@ -12,7 +12,7 @@ from torch import Tensor
 
 from launcher.config.sections import Precision
 from launcher.processes.precision import in_precision
-from launcher.training.graph import GraphedGradient
+from launcher.training.graph import Gradient, GraphedGradient
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
@@ -119,6 +119,17 @@ class Stage:
             "present": present,
         }
 
+    def gradient(self, method: Method, precision: Precision, *, graph: bool) -> Gradient:
+        """A step's forward and backward pass; `graph`: recorded as one CUDA graph, without effect elsewhere."""
+
+        def plain(batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+            with in_precision(precision, self.device.type):
+                losses: dict[str, Tensor] = method(batch, step)
+            losses["loss"].backward()
+            return losses
+
+        return GraphedGradient(plain, method.phase) if graph and self.cuda else plain
+
     def update(
         self, method: Method, batch: Mapping[str, Any], precision: Precision, *, graph: bool = False
     ) -> Callable[[], None]:
@@ -130,15 +141,7 @@ class Stage:
         graph = graph and self.cuda
         optimizer = torch.optim.AdamW(parameter_groups(method, 0.01), lr=1e-5, fused=True)
         parameters = [p for p in method.parameters() if p.requires_grad]
-        step = 10
-
-        def gradient(batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-            with in_precision(precision, self.device.type):
-                losses = method(batch, step)
-            losses["loss"].backward()
-            return losses
-
-        run = GraphedGradient(gradient, method.phase) if graph else gradient
+        run, step = self.gradient(method, precision, graph=graph), 10
 
         def update() -> None:
             nonlocal step

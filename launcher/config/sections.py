@@ -102,7 +102,7 @@ class LaunchConfig(Section):
     processes: PositiveInt | None = None  # data-parallel processes of all machines; null = one per GPU, or one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes after one died; needs two processes or more
-    zero: Zero = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = plain DDP
+    zero: Zero = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = nothing shared out
     machines: PositiveInt = 1  # that train this run together; each starts its own share of the processes
     machine_rank: Annotated[int, Field(ge=0)] = 0  # of this machine; 0 is the one at main_address
     main_address: str | None = None  # host name or IP of machine 0, as the others reach it; null = one machine

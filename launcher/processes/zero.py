@@ -24,7 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def prepare(
-    accelerator: "Accelerator", method: nn.Module, optimizer: torch.optim.Optimizer, *, wrap: bool = True
+    accelerator: "Accelerator", method: nn.Module, optimizer: torch.optim.Optimizer, *, wrap: bool
 ) -> tuple[nn.Module, Any]:
     """`accelerator.prepare` for DDP and ZeRO: the module to call, and an optimizer with the interface of torch's.
 

@@ -131,7 +131,7 @@ def bent(overrides):
     patches = {
         "recorded@": [(trainer, "is_recorded", lambda *_, **__: True), (trainer, "GraphedGradient", NoGraph)],
         "ddp@": [
-            (zero, "prepare", lambda *given, wrap: prepare(*given)),
+            (zero, "prepare", lambda *given, wrap: prepare(*given, wrap=True)),
             (trainer, "SharedGradient", lambda parameters: None),
         ],
         "unequal@": [(run, "build_method_and_optimizer", built)],

@@ -9,17 +9,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import nn
 
 from launcher.bench.stage import Found, Stage
-from launcher.processes.precision import in_precision
 from launcher.training.gradients import SharedGradient
-from launcher.training.graph import Gradient, GraphedGradient
+from launcher.training.graph import Gradient
 
 CONFIG = """
 name: bench/{name}
@@ -152,16 +150,9 @@ def recorded_steps(stage: Stage) -> Found:
     largest difference to the gradient of the plain step, and the time of both."""
     method, batch = stage.method("msee", 2, stage.size(224, 64))
     shared = SharedGradient([p for p in method.parameters() if p.requires_grad])
-
-    def gradient(batch: Any, step: int) -> dict[str, Tensor]:
-        with in_precision("bf16", stage.device.type):
-            losses = method(batch, step)
-        losses["loss"].backward()
-        return losses
-
     found, wholes = Found(), []
     for name in ("plain", "recorded") if stage.cuda else ("plain",):
-        run = GraphedGradient(gradient, method.phase) if name == "recorded" else gradient
+        run = stage.gradient(method, "bf16", graph=name == "recorded")
 
         def update(run: Gradient = run) -> None:
             shared.whole.zero_()
