@@ -1,7 +1,11 @@
-"""A bucket of S3 on this machine: moto's server, and what a process needs to know to find it."""
+"""A bucket of S3 on this machine: moto's server, stores that refuse, and what a process must know to find them."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -17,6 +21,27 @@ def served(address: str = "127.0.0.1") -> Iterator[str]:
         yield "http://{}:{}".format(*server.get_host_and_port())
     finally:
         server.stop()
+
+
+@contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server that answers by `handler` as long as the block."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Let AWS_... say that S3 is there. s3fs keeps its clients by their arguments, so it is made to forget others."""
+    import s3fs
+
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint, **variables}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @contextmanager

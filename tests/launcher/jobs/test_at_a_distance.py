@@ -6,12 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from support.bucket import KEYS, body, bucket, keys, served
+from support.bucket import KEYS, answering, body, bucket, keys, point_at, served
 from support.places import environment
 from typer.testing import CliRunner
 
@@ -30,9 +29,8 @@ from shards.folder import ShardFolder
 from shards.masks import MaskFolder
 from shards.schema import DataError
 
-for needed in ("boto3", "moto.server"):
+for needed in ("boto3", "moto.server", "s3fs"):
     pytest.importorskip(needed, reason="needs the extra `test`: moto[server] and s3fs")
-s3fs = pytest.importorskip("s3fs")
 pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore")]
 SECRET = "AWS_SECRET_ACCESS_KEY"
 CRF = RefineConfig(cams=("grad",), workers=1)
@@ -49,9 +47,7 @@ def endpoint():
 @pytest.fixture
 def outputs(endpoint, in_tmp, monkeypatch):
     """The bucket that WSSS_OUTPUTS names, as its client."""
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint, "WSSS_CACHE": str(in_tmp / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(OUTPUTS, FAR)
+    point_at(endpoint, monkeypatch, WSSS_CACHE=str(in_tmp / "cache"), **{OUTPUTS: FAR})
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(remote, "TRIES", 2)
     with bucket(endpoint, "outputs") as client:
@@ -181,18 +177,11 @@ class ReadOnly(BaseHTTPRequestHandler):
 
 
 def test_a_store_that_may_not_be_written_to_is_told_at_once_without_its_keys(outputs, monkeypatch):
-    store = ThreadingHTTPServer(("127.0.0.1", 0), ReadOnly)
-    threading.Thread(target=store.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_address[1]}")
-    s3fs.S3FileSystem.clear_instance_cache()
-    try:
+    with answering(ReadOnly) as url:
+        point_at(url, monkeypatch)
         with pytest.raises(DataError) as refused:
             jobs.open_output(f"{FAR}/run/cams/val", {"fingerprint": "x"})
         (found,) = looked_at()
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        store.shutdown()
-        store.server_close()
     said = str(refused.value)
     assert said.startswith(f"{FAR}/run/cams/val/job.json: not written after 1 try") and KEYS[SECRET] not in said
     assert found.state == "fail" and "Access Denied" in found.found
