@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 FAR = 24.0
 """exp(-|f_i - f_j|^2 / 2) < 2^-FAR is taken as 0: of 50,000 points less than 0.003 of one of them."""
@@ -27,6 +28,7 @@ AT_A_TIME = 1 << 24
 TILE = 64
 WARPS = 4
 CODE_BITS = 10
+SPLIT = 32  # numbers of a point as a row of split_features
 
 
 @torch.library.custom_op("wsss::gaussian_sum", mutates_args=())
@@ -48,7 +50,7 @@ def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
     scaled_BND = (features_BND * math.sqrt(math.log2(math.e) / 2)).gather(1, order_BN1.expand(-1, -1, 5))
     padded_BMD = torch.cat([scaled_BND, scaled_BND[:, -1:].expand(-1, padding, -1)], dim=1)
     which_BTT, count_BT = near_columns(padded_BMD.unflatten(1, (tiles, TILE)))
-    width = max(16, triton.next_power_of_2(classes))
+    width = padded_classes(classes)
     sorted_BNC = values_BNC.gather(1, order_BN1.expand(-1, -1, classes)).half()
     sorted_BMC = F.pad(sorted_BNC, (0, width - classes, 0, padding))  # what is added has no value
     out_BMC = torch.empty(batch, tiles * TILE, width, dtype=torch.float32, device=features_BND.device)
@@ -71,13 +73,25 @@ def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
     return out_BNC.scatter_(1, order_BN1.expand(-1, -1, classes), out_BMC[:, :points, :classes])
 
 
+@register_flop_formula(torch.ops.wsss.gaussian_sum)
+def flops_of(features_BND: torch.Size, values_BNC: torch.Size, **_: object) -> int:
+    """With every tile near: what is skipped depends on the image."""
+    batch, points, classes = values_BNC
+    return 2 * batch * points**2 * (SPLIT + padded_classes(classes))
+
+
+def padded_classes(classes: int) -> int:
+    """What a product on the matrix units wants."""
+    return max(16, triton.next_power_of_2(classes))
+
+
 @triton_gaussian_sum.register_fake
 def _(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
     return torch.empty(values_BNC.shape, dtype=torch.float32, device=features_BND.device)
 
 
 def split_features(points_BMD: Tensor) -> tuple[Tensor, Tensor]:
-    """Two (B, M, 32) float16 whose products of rows are -|f_i - f_j|^2."""
+    """Two (B, M, SPLIT) float16 whose products of rows are -|f_i - f_j|^2."""
     high_BMD, low_BMD = split_half(points_BMD)
     square_BM1 = points_BMD.square().sum(dim=2, keepdim=True)
     first_BM1, rest_BM1 = split_half(-square_BM1)
@@ -86,7 +100,7 @@ def split_features(points_BMD: Tensor) -> tuple[Tensor, Tensor]:
     left = [2 * high_BMD, 2 * high_BMD, 2 * low_BMD, 2 * low_BMD, norm_BM3, one_BM3]
     right = [high_BMD, low_BMD, high_BMD, low_BMD, one_BM3, norm_BM3]
     left_BMK, right_BMK = torch.cat(left, dim=2), torch.cat(right, dim=2)
-    padding = (0, 32 - left_BMK.shape[2])
+    padding = (0, SPLIT - left_BMK.shape[2])
     return F.pad(left_BMK, padding).half(), F.pad(right_BMK, padding).half()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Literal
 
@@ -18,9 +19,22 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+AS_ON_GPU = ContextVar("AS_ON_GPU", default=False)
+
+
 def triton_serves(x: Tensor) -> bool:
     """Are there kernels of our own for this tensor? Triton comes with torch's CUDA builds on Linux."""
-    return x.is_cuda and x.dtype == torch.float32 and find_spec("triton") is not None
+    return (x.is_cuda or AS_ON_GPU.get()) and x.dtype == torch.float32 and find_spec("triton") is not None
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Tensors without values are taken for a GPU's inside, so that its kernels are counted."""
+    before = AS_ON_GPU.set(True)
+    try:
+        yield
+    finally:
+        AS_ON_GPU.reset(before)
 
 
 @contextmanager

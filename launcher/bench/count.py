@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from wsss.tensors import as_on_gpu
+
 PAIRS = "pairs"  # the kernel of our own that sums over all pairs of pixels: half precision whatever train.precision
 ATTENTION = "attention"  # in float32, for which there is no TF32
 
@@ -61,10 +63,18 @@ class Counter(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not outputs or (flops == 0 and is_view(func)):
             return out
+        name = func._overloadpacket.__name__
+        if name == "par_propagate":
+            from wsss.maps.par_triton import bytes_of_iteration
+
+            self.found.ops += [(0, bytes_of_iteration(*args[:2]), "float32")] * args[3]
+            return out
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         traffic = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
         kind = "bf16" if outputs[0].dtype is torch.bfloat16 else "float32"
-        if flops and "attention" in func._overloadpacket.__name__ and kind == "float32":
+        if name == "gaussian_sum":
+            kind = PAIRS
+        elif flops and "attention" in name and kind == "float32":  # of one head: the sum where there is no Triton
             kind = PAIRS if args[0].shape[1] == 1 else ATTENTION
         self.found.ops.append((flops, traffic, kind))
         return out
@@ -73,7 +83,8 @@ class Counter(TorchDispatchMode):
 def is_view(func: Any) -> bool:
     """Whether an operator only names memory that is there."""
     returns = func._schema.returns
-    return func.is_view or any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+    aliases = any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+    return func.is_view or aliases or func._overloadpacket.__name__ == "_unsafe_view"  # which does not say so
 
 
 @contextmanager
@@ -100,7 +111,7 @@ def count_step(loss_of: Callable[[], Tensor], there: set[int], *, backward: bool
         there: `storage_ids` of parameters and buffers.
         backward: False = the forward pass alone.
     """
-    with Counter() as counter:
+    with as_on_gpu(), Counter() as counter:
         with keeping(counter.found, there):
             loss = loss_of()
         if backward:

@@ -36,7 +36,7 @@ class Gpu(NamedTuple):
 
 
 LAUNCH_S = 3e-6  # the least that a kernel takes of the device
-HOST_S = (25e-6, 45e-6)  # that the host takes for an operator, where the step is no CUDA graph; 32 on the H100 machine
+HOST_S = (31e-6, 55e-6)  # of the host for an operator, where the step is no CUDA graph; 42 to 46 on the H100 machine
 UTILISATION = (0.7, 0.3)  # of these peaks, best and worst; the steps measured on an H100 got 0.32 to 0.75
 
 GPUS = {

@@ -130,9 +130,8 @@ def crop_flags(certainty_BHW: Tensor, corner_Bn2: Tensor, *, crop_size: int, thr
     integral_BHW = F.pad(certainty_BHW.long().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
     width = integral_BHW.shape[2]
     y_Bn, x_Bn = corner_Bn2.unbind(dim=2)
-    corners_Bn4 = torch.stack(
-        [(y_Bn + dy) * width + x_Bn + dx for dy in (0, crop_size) for dx in (0, crop_size)], dim=2
-    )
+    first_Bn = y_Bn * width + x_Bn
+    corners_Bn4 = torch.stack([first_Bn + dy * width + dx for dy in (0, crop_size) for dx in (0, crop_size)], dim=2)
     top_left, top_right, low_left, low_right = (
         integral_BHW.flatten(1).gather(1, corners_Bn4.flatten(1)).view(corners_Bn4.shape).unbind(dim=2)
     )

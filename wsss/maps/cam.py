@@ -41,23 +41,29 @@ def normalise_cam(raw_BKhw: Tensor) -> Tensor:
     return x / (x.amax(dim=(-2, -1), keepdim=True) + 1e-7)
 
 
-def maps_of_present(features_BDhw: Tensor, weight_KD: Tensor, present_BP: Tensor) -> Tensor:
+def maps_of_present(features_BDhw: Tensor, weight_BPD: Tensor) -> Tensor:
     """Raw maps of the classes that an image shows, and of no other.
 
     Args:
-        weight_KD: of a classifier without bias.
-        present_BP: channels 0..K-1 of the classes of each image, padded with -1.
+        weight_BPD: of packed_rows.
 
     Returns:
         (B, P, h, w) float32 or better; padded channels are 0.
     """
-    weight_BPD = packed_rows(weight_KD, present_BP)
     with full_precision(features_BDhw):  # what thresholds read keeps its digits
         return torch.einsum("bpd,bdhw->bphw", at_least_float32(weight_BPD), at_least_float32(features_BDhw))
 
 
 def packed_rows(weight_KD: Tensor, present_BP: Tensor) -> Tensor:
-    """A classifier's rows (B, P, D) of the classes that each image shows; rows of 0 for padding (-1)."""
+    """The rows of a classifier without bias of the classes that each image shows.
+
+    Args:
+        weight_KD: all rows.
+        present_BP: channels 0..K-1 of the classes of each image, padded with -1.
+
+    Returns:
+        (B, P, D); rows of 0 for padding.
+    """
     return weight_KD[present_BP.clamp(min=0)] * (present_BP >= 0).unsqueeze(-1)
 
 

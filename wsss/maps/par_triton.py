@@ -69,6 +69,12 @@ def _(masks_BChw: Tensor, weight_BNhw: Tensor, dilations: Sequence[int], num_ite
     return torch.empty_like(masks_BChw, memory_format=torch.contiguous_format)
 
 
+def bytes_of_iteration(masks_BChw: Tensor, weight_BNhw: Tensor) -> int:
+    """What an iteration reads and writes: the weights again for every MAPS maps."""
+    passes = triton.cdiv(masks_BChw.shape[1], MAPS)
+    return 4 * (passes * weight_BNhw.numel() + 2 * masks_BChw.numel())
+
+
 @triton.jit
 def weights_kernel(
     image_ptr,

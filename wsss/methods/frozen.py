@@ -13,7 +13,7 @@ from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.losses.pairs import affinity_logits, dense_pair_loss
 from wsss.maps.agreement import agreeing_attention, walk_along
 from wsss.maps.boxes import whole_box
-from wsss.maps.cam import maps_of_present, normalise_cam
+from wsss.maps.cam import maps_of_present, normalise_cam, packed_rows
 from wsss.maps.gradients import class_maps, recording
 from wsss.maps.par import DILATIONS, check_refinement
 from wsss.maps.pseudo_label import check_thresholds, labels_on_grid, refined_label
@@ -123,8 +123,8 @@ class FrozenFeatures(Method):
         student = self.student
         if not student.by_text:
             seen = student.encode(image, self.attended)
-            weight_KD = student.head.weight.detach().flatten(1)
-            return seen, maps_of_present(seen.patches_BDhw.detach(), weight_KD, present_BP)
+            weight_BPD = packed_rows(student.head.weight.detach().flatten(1), present_BP)
+            return seen, maps_of_present(seen.patches_BDhw.detach(), weight_BPD)
         with torch.no_grad(), recording([student.grad_cam_layer(-1)]) as activations:
             seen = student.encode(image, self.attended)
             scores_BP = student.classify(seen).gather(1, present_BP.clamp(min=0))

@@ -15,7 +15,7 @@ Shapes: B images, K classes, P classes of an image (packed: the channels of `pre
 h x w patches, H x W pixels.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from wsss.losses.regions import scale_cams
-from wsss.maps.boxes import whole_box
+from wsss.maps.boxes import valid_tokens, whole_box
 from wsss.maps.cam import maps_of_present, packed_rows
 from wsss.maps.fusion import fuse_cams
 from wsss.maps.scales import scale_image
@@ -84,7 +84,9 @@ class Seen:
         views: of the photographs, with their labels.
         step: of training, 0-based.
         main, view2: tokens of the global views, with their graph; `view2` None where no loss reads it.
+        valid_Bhw: which tokens of the main view lie in its box.
         looks: by scale.
+        rows: see rows_of_present.
         cams: fused cams (B, P, H, W) in [0, 1] by classifier, as far as the step needs them.
         seg_logits_BChw: of the decoder, with their graph; None where no loss reads them.
         cls_logits_BK, aux_logits_BK: of the final and of the auxiliary classifier, with their graph.
@@ -96,7 +98,9 @@ class Seen:
     step: int
     main: Tokens
     view2: Tokens | None
+    valid_Bhw: Tensor
     looks: dict[float, Look]
+    rows: dict[str, Tensor]
     cams: dict[str, Tensor]
     seg_logits_BChw: Tensor | None
     cls_logits_BK: Tensor
@@ -149,10 +153,12 @@ def see(
     classifiers = [name for name, is_read in fused.items() if is_read]
     tokens = student.encode(torch.cat([views.main, views.view2]) if both else views.main)
     main = tokens[:size]
+    rows = rows_of_present(student, views.present_BP)
     looks = look_at_scales(
         student,
         views,
         main,
+        rows,
         classifiers=classifiers,
         cam_scales=cam_scales,
         teachers=teachers,
@@ -163,23 +169,31 @@ def see(
     seg_logits_BChw = student.decoder(main.patches_BDhw) if "segmentation" in reads else None
     scores = student.classify(main.patches_BDhw, main.aux_BDhw)
     view2 = tokens[size:] if both else None
-    return Seen(views, step, main, view2, looks, cams, seg_logits_BChw, *scores)
+    valid_Bhw = valid_tokens(views.box, main.grid, student.stride)
+    return Seen(views, step, main, view2, valid_Bhw, looks, rows, cams, seg_logits_BChw, *scores)
 
 
-def draw_scales(student: ToCoNet, seen: Seen) -> dict[str, Tensor]:
+def draw_scales(seen: Seen) -> dict[str, Tensor]:
     """Draw the strongest class at every scale whose final tokens were seen: {name: (B, h, w) in [0, 1]}."""
-    weight_BPD = packed_rows(student.head.weight.flatten(1), seen.views.present_BP)
     return {
-        f"cam at scale {scale:g}": scale_cams(look.features["final"], weight_BPD, seen.main.grid).amax(dim=1)
+        f"cam at scale {scale:g}": scale_cams(look.features["final"], seen.rows["final"], seen.main.grid).amax(dim=1)
         for scale, look in sorted(seen.looks.items())
         if "final" in look.features
     }
+
+
+@torch.no_grad()
+def rows_of_present(student: ToCoNet, present_BP: Tensor) -> dict[str, Tensor]:
+    """{classifier: its rows of the classes that each image shows, (B, P, D)}."""
+    heads = {"aux": student.aux_head, "final": student.head}
+    return {name: packed_rows(head.weight.flatten(1), present_BP) for name, head in heads.items()}
 
 
 def look_at_scales(
     student: ToCoNet,
     views: Views,
     main: Tokens,
+    rows: Mapping[str, Tensor],
     *,
     classifiers: Sequence[str],
     cam_scales: Sequence[float],
@@ -190,12 +204,13 @@ def look_at_scales(
 
     Args:
         main: tokens of the main view at scale 1, which are not computed again.
+        rows: see rows_of_present.
         classifiers: `aux`, `final` or both: whose maps are needed; () = only the teachers are looked at.
         cam_scales: scales of the maps, each also seen in the mirror.
         teachers: scales whose final tokens are needed.
         teacher_grad: with their graph, in a pass of their own.
     """
-    found = {}
+    found, fused = {}, {name: rows[name] for name in classifiers}
     for scale in dict.fromkeys([*(cam_scales if classifiers else ()), *teachers]):
         view = scale_image(views.main, scale, student.stride, "pad")
         known = None
@@ -205,7 +220,7 @@ def look_at_scales(
             known = features_of(student, view, ("aux", "final"))
         names = [*classifiers, "final"] if scale in teachers else classifiers
         mirror = bool(classifiers) and scale in cam_scales
-        found[scale] = look_at(student, view, known, views.present_BP, names, mirror)
+        found[scale] = look_at(student, view, known, fused, names, mirror)
     return found
 
 
@@ -214,21 +229,19 @@ def look_at(
     student: ToCoNet,
     view: Tensor,
     known: dict[str, Tensor] | None,
-    present_BP: Tensor,
+    rows: Mapping[str, Tensor],
     names: Sequence[str],
     mirror: bool,
 ) -> Look:
-    """Look at one scale, in one pass of what is not known yet."""
+    """Look at one scale, in one pass of what is not known yet; maps are made of `rows`."""
     images = [*([view] if known is None else []), *([view.flip(-1)] if mirror else [])]
     read = features_of(student, torch.cat(images), names) if images else {}
     features = known or {name: of_images[: len(view)] for name, of_images in read.items()}
     maps: dict[str, tuple[Tensor, ...]] = {}
     if mirror:
-        heads = {"aux": student.aux_head, "final": student.head}
-        for name, of_images in read.items():
-            pair = (features[name], of_images[-len(view) :])
-            weight_KD = heads[name].weight.flatten(1)
-            maps[name] = tuple(maps_of_present(x_BDhw, weight_KD, present_BP) for x_BDhw in pair)
+        for name, weight_BPD in rows.items():
+            pair = (features[name], read[name][-len(view) :])
+            maps[name] = tuple(maps_of_present(x_BDhw, weight_BPD) for x_BDhw in pair)
     return Look(features, maps)
 
 

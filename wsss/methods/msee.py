@@ -21,8 +21,6 @@ from wsss.losses.regions import (
     segmented_class,
     thresholds,
 )
-from wsss.maps.boxes import valid_tokens
-from wsss.maps.cam import packed_rows
 from wsss.methods.looks import Reads, Seen
 from wsss.methods.terms import Term
 from wsss.methods.toco import ToCo
@@ -120,14 +118,14 @@ class MSEE(ToCo):
         """(J, B, h, w) reliable region of each scale, Eq. 1-4."""
         assert seen.seg_logits_BChw is not None
         grid, present_BP = seen.main.grid, seen.views.present_BP
-        valid_Bhw = valid_tokens(seen.views.box, grid, self.student.stride)
-        segmented_Bhw = segmented_class(seen.seg_logits_BChw, present_BP, valid_Bhw, present_only=self.present_only)
-        weight_BPD = packed_rows(self.student.head.weight.flatten(1), present_BP)
+        segmented_Bhw = segmented_class(
+            seen.seg_logits_BChw, present_BP, seen.valid_Bhw, present_only=self.present_only
+        )
         fired = []
         for scale in self.scales:
-            cam_BPhw = scale_cams(seen.looks[scale].features["final"], weight_BPD, grid)
+            cam_BPhw = scale_cams(seen.looks[scale].features["final"], seen.rows["final"], grid)
             fired.append(fires(cam_BPhw, thresholds(cam_BPhw, segmented_Bhw, present_BP, classes=self.classes)))
-        return reliable_regions(fired, valid_Bhw, region_masks=self.region_masks)
+        return reliable_regions(fired, seen.valid_Bhw, region_masks=self.region_masks)
 
     def draw(self, seen: Seen) -> dict[str, Tensor]:
         """Draw what ToCo draws, and where each scale teaches."""

@@ -21,7 +21,6 @@ from wsss.losses.contrast import (
 )
 from wsss.losses.energy import dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
-from wsss.maps.boxes import valid_tokens
 from wsss.maps.par import DILATIONS, check_refinement
 from wsss.maps.pseudo_label import certainty, check_thresholds, refined_label, seed_label
 from wsss.methods.base import Batch, Method, left_out
@@ -194,8 +193,7 @@ class ToCo(Method):
 
     def patch_contrast_loss(self, seen: Seen) -> Tensor:
         """Pulls tokens of one class together and those of different classes apart, where the auxiliary map is sure."""
-        grid = seen.main.grid
-        cam_BPhw = resize(seen.cams["aux"], grid)
+        cam_BPhw = resize(seen.cams["aux"], seen.main.grid)
         label_Bhw = seed_label(
             cam_BPhw,
             seen.views.present_BP,
@@ -204,8 +202,7 @@ class ToCo(Method):
             box_B4=seen.views.box if self.toco_compat else None,
         )
         if not self.toco_compat:
-            inside_Bhw = valid_tokens(seen.views.box, grid, self.student.stride)
-            label_Bhw = label_Bhw.masked_fill(~inside_Bhw, IGNORE_INDEX)
+            label_Bhw = label_Bhw.masked_fill(~seen.valid_Bhw, IGNORE_INDEX)
         return patch_token_contrast(seen.main.patches_BDhw, pair_mask(label_Bhw), group_size=self.group_size)
 
     def class_contrast_loss(self, seen: Seen) -> Tensor:
@@ -274,4 +271,4 @@ class ToCo(Method):
     def draw(self, seen: Seen) -> dict[str, Tensor]:
         """Draw what was seen."""
         label = {} if seen.label_BHW is None else {"pseudo label": seen.label_BHW}
-        return {**draw_scales(self.student, seen), **label}
+        return {**draw_scales(seen), **label}

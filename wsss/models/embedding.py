@@ -33,11 +33,10 @@ def embed_learned(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:  
     prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
     placed = 0 if vit.no_embed_class else vit.num_prefix_tokens  # prefix tokens that have a position
     table_ND = resize_positions(vit.pos_embed[:, placed:], vit.patch_embed.grid_size, grid)
+    if placed:
+        prefix = [torch.cat(prefix, dim=1) + vit.pos_embed[:, :placed]]
     prefix_BND = [token.expand(image.shape[0], -1, -1) for token in prefix]
     tokens_BND = torch.cat([*prefix_BND, patches_BND + table_ND], dim=1)
-    if placed:
-        positions = F.pad(vit.pos_embed[:, :placed], (0, 0, 0, patches_BND.shape[1]))
-        tokens_BND = tokens_BND + positions
     return Embedded(vit.norm_pre(vit.pos_drop(tokens_BND)), grid)
 
 

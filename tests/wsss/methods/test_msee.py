@@ -3,6 +3,8 @@ import torch
 from support.networks import tiny_toco, two_view_batch
 from support.toys import SMALL
 
+from wsss.maps.cam import packed_rows
+from wsss.methods import looks
 from wsss.methods.looks import make_views
 from wsss.methods.msee import MSEE
 from wsss.methods.toco import ToCo
@@ -81,6 +83,13 @@ def test_teachers_that_toco_looks_at_anyway_cost_no_pass(monkeypatch):
         method(two_view_batch(3), 1)
         seen.append(passes)
     assert seen[0] == seen[1]
+
+
+def test_what_an_image_shows_is_picked_from_each_classifier_once(monkeypatch):
+    method, rows = msee(seg_from=0, contrast_from=0), []
+    monkeypatch.setattr(looks, "packed_rows", lambda *given: rows.append(packed_rows(*given)) or rows[-1])
+    method(two_view_batch(), 2)
+    assert len(rows) == 2
 
 
 def test_a_teacher_gets_gradients_only_where_it_is_asked_to(monkeypatch):
