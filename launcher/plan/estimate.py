@@ -105,42 +105,12 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     with user_error_as(ConfigError):
         images = check_share(config, method, processes)
     step, forward, sizes = count_config(config, method, class_set, images)
-    if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
-        assumed.append(f"the teacher {config.teacher} is not there: a ResNet-50 with PCM in its place")
-    zero = config.launch.zero if isinstance(config.launch.zero, int) else 0
-    trained = sizes["trained"]
-    memory = {
-        "weights": sizes["weights"] + sizes["frozen"],
-        "gradients": trained // (processes if zero >= 2 else 1),
-        "AdamW": 2 * trained // (processes if zero >= 1 else 1),
-        **({"average": sizes["weights"]} if config.train.ema_decay else {}),
-        "activations": step.kept_bytes,
-    }
-    memory["workspace"] = int((WORKSPACE - 1) * sum(memory.values())) + CONTEXT_BYTES
-    fixed = sum(value for name, value in memory.items() if name not in ("activations", "workspace"))
-    free = (gpu.memory_gib * GIB - CONTEXT_BYTES) / WORKSPACE - fixed
-    largest = max(0, int(free / max(step.kept_bytes / images, 1)))
-    floor_s = floor_of(config, gpu, step.ops, trained)
-    zeroed = config.launch.zero != 0
-    recorded = is_recorded(config.train, method, device="cuda", processes=processes, zero=zeroed)
-    if processes > 1:
-        assumed.append(f"exchanging {trained / 1e9:.2f} GB of gradients between the processes costs nothing")
-    evals, per_look = count_validations(config, val_images), forward * look_factor(config)
-    cost = None
-    if evals:
-        whole = evals * per_look / (gpu.bf16 if config.train.precision == "bf16" else gpu.float32) / 1e12
-        cost = (whole / UTILISATION[0] / processes, whole / UTILISATION[1] / processes)
-    every = config.train.eval_every or max(config.train.steps, 1)
-    validations = 0 if config.data.val is None else max(1, -(-config.train.steps // every))
-    saves = -(-config.train.steps // config.train.save_every) if config.train.save_every else 1
-    checkpoint = (1 + bool(config.train.ema_decay)) * sizes["weights"] + 2 * trained
+    memory = memory_of(config, sizes, step.kept_bytes, processes)
+    largest = largest_batch(gpu, memory, images)
+    floor_s = floor_of(config, gpu, step.ops, sizes["trained"])
+    recorded = is_recorded(config.train, method, device="cuda", processes=processes, zero=config.launch.zero != 0)
+    checkpoint = (1 + bool(config.train.ema_decay)) * sizes["weights"] + 2 * sizes["trained"]
     disk = {"checkpoints": checkpoint * (config.train.keep + (config.train.keep_best is not None))}
-    disk |= disk_of_data(config, class_set, train_images, val_images)
-    assumed += [
-        f"one operator takes its FLOPs at the peak or its bytes at the memory's speed, whichever is more, at "
-        f"{UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet of {gpu.title}",
-        "all losses on, as in the last step; loader fast enough, nobody else on the GPU",
-    ]
     return Plan(
         config=config,
         gpu=gpu,
@@ -157,14 +127,55 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         step_s=time_step(config, len(step.ops), sum(floor_s.values()), recorded=recorded),
         train_images=train_images,
         val_images=val_images,
-        validations=validations,
-        validation_s=cost,
-        saves=saves,
+        validations=count_validations(config),
+        validation_s=time_validation(config, gpu, val_images, forward, processes),
+        saves=-(-config.train.steps // config.train.save_every) if config.train.save_every else 1,
         save_s=checkpoint / DISK_BYTES_S,
-        disk=disk,
+        disk=disk | disk_of_data(config, class_set, train_images, val_images),
         price=price,
-        assumed=assumed,
+        assumed=[*assumed, *assumed_of(config, gpu, sizes["trained"], processes)],
     )
+
+
+def assumed_of(config: Config, gpu: Gpu, trained: int, processes: int) -> list[str]:
+    """What every estimate takes for granted.
+
+    Args:
+        trained: bytes of the weights that are trained.
+    """
+    found = []
+    if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
+        found.append(f"the teacher {config.teacher} is not there: a ResNet-50 with PCM in its place")
+    if processes > 1:
+        found.append(f"exchanging {trained / 1e9:.2f} GB of gradients between the processes costs nothing")
+    return [
+        *found,
+        f"one operator takes its FLOPs at the peak or its bytes at the memory's speed, whichever is more, at "
+        f"{UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet of {gpu.title}",
+        "all losses on, as in the last step; loader fast enough, nobody else on the GPU",
+    ]
+
+
+def memory_of(config: Config, sizes: dict[str, int], kept_bytes: int, processes: int) -> dict[str, int]:
+    """{part: bytes} of one process; ZeRO shares out the optimizer's state, and from stage 2 on the gradients."""
+    zero = config.launch.zero if isinstance(config.launch.zero, int) else 0
+    trained = sizes["trained"]
+    memory = {
+        "weights": sizes["weights"] + sizes["frozen"],
+        "gradients": trained // (processes if zero >= 2 else 1),
+        "AdamW": 2 * trained // (processes if zero >= 1 else 1),
+        **({"average": sizes["weights"]} if config.train.ema_decay else {}),
+        "activations": kept_bytes,
+    }
+    memory["workspace"] = int((WORKSPACE - 1) * sum(memory.values())) + CONTEXT_BYTES
+    return memory
+
+
+def largest_batch(gpu: Gpu, memory: dict[str, int], images: int) -> int:
+    """How many images fit, of whose number only the activations depend."""
+    fixed = sum(value for name, value in memory.items() if name not in ("activations", "workspace"))
+    free = (gpu.memory_gib * GIB - CONTEXT_BYTES) / WORKSPACE - fixed
+    return max(0, int(free / max(memory["activations"] / images, 1)))
 
 
 def least_accumulate(config: Config, method: Method, processes: int, largest: int) -> int | None:
@@ -219,11 +230,24 @@ def open_shards(place: Place | None) -> ShardFolder | None:
         return None
 
 
-def count_validations(config: Config, val_images: int | None) -> int | None:
-    """Images that one validation looks at."""
-    if config.data.val is None or val_images is None:
+def count_validations(config: Config) -> int:
+    """How often a run validates."""
+    every = config.train.eval_every or max(config.train.steps, 1)
+    return 0 if config.data.val is None else max(1, -(-config.train.steps // every))
+
+
+def time_validation(config: Config, gpu: Gpu, val_images: int | None, flops: int, processes: int) -> Range | None:
+    """Seconds of one validation; None without one, or where its number of images is not known.
+
+    Args:
+        flops: of looking at one image.
+    """
+    if config.data.val is None or not val_images:
         return None
-    return min(val_images, config.data.val_part or val_images)
+    images = min(val_images, config.data.val_part or val_images)
+    peak = gpu.bf16 if config.train.precision == "bf16" else gpu.float32
+    whole = images * flops * look_factor(config) / peak / 1e12 / processes
+    return whole / UTILISATION[0], whole / UTILISATION[1]
 
 
 def look_factor(config: Config) -> float:
