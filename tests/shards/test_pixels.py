@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
@@ -48,13 +49,18 @@ def palette_png(values, colours, **options):
     return encoded(image, **options)
 
 
+WRITTEN_SHORT = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 does not read what it wrote here"
+)
+
+
 @pytest.mark.parametrize(
     "data",
     [
         encoded(Image.fromarray(GREY)),
         encoded(Image.fromarray(GREY).convert("RGB")),
         encoded(Image.fromarray(GREY).convert("CMYK"), "TIFF"),
-        encoded(Image.fromarray(GREY).convert("YCbCr"), "TIFF"),
+        pytest.param(encoded(Image.fromarray(GREY).convert("YCbCr"), "TIFF"), marks=WRITTEN_SHORT),
         encoded(Image.merge("LA", (Image.fromarray(GREY), Image.new("L", (3, 1), 255)))),
         encoded(Image.fromarray(GREY).convert("RGBA")),
         palette_png([[2, 0, 1]], [(128, 128, 128), (255, 255, 255), (0, 0, 0)]),

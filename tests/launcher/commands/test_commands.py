@@ -1,10 +1,11 @@
+import inspect
 import re
 import shlex
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -81,7 +82,7 @@ def functions_of(group):
 def test_each_path_of_each_command_refuses_a_url_of_which_nothing_would_be_found():
     lax, looked_at = [], 0
     for function in functions_of(app):
-        for name, hint in get_type_hints(function, include_extras=True).items():
+        for name, hint in inspect.get_annotations(function, eval_str=True).items():
             kind, *about = get_args(hint) or (hint,)
             if "pathlib" not in str(kind):
                 continue

@@ -162,7 +162,8 @@ def test_python_3_10_refuses_what_it_would_run_instead_of_ours(tmp_path, monkeyp
         find_ours()
 
 
-def test_our_packages_come_before_the_users_own_path(monkeypatch):
+def test_our_packages_come_before_the_users_own_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where Python 3.10 finds nothing that has a name of ours
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/theirs", str(ROOT), ""]))
     assert find_ours() == {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), "/theirs"])}
     monkeypatch.setattr(surroundings, "ROOT", Path("/x/lib/site-packages"))

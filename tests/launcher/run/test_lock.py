@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_reason_and_nothing_is_
         def refuse(path, *_, **__):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-        monkeypatch.setattr(os, "mkdir", refuse)
+        monkeypatch.setattr(Path, "mkdir", refuse)
     before = sorted(tmp_path.rglob("*"))
     for attempt in (require_writable, lambda run: only_writer(run).__enter__()):
         with pytest.raises(RunError, match=f"cannot be written: .*{said}"):
