@@ -34,7 +34,7 @@ from launcher.training.preflight import check_begun, check_images
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
-from shards.batches.waiting import waited_s
+from shards.batches.waiting import expect_processes, waited_s
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
 
@@ -57,6 +57,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
     inputs = Inputs(config)
     inputs.check()
     accelerator = make_accelerator(config, processes=config.launch.processes)
+    expect_processes(config.data.workers)
     main = accelerator.is_main_process
     with (
         only_writer(run) if main else nullcontext(),

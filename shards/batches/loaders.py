@@ -6,13 +6,9 @@ workers or restarts, and resuming costs one integer. Augmentation is keyed by (s
 images 2i and 2i+1 are two frames of a clip, the second one drawn by (seed, epoch, first one) and augmented as that one.
 """
 
-import os
-import signal
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batches.batch import Batch, MaskOf, Transform, collate
 from shards.batches.order import Neighbours, Slice, StepSampler, shard_order
-from shards.batches.waiting import PatientLoader, report_failed_hand_over
+from shards.batches.waiting import PatientLoader
 from shards.folder import ShardFolder
 from shards.index import check_every_class_has_an_image
 from shards.masks import MaskFolder
@@ -164,32 +160,8 @@ def train_loader(
         batch_sampler=StepSampler([len(s.keys) for s in shards.index.shards], seed, part, first_step, neighbours),
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=begin_worker,
         pin_memory=pin_memory,
     )
-
-
-def begin_worker(worker: int) -> None:
-    """First thing in each loader process."""
-    report_failed_hand_over()
-    stay_while_parent_does()
-
-
-def stay_while_parent_does() -> None:
-    """Let a loader process take a SIGTERM as its parent does, since it may be sent to a whole job: a run that catches
-    it decides itself when to stop, and needs batches until then. Its exit code is 0, as torch's own handler has it: a
-    process that ends sends its loader processes SIGTERM, and would take another code for a failure of theirs."""
-
-    def end_unless_parent_stays(*_: Any) -> None:
-        try:
-            status = Path(f"/proc/{os.getppid()}/status").read_text()
-        except OSError:
-            os._exit(0)
-        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-        if not caught >> (signal.SIGTERM - 1) & 1:
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, end_unless_parent_stays)
 
 
 def eval_loader(
@@ -210,6 +182,5 @@ def eval_loader(
         batch_sampler=batches,
         num_workers=workers if batches else 0,
         collate_fn=collate,
-        worker_init_fn=begin_worker,
         pin_memory=pin_memory,
     )

@@ -15,10 +15,12 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
+from shards.batches.processes import METHOD, begin, start_server, without_main
 from shards.schema import DataError
 
 BATCH_S = 480.0  # a loader process that gives nothing for so long hangs; a store and a cache are given up before
 ALONE_S = 3600.0  # and where no other process waits for this one: a large shard may come slowly
+LOOK_EVERY_S = 5.0  # whether a loader process that is waited for still lives
 waiting_since: float | None = None  # time.monotonic() at which this process began to wait for a batch
 
 
@@ -26,24 +28,51 @@ class PatientLoader(DataLoader):
     """A DataLoader whose processes are not waited for without end; takes the same arguments.
 
     Raises:
-        DataError: a loader process died, could not hand over its batch, or gave none for its limit; while iterating.
+        DataError: no loader process can be started; or, while iterating, one died, could not hand over its batch, or
+            gave none for its limit.
     """
 
     def __init__(self, dataset: Dataset, *, num_workers: int, **options: Any) -> None:
-        limit_s = BATCH_S if torch.distributed.is_initialized() else ALONE_S
-        super().__init__(dataset, num_workers=num_workers, timeout=limit_s if num_workers else 0, **options)
+        self.limit_s = BATCH_S if torch.distributed.is_initialized() else ALONE_S
+        expect_processes(num_workers)
+        if num_workers:
+            options |= {"timeout": LOOK_EVERY_S, "multiprocessing_context": METHOD, "worker_init_fn": begin_worker}
+        super().__init__(dataset, num_workers=num_workers, **options)
 
     def __iter__(self) -> Any:
-        return watch(super().__iter__())
+        try:
+            with without_main():
+                batches = super().__iter__()
+        except OSError as error:
+            raise cannot_start(error) from error
+        return watch(batches, self.limit_s)
 
 
-def watch(batches: Iterator[Any]) -> Iterator[Any]:
+def expect_processes(workers: int) -> None:
+    """Start what forks loader processes, unless there will be none. It imports while its caller does other work, so
+    whoever loads a network for a loader calls this before.
+
+    Raises:
+        DataError: this machine does not allow it.
+    """
+    try:
+        if workers:
+            start_server()
+    except OSError as error:
+        raise cannot_start(error) from error
+
+
+def cannot_start(error: OSError) -> DataError:
+    return DataError(f"no loader process can be started ({error}); {remedies()}")
+
+
+def watch(batches: Iterator[Any], limit_s: float) -> Iterator[Any]:
     """The same batches; what torch says of its processes as an error for the user."""
     global waiting_since
     while True:
         waiting_since = time.monotonic()
         try:
-            batch = next(batches, None)
+            batch = wait_for_next(batches, limit_s)
         except RuntimeError as error:
             if said := explain_loader(str(error)):
                 raise DataError(said) from error
@@ -53,6 +82,18 @@ def watch(batches: Iterator[Any]) -> Iterator[Any]:
         if batch is None:
             return
         yield batch
+
+
+def wait_for_next(batches: Iterator[Any], limit_s: float) -> Any:
+    """The next batch; None behind the last one. Each time that torch gives up it has looked for processes that died."""
+    while True:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            if waited_s() >= limit_s:
+                raise RuntimeError(f"DataLoader timed out after {limit_s:g} seconds") from None
 
 
 def waited_s() -> float:
@@ -78,6 +119,12 @@ def remedies() -> str:
         f"({free}; containers: --shm-size), a TMPDIR that is short and can be written ({tempfile.gettempdir()}), more "
         "open files (ulimit -n); or let the training process read by itself: data.workers=0"
     )
+
+
+def begin_worker(worker: int) -> None:
+    """First thing in each loader process."""
+    report_failed_hand_over()
+    begin()
 
 
 def report_failed_hand_over() -> None:

@@ -7,7 +7,6 @@ run (its start, one of its steps, saves, evaluations), each as likely, since cal
 """
 
 import json
-import multiprocessing
 import multiprocessing.connection
 import os
 import random
@@ -17,6 +16,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from support.server import Server, context
 
 ROOMS = tuple(str(Path(__file__).parents[2] / room) + os.sep for room in ("launcher", "shards", "wsss"))
 PHASES = ("fit", "train_step", "log", "save", "run_evaluation")  # functions of the Trainer that begin a phase
@@ -31,8 +32,7 @@ method:
    par_dilations: [1, 2], seg_from: 3, msee_from: 4, group_size: 2}
 """
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["launcher.train", "launcher.evaluation.judge_masks", "mlflow", "support.arena"])
+SERVER = Server("launcher.train", "launcher.evaluation.judge_masks", "mlflow", "support.arena")
 
 
 def trained(yaml: Path, overrides: list[str], folder: Path, environment: dict, dies_at: int | None) -> None:
@@ -108,7 +108,7 @@ def start(yaml, overrides, folder, processes, dies: dict[int, int]) -> list[int]
         environment = {**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})}
         wanted = [*overrides, f"launch.processes={processes}"]
         child = context.Process(target=trained, args=(yaml, wanted, folder, environment, dies.get(rank)))
-        child.start()
+        SERVER.start(child)
         children.append(child)
     deadline = time.monotonic() + BOUND_S
     while any(child.exitcode is None for child in children):

@@ -5,7 +5,6 @@ lengths and sample keys per step. No launcher, no tracker: what those add is tes
 """
 
 import importlib
-import multiprocessing
 import os
 import socket
 import traceback
@@ -13,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "timm", "accelerate", "launcher.train", "deepspeed"])
+from support.server import Server, context
+
+SERVER = Server("torch", "timm", "accelerate", "launcher.train", "deepspeed")
 LIMIT_S = float(os.environ.get("TOGETHER_S", 280))
 
 
@@ -23,13 +23,13 @@ def together(ranks, function, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    queue = SERVER.Queue()
+    queue = context.Queue()
     processes = [
-        SERVER.Process(target=in_rank, args=(queue, rank, ranks, port, os.getcwd(), function, arguments))
+        context.Process(target=in_rank, args=(queue, rank, ranks, port, os.getcwd(), function, arguments))
         for rank in range(ranks)
     ]
     for process in processes:
-        process.start()
+        SERVER.start(process)
     try:
         answers = dict(queue.get(timeout=LIMIT_S)[:2] for _ in processes)
     finally:

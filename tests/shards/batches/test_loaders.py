@@ -1,8 +1,5 @@
-import contextlib
 import json
-import multiprocessing
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -309,24 +306,3 @@ def test_what_a_transform_gives_beside_the_view_joins_the_batch(train):
 def test_a_transform_cannot_replace_what_every_sample_has(train):
     with pytest.raises(DataError, match="gives 'box', which every sample has"):
         view_of(train, 0, also(box=np.zeros(4)), np.random.default_rng(0))
-
-
-def test_a_loader_process_takes_a_sigterm_as_its_parent_does(scenes):
-    """Slurm may send it to every process of a job; a run that catches it needs batches until it stops."""
-    shards = ShardFolder(scenes / "train", "label")
-    part = Slice(rank=0, ranks=1, global_batch_size=4)
-    others = set(multiprocessing.active_children())  # of tests before this one
-    batches = iter(train_loader(shards, Augment(size=16), seed=0, part=part, workers=1))
-    next(batches)
-    (worker,) = set(multiprocessing.active_children()) - others
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        worker.terminate()
-        for _ in range(8):
-            next(batches)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    worker.terminate()
-    with contextlib.suppress(RuntimeError):  # torch tells the parent of a loader process that died
-        worker.join(30)
-    assert worker.exitcode == 0  # as torch ends it: a parent that ends would take another code for a failure

@@ -3,22 +3,30 @@
 import multiprocessing
 import os
 import signal
-import tempfile
 import time
+from unittest import mock
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, _utils
 
 from launcher.errors import without_traceback
 from shards.batches import waiting
 from shards.batches.augment import Augment
-from shards.batches.loaders import begin_worker, eval_loader, train_loader
+from shards.batches.loaders import eval_loader, train_loader
 from shards.batches.order import Slice
+from shards.batches.processes import start_server
 from shards.folder import ShardFolder
 from shards.schema import DataError
 
 pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_patience_at_the_end():
+    """With processes that must be ended; torch waits 5 s for each."""
+    with mock.patch.object(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5):
+        yield
 
 
 def batches_of(scenes):
@@ -32,9 +40,8 @@ def long_tmpdir(tmp_path, monkeypatch):
     """As Slurm's folders per job: a Unix socket in it has no name that the kernel takes."""
     folder = tmp_path / ("a" * 60) / ("b" * 60)
     folder.mkdir(parents=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
-    monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: str(folder))  # new Pythons choose a shorter one
+    start_server()
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", str(folder))  # its children have it too
 
 
 def test_a_tmpdir_that_is_too_long_is_told_in_the_trainer(scenes, long_tmpdir):
@@ -49,6 +56,15 @@ def test_so_it_is_in_a_job_and_in_validation(scenes, long_tmpdir):
     shards = ShardFolder(scenes / "val")
     with pytest.raises(DataError, match="could not hand over its batch"):
         next(iter(eval_loader(shards, Augment(size=16), batch_size=2, numbers=range(4), workers=1)))
+
+
+def test_so_it_is_where_the_server_of_loader_processes_cannot_start(scenes, monkeypatch):
+    def refuse():
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refuse)
+    with pytest.raises(DataError, match="no loader process can be started .*path too long.*TMPDIR.*data.workers=0"):
+        next(batches_of(scenes))
 
 
 class Odd(Dataset):
@@ -75,31 +91,34 @@ class Odd(Dataset):
         raise RuntimeError("a mistake of ours")
 
 
+def first(samples):
+    return samples[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("no shared memory", r"could not hand over its batch .*No space left.*/dev/shm \(.* MB are free there"),
         ("killed", "no batch came from a loader process: DataLoader worker .*data.workers=0"),
-        ("silent", "no batch came from a loader process: DataLoader timed out after 1.0 seconds"),
+        ("silent", "no batch came from a loader process: DataLoader timed out after 1 seconds"),
     ],
 )
 def test_what_keeps_a_batch_from_coming_is_told(kind, message, monkeypatch):
     monkeypatch.setattr(waiting, "ALONE_S", 1.0 if kind == "silent" else 50.0)
-    loader = waiting.PatientLoader(
-        Odd(kind), num_workers=1, collate_fn=lambda samples: samples[0], worker_init_fn=begin_worker
-    )
+    monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.5)
+    loader = waiting.PatientLoader(Odd(kind), num_workers=1, collate_fn=first)
     with pytest.raises(DataError, match=message):
         next(iter(loader))
 
 
 def test_a_mistake_of_ours_is_not_dressed_up_as_the_machines():
-    loader = waiting.PatientLoader(Odd("mistaken"), num_workers=1, worker_init_fn=begin_worker)
+    loader = waiting.PatientLoader(Odd("mistaken"), num_workers=1)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         next(iter(loader))
 
 
 def test_it_is_known_how_long_a_process_waits_for_a_batch(monkeypatch):
     seen = []
-    for _ in waiting.watch(iter(lambda: seen.append(waiting.waited_s()) or len(seen), 3)):
+    for _ in waiting.watch(iter(lambda: seen.append(waiting.waited_s()) or len(seen), 3), 60.0):
         assert waiting.waited_s() == 0.0
     assert len(seen) == 3 and all(waited > 0 for waited in seen)

@@ -1,0 +1,91 @@
+"""Loader processes: who forks them, what signals do to them, and that none outlives the process that it reads for."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+
+import psutil
+import pytest
+
+from shards.batches import processes
+from shards.batches.augment import Augment, Squash
+from shards.batches.loaders import eval_loader, train_loader
+from shards.batches.order import Slice
+from shards.folder import ShardFolder
+
+
+def batches_of(scenes, workers=1):
+    part = Slice(rank=0, ranks=1, global_batch_size=4)
+    shards = ShardFolder(scenes / "train", "label")
+    return iter(train_loader(shards, Augment(size=16), seed=0, part=part, workers=workers))
+
+
+def test_no_loader_forks_a_process_that_has_threads(scenes, monkeypatch):
+    def refuse():
+        raise AssertionError("a fork copies the locks of other threads")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    next(batches_of(scenes))
+    next(iter(eval_loader(ShardFolder(scenes / "val"), Squash(size=16), batch_size=2, numbers=range(4), workers=1)))
+
+
+def test_a_loader_process_takes_a_sigterm_as_its_reader_does(scenes):
+    """Slurm may send it to every process of a job; a run that catches it needs batches until it stops."""
+    others = set(multiprocessing.active_children())  # of tests before this one
+    batches = batches_of(scenes)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    group = psutil.Process(worker.pid).parent(), psutil.Process(worker.pid)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        for one in group:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                one.send_signal(number)
+        for _ in range(8):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    worker.terminate()
+    with contextlib.suppress(RuntimeError):  # torch tells the parent of a loader process that died
+        worker.join(30)
+    assert worker.exitcode == 0  # as torch ends it: a parent that ends would take another code for a failure
+
+
+def read(scenes, queue):
+    batches = batches_of(scenes, workers=2)
+    next(batches)
+    queue.put([process.pid for process in psutil.Process().children(recursive=True)])
+    signal.pause()
+
+
+def test_no_process_outlives_a_reader_that_is_killed(scenes):
+    context = multiprocessing.get_context(processes.METHOD)
+    queue = context.Queue()
+    reader = context.Process(target=read, args=(scenes, queue))
+    reader.start()
+    below = [psutil.Process(pid) for pid in queue.get(timeout=60)]
+    reader.kill()
+    assert len(below) >= 3 and not psutil.wait_procs(below, timeout=30)[1]
+
+
+def test_the_server_imports_what_its_starter_does_and_nothing_of_the_working_folder(monkeypatch):
+    seen = []
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: seen.append(dict(os.environ)))
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    before = dict(os.environ)
+    processes.start_server()
+    assert dict(os.environ) == before
+    assert seen[0]["PYTHONSAFEPATH"] == "1"
+    assert seen[0]["PYTHONPATH"].split(os.pathsep) == [place for place in sys.path if place]
+
+
+def test_a_script_that_opens_a_loader_is_not_run_again(monkeypatch):
+    with processes.without_main():
+        assert not hasattr(sys.modules["__main__"], "__file__")
+    assert hasattr(sys.modules["__main__"], "__file__")
+    with pytest.raises(KeyError), processes.without_main():
+        raise KeyError
+    assert hasattr(sys.modules["__main__"], "__file__")
