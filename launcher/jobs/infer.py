@@ -77,7 +77,7 @@ def infer(
         "image_size": config.data.image_size,
         "cam": identify_cam(config.cam),
         **identify_precision(config.train.precision),
-        **identify_average(config.train),
+        **identify_average(trained.checkpoint, config.train),
         **identify_weights(trained.checkpoint),
     }
     job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))

@@ -175,7 +175,7 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
         "segment": settings,
         "cam_threshold": config.evaluate.threshold if cams else None,
         "cam": asdict(rule) if cams and rule != TOCO else None,
-        **identify_average(config.train),
+        **identify_average(checkpoint, config.train),
         **identify_weights(checkpoint),
     }
 
