@@ -22,6 +22,7 @@ from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
 from shards.folder import ShardFolder
+from shards.index import name_shared
 from shards.masks import MaskFolder
 from shards.remote import Place
 from shards.schema import ClassSet, hint_at_order
@@ -143,7 +144,6 @@ class Inputs:
         check_keep_best(self.config, self.class_set, self.val)
         if (begun := run_to_go_on_with(folder)) is not None:
             check_same_run(begun, self.config, train.fingerprint, self.learns_from)
-        train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)
         for name, shards in (("val", self.val), ("tune", self.tune), ("pixel", self.pixel)):
             if shards is None:
                 continue
@@ -152,12 +152,19 @@ class Inputs:
                     f"data.{name}: {shards.folder} has classes {shards.index.classes}, data.train {train.classes}"
                     f"{hint_at_order(shards.index.classes, train.classes)}"
                 )
-            shared = sorted(shards.index.groups & train_groups)
-            if shared and name != "pixel":
-                raise RunError(
-                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}': "
-                    "move whole groups to one split, and write the shards again"
-                )
+        of_training = {"data.train": self.train, "data.pixel": self.pixel}
+        for name, shards, others in (
+            ("val", self.val, of_training),
+            ("tune", self.tune, {**of_training, "data.val": self.val}),
+        ):
+            for other, of_other in others.items():
+                if shards is None or of_other is None:
+                    continue
+                if shared := name_shared(shards.index, of_other.index, other):
+                    raise RunError(
+                        f"data.{name}: {shards.folder} {shared}: move whole groups to one split, and write the shards "
+                        "again"
+                    )
         if self.teacher is not None:
             self.teacher.checkpoint()
 

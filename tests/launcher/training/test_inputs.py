@@ -9,7 +9,7 @@ from support.networks import tiny_cnn, tiny_swin, tiny_vit
 from support.tiny import write_tiny_yaml
 
 from launcher.config.file import load_config
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, RunError
 from launcher.jobs import output
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
@@ -109,6 +109,17 @@ def test_masks_are_looked_up_once(run, scenes, opened):
 def test_nothing_is_opened_that_is_not_asked_for(in_tmp, scenes, tiny_config, opened):
     next(Inputs(tiny_config("classify")).batches_from(0))
     assert opened == Counter([scenes / "train"])
+
+
+def test_no_split_judges_what_another_has_taught_or_chosen(tiny_config, scenes):
+    train, val = scenes / "train", scenes / "val"
+    for overrides, said in (
+        ([f"data.val={train}"], rf"data.val: {train} shares \d+ groups with data.train, first '"),
+        ([f"data.tune={train}"], rf"data.tune: {train} shares \d+ groups with data.train, first '"),
+        ([f"data.tune={val}"], rf"data.tune: {val} shares 6 groups with data.val, first '.*: move whole groups"),
+    ):
+        with pytest.raises(RunError, match=said):
+            Inputs(tiny_config("classify", *overrides)).check()
 
 
 def test_a_size_that_a_network_or_its_teacher_does_not_take_is_told_before_a_step():
