@@ -109,7 +109,7 @@ class Index(BaseModel):
     @property
     def image_bytes(self) -> dict[str, int]:
         """{key: bytes of its image}."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         for shard in self.shards:
             sizes |= {key: size for key, (_, size) in zip(shard.keys, shard.members["jpg"], strict=True)}
         return sizes
@@ -178,9 +178,12 @@ class Index(BaseModel):
 
 
 def name_shared(one: Index, other: Index, name: str) -> str:
-    """What a split shares with another one of this name, in words; "" for nothing. Splits of which one judges what the
-    other one has chosen or taught share no groups and, where groups were given otherwise, no images. An image is known by its key and the number of its bytes; where most of the keys that both have stand for
-    other bytes, as 0001 does in two folders, it is by chance."""
+    """What a split shares with another one of this name, in words; "" for nothing.
+
+    Splits of which one judges what the other one has chosen or taught share no groups and, where groups were given
+    otherwise, no images. An image is known by its key and the number of its bytes; where most of the keys that both
+    have stand for other bytes, as 0001 does in two folders, it is by chance.
+    """
     if groups := sorted(one.groups & other.groups):
         return f"shares {len(groups)} groups with {name}, first '{groups[0]}'"
     sizes, others = one.image_bytes, other.image_bytes

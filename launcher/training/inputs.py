@@ -17,6 +17,7 @@ from launcher.files import Damaged, set_aside
 from launcher.jobs import output as jobs
 from launcher.run import steps
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
+from launcher.run.idle import refuse_idle
 from launcher.run.start import find_further_weights, find_weights
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
@@ -133,8 +134,8 @@ class Inputs:
         """Open everything, so that what is wrong is said before any process starts to train.
 
         Raises:
-            ConfigError: the package of a tracker is not installed, or train.keep_best names a figure that validation
-                does not give.
+            ConfigError: the package of a tracker is not installed, train.keep_best names a figure that validation does
+                not give, or an option has no effect beside the others.
             DataError: shards that cannot be read, or with masks where there must be none.
             RunError: the run was begun with other settings, splits share groups or have other classes, there is no
                 teacher, or masks of other images.
@@ -142,7 +143,10 @@ class Inputs:
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
         check_keep_best(self.config, self.class_set, self.val)
-        if (begun := run_to_go_on_with(folder)) is not None:
+        begun = run_to_go_on_with(folder)
+        if begun is None:  # a run goes on as it began, whatever was refused since
+            refuse_idle(self.config)
+        else:
             check_same_run(begun, self.config, train.fingerprint, self.learns_from)
         for name, shards in (("val", self.val), ("tune", self.tune), ("pixel", self.pixel)):
             if shards is None:

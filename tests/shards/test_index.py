@@ -31,7 +31,11 @@ def test_a_sound_folder_verifies(folder):
 def with_sizes(group, *sizes):
     """An index of images 0, 1 ... of one group and so many bytes each."""
     content = {"name": "train-00000.tar", "bytes": 99, "sha256": "0" * 64}
-    content |= {"keys": [*map(str, range(len(sizes)))], "groups": [group] * len(sizes), "image_labels": [[]] * len(sizes)}
+    content |= {
+        "keys": [*map(str, range(len(sizes)))],
+        "groups": [group] * len(sizes),
+        "image_labels": [[]] * len(sizes),
+    }
     spans = [(0, size) for size in sizes]
     return Index.of(SMOKE, "train", "label", [Shard(**content, members={"jpg": spans, "json": spans})])
 

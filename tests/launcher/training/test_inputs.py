@@ -71,9 +71,12 @@ def test_a_run_with_a_teacher_opens_each_folder_and_each_config_once(run, scenes
 
 
 def test_masks_and_the_few_images_that_have_some_are_opened_once(in_tmp, scenes, opened):
-    few = Synthetic(split="few", num_images=4, size=32, cooccurrence=0.8, with_masks=True)
+    few = Synthetic(split="few", num_images=4, size=32, smoke_rate=0.0, with_masks=True)
     write_split(few, in_tmp, "few", "pixel", num_shards=2)
-    mixed = load_config(write_tiny_yaml(Path(), scenes, "mixed"), [f"data.pixel={in_tmp}/few", "train.steps=2"])
+    few_alone = [f"data.pixel={in_tmp}/few", "train.steps=2"]
+    with pytest.raises(DataError, match="no image is labelled smoke among 4"):
+        preflight(load_config(write_tiny_yaml(Path(), scenes, "mixed"), few_alone))
+    mixed = load_config(write_tiny_yaml(Path(), scenes, "mixed"), [*few_alone, "data.may_lack_classes=true"])
     opened.clear()
     for run in (preflight, train):
         run(mixed)
