@@ -107,6 +107,14 @@ class Index(BaseModel):
         return {group for shard in self.shards for group in shard.groups}
 
     @property
+    def image_bytes(self) -> dict[str, int]:
+        """{key: bytes of its image}."""
+        sizes: dict[str, int] = {}
+        for shard in self.shards:
+            sizes |= {key: size for key, (_, size) in zip(shard.keys, shard.members["jpg"], strict=True)}
+        return sizes
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that change when any byte of any shard, the classes or the supervision change."""
         content = [self.schema_version, self.classes, self.supervision, [shard.sha256 for shard in self.shards]]
@@ -167,6 +175,21 @@ class Index(BaseModel):
                 for class_id in label:
                     counts[self.classes[class_id - 1]] += 1
         return counts
+
+
+def name_shared(one: Index, other: Index, name: str) -> str:
+    """What a split shares with another one of this name, in words; "" for nothing.
+
+    Splits of which one judges what the other one has chosen or taught share no groups and, where groups were given
+    otherwise, no images. An image is known by its key and the number of its bytes; where most of the keys that both
+    have stand for other bytes, as 0001 does in two folders, it is by chance.
+    """
+    if groups := sorted(one.groups & other.groups):
+        return f"shares {len(groups)} groups with {name}, first '{groups[0]}'"
+    sizes, others = one.image_bytes, other.image_bytes
+    keys = sorted(sizes.keys() & others.keys())
+    same = [key for key in keys if sizes[key] == others[key]]
+    return f"shares {len(same)} images with {name}, first '{same[0]}'" if 2 * len(same) > len(keys) else ""
 
 
 def twice_in(words: Iterable[str]) -> set[str]:

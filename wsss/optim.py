@@ -26,10 +26,19 @@ def parameter_groups(
             it. What a layer is, timm says for each network.
 
     Raises:
-        ValueError: a layer_decay without a backbone of timm, a head_lr_factor without a classifier that is trained.
+        ValueError: a layer_decay without a trained backbone of timm, a new_lr_factor without trained layers outside of
+            it, a head_lr_factor without a classifier that is trained.
     """
     of_layers = layer_factors(module, layer_decay) if layer_decay != 1 else {}
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if of_layers and not of_layers.keys() & trained.keys():
+        raise ValueError("train.layer_decay is about a backbone; this method trains none of its layers: set it to 1")
+    new = [name for name in trained if "backbone" not in name.split(".")]
+    if new_lr_factor != 1 and (not new or (head_lr_factor is not None and all(map(is_of_head, new)))):
+        raise ValueError(
+            "train.new_lr_factor is about layers without initial weights; here none is trained but the classifier, "
+            "which train.head_lr_factor is about: set it to 1"
+        )
     if head_lr_factor is not None and not any(is_of_head(name) for name in trained):
         raise ValueError("train.head_lr_factor is about a classifier; this method trains none: set it to null")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -58,6 +58,21 @@ Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluati
 TRAINING, MASKS, FIGURES, CARE = "Data and training", "Maps and masks", "Metrics", "Looking after runs"
 
 
+def refuse_idle(because: str, **given: object) -> None:
+    """Raise ConfigError for options of a command that are given and have no effect.
+
+    Args:
+        because: in words.
+        given: {option: its value, or anything that is true only where it was given}.
+    """
+    from launcher.errors import ConfigError
+
+    if named := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+        raise ConfigError(
+            f"{', '.join(named)} without effect: {because}; leave {'it' if len(named) == 1 else 'them'} out"
+        )
+
+
 def example(line: str) -> str:
     """The line that ends a command's help."""
     return f"Example:  {line}"

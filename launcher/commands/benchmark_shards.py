@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.commands.arguments import Exif, LackClasses, Out, Turned, Workers, example
+from launcher.commands.arguments import Exif, LackClasses, Out, Turned, Workers, example, refuse_idle
 from launcher.files import require_here
 from launcher.jobs.write_shards import write_verified
 
@@ -124,6 +124,10 @@ def coco14(
     from shards.sources.coco14 import read_coco
     from shards.unfinished import hold_lock
 
+    if masks is False:
+        refuse_idle("there are no masks", paint=paint is not PaintOrder.area)
+    if annotations is not None:
+        refuse_idle("--annotations is one file", year=year)
     for name, (of_split, files) in coco_splits(root or [], year, split, annotations, images).items():
         with hold_lock(out / f"{name}.annotations"):
             lines = out / f".{name}.annotations.jsonl"

@@ -18,6 +18,7 @@ from launcher.commands.arguments import (
     Turned,
     Workers,
     example,
+    refuse_idle,
 )
 from launcher.files import require_here
 from launcher.jobs.write_shards import write
@@ -84,15 +85,25 @@ def images(
     from dataclasses import replace
 
     from shards.schema import DataError
-    from shards.sources.images import parse_classes, read_images
+    from shards.sources.images import LABELS, parse_classes, read_images
     from shards.write import check_classes
 
+    if labels is None:
+        of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse}
+        refuse_idle("there are no --labels, folders are the classes", label_column=label_column != LABELS, **of_cells)
+    if hold_out is None:
+        refuse_idle("there is no --hold-out", held_out=held_out != "val")
+    if not masks:
+        refuse_idle("there are no --masks", mask_values=mask_values)
+    known = parse_classes(classes, out)
+    if known is None:
+        refuse_idle("there are no --classes", drop_others=drop_others)
     if hold_out is not None and held_out == split:
         raise DataError(f"--held-out and --split both are '{split}'; give the part that is held out another name")
     found = read_images(
         root,
         labels,
-        classes=parse_classes(classes, out),
+        classes=known,
         only=only,
         image_folder=image_folder,
         mask_folder=mask_folder,

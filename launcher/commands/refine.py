@@ -1,5 +1,6 @@
 """`wsss refine`."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -26,8 +27,12 @@ def refine(
     """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
     from launcher.jobs.refine import refine as refine_run
     from launcher.run.folder import Run, split_folders
+    from launcher.run.idle import name_idle, refuse_unread
 
+    refuse_unread("refine", overrides or [])
     settings = Run(run, overrides or []).config
+    if said := name_idle(settings, "refine"):
+        print(said, file=sys.stderr)
     wanted = list(split_folders(settings, split))
     made = refine_run(run, wanted, settings.refine, name=name, cams=cams, overwrite=overwrite, launch=settings.launch)
     for folder in made:

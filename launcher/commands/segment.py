@@ -1,5 +1,6 @@
 """`wsss segment` and `wsss pack-voc`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,11 @@ def segment(
     """Masks by the network's own segmentation, as mask shards below RUN/segments."""
     from launcher.jobs.segment import segment as segment_split
     from launcher.run.folder import Run
+    from launcher.run.idle import name_idle
 
     settings = Run(run, overrides or []).config
+    if said := name_idle(settings, "segment"):
+        print(said, file=sys.stderr)
     folder = shards or {"val": settings.data.val, "tune": settings.data.tune, "train": settings.data.train}.get(split)
     if folder is None:
         raise ConfigError(f"--split {split}: {run} has no such split; give its folder with --shards")

@@ -22,6 +22,7 @@ from launcher.commands.arguments import (
     Turned,
     Workers,
     example,
+    refuse_idle,
 )
 from launcher.commands.offered_sources import SourceGroup
 from launcher.files import require_here
@@ -124,6 +125,8 @@ def smoke(
 
     from shards.sources.smoke_images import read_table
 
+    if not masks and hold_out is None:
+        refuse_idle("there are no --masks", mask_values=mask_values)
     source = read_table(
         root,
         labels,

@@ -18,6 +18,7 @@ from launcher.commands.arguments import (
     Turned,
     Workers,
     example,
+    refuse_idle,
 )
 from launcher.files import require_here
 from launcher.jobs.write_shards import write
@@ -71,6 +72,9 @@ def ijmond_frames(
     from shards.sources.crops import crop
     from shards.sources.ijmond import GROUP_PATTERN, read_frames_with_polygons
 
+    if crops is not Crops.legacy:
+        of_crops = {"window": window != 512, "stride": stride} if crops is Crops.none else {}
+        refuse_idle(f"--crops is {crops.value}", negatives=negatives != 3, **of_crops)
     source = read_frames_with_polygons(
         annotations, images, categories=category, group_pattern=group_pattern or GROUP_PATTERN, exif=exif.value
     )

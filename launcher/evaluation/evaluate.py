@@ -19,6 +19,7 @@ from launcher.evaluation.tuning import describe_gate, tune
 from launcher.files import place_outputs, write_whole
 from launcher.jobs.network_job import identify_weights
 from launcher.run.folder import EVALUATION, Run
+from launcher.run.idle import refuse_unread
 from shards.folder import ShardFolder
 
 
@@ -30,9 +31,11 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: section.key=value, such as data.val=FOLDER where the data was moved.
 
     Raises:
+        ConfigError: an override without effect.
         RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
         DataError: shards that failed, each with its reason.
     """
+    refuse_unread("evaluate", overrides)
     run = Run(folder, overrides)
     config = run.config
     if config.data.val is None:

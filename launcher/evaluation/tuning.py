@@ -15,6 +15,7 @@ from launcher.evaluation.measure import Measure
 from launcher.evaluation.sources import Source, find_sources
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
+from shards.index import name_shared
 from wsss.metrics.counts import THRESHOLDS
 
 
@@ -54,9 +55,8 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     if not tuning or config.data.tune is None:
         return found
     shards = ShardFolder(config.data.tune)
-    if shared := sorted(shards.index.groups & val.index.groups):
-        why = f"{shards.folder} shares {len(shared)} groups with data.val, first '{shared[0]}'"
-        found.untuned = dict.fromkeys(found.untuned, why)
+    if shared := name_shared(shards.index, val.index, "data.val"):
+        found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} {shared}")
         return found
     found.shown = int(shards.image_label_NK.any(axis=1).sum())
     if shards.index.supervision == "label":

@@ -34,6 +34,7 @@ from launcher.processes.launch import read_arguments
 from launcher.processes.precision import in_precision
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
+from launcher.run.idle import refuse_idle, refuse_unread
 from shards.batches.augment import Squash, Whole
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
@@ -62,11 +63,13 @@ def infer(
         overwrite: remove what was made before, once it is clear that the new CAMs can be made.
 
     Raises:
-        ConfigError: `cam:` asks for what the method does not give.
+        ConfigError: `cam:` asks for what the method does not give, or an override has no effect.
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
+    refuse_unread("infer", overrides)
     trained = load_trained(Run(run, overrides))
     config, images = trained.run.config, open_images(trained.run, folder)
+    refuse_idle(config, "cam")
     try_cams(trained.method, config)
     share = join_share(config)
     out = join(cams_folder(run, name), split)
@@ -77,7 +80,7 @@ def infer(
         "image_size": config.data.image_size,
         "cam": identify_cam(config.cam),
         **identify_precision(config.train.precision),
-        **identify_average(config.train),
+        **identify_average(trained.checkpoint, config.train),
         **identify_weights(trained.checkpoint),
     }
     job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))

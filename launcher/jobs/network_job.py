@@ -14,7 +14,7 @@ from launcher.jobs.over_shards import Members, Output, write_outputs, write_shar
 from launcher.jobs.pool import open_shards
 from launcher.jobs.shares import Share
 from launcher.jobs.starts import stamp_of
-from launcher.run.steps import MODEL, read_state
+from launcher.run.steps import MODEL, find_decay, read_state
 from shards.folder import ShardFolder
 from shards.places import everywhere
 from shards.remote import Place, absolute, join, place_of
@@ -71,9 +71,11 @@ class RunJob(NetworkJob):
     overrides: tuple[str, ...]
 
 
-def identify_average(train: "TrainConfig") -> dict[str, float]:
-    """What an output says of averaged weights; nothing where there are none."""
-    return {} if train.ema_decay is None else {"ema_decay": train.ema_decay}
+def identify_average(checkpoint: Path, train: "TrainConfig") -> dict[str, float]:
+    """What an output says of averaged weights; nothing where there are none. The checkpoint knows: until a fork saves
+    one of its own it has its parent's."""
+    decay = find_decay(checkpoint, train.ema_decay)
+    return {} if decay is None else {"ema_decay": decay}
 
 
 def identify_weights(checkpoint: Path) -> dict[str, str]:

@@ -51,6 +51,7 @@ from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
+from launcher.run.idle import refuse_unread
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute, join
 from wsss.maps.fusion import TOCO
@@ -83,10 +84,11 @@ def segment(
         overwrite: remove what was made before, once it is clear that the new masks can be made.
 
     Raises:
-        ConfigError: a scale that leaves nothing of the images.
+        ConfigError: a scale that leaves nothing of the images, or an override without effect.
         RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
             labels, or an output folder made with other settings.
     """
+    refuse_unread("segment --cams" if cams else "segment", overrides)
     trained = load_trained(Run(run, overrides))
     config, images = trained.run.config, open_images(trained.run, folder)
     if cams and not images.image_label_NK.any():
@@ -175,7 +177,7 @@ def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: 
         "segment": settings,
         "cam_threshold": config.evaluate.threshold if cams else None,
         "cam": asdict(rule) if cams and rule != TOCO else None,
-        **identify_average(config.train),
+        **identify_average(checkpoint, config.train),
         **identify_weights(checkpoint),
     }
 

@@ -42,7 +42,7 @@ def build_untrained(config: Config, class_set: ClassSet) -> Method:
     if METHODS[config.method.name].needs_teacher and (teacher := teacher_of(config)) is not None:
         collaborators.append(Frozen(build_network(drop_weights(teacher), class_set)))
     if config.partner is not None:
-        collaborators.append(build_network(drop_weights(config.partner), class_set))
+        collaborators.append(build_network(drop_weights(config.partner), class_set, "partner"))
     student = build_network(drop_weights(config.model), class_set)
     with user_error_as(ConfigError):
         return METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS)).train()

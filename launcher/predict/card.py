@@ -13,6 +13,7 @@ from launcher.evaluation.table import format_evaluation
 from launcher.files import read_json, write_whole
 from launcher.predict.export import FORMATS, Written, export
 from launcher.run.folder import ABOUT, EVALUATION
+from launcher.run.steps import find_decay
 
 CARD = "README.md"
 IDENTIFIER = r"[a-z0-9][a-z0-9.+-]*"  # of a licence, as a hub knows it: mit, cc-by-nc-4.0
@@ -71,7 +72,8 @@ def make_card(run: Path, name: str, written: Written) -> str:
         **({} if evaluation is None else {"model-index": [index_of(name, evaluation)]}),
     }
     model, config = json.loads(facts["model"]), json.loads(facts["config"])
-    threshold, decay = json.loads(facts.get("threshold", "null")), config["train"].get("ema_decay")
+    threshold = json.loads(facts.get("threshold", "null"))
+    decay = find_decay(run / facts["checkpoint"], config["train"].get("ema_decay"))
     made = {
         "network": ", ".join(f"{key} {value}" for key, value in model.items() if key in ("name", "timm_name")),
         "method": config["method"]["name"],

@@ -15,13 +15,13 @@ from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
 from wsss.models.base import Network
-from wsss.models.weights import load_parts
+from wsss.models.weights import load_parts, speaking_of
 
 TEXTS = ("texts", "other_texts")  # options of a model whose classifier is made of them
 
 
-def build_network(named: Named, class_set: ClassSet) -> Network:
-    """The network of `model:` or `partner:`.
+def build_network(named: Named, class_set: ClassSet, section: str = "model") -> Network:
+    """The network of `model:` or `partner:`, the section of the config of which errors speak.
 
     Its weights may be those of a run, of a checkpoint or of an exported file: what fits whole is taken, the backbone
     must fit, and all else is taken only where the classes are the same. `Network.origin` says what was.
@@ -30,8 +30,8 @@ def build_network(named: Named, class_set: ClassSet) -> Network:
         ConfigError: no such model, or weights that do not fit it.
         RunError: a run without a sound checkpoint.
     """
-    start = read_start(named)
-    with user_error_as(ConfigError):
+    with user_error_as(ConfigError), speaking_of({"model.": f"{section}."}):
+        start = read_start(named)
         options = options_of(named if start is None else drop_weights(named), MODELS)
         network: Network = MODELS[named.name](class_set.num_fg_classes, **options)  # type: ignore[assignment]
         if start is not None:
@@ -69,7 +69,7 @@ def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None
         assert config.teacher is not None  # Config refuses a method that needs a teacher without one
         collaborators.append(load_teacher(teacher or Run(config.teacher), class_set))
     if config.partner is not None:
-        collaborators.append(build_network(config.partner, class_set))
+        collaborators.append(build_network(config.partner, class_set, "partner"))
     with user_error_as(ConfigError):
         method = METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
         if method.compares_pairs and config.data.pairs is None:

@@ -4,7 +4,7 @@
                        train.ema_decay it is their average: whoever reads a run gets that
     trained.safetensors  with train.ema_decay: what the training goes on with
     optimizer.pt       the optimizer's state, tensors and numbers only
-    state.json         step, world size, size and sha256 of every other file: written last
+    state.json         step, world size, train.ema_decay, size and sha256 of every other file: written last
     figures.json       what evaluation found at this step; comes later, not there if nobody evaluated
 
 There is nothing else to keep: data order and randomness are functions of (seed, step).
@@ -56,6 +56,7 @@ def save(
     accelerator: "Accelerator",
     *,
     average: nn.Module | None = None,
+    ema_decay: float | None = None,
     keep: int,
     keep_best: str | None = None,
 ) -> Path:
@@ -65,7 +66,8 @@ def save(
 
     Args:
         method: not wrapped for data parallelism; equal on all ranks.
-        average: the method with averaged weights, where there is one.
+        average: the method with averaged weights, where there is one, and
+        ema_decay: of it.
 
     Raises:
         RunError: on all ranks, if it could not be written; the older ones are still there.
@@ -76,7 +78,7 @@ def save(
         weights, moments = to_host(method.state_dict()), to_host(optimizer.state_dict())  # what fails here is no disk
         models = {MODEL: weights} if average is None else {MODEL: to_host(average.state_dict()), TRAINED: weights}
         try:
-            write(final, models, moments, accelerator.num_processes)
+            write(final, models, moments, accelerator.num_processes, ema_decay)
         except CANNOT_WRITE as error:
             good = checkpoints(run)
             problem = (
@@ -104,7 +106,13 @@ def explain_disk(error: Exception, run: Path) -> str:
     )
 
 
-def write(final: Path, models: Mapping[str, dict[str, Tensor]], moments: dict[str, Any], world_size: int) -> None:
+def write(
+    final: Path,
+    models: Mapping[str, dict[str, Tensor]],
+    moments: dict[str, Any],
+    world_size: int,
+    ema_decay: float | None,
+) -> None:
     """One checkpoint: all bytes on the disk under a hidden name before it gets its own. The hidden name is the same at
     every try, for `prune` to find what a killed process left.
 
@@ -122,6 +130,7 @@ def write(final: Path, models: Mapping[str, dict[str, Tensor]], moments: dict[st
         state = {
             "step": step_number(final),
             "world_size": world_size,
+            "ema_decay": ema_decay,
             "files": {path.name: path.stat().st_size for path in files},
             "sha256": {path.name: sha256_of(path) for path in files},
         }

@@ -118,6 +118,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text())
 
 
+def find_decay(folder: Path, default: float | None) -> float | None:
+    """train.ema_decay of the average that a checkpoint has; `default` where it does not say, or is gone."""
+    try:
+        return read_state(folder).get("ema_decay", default)
+    except (OSError, ValueError, AttributeError):
+        return default
+
+
 def step_number(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 

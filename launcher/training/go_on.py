@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from launcher.config.file import read_content
+from launcher.config.options import Named
 from launcher.config.sections import Config, TrainConfig
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS, publish, read_json, sync_to_disk, write_whole
@@ -15,11 +16,14 @@ from launcher.run.build import build_method, drop_weights
 from launcher.run.checkpoint import load_method
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.lock import only_writer
+from launcher.run.start import weights_options
 from launcher.training.inputs import Inputs, check_same_run
 from wsss.optim import lr_at
 
 # What an optimizer's state brings of its own.
 OF_OPTIMIZER = ("weight_decay", "decay_all", "new_lr_factor", "head_lr_factor", "layer_decay")
+# What a network's options besides its weights say of what it begins with; a checkpoint has all of that.
+OF_BEGINNING = ("timm_name", "encoder", "second", "texts", "other_texts")
 FORKED = ("parent", "extended")  # what run.json says of a run's past, which every start keeps
 
 
@@ -91,7 +95,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
     Raises:
         RunError: no such run, no sound checkpoint, or there is a run of the new name; no step is left; or what the
             checkpoint holds is not of this config.
-        ConfigError: an option that the optimizer's state would overrule.
+        ConfigError: an option that the checkpoint's weights or the optimizer's state would overrule.
     """
     run, folder = Run(parent), run_folder(config)
     checkpoint = run.checkpoint()
@@ -115,6 +119,8 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
         )
     of_config = config.model_copy(update={"model": drop_weights(config.model)})
     load_method(build_method(of_config, run.class_set), checkpoint)
+    for section in ("model", "partner"):
+        refuse_other_beginning(section, getattr(run.config, section), getattr(config, section), parent)
     if write:
         with only_writer(folder, wait_s=0.0):
             sha256 = steps.read_state(checkpoint).get("sha256", {}).get(steps.MODEL)
@@ -123,6 +129,25 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
             copy_checkpoint(checkpoint, folder)
     before, after = rate_of(run.config.train, step), rate_of(config.train, step)
     return f"{folder}: continues after step {step} of {parent}; learning rate there {before:.2e}, from here {after:.2e}"
+
+
+def refuse_other_beginning(section: str, then: Named | None, now: Named | None, parent: Path) -> None:
+    """Raise ConfigError if a network of a fork is to begin with anything else than its parent's checkpoint.
+
+    Args:
+        section: of the config.
+        then: the network of the parent.
+        now: that of the fork.
+    """
+    if then is None or now is None:  # a method without a partner has no such weights in its checkpoint
+        return
+    for option in dict.fromkeys([*weights_options(then), *weights_options(now), *OF_BEGINNING]):
+        before, after = then.options.get(option), now.options.get(option)
+        if before != after:
+            raise ConfigError(
+                f"--fork: {section}.{option} {before} -> {after} would not take effect: the checkpoint of {parent} has "
+                f"all weights; leave it as it was, or begin a run of its own, without --fork"
+            )
 
 
 def refuse_lost_beginning(folder: Path, step: int) -> None:

@@ -17,11 +17,13 @@ from launcher.files import Damaged, set_aside
 from launcher.jobs import output as jobs
 from launcher.run import steps
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
+from launcher.run.idle import refuse_idle
 from launcher.run.start import find_further_weights, find_weights
 from launcher.tracking.sinks import require_installed
 from launcher.training.loaders import make_loader, make_pixel_loader
 from shards.batches.batch import Batch, MaskOf
 from shards.folder import ShardFolder
+from shards.index import name_shared
 from shards.masks import MaskFolder
 from shards.remote import Place
 from shards.schema import ClassSet, hint_at_order
@@ -132,8 +134,8 @@ class Inputs:
         """Open everything, so that what is wrong is said before any process starts to train.
 
         Raises:
-            ConfigError: the package of a tracker is not installed, or train.keep_best names a figure that validation
-                does not give.
+            ConfigError: the package of a tracker is not installed, train.keep_best names a figure that validation does
+                not give, or an option has no effect beside the others.
             DataError: shards that cannot be read, or with masks where there must be none.
             RunError: the run was begun with other settings, splits share groups or have other classes, there is no
                 teacher, or masks of other images.
@@ -141,9 +143,11 @@ class Inputs:
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
         check_keep_best(self.config, self.class_set, self.val)
-        if (begun := run_to_go_on_with(folder)) is not None:
+        begun = run_to_go_on_with(folder)
+        if begun is None:  # a run goes on as it began, whatever was refused since
+            refuse_idle(self.config)
+        else:
             check_same_run(begun, self.config, train.fingerprint, self.learns_from)
-        train_groups = train.groups | (set() if self.pixel is None else self.pixel.index.groups)
         for name, shards in (("val", self.val), ("tune", self.tune), ("pixel", self.pixel)):
             if shards is None:
                 continue
@@ -152,12 +156,19 @@ class Inputs:
                     f"data.{name}: {shards.folder} has classes {shards.index.classes}, data.train {train.classes}"
                     f"{hint_at_order(shards.index.classes, train.classes)}"
                 )
-            shared = sorted(shards.index.groups & train_groups)
-            if shared and name != "pixel":
-                raise RunError(
-                    f"data.{name}: {shards.folder} shares {len(shared)} groups with training, first '{shared[0]}': "
-                    "move whole groups to one split, and write the shards again"
-                )
+        of_training = {"data.train": self.train, "data.pixel": self.pixel}
+        for name, shards, others in (
+            ("val", self.val, of_training),
+            ("tune", self.tune, {**of_training, "data.val": self.val}),
+        ):
+            for other, of_other in others.items():
+                if shards is None or of_other is None:
+                    continue
+                if shared := name_shared(shards.index, of_other.index, other):
+                    raise RunError(
+                        f"data.{name}: {shards.folder} {shared}: move whole groups to one split, and write the shards "
+                        "again"
+                    )
         if self.teacher is not None:
             self.teacher.checkpoint()
 

@@ -51,6 +51,7 @@ def make_pixel_loader(config: Config, shards: ShardFolder, *, rank: int, ranks: 
         workers=0,
         first_step=step,
         mask_of=shards.mask,
+        may_lack_classes=config.data.may_lack_classes,
         pin_memory=not uses_cpu(config),
     )
 

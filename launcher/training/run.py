@@ -20,6 +20,7 @@ from launcher.run import steps
 from launcher.run.build import build_method
 from launcher.run.failure import NotingFailure
 from launcher.run.folder import run_folder
+from launcher.run.idle import name_idle, name_unreached
 from launcher.run.lock import only_writer
 from launcher.run.log import keep_log
 from launcher.run.provenance import collect_provenance
@@ -37,6 +38,8 @@ from launcher.training.unread import name_origins, name_unread
 from shards.batches.waiting import expect_processes, waited_s
 from wsss.methods.base import Method
 from wsss.optim import lr_at, parameter_groups
+
+READ = ("data", "method", "train", "launch", "cam", "evaluate", "tracking")  # sections that a training reads
 
 
 def train(config: Config, said: Sequence[str] = ()) -> Method:
@@ -73,6 +76,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
         if main:
             lines = [name_unread(method), *(name_origins(method) if found is None else [])]
             lines.append(name_beginning(config.train.ema_decay, config.train.steps))
+            lines += [name_unreached(config), name_idle(config, *READ)]
             print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         judge, headlines = None, {}

@@ -280,6 +280,7 @@ class Trainer:
             self.optimizer,
             self.accelerator,
             average=self.average.method if self.average else None,
+            ema_decay=self.config.ema_decay,
             keep=self.config.keep,
             keep_best=self.config.keep_best,
         )

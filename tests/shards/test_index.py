@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
-from shards.index import Index
-from shards.schema import DataError
+from shards.index import Index, Shard, name_shared
+from shards.schema import SMOKE, DataError
 from shards.tars import sha256_of
 from shards.verify import verify
 
@@ -26,6 +26,26 @@ def test_a_sound_folder_verifies(folder):
     index = verify(folder)
     assert index.num_samples == 48
     assert index.class_counts()["smoke"] == sum(label == [1] for shard in index.shards for label in shard.image_labels)
+
+
+def with_sizes(group, *sizes):
+    """An index of images 0, 1 ... of one group and so many bytes each."""
+    content = {"name": "train-00000.tar", "bytes": 99, "sha256": "0" * 64}
+    content |= {
+        "keys": [*map(str, range(len(sizes)))],
+        "groups": [group] * len(sizes),
+        "image_labels": [[]] * len(sizes),
+    }
+    spans = [(0, size) for size in sizes]
+    return Index.of(SMOKE, "train", "label", [Shard(**content, members={"jpg": spans, "json": spans})])
+
+
+def test_splits_share_groups_or_images_of_other_groups_but_no_mere_numbers():
+    one = with_sizes("a", 5, 6, 7)
+    assert name_shared(one, with_sizes("a", 1), "data.val") == "shares 1 groups with data.val, first 'a'"
+    assert name_shared(one, with_sizes("b", 9, 6, 7), "data.val") == "shares 2 images with data.val, first '1'"
+    assert name_shared(one, with_sizes("b", 5), "data.val") == "shares 1 images with data.val, first '0'"
+    assert name_shared(one, with_sizes("b", 1, 6, 9), "data.val") == ""
 
 
 def damage_cut(path):

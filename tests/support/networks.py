@@ -75,9 +75,14 @@ def tiny_frozen(num_classes: int = 1, **options) -> FrozenNet:
         num_classes,
         timm_name="vit_tiny_patch16_224",
         timm_options=size,
-        second="vit_tiny_patch16_224",
-        second_options={**size, "patch_size": 16, "embed_dim": 8},
-        **{"decoder_dim": 8, "decoder_blocks": 1, "decoder_heads": 2, **options},
+        **{
+            "second": "vit_tiny_patch16_224",
+            "second_options": {**size, "patch_size": 16, "embed_dim": 8},
+            "decoder_dim": 8,
+            "decoder_blocks": 1,
+            "decoder_heads": 2,
+            **options,
+        },
     )
 
 

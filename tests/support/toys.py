@@ -35,6 +35,7 @@ TOY = [
 TOY_FROZEN = [
     *RUN,
     "model.texts=[]",
+    "model.other_texts=[]",
     "model.text_weights=null",
     "model.second=vit_tiny_patch16_224",
     f"model.second_options={VIT}",

@@ -74,6 +74,14 @@ def test_the_classifier_of_frozen_features_learns_at_a_rate_of_its_own():
         parameter_groups(nn.Linear(2, 2), 0.01, head_lr_factor=10)
 
 
+def test_a_rate_of_layers_that_are_not_trained_is_told():
+    with pytest.raises(ValueError, match="this method trains none of its layers: set it to 1"):
+        parameter_groups(FrozenFeatures(tiny_frozen(), attended=1), 0.01, layer_decay=0.9)
+    with pytest.raises(ValueError, match="none is trained but the classifier, which train.head_lr_factor is about"):
+        parameter_groups(tiny_cnn(), 0.01, new_lr_factor=2, head_lr_factor=10)
+    assert parameter_groups(tiny_cnn(), 0.01, new_lr_factor=2)
+
+
 def test_layers_of_what_is_no_backbone_are_told():
     with pytest.raises(ValueError, match="layer_decay is about the layers of a backbone of timm"):
         parameter_groups(nn.Linear(2, 2), 0.01, layer_decay=0.9)

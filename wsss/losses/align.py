@@ -62,8 +62,7 @@ def alignment_distance(
         raise ValueError(f"no alignment of level '{level}' and metric '{metric}'; there are {name_levels(DISTANCES)}")
     check_shapes(student_BDN, teacher_BDN, level)
     check_takes_temperature(level, tau)
-    if standardise and level == "pooled":
-        raise ValueError("standardise makes every spatial mean 0, and pooled compares those: choose another level")
+    check_takes_standardise(level, standardise)
     with full_precision(student_BDN):
         student_BDN, teacher_BDN = at_least_float32(student_BDN), at_least_float32(teacher_BDN)
         if standardise:
@@ -117,6 +116,12 @@ def check_takes_temperature(level: str, tau: float) -> None:
     check_temperature(tau)
     if tau != 1 and level not in TEMPERED:
         raise ValueError(f"tau is {tau} at the level '{level}'; only {', '.join(TEMPERED)} have one: leave it at 1")
+
+
+def check_takes_standardise(level: str, standardise: bool) -> None:
+    """Raise ValueError if standardise takes away what a level compares."""
+    if standardise and level == "pooled":
+        raise ValueError("standardise makes every spatial mean 0, and pooled compares those: choose another level")
 
 
 def name_levels(pairs: dict[tuple[str, str], Distance]) -> str:

@@ -3,6 +3,7 @@
 Shapes: B images, K classes, D channels of the student, T of the target, h x w patch grid, N = h * w.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from wsss.losses.align import (
     LogitLevel,
     Metric,
     alignment_distance,
+    check_takes_standardise,
     check_takes_temperature,
     name_levels,
 )
@@ -83,6 +85,9 @@ class Consistency(Method):
         self.shuffle_teacher = shuffle_teacher
         self.student = student
         self.check_level(project)
+        if project_dim is not None and project_dim < 1:
+            raise ValueError(f"method.project_dim is {project_dim}; wanted 1 or more, or null")
+        refuse_missing(target, ("class_map", "features", *teacher.map_names))
         dim = count_channels(target, teacher)
         width = project_dim or dim
         projected = project != "none" and level not in LOGIT_DISTANCES
@@ -110,6 +115,7 @@ class Consistency(Method):
                 f"method.project is none, but level '{self.level}' compares channel with channel; "
                 f"without a projection choose one of {', '.join(sorted(ANY_CHANNELS))}"
             )
+        check_takes_standardise(self.level, self.standardise)
 
     def align_loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         """The alignment of one batch; the teacher's side keeps whatever graph it comes with."""
@@ -174,13 +180,18 @@ def target_map(target: Target, teacher: Outputs) -> Tensor:
         ValueError: this teacher has none such.
     """
     tensors = {"class_map": teacher.class_map_BKhw, "features": teacher.patches_BDhw, **teacher.maps}
+    refuse_missing(target, tensors)
     parts = target.split("+")
-    if missing := [part for part in parts if part not in tensors]:
+    return torch.cat([tensors[part] for part in parts], dim=1) if len(parts) > 1 else tensors[target]
+
+
+def refuse_missing(target: Target, tensors: Collection[str]) -> None:
+    """Raise ValueError unless these tensors of a teacher have all parts of a target."""
+    if missing := [part for part in target.split("+") if part not in tensors]:
         raise ValueError(
             f"method.target: the teacher has no {missing}, it has {sorted(tensors)}; 'no_pcm' needs a teacher of model "
             "pcm, 'background' one with background: true"
         )
-    return torch.cat([tensors[part] for part in parts], dim=1) if len(parts) > 1 else tensors[target]
 
 
 def orthonormal(dim: int, width: int) -> nn.Conv2d:

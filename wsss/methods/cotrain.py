@@ -26,6 +26,9 @@ class CoTrain(Consistency):
         freeze_norm: keep the partner's BatchNorm at its initial statistics. With several processes on GPUs, its
             layers are otherwise made SyncBatchNorm by the launcher.
 
+    Raises:
+        ValueError: options that do not go together.
+
     Source: smoke paper, section 3.2 and Table 4.7, "co-training"; D-82.
     """
 
@@ -41,6 +44,8 @@ class CoTrain(Consistency):
         **options: Any,
     ) -> None:
         super().__init__(student, partner, **options)
+        if freeze_norm and not any(map(is_norm, partner.modules())):
+            raise ValueError("method.freeze_norm: the partner has no BatchNorm; leave it out")
         self.partner = partner
         self.gradient = gradient
         self.freeze_norm = freeze_norm
@@ -49,7 +54,7 @@ class CoTrain(Consistency):
         super().train(mode)
         if self.freeze_norm:
             for module in self.partner.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if is_norm(module):
                     module.eval()
         return self
 
@@ -72,3 +77,7 @@ class CoTrain(Consistency):
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
         return {**super().maps_of(out), **self.projected_maps(out, self.partner)}
+
+
+def is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -1,5 +1,6 @@
 """Image labels of all images and masks of a few: the smoke paper's baseline with limited pixel labels."""
 
+from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 import torch
@@ -33,6 +34,9 @@ class Mixed(Method):
             raise ValueError(f"method.pixel_weight is {pixel_weight}; wanted >= 0")
         self.student = student
         self.pixel_weight = pixel_weight
+
+    def phase(self, step: int) -> Hashable:
+        return None
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         pixel = batch["pixel"]

@@ -20,6 +20,9 @@ class Term:
         reads: what the step must see for it.
         teachers: scales of the main view whose final tokens it reads.
         trains: modules of the method, by name, that only such terms give a gradient to.
+
+    Raises:
+        ValueError: a weight or a start below 0.
     """
 
     name: str
@@ -29,6 +32,10 @@ class Term:
     reads: frozenset[Reads] = frozenset()
     teachers: tuple[float, ...] = ()
     trains: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.start < 0:
+            raise ValueError(f"method: {self.name} has weight {self.weight} and begins at {self.start}; wanted >= 0")
 
 
 class Schedule:

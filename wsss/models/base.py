@@ -66,6 +66,7 @@ class Network(nn.Module):
     Attributes:
         num_classes: K, of the class map; a head may give more, or be no layer (see clip.TextHead).
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
+        map_names: of Outputs.maps.
         origin: which parts it has of another network of ours, in words; "" where it has none.
         no_graph: why it cannot be exported as one graph of any size, in words; "" where nothing is known against it.
     """
@@ -73,6 +74,7 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
     unread: tuple[str, ...] = ()
+    map_names: tuple[str, ...] = ()
     origin: str = ""
     no_graph: str = ""
 

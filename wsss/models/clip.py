@@ -97,6 +97,24 @@ def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
     return Clip(model.to(device), load_tokenizer(folder, tokenizer, WHAT))
 
 
+def check_prompts(positive: Sequence[Sequence[str]], negative: Sequence[str]) -> list[str]:
+    """All prompts, in order.
+
+    Raises:
+        ValueError: a class without a prompt, fewer than two prompts, one that is empty, or one that is there twice.
+    """
+    prompts = [*(prompt for of_class in positive for prompt in of_class), *negative]
+    said = f"prompts {list(map(list, positive))} against {list(negative)}"
+    if not all(positive) or len(prompts) < 2:
+        raise ValueError(f"{said}: wanted one per class, and two")
+    words = [" ".join(prompt.lower().split()) for prompt in prompts]
+    if not all(words):
+        raise ValueError(f"{said}: one is empty; wanted words")
+    if twice := sorted({word for word in words if words.count(word) > 1}):
+        raise ValueError(f"{said}: '{twice[0]}' is there twice, and would stand against itself; wanted it once")
+    return prompts
+
+
 @torch.no_grad()
 def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequence[str]) -> Prompts:
     """Text -> unit embeddings. A prompt's is the mean of its unit embeddings in each of TEMPLATES, made unit again.
@@ -106,11 +124,9 @@ def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequ
         negative: prompts of what no class is; without any prompt to stand against, a map would be 1 everywhere.
 
     Raises:
-        ValueError: a class without a prompt, fewer than two prompts, or a prompt with too many tokens.
+        ValueError: see check_prompts; or a prompt with too many tokens.
     """
-    prompts = [*(prompt for of_class in positive for prompt in of_class), *negative]
-    if not all(positive) or len(prompts) < 2:
-        raise ValueError(f"prompts {list(map(list, positive))} against {list(negative)}: wanted one per class, and two")
+    prompts = check_prompts(positive, negative)
     texts = [template.format(prompt) for prompt in prompts for template in TEMPLATES]
     longest = clip.model.config.text_config.max_position_embeddings
     padding = {"padding": "max_length", "max_length": longest} if clip.is_siglip else {"padding": True}

@@ -50,6 +50,8 @@ def try_network(
             handle.remove()
             refuse_deaf_layer(network, seen, out, image)
     network.train(was_training)
+    if isinstance(out, Outputs):
+        network.map_names = tuple(out.maps)  # type: ignore[assignment]  # as below
     network.unread = freeze_unread(network, tensors_of(out))  # type: ignore[assignment]  # torch types it as a module
 
 

@@ -12,11 +12,18 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, AttentionInput, Network, Outputs
-from wsss.models.clip import SCENE_NEGATIVES, TextHead, load_clip
+from wsss.models.clip import SCENE_NEGATIVES, TextHead, check_prompts, load_clip
 from wsss.models.segmentation import foreground_probabilities
 from wsss.models.toco import max_pooled
 from wsss.models.vit import ViT, build_vit
+from wsss.models.weights import speaking_of
 from wsss.tensors import resize
+
+OF_SECOND = {  # what build_vit calls its options -> what the config calls those of the second ViT
+    "model.timm_name": "model.second",
+    "model.weights": "model.second_weights",
+    "model.timm_options": "model.second_options",
+}
 
 
 class Encoded(NamedTuple):
@@ -188,7 +195,7 @@ def build_frozen(
         second, second_weights, second_options: of another one beside it, such as vit_base_patch14_dinov2; null = none.
         texts: what each class is called, in the order of the classes: the first ViT is CLIP's image encoder, and its
             texts classify. () = a classifier is learnt.
-        other_texts: what else an image may show.
+        other_texts: what else an image may show; read with `texts` alone.
         text_weights: folder of that CLIP in Hugging Face format, for its texts and its projection. null = they come
             with a checkpoint.
         layers: depths that the decoder reads of each; () = every block of the shallower one.
@@ -202,9 +209,13 @@ def build_frozen(
     encoders = [build_vit(1, timm_name=timm_name, weights=weights, timm_options=timm_options)]
     encoders[0].refuse_without_attention()
     if second is not None:
-        encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
+        with speaking_of(OF_SECOND):
+            encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
     elif second_weights is not None or second_options:
-        raise ValueError("model.second_weights and second_options are of a second ViT: name it, model.second=NAME")
+        raise ValueError(
+            "model.second_weights and second_options are of a second ViT: name it, model.second=NAME, or leave these "
+            "out, too: model.second_weights=null model.second_options=null"
+        )
     depth = min(len(encoder.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers):
         raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last")
@@ -216,13 +227,18 @@ def build_frozen(
     if texts:
         if len(texts) != num_classes:
             raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one of each")
+        with speaking_of({"prompts": "model.texts and other_texts"}):
+            check_prompts([[name] for name in texts], other_texts)
         text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
         if text_weights is not None:
             clip = load_clip(text_weights)
             text.read(clip, texts, other_texts)
             refuse_other_clip(encoders[0], clip.model, text_weights)
     elif text_weights is not None:
-        raise ValueError("model.text_weights is given without model.texts; name the classes in their order")
+        raise ValueError(
+            "model.text_weights is given without model.texts; name the classes in their order, or leave it out, too: "
+            "model.text_weights=null"
+        )
     decoder: dict[str, Any] = {"dim": decoder_dim, "blocks": decoder_blocks, "heads": decoder_heads}
     return FrozenNet(encoders, num_classes, layers=layers or range(-depth, 0), text=text, **decoder)
 

@@ -183,7 +183,7 @@ def build_pcm(
         num_classes,
         output_stride,
         *normalisation(backbone, mean, std),
-        conv_dim=conv_dim or stage_dims[-1],
+        conv_dim=stage_dims[-1] if conv_dim is None else conv_dim,
         f8_dim=f8_dim,
         affinity_dim=affinity_dim,
         background=background,

@@ -112,11 +112,13 @@ def build_segmenter(
         mask_norm: see MaskTransformer.
 
     Raises:
-        ValueError: see build_vit; or decoder_heads does not divide decoder_dim.
+        ValueError: see build_vit; a size below 1, or decoder_heads does not divide decoder_dim.
     """
     encoder = build_vit(1, timm_name=timm_name, weights=weights, mean=mean, std=std, timm_options=timm_options)
-    dim = decoder_dim or encoder.feature_dim
-    heads = decoder_heads or max(dim // 64, 1)
-    if dim % heads:
+    dim = encoder.feature_dim if decoder_dim is None else decoder_dim
+    heads = max(dim // 64, 1) if decoder_heads is None else decoder_heads
+    if dim < 1 or decoder_layers < 0:
+        raise ValueError(f"model: wanted decoder_dim ({dim}) >= 1 and decoder_layers ({decoder_layers}) >= 0")
+    if heads < 1 or dim % heads:
         raise ValueError(f"model.decoder_heads is {heads}; wanted a divisor of the decoder's {dim} channels")
     return Segmenter(encoder, num_classes, layers=decoder_layers, dim=dim, heads=heads, mask_norm=mask_norm)

@@ -53,7 +53,7 @@ class ToCoNet(ViT):
         decoder_dim, dilation: see LargeFOV.
 
     Raises:
-        ValueError: the ViT has no such block, or no class token.
+        ValueError: the ViT has no such block, or no class token; a size below 1.
 
     Source: ToCo, section 3, in the form of its code (D-78).
     """
@@ -76,6 +76,8 @@ class ToCoNet(ViT):
             raise ValueError(f"model.aux_block is {aux_block}, but this ViT has {depth} blocks; choose one of them")
         if backbone.cls_token is None:
             raise ValueError("model toco contrasts class tokens, but this ViT has none; choose another model.timm_name")
+        if decoder_dim < 1 or dilation < 1:
+            raise ValueError(f"model: wanted decoder_dim ({decoder_dim}) and dilation ({dilation}) >= 1")
         self.aux_block = aux_block % depth
         if backbone.pos_embed is not None:
             backbone.pos_embed.requires_grad_(False)

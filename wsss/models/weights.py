@@ -1,7 +1,8 @@
 """Where the weights come from that a network begins with: timm, a file, or another network of ours."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,22 @@ HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a net
 def name_at_timm(timm_name: str) -> str:
     """The architecture alone, without the hub and owner before it and the tag of its weights behind it."""
     return timm_name.rpartition("/")[2].partition(".")[0]
+
+
+@contextmanager
+def speaking_of(options: Mapping[str, str]) -> Iterator[None]:
+    """A ValueError inside speaks of options of the config by other names: those of a second network.
+
+    Args:
+        options: {as it is said inside: as the config has it}.
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for inside, of_config in options.items():
+            said = said.replace(inside, of_config)
+        raise type(error)(said) from error
 
 
 def create_backbone(

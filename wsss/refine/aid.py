@@ -10,6 +10,8 @@ import torch
 
 from wsss.tensors import resize
 
+WEIGHT = 0.5
+
 
 def clip_aid(
     image_HW3: np.ndarray,
@@ -17,7 +19,7 @@ def clip_aid(
     maps_nhw: np.ndarray,
     *,
     mode: Literal["product", "mean", "replace"] = "product",
-    weight: float = 0.5,
+    weight: float = WEIGHT,
 ) -> np.ndarray:
     """Join scores c with maps q that CLIP, SigLIP or a concept gave of the same classes, w = weight.
 
@@ -30,7 +32,7 @@ def clip_aid(
         (n, H, W) float32 in [0, 1].
 
     Raises:
-        ValueError: another number of maps than of scores, or weight outside [0, 1].
+        ValueError: another number of maps than of scores, or a weight outside [0, 1] or beside `replace`.
     """
     if len(maps_nhw) != len(scores_nHW):
         raise ValueError(
@@ -38,6 +40,8 @@ def clip_aid(
         )
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
+    if mode == "replace" and weight != WEIGHT:
+        raise ValueError(f"weight is {weight}, which mode replace does not read; leave it out ({WEIGHT})")
     if len(scores_nHW) == 0:
         return scores_nHW
     maps_nHW = resize(torch.from_numpy(maps_nhw.astype(np.float32))[None], scores_nHW.shape[1:])[0].numpy()

@@ -215,3 +215,33 @@ def test_a_dry_run_checks_and_prints_the_launch_command(in_tmp, wsss_here, tiny_
     assert code == 0 and said.startswith("env ") and "accelerate.commands.launch" in said
     assert shlex.split(said)[-2:] == options
     assert not (in_tmp / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "images --root r --separator +",
+            "--separator without effect: there are no --labels, folders are the classes; l",
+        ),
+        ("images --root r --held-out x", "--held-out without effect: there is no --hold-out; leave it out"),
+        ("images --root r --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it out"),
+        ("images --root r --drop-others", "--drop-others without effect: there are no --classes; leave it out"),
+        ("smoke --root r --labels l --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it"),
+        (
+            "ijmond-frames --annotations a --images i --crops grid --negatives 1",
+            "--negatives without effect: --crops is",
+        ),
+        (
+            "ijmond-frames --annotations a --images i --crops none --window 64 --stride 8",
+            "--window, --stride without effect: --crops is none; leave them out",
+        ),
+        ("coco14 --no-masks --paint order", "--paint without effect: there are no masks; leave it out"),
+        ("coco14 --annotations a --images i --year 2014", "--year without effect: --annotations is one file; leave it"),
+    ],
+)
+def test_an_option_of_shards_without_effect_is_refused(tmp_path, monkeypatch, capsys, line, said):
+    end = wsss_ends(
+        "shards", *line.split(), "--out", tmp_path / "out", "--split", "val", monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert end[1] == 2 and f"error: {said}" in end[0] and not (tmp_path / "out").exists()

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 import torch
+from support.tiny import VIT
 
 from launcher.config.file import load_config
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS
 from launcher.predict.export import export
-from launcher.run.build import build_network, drop_weights, load_trained
+from launcher.run.build import build_method, build_network, drop_weights, load_trained
 from launcher.run.folder import Run
 from launcher.run.start import find_further_weights
 from launcher.training.run import train
@@ -111,6 +112,17 @@ def test_files_at_further_places_are_found_for_a_run_to_know_them_by_content(tmp
     places = {"weights": vit, "second_weights": "timm", "third_weights": vit}
     found = find_further_weights(Named(name="frozen", text_weights=str(tmp_path / "clip"), **places))
     assert found == {"third_weights": tmp_path / "vit.pth", "text_weights": tmp_path / "clip/model.safetensors"}
+
+
+def test_what_is_wrong_with_a_partner_is_not_said_of_the_model(tiny_config, tmp_path):
+    partners = {
+        "partner.timm_name: timm has no 'resnet9'; near": {"timm_name": "resnet9"},
+        f"partner.weights: {tmp_path} is a folder, but neither": {"timm_name": "resnet10t", "weights": str(tmp_path)},
+    }
+    for said, partner in partners.items():
+        both = [f"model={VIT}", f"partner={ {'name': 'cnn', **partner} }"]
+        with pytest.raises(ConfigError, match=f"^{said}"):
+            build_method(tiny_config("cotrain", *both), SMOKE)
 
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

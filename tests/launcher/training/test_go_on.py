@@ -111,6 +111,16 @@ def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config
             "train.weight_decay .* -> 0.5 would not take effect: .* model.weights=runs/teacher",
         ),
         (["name=new", "train.steps=4", "model.timm_name=resnet18"], RunError, "belongs to another method or model"),
+        (
+            ["name=new", "train.steps=4", "model.weights=timm"],
+            ConfigError,
+            "model.weights None -> timm would not take effect: the checkpoint of runs/teacher has all weights",
+        ),
+        (
+            ["name=new", "train.steps=4", "model.timm_name=resnet10t.c3_in1k"],
+            ConfigError,
+            "model.timm_name resnet10t -> resnet10t.c3_in1k would not take effect",
+        ),
         (["name=new", "train.steps=4", "data.train=pets/train"], RunError, "knows the classes smoke, .* cat, dog"),
     ],
 )

@@ -9,7 +9,7 @@ from support.networks import tiny_cnn, tiny_swin, tiny_vit
 from support.tiny import write_tiny_yaml
 
 from launcher.config.file import load_config
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, RunError
 from launcher.jobs import output
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
@@ -71,9 +71,12 @@ def test_a_run_with_a_teacher_opens_each_folder_and_each_config_once(run, scenes
 
 
 def test_masks_and_the_few_images_that_have_some_are_opened_once(in_tmp, scenes, opened):
-    few = Synthetic(split="few", num_images=4, size=32, cooccurrence=0.8, with_masks=True)
+    few = Synthetic(split="few", num_images=4, size=32, smoke_rate=0.0, with_masks=True)
     write_split(few, in_tmp, "few", "pixel", num_shards=2)
-    mixed = load_config(write_tiny_yaml(Path(), scenes, "mixed"), [f"data.pixel={in_tmp}/few", "train.steps=2"])
+    few_alone = [f"data.pixel={in_tmp}/few", "train.steps=2"]
+    with pytest.raises(DataError, match="no image is labelled smoke among 4"):
+        preflight(load_config(write_tiny_yaml(Path(), scenes, "mixed"), few_alone))
+    mixed = load_config(write_tiny_yaml(Path(), scenes, "mixed"), [*few_alone, "data.may_lack_classes=true"])
     opened.clear()
     for run in (preflight, train):
         run(mixed)
@@ -109,6 +112,17 @@ def test_masks_are_looked_up_once(run, scenes, opened):
 def test_nothing_is_opened_that_is_not_asked_for(in_tmp, scenes, tiny_config, opened):
     next(Inputs(tiny_config("classify")).batches_from(0))
     assert opened == Counter([scenes / "train"])
+
+
+def test_no_split_judges_what_another_has_taught_or_chosen(tiny_config, scenes):
+    train, val = scenes / "train", scenes / "val"
+    for overrides, said in (
+        ([f"data.val={train}"], rf"data.val: {train} shares \d+ groups with data.train, first '"),
+        ([f"data.tune={train}"], rf"data.tune: {train} shares \d+ groups with data.train, first '"),
+        ([f"data.tune={val}"], rf"data.tune: {val} shares 6 groups with data.val, first '.*: move whole groups"),
+    ):
+        with pytest.raises(RunError, match=said):
+            Inputs(tiny_config("classify", *overrides)).check()
 
 
 def test_a_size_that_a_network_or_its_teacher_does_not_take_is_told_before_a_step():

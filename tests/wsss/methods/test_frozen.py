@@ -179,11 +179,16 @@ def test_what_does_not_fit_is_told(clip, tmp_path):
     wrong = {"depths of 2 blocks": {"layers": (5,)}, "a divisor": {"decoder_heads": 3}}
     wrong |= {"entries for 1 classes": {"texts": ("a", "b")}, "without model.texts": {"text_weights": "x"}}
     wrong |= {"gone.pth: weights file is missing": {"second_weights": "gone.pth"}}
+    wrong |= {"model.second: timm has no 'vit_tiny_patch16'; near": {"second": "vit_tiny_patch16"}}
+    wrong |= {"model.second: timm cannot build .* with .*depth=x": {"second_options": {"depth": "x"}}}
+    wrong |= {"model.texts and other_texts .*: one is empty; wanted words": {"texts": (" ",)}}
+    wrong |= {"'the sky' is there twice, and would stand against itself": {"texts": ("The  sky",)}}
     wrong |= {"decoder_dim .0. >= 1": {"decoder_dim": 0}, "decoder_blocks .-1. >= 0": {"decoder_blocks": -1}}
     for said, options in wrong.items():
         with pytest.raises(ValueError, match=said):
             tiny_frozen(**options)
-    with pytest.raises(ValueError, match="are of a second ViT: name it"):
+    alone = "are of a second ViT: name it, model.second=NAME, or leave .* model.second_weights=null model.second_optio"
+    with pytest.raises(ValueError, match=alone):
         build_frozen(1, timm_name="vit_tiny_patch16_224", timm_options={"depth": 1}, second_weights="x")
     for options, said in (({"par_iterations": -1}, "num_iter is -1"), ({"par_dilations": ()}, "dilations are ()")):
         with pytest.raises(ValueError, match=re.escape(said)):

@@ -178,7 +178,13 @@ def test_a_negative_lambda_is_refused():
 
 def test_what_a_teacher_does_not_have_is_named():
     with pytest.raises(ValueError, match=r"no \['background'\], it has \['class_map', 'features'\]"):
-        build("distill", target="class_map+background")(batch_of(), 0)
+        build("distill", target="class_map+background")
+    with pytest.raises(ValueError, match=r"method.project_dim is 0; wanted 1 or more, or null"):
+        build("distill", project_dim=0)
+    with pytest.raises(ValueError, match="standardise makes every spatial mean 0"):
+        build("distill", level="pooled", standardise=True)
+    with pytest.raises(ValueError, match="method.freeze_norm: the partner has no BatchNorm; leave it out"):
+        build("cotrain", teacher=tiny_vit, freeze_norm=True)
 
 
 def test_the_published_target_has_the_random_channel_behind_the_class_map():

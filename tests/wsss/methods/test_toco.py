@@ -14,7 +14,7 @@ from wsss.maps.pseudo_label import certainty, seed_label
 from wsss.methods import toco as toco_module
 from wsss.methods.looks import Views, mirrored_box
 from wsss.methods.toco import ToCo
-from wsss.models.toco import ToCoNet
+from wsss.models.toco import ToCoNet, build_toco
 
 GOLDEN = {"crop_px": 32, "projection_dim": 24, "projection_out": 20, "bottleneck": 12, "energy_weight": 0}
 
@@ -152,6 +152,12 @@ def test_options_that_contradict_each_other_are_refused():
         ToCo(tiny_toco(3), cam_scales=(0.5, 1.5))
     with pytest.raises(ValueError, match="bg_threshold"):
         ToCo(tiny_toco(3), bg_threshold=0.8)
+    for options, said in (({"ptc_weight": -0.2}, "ptc has weight -0.2"), ({"seg_from": -1}, "seg .* begins at -1")):
+        with pytest.raises(ValueError, match=said):
+            ToCo(tiny_toco(3), **options)
+    for size in ({"decoder_dim": 0}, {"dilation": 0}):
+        with pytest.raises(ValueError, match="wanted decoder_dim .* and dilation .* >= 1"):
+            build_toco(3, timm_name="vit_tiny_patch16_224", timm_options={"depth": 3}, **size)
 
 
 @pytest.mark.parametrize("case", ["segloss_p0", "segloss_p1"])

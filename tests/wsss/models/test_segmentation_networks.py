@@ -232,6 +232,8 @@ def test_deeplab_tells_that_one_image_is_too_few_to_train_on():
         (lambda: tiny_setr(widths=(8, 8, 8)), r"model.patch_size and spread.* are 8 and 16"),
         (lambda: tiny_setr(heads=3), "model.hidden_dim and model.heads are 32 and 3"),
         (lambda: tiny_segmenter(decoder_heads=5), "model.decoder_heads is 5; wanted a divisor of .* 24 channels"),
+        (lambda: tiny_segmenter(decoder_heads=0), "model.decoder_heads is 0; wanted a divisor"),
+        (lambda: tiny_segmenter(decoder_dim=0), r"wanted decoder_dim \(0\) >= 1"),
         (lambda: build_segmenter(1, timm_name="resnet10t"), "not a ViT of one grid"),
     ],
 )

@@ -42,3 +42,5 @@ def test_maps_of_other_classes_and_bad_weights_are_refused():
         clip_aid(picture(2, 2), np.zeros((1, 2, 2), np.float32), np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match=r"weight is 1.5; wanted a number in \[0, 1\]"):
         aided(0.2, 0.3, weight=1.5)
+    with pytest.raises(ValueError, match="weight is 0.3, which mode replace does not read; leave it out"):
+        aided(0.2, 0.3, mode="replace", weight=0.3)
