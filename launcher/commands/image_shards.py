@@ -9,6 +9,8 @@ import typer
 from launcher.commands.arguments import (
     Exif,
     FrameColumn,
+    HoldOut,
+    HoldOutSeed,
     LackClasses,
     MaskValues,
     Only,
@@ -31,7 +33,9 @@ class EmptyCell(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command to `wsss shards`."""
-    line = "wsss shards images --root pets --labels labels.csv --out data/pets --split train --hold-out 0.2"
+    line = (
+        "wsss shards images --root pets --labels labels.csv --out data/pets --split train --hold-out val=0.2,tune=0.15"
+    )
     app.command(epilog=example(line))(images)
 
 
@@ -64,12 +68,10 @@ def images(
         str | None, typer.Option(help="Regular expression; its first group, found in an image's name, is the group.")
     ] = None,
     frame_column: FrameColumn = None,
-    hold_out: Annotated[
-        float | None, typer.Option(min=0.01, max=0.9, help="Write whole groups of this share as --held-out.")
-    ] = None,
-    held_out: Annotated[str, typer.Option(help="Name of the split that --hold-out writes.")] = "val",
+    hold_out: HoldOut = None,
+    hold_out_seed: HoldOutSeed = 0,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Masks, for evaluation: in the split held out, or else in --split.")
+        bool, typer.Option("--masks", help="Masks, for evaluation: in the splits held out, or else in --split.")
     ] = False,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
@@ -83,12 +85,12 @@ def images(
     """Images of any classes with image-level labels: a table, COCO's json, or a folder per class."""
     from dataclasses import replace
 
-    from shards.schema import DataError
+    from shards.sources.held_out import hold_out as hold_groups_out
+    from shards.sources.held_out import parse_shares
     from shards.sources.images import parse_classes, read_images
     from shards.write import check_classes
 
-    if hold_out is not None and held_out == split:
-        raise DataError(f"--held-out and --split both are '{split}'; give the part that is held out another name")
+    shares = parse_shares(hold_out, "val", split) if hold_out is not None else {}
     found = read_images(
         root,
         labels,
@@ -111,10 +113,13 @@ def images(
         print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
     if found.skipped:
         print(f"{found.skipped} images with an empty label are left out")
-    parts = {split: replace(found.source, with_masks=masks and hold_out is None)}
-    if hold_out is not None:
-        kept, held = found.source.hold_out(hold_out)
-        parts = {held_out: replace(held, with_masks=masks), split: kept}
+    if found.source.has_masks and not masks:
+        count = sum(row.mask is not None for row in found.source.rows)
+        print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
+    parts = {split: replace(found.source, with_masks=masks and not shares)}
+    if shares:
+        kept, held = hold_groups_out(found.source, shares, seed=hold_out_seed, masked=masks)
+        parts = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
     for name, part in parts.items():  # what lacks a mask was refused before anything is written
         check_classes(part.class_set, out, name)
         # what is held out is judged, not learned: it may lack a class

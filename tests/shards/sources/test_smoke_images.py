@@ -8,6 +8,7 @@ from PIL import Image
 
 from shards.index import Index
 from shards.schema import DataError
+from shards.sources.held_out import hold_out
 from shards.sources.smoke_images import read_table
 from shards.write import write_split
 
@@ -58,14 +59,6 @@ def test_frames_without_smoke_need_no_mask_file(frames):
     assert index.num_samples == 8 and index.class_counts() == {"smoke": 4}
     assert source[0].mask.sum() == 16 and source[7].mask.sum() == 0
     assert source[3].image.startswith(b"\xff\xd8")  # the PNG became a JPEG
-
-
-def test_hold_out_keeps_groups_together(frames):
-    kept, held = read_table(frames, "labels.csv").hold_out(0.5)
-    assert not set(kept.groups()) & set(held.groups())
-    assert (len(kept), len(held)) == (4, 4)
-    with pytest.raises(DataError, match="every group is larger"):
-        read_table(frames, "labels.csv").hold_out(0.1)
 
 
 def test_a_list_selects_rows_in_its_order(frames):
@@ -125,9 +118,10 @@ def test_masks_of_another_size_or_class_are_told_with_the_sample(frames):
 def test_real_frames_become_group_disjoint_splits(real_data, tmp_path):
     options = {"group_column": "scene"}
     root = real_data / "smoke_mini"
-    train, tune = read_table(root, "labels.json", only="splits/train_crops.txt", **options).hold_out(0.15)
+    crops = read_table(root, "labels.json", only="splits/train_crops.txt", **options)
+    train, held = hold_out(crops, {"tune": 0.15})
     val = read_table(root, "labels.json", only="splits/val_crops.txt", **options)
-    few = {"tune": replace(tune, rows=tune.rows[:40]), "val": replace(val, rows=val.rows[:40])}
+    few = {"tune": replace(held["tune"], rows=held["tune"].rows[:40]), "val": replace(val, rows=val.rows[:40])}
     write_split(replace(train, rows=train.rows[:60]), tmp_path, "train", "label")
     for split, source in few.items():
         write_split(replace(source, with_masks=True), tmp_path, split, "pixel")
@@ -146,17 +140,6 @@ def test_a_frame_with_smoke_and_without_a_mask_is_refused_before_anything_is_wri
         replace(source, with_masks=True)
     (frames / "masks/frame0.png").rename(frames / "masks/frame1.PNG")
     assert source.rows[1].mask is None and read_table(frames, "labels.csv").rows[1].mask == frames / "masks/frame1.PNG"
-
-
-def test_a_hold_out_has_smoke_on_both_sides_and_frames_without_it_where_there_are(frames):
-    for seed in range(6):
-        labels = np.random.default_rng(seed).permutation([1, 1, 0, 0, 0, 0, 0, 0])
-        source = table(frames, *(f"frame{n},{label},v{n}" for n, label in enumerate(labels)))
-        for side in source.hold_out(0.25):
-            assert {row.image_label for row in side.rows} == {(1,), ()}
-    source = table(frames, *(f"frame{n},{int(n < 2)},v{n // 2}" for n in range(8)))
-    with pytest.raises(DataError, match="of 4 groups 1 show smoke, and no choice of at most 4 rows"):
-        source.hold_out(0.5)
 
 
 def test_names_with_dots_blanks_brackets_and_letters_beyond_ascii_are_read(frames):
