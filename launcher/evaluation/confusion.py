@@ -6,7 +6,7 @@ Shapes: C classes with background 0, T thresholds, H x W pixels.
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from launcher.evaluation.figures import without_nan
 from launcher.evaluation.image_labels import ImageLabels
-from launcher.evaluation.measure import Measure, Prediction, Truth
+from launcher.evaluation.measure import Best, Measure, Prediction, Truth
 from shards.schema import ClassSet
 from wsss.metrics.confusion import (
     bootstrap_miou,
@@ -152,6 +152,8 @@ class ClassThresholds:
         sums_T3C: of all images, see sums_at_thresholds.
     """
 
+    chooses_by: ClassVar[str] = "miou"
+
     class_set: ClassSet
     sums_T3C: np.ndarray = field(init=False)
 
@@ -166,8 +168,9 @@ class ClassThresholds:
     def extend(self, other: "ClassThresholds") -> None:
         self.sums_T3C += other.sums_T3C
 
-    def best_threshold(self) -> float | None:
+    def best(self) -> Best | None:
         """The threshold with the best mIoU; None if no image shows a class."""
         if not self.sums_T3C[0, 1, 1:].any():
             return None
-        return float(THRESHOLDS[mean_ious(self.sums_T3C).argmax()])
+        miou_T = mean_ious(self.sums_T3C)
+        return Best(float(THRESHOLDS[miou_T.argmax()]), float(miou_T.max()))

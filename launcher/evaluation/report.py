@@ -24,7 +24,7 @@ from launcher.evaluation.pictures import MASK_COLOUR, TRUTH_COLOUR, Colour, clas
 from launcher.evaluation.protocol import join_options
 from launcher.evaluation.rows import collect_notes, describe_columns, tabulate_run
 from launcher.evaluation.strip import draw_strip
-from launcher.evaluation.table import describe_labels, tabulate_classes
+from launcher.evaluation.table import describe_best, describe_labels, tabulate_classes
 from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run, find_runs
@@ -110,6 +110,7 @@ def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
         "what": f"{heading} of {headline.where()}",
         "degenerate": explain_degenerate(headline.at, one) if headline.value is not None else "",
         "beside": [one_of.words() for one_of in hold_against(headline, one, known)],
+        "best": describe_best(headline.evaluation),
         "labels": "" if headline.figure == "average_precision" else format_percent(labels),
     }
 
