@@ -4,8 +4,9 @@ Shapes: C classes with background 0, T thresholds, H x W pixels.
 """
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,13 +136,17 @@ class Confusion(Measure):
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """One row per image: the share of its pixels with an object, and the mean IoU over the classes of its objects,
-        None where its truth holds none. The same at every threshold, see figures_at."""
-        for key, group, (hit_C, truth_C, predicted_C) in zip(self.keys, self.groups, self.sums, strict=True):
+        None where its truth holds none, the same at every threshold, see figures_at. Where there are class
+        probabilities, these and the label of each class, see ImageLabels.rows."""
+        of_labels: Iterable[dict[str, Any]] = self.labels.rows(thresholds) if self.labels.keys else repeat({})
+        for n, of_label in zip(range(len(self.keys)), of_labels, strict=False):
+            key, group, (hit_C, truth_C, predicted_C) = self.keys[n], self.groups[n], self.sums[n]
             there = truth_C[1:] > 0
             iou_n = hit_C[1:][there] / (truth_C + predicted_C - hit_C)[1:][there]
             iou = round(float(iou_n.mean()), 5) if there.any() else None
             area = int(truth_C[1:].sum()) / int(truth_C.sum()) if truth_C.any() else None
-            yield {"key": key, "group": group, "truth_area": area, **{f"iou_{name}": iou for name in thresholds}}
+            ious = {f"iou_{name}": iou for name in thresholds}
+            yield {"key": key, "group": group, "truth_area": area, **ious, **of_label}
 
 
 @dataclass
