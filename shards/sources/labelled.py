@@ -137,10 +137,15 @@ def read_labelled(
     folders = Folders(root, image_folder, mask_folder, rows)
     read: list[Row] = []
     seen: dict[Frame, str] = {}
+    without_image: list[DataError] = []
     for (key, fields), name in zip(rows.items(), keys_of([*rows], str(where)), strict=True):
         place = f"{where}: row '{key}'"
         image_label = label_of(key, fields, place)
-        image, path = folders.image_of(key, fields, place)
+        try:
+            image, path = folders.image_of(key, fields, place)
+        except DataError as error:
+            without_image.append(error)
+            continue
         mask, mask_place = folders.mask_of(path, fields, place)
         group = group_of(key, fields, place)
         row = Row(key=name, image=image, image_label=image_label, group=group, mask=mask, mask_place=mask_place)
@@ -153,6 +158,9 @@ def read_labelled(
                 )
             row = replace(row, frame=frame)
         read.append(row)
+    if without_image:
+        more = len(without_image) - 1
+        raise DataError(f"{without_image[0]}{f' (and so {more} more of {len(rows)} rows)' if more else ''}")
     if seen and len({frame.clip for frame in seen}) == len(seen):
         raise DataError(
             f"{where}: --frame-column {frame_column} numbers the frames of a clip, which is a group, and no group has "

@@ -166,6 +166,25 @@ def test_what_only_a_crowd_shows_is_in_no_label_and_wrong_annotations_are_told(p
         read(pets, in_coco(pets, lambda c: c["annotations"][0].pop("category_id")))
 
 
+def test_names_that_another_separator_joins_are_no_class(pets):
+    write_csv(pets, "image;labels", ["photos/a.jpg;cat,dog", "photos/b.jpg;cat", "photos/c.jpg;dog"])
+    with pytest.raises(DataError, match="'cat,dog' in 1 rows reads as several names .*--separator ','"):
+        read(pets, "t.csv", None)
+    with pytest.raises(DataError, match="'cat,dog' in 1 .several names. --separator ','"):
+        read(pets, "t.csv", ("cat", "dog"))
+    assert labels_of(read(pets, "t.csv", None, separator=","))["a"] == (1, 2)
+    write_csv(pets, "image;labels", ["photos/a.jpg;sea lion", "photos/b.jpg;lion"])  # an animal of its own
+    assert labels_of(read(pets, "t.csv", None)) == {"a": (2,), "b": (1,)}
+
+
+def test_an_image_that_is_not_in_the_root_is_told_with_the_folders_there(pets):
+    write_csv(pets, "image,labels", ["a.jpg,cat"])
+    with pytest.raises(
+        DataError, match=r"a.jpg: file is missing; .*in one of its folders \(photos\)\? See --image-folder"
+    ):
+        read(pets, "t.csv", None)
+
+
 shards_images = partial(wsss, "shards", "images", "--workers", 1)
 
 

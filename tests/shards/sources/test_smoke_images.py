@@ -75,8 +75,11 @@ def test_a_list_selects_rows_in_its_order(frames):
         ("key,label,group\nframe0,maybe,v\n", "row 'frame0': label is 'maybe'; wanted 1/true/yes/smoke"),
         ("key,label\nframe0,1\n", "row 'frame0': no 'group'; it has .*--group-column"),
         ("key,label,group\nnone,1,v\n", "row 'none': no image .*none with ending .jpg"),
+        ("image,label,group\nFrame1,1,v\n", "file is missing; wanted .*; did you mean images/frame1.jpg\\?$"),
+        ("image,label,group\na.jpg,1,v\nframe1.jpg,1,v\nb.jpg,1,v\n", "row 'a.jpg': .*and so 1 more of 3 rows"),
+        ("Image;Label;Group\nframe1,1,v\n", "among the columns of its first line, 'Image;Label;Group'.*small letters"),
         ("image,label,group\nimages/gone.jpg,1,v\n", "gone.jpg: file is missing; wanted a path below .* or .*/images"),
-        ("label,group\n1,v\n", "line 2: neither 'key' nor 'image'"),
+        ("label,group\n1,v\n", "t.csv: neither 'key' nor 'image'"),
     ],
 )
 def test_a_wrong_table_is_told_with_its_row(frames, table, message):
