@@ -163,8 +163,12 @@ def explain(source: Labelled, groups: Groups, room: Mapping[str, float]) -> str:
             "hold out less, or hold out without masks"
         )
     for name, rows in room.items():
-        if groups.rows.min() > rows:
-            return f"every group is larger than the {int(rows)} rows of '{name}'; hold out more, or name smaller groups"
+        fitting = int(groups.rows[groups.free & (groups.rows <= rows)].sum())
+        if fitting < rows / 2:
+            hold = (
+                f"the groups that are no larger hold {fitting}, less than half" if fitting else "every group is larger"
+            )
+            return f"'{name}' may have {int(rows)}, and {hold}; hold out more, or name smaller groups"
     one = source.any_class if len(source.class_set.classes) == 1 else "a class"
     with_class = int((groups.images_GK[:, 1:].sum(1) > 0).sum())
     most = " and ".join(str(int(rows)) for rows in room.values())

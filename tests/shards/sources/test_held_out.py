@@ -42,7 +42,7 @@ def test_one_part_keeps_groups_together_and_is_refused_where_none_is_small_enoug
     kept, held = hold_out(source, {"val": 0.5})
     assert not {*kept.groups()} & {*held["val"].groups()} and (len(kept), len(held["val"])) == (4, 4)
     with pytest.raises(
-        DataError, match="cannot hold out 10% of 8 rows: every group is larger than the 0 rows of 'val'"
+        DataError, match="hold out 10% of 8 rows: 'val' may have 0, and every group is larger; hold out more"
     ):
         hold_out(source, {"val": 0.1})
 
@@ -104,7 +104,7 @@ def test_with_masks_only_groups_that_have_all_of_theirs_are_held_out():
 def test_a_part_of_less_than_half_its_share_is_refused():
     # a group of 1 and five of 10: of a share of 9 there is nothing but the one
     source = table([(1,) if n % 2 else () for n in range(51)], [0] + [1 + n // 10 for n in range(50)])
-    with pytest.raises(DataError, match="no choice of at most 9 rows, and at least half of that"):
+    with pytest.raises(DataError, match="'val' may have 9, and the groups that are no larger hold 1, less than half"):
         hold_out(source, {"val": 0.18})
 
 
