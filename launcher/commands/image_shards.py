@@ -22,7 +22,7 @@ from launcher.commands.arguments import (
     example,
 )
 from launcher.files import require_here
-from launcher.jobs.write_shards import write
+from launcher.jobs.write_shards import Part, write_parts
 
 
 class EmptyCell(str, Enum):
@@ -88,7 +88,6 @@ def images(
     from shards.sources.held_out import hold_out as hold_groups_out
     from shards.sources.held_out import parse_shares
     from shards.sources.images import parse_classes, read_images
-    from shards.write import check_classes
 
     shares = parse_shares(hold_out, "val", split) if hold_out is not None else {}
     found = read_images(
@@ -116,13 +115,13 @@ def images(
     if found.source.has_masks and not masks:
         count = sum(row.mask is not None for row in found.source.rows)
         print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
-    parts = {split: replace(found.source, with_masks=masks and not shares)}
+    of_split = {split: replace(found.source, with_masks=masks and not shares)}
     if shares:
         kept, held = hold_groups_out(found.source, shares, seed=hold_out_seed, masked=masks)
-        parts = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
-    for name, part in parts.items():  # what lacks a mask was refused before anything is written
-        check_classes(part.class_set, out, name)
-        # what is held out is judged, not learned: it may lack a class
-        write(part, out, name, part.with_masks, shards, workers, may_lack_classes or name != split)
-        clear = sum(not row.image_label for row in part.rows)
-        print(f"{out / name}: {clear} of {len(part)} images show none of the classes")
+        of_split = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
+    # what is held out is judged, not learned: it may lack a class
+    parts = {name: Part(one, one.with_masks, may_lack_classes or name != split) for name, one in of_split.items()}
+    write_parts(parts, out, shards, workers)
+    for name, one in of_split.items():
+        clear = sum(not row.image_label for row in one.rows)
+        print(f"{out / name}: {clear} of {len(one)} images show none of the classes")

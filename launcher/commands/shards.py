@@ -27,7 +27,7 @@ from launcher.commands.arguments import (
 )
 from launcher.commands.offered_sources import SourceGroup
 from launcher.files import require_here
-from launcher.jobs.write_shards import summarise, write
+from launcher.jobs.write_shards import Part, summarise, write, write_parts
 
 HELP = "Raw data -> tar shards with an index; look at and check them."
 
@@ -137,17 +137,17 @@ def smoke(
         exif=exif.value,
         mask_values=mask_values,
     )
-    parts = {split: (source, masks)}
+    of_split = {split: replace(source, with_masks=masks)}
     if shares:
         kept, held = hold_groups_out(source, shares, seed=hold_out_seed, masked=source.has_masks)
         if not source.has_masks:
-            gate = ", and chooses the gate alone" if "tune" in held else ""
             names = ", ".join(f"'{name}'" for name in held)
+            gate = ", and chooses the gate alone" if "tune" in held else ""
             print(f"no frame of {names} has a mask below {root / mask_folder}: it is label-only{gate}")
-        parts = {name: (part, source.has_masks) for name, part in held.items()} | {split: (kept, masks)}
-    complete = {name: (replace(part, with_masks=pixel), pixel) for name, (part, pixel) in parts.items()}
-    for name, (part, pixel) in complete.items():  # what lacks a mask was refused before anything is written
-        write(part, out, name, pixel, shards, workers, may_lack_classes)
+        of_split = {name: replace(part, with_masks=source.has_masks) for name, part in held.items()}
+        of_split[split] = replace(kept, with_masks=masks)
+    parts = {name: Part(one, one.with_masks, may_lack_classes) for name, one in of_split.items()}
+    write_parts(parts, out, shards, workers)
 
 
 def verify(folder: ShardFolderPlace) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -205,6 +206,24 @@ def test_the_command_writes_both_splits_counts_every_class_and_keeps_groups_apar
     more = ("--labels", "test.csv", "--out", pets / "out", "--split", "more", "--may-lack-classes")
     shards_images("--root", pets, *more)
     assert ShardFolder(pets / "out/more").index.class_counts() == {"person": 0, "dog": 0, "cat": 1}
+
+
+def test_splits_of_one_table_are_written_all_or_none(pets):
+    arguments = ("--root", pets, "--labels", in_one_column(pets), "--out", pets / "out", "--hold-out", 0.5)
+    shards_images(*arguments, "--split", "train")
+    damaged = ShardFolder(pets / "out/train").keys[0].removeprefix("photos_")
+    with pytest.raises(DataError, match="out/train: exists already"):
+        shards_images(*arguments[:-2], "--hold-out", "new=0.5", "--split", "train")
+    assert not (pets / "out/new").exists()
+    shutil.rmtree(pets / "out")
+    whole = (pets / f"photos/{damaged}.jpg").read_bytes()
+    (pets / f"photos/{damaged}.jpg").write_bytes(whole[:100])
+    with pytest.raises(DataError, match="write train: 1 of "):
+        shards_images(*arguments, "--split", "train")
+    assert not (pets / "out/val").exists()
+    (pets / f"photos/{damaged}.jpg").write_bytes(whole)
+    shards_images(*arguments, "--split", "train")
+    assert {path.name for path in (pets / "out").iterdir() if path.is_dir()} == {"train", "val"}
 
 
 def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
