@@ -85,8 +85,9 @@ def checked_mask(
     seen = {*sample.image_label} - {*sample.hidden}
     absent = class_set.named(seen - present)
     if absent:
+        values = f" 0=background,255={class_set.classes[0]}" if len(class_set.classes) == 1 else ""
         binary = (
-            "; a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values"
+            f"; a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values{values}"
             if present == {0, IGNORE_INDEX}
             else ""
         )

@@ -59,8 +59,7 @@ def write_split(
     dealt = [rows.tolist() for rows in np.array_split(order, min(num_shards, len(source)))]
     content = identify_write(source, split, supervision, len(dealt))
     with hold_lock(final):
-        if final.exists():
-            raise DataError(f"{final}: exists already; remove it or choose another --out")
+        refuse_existing(final)
         check_groups(set(source.groups()), out, split)
         with temporary_folder(final, content) as folder:
             jobs = [ShardRows(folder / f"{split}-{number:05d}.tar", rows) for number, rows in enumerate(dealt)]
@@ -70,6 +69,12 @@ def write_split(
                 check_every_class_has_an_image(index, str(final))
             index.save(folder)
     return index
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise DataError if a split is there already."""
+    if folder.exists():
+        raise DataError(f"{folder}: exists already; remove it or choose another --out")
 
 
 def identify_write(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:

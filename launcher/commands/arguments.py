@@ -52,6 +52,11 @@ MaskValues = Annotated[
 FrameColumn = Annotated[
     str | None, typer.Option(help="Column that numbers the frames of a group, then one clip; for data.pairs.")
 ]
+HoldOut = Annotated[
+    str | None,
+    typer.Option(help="Write whole groups of such shares of the rows as splits of their own: val=0.2,tune=0.15."),
+]
+HoldOutSeed = Annotated[int, typer.Option("--hold-out-seed", help="Another one holds other groups out.")]
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
 
 # The panels of `wsss --help`, in the order in which a user works.

@@ -9,6 +9,8 @@ import typer
 from launcher.commands.arguments import (
     Exif,
     FrameColumn,
+    HoldOut,
+    HoldOutSeed,
     LackClasses,
     MaskValues,
     Only,
@@ -21,7 +23,7 @@ from launcher.commands.arguments import (
     refuse_idle,
 )
 from launcher.files import require_here
-from launcher.jobs.write_shards import write
+from launcher.jobs.write_shards import Part, write_parts
 
 
 class EmptyCell(str, Enum):
@@ -32,7 +34,9 @@ class EmptyCell(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command to `wsss shards`."""
-    line = "wsss shards images --root pets --labels labels.csv --out data/pets --split train --hold-out 0.2"
+    line = (
+        "wsss shards images --root pets --labels labels.csv --out data/pets --split train --hold-out val=0.2,tune=0.15"
+    )
     app.command(epilog=example(line))(images)
 
 
@@ -65,12 +69,10 @@ def images(
         str | None, typer.Option(help="Regular expression; its first group, found in an image's name, is the group.")
     ] = None,
     frame_column: FrameColumn = None,
-    hold_out: Annotated[
-        float | None, typer.Option(min=0.01, max=0.9, help="Write whole groups of this share as --held-out.")
-    ] = None,
-    held_out: Annotated[str, typer.Option(help="Name of the split that --hold-out writes.")] = "val",
+    hold_out: HoldOut = None,
+    hold_out_seed: HoldOutSeed = 0,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Masks, for evaluation: in the split held out, or else in --split.")
+        bool, typer.Option("--masks", help="Masks, for evaluation: in the splits held out, or else in --split.")
     ] = False,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
@@ -84,22 +86,21 @@ def images(
     """Images of any classes with image-level labels: a table, COCO's json, or a folder per class."""
     from dataclasses import replace
 
-    from shards.schema import DataError
+    from shards.sources.held_out import hold_out as hold_groups_out
+    from shards.sources.held_out import parse_shares
     from shards.sources.images import LABELS, parse_classes, read_images
-    from shards.write import check_classes
 
     if labels is None:
         of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse}
         refuse_idle("there are no --labels, folders are the classes", label_column=label_column != LABELS, **of_cells)
     if hold_out is None:
-        refuse_idle("there is no --hold-out", held_out=held_out != "val")
+        refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
     if not masks:
         refuse_idle("there are no --masks", mask_values=mask_values)
     known = parse_classes(classes, out)
     if known is None:
         refuse_idle("there are no --classes", drop_others=drop_others)
-    if hold_out is not None and held_out == split:
-        raise DataError(f"--held-out and --split both are '{split}'; give the part that is held out another name")
+    shares = parse_shares(hold_out, "val", split) if hold_out is not None else {}
     found = read_images(
         root,
         labels,
@@ -122,13 +123,16 @@ def images(
         print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
     if found.skipped:
         print(f"{found.skipped} images with an empty label are left out")
-    parts = {split: replace(found.source, with_masks=masks and hold_out is None)}
-    if hold_out is not None:
-        kept, held = found.source.hold_out(hold_out)
-        parts = {held_out: replace(held, with_masks=masks), split: kept}
-    for name, part in parts.items():  # what lacks a mask was refused before anything is written
-        check_classes(part.class_set, out, name)
-        # what is held out is judged, not learned: it may lack a class
-        write(part, out, name, part.with_masks, shards, workers, may_lack_classes or name != split)
-        clear = sum(not row.image_label for row in part.rows)
-        print(f"{out / name}: {clear} of {len(part)} images show none of the classes")
+    if found.source.has_masks and not masks:
+        count = sum(row.mask is not None for row in found.source.rows)
+        print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
+    of_split = {split: replace(found.source, with_masks=masks and not shares)}
+    if shares:
+        kept, held = hold_groups_out(found.source, shares, seed=hold_out_seed, masked=masks)
+        of_split = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
+    # what is held out is judged, not learned: it may lack a class
+    parts = {name: Part(one, one.with_masks, may_lack_classes or name != split) for name, one in of_split.items()}
+    write_parts(parts, out, shards, workers)
+    for name, one in of_split.items():
+        clear = sum(not row.image_label for row in one.rows)
+        print(f"{out / name}: {clear} of {len(one)} images show none of the classes")

@@ -11,6 +11,8 @@ from launcher.commands.arguments import (
     TRAINING,
     Exif,
     FrameColumn,
+    HoldOut,
+    HoldOutSeed,
     LackClasses,
     Masks,
     MaskValues,
@@ -26,7 +28,7 @@ from launcher.commands.arguments import (
 )
 from launcher.commands.offered_sources import SourceGroup
 from launcher.files import require_here
-from launcher.jobs.write_shards import summarise, write
+from launcher.jobs.write_shards import Part, summarise, write, write_parts
 
 HELP = "Raw data -> tar shards with an index; look at and check them."
 
@@ -36,7 +38,7 @@ def register(app: typer.Typer) -> None:
     shards = typer.Typer(cls=SourceGroup, no_args_is_help=True, help=HELP)
     lines: dict[Callable[..., None], str] = {
         synthetic: "wsss shards synthetic --out data/demo --split train --images 640 --cooccurrence 0.9",
-        smoke: "wsss shards smoke --root frames --labels labels.csv --out data/mine --split train --hold-out 0.15",
+        smoke: "wsss shards smoke --root my --labels all.csv --out data/mine --split train --hold-out val=0.2,tune=0.1",
         verify: "wsss shards verify data/demo/train",
         info: "wsss shards info data/demo/train",
         join: "wsss shards join data/ijmond/train data/rise/train --out data/smoke --split train",
@@ -103,12 +105,8 @@ def smoke(
     split: SplitName,
     only: Only = None,
     masks: Masks = False,
-    hold_out: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, max=0.9, help="Write whole groups of this share as 'tune', with their masks if there are any."
-        ),
-    ] = None,
+    hold_out: HoldOut = None,
+    hold_out_seed: HoldOutSeed = 0,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
     mask_values: MaskValues = None,
@@ -123,10 +121,15 @@ def smoke(
     """Folders of smoke frames with a table of image labels."""
     from dataclasses import replace
 
+    from shards.sources.held_out import hold_out as hold_groups_out
+    from shards.sources.held_out import parse_shares
     from shards.sources.smoke_images import read_table
 
-    if not masks and hold_out is None:
-        refuse_idle("there are no --masks", mask_values=mask_values)
+    if hold_out is None:
+        refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
+        if not masks:
+            refuse_idle("there are no --masks", mask_values=mask_values)
+    shares = parse_shares(hold_out, "tune", split) if hold_out is not None else {}
     source = read_table(
         root,
         labels,
@@ -139,16 +142,17 @@ def smoke(
         exif=exif.value,
         mask_values=mask_values,
     )
-    parts = {split: (source, masks)}
-    if hold_out is not None:
-        kept, held = source.hold_out(hold_out)
-        if not held.has_masks:
-            nowhere = root / mask_folder
-            print(f"no frame of 'tune' has a mask below {nowhere}: it is label-only, and chooses the gate alone")
-        parts = {"tune": (held, held.has_masks), split: (kept, masks)}
-    complete = {name: (replace(part, with_masks=pixel), pixel) for name, (part, pixel) in parts.items()}
-    for name, (part, pixel) in complete.items():  # what lacks a mask was refused before anything is written
-        write(part, out, name, pixel, shards, workers, may_lack_classes)
+    of_split = {split: replace(source, with_masks=masks)}
+    if shares:
+        kept, held = hold_groups_out(source, shares, seed=hold_out_seed, masked=source.has_masks)
+        if not source.has_masks:
+            names = ", ".join(f"'{name}'" for name in held)
+            gate = ", and chooses the gate alone" if "tune" in held else ""
+            print(f"no frame of {names} has a mask below {root / mask_folder}: it is label-only{gate}")
+        of_split = {name: replace(part, with_masks=source.has_masks) for name, part in held.items()}
+        of_split[split] = replace(kept, with_masks=masks)
+    parts = {name: Part(one, one.with_masks, may_lack_classes) for name, one in of_split.items()}
+    write_parts(parts, out, shards, workers)
 
 
 def verify(folder: ShardFolderPlace) -> None:

@@ -1,5 +1,6 @@
 """YAML file + overrides `section.key=value` -> Config, and back."""
 
+import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -69,20 +70,49 @@ def shipped_runs() -> list[str]:
 
 
 def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str]) -> Config:
-    """The Config of a file's sections, with overrides, all options written out. Changes the sections in place.
+    """The Config of a file's sections, with overrides, all options written out.
 
     Raises:
-        ConfigError: an unknown key (with the nearest valid one), a wrong type or value; names the file.
+        ConfigError: an unknown key (with the nearest valid one), a wrong type or value; names the file, and the
+            overrides without which there would be no such problem.
     """
+    config, problems = validate(content, overrides)
+    if config is None:
+        lines = (f"{blame(problem, content, overrides)}{path}: {problem}" for problem in problems)
+        raise ConfigError("\n".join(lines))
+    return resolve(config)
+
+
+def validate(content: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config | None, list[str]]:
+    """(Config, []) of a file's sections with overrides, or (None, what is wrong with it)."""
+    changed = copy.deepcopy(dict(content))
     for override in overrides:
-        apply_override(content, override)
+        apply_override(changed, override)
     try:
-        return resolve(Config.model_validate_json(json.dumps(content)))
+        return Config.model_validate_json(json.dumps(changed)), []
     except ValidationError as error:
-        problems = "\n".join(f"{path}: {explain_problem(problem, Config)}" for problem in error.errors())
-        raise ConfigError(problems) from error
+        return None, [explain_problem(problem, Config) for problem in error.errors()]
     except TypeError as error:  # a date or a binary: YAML knows types that no option has
-        raise ConfigError(f"{path}: {error}; put quotes around it") from error
+        return None, [f"{error}; put quotes around it"]
+
+
+def blame(problem: str, content: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """The overrides that a problem comes from, in words: those without which it is gone; "" if it is the file's own."""
+    if problem in validate(content, ())[1]:
+        return ""
+    others = [[*overrides[:n], *overrides[n + 1 :]] for n in range(len(overrides))]
+    needed = [own for own, rest in zip(overrides, others, strict=True) if not still(problem, content, rest)]
+    named = needed or overrides
+    words = ", ".join(f"'{own}'" for own in named)
+    return f"override{'s' if len(named) > 1 else ''} {words} of "
+
+
+def still(problem: str, content: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether there is this problem with these overrides, which may build on one that is not among them."""
+    try:
+        return problem in validate(content, overrides)[1]
+    except ConfigError:
+        return False
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -4,9 +4,10 @@ Shapes: C classes with background 0, T thresholds, H x W pixels.
 """
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import repeat
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from launcher.evaluation.figures import without_nan
 from launcher.evaluation.image_labels import ImageLabels
-from launcher.evaluation.measure import Measure, Prediction, Truth
+from launcher.evaluation.measure import Best, Measure, Prediction, Truth
 from shards.schema import ClassSet
 from wsss.metrics.confusion import (
     bootstrap_miou,
@@ -135,13 +136,17 @@ class Confusion(Measure):
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """One row per image: the share of its pixels with an object, and the mean IoU over the classes of its objects,
-        None where its truth holds none. The same at every threshold, see figures_at."""
-        for key, group, (hit_C, truth_C, predicted_C) in zip(self.keys, self.groups, self.sums, strict=True):
+        None where its truth holds none, the same at every threshold, see figures_at. Where there are class
+        probabilities, these and the label of each class, see ImageLabels.rows."""
+        of_labels: Iterable[dict[str, Any]] = self.labels.rows(thresholds) if self.labels.keys else repeat({})
+        for n, of_label in zip(range(len(self.keys)), of_labels, strict=False):
+            key, group, (hit_C, truth_C, predicted_C) = self.keys[n], self.groups[n], self.sums[n]
             there = truth_C[1:] > 0
             iou_n = hit_C[1:][there] / (truth_C + predicted_C - hit_C)[1:][there]
             iou = round(float(iou_n.mean()), 5) if there.any() else None
             area = int(truth_C[1:].sum()) / int(truth_C.sum()) if truth_C.any() else None
-            yield {"key": key, "group": group, "truth_area": area, **{f"iou_{name}": iou for name in thresholds}}
+            ious = {f"iou_{name}": iou for name in thresholds}
+            yield {"key": key, "group": group, "truth_area": area, **ious, **of_label}
 
 
 @dataclass
@@ -151,6 +156,8 @@ class ClassThresholds:
     Attributes:
         sums_T3C: of all images, see sums_at_thresholds.
     """
+
+    chooses_by: ClassVar[str] = "miou"
 
     class_set: ClassSet
     sums_T3C: np.ndarray = field(init=False)
@@ -166,8 +173,9 @@ class ClassThresholds:
     def extend(self, other: "ClassThresholds") -> None:
         self.sums_T3C += other.sums_T3C
 
-    def best_threshold(self) -> float | None:
+    def best(self) -> Best | None:
         """The threshold with the best mIoU; None if no image shows a class."""
         if not self.sums_T3C[0, 1, 1:].any():
             return None
-        return float(THRESHOLDS[mean_ious(self.sums_T3C).argmax()])
+        miou_T = mean_ious(self.sums_T3C)
+        return Best(float(THRESHOLDS[miou_T.argmax()]), float(miou_T.max()))

@@ -1,6 +1,6 @@
 """The plots of a report: losses and validation over steps, figures over thresholds, classes beside each other.
 
-A run keeps its colour in a plot, a kind of map its dashes.
+A run keeps its colour in a plot, a kind of map its dashes. Figures are in percent, thresholds are not.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from wsss.metrics.counts import THRESHOLDS
 
 Lines = dict[str, Line]
 Run = Mapping[str, Any]
+PERCENT = "percent"  # of what axes are
 NONE = float("nan")  # stands for a figure that does not exist
 MOST_BARS = 30  # of classes; of more those with the lowest figures
 
@@ -24,19 +25,19 @@ def plot_runs(runs: Sequence[Run]) -> list[str]:
     """SVG plots over all runs: every loss that was logged, validation over steps, and of each run's headline what its
     threshold, its probabilities and its recall are worth."""
     one = name_class(run["classes"] for run in runs)
+    losses = [(f"Training, {name}", lines) for name, lines in collect_losses(runs).items()]
+    drawn = [svg for title, lines in losses for svg in plot_all(title, "step", lines, log_y=all_positive(lines))]
     plots: list[tuple[str, str, Lines]] = []
-    plots += [(f"Training, {name}", "step", lines) for name, lines in collect_losses(runs).items()]
     plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
     plots.append(("Average precision of the image labels on val", "step", collect_validation(runs, of_labels=True)))
     plots.append(("Per-image IoU on val, and of each image's best threshold", "threshold", collect_oracle(runs)))
-    plots.append(("Precision over recall of pixels on val", "recall", collect_precision(runs)))
+    plots.append(("Precision over recall of pixels on val", f"recall, {PERCENT}", collect_precision(runs)))
     alarms = collect_headlines(runs, "false_alarm_area")
     plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
-    plots.append(("Calibration: share that is right on val", "probability", collect_calibration(runs)))
+    plots.append(("Calibration: share that is right on val", f"probability, {PERCENT}", collect_calibration(runs)))
     return [
-        svg
-        for title, x, lines in plots
-        for svg in plot_all(title, x, lines, log_y=title.startswith("Training, ") and all_positive(lines))
+        *drawn,
+        *(svg for title, x, lines in plots for svg in plot_all(title, x, in_percent(lines, x), y_label=PERCENT)),
     ]
 
 
@@ -47,7 +48,7 @@ def plot_sources(runs: Sequence[Run]) -> list[str]:
         svg
         for name, lines in plots.items()
         if len(lines) > 1
-        for svg in plot_all(f"Per-image IoU on val, {name}", "threshold", lines)
+        for svg in plot_all(f"Per-image IoU on val, {name}", "threshold", in_percent(lines), y_label=PERCENT)
     ]
 
 
@@ -66,7 +67,20 @@ def plot_classes(run: Run) -> str | None:
     return plot_bars(title, {name: bars[name] for name in reversed(lowest)})
 
 
-def plot_all(title: str, x_label: str, lines: Lines, *, log_y: bool = False) -> Iterator[str]:
+def in_percent(lines: Lines, x_label: str = "") -> Lines:
+    """Lines of figures in [0, 1] in percent; their x, too, where its label says so."""
+    factor = 100 if x_label.endswith(PERCENT) else 1
+    return {
+        name: line._replace(
+            x=[factor * x for x in line.x],
+            y=[100 * y for y in line.y],
+            mark=None if line.mark is None else factor * line.mark,
+        )
+        for name, line in lines.items()
+    }
+
+
+def plot_all(title: str, x_label: str, lines: Lines, *, y_label: str = "", log_y: bool = False) -> Iterator[str]:
     """Plots of MOST_LINES lines at most; none where no line has two points. Lines of one point, which are dots, are
     left out where there are many."""
     drawn = {name: line for name, line in lines.items() if line.points > 1}
@@ -76,7 +90,7 @@ def plot_all(title: str, x_label: str, lines: Lines, *, log_y: bool = False) -> 
     parts, left = -(-len(lines) // MOST_LINES), iter(lines.items())
     for part in range(1, parts + 1):
         of_parts = f" ({part} of {parts})" if parts > 1 else ""
-        yield plot_lines(title + of_parts, x_label, dict(islice(left, MOST_LINES)), log_y=log_y)
+        yield plot_lines(title + of_parts, x_label, dict(islice(left, MOST_LINES)), y_label=y_label, log_y=log_y)
 
 
 def collect_losses(runs: Iterable[Run]) -> dict[str, Lines]:

@@ -41,7 +41,7 @@ def draw_galleries(run: Run) -> list[Gallery]:
     if rows := draw_rows(run):
         titles = "; ".join(title for title, _ in rows)
         alt = f"Fixed validation images of {name} in rows ({titles}), in columns: {'; '.join(rows[0][1])}"
-        found.append(Gallery(name, encode_data_uri(lay_out_gallery(rows)), len(rows[0][1]), alt))
+        found.append(Gallery(name, encode_data_uri(lay_out_gallery(rows, run.class_set.classes)), len(rows[0][1]), alt))
     if (run.folder / GALLERY).is_file():
         with Image.open(run.folder / GALLERY) as sheet:
             alt = f"The same images of {name} as its last evaluation while training saw them: truth and maps in columns"

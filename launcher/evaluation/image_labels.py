@@ -73,12 +73,12 @@ class ImageLabels(Measure):
         return np.array(self.probs).reshape(shape), np.array(self.present, dtype=np.uint8).reshape(shape) > 0
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image: each class with its probability and whether the label names it."""
+        """One row per image: of each class p(NAME), its probability, and label(NAME), 1 where the label names it."""
         prob_NK, present_NK = self.decisions()
         for n, key in enumerate(self.keys):
             row: dict[str, Any] = {"key": key, "group": self.groups[n]}
             for name, prob, is_there in zip(self.classes, prob_NK[n].tolist(), present_NK[n], strict=True):
-                row |= {f"p({name})": prob, name: int(is_there)}
+                row |= {f"p({name})": prob, f"label({name})": int(is_there)}
             yield row
 
 

@@ -88,10 +88,23 @@ class Tally(Protocol):
         ...
 
 
-class Chooser(Tally, Protocol):
-    """What a threshold is chosen by."""
+class Best(NamedTuple):
+    """The threshold that images choose, and the figure that they give at it, in [0, 1]."""
 
-    def best_threshold(self) -> float | None:
+    threshold: float
+    value: float
+
+
+class Chooser(Tally, Protocol):
+    """What a threshold is chosen by.
+
+    Attributes:
+        chooses_by: the figure that counts.
+    """
+
+    chooses_by: ClassVar[str]
+
+    def best(self) -> Best | None:
         """The threshold to use elsewhere; None if the images cannot tell."""
         ...
 

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -92,6 +93,11 @@ def class_colour(class_id: int) -> Colour:
     return tuple(class_colours()[class_id].astype(int).tolist())
 
 
+def as_css(colour: Colour) -> str:
+    """A colour as HTML writes it."""
+    return "#" + bytes(colour).hex()
+
+
 def draw_cased_outline(
     image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, width_px: int, casing: Colour
 ) -> np.ndarray:
@@ -120,15 +126,24 @@ def grow(mask_HW: np.ndarray, *, edge: bool = False) -> np.ndarray:
     return mask_HW | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
 
 
-def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
-    """One row per image, one column per picture of it, each as large as its tile allows.
+def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], classes: Sequence[str] = ()) -> Image.Image:
+    """One row per image, one column per picture of it, each as large as its tile allows; of several classes their
+    colours below.
 
     Args:
         rows: (title, {column: (H, W, 3) uint8}); the columns of the first row name them all.
+        classes: names in the order of their ids.
     """
-    columns = list(rows[0][1])
-    sheet = Image.new("RGB", (len(columns) * TILE_PX, LABEL_PX + len(rows) * (TILE_PX + LABEL_PX)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    columns, font = list(rows[0][1]), ImageFont.load_default(size=13)
+    width, below = len(columns) * TILE_PX, LABEL_PX + len(rows) * (TILE_PX + LABEL_PX)
+    legend = lay_out_legend(classes, width, font) if len(classes) > 1 else []
+    sheet = Image.new("RGB", (width, below + LABEL_PX * (legend[-1][1] + 1 if legend else 0)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for class_id, (left, line) in enumerate(legend, start=1):
+        top = below + line * LABEL_PX
+        swatch = (left + 2, top + 3, left + 13, top + 14)
+        draw.rectangle(swatch, fill=class_colour(class_id), outline="black")
+        draw.text((left + 18, top + 1), classes[class_id - 1], fill="black", font=font)
     for x, column in enumerate(columns):
         draw.text((x * TILE_PX + 2, 1), column, fill="black", font=font)
     for y, (title, pictures) in enumerate(rows):
@@ -137,6 +152,18 @@ def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Ima
             sheet.paste(Image.fromarray(as_tile(pictures[column], TILE_PX - 2)), (x * TILE_PX, top))
         draw.text((2, top + TILE_PX - 2), title, fill="black", font=font)
     return sheet
+
+
+def lay_out_legend(names: Sequence[str], width: int, font: Any) -> list[tuple[int, int]]:
+    """Of each name where its entry begins, in pixels, and on which line, in lines of this width."""
+    places, left, line = [], 0, 0
+    for name in names:
+        entry = 18 + round(font.getlength(name)) + 14
+        if left and left + entry > width:
+            left, line = 0, line + 1
+        places.append((left, line))
+        left += entry
+    return places
 
 
 def encode_data_uri(picture: Image.Image | np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """Runs -> one HTML page: pictures, headlines, curves, figures with their protocol. The page needs no other file."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from launcher.evaluation.headline import (
     require_control,
 )
 from launcher.evaluation.page import open_template
-from launcher.evaluation.pictures import MASK_COLOUR, TRUTH_COLOUR, Colour, class_colour
+from launcher.evaluation.pictures import MASK_COLOUR, TRUTH_COLOUR, as_css, class_colour
 from launcher.evaluation.protocol import join_options
 from launcher.evaluation.rows import collect_notes, describe_columns, tabulate_run
 from launcher.evaluation.strip import draw_strip
-from launcher.evaluation.table import describe_labels, tabulate_classes
+from launcher.evaluation.table import describe_best, describe_labels, tabulate_classes
 from launcher.evaluation.validate import choose_judge
 from launcher.files import write_whole
 from launcher.run.folder import CONFIG, Run, find_runs
@@ -110,6 +110,7 @@ def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
         "what": f"{heading} of {headline.where()}",
         "degenerate": explain_degenerate(headline.at, one) if headline.value is not None else "",
         "beside": [one_of.words() for one_of in hold_against(headline, one, known)],
+        "best": describe_best(headline.evaluation),
         "labels": "" if headline.figure == "average_precision" else format_percent(labels),
     }
 
@@ -149,11 +150,6 @@ def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "strip": draw_strip(best["headline"]),
         })  # fmt: skip
     return found
-
-
-def as_css(colour: Colour | Sequence[int]) -> str:
-    """A colour as HTML writes it."""
-    return "#" + bytes(colour).hex()
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:

@@ -46,7 +46,7 @@ def rank_images(headline: Headline) -> tuple[list[tuple[str, str]], str]:
         return [(key, f"IoU {format_percent(ious[key][1])}") for key in by_iou], "IoU"
     classes, found = headline.evaluation["dataset"]["classes"], []
     for row in read_rows(headline.run, headline.source):
-        named = [(float(row[f"p({name})"]), name) for name in classes if row.get(name) == "1"]
+        named = [(float(row[f"p({name})"]), name) for name in classes if row.get(f"label({name})") == "1"]
         if named:
             found.append((*min(named), row["key"]))
     return [(key, f"p({name}) {prob:.2f}") for prob, name, key in sorted(found)], "probability"

@@ -1,9 +1,9 @@
 """The figures of an evaluation as text for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.evaluation.figures import order_figures
+from launcher.evaluation.figures import FIGURES, order_figures
 from launcher.evaluation.formats import (
     DASH,
     FEW_GROUPS_NOTE,
@@ -51,6 +51,7 @@ def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
         lines.append(f"  {said}")
     if said := describe_tune(report):
         lines.append(f"  {said}")
+    lines += [f"  {said}" for said in describe_best(report)]
     if has_few_groups(report):
         lines.append(f"  {FEW_GROUPS_NOTE}")
     return "\n".join(lines)
@@ -122,12 +123,51 @@ def describe_left_out(dataset: Mapping[str, Any]) -> str:
 def describe_tune(evaluation: Mapping[str, Any]) -> str:
     """That thresholds or the gate were chosen on too few images to be trusted; "" where they were not."""
     tune = evaluation.get("tune")
-    if tune is None or not rests_on_few(tune):
+    chosen = evaluation.get("gate") or any(figures["tuned"] for figures in evaluation["sources"].values())
+    if tune is None or not rests_on_few(tune) or not chosen:
         return ""
     return (
         f"what was tuned rests on {tune['images_shown']} images of {tune['folder']} that show a class; of fewer than "
         f"{FEW_SHOWN} it is chance, so the fixed threshold counts, also in `wsss predict`: hold out more"
     )
+
+
+def describe_best(evaluation: Mapping[str, Any]) -> list[str]:
+    """Which of several sources is best on the tune split, what it is on `val`, and how to ask for it; [] where nothing
+    was chosen."""
+    tune = evaluation.get("tune") or {}
+    best, values = tune.get("best"), tune.get("values", {})
+    if best is None or len(values) < 2:
+        return []
+    figure, source = tune["figure"], evaluation["sources"][best]
+    at = source["tuned"] or source["fixed"]
+    threshold = f", threshold {at['threshold']:.2f}" if "threshold" in at else ""
+    interval = format_interval(at.get(f"{figure}_interval"), groups=at.get(f"{figure}_groups"))
+    on_val = f"{format_percent(at.get(figure))} {interval}".rstrip()
+    order = sorted(values, key=lambda name: -values[name])
+    others = ", ".join(f"{name} {format_percent(values[name])}" for name in order if name != best)
+    said = f"{FIGURES[figure].heading} {format_percent(values[best])} there, on val {on_val}"
+    lines = [f"best on tune: {best}{threshold}: {said} (the others on tune: {others})"]
+    if unknown := [name for name in evaluation["sources"] if name not in values]:
+        lines.append(f"  not among them, for want of its outputs of tune: {', '.join(unknown)}")
+    return [*lines, *filter(None, [ask_for(best, source["chain"], at)])]
+
+
+def ask_for(name: str, chain: Sequence[Mapping[str, Any]], at: Mapping[str, Any]) -> str:
+    """The options that give the maps and masks of a source; "" of those with settings of their own.
+
+    Args:
+        chain: its refiners.
+        at: its figures at the threshold to cut it at.
+    """
+    kind, refiners = name.partition("+")[0], "+".join(step["name"] for step in chain)
+    if "threshold" not in at or "@" in kind or name not in (kind, f"{kind}+{refiners or 'threshold'}"):
+        return ""
+    chosen = f"'refine.cams=[{kind}]'{'' if chain else ' refine.chain=[]'} refine.threshold={at['threshold']:.2f}"
+    predict = f"wsss predict ... --kind {kind}{f' --refine {refiners}' if chain else ''}"
+    if refiners not in ("", "crf"):
+        return f"  to use it: wsss refine RUN {chosen}"
+    return f"  to use it: {predict}; wsss refine RUN {chosen}"
 
 
 def has_few_groups(evaluation: Mapping[str, Any]) -> bool:

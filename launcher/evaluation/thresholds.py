@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from launcher.evaluation.figures import AREA, GATED, without_nan
 from launcher.evaluation.image_labels import PRESENT_PROB, label_details, label_figures
-from launcher.evaluation.measure import Measure, Prediction, Truth
+from launcher.evaluation.measure import Best, Measure, Prediction, Truth
 from shards.schema import IGNORE_INDEX, Box
 from wsss.metrics import counts as metrics
 from wsss.metrics.counts import THRESHOLDS, Counts
@@ -25,6 +25,8 @@ class Thresholds(Measure):
         parts: counts of all images, in order, in one or more pieces.
         region_parts, region_probs: {region: counts inside its boxes, and class probability} of the images with some.
     """
+
+    chooses_by: ClassVar[str] = "per_image_iou"
 
     keys: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
@@ -72,11 +74,14 @@ class Thresholds(Measure):
     def images_without_truth(self) -> int:
         return int((~self.known_N).sum())
 
-    def best_threshold(self) -> float | None:
+    def best(self) -> Best | None:
         """The threshold with the best mean per-image IoU over the images that show the class; None if none does."""
         counts = self.counts
         shown = counts.take(counts.has_truth_N)
-        return float(THRESHOLDS[metrics.iou_per_image(shown).mean(0).argmax()]) if len(shown) else None
+        if not len(shown):
+            return None
+        iou_T = metrics.iou_per_image(shown).mean(0)
+        return Best(float(THRESHOLDS[iou_T.argmax()]), float(iou_T.max()))
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
         """Areas are shares of the image. The threshold is taken to the nearest hundredth. Images without truth are left
@@ -109,7 +114,7 @@ class Thresholds(Measure):
 
     def bounds_and_curve(self) -> dict[str, Any]:
         """What no honestly chosen threshold can pass, and the figures at every threshold."""
-        counts, best = self.counts.take(self.known_N), self.best_threshold()
+        counts, best = self.counts.take(self.known_N), self.best()
         shown = counts.take(counts.has_truth_N)
         mean_iou_T = metrics.iou_per_image(shown).mean(0) if len(shown) else np.full(len(THRESHOLDS), np.nan)
         oracle_N, _ = metrics.oracle_iou(shown)
@@ -124,7 +129,7 @@ class Thresholds(Measure):
             "images": len(self.counts),
             "images_with_class": len(shown),
             "groups": len(set(self.groups)),
-            "best_on_val": {"threshold": best, "per_image_iou": float(mean_iou_T.max())},
+            "best_on_val": {"threshold": best and best.threshold, "per_image_iou": float(mean_iou_T.max())},
             "oracle_per_image_iou": float(oracle_N.mean()) if len(shown) else float("nan"),
             "curve": {name: value_T.round(5).tolist() for name, value_T in curve.items()},
         })  # fmt: skip

@@ -1,6 +1,6 @@
 """What is chosen on the `tune` split: the threshold of each source's maps and, where it holds no masks, the gate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from launcher.config.sections import Config
 from launcher.evaluation.count import count_for_choice, count_predictions
 from launcher.evaluation.figures import without_nan
-from launcher.evaluation.formats import name_class
+from launcher.evaluation.formats import name_class, rests_on_few
 from launcher.evaluation.image_labels import PRESENT_PROB, mean_f1
 from launcher.evaluation.measure import Measure
 from launcher.evaluation.sources import Source, find_sources
@@ -25,22 +25,34 @@ class Tuned:
 
     Attributes:
         thresholds: {source: threshold} of those that have one.
+        values: {source: its figure at that threshold, on the tune split}, of label maps without a threshold.
+        figure: which one that is; "" where there is none.
         untuned: {source: why there is none} of the sources that could have one.
         gate: of the class probabilities; None where nothing chose it.
         shown: images of the split whose label names a class: what the choice rests on.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    figure: str = ""
     untuned: dict[str, str] = field(default_factory=dict)
     gate: float | None = None
     shown: int = 0
 
     def about(self, config: Config) -> dict[str, Any] | None:
         """What evaluation.json says of the split; None where it chose nothing."""
-        chose = self.thresholds or self.gate is not None
-        return {"folder": str(config.data.tune), "images_shown": self.shown} if chose else None
+        if not (self.values or self.gate is not None):
+            return None
+        about = {"folder": str(config.data.tune), "images_shown": self.shown}
+        return about | {"figure": self.figure, "values": self.values, "best": self.best(about)}
+
+    def best(self, about: Mapping[str, Any]) -> str | None:
+        """The source with the highest figure on the tune split, the first of equals; None where it rests on few
+        images."""
+        return None if rests_on_few(about) or not self.values else max(self.values, key=lambda name: self.values[name])
 
 
+LABELS_BY = "miou"  # label maps are compared by it; scores of several classes, too
 NO_MAPS = "none of these maps for the split tune; `wsss infer {0}` makes CAMs of it, `wsss refine {0}` masks of them"
 
 
@@ -51,15 +63,16 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     missing = "data.tune is not set" if config.data.tune is None else NO_MAPS.format(run.folder)
     with_maps = set() if val.index.supervision == "label" else named
     found = Tuned(untuned=dict.fromkeys(sorted(with_maps), missing))
-    tuning = [source for source in find_sources(run.folder, "tune") if source.name in named]
-    if not tuning or config.data.tune is None:
+    there = [one for one in find_sources(run.folder, "tune") if one.name in {source.name for source in sources}]
+    tuning = [source for source in there if source.has_threshold]
+    if not there or config.data.tune is None:
         return found
     shards = ShardFolder(config.data.tune)
     if shared := name_shared(shards.index, val.index, "data.val"):
         found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} {shared}")
         return found
     found.shown = int(shards.image_label_NK.any(axis=1).sum())
-    if shards.index.supervision == "label":
+    if shards.index.supervision == "label" and tuning:
         found.untuned = dict.fromkeys(found.untuned, f"{shards.folder} holds no masks")
         (measures,) = count_predictions([(shards, tuning[:1])], config)  # every source has the same probabilities
         found.gate = best_gate(measures[tuning[0].name])
@@ -67,9 +80,16 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     (choosers,) = count_for_choice([(shards, [one for one in tuning if one.name in with_maps])], config)
     for name, chooser in choosers.items():
         found.untuned[name] = f"no image of {config.data.tune} shows {name_class([shards.index.classes])}"
-        if (best := chooser.best_threshold()) is not None:
-            found.thresholds[name] = best
+        if (best := chooser.best()) is not None:
+            found.thresholds[name], found.values[name] = best
+            found.figure = chooser.chooses_by
             del found.untuned[name]
+    label_maps = [one for one in there if not one.has_threshold]
+    if shards.index.supervision == "pixel" and label_maps and found.figure in ("", LABELS_BY):
+        (measures,) = count_predictions([(shards, label_maps)], config)
+        values = {name: measure.figures_at(0.0)[LABELS_BY] for name, measure in measures.items()}
+        found.values |= {name: value for name, value in values.items() if value is not None}
+        found.figure = LABELS_BY
     return found
 
 

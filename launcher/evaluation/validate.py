@@ -66,7 +66,7 @@ def make_validator(
             seconds = time.perf_counter() - started
             tracker.log({**logged, "val/seconds": seconds}, step)
             if part.rows:
-                picture = lay_out_gallery([part.rows[number] for number in sorted(part.rows)])
+                picture = lay_out_gallery([part.rows[number] for number in sorted(part.rows)], shards.index.classes)
                 if judge.keeps_gallery:
                     keep_gallery(picture, run_folder(config))
                 tracker.image("gallery", picture, step)
@@ -91,7 +91,7 @@ def show_untrained(
     gathered = gather_object([part]) if ranks > 1 else [part]
     rows = {number: row for one in gathered for number, row in one.rows.items()}
     if accelerator.is_main_process and rows:
-        tracker.image("gallery", lay_out_gallery([rows[number] for number in sorted(rows)]), 0)
+        tracker.image("gallery", lay_out_gallery([rows[number] for number in sorted(rows)], shards.index.classes), 0)
     accelerator.wait_for_everyone()
 
 

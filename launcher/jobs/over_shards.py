@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from launcher.errors import ImageError, RunError, without_traceback
 from launcher.jobs import output
-from launcher.jobs.pool import try_each
+from launcher.jobs.pool import tell, try_each
 from launcher.jobs.shares import Share
 from launcher.progress import Progress
 from shards.cache import Cache
@@ -164,8 +164,8 @@ def write_outputs(
 def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -> None:
     """Raise RunError if there are some."""
     if failed:
-        told = "\n  ".join([f"{label}: {len(failed)} of {of_all} shards failed, all others are written:", *failed])
-        raise RunError(f"{told}\n{remedy}")
+        said = f"{label}: {len(failed)} of {of_all} shards failed, all others are written:"
+        raise RunError(f"{said}\n{tell(failed)}\n{remedy}")
 
 
 def write_shard(

@@ -24,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 OF_AN_ITEM = (DataError, RunError, ValueError, OSError, BrokenProcessPool)
+MOST_TOLD = 10  # reasons of one job: where all masks are of another kind, every shard says so
 LOOK_EVERY_S = 30.0  # whether a Dask cluster without a worker has one
 
 
@@ -64,8 +65,14 @@ def run_pool(
                 yield waiting.pop(following)
                 following += 1
     if errors:
-        listed = "\n  ".join(errors[number] for number in sorted(errors))
-        raise DataError(f"{label}: {len(errors)} of {len(items)} shards failed:\n  {listed}")
+        listed = tell([errors[number] for number in sorted(errors)])
+        raise DataError(f"{label}: {len(errors)} of {len(items)} shards failed:\n{listed}")
+
+
+def tell(reasons: Sequence[str]) -> str:
+    """Why shards failed, a line each; of more than fill a screen the first ones, and how many more there are."""
+    more = len(reasons) - MOST_TOLD
+    return "\n".join([*(f"  {one}" for one in reasons[:MOST_TOLD]), *([f"  and {more} more"] if more > 0 else [])])
 
 
 def try_each(

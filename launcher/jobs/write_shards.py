@@ -1,9 +1,11 @@
 """A source of raw data -> a verified folder of shards, as the `wsss shards` commands do it."""
 
+import shutil
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from shards.schema import Source
@@ -67,6 +69,38 @@ def write(
     print(summarise(out / split))
     for remark in remarks_of(out / split):
         print(f"warning: {out / split}: {remark}", file=sys.stderr)
+
+
+class Part(NamedTuple):
+    """What becomes one split of several: see write."""
+
+    source: "Source"
+    masks: bool
+    may_lack_classes: bool
+
+
+def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int | None) -> None:
+    """Write the splits of one table, {name: part}, all or none: what cannot be read in the last one is not to leave
+    others that stand in the way when the command runs again.
+
+    Raises:
+        DataError: see write_split; a split that is there already is told before anything is written.
+    """
+    from shards.write import check_classes, refuse_existing
+
+    for name, part in parts.items():
+        refuse_existing(out / name)
+        check_classes(part.source.class_set, out, name)
+    written: list[Path] = []
+    try:
+        for name, part in parts.items():
+            write(part.source, out, name, part.masks, shards, workers, part.may_lack_classes)
+            written.append(out / name)
+    except Exception:
+        for folder in written:
+            shutil.rmtree(folder)
+            print(f"{folder}: removed again, for the splits of one table are written together")
+        raise
 
 
 def summarise(folder: Path | str) -> str:

@@ -16,6 +16,7 @@ Words = tuple[str, int | None]  # and the class that they are of
 GAP = "   "
 FIRST_HUE, GOLDEN_SECTION = 0.95, 0.618
 FILL = 0.22  # opacity of a class's colour inside its outline: what is below stays visible
+SMALL_PX, SMALLEST_PX = 10, 7  # of words on small frames, and where they would not fit
 OUTLINES = 360  # outlines are as wide as the short side over this
 PLOTTED = 1000  # points of a curve at most
 
@@ -44,19 +45,36 @@ def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, words: Sequence[Words]) 
 
 
 def write_words(image_HW3: np.ndarray, words: Sequence[Words]) -> np.ndarray:
-    """The image with a line of light words on dark in its upper left corner; those of a class in its colour."""
-    picture = Image.fromarray(image_HW3)
-    size_px = max(min(image_HW3.shape[:2]) // 28, 10)
+    """The image with light words on dark in its upper left corner, those of a class in its colour: in one line, or as
+    many as the image is too narrow for it; smaller where one of them is wider than the image."""
+    picture, width = Image.fromarray(image_HW3), image_HW3.shape[1]
+    size_px = max(min(image_HW3.shape[:2]) // 28, SMALL_PX)
     font = ImageFont.load_default(size=size_px)
-    draw, place, margin = ImageDraw.Draw(picture, "RGBA"), (size_px // 2, size_px // 2), size_px // 3
-    left, top, right, bottom = draw.textbbox(place, GAP.join(text for text, _ in words), font=font)
-    draw.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=(0, 0, 0, 170))
-    x = float(place[0])
-    for text, class_id in words:
-        fill = (255, 255, 255) if class_id is None else lighter(colour_of(class_id))
-        draw.text((x, place[1]), text, fill=fill, font=font)
-        x += draw.textlength(text + GAP, font=font)
+    while size_px > SMALLEST_PX and max(font.getlength(text) for text, _ in words) + size_px > width:
+        size_px -= 1
+        font = ImageFont.load_default(size=size_px)
+    draw, (left, y), margin = ImageDraw.Draw(picture, "RGBA"), (size_px // 2, size_px // 2), size_px // 3
+    for line in in_lines(words, font, width - size_px):
+        box = draw.textbbox((left, y), GAP.join(text for text, _ in line), font=font)
+        draw.rectangle((box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin), fill=(0, 0, 0, 170))
+        x = float(left)
+        for text, class_id in line:
+            fill = (255, 255, 255) if class_id is None else lighter(colour_of(class_id))
+            draw.text((x, y), text, fill=fill, font=font)
+            x += draw.textlength(text + GAP, font=font)
+        y = round(box[3]) + 2 * margin
     return np.asarray(picture)
+
+
+def in_lines(words: Sequence[Words], font: Any, width_px: int) -> list[list[Words]]:
+    """The words in as few lines of this width as there need to be, in their order."""
+    lines: list[list[Words]] = []
+    for word in words:
+        if lines and font.getlength(GAP.join(text for text, _ in [*lines[-1], word])) <= width_px:
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    return lines
 
 
 def lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -75,7 +93,7 @@ def words_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) 
     likeliest = max(classes, key=lambda row: row["probability"])
     nothing: list[Words] = [(f"no {likeliest['class']} ({likeliest['probability']:.2f})", None)]
     if len(classes) > 1:
-        nothing = [(f"none of the classes (likeliest {likeliest['class']}, {likeliest['probability']:.2f})", None)]
+        nothing = [(f"none (likeliest {likeliest['class']}, {likeliest['probability']:.2f})", None)]
     return [*([] if time_s is None else [(f"{time_s:.1f} s", None)]), *(seen or nothing)]
 
 

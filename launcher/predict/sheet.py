@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from launcher.evaluation.page import open_template
+from launcher.evaluation.pictures import as_css
 from launcher.files import write_whole
-from launcher.predict.draw import GAP, words_of
+from launcher.predict.draw import GAP, colour_of, words_of
 from launcher.predict.outputs import FAILED, SHEET, Failure, Folder, Rows
 
 TILES = 200  # of images at most, evenly over all
@@ -29,6 +30,7 @@ def write_sheet(
     shown = {*np.linspace(0, total - 1, min(TILES, total)).round().astype(int).tolist()}
     page = open_template("launcher.predict", "sheet_template.html").stream(
         summary=summary,
+        legend=[(name, as_css(colour_of(class_id))) for class_id, name in enumerate(summary["classes"], start=1)],
         total=total,
         tiles=(tile_of(out, row) for number, row in enumerate(images) if number in shown),
         shown=len(shown),

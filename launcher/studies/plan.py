@@ -97,4 +97,7 @@ def row_commands(study: Study, row: Row, seed: int, extra: Sequence[str] = ()) -
 def check(study: Study) -> None:
     """Load the config of every training with its overrides, so that a typing mistake is found before the first run."""
     for name, training in study.trainings.items():
-        load_config(Path(training.config), training_overrides(study, name, study.seeds[0]))
+        try:
+            load_config(Path(training.config), training_overrides(study, name, study.seeds[0]))
+        except ConfigError as error:
+            raise ConfigError(f"study '{study.title}': trainings.{name}: {error}") from error

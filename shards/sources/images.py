@@ -20,7 +20,7 @@ from shards.index import INDEX_NAME, Index
 from shards.schema import ClassSet, DataError
 from shards.sources.archives import Exif, list_folder
 from shards.sources.coco_files import check_instances, is_instances
-from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key
+from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key, refuse_joined
 from shards.sources.labelled import Labelled, read_labelled
 from shards.sources.names import IMAGE_ENDINGS
 from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows, table_at
@@ -88,6 +88,8 @@ def read_images(
     named, skipped = names_by_key(rows, str(where), classes, label_column, separator, empty)
     counts = Counter(one for _, found in named.values() for one in found)
     chosen = tuple(classes or known or sorted(counts))
+    if not (classes or known):
+        refuse_joined(counts, str(where))
     check_names(chosen, counts, str(where), drop_others=drop_others)
     ids = {one: number for number, one in enumerate(chosen, start=1)}
     group_of, grouped_by = choose_groups(rows, group_column, group_pattern)

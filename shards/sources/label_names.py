@@ -1,7 +1,7 @@
 """The names of classes in the rows of a table of labels: in one column, or one column for each class."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from shards.schema import DataError
@@ -9,6 +9,7 @@ from shards.sources.text import EMPTY, cell_of, shown
 
 BACKGROUND = "background"  # the word for an image that shows none of the classes
 YES = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+SEPARATORS = ",;|/+& "  # that tables have between names
 Empty = Literal["refuse", "background", "skip"]
 Named = dict[str, tuple[Any, tuple[str, ...]]]  # {key: (row, names of its classes)}
 
@@ -102,6 +103,27 @@ def check_names(classes: Sequence[str], counts: Mapping[str, int], where: str, *
         )
 
 
+def refuse_joined(counts: Mapping[str, int], where: str) -> None:
+    """Raise DataError for a name that reads as several of the others: with another separator it would be these."""
+    for one, count in sorted(counts.items()):
+        if between := separator_of(one, counts):
+            raise DataError(
+                f"{where}: '{one}' in {count} rows reads as several names that other rows have alone; say "
+                f"--separator '{between}', or list the names that are classes with --classes"
+            )
+
+
+def separator_of(name: str, classes: Iterable[str]) -> str:
+    """What stands between the names of classes that a name is made of; "" if it is not made of any."""
+    known = {*classes, BACKGROUND} - {name}
+    for between in SEPARATORS:
+        if between in name and {part.strip() for part in name.split(between)} <= known:
+            return between
+    return ""
+
+
 def near(one: str, classes: Sequence[str]) -> str:
+    if between := separator_of(one, classes):
+        return f" (several names? --separator '{between}')"
     found = difflib.get_close_matches(one, classes, n=1)
     return f" (did you mean '{found[0]}'?)" if found else ""

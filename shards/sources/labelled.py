@@ -1,7 +1,7 @@
 """Images with image-level labels, a group, and masks for those that are evaluated on: rows as a source of samples."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from shards.sources.names import check_one_row_each, keys_of
 from shards.sources.smoke_files import Folders
 from shards.sources.text import cell_of
 
-TRIES = 100  # choices of what is held out of several classes
 NONE = 0  # stands for "no class at all" beside the class ids 1..K
 
 
@@ -103,67 +102,6 @@ class Labelled:
             mask_place=row.mask_place,
         )
 
-    def hold_out(self, share: float) -> tuple["Labelled", "Labelled"]:
-        """Split into (kept, held out) so that no group is in both, and both show each class that two groups have.
-
-        Groups are visited in a fixed pseudo-random order and held out whenever they still fit into `share` of the rows,
-        so a group larger than that is always kept. Of one class: where a side would lack it, or images without it,
-        although two groups have some, another group comes first. Of several, TRIES orders are tried: the held-out side
-        has as many classes as it can, and of each as near to `share` as it can.
-
-        Raises:
-            DataError: no group is small enough, or no choice leaves all classes in what is kept and one (of one class:
-                images with and without it, where two groups have some) in what is held out.
-        """
-        groups, number_of, counts = np.unique(self.groups(), return_inverse=True, return_counts=True)
-        room = int(share * len(self.rows))
-        if counts.min() > share * len(self.rows):
-            raise DataError(f"cannot hold out {share:.0%} of {len(self.rows)} rows: every group is larger than that")
-        several = self.class_set.num_fg_classes > 1
-        images = np.zeros((len(groups), self.class_set.num_fg_classes + 1), dtype=int)  # of group and class; NONE first
-        for number, row in zip(number_of, self.rows, strict=True):
-            images[number, sorted(row.shows)] += 1
-        total, wanted = images.sum(0), (images > 0).sum(0) > 1
-        best: tuple[tuple[int, float], set[str]] | None = None
-        for order in self.orders(len(groups)):
-            held: list[int] = []
-            left = share * len(self.rows)
-            for number in order:
-                if counts[number] <= left:
-                    held.append(number)
-                    left -= counts[number]
-            out = images[held].sum(0)
-            kept = total - out
-            if (kept[1:] == 0)[total[1:] > 0].any() or not out[1:].any():
-                continue  # a class could not be learned, or nothing could be judged
-            on_both = int(((out > 0) & (kept > 0) & wanted).sum())
-            if not several and on_both < wanted.sum():
-                continue
-            uneven = float(np.abs(out - share * total)[total > 0].sum())
-            if best is None or (on_both, -uneven) > best[0]:
-                best = (on_both, -uneven), {str(group) for group in groups[held]}
-            if not several:
-                break
-        if best is not None and (several or wanted[1]):
-            return self.take({*map(str, groups)} - best[1]), self.take(best[1])
-        with_class = int((images[:, 1:].sum(1) > 0).sum())
-        one = self.any_class if self.class_set.num_fg_classes == 1 else "a class"
-        raise DataError(
-            f"cannot hold out {share:.0%} of {len(self.rows)} rows: of {len(groups)} groups {with_class} show {one}, "
-            f"and no choice of at most {room} rows leaves frames with and without {one} on both sides; hold "
-            "out more, or write the held-out split from a list of your own (--list)"
-        )
-
-    def orders(self, groups: int) -> Iterator[list[int]]:
-        """The orders in which hold_out visits the groups."""
-        random = np.random.default_rng(0)
-        order = random.permutation(groups).tolist()
-        yield order
-        if self.class_set.num_fg_classes > 1:
-            yield from (random.permutation(groups).tolist() for _ in range(TRIES - 1))
-        else:
-            yield from ([first, *(one for one in order if one != first)] for first in order)
-
     def take(self, groups: set[str]) -> "Labelled":
         """The rows of these groups."""
         return replace(self, rows=tuple(row for row in self.rows if row.group in groups))
@@ -199,10 +137,15 @@ def read_labelled(
     folders = Folders(root, image_folder, mask_folder, rows)
     read: list[Row] = []
     seen: dict[Frame, str] = {}
+    without_image: list[DataError] = []
     for (key, fields), name in zip(rows.items(), keys_of([*rows], str(where)), strict=True):
         place = f"{where}: row '{key}'"
         image_label = label_of(key, fields, place)
-        image, path = folders.image_of(key, fields, place)
+        try:
+            image, path = folders.image_of(key, fields, place)
+        except DataError as error:
+            without_image.append(error)
+            continue
         mask, mask_place = folders.mask_of(path, fields, place)
         group = group_of(key, fields, place)
         row = Row(key=name, image=image, image_label=image_label, group=group, mask=mask, mask_place=mask_place)
@@ -215,6 +158,9 @@ def read_labelled(
                 )
             row = replace(row, frame=frame)
         read.append(row)
+    if without_image:
+        more = len(without_image) - 1
+        raise DataError(f"{without_image[0]}{f' (and so {more} more of {len(rows)} rows)' if more else ''}")
     if seen and len({frame.clip for frame in seen}) == len(seen):
         raise DataError(
             f"{where}: --frame-column {frame_column} numbers the frames of a clip, which is a group, and no group has "

@@ -1,6 +1,7 @@
 """Where the images and masks of a table of labels lie."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,34 @@ class Folders:
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: {shown(cell)} is no path ({error})") from error
         also = f" or {self.root / folder}" if inside and folder else ""
-        raise DataError(f"{where}: {file}: file is missing; wanted a path below {self.root}{also}")
+        raise DataError(
+            f"{where}: {file}: file is missing; wanted a path below {self.root}{also}{self.near(cell, folder)}"
+        )
+
+    def near(self, cell: str, folder: str) -> str:
+        """What a path that leads nowhere may mean, in words: it lacks its ending or has other capital letters, or is
+        not written from the root on; "" if nobody can tell."""
+        for name in (cell, f"{folder}/{cell}"):
+            if (found := self.folded.get(plain(name).casefold())) is not None:
+                return f"; did you mean {found}?"
+        if folder or "/" in plain(cell) or not self.folders:
+            return ""
+        return f"; are they in one of its folders ({', '.join(self.folders[:3])})? See --image-folder"
+
+    @cached_property
+    def folded(self) -> dict[str, str]:
+        """{path in small letters, with and without its ending: path} of all files."""
+        whole = {plain(path).casefold(): path for path in self.names.files}
+        return {without_ending(form): path for form, path in whole.items()} | whole
+
+    @cached_property
+    def folders(self) -> list[str]:
+        """The folders of images right below the root."""
+        return sorted(
+            entry.name
+            for entry in self.root.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name != self.mask_folder
+        )
 
     def mask_of(self, image: str, fields: Mapping[str, Any], where: str) -> tuple[Path | None, str]:
         """(file or None, its place or where it was looked for) of the mask of an image at this path below root."""

@@ -181,14 +181,20 @@ def csv_rows(text: str, where: str) -> list[tuple[int, dict[str, str]]]:
     def columns_at(delimiter: str) -> set[str]:
         return {cell.strip(" \t\"'") for cell in first.split(delimiter)}
 
-    delimiter = next((one for one in ",;\t" if columns_at(one) & {*KEY_COLUMNS}), ",")
+    if not first:
+        raise DataError(f"{where}: is empty; wanted a csv with a header")
+    delimiter = next((one for one in ",;\t" if columns_at(one) & {*KEY_COLUMNS}), None)
+    if delimiter is None:
+        raise DataError(
+            f"{where}: neither 'key' nor 'image' among the columns of its first line, {shown(first)}; call the column "
+            "of paths 'image', in small letters (the first line of a csv names its columns, with commas, semicolons or "
+            "tabs between them)"
+        )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataError(f"{where}: line {reader.line_num}: {error}; wanted a csv with a header") from error
-    if not lines:
-        raise DataError(f"{where}: is empty; wanted a csv with a header")
     header = lines[0][1]
     if len(set(header)) < len(header):
         raise DataError(f"{where}: two columns of its header have one name: {header}; rename one")

@@ -184,7 +184,7 @@ def test_figures_by_hand():
     assert at["false_alarm_area"] == 0.25 and at["false_alarm_area_gated"] == 0.0
     assert at["chimney_area"] == 0.5  # of the chimney's two pixels that no smoke hides, one is predicted
     # two of three predicted right at 0.10, where the first image is 2/3; no threshold is better
-    assert tally.best_threshold() == 0.01
+    assert tally.best() == (0.01, pytest.approx(2 / 3))
     assert tally.bounds_and_curve()["best_on_val"] == {"threshold": 0.01, "per_image_iou": pytest.approx(2 / 3)}
     assert THRESHOLDS[50] == 0.5
 

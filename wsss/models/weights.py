@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
+
+from wsss.models.hub import explain_cache, without_waiting
 
 BACKBONES = ("backbone", "encoders")  # parts of a network that know no classes; FrozenNet has several in one
 HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a network or its cache is needed
@@ -53,17 +55,20 @@ def create_backbone(
     if not timm_name.startswith(HUB) and not timm.is_model(timm_name):
         near = difflib.get_close_matches(timm_name, timm.list_models(), n=5)
         raise ValueError(f"model.timm_name: timm has no '{timm_name}'; near: {', '.join(near) or 'none'}")
+    fetched = weights == "timm" or timm_name.startswith(HUB)
     try:
-        backbone = timm.create_model(timm_name, pretrained=weights == "timm", num_classes=0, **options)
+        with without_waiting() if fetched else nullcontext():
+            backbone = timm.create_model(timm_name, pretrained=weights == "timm", num_classes=0, **options)
     except Exception as error:  # an assertion, a network that does not answer: timm has no error of its own
         reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
-        if weights == "timm" and not isinstance(error, AssertionError | TypeError):
-            raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
         if timm_name.startswith(HUB):
             raise ValueError(
                 f"model.timm_name: {timm_name} cannot be built: {reason}. What it is stands on the hub: fetch it once "
-                "where there is a network (`hf download OWNER/NAME`), or take timm's own name for it"
+                f"where there is a network (`hf download OWNER/NAME`), {explain_cache()}, or take timm's own name "
+                "for it"
             ) from error
+        if weights == "timm" and not isinstance(error, AssertionError | TypeError):
+            raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
         given = ", ".join(f"{name}={value}" for name, value in options.items())
         raise ValueError(
             f"model.timm_name: timm cannot build '{timm_name}' with {given}: {reason}; choose {wanted}"
@@ -88,7 +93,7 @@ def explain_download(timm_name: str) -> str:
     return (
         f"the pretrained weights of '{timm_name}' cannot be downloaded here. Get model.safetensors of "
         f"https://huggingface.co/{about.hf_hub_id} on a machine with a network, put it anywhere and name it: "
-        "model.weights=PATH/model.safetensors"
+        f"model.weights=PATH/model.safetensors; or {explain_cache()}"
     )
 
 

@@ -77,6 +77,38 @@ def test_mistakes_are_told_with_file_key_and_what_to_do(path, override, message)
         load_config(path, [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.lr=1e-3", "train.stpes=3"], "override 'train.stpes=3' of PATH: train: unknown key 'stpes'"),
+        (["train.steps=5"], "override 'train.steps=5' of PATH: train: warmup_steps (7) must be smaller than steps (5)"),
+        (
+            ["method.name=toco", "method.scales=3"],
+            "overrides 'method.name=toco', 'method.scales=3' of PATH: method: unk",
+        ),
+        (["data.flip=2", "train.stpes=3"], "override 'data.flip=2' of PATH: data.flip: got 2"),
+        (
+            ["train.warmup_steps=20", "data.flip=0.0", "train.steps=15"],
+            "overrides 'train.warmup_steps=20', 'train.steps=15' of PATH: train: warmup_steps (20)",
+        ),
+    ],
+)
+def test_what_an_override_breaks_is_told_with_it_and_not_as_the_files_fault(path, overrides, said):
+    path.write_text(GOOD.replace("steps: 10", "steps: 10, warmup_steps: 7"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert said.replace("PATH", str(path)) in str(caught.value)
+
+
+def test_what_the_file_breaks_is_told_as_its_own_whatever_is_overridden(path):
+    path.write_text(GOOD.replace("steps: 10", "stpes: 10"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["data.flip=2", "train.lr=1e-3"])
+    said = str(caught.value).splitlines()
+    assert f"{path}: train: unknown key 'stpes'; did you mean 'steps'?" in said
+    assert any(line.startswith(f"override 'data.flip=2' of {path}: data.flip: got 2") for line in said)
+
+
 def test_unreadable_files_are_told(tmp_path):
     with pytest.raises(ConfigError, match="gone.yaml: config file is missing"):
         load_config(tmp_path / "gone.yaml")

@@ -3,7 +3,8 @@ import pytest
 
 from launcher.evaluation.confusion import Confusion
 from launcher.evaluation.measure import Truth
-from launcher.evaluation.sources import LabelPrediction
+from launcher.evaluation.sources import LabelPrediction, ScorePrediction
+from launcher.jobs.scores import Scores
 from shards.schema import ClassSet
 
 
@@ -65,6 +66,18 @@ def test_truth_that_is_ignored_everywhere_gives_no_figure_and_is_counted():
     add(tally, np.ones((2, 3), np.uint8), np.ones((2, 3), np.uint8))
     assert tally.figures_at(0.3)["miou"] == 1.0 and tally.figures_at(0.3)["miou_interval"] == [1.0, 1.0]
     assert tally.images_without_truth == 1
+
+
+def test_each_image_has_the_probability_and_the_label_of_every_class():
+    tally = Confusion(ClassSet(name="pets", classes=("cat", "group")))
+    scores = Scores(key="a", group="g", class_ids=(2,), cls_probs=(0.25, 0.75), maps={"x": np.ones((1, 1, 1))})
+    truth = Truth("a", "g", np.full((1, 1), 2, np.uint8), {}, True, (False, True))
+    tally.add(ScorePrediction(scores, "x", 0.5), truth)
+    (row,) = tally.rows({"fixed": 0.5})
+    assert row == {
+        **{"key": "a", "group": "g", "truth_area": 1.0, "iou_fixed": 1.0},
+        **{"p(cat)": 0.25, "label(cat)": 0, "p(group)": 0.75, "label(group)": 1},
+    }
 
 
 def test_each_image_has_the_mean_iou_of_the_classes_of_its_objects():

@@ -82,6 +82,27 @@ def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_an
     assert final_metrics(report)["final/segments_crf/fixed/miou"] == at["miou"]
 
 
+def test_the_best_of_label_maps_is_chosen_on_tune(run, place):
+    write_split(Photographs("tune", 32), place / "pets", "tune", "pixel", num_shards=2)
+    segment(run, "tune", place / "pets/tune", ["segment.crf=false"])
+    segment(run, "tune", place / "pets/tune", ["segment.flip=true", "segment.size=squash"], "crf")
+    tune = ShardFolder(place / "pets/tune", "pixel")
+    of_tune = {}
+    for name in ("segments", "segments@crf"):
+        masks, confusion = MaskFolder(run / name / "tune", tune), torch.zeros(3, 3, dtype=torch.int64)
+        for number in range(len(tune)):
+            confusion += confusion_matrix(torch.from_numpy(tune.mask(number)), torch.from_numpy(masks(number)), 3)
+        of_tune[name] = mean_iou(confusion)
+    report = evaluate(run, ["data.tune=pets/tune"])
+    assert report["tune"]["values"] == pytest.approx(of_tune) and report["tune"]["figure"] == "miou"
+    assert report["tune"]["best"] == max(of_tune, key=of_tune.__getitem__)
+    said = format_evaluation(report)
+    assert f"best on tune: {report['tune']['best']}: mIoU {100 * max(of_tune.values()):.1f} there, on val " in said
+    assert "not among them, for want of its outputs of tune: segments.cam" in said
+    page = write_report(run).read_text()
+    assert f"best on tune: {report['tune']['best']}: mIoU" in page
+
+
 def test_cam_maps_are_judged_by_their_own_member(run, place):
     val = ShardFolder(place / "pets/val", "pixel")
     confusion = torch.zeros(3, 3, dtype=torch.int64)

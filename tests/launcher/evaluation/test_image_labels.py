@@ -60,7 +60,7 @@ def test_parts_join_and_rows_name_the_classes():
     one.extend(two)
     assert one.figures_at(0.3)["images"] == 2 and one.label_details(("cat", "dog"))["classes"]["dog"]["images"] == 1
     rows = list(one.rows({"fixed": 0.5}))
-    assert rows[1] == {"key": "b", "group": "w", "p(cat)": 0.1, "cat": 0, "p(dog)": 0.6, "dog": 1}
+    assert rows[1] == {"key": "b", "group": "w", "p(cat)": 0.1, "label(cat)": 0, "p(dog)": 0.6, "label(dog)": 1}
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_its_evaluation_has_every_class_by_name_in_terminal_table_page_and_track
     for number, name in enumerate(("cat", "dog")):
         probs = np.array([float(row[f"p({name})"]) for row in rows])
         there = val.image_label_NK[:, number] > 0
-        assert [int(row[name]) for row in rows] == there.astype(int).tolist()
+        assert [int(row[f"label({name})"]) for row in rows] == there.astype(int).tolist()
         about = report["labels"]["classes"][name]
         assert about["images"] == 6
         assert about["average_precision"] == pytest.approx(image_labels.average_precision(probs, there), abs=1e-6)

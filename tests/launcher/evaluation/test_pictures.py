@@ -7,6 +7,7 @@ from PIL import Image
 from launcher.evaluation.pictures import (
     LABEL_PX,
     TILE_PX,
+    class_colour,
     draw_class_outlines,
     draw_outline,
     encode_data_uri,
@@ -44,6 +45,16 @@ def test_a_gallery_has_a_tile_for_every_picture():
     assert sheet.getpixel((5, LABEL_PX + 5)) == (0, 0, 0)
     uri = encode_data_uri(sheet)
     assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == sheet.size
+
+
+def test_a_gallery_of_several_classes_shows_their_colours_below_in_as_many_lines_as_they_need():
+    row = {"image": np.zeros((4, 6, 3), dtype=np.uint8)}
+    below = LABEL_PX + TILE_PX + LABEL_PX
+    assert lay_out_gallery([("a", row)], ("smoke",)).size[1] == below
+    sheet = lay_out_gallery([("a", row)], ("cat", "dog", "a long name of a class"))
+    assert sheet.size == (TILE_PX, below + 2 * LABEL_PX)
+    assert sheet.getpixel((7, below + 8)) == class_colour(1)
+    assert sheet.getpixel((7, below + LABEL_PX + 8)) == class_colour(3)
 
 
 def test_maps_of_several_classes_have_the_colour_of_the_class_with_the_highest_score():

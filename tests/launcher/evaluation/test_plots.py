@@ -1,8 +1,10 @@
 """Plots on pages: few lines, words that stay words, colours that fit the page."""
 
 import re
+from pathlib import Path
 
-from launcher.evaluation.curves import plot_all
+from launcher.evaluation.curves import in_percent, plot_all, plot_runs
+from launcher.evaluation.headline import Headline
 from launcher.evaluation.plots import COLOURS, DASHES, MOST_LINES, Line, plot_bars, plot_intervals, plot_lines
 
 
@@ -22,6 +24,34 @@ def test_one_point_is_a_dot_beside_lines_and_no_plot_alone():
     (svg,) = plot_all("IoU", "step", {"a": dot, "b": line})
     assert ">a</text>" in svg and ">b</text>" in svg
     assert list(plot_all("IoU", "x", {"a": Line([1, 2], [float("nan"), 0.5])})) == []  # the other one does not exist
+
+
+def test_figures_of_a_report_are_in_percent_and_thresholds_are_not():
+    line = Line([0.0, 0.5], [0.25, 0.75], mark=0.5)
+    assert in_percent({"a": line})["a"] == line._replace(y=[25.0, 75.0])
+    assert in_percent({"a": line}, "recall, percent")["a"] == Line([0.0, 50.0], [25.0, 75.0], mark=50.0)
+    curve = {
+        "per_image_iou": [0.25] * 101,
+        "recall": [1.0] * 101,
+        "precision": [0.5] * 101,
+        "false_alarm_area": [0] * 101,
+    }
+    source = {"curve": curve, "fixed": {"threshold": 0.3}, "oracle_per_image_iou": 0.5}
+    labels = {"reliability": [{"probability": 0.1, "share": 0.25}, {"probability": 0.9, "share": 0.75}]}
+    steps = [{"step": step, "train/loss": 0.5, "val/x/per_image_iou": 0.5} for step in (1, 2)]
+    run = {
+        "name": "run",
+        "classes": ("smoke",),
+        "metrics": steps,
+        "logged": [("x", "per_image_iou")],
+        "headline": Headline(Path("run"), {"sources": {"x": source}}, "x", "fixed"),
+        "source": source,
+        "evaluation": {"sources": {"x": source}, "labels": labels},
+    }
+    loss, *others = plot_runs([run])
+    assert ">percent<" not in loss and "Training, loss" in loss
+    assert len(others) == 5 and all(">percent<" in plot for plot in others)
+    assert sum(">recall, percent<" in plot or ">probability, percent<" in plot for plot in others) == 2
 
 
 def test_more_lines_than_can_be_told_apart_become_several_plots():

@@ -108,7 +108,7 @@ def test_the_strip_has_the_worst_the_median_and_the_best(pair):
 
 def test_without_masks_images_are_ranked_by_the_probability_of_what_their_label_names(tmp_path):
     (tmp_path / "per_image.csv").write_text(
-        "source,key,group,p(cat),cat,p(dog),dog\nx,a,g,0.9,1,0.1,0\nx,b,g,0.2,1,0.7,1\nx,c,g,0.9,0,0.9,0\ny,d,g,0.1,1,0,0\n"
+        "source,key,group,p(cat),label(cat),p(dog),label(dog)\nx,a,g,0.9,1,0.1,0\nx,b,g,0.2,1,0.7,1\nx,c,g,0.9,0,0.9,0\ny,d,g,0.1,1,0,0\n"
     )
     evaluation = {"sources": {}, "dataset": {"classes": ["cat", "dog"]}}
     ranked, order = rank_images(Headline(tmp_path, evaluation, "x", "fixed"))

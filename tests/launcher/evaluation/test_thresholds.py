@@ -39,7 +39,7 @@ def test_the_gated_area_of_a_region_is_a_figure_that_no_headline_shows():
 def test_images_without_smoke_tune_nothing_and_have_false_alarms_alone():
     measure = measure_of("a", 0.1, [[0.9, 0.1]], [])
     measure.extend(measure_of("b", 0.9, [[0.0, 0.0]], []))
-    assert measure.best_threshold() is None
+    assert measure.best() is None
     figures = measure.figures_at(0.5)
     assert figures.pop("per_image_iou_groups") == 0
     shown = {name for name, value in figures.items() if value not in (None, [None, None])}

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from support.places import ROOT
 
+from launcher.config.file import load_config
 from launcher.evaluation.confusion import ClassThresholds
 from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Truth
 from launcher.evaluation.sources import ScorePrediction
-from launcher.evaluation.tuning import best_gate
+from launcher.evaluation.table import describe_best
+from launcher.evaluation.tuning import Tuned, best_gate
 from launcher.jobs.scores import Scores
 from shards.schema import ClassSet
 
@@ -39,8 +42,59 @@ def test_the_threshold_of_all_classes_is_that_of_the_best_miou():
     scores = Scores(key="x", group="x", class_ids=(1, 2), cls_probs=(0.9, 0.9), maps={"class_map": maps})
     truth = Truth("x", "x", truth_HW, {}, True, (True, True))
     measure.add(ScorePrediction(scores, "class_map", 0.3), truth)
-    assert measure.best_threshold() == pytest.approx(0.31)  # the first at which the background is no longer `a`
+    best = measure.best()
+    assert best == (pytest.approx(0.31), 1.0)  # the first at which the background is no longer `a`
     other = ClassThresholds(ABC)
-    assert other.best_threshold() is None
+    assert other.best() is None
     other.extend(measure)
-    assert other.best_threshold() == pytest.approx(0.31)
+    assert other.best() == best
+
+
+def evaluated(values, shown=20, **chains):
+    """What evaluation.json says of sources with these figures on tune, all at 0.42, and half as good on val."""
+    config = load_config(ROOT / "configs/demo/student.yaml")
+    tuned = Tuned(thresholds=dict.fromkeys(values, 0.42), values=values, figure="per_image_iou", shown=shown)
+    at = {name: {"threshold": 0.42, "per_image_iou": value / 2} for name, value in values.items()}
+    sources = {name: {"tuned": at[name], "fixed": at[name], "chain": chains.get(name, [])} for name in values}
+    return {"tune": tuned.about(config), "sources": sources}
+
+
+def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it_is_said():
+    report = evaluated({"grad": 0.5, "class_map": 0.6, "project": 0.6})
+    assert report["tune"]["best"] == "class_map"
+    report["sources"]["grad"]["tuned"]["per_image_iou"] = 0.9
+    first, use = describe_best(report)
+    assert first == (
+        "best on tune: class_map, threshold 0.42: per-image IoU 60.0 there, on val 30.0 "
+        "(the others on tune: project 60.0, grad 50.0)"
+    )
+    assert use.endswith(
+        "--kind class_map; wsss refine RUN 'refine.cams=[class_map]' refine.chain=[] refine.threshold=0.42"
+    )
+    report["sources"]["segments"] = report["sources"]["grad"]
+    assert describe_best(report)[1] == "  not among them, for want of its outputs of tune: segments"
+
+
+@pytest.mark.parametrize(
+    ("name", "chain", "said"),
+    [
+        (
+            "grad+crf",
+            ["crf"],
+            "wsss predict ... --kind grad --refine crf; wsss refine RUN 'refine.cams=[grad]' refine.th",
+        ),
+        ("grad+sam+crf", ["sam", "crf"], "  to use it: wsss refine RUN 'refine.cams=[grad]' refine.threshold=0.42"),
+        ("grad+threshold", [], "--kind grad; wsss refine RUN 'refine.cams=[grad]' refine.chain=[] refine.threshold"),
+        ("grad+mine", ["crf"], ""),
+        ("grad@whole", [], ""),
+    ],
+)
+def test_only_what_options_alone_give_is_told_as_options(name, chain, said):
+    lines = describe_best(evaluated({name: 0.5, "other": 0.4}, **{name: [{"name": step} for step in chain]}))
+    assert said in lines[-1] if said else len(lines) == 1
+
+
+def test_few_images_of_tune_choose_no_source_and_one_source_is_no_choice():
+    assert evaluated({"grad": 0.5, "project": 0.4}, shown=19)["tune"]["best"] is None
+    assert describe_best(evaluated({"grad": 0.5, "project": 0.4}, shown=19)) == []
+    assert describe_best(evaluated({"grad": 0.5})) == describe_best({"sources": {}, "tune": {"images_shown": 30}}) == []

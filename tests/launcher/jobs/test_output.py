@@ -33,9 +33,16 @@ def test_a_pool_does_every_item_in_other_processes_and_keeps_their_order(tmp_pat
 
 
 def test_one_bad_shard_does_not_hold_up_the_others_and_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"test: 2 of 5 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2"):
+    with pytest.raises(DataError, match=r"test: 2 of 5 shards failed:\n  bad1: no good: bad1\n  bad2: no good: bad2$"):
         list(pool.run_pool(partial(touch, tmp_path), ["a", "bad1", "b", "bad2", "c"], workers=1, label="test"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_of_many_bad_shards_ten_are_told_and_the_others_counted(tmp_path):
+    with pytest.raises(
+        DataError, match=r"(?s)test: 13 of 13 shards failed:\n  bad00: .*\n  bad09: [^\n]*\n  and 3 more$"
+    ):
+        list(pool.run_pool(partial(touch, tmp_path), [f"bad{n:02d}" for n in range(13)], workers=1, label="test"))
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

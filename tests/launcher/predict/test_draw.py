@@ -1,6 +1,6 @@
 import numpy as np
 
-from launcher.predict.draw import AreaPlot, colour_of, overlay, words_of
+from launcher.predict.draw import AreaPlot, colour_of, overlay, words_of, write_words
 
 
 def of_class(name, probability, area_px):
@@ -28,10 +28,18 @@ def test_an_overlay_outlines_each_class_and_leaves_the_rest():
 def test_words_say_what_is_seen_or_what_was_likeliest():
     rows = [of_class("cat", 0.9, 0), of_class("dog", 0.6, 7)]
     assert words_of(rows, 1.24) == [("1.2 s", None), ("dog 0.60, 7.0 %", 2)]
-    assert words_of([of_class("cat", 0.4, 0), of_class("dog", 0.1, 0)]) == [
-        ("none of the classes (likeliest cat, 0.40)", None)
-    ]
+    assert words_of([of_class("cat", 0.4, 0), of_class("dog", 0.1, 0)]) == [("none (likeliest cat, 0.40)", None)]
     assert words_of([of_class("smoke", 0.4, 0)]) == [("no smoke (0.40)", None)]
+
+
+def test_words_fit_the_frame_in_several_lines_or_smaller():
+    words = [("circle 1.00, 13.7 %", 1), ("triangle 0.51, 7.6 %", 2), ("another one 0.51, 7.6 %", 3)]
+    for width, rows in ((900, 1), (240, 2), (130, 3), (90, 2)):
+        shown = write_words(np.full((100, width, 3), 200, np.uint8), words)
+        changed = (shown != 200).any(-1)
+        assert not changed[:, -1].any() and not changed[-1].any(), width
+        boxes = np.diff(changed[:, 8].astype(int), prepend=0) == 1  # the boxes of the lines do not touch
+        assert boxes.sum() == rows, width
 
 
 def test_the_plot_of_a_long_clip_has_a_thousand_means():

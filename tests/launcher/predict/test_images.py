@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from launcher.errors import ConfigError, RunError
+from launcher.evaluation.pictures import as_css
 from launcher.predict import images, outputs
+from launcher.predict.draw import colour_of
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.run.lock import only_writer
@@ -58,6 +60,7 @@ def test_a_folder_becomes_masks_overlays_a_table_a_page_and_a_summary(frames, ca
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["frames"] == 6 and summary["per_class"]["smoke"]["frames"] == 6 and summary["failed"] == 0
     page = Path("out/contact_sheet.html").read_text()
+    assert f'<i class="swatch" style="background: {as_css(colour_of(1))}"></i>1 smoke' in page
     assert page.count("data:image/jpeg;base64,") == 6 and "http" not in page and not Path("out/failed.csv").exists()
 
 

@@ -47,6 +47,14 @@ def test_a_studys_trainings_load_with_their_overrides(name, in_checkout):
     assert study.title and study.protocol and study.rows
 
 
+def test_a_wrong_override_of_a_study_is_told_as_the_studys(in_checkout):
+    study = load_study("voc_mini")
+    name, training = next(iter(study.trainings.items()))
+    wrong = training.model_copy(update={"overrides": ("train.stpes=3",)})
+    with pytest.raises(ConfigError, match=f"trainings.{name}: override 'train.stpes=3' of configs/.*: unknown key"):
+        check(study.model_copy(update={"trainings": {name: wrong}}))
+
+
 def test_the_papers_figures_are_those_of_the_tables():
     # one row of each table, read from the paper's text
     wanted = {

@@ -1,4 +1,5 @@
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -166,6 +167,25 @@ def test_what_only_a_crowd_shows_is_in_no_label_and_wrong_annotations_are_told(p
         read(pets, in_coco(pets, lambda c: c["annotations"][0].pop("category_id")))
 
 
+def test_names_that_another_separator_joins_are_no_class(pets):
+    write_csv(pets, "image;labels", ["photos/a.jpg;cat,dog", "photos/b.jpg;cat", "photos/c.jpg;dog"])
+    with pytest.raises(DataError, match="'cat,dog' in 1 rows reads as several names .*--separator ','"):
+        read(pets, "t.csv", None)
+    with pytest.raises(DataError, match="'cat,dog' in 1 .several names. --separator ','"):
+        read(pets, "t.csv", ("cat", "dog"))
+    assert labels_of(read(pets, "t.csv", None, separator=","))["a"] == (1, 2)
+    write_csv(pets, "image;labels", ["photos/a.jpg;sea lion", "photos/b.jpg;lion"])  # an animal of its own
+    assert labels_of(read(pets, "t.csv", None)) == {"a": (2,), "b": (1,)}
+
+
+def test_an_image_that_is_not_in_the_root_is_told_with_the_folders_there(pets):
+    write_csv(pets, "image,labels", ["a.jpg,cat"])
+    with pytest.raises(
+        DataError, match=r"a.jpg: file is missing; .*in one of its folders \(photos\)\? See --image-folder"
+    ):
+        read(pets, "t.csv", None)
+
+
 shards_images = partial(wsss, "shards", "images", "--workers", 1)
 
 
@@ -188,6 +208,24 @@ def test_the_command_writes_both_splits_counts_every_class_and_keeps_groups_apar
     assert ShardFolder(pets / "out/more").index.class_counts() == {"person": 0, "dog": 0, "cat": 1}
 
 
+def test_splits_of_one_table_are_written_all_or_none(pets):
+    arguments = ("--root", pets, "--labels", in_one_column(pets), "--out", pets / "out", "--hold-out", 0.5)
+    shards_images(*arguments, "--split", "train")
+    damaged = ShardFolder(pets / "out/train").keys[0].removeprefix("photos_")
+    with pytest.raises(DataError, match="out/train: exists already"):
+        shards_images(*arguments[:-2], "--hold-out", "new=0.5", "--split", "train")
+    assert not (pets / "out/new").exists()
+    shutil.rmtree(pets / "out")
+    whole = (pets / f"photos/{damaged}.jpg").read_bytes()
+    (pets / f"photos/{damaged}.jpg").write_bytes(whole[:100])
+    with pytest.raises(DataError, match="write train: 1 of "):
+        shards_images(*arguments, "--split", "train")
+    assert not (pets / "out/val").exists()
+    (pets / f"photos/{damaged}.jpg").write_bytes(whole)
+    shards_images(*arguments, "--split", "train")
+    assert {path.name for path in (pets / "out").iterdir() if path.is_dir()} == {"train", "val"}
+
+
 def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
     (pets / "masks/photos").mkdir(parents=True)
     for name, ids in IDS.items():
@@ -197,42 +235,19 @@ def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
         if ids:
             Image.fromarray(mask).save(pets / f"masks/photos/{name}.png")
     arguments = ("--root", pets, "--labels", in_one_column(pets), "--out", pets / "out", "--masks")
-    shards_images(*arguments, "--split", "train", "--hold-out", 0.5, "--held-out", "tune")
+    shards_images(*arguments, "--split", "train", "--hold-out", "tune=0.5")
     train, tune = (ShardFolder(pets / "out" / split) for split in ("train", "tune"))
     assert (train.index.supervision, tune.index.supervision) == ("label", "pixel")
     assert train.image_label_NK.any(axis=0).all() and tune.image_label_NK.any()
     for number, key in enumerate(tune.keys):
         assert {*np.unique(tune.mask(number))} - {0} == {*IDS[key.removeprefix("photos_")]}
+    said = shards_images(*arguments[:-3], "--out", pets / "no_masks", "--split", "train")
+    assert "5 images have a mask, which only --masks reads" in said
     (pets / "masks/photos/a.png").unlink()
     with pytest.raises(DataError, match="1 of 5 frames labelled with a class have no mask, first 'photos_a'"):
         shards_images(*arguments, "--split", "val2")
-    with pytest.raises(DataError, match="--held-out and --split both are 'val'"):
+    with pytest.raises(DataError, match="--hold-out 0.5: 'val' is named as what is held out and in --split"):
         shards_images(*arguments, "--split", "val", "--hold-out", 0.5)
-
-
-def test_of_several_classes_the_kept_part_has_all_and_the_held_out_one_as_many_as_it_can(pets):
-    # 12 images of 6 classes, two of each: 3 of them can show 3 classes at most
-    for n in range(12):
-        Image.new("RGB", (8, 6)).save(pets / f"photos/{n}.jpg")
-    write_csv(pets, "image,labels", [f"photos/{n}.jpg,k{n // 2}" for n in range(12)])
-    kept, held = read(pets, "t.csv", None).source.hold_out(0.25)
-    assert len({row.image_label for row in held.rows}) == 3 and len({row.image_label for row in kept.rows}) == 6
-
-
-def test_a_hold_out_has_of_every_class_about_the_share(pets):
-    rng = np.random.default_rng(0)
-    lines = []
-    for n in range(80):
-        Image.new("RGB", (8, 6)).save(pets / f"photos/{n}.jpg")
-        found = [name for name, share in (("cat", 0.1), ("dog", 0.2), ("person", 0.5)) if rng.random() < share]
-        lines.append(f"photos/{n}.jpg,{';'.join(found) or 'background'}")
-    write_csv(pets, "image,labels", lines)
-    source = read(pets, "t.csv").source
-    kept, held = source.hold_out(0.25)
-    assert len(held) == 20 and not {*kept.groups()} & {*held.groups()}
-    for class_id in (1, 2, 3):
-        shown = [sum(class_id in row.image_label for row in side.rows) for side in (held, source)]
-        assert abs(shown[0] - 0.25 * shown[1]) <= 1
 
 
 def test_one_folder_alone_is_no_label(pets):

@@ -61,7 +61,7 @@ def test_both_sources_of_tables_take_0_and_255_where_it_is_said_and_name_the_opt
     if command[0] == "images":
         command = [*command, "--image-folder", "images"]
     places = ["--root", tmp_path, "--labels", "t.csv", "--out", tmp_path / "out", "--split", "val", "--workers", 1]
-    refusal = "a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values"
+    refusal = "a 0/255 mask? Class ids are wanted, 255 is ignored: see --mask-values 0=background,255=smoke"
     wsss("shards", *command, *places, fails=refusal)
     wsss("shards", *command, *places, "--mask-values", "0=background,255=smoke")
     assert ShardFolder(tmp_path / "out/val").mask(0).tolist() == [[1] * 8] * 2 + [[0] * 8] * 4

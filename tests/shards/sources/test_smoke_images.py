@@ -8,6 +8,7 @@ from PIL import Image
 
 from shards.index import Index
 from shards.schema import DataError
+from shards.sources.held_out import hold_out
 from shards.sources.smoke_images import read_table
 from shards.write import write_split
 
@@ -60,14 +61,6 @@ def test_frames_without_smoke_need_no_mask_file(frames):
     assert source[3].image.startswith(b"\xff\xd8")  # the PNG became a JPEG
 
 
-def test_hold_out_keeps_groups_together(frames):
-    kept, held = read_table(frames, "labels.csv").hold_out(0.5)
-    assert not set(kept.groups()) & set(held.groups())
-    assert (len(kept), len(held)) == (4, 4)
-    with pytest.raises(DataError, match="every group is larger"):
-        read_table(frames, "labels.csv").hold_out(0.1)
-
-
 def test_a_list_selects_rows_in_its_order(frames):
     (frames / "some.txt").write_text("frame5\nframe1\n\n")
     assert [row.key for row in read_table(frames, "labels.csv", only="some.txt").rows] == ["frame5", "frame1"]
@@ -82,8 +75,11 @@ def test_a_list_selects_rows_in_its_order(frames):
         ("key,label,group\nframe0,maybe,v\n", "row 'frame0': label is 'maybe'; wanted 1/true/yes/smoke"),
         ("key,label\nframe0,1\n", "row 'frame0': no 'group'; it has .*--group-column"),
         ("key,label,group\nnone,1,v\n", "row 'none': no image .*none with ending .jpg"),
+        ("image,label,group\nFrame1,1,v\n", "file is missing; wanted .*; did you mean images/frame1.jpg\\?$"),
+        ("image,label,group\na.jpg,1,v\nframe1.jpg,1,v\nb.jpg,1,v\n", "row 'a.jpg': .*and so 1 more of 3 rows"),
+        ("Image;Label;Group\nframe1,1,v\n", "among the columns of its first line, 'Image;Label;Group'.*small letters"),
         ("image,label,group\nimages/gone.jpg,1,v\n", "gone.jpg: file is missing; wanted a path below .* or .*/images"),
-        ("label,group\n1,v\n", "line 2: neither 'key' nor 'image'"),
+        ("label,group\n1,v\n", "t.csv: neither 'key' nor 'image'"),
     ],
 )
 def test_a_wrong_table_is_told_with_its_row(frames, table, message):
@@ -125,9 +121,10 @@ def test_masks_of_another_size_or_class_are_told_with_the_sample(frames):
 def test_real_frames_become_group_disjoint_splits(real_data, tmp_path):
     options = {"group_column": "scene"}
     root = real_data / "smoke_mini"
-    train, tune = read_table(root, "labels.json", only="splits/train_crops.txt", **options).hold_out(0.15)
+    crops = read_table(root, "labels.json", only="splits/train_crops.txt", **options)
+    train, held = hold_out(crops, {"tune": 0.15})
     val = read_table(root, "labels.json", only="splits/val_crops.txt", **options)
-    few = {"tune": replace(tune, rows=tune.rows[:40]), "val": replace(val, rows=val.rows[:40])}
+    few = {"tune": replace(held["tune"], rows=held["tune"].rows[:40]), "val": replace(val, rows=val.rows[:40])}
     write_split(replace(train, rows=train.rows[:60]), tmp_path, "train", "label")
     for split, source in few.items():
         write_split(replace(source, with_masks=True), tmp_path, split, "pixel")
@@ -146,17 +143,6 @@ def test_a_frame_with_smoke_and_without_a_mask_is_refused_before_anything_is_wri
         replace(source, with_masks=True)
     (frames / "masks/frame0.png").rename(frames / "masks/frame1.PNG")
     assert source.rows[1].mask is None and read_table(frames, "labels.csv").rows[1].mask == frames / "masks/frame1.PNG"
-
-
-def test_a_hold_out_has_smoke_on_both_sides_and_frames_without_it_where_there_are(frames):
-    for seed in range(6):
-        labels = np.random.default_rng(seed).permutation([1, 1, 0, 0, 0, 0, 0, 0])
-        source = table(frames, *(f"frame{n},{label},v{n}" for n, label in enumerate(labels)))
-        for side in source.hold_out(0.25):
-            assert {row.image_label for row in side.rows} == {(1,), ()}
-    source = table(frames, *(f"frame{n},{int(n < 2)},v{n // 2}" for n in range(8)))
-    with pytest.raises(DataError, match="of 4 groups 1 show smoke, and no choice of at most 4 rows"):
-        source.hold_out(0.5)
 
 
 def test_names_with_dots_blanks_brackets_and_letters_beyond_ascii_are_read(frames):

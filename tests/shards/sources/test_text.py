@@ -39,7 +39,7 @@ def test_a_csv_of_any_system_says_the_same(tmp_path, data):
         ('key,label\n"a"b,1\n', "t.csv: line 2: "),
         (
             "name,label\na,1\n",
-            r"line 2: neither 'key' nor 'image' among its columns \['label', 'name'\]; call the .* 'image'",
+            "neither 'key' nor 'image' among the columns of its first line, 'name,label'; call the .* 'image'",
         ),
         ("key,label\n,1\n", "line 2: its 'key' or 'image' is empty"),
         ("", "t.csv: is empty"),

@@ -6,7 +6,6 @@ import torch
 from support.networks import tiny_affinity_net, tiny_cnn, tiny_pcm, tiny_segmenter, tiny_swin, tiny_toco, tiny_vit
 
 from wsss.maps.gradients import gradient_maps
-from wsss.models import weights
 from wsss.models.affinity_net import build_affinity_net
 from wsss.models.cnn import build_cnn
 from wsss.models.deeplab import build_deeplab
@@ -46,20 +45,6 @@ def test_stages_of_any_name_are_read_by_grad_cam(name):
     cnn = build_cnn(2, timm_name=name).eval()
     maps, _ = gradient_maps(cnn, torch.rand(1, 3, 64, 64), layers=(-2, -1))
     assert maps["grad"][1].shape == (1, 2, 4, 4) and maps["grad"][1].abs().max() > 0
-
-
-def test_weights_that_cannot_be_downloaded_say_which_file_to_put_where(monkeypatch):
-    def offline(name, pretrained, **options):
-        assert pretrained
-        raise OSError("no network\nand thirty lines more")
-
-    monkeypatch.setattr(weights.timm, "create_model", offline)
-    wanted = (
-        r"^model\.weights: timm: .*'resnet10t'.*model\.safetensors of https://huggingface\.co/timm/resnet10t\.c3_in1k"
-        r".*model\.weights=PATH/model\.safetensors \(OSError no network\)$"
-    )
-    with pytest.raises(ValueError, match=wanted):
-        build_cnn(1, timm_name="resnet10t", weights="timm")
 
 
 def test_a_layer_that_is_not_there_is_told_with_those_that_are():

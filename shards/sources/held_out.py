@@ -1,0 +1,179 @@
+"""Whole groups of a label table set aside as splits of their own: which ones, so that every part can be used."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.schema import DataError
+from shards.sources.labelled import Labelled
+
+TRIES = 100  # choices of what is held out of several classes, or as several parts
+MOST = 0.9  # of the rows; what is kept is learned from
+
+
+def parse_shares(text: str, default: str, split: str) -> dict[str, float]:
+    """What is held out: {split: share of the rows}, from `0.2` (as `default`) or `val=0.2,tune=0.15`.
+
+    Args:
+        split: what is kept.
+
+    Raises:
+        DataError: it says something else, names a split twice or the one that is kept, or leaves less than a tenth.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.rpartition("=")
+        name = name.strip() or default
+        try:
+            number = float(share)
+        except ValueError:
+            number = math.nan
+        if not (0 < number < 1 and re.fullmatch(r"[\w-]+", name)):
+            raise DataError(
+                f"--hold-out {text}: got '{part}'; wanted a share between 0 and 1, or several with the names of their "
+                "splits, such as val=0.2,tune=0.15"
+            )
+        if name in shares or name == split:
+            other = "twice" if name in shares else "as what is held out and in --split"
+            raise DataError(f"--hold-out {text}: '{name}' is named {other}; give each part a name of its own")
+        shares[name] = number
+    if sum(shares.values()) > MOST + 1e-9:
+        raise DataError(
+            f"--hold-out {text}: holds out {sum(shares.values()):.0%} of the rows; wanted {MOST:.0%} at most"
+        )
+    return shares
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a table, by number: what choices are made of.
+
+    Attributes:
+        names, rows: of each group its name, and how many rows it has.
+        images_GK: of each group the rows that show no class, and those of each class.
+        free: whether a group may be held out.
+    """
+
+    names: np.ndarray
+    rows: np.ndarray
+    images_GK: np.ndarray
+    free: np.ndarray
+
+    @classmethod
+    def of(cls, source: Labelled, masked: bool) -> "Groups":
+        """Of a source; if `masked`, only those are free whose rows with a class all have a mask."""
+        names, number_of, rows = np.unique(source.groups(), return_inverse=True, return_counts=True)
+        images_GK = np.zeros((len(names), source.class_set.num_fg_classes + 1), dtype=int)
+        free = np.ones(len(names), dtype=bool)
+        for number, row in zip(number_of, source.rows, strict=True):
+            images_GK[number, sorted(row.shows)] += 1
+            free[number] &= not masked or row.mask is not None or not row.image_label
+        return cls(names, rows, images_GK, free)
+
+    def fill(self, room: Mapping[str, float], order: list[int]) -> dict[str, list[int]]:
+        """{part: its groups}: each group goes to the first part that has as many rows left."""
+        held: dict[str, list[int]] = {name: [] for name in room}
+        left = dict(room)
+        for number in order:
+            if name := next((name for name in room if self.rows[number] <= left[name]), None):
+                held[name].append(number)
+                left[name] -= self.rows[number]
+        return {name: part if self.rows[part].sum() >= room[name] / 2 else [] for name, part in held.items()}
+
+    def judge(self, held: Mapping[str, list[int]], shares: Mapping[str, float]) -> tuple[int, float] | None:
+        """How good a choice is, more is better: classes that parts show, and how near they are to the shares; None if
+        a class could not be learned, or nothing could be judged on a part."""
+        total_K = self.images_GK.sum(0)
+        out = {name: self.images_GK[part].sum(0) for name, part in held.items()}
+        kept_K = total_K - sum(out.values())
+        if (kept_K[1:] == 0)[total_K[1:] > 0].any() or not all(part_K[1:].any() for part_K in out.values()):
+            return None
+        wanted_K = self.wanted_K(len(shares))
+        shown = sum(int(((part_K > 0) & (kept_K > 0) & wanted_K).sum()) for part_K in out.values())
+        if len(total_K) == 2 and shown < wanted_K.sum() * len(shares):
+            return None
+        uneven = sum(float(np.abs(out[name] - share * total_K)[total_K > 0].sum()) for name, share in shares.items())
+        return shown, -uneven
+
+    def wanted_K(self, parts: int) -> np.ndarray:
+        """Which classes, and images without any, have groups enough for all parts and what is kept."""
+        return (self.images_GK > 0).sum(0) > parts
+
+    def orders(self, parts: int, seed: int) -> Iterator[list[int]]:
+        """The orders in which the groups are visited."""
+        random = np.random.default_rng(seed)
+        order = random.permutation(len(self.names)).tolist()
+        yield order
+        if self.images_GK.shape[1] > 2 or parts > 1:
+            yield from (random.permutation(len(self.names)).tolist() for _ in range(TRIES - 1))
+        else:
+            yield from ([first, *(one for one in order if one != first)] for first in order)
+
+
+def hold_out(
+    source: Labelled, shares: Mapping[str, float], *, seed: int = 0, masked: bool = False
+) -> tuple[Labelled, dict[str, Labelled]]:
+    """Split into (kept, {name: held out}) so that no group is in two parts, and each part shows all classes that have
+    groups enough.
+
+    Groups are visited in a pseudo-random order and held out in the first part in whose share of the rows they still
+    fit, so a group larger than that is always kept. One part of one class: the first order counts that leaves images
+    with and without it on both sides. Otherwise TRIES orders are tried: each part has as many classes as it can, and of
+    each as near to its share as it can.
+
+    Args:
+        shares: {name: share of the rows}, see parse_shares.
+        seed: of the order.
+        masked: hold out only groups whose images with a class all have a mask.
+
+    Raises:
+        DataError: no group is small enough, a part cannot have half of its share, or no choice leaves all classes
+            in what is kept and one (of one class: images with and without it, where groups suffice) in each part.
+    """
+    groups = Groups.of(source, masked)
+    room = {name: share * len(source) for name, share in shares.items()}
+    several = source.class_set.num_fg_classes > 1
+    best: tuple[tuple[int, float], dict[str, list[int]]] | None = None
+    for order in groups.orders(len(shares), seed):
+        held = groups.fill(room, [number for number in order if groups.free[number]])
+        worth = groups.judge(held, shares)
+        if worth is not None and (best is None or worth > best[0]):
+            best = worth, held
+            if not several and len(shares) == 1:
+                break
+    if best is None or not (several or groups.wanted_K(len(shares))[1]):
+        raise DataError(
+            f"cannot hold out {' and '.join(f'{share:.0%}' for share in shares.values())} of "
+            f"{len(source)} rows: {explain(source, groups, room)}"
+        )
+    parts = {name: {str(group) for group in groups.names[part]} for name, part in best[1].items()}
+    kept = {*map(str, groups.names)}.difference(*parts.values())
+    return source.take(kept), {name: source.take(part) for name, part in parts.items()}
+
+
+def explain(source: Labelled, groups: Groups, room: Mapping[str, float]) -> str:
+    """Why nothing could be held out."""
+    free = int(groups.rows[groups.free].sum())
+    if free < min(len(source), sum(room.values())):
+        return (
+            f"only {free}, in {int(groups.free.sum())} groups, have a mask for each image with a class; add masks, "
+            "hold out less, or hold out without masks"
+        )
+    for name, rows in room.items():
+        fitting = int(groups.rows[groups.free & (groups.rows <= rows)].sum())
+        if fitting < rows / 2:
+            hold = (
+                f"the groups that are no larger hold {fitting}, less than half" if fitting else "every group is larger"
+            )
+            return f"'{name}' may have {int(rows)}, and {hold}; hold out more, or name smaller groups"
+    one = source.any_class if len(source.class_set.classes) == 1 else "a class"
+    with_class = int((groups.images_GK[:, 1:].sum(1) > 0).sum())
+    most = " and ".join(str(int(rows)) for rows in room.values())
+    return (
+        f"of {len(groups.names)} groups {with_class} show {one}, and no choice of at most {most} rows, and at least "
+        f"half of that, leaves frames with and without {one} in every part; hold out more, or write the held-out split "
+        "from a list of your own (--list)"
+    )
