@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -56,11 +56,17 @@ def without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def begin() -> None:
+def begin(environment: Mapping[str, str]) -> None:
     """In a loader process: it ends with the process that it reads for, be that killed, and takes a SIGTERM as that
     does, since it may be sent to a whole job: a run that catches it decides itself when to stop, and needs batches
     until then. Its exit code is 0, as torch's own handler has it: a process that ends sends its loader processes
-    SIGTERM, and would take another code for a failure of theirs. Ctrl-C it leaves to that process."""
+    SIGTERM, and would take another code for a failure of theirs. Ctrl-C it leaves to that process.
+
+    Args:
+        environment: of who reads; the server may have started with another.
+    """
+    os.environ.clear()
+    os.environ |= environment
     reader: Any = multiprocessing.parent_process()
 
     def end_with_reader() -> None:

@@ -4,10 +4,12 @@ A loader process hands its batches over through shared memory (/dev/shm) and soc
 not work, torch prints a traceback in that process, drops the batch, and the trainer would wait for ever.
 """
 
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -36,7 +38,8 @@ class PatientLoader(DataLoader):
         self.limit_s = BATCH_S if torch.distributed.is_initialized() else ALONE_S
         expect_processes(num_workers)
         if num_workers:
-            options |= {"timeout": LOOK_EVERY_S, "multiprocessing_context": METHOD, "worker_init_fn": begin_worker}
+            options |= {"timeout": LOOK_EVERY_S, "multiprocessing_context": METHOD}
+            options["worker_init_fn"] = partial(begin_worker, dict(os.environ))
         super().__init__(dataset, num_workers=num_workers, **options)
 
     def __iter__(self) -> Any:
@@ -121,10 +124,15 @@ def remedies() -> str:
     )
 
 
-def begin_worker(worker: int) -> None:
-    """First thing in each loader process."""
+def begin_worker(environment: Mapping[str, str], worker: int) -> None:
+    """First thing in each loader process.
+
+    Args:
+        environment: of who reads.
+        worker: its number.
+    """
     report_failed_hand_over()
-    begin()
+    begin(environment)
 
 
 def report_failed_hand_over() -> None:

@@ -8,11 +8,13 @@ import sys
 
 import psutil
 import pytest
+from torch.utils.data import Dataset
 
 from shards.batches import processes
 from shards.batches.augment import Augment, Squash
 from shards.batches.loaders import eval_loader, train_loader
 from shards.batches.order import Slice
+from shards.batches.waiting import PatientLoader
 from shards.folder import ShardFolder
 
 
@@ -82,10 +84,27 @@ def test_the_server_imports_what_its_starter_does_and_nothing_of_the_working_fol
     assert seen[0]["PYTHONPATH"].split(os.pathsep) == [place for place in sys.path if place]
 
 
-def test_a_script_that_opens_a_loader_is_not_run_again(monkeypatch):
+def test_a_script_that_opens_a_loader_is_not_run_again():
+    main = sys.modules["__main__"]
     with processes.without_main():
-        assert not hasattr(sys.modules["__main__"], "__file__")
-    assert hasattr(sys.modules["__main__"], "__file__")
+        assert sys.modules["__main__"] is not main and not hasattr(sys.modules["__main__"], "__file__")
+    assert sys.modules["__main__"] is main
     with pytest.raises(KeyError), processes.without_main():
         raise KeyError
-    assert hasattr(sys.modules["__main__"], "__file__")
+    assert sys.modules["__main__"] is main
+
+
+class Says(Dataset):
+    """The value of a variable in the process that reads."""
+
+    def __getitem__(self, name):
+        return os.environ.get(name, "")
+
+
+def test_a_loader_process_has_the_variables_of_its_reader_and_not_those_of_the_server(monkeypatch):
+    names = ["WSSS_SET_LATE", "WSSS_GONE"]
+    monkeypatch.setenv("WSSS_GONE", "1")
+    processes.start_server()
+    monkeypatch.setenv("WSSS_SET_LATE", "1")
+    monkeypatch.delenv("WSSS_GONE")
+    assert list(PatientLoader(Says(), num_workers=1, sampler=names, batch_size=None)) == ["1", ""]
