@@ -30,6 +30,7 @@ from launcher.training.inputs import Inputs
 from launcher.training.nonfinite import list_keys
 from launcher.training.run import build_method_and_optimizer, make_trainer
 from launcher.training.trainer import Trainer
+from launcher.training.update import Update
 from launcher.training.watch import Watch, find_nonfinite
 from launcher.training.window import LossWindow
 from shards.batches.batch import Batch
@@ -81,8 +82,8 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
             trainer.train_step(batches)
             trainer.step += 1
             progress.advance()
-    account = "\n".join(repeat_step(trainer, batches))
-    means = trainer.window.means(accelerator)
+    account = "\n".join(repeat_step(trainer.update, batches, trainer.step))
+    means = trainer.update.window.means(accelerator)
     if main:
         print(f"step {step} of {run}, {processes} processes, trained again from step {begun_at}; no update is made")
     for number, text in enumerate(gather_texts(account, trainer)):
@@ -98,27 +99,27 @@ def find_checkpoint_before(run: Path, step: int) -> Path | None:
     return next((folder for folder in reversed(found) if steps.find_damage(folder) is None), None)
 
 
-def repeat_step(trainer: Trainer, batches: Iterator[Batch]) -> list[str]:
-    """Run the trainer's next step on this rank alone, without an update; what there is to say about it."""
-    method, accelerator = trainer.plain_method, trainer.accelerator
-    trainer.prepare_step()
-    trainer.window = LossWindow()
+def repeat_step(update: Update, batches: Iterator[Batch], step: int) -> list[str]:
+    """Run a step on this rank alone, without an update; what there is to say about it."""
+    method, accelerator = update.plain_method, update.accelerator
+    update.prepare(step)
+    update.window = LossWindow()
     method.zero_grad(set_to_none=True)
     lines = [f"rank {accelerator.process_index}:"]
     lines += [f"  {name} is not finite before the step" for name in find_nonfinite(method.state_dict().items())]
     watch = Watch(method)
-    for batch in trainer.micro_batches(batches):
+    for batch in update.micro_batches(batches):
         lines += [f"  batch['{name}'] is not finite" for name in find_nonfinite(batch.items())]
         with torch.autograd.set_detect_anomaly(True, check_nan=False), watch:
-            with trainer.precision():
-                losses = method(batch, trainer.step)
-            trainer.backward(losses["loss"])
-        trainer.note(batch["key"], losses)
-    for micro in trainer.window.unchecked:
+            with update.precision():
+                losses = method(batch, step)
+            update.backward(losses["loss"])
+        update.note(step, batch["key"], losses)
+    for micro in update.window.unchecked:
         lines.append("  losses: " + ", ".join(f"{name} {value.item():.9g}" for name, value in micro.losses.items()))
         lines.append(f"  samples: {list_keys(micro.keys)}")
-    if trainer.loss_scale:
-        trainer.loss_scale.down(trainer.parameters)
+    if update.loss_scale:
+        update.loss_scale.down(update.parameters)
     norms = measure_gradients(method)
     lines.append("  gradient norms, of this rank alone: " + ", ".join(f"{n} {v:.6g}" for n, v in norms.items()))
     lines += [f"  first {kind}: {where}" for kind, where in watch.first.items()] or ["  no NaN, no infinity anywhere"]

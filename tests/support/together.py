@@ -69,12 +69,12 @@ def trained(path, runs):
     import launcher.training.run
     from launcher.config.file import load_config
     from launcher.errors import RunError
-    from launcher.training import trainer
     from launcher.training.inputs import Inputs
+    from launcher.training.update import Update
 
     without_shm()
     said = []
-    plain_batches, plain_guard = Inputs.batches_from, trainer.Trainer.guard
+    plain_batches, plain_guard = Inputs.batches_from, Update.guard
     for overrides in runs:
         AcceleratorState._reset_state(True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
@@ -91,11 +91,11 @@ def trained(path, runs):
 
             return noted(plain_batches(self, step, rank=rank, ranks=ranks))
 
-        def guard(self, norm, facts=facts):
+        def guard(self, step, norm, facts=facts):
             facts["norms"].append(float(norm))
-            plain_guard(self, norm)
+            plain_guard(self, step, norm)
 
-        Inputs.batches_from, trainer.Trainer.guard = batches, guard
+        Inputs.batches_from, Update.guard = batches, guard
         launcher.training.run.begin_run = lambda *_, facts=facts: Notes(facts)
         try:
             with bent(overrides):
@@ -118,7 +118,7 @@ def bent(overrides):
     """Inside, `recorded@`: the trainer takes the way of steps that become graphs, which are none here; `ddp@`: that of
     GPUs without a graph; `unequal@`: the ranks are given unequal initial weights."""
     from launcher.processes import zero
-    from launcher.training import run, trainer
+    from launcher.training import run, update
 
     prepare, build = zero.prepare, run.build_method_and_optimizer
 
@@ -129,10 +129,10 @@ def bent(overrides):
         return method, optimizer
 
     patches = {
-        "recorded@": [(trainer, "is_recorded", lambda *_, **__: True), (trainer, "GraphedGradient", NoGraph)],
+        "recorded@": [(update, "is_recorded", lambda *_, **__: True), (update, "GraphedGradient", NoGraph)],
         "ddp@": [
             (zero, "prepare", lambda *given, wrap: prepare(*given, wrap=True)),
-            (trainer, "SharedGradient", lambda parameters: None),
+            (update, "SharedGradient", lambda parameters: None),
         ],
         "unequal@": [(run, "build_method_and_optimizer", built)],
     }

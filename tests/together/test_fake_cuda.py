@@ -43,14 +43,14 @@ def test_a_step_of_the_trainer_runs_on_a_gpu_and_never_waits_for_it(tmp_path, na
     with fake_cuda():
         trainer = make_trainer(without_values(method), precision, tmp_path)
         without_values(average.method)
-        trainer.average = average
+        trainer.update.average = average
         trainer.step = step
         batches = itertools.repeat({**hollow(batch), "key": ["a"] * 4})
         trainer.train_step(batches)  # what is made once: a teacher moves
         with Waits() as waits:
             trainer.train_step(batches)
-        assert {value.dtype for value in trainer.window.sums.values()} == {torch.float32}
-        assert {value.device for value in trainer.window.sums.values()} == {CUDA}
+        assert {value.dtype for value in trainer.update.window.sums.values()} == {torch.float32}
+        assert {value.device for value in trainer.update.window.sums.values()} == {CUDA}
     assert not waits.found
 
 

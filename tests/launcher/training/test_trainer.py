@@ -358,7 +358,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
     class Watch(Trainer):
         def train_step(self, batches):
             if self.step == 3:
-                before_step_3.update({n: t.clone() for n, t in self.plain_method.state_dict().items()})
+                before_step_3.update({n: t.clone() for n, t in self.update.plain_method.state_dict().items()})
             super().train_step(batches)
 
     trainer = Watch(
