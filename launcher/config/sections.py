@@ -43,7 +43,7 @@ class DataConfig(Section):
     val_part: PositiveInt | None = None  # images of val that evaluations before the last one count; null = all
     image_size: PositiveInt = 224  # side of the square view, in pixels
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
-    min_crop: Share = 1.0  # random crop keeps at least this share of each side; 1 = none
+    min_crop: Share = 1.0  # random crop keeps at least this share of each side, in methods of one view; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
     scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
     masks: Masks | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks

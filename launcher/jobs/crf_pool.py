@@ -17,6 +17,7 @@ import numpy as np
 
 from launcher.config.sections import SegmentConfig
 from launcher.errors import RunError, naming
+from launcher.jobs.crf_sums import require_memory
 from launcher.jobs.dask_workers import scheduler
 from launcher.jobs.pool import Item, Result, may_start_processes, open_shards, spawned_pool
 from launcher.processes.surroundings import count_cores
@@ -112,5 +113,6 @@ def crf_label(
     """(H, W) uint8 class ids after the CRF; a single class needs none."""
     best_HW = np.zeros(probs_nHW.shape[1:], dtype=np.intp)
     if len(class_ids) > 1:
+        require_memory(settings.mean_field.by, image_HW3.shape[:2], len(class_ids))
         best_HW = mean_field(image_HW3, probs_nHW, **settings.mean_field.model_dump()).argmax(0)
     return np.asarray(class_ids, dtype=np.uint8)[best_HW]

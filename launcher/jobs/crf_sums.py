@@ -8,7 +8,8 @@ import torch
 
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig, SegmentConfig
-from wsss.refine.crf import By, choose_sum, remedy
+from launcher.processes.surroundings import free_memory
+from wsss.refine.crf import By, choose_sum, lattice_bytes, remedy
 
 
 def settle_chain(settings: RefineConfig) -> RefineConfig:
@@ -50,6 +51,23 @@ def settle(wanted: By | None, device: str = "cpu") -> By:
             flush=True,
         )
     return by
+
+
+def require_memory(by: By | None, size: tuple[int, int], classes: int) -> None:
+    """Raise MemoryError if the lattice of an image does not fit into the memory that is free here.
+
+    Args:
+        by: see settle.
+        size: (height, width) of the image.
+        classes: that its CRF looks at, background among them.
+    """
+    wanted = lattice_bytes(*size, classes) if by == "lattice" else 0
+    if wanted > (free := free_memory()):
+        raise MemoryError(
+            f"the CRF of {size[0]} x {size[1]} pixels and {classes} classes takes up to {wanted / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free here: write the image shards with smaller images, run fewer processes "
+            "(refine.workers, segment.workers), or leave the CRF out (refine.chain=[], segment.crf=false)"
+        )
 
 
 def told(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from launcher.jobs.network_job import (
     identify_weights,
     open_images,
     say_where,
+    tell_large,
     try_together,
     write_next_to,
 )
@@ -149,9 +150,12 @@ def score_samples(
         workers=config.data.workers if may_start_processes() else 0,
         pin_memory=device.type == "cuda",
     )
+    told: list[str] = []
     for batch in loader:
         batch = to_device(batch, device)
         where = [shards.where(number) for number in batch["number"]]
+        if whole:
+            tell_large(where[0], batch["image"].shape, told)
         with in_precision(config.train.precision, device.type):
             cams, probs_BK = try_together(lambda images: cams_of(method, images, config.cam), batch["image"], where)
         on_host = {kind: cam_BKhw.cpu().numpy() for kind, cam_BKhw in cams.items()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack
@@ -14,6 +15,7 @@ from launcher.jobs.over_shards import Members, Output, write_outputs, write_shar
 from launcher.jobs.pool import open_shards
 from launcher.jobs.shares import Share
 from launcher.jobs.starts import stamp_of
+from launcher.progress import say
 from launcher.run.steps import MODEL, find_decay, read_state
 from shards.folder import ShardFolder
 from shards.places import everywhere
@@ -174,6 +176,23 @@ class Kept:
 
 
 KEPT = Kept()
+
+LARGE_PX = 8_000_000  # of an image that goes through the network at its own size
+
+
+def tell_large(where: str, size: Sequence[int], told: list[str]) -> None:
+    """Name the first image of a shard that is so large that the network may take long for it: with attention over all
+    of it, four times as many pixels take sixteen times as long.
+
+    Args:
+        size: (..., height, width).
+        told: of this shard, what was said.
+    """
+    height, width = size[-2:]
+    if height * width >= LARGE_PX and not told:
+        told.append(f"{where}: {height} x {width} pixels go through the network at their own size, which may take long")
+        say(told[0], file=sys.stderr)
+
 
 Items = TypeVar("Items", bound=Sized)
 Result = TypeVar("Result")

@@ -12,7 +12,7 @@ from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
 from launcher.files import place_outputs
 from launcher.jobs import output as jobs
-from launcher.jobs.crf_sums import settle_chain, told
+from launcher.jobs.crf_sums import require_memory, settle_chain, told
 from launcher.jobs.cues import find_cue
 from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
@@ -198,7 +198,11 @@ def refine_one(
     chain: Sequence[Step],
     cues: Mapping[str, Any],
 ) -> Scores:
-    """Resize the cam to the image, run the chain, threshold. Raises ValueError as run_chain does."""
+    """Resize the cam to the image, run the chain, threshold. Raises ValueError as run_chain does, MemoryError as
+    require_memory."""
+    for named in settings.chain:
+        if named.name == "crf":
+            require_memory(named.options.get("by"), image_HW3.shape[:2], len(scores.class_ids) + 1)
     scores_nHW = run_chain(chain, image_HW3, at_size(scores.maps[kind], image_HW3.shape[:2]), cues)
     return Scores(
         key=scores.key,

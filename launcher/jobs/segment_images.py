@@ -15,7 +15,7 @@ from launcher.config.sections import Config, Precision, SegmentConfig
 from launcher.errors import RunError, naming
 from launcher.jobs.crf_pool import SegmentedImage
 from launcher.jobs.infer import judged_rule
-from launcher.jobs.network_job import try_together
+from launcher.jobs.network_job import tell_large, try_together
 from launcher.jobs.pool import may_start_processes
 from launcher.processes.precision import in_precision
 from shards.batches.augment import Squash, Whole
@@ -61,8 +61,11 @@ def segment_images(
     settings, stride = config.segment, method.student.stride
     read = maps_reader(method.student, config.train.precision)
     flips, scales = RULES[settings.rule]
+    told: list[str] = []
     for batch in loader_of(shards, name, config):
         where = [shards.where(number) for number in batch["number"]]
+        if settings.size == "native":
+            tell_large(where[0], batch["image"].shape, told)
         with naming(", ".join(where)):
             cam_labels = cam_labels_of(batch, shards, read, stride, config, device) if cams else None
         on_device = to_device(batch, device)

@@ -15,7 +15,7 @@ from launcher.errors import RunError
 from shards.image_bytes import decode_image, header_of
 from shards.pixels import upright
 from shards.schema import DataError
-from shards.sources.names import keys_of
+from shards.sources.names import OTHER_PICTURES, keys_of
 from shards.sources.text import names_of, read_bytes
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -95,6 +95,8 @@ def files_of(source: str, out: Path) -> tuple[Path, list[Path]]:
             holds = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in others.most_common(3))
             looked_for = " ".join((*IMAGES, *CLIPS))
             raise RunError(f"{source}: no images or clips (looked for {looked_for}); it holds {holds or 'nothing'}")
+        if odd := ", ".join(f"{others[ending]} {ending}" for ending in OTHER_PICTURES if others[ending]):
+            print(f"{source}: left out, since it is not read: {odd}; convert them (`magick IN OUT.png`)", flush=True)
         return path, files
     if path.is_file():
         if path.suffix.lower() not in (*IMAGES, *CLIPS):

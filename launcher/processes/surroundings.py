@@ -2,8 +2,9 @@
 
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,22 +30,52 @@ def cpu_quota(membership: Path, mounted: Path) -> float:
         mounted: where the groups of version 2 lie, and a folder for each controller of version 1.
     """
     lowest = math.inf
+    for folder, is_old in groups_above("cpu", membership, mounted):
+        if is_old:
+            quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
+        else:
+            quota, _, period = read_text(folder / "cpu.max").partition(" ")
+        if quota.strip().isdigit() and period.strip().isdigit():  # else `max` or -1: no limit
+            lowest = min(lowest, int(quota) / int(period))
+    return lowest
+
+
+def free_memory() -> float:
+    """Bytes of memory that this process may still take: of the machine, and of its control groups."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, memory_left(Path("/proc/self/cgroup"), CGROUPS))
+
+
+def memory_left(membership: Path, mounted: Path) -> float:
+    """Bytes that the control groups of this process leave it, inf where none sets a limit. Files that the kernel keeps
+    in memory count for a group, and are given up when it needs room.
+
+    Args:
+        membership, mounted: see cpu_quota.
+    """
+    lowest = math.inf
+    for folder, is_old in groups_above("memory", membership, mounted):
+        files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_old else ("memory.max", "memory.current")
+        limit, taken = (read_text(folder / file).strip() for file in files)
+        cached = re.search(r"^inactive_file (\d+)$", read_text(folder / "memory.stat"), re.MULTILINE)
+        if limit.isdigit() and taken.isdigit():
+            lowest = min(lowest, int(limit) - int(taken) + (int(cached[1]) if cached else 0))
+    return lowest
+
+
+def groups_above(controller: str, membership: Path, mounted: Path) -> Iterator[tuple[Path, bool]]:
+    """The folders of the control groups that this process is in, and of those above them; of version 1 or not."""
     for line in read_text(membership).splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = mounted / controllers if controllers else mounted
         group = root / path.lstrip("/")
         for folder in [group, *group.parents]:  # a container sees its own group as the root
-            if controllers:
-                quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
-            else:
-                quota, _, period = read_text(folder / "cpu.max").partition(" ")
-            if quota.strip().isdigit() and period.strip().isdigit():  # else `max` or -1: no limit
-                lowest = min(lowest, int(quota) / int(period))
+            yield folder, bool(controllers)
             if folder == root:
                 break
-    return lowest
 
 
 def read_text(path: Path) -> str:

@@ -78,6 +78,11 @@ TOLD = (
         ("segment.rule",), lambda c: len(c.segment.scales) == 1 and not c.segment.flip, "there is one view to segment"
     ),
     Rule(
+        ("refine.cues",),
+        lambda c: not {*c.refine.cues} <= {step.name for step in c.refine.chain},
+        "of a refiner that is not in refine.chain",
+    ),
+    Rule(
         ("refine.bg_threshold",),
         lambda c: c.refine.bg_threshold is not None and c.refine.bg_threshold >= c.refine.threshold,
         "no score lies between it and refine.threshold",

@@ -1,5 +1,8 @@
 """The figures of a study's rows: means over seeds, intervals, differences to the control."""
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,15 +29,16 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
     """What is known of one row so far. A training that has one seed alone counts once.
 
     Raises:
-        RunError: the run of a seed is another run's, see require_own_run.
+        RunError: the run of a seed is another run's, see require_own_run, or was evaluated on other images.
     """
     seeds = dict.fromkeys(seed_of(study, row.run, seed) for seed in study.seeds)
     found = {seed: evaluation for seed in seeds if (evaluation := read_evaluation(study, row, seed))}
     for seed in found:
         require_own_run(study, row, seed)
+    require_same_images(study, row, found)
     of_row: dict[str, Any] = {"name": row.name, "source": row.source, "note": row.note}
     of_row |= {"paper": None if row.paper is None else row.paper / 100, "figure": row.figure}
-    of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocol": ""}
+    of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocols": name_protocols(row, found)}
     for choice in CHOICES:
         values = collect_figure(found, row, choice, row.figure)
         alarms = collect_figure(found, row, choice, "false_alarm_area")
@@ -48,7 +52,6 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
             "difference": compare_with_control(study, row, control, choice),
         }
     if found:
-        of_row["protocol"] = next(iter(found.values()))["sources"][row.source]["protocol"]
         abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
         of_row["commits"] = sorted({about["git_commit"][:10] for about in abouts})
     return of_row
@@ -71,6 +74,31 @@ def require_own_run(study: Study, row: Row, seed: int) -> None:
     got, wanted = f"{run.config.name}, train.seed {run.config.train.seed}", f"{name}, train.seed {seed}"
     if got != wanted:
         raise RunError(f"{folder}: was trained as {got}; wanted {wanted}: remove this copy and train the seed itself")
+
+
+def require_same_images(study: Study, row: Row, found: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise RunError unless the runs of all seeds of a row were evaluated on the same images."""
+    folders: dict[str, Path] = {}
+    for seed, evaluation in found.items():
+        folders.setdefault(evaluation.get("dataset", {}).get("fingerprint", ""), run_of(study, row.run, seed))
+    if len(folders) > 1:
+        said = "; ".join(f"{folder} on images of fingerprint {one}" for one, folder in folders.items())
+        raise RunError(f"row '{row.name}': its runs were evaluated on other images ({said}): evaluate them on the same")
+
+
+def name_protocols(row: Row, found: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """The protocol of a row, without the seed of its training. Several, each with its seeds, where its runs differ."""
+    sources = {seed: evaluation["sources"][row.source] for seed, evaluation in found.items()}
+    fixed = {seed: (source["fixed"] or {}).get("threshold") for seed, source in sources.items()}
+    differ = len({*fixed.values()}) > 1
+    seeds_of: dict[str, list[int]] = {}
+    for seed, source in sources.items():
+        protocol = re.sub(r", training seed \d+", "", source["protocol"])
+        protocol += f", fixed threshold {fixed[seed]}" if differ else ""
+        seeds_of.setdefault(protocol, []).append(seed)
+    if len(seeds_of) < 2:
+        return [*seeds_of]
+    return [f"{protocol} (training seed {', '.join(map(str, seeds))})" for protocol, seeds in seeds_of.items()]
 
 
 def read_classes(study: Study) -> list[list[str]]:

@@ -25,8 +25,8 @@ def write_study_report(name: str, study: Study) -> Path:
         raise RunError(f"study '{name}': no row is done yet; run it with `wsss study run {name}`")
     protocols: dict[str, list[str]] = {}
     for row in rows:
-        if row["seeds"]:
-            protocols.setdefault(row["protocol"], []).append(row["name"])
+        for protocol in row["protocols"]:
+            protocols.setdefault(protocol, []).append(row["name"])
     page = open_template("launcher.studies", "study_template.html").render(
         name=name,
         study=study,
@@ -36,6 +36,7 @@ def write_study_report(name: str, study: Study) -> Path:
         cell=format_cell,
         gap=format_gap,
         note=FEW_GROUPS_NOTE if has_few_groups(rows) else "",
+        mixed=name_mixed(rows),
         protocols=protocols,
         forest=plot_differences(study, rows),
     )
@@ -66,6 +67,7 @@ def format_study(name: str, study: Study) -> str:
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
     padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
     note = [FEW_GROUPS_NOTE] if has_few_groups(found) else []
+    note += [said] if (said := name_mixed(found)) else []
     return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded), *note])
 
 
@@ -86,6 +88,12 @@ def format_gap(row: Mapping[str, Any], choice: str) -> str:
         return DASH
     interval = format_interval(difference[1:], groups=row[choice]["groups"], signed=True)
     return f"{format_percent(difference[0], signed=True)} {interval}"
+
+
+def name_mixed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line of the rows whose runs differ in more than their seed; "" if there are none."""
+    mixed = [f"{row['name']}: {' | '.join(row['protocols'])}" for row in rows if len(row["protocols"]) > 1]
+    return f"Means over runs that differ in their protocol: {'; '.join(mixed)}" if mixed else ""
 
 
 def has_few_groups(rows: Sequence[Mapping[str, Any]]) -> bool:

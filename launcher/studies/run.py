@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from launcher.errors import RunError
+from launcher.errors import ConfigError, RunError
 from launcher.processes.surroundings import find_ours
 from launcher.studies.plan import Command, row_commands
 from launcher.studies.table import Study
@@ -25,8 +25,10 @@ def run_study(
     Evaluation comes once per run, after all that its rows read of it is there.
 
     Raises:
+        ConfigError: no such row, or a seed that the study's page would not show.
         RunError: a command failed; names it.
     """
+    require_seeds(study, seeds)
     done: list[Command] = []
     last: dict[str, Command] = {}
     for row in [study.row(name) for name in rows] or study.rows:
@@ -39,6 +41,12 @@ def run_study(
             last[evaluates[1]] = evaluates
     for command in last.values():
         execute(command)
+
+
+def require_seeds(study: Study, seeds: Sequence[int]) -> None:
+    """Raise ConfigError for a seed that the study's page would not show."""
+    if others := sorted({*seeds} - {*study.seeds}):
+        raise ConfigError(f"--seed {others[0]}: the study has the seeds {', '.join(map(str, study.seeds))}")
 
 
 def execute_here(command: Command) -> None:
@@ -54,6 +62,7 @@ def slurm_array(name: str, study: Study, rows: Sequence[str], seeds: Sequence[in
 
     Rows that share a training must not run at once, so the tasks of a training are one task.
     """
+    require_seeds(study, seeds)
     tasks: dict[tuple[str, int], list[str]] = {}
     for row in [study.row(row_name) for row_name in rows] or study.rows:
         for seed in seeds or study.seeds:

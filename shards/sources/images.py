@@ -22,7 +22,7 @@ from shards.sources.archives import Exif, list_folder
 from shards.sources.coco_files import check_instances, is_instances
 from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key, refuse_joined
 from shards.sources.labelled import Labelled, read_labelled
-from shards.sources.names import IMAGE_ENDINGS
+from shards.sources.names import IMAGE_ENDINGS, OTHER_PICTURES
 from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows, table_at
 
 LABELS, GROUP = "labels", "group"  # columns
@@ -122,6 +122,11 @@ def rows_of_folders(root: Path, image_folder: str, mask_folder: str, label_colum
         raise DataError(
             f"{base}: {f'{len(loose)} images lie in no folder of a class, first {loose[0]}' if loose else 'no image'}; "
             "wanted CLASS/x.jpg, or labels in a table (--labels)"
+        )
+    if others := [path for path in paths if path.lower().endswith(OTHER_PICTURES)]:
+        raise DataError(
+            f"{base}: {len(others)} pictures are none of {', '.join(IMAGE_ENDINGS)}, first {min(others)}: convert them "
+            "(`magick IN OUT.png`), or move them away"
         )
     folders = {path.partition("/")[0] for path in images}
     if len(folders) == 1:

@@ -64,7 +64,7 @@ def test_every_row_that_adds_something_trains_segments_and_gives_its_figure(name
             continue
         assert row["seeds"] == [0], row["name"]
         assert row["fixed"]["mean"] is not None and 0 <= row["fixed"]["mean"] <= 1, row["name"]
-        assert row["fixed"]["interval"] is not None and row["protocol"], row["name"]
+        assert row["fixed"]["interval"] is not None and row["protocols"], row["name"]
     assert write_study_report(name, study).is_file()
 
 

@@ -132,7 +132,7 @@ def test_every_row_that_adds_something_trains_infers_refines_and_gives_its_figur
         if row["name"] in names:
             assert row["seeds"] == [0], row["name"]
             assert row["fixed"]["mean"] is not None and 0 <= row["fixed"]["mean"] <= 1, row["name"]
-            assert row["commits"] and row["protocol"]
+            assert row["commits"] and row["protocols"]
     assert write_study_report(name, study).is_file()
 
 

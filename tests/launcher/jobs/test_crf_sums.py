@@ -3,10 +3,12 @@ import pytest
 
 from launcher.config.options import Named
 from launcher.config.sections import MeanFieldConfig, RefineConfig, SegmentConfig
-from launcher.errors import naming, report_user_errors
+from launcher.errors import RunError, naming, report_user_errors
 from launcher.evaluation.protocol import describe_crf, describe_refiner
+from launcher.jobs import crf_sums
+from launcher.jobs.crf_pool import crf_label
 from launcher.jobs.crf_sums import settle_chain, settle_segment, told
-from launcher.jobs.refine import resolve_chain
+from launcher.jobs.refine import refine, resolve_chain
 from wsss.extras import MissingPackage
 from wsss.refine import crf
 
@@ -67,3 +69,15 @@ def test_a_lattice_that_cannot_be_ends_a_job_with_what_to_install(bare, capsys):
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: by: lattice needs the package 'pydensecrf'") and said.count("\n") == 1
+
+
+def test_an_image_whose_lattice_does_not_fit_is_named_before_the_process_ends(run, furnished, monkeypatch):
+    monkeypatch.setattr(crf_sums, "free_memory", lambda: 700_000)
+    said = "val-00000.tar: sample 'val-.*': MemoryError: the CRF of 32 x 32 pixels and 2 classes takes up to 0.0 GB"
+    with pytest.raises(RunError, match=said):
+        refine(run, ["val"], RefineConfig(chain=(Named(name="crf"),), workers=1))
+    crf_sums.require_memory("exact", (32, 32), 2)
+    crf_sums.require_memory("lattice", (30, 30), 2)  # 900 * (600 + 2 * 80) bytes
+    image_HW3, probs_nHW = np.zeros((32, 32, 3), dtype=np.uint8), np.full((2, 32, 32), 0.5, dtype=np.float32)
+    with pytest.raises(MemoryError, match="run fewer processes .* or leave the CRF out"):
+        crf_label(image_HW3, probs_nHW, (0, 1), SegmentConfig(mean_field=MeanFieldConfig(by="lattice")))

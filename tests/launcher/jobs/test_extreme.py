@@ -8,6 +8,7 @@ from launcher.config.file import load_config
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig
 from launcher.jobs import infer as infer_job
+from launcher.jobs import network_job
 from launcher.jobs import segment as segment_job
 from launcher.jobs.refine import refine
 from launcher.jobs.scores import at_size, read_scores
@@ -52,6 +53,17 @@ def run(in_tmp, tiny_yaml, monkeypatch):
     for job in (infer_job, segment_job):
         stand_in_for_a_run(job, monkeypatch, config_of, PETS, Segmenting())
     return in_tmp / "runs/pets"
+
+
+@pytest.mark.parametrize("job", ["infer", "segment"])
+def test_the_first_large_image_of_a_shard_is_named(run, thin, job, monkeypatch, capsys):
+    monkeypatch.setattr(network_job, "LARGE_PX", 60)
+    if job == "infer":
+        infer_job.infer(run, "val", thin.folder, ["cam.window_px=16"])
+    else:
+        segment_job.segment(run, "val", thin.folder, ["segment.crf=false", "segment.size=native"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "at their own size" in line]
+    assert len(said) == 2 and "thin1': 1 x 90 pixels go through the network at their own size" in said[0] + said[1]
 
 
 def sizes_of(shards):

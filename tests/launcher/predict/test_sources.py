@@ -30,6 +30,12 @@ def test_a_folder_means_the_images_and_clips_below_it_by_name(frames):
     assert found.below == frames / "frames" and [each.name for each in found.clips] == ["cam2/clip.mp4"]
 
 
+def test_pictures_of_a_folder_that_are_not_read_are_told(frames, capsys):
+    (frames / "frames/cam1/c.GIF").write_bytes(b"GIF89a")
+    assert "cam1_c" not in keys("frames")
+    assert "frames: left out, since it is not read: 1 .gif; convert them" in capsys.readouterr().out
+
+
 def test_globs_lists_stdin_and_files_mean_the_same_once(frames, monkeypatch):
     assert keys("frames/*/a.*") == ["cam1_a", "cam2_a"]
     assert keys("frames/cam1/b.JPG") == ["b"]

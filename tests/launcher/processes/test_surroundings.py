@@ -19,6 +19,8 @@ from launcher.processes.surroundings import (
     count_cores,
     cpu_quota,
     find_ours,
+    free_memory,
+    memory_left,
     require_ours,
     shadows,
     user_name,
@@ -222,3 +224,34 @@ def test_a_foreign_package_of_one_of_our_names_is_told_with_its_place(tmp_path, 
     monkeypatch.setattr(surroundings, "find_spec", lambda name: stray if name == "shards" else found(name))
     with pytest.raises(ConfigError, match=f"{foreign}: another package of the name 'shards' .* environment of its own"):
         require_ours()
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "left"),
+    [
+        (
+            "0::/job/step\n",
+            {"job/step/memory.max": "max\n", "job/memory.max": "900\n", "job/memory.current": "700\n"},
+            200,
+        ),
+        (
+            "0::/job\n",
+            {"job/memory.max": "900", "job/memory.current": "700", "job/memory.stat": "anon 5\ninactive_file 100\n"},
+            300,
+        ),
+        (
+            "4:memory:/slurm\n3:cpu:/\n",
+            {"memory/slurm/memory.limit_in_bytes": "900\n", "memory/slurm/memory.usage_in_bytes": "100\n"},
+            800,
+        ),
+        ("0::/\n", {"memory.current": "5\n"}, math.inf),
+    ],
+)
+def test_the_memory_that_control_groups_leave_is_the_lowest_above(tmp_path, membership, files, left):
+    (tmp_path / "self").write_text(membership)
+    for name, content in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert memory_left(tmp_path / "self", tmp_path / "fs") == left
+    assert 0 < free_memory() < math.inf

@@ -128,6 +128,7 @@ def test_what_would_be_taken_for_what_it_is_not_is_refused(shipped, overrides, s
         ),
         ("voc/msee_vitb", ["segment.batch_size=4"], "segment.batch_size (images of their own sizes come one by one)"),
         ("own/msee", ["segment.rule=coco"], "segment.rule (there is one view to segment)"),
+        ("own/classify", ["refine.cues={sam: cues/sam}"], "refine.cues (of a refiner that is not in refine.chain)"),
         (
             "own/classify",
             ["refine.bg_threshold=0.4"],

@@ -150,7 +150,8 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
         forest["aria-label"].startswith("Tuned − control (lambda_0): lambda_1 ")
         and "oracle" not in forest["aria-label"]
     )
-    protocol = rows["lambda_1"]["protocol"]
+    (protocol,) = rows["lambda_1"]["protocols"]
+    assert "training seed" not in protocol and "Means over runs that differ" not in text + format_study("tiny", tiny)
     assert text.count(protocol) == 1 and "<b>lambda_0, lambda_1, oracle</b>" in text  # once, with its rows
 
     headline = read_headline(Run(run_of(tiny, "lambda_1", 1)))
@@ -163,11 +164,33 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
         assert find_known(replace(headline, source="project")).paper == pytest.approx(0.4737)
     list_rows.cache_clear()
 
+    path = run_of(tiny, "lambda_1", 1) / "evaluation.json"
+    report = json.loads(path.read_text())
+    report["sources"]["project"]["fixed"]["threshold"] = 0.5
+    path.write_text(json.dumps(report))
+    of_seeds = [f"{protocol}, fixed threshold {at} (training seed {seed})" for at, seed in ((0.3, 0), (0.5, 1))]
+    said = f"lambda_1: {' | '.join(of_seeds)}"
+    for shown in (format_study("tiny", tiny), write_study_report("tiny", tiny).read_text()):
+        assert f"Means over runs that differ in their protocol: {said}" in shown
+    report["dataset"]["fingerprint"] = "another"
+    path.write_text(json.dumps(report))
+    with pytest.raises(
+        RunError, match="row 'lambda_1': its runs were evaluated on other images .*_seed1 on .* another"
+    ):
+        format_study("tiny", tiny)
+
     shutil.rmtree(run_of(tiny, "lambda_1", 1))  # a copy of one seed is no other seed
     shutil.copytree(run_of(tiny, "lambda_1", 0), run_of(tiny, "lambda_1", 1))
     wrong = "lambda_1_seed1: was trained as tiny/lambda_1_seed0, train.seed 0; wanted tiny/lambda_1_seed1, train.seed 1"
     with pytest.raises(RunError, match=wrong):
         write_study_report("tiny", tiny)
+
+
+def test_a_seed_that_the_page_would_not_show_is_refused(tiny):
+    with pytest.raises(ConfigError, match="--seed 7: the study has the seeds 0, 1"):
+        run_study(tiny, seeds=[0, 7], execute=print)
+    with pytest.raises(ConfigError, match="--seed 7"):
+        slurm_array("tiny", tiny, [], [7], [])
 
 
 def test_rows_of_a_training_are_one_task_of_the_array(tiny):

@@ -250,6 +250,14 @@ def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
         shards_images(*arguments, "--split", "val", "--hold-out", 0.5)
 
 
+def test_pictures_in_other_formats_are_not_left_out_in_silence(pets):
+    for place in ("cat/a.png", "dog/b.png", "dog/c.GIF"):
+        (pets / "by" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(pets / "by" / place)
+    with pytest.raises(DataError, match=r"by: 1 pictures are none of .jpg, .jpeg, .png, first dog/c.GIF: convert them"):
+        read_images(pets, None, image_folder="by")
+
+
 def test_one_folder_alone_is_no_label(pets):
     with pytest.raises(DataError, match="all 6 images lie in the folder 'photos'; wanted one folder for each class"):
         read(pets, None, None)
