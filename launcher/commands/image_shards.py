@@ -23,7 +23,7 @@ from launcher.commands.arguments import (
     refuse_idle,
 )
 from launcher.files import require_here
-from launcher.jobs.write_shards import Part, write_parts
+from launcher.jobs.write_shards import Part, warn_of_copies, write_parts
 
 
 class EmptyCell(str, Enum):
@@ -89,6 +89,7 @@ def images(
     from shards.sources.held_out import hold_out as hold_groups_out
     from shards.sources.held_out import parse_shares
     from shards.sources.images import LABELS, parse_classes, read_images
+    from shards.sources.names import IMAGE_ENDINGS
 
     if labels is None:
         of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse}
@@ -119,6 +120,9 @@ def images(
         mask_values=mask_values,
     )
     print(f"{len(found.source)} images of {len({*found.source.groups()})} groups: {found.grouped_by}")
+    if found.others:
+        endings = ", ".join(IMAGE_ENDINGS)
+        print(f"{len(found.others)} files whose name ends with none of {endings} are left out, first {found.others[0]}")
     if found.dropped:
         print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
     if found.skipped:
@@ -126,6 +130,7 @@ def images(
     if found.source.has_masks and not masks:
         count = sum(row.mask is not None for row in found.source.rows)
         print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
+    warn_of_copies(found.source)
     of_split = {split: replace(found.source, with_masks=masks and not shares)}
     if shares:
         kept, held = hold_groups_out(found.source, shares, seed=hold_out_seed, masked=masks)

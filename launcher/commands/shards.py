@@ -28,7 +28,7 @@ from launcher.commands.arguments import (
 )
 from launcher.commands.offered_sources import SourceGroup
 from launcher.files import require_here
-from launcher.jobs.write_shards import Part, summarise, write, write_parts
+from launcher.jobs.write_shards import Part, summarise, warn_of_copies, write, write_parts
 
 HELP = "Raw data -> tar shards with an index; look at and check them."
 
@@ -142,6 +142,7 @@ def smoke(
         exif=exif.value,
         mask_values=mask_values,
     )
+    warn_of_copies(source)
     of_split = {split: replace(source, with_masks=masks)}
     if shares:
         kept, held = hold_groups_out(source, shares, seed=hold_out_seed, masked=source.has_masks)

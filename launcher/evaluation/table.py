@@ -163,7 +163,8 @@ def ask_for(name: str, chain: Sequence[Mapping[str, Any]], at: Mapping[str, Any]
     kind, refiners = name.partition("+")[0], "+".join(step["name"] for step in chain)
     if "threshold" not in at or "@" in kind or name not in (kind, f"{kind}+{refiners or 'threshold'}"):
         return ""
-    chosen = f"'refine.cams=[{kind}]'{'' if chain else ' refine.chain=[]'} refine.threshold={at['threshold']:.2f}"
+    empty = "" if chain else " 'refine.chain=[]'"
+    chosen = f"'refine.cams=[{kind}]'{empty} refine.threshold={at['threshold']:.2f}"
     predict = f"wsss predict ... --kind {kind}{f' --refine {refiners}' if chain else ''}"
     if refiners not in ("", "crf"):
         return f"  to use it: wsss refine RUN {chosen}"

@@ -53,14 +53,17 @@ class Tuned:
 
 
 LABELS_BY = "miou"  # label maps are compared by it; scores of several classes, too
-NO_MAPS = "none of these maps for the split tune; `wsss infer {0}` makes CAMs of it, `wsss refine {0}` masks of them"
+NO_MAPS = (
+    "none of these maps for the split tune; `wsss infer {0} --split tune data.tune={1}` makes CAMs of it, and `wsss "
+    "refine` with the same options masks of them"
+)
 
 
 def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     """Choose what can be chosen for these sources of `val` on the run's tune split."""
     config = run.config
     named = {source.name for source in sources if source.has_threshold}
-    missing = "data.tune is not set" if config.data.tune is None else NO_MAPS.format(run.folder)
+    missing = "data.tune is not set" if config.data.tune is None else NO_MAPS.format(run.folder, config.data.tune)
     with_maps = set() if val.index.supervision == "label" else named
     found = Tuned(untuned=dict.fromkeys(sorted(with_maps), missing))
     there = [one for one in find_sources(run.folder, "tune") if one.name in {source.name for source in sources}]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from shards.schema import Source
     from shards.sources.clips import Clips
+    from shards.sources.labelled import Labelled
 
 WORTH_A_POOL = 1 << 30  # bytes; fewer are read sooner than worker processes start
 
@@ -77,6 +78,14 @@ class Part(NamedTuple):
     source: "Source"
     masks: bool
     may_lack_classes: bool
+
+
+def warn_of_copies(source: "Labelled") -> None:
+    """Say that images of a table are there more than once."""
+    from shards.sources.copies import describe_copies
+
+    if said := describe_copies(source):
+        print(f"warning: {source.source}: {said}", file=sys.stderr)
 
 
 def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int | None) -> None:

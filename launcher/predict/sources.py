@@ -15,9 +15,10 @@ from launcher.errors import RunError
 from shards.image_bytes import decode_image, header_of
 from shards.pixels import upright
 from shards.schema import DataError
-from shards.sources.names import OTHER_PICTURES, keys_of
+from shards.sources.names import keys_of
 from shards.sources.text import names_of, read_bytes
 
+OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CLIPS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 STDIN = "-"

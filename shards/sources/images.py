@@ -22,9 +22,10 @@ from shards.sources.archives import Exif, list_folder
 from shards.sources.coco_files import check_instances, is_instances
 from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_key, refuse_joined
 from shards.sources.labelled import Labelled, read_labelled
-from shards.sources.names import IMAGE_ENDINGS, OTHER_PICTURES
+from shards.sources.names import IMAGE_ENDINGS
 from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows, table_at
 
+ENDINGS = ", ".join(IMAGE_ENDINGS)
 LABELS, GROUP = "labels", "group"  # columns
 
 
@@ -36,12 +37,14 @@ class Found:
         skipped: images with an empty label, left out as asked.
         dropped: {class that was not asked for: images whose label named it}.
         grouped_by: what a group is, in words.
+        others: files in folders of classes that are no images by their ending, left out.
     """
 
     source: Labelled
     skipped: int
     dropped: dict[str, int]
     grouped_by: str
+    others: tuple[str, ...] = ()
 
 
 def read_images(
@@ -80,8 +83,10 @@ def read_images(
         DataError: a file, a column, a label or a group that is not what it should be, with its row.
     """
     where = root if labels is None else table_at(root, labels)
+    others: tuple[str, ...] = ()
     if labels is None:
-        rows, known = rows_of_folders(root, image_folder, mask_folder, label_column), None
+        rows, others = rows_of_folders(root, image_folder, mask_folder, label_column)
+        known = None
     else:
         rows, known = read_file(where, label_column)
     rows = select_rows(rows, only and table_at(root, only), where)
@@ -107,11 +112,14 @@ def read_images(
         frame_column=frame_column,
     )
     dropped = {one: count for one, count in sorted(counts.items()) if one not in ids}
-    return Found(source=source, skipped=skipped, dropped=dropped, grouped_by=grouped_by)
+    return Found(source=source, skipped=skipped, dropped=dropped, grouped_by=grouped_by, others=others)
 
 
-def rows_of_folders(root: Path, image_folder: str, mask_folder: str, label_column: str) -> dict[str, Any]:
-    """{path below the image folder: row} of one folder per class."""
+def rows_of_folders(
+    root: Path, image_folder: str, mask_folder: str, label_column: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """({path below the image folder: row} of one folder per class, files in these folders that are no images by their
+    ending)."""
     base = root / image_folder
     paths = [path.partition("/")[2] for path in list_folder(base)]
     images = sorted(path for path in paths if path.lower().endswith(IMAGE_ENDINGS))
@@ -119,22 +127,18 @@ def rows_of_folders(root: Path, image_folder: str, mask_folder: str, label_colum
         images = [path for path in images if not path.startswith(f"{mask_folder}/")]
     loose = [path for path in images if "/" not in path]
     if loose or not images:
-        raise DataError(
-            f"{base}: {f'{len(loose)} images lie in no folder of a class, first {loose[0]}' if loose else 'no image'}; "
-            "wanted CLASS/x.jpg, or labels in a table (--labels)"
+        what = (
+            f"{len(loose)} images lie in no folder of a class, first {loose[0]}" if loose else f"no image ({ENDINGS})"
         )
-    if others := [path for path in paths if path.lower().endswith(OTHER_PICTURES)]:
-        raise DataError(
-            f"{base}: {len(others)} pictures are none of {', '.join(IMAGE_ENDINGS)}, first {min(others)}: convert them "
-            "(`magick IN OUT.png`), or move them away"
-        )
+        raise DataError(f"{base}: {what}; wanted CLASS/x.jpg, or labels in a table (--labels)")
     folders = {path.partition("/")[0] for path in images}
     if len(folders) == 1:
         raise DataError(
             f"{base}: all {len(images)} images lie in the folder '{folders.pop()}'; wanted one folder for each class "
             f"(and '{BACKGROUND}' for images of none), or labels in a table (--labels)"
         )
-    return {path: {label_column: [path.partition("/")[0]]} for path in images}
+    others = [path for path in paths if path.partition("/")[0] in folders and not path.lower().endswith(IMAGE_ENDINGS)]
+    return {path: {label_column: [path.partition("/")[0]]} for path in images}, tuple(sorted(others))
 
 
 def read_file(path: Path, label_column: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:

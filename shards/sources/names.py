@@ -15,7 +15,6 @@ from typing import Generic, TypeVar
 from shards.schema import DataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-OTHER_PICTURES = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jfif")
 File = TypeVar("File")
 
 

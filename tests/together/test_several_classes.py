@@ -81,7 +81,9 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     fixed = evaluate(pets_run)
     assert fixed["sources"]["class_map"]["untuned"] == "data.tune is not set"
     untuned = evaluate(pets_run, ["data.tune=pets/with"])["sources"]["class_map"]["untuned"]
-    assert untuned.startswith("none of these maps for the split tune; `wsss infer runs/teacher` makes")
+    assert untuned.startswith(
+        "none of these maps for the split tune; `wsss infer runs/teacher --split tune data.tune=pets/with` makes"
+    )
     infer(pets_run, "tune", in_tmp / "pets/with")
     report = evaluate(pets_run, ["data.tune=pets/with"])
     source = report["sources"]["class_map"]

@@ -195,8 +195,8 @@ def test_the_gallery_shows_truth_segmentation_cams_and_the_methods_own_pictures(
     tracker = Kept()
     validate(config("evaluate.gallery=4"), Drawing(), shards, Accelerator(cpu=True), tracker)(0)
     width, height = tracker.images["gallery"].size
-    sheet = (6 * TILE_PX, LABEL_PX + 4 * (TILE_PX + LABEL_PX))
-    assert (width, height) == sheet  # image, seg, cam, aux_cam, sure, target; four images
+    sheet = (6 * TILE_PX, LABEL_PX + 4 * (TILE_PX + LABEL_PX) + LABEL_PX)
+    assert (width, height) == sheet  # image, seg, cam, aux_cam, sure, target; four images; the colours of the classes
     number = next(n for n in range(len(shards)) if shards.mask(n).shape == SIZES[1])
     _, tiles = draw_row(shards, number, {"target": torch.tensor([[0, 1], [2, 255]]), "score": torch.zeros(2, 2)})
     image = as_tile(shards.image(number))

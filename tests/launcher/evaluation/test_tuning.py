@@ -69,7 +69,7 @@ def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it
         "(the others on tune: project 60.0, grad 50.0)"
     )
     assert use.endswith(
-        "--kind class_map; wsss refine RUN 'refine.cams=[class_map]' refine.chain=[] refine.threshold=0.42"
+        "--kind class_map; wsss refine RUN 'refine.cams=[class_map]' 'refine.chain=[]' refine.threshold=0.42"
     )
     report["sources"]["segments"] = report["sources"]["grad"]
     assert describe_best(report)[1] == "  not among them, for want of its outputs of tune: segments"
@@ -84,7 +84,7 @@ def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it
             "wsss predict ... --kind grad --refine crf; wsss refine RUN 'refine.cams=[grad]' refine.th",
         ),
         ("grad+sam+crf", ["sam", "crf"], "  to use it: wsss refine RUN 'refine.cams=[grad]' refine.threshold=0.42"),
-        ("grad+threshold", [], "--kind grad; wsss refine RUN 'refine.cams=[grad]' refine.chain=[] refine.threshold"),
+        ("grad+threshold", [], "--kind grad; wsss refine RUN 'refine.cams=[grad]' 'refine.chain=[]' refine.threshold"),
         ("grad+mine", ["crf"], ""),
         ("grad@whole", [], ""),
     ],

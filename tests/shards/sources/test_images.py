@@ -250,12 +250,14 @@ def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
         shards_images(*arguments, "--split", "val", "--hold-out", 0.5)
 
 
-def test_pictures_in_other_formats_are_not_left_out_in_silence(pets):
-    for place in ("cat/a.png", "dog/b.png", "dog/c.GIF"):
-        (pets / "by" / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6)).save(pets / "by" / place)
-    with pytest.raises(DataError, match=r"by: 1 pictures are none of .jpg, .jpeg, .png, first dog/c.GIF: convert them"):
-        read_images(pets, None, image_folder="by")
+def test_what_is_left_out_of_folders_of_classes_and_copies_are_told(pets, capsys):
+    for name in ("cat", "dog"):
+        (pets / f"sorted/{name}").mkdir(parents=True)
+        shutil.copy(pets / "photos/a.jpg", pets / f"sorted/{name}/1.jpg")
+    (pets / "sorted/dog/2.webp").write_bytes(b"?")
+    said = shards_images("--root", pets / "sorted", "--out", pets / "out", "--split", "train")
+    assert "1 files whose name ends with none of .jpg, .jpeg, .png are left out, first dog/2.webp" in said
+    assert "1 images are there more than once, of 1 the labels differ, first 'cat_1' and 'dog_1'" in said
 
 
 def test_one_folder_alone_is_no_label(pets):

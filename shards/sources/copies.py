@@ -1,0 +1,34 @@
+"""Images that are the same file under two names: apart they may be learned from in one split and judged in another."""
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+from shards.sources.labelled import Labelled, Row
+
+
+def describe_copies(source: Labelled) -> str:
+    """What there is to know of rows with the same bytes in different groups or with different labels; "" if there are
+    none. Only files of one size are read."""
+    of_size = defaultdict[int, list[Row]](list)
+    for row in source.rows:
+        of_size[row.image.stat().st_size].append(row)
+    of_bytes = defaultdict[bytes, list[Row]](list)
+    for rows in of_size.values():
+        if len(rows) > 1:
+            for row in rows:
+                of_bytes[digest(row.image)].append(row)
+    same = [rows for rows in of_bytes.values() if len({(row.group, row.image_label) for row in rows}) > 1]
+    if not same:
+        return ""
+    otherwise = sum(len({row.image_label for row in rows}) > 1 for rows in same)
+    labelled = f", of {otherwise} the labels differ" if otherwise else ""
+    first, second = same[0][:2]
+    return (
+        f"{len(same)} images are there more than once{labelled}, first '{first.key}' and '{second.key}': in different "
+        "groups they may be learned from in one split and judged in another; remove the copies, or give them one group"
+    )
+
+
+def digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
