@@ -96,6 +96,15 @@ def resize(map_BChw: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(map_BChw, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def moved(map_BChw: Tensor, px: int) -> Tensor:
+    """A map whose content lies `px` cells further to the upper left (below 0: to the lower right); edges repeated."""
+    if px == 0:
+        return map_BChw
+    if px > 0:
+        return F.pad(map_BChw[..., px:, px:], (0, px, 0, px), mode="replicate")
+    return F.pad(map_BChw[..., :px, :px], (-px, 0, -px, 0), mode="replicate")
+
+
 def resize_by_products(map_BChw: Tensor, size: Sequence[int], mode: Literal["linear", "bicubic"]) -> Tensor:
     """F.interpolate(align_corners=False) as a product from the left and one from the right, in float32 or better.
 

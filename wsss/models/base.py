@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsss.tensors import moved
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 AttentionInput = tuple[Tensor, Tensor | None]  # what an attention reads: tokens (B, N, D); rotations, of a rotary ViT
@@ -67,6 +69,7 @@ class Network(nn.Module):
         num_classes: K, of the class map; a head may give more, or be no layer (see clip.TextHead).
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
         map_names: of Outputs.maps.
+        shift_px: pixels by which an image is moved to the upper left before the backbone reads it (see reach.py).
         origin: which parts it has of another network of ours, in words; "" where it has none.
         no_graph: why it cannot be exported as one graph of any size, in words; "" where nothing is known against it.
     """
@@ -75,6 +78,7 @@ class Network(nn.Module):
     std: Tensor
     unread: tuple[str, ...] = ()
     map_names: tuple[str, ...] = ()
+    shift_px: int = 0
     origin: str = ""
     no_graph: str = ""
 
@@ -93,7 +97,7 @@ class Network(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """RGB in [0, 1] -> what the backbone reads."""
-        return (image - self.mean) / self.std
+        return moved((image - self.mean) / self.std, self.shift_px)
 
     def forward(self, image: Tensor) -> Outputs:
         raise NotImplementedError

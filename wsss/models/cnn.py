@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wsss.models.base import Network, Outputs, layer_at
 from wsss.models.dry_run import must_run, try_network
+from wsss.models.reach import check_shift
 from wsss.models.weights import create_backbone, name_at_timm, normalisation
 
 DILATED = "a CNN that timm can dilate to this output_stride, such as resnet50"
@@ -154,6 +155,7 @@ def build_cnn(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     timm_options: Mapping[str, Any] | None = None,
+    shift_px: int = 0,
 ) -> CNN:
     """A timm network by name: resnet50, convnext_tiny, swin_tiny_patch4_window7_224, pvt_v2_b2, ...
 
@@ -165,10 +167,12 @@ def build_cnn(
             images are then multiples of it in size.
         mean, std: RGB normalisation; null = what timm states for this name.
         timm_options: further arguments of timm's constructor.
+        shift_px: pixels by which images are moved to the upper left, so that maps lie where they look; 0 as published,
+            see reach.py.
 
     Raises:
         ValueError: timm has no such model, it has no map of one stride for images of any size, or the weights do not
-            fit.
+            fit; a shift of more than a cell.
     """
     options: dict[str, Any] = {"strict_img_size": False} if is_of_one_size(timm_name) else {}
     options |= {} if output_stride is None else {"output_stride": output_stride}
@@ -191,6 +195,7 @@ def build_cnn(
         )
     colours = normalisation(backbone, mean, std)
     cnn = CNN(backbone.train(), num_classes, stride, *colours, whole_cells=output_stride is None)
+    cnn.shift_px = check_shift(shift_px, stride)
     if timm.models.is_model_in_modules(name_at_timm(timm_name), WINDOWED):
         cnn.no_graph = f"the windows of a {type(backbone).__name__} are padded by the size of the image"
     try_network(cnn, timm_name, stride=stride)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wsss.models.base import Network, Outputs
 from wsss.models.cnn import create_stages, last_stages, stage_of
 from wsss.models.dry_run import try_network
+from wsss.models.reach import check_shift
 from wsss.models.weights import normalisation
 from wsss.tensors import at_least_float32, full_precision, resize
 
@@ -157,6 +158,7 @@ def build_pcm(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     timm_options: Mapping[str, Any] | None = None,
+    shift_px: int = 0,
 ) -> PCM:
     """A timm CNN with the pixel correlation module: resnet50 and resnet101 in the paper.
 
@@ -170,9 +172,12 @@ def build_pcm(
         background: give the map of a random, never trained read-out as well; see PCM.
         mean, std: RGB normalisation; null = what timm states for this name.
         timm_options: further arguments of timm's constructor.
+        shift_px: pixels by which images are moved to the upper left, so that maps lie where they look; 0 as published,
+            see reach.py.
 
     Raises:
-        ValueError: timm has no such model, it has no two stages that fit, or the weights do not fit.
+        ValueError: timm has no such model, it has no two stages that fit, or the weights do not fit; or a shift of
+            more than a cell.
     """
     backbone, stage_dims = create_stages(
         timm_name, weights, timm_options or {}, count=2, output_stride=output_stride, dilated=dilated
@@ -188,5 +193,6 @@ def build_pcm(
         affinity_dim=affinity_dim,
         background=background,
     )
+    pcm.shift_px = check_shift(shift_px, output_stride)
     try_network(pcm, timm_name, stride=output_stride)
     return pcm
