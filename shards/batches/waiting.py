@@ -15,7 +15,7 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
-from shards.batches.processes import METHOD, begin, start_server, without_main
+from shards.batches.processes import METHOD, begin, start_server, starting
 from shards.schema import DataError
 
 BATCH_S = 480.0  # a loader process that gives nothing for so long hangs; a store and a cache are given up before
@@ -41,7 +41,7 @@ class PatientLoader(DataLoader):
 
     def __iter__(self) -> Any:
         try:
-            with without_main():
+            with starting():
                 batches = super().__iter__()
         except OSError as error:
             raise cannot_start(error) from error

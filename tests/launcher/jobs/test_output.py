@@ -218,9 +218,15 @@ def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_an
 def test_ctrl_c_ends_a_worker_without_a_traceback(monkeypatch):
     for name in ("end_with_parent", "outlive_output"):
         monkeypatch.setattr(pool, name, lambda *_: None)
+    monkeypatch.setattr(pool.ProcessPoolExecutor, "submit", lambda *_: signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     before = signal.getsignal(signal.SIGINT)
+    begun_with = pool.SpawningPool(1).submit(len)
+    assert signal.SIGINT in begun_with and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_BLOCK, begun_with)
     try:
         pool.begin_worker(1, None)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, begun_with)
         signal.signal(signal.SIGINT, before)

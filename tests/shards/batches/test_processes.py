@@ -83,9 +83,9 @@ def test_the_server_imports_what_its_starter_does_and_nothing_of_the_working_fol
 
 
 def test_a_script_that_opens_a_loader_is_not_run_again(monkeypatch):
-    with processes.without_main():
+    with processes.starting():
         assert not hasattr(sys.modules["__main__"], "__file__")
     assert hasattr(sys.modules["__main__"], "__file__")
-    with pytest.raises(KeyError), processes.without_main():
+    with pytest.raises(KeyError), processes.starting():
         raise KeyError
     assert hasattr(sys.modules["__main__"], "__file__")
