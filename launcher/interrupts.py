@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 GRACE_S = 2.0  # that a command has to end in order
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 came: list[int] = []  # signals that asked this command to end
 
@@ -54,10 +54,14 @@ def interrupt(number: int, frame: Any) -> NoReturn:
     if len(came) > 1:
         end_now()
     threading.Thread(target=end_later, daemon=True).start()
-    sys.unraisablehook = threading.excepthook = lambda _: None  # destructors and threads that this breaks have no say
+    sys.unraisablehook = threading.excepthook = hush
     for process in multiprocessing.active_children():
         process.kill()
     raise Interrupted
+
+
+def hush(_: Any) -> None:
+    """What destructors and threads say that this breaks."""
 
 
 def end_later() -> NoReturn:

@@ -53,7 +53,7 @@ def starting() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # the server has been asked for a process that nobody knows
-        if server := forkserver._forkserver._forkserver_pid:
+        if server := getattr(forkserver._forkserver, "_forkserver_pid", None):
             os.kill(server, signal.SIGKILL)
         raise
     finally:
