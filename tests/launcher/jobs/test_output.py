@@ -101,6 +101,16 @@ def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
         jobs.open_output(tmp_path / "file", {})
 
 
+def test_a_disk_that_takes_no_job_json_is_left_without_a_folder_of_unknown_make(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "create_at", refuse)
+    with pytest.raises(RunError, match=r"out: cannot be written: .*MB are free there; make room"):
+        jobs.open_output(tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("left", ["", "\0\0\0", '{"thres', "[]"])
 def test_a_folder_without_a_shard_whose_description_a_power_cut_took_is_begun_anew(tmp_path, left, capsys):
     (tmp_path / "job.json").write_text(left)
