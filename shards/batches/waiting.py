@@ -66,7 +66,7 @@ def cannot_start(error: OSError) -> DataError:
     return DataError(f"no loader process can be started ({error}); {remedies()}")
 
 
-def watch(batches: Iterator[Any], limit_s: float) -> Iterator[Any]:
+def watch(batches: Iterator[Any], limit_s: float = ALONE_S) -> Iterator[Any]:
     """The same batches; what torch says of its processes as an error for the user."""
     global waiting_since
     while True:
