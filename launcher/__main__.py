@@ -86,13 +86,14 @@ def options(
 def main() -> None:
     """Run the command; an error that the user can fix is one line, without a traceback."""
     from launcher.errors import report_user_errors
+    from launcher.interrupts import ending_in_time
     from launcher.processes.group import forget_group
     from launcher.processes.surroundings import require_ours, without_accelerate
     from launcher.streams import lost_output
 
     for name in set(os.environ) - set(without_accelerate(os.environ)):
         del os.environ[name]  # the config says what they would
-    with report_user_errors():
+    with ending_in_time(), report_user_errors():
         require_ours()
         if found := forget_group():
             print(f"ignored, since a wsss command starts its own processes: {', '.join(found)}", file=sys.stderr)

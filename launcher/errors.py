@@ -77,7 +77,7 @@ def explain_machine(error: Exception) -> str | None:
     from shards.files import OF_THE_MACHINE, tell_refusal
 
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-        return tell_refusal(error, Path(os.fsdecode(error.filename or ".")))
+        return tell_refusal(error, Path(os.fsdecode(error.filename)) if error.filename else None)
     return explain_loader(str(error)) if isinstance(error, RuntimeError) else None
 
 

@@ -45,17 +45,18 @@ OF_THE_MACHINE = {  # never for a mistake of ours
 }
 
 
-def tell_refusal(error: OSError, path: Path) -> str:
-    """Why the disk refuses a path, and what to do, each by its own cause."""
-    for part in reversed((path, *path.parents)):
+def tell_refusal(error: OSError, path: Path | None) -> str:
+    """Why the disk refuses a path, and what to do, each by its own cause; None where it is not known which path."""
+    parts = () if path is None else (path, *path.parents)
+    for part in reversed(parts):
         if os.path.islink(part) and not os.path.exists(part):
             return f"{part} is a link to {os.readlink(part)}, which is not there: make that folder, or remove the link"
         if os.path.exists(part) and not os.path.isdir(part) and part != path:
             return f"{part} is a file, not a folder: {REMEDIES[errno.EEXIST]}"
     remedy = REMEDIES.get(error.errno or 0, "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        there = next((part for part in (path, *path.parents) if os.path.isdir(part)), Path("."))
-        remedy = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free there; {remedy}"
+        for there in [part for part in parts if os.path.isdir(part)][:1]:
+            remedy = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free there; {remedy}"
     return f"{error}; {remedy}" if remedy else str(error)
 
 

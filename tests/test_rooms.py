@@ -23,7 +23,7 @@ FLOORS = {
         "processes",
         "tracking config",
         "files progress errors",
-        "streams",
+        "interrupts streams",
     ],
     "wsss": [
         "methods",

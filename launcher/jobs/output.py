@@ -104,7 +104,11 @@ def open_output(
             raise RunError(f"{out}: cannot be made: something else has this name; rename it") from None
         open_output(out, content, shards=shards, remedy=remedy)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written: {tell_refusal(error, Path(out, JOB))}") from error
+        said = tell_refusal(error, Path(out, JOB))
+        if isinstance(out, Path):
+            with suppress(OSError):
+                out.rmdir()  # an empty folder would be taken for an output of unknown make
+        raise RunError(f"{out}: cannot be written: {said}") from error
 
 
 def read_made_of(out: Place) -> dict[str, Any] | None:

@@ -147,11 +147,22 @@ def spawned_pool(workers: int, *, devices: bool = False) -> Iterator[Executor]:
     # Spawned, since a forked worker would inherit the parent's threads and CUDA state.
     context = multiprocessing.get_context("spawn")
     numbers, threads = (context.Value("i", 0), max(1, count_cores() // workers)) if devices else (None, 1)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker, initargs=(threads, numbers))
+    pool = SpawningPool(workers, mp_context=context, initializer=begin_worker, initargs=(threads, numbers))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class SpawningPool(ProcessPoolExecutor):
+    """Its workers are started when there is work, and hear of Ctrl-C once they have imported, see begin_worker."""
+
+    def submit(self, work: Callable, /, *arguments: Any, **options: Any) -> Future:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(work, *arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker(threads: int, numbers: Any) -> None:
@@ -162,6 +173,7 @@ def begin_worker(threads: int, numbers: Any) -> None:
         numbers: a counter that gives each worker its number, which chooses its GPU; None = none needs one.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     end_with_parent(signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it was killed before the kernel was asked

@@ -66,9 +66,8 @@ def only_writer(
                 flush=True,
             )
         try:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.truncate(0)  # past the file's buffer, which would be tried again as it is closed
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError as error:
             raise RunError(f"{run / LOCK}: cannot be written: {tell_refusal(error, run / LOCK)}") from error
         yield

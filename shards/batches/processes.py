@@ -45,13 +45,17 @@ def start_server() -> None:
 
 
 @contextmanager
-def without_main() -> Iterator[None]:
+def starting() -> Iterator[None]:
     """Inside, processes are started that do not import the program which starts them: loaders need nothing of it, and
     it would cost each of them seconds, or run a script once more that does not guard its work by its name."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
+    except KeyboardInterrupt:  # the server has been asked for a process that nobody knows
+        if server := getattr(forkserver._forkserver, "_forkserver_pid", None):
+            os.kill(server, signal.SIGKILL)
+        raise
     finally:
         sys.modules["__main__"] = main
 

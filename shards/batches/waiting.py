@@ -17,7 +17,7 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
-from shards.batches.processes import METHOD, begin, start_server, without_main
+from shards.batches.processes import METHOD, begin, start_server, starting
 from shards.schema import DataError
 
 BATCH_S = 480.0  # a loader process that gives nothing for so long hangs; a store and a cache are given up before
@@ -44,7 +44,7 @@ class PatientLoader(DataLoader):
 
     def __iter__(self) -> Any:
         try:
-            with without_main():
+            with starting():
                 batches = super().__iter__()
         except OSError as error:
             raise cannot_start(error) from error
@@ -69,7 +69,7 @@ def cannot_start(error: OSError) -> DataError:
     return DataError(f"no loader process can be started ({error}); {remedies()}")
 
 
-def watch(batches: Iterator[Any], limit_s: float) -> Iterator[Any]:
+def watch(batches: Iterator[Any], limit_s: float = ALONE_S) -> Iterator[Any]:
     """The same batches; what torch says of its processes as an error for the user."""
     global waiting_since
     while True:

@@ -99,6 +99,8 @@ def test_each_refusal_is_told_by_its_own_cause(tmp_path):
     def told(number, path=tmp_path / "x"):
         return files.tell_refusal(OSError(number, os.strerror(number), str(path)), path)
 
+    full = OSError(errno.ENOSPC, "No space left on device")  # as where a buffer is written
+    assert files.tell_refusal(full, None) == "[Errno 28] No space left on device; make room on this disk"
     assert "MB are free there; make room" in told(errno.ENOSPC) and "quota" in told(errno.EDQUOT)
     for number, remedy in ((errno.EROFS, "read-only"), (errno.ENAMETOOLONG, "shorter"), (errno.EACCES, "permissions")):
         assert remedy in told(number) and "make room" not in told(number)

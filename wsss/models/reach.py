@@ -3,7 +3,7 @@
 Maps are drawn as if cell i of a grid of stride s looked at pixel s i + (s - 1) / 2, the middle of its square. A ViT's
 patches do. A convolution of odd size and stride 2 that is padded alike on all sides has its first output at the first
 pixel, so that cell i of a ResNet looks at pixel s i, and its maps lie half a cell too far to the lower right; other
-padding and even kernels move them otherwise. `model.shift_px` moves the image against that (D-173).
+padding and even kernels move them otherwise. `model.shift_px` moves the image against that (D-172).
 """
 
 import torch

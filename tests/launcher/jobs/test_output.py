@@ -108,6 +108,16 @@ def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
         jobs.open_output(tmp_path / "file", {})
 
 
+def test_a_disk_that_takes_no_job_json_is_left_without_a_folder_of_unknown_make(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "create_at", refuse)
+    with pytest.raises(RunError, match=r"out: cannot be written: .*MB are free there; make room"):
+        jobs.open_output(tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("left", ["", "\0\0\0", '{"thres', "[]"])
 def test_a_folder_without_a_shard_whose_description_a_power_cut_took_is_begun_anew(tmp_path, left, capsys):
     (tmp_path / "job.json").write_text(left)
@@ -225,9 +235,15 @@ def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_an
 def test_ctrl_c_ends_a_worker_without_a_traceback(monkeypatch):
     for name in ("end_with_parent", "outlive_output"):
         monkeypatch.setattr(pool, name, lambda *_: None)
+    monkeypatch.setattr(pool.ProcessPoolExecutor, "submit", lambda *_: signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     before = signal.getsignal(signal.SIGINT)
+    begun_with = pool.SpawningPool(1).submit(len)
+    assert signal.SIGINT in begun_with and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_BLOCK, begun_with)
     try:
         pool.begin_worker(1, None)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, begun_with)
         signal.signal(signal.SIGINT, before)

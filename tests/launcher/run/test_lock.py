@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,13 @@ def test_what_the_machine_refuses_anywhere_is_one_line_and_a_mistake_of_ours_is_
     assert said.startswith("error: [Errno 30]") and "choose another place" in said and said.count("\n") == 1
     with pytest.raises(FileNotFoundError), report_user_errors():
         raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_is_told_by_its_name(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"lock: cannot be written: .*File too large"):
+            only_writer(tmp_path).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -86,10 +86,10 @@ def test_the_server_imports_what_its_starter_does_and_nothing_of_the_working_fol
 
 def test_a_script_that_opens_a_loader_is_not_run_again():
     main = sys.modules["__main__"]
-    with processes.without_main():
+    with processes.starting():
         assert sys.modules["__main__"] is not main and not hasattr(sys.modules["__main__"], "__file__")
     assert sys.modules["__main__"] is main
-    with pytest.raises(KeyError), processes.without_main():
+    with pytest.raises(KeyError), processes.starting():
         raise KeyError
     assert sys.modules["__main__"] is main
 

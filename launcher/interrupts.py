@@ -1,0 +1,75 @@
+"""Ctrl-C and SIGTERM end a command in time, whatever it is doing: one line, exit code 130 or 143."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+GRACE_S = 2.0  # that a command has to end in order
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+came: list[int] = []  # signals that asked this command to end
+
+
+class Interrupted(KeyboardInterrupt):
+    """Python ends a process by SIGINT, whatever its exit code, once `exec` has seen a plain KeyboardInterrupt."""
+
+
+@contextmanager
+def ending_in_time() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM kill the worker processes and raise KeyboardInterrupt, and the process ends with the
+    block. The exception alone may be lost, in a destructor or in C code that imports; or what it ends waits for a
+    thread or a store. So the process ends GRACE_S later in any case, and at the second signal at once: what a command
+    writes is whole or absent.
+
+    A signal that is ignored, as below nohup, or that somebody else handles stays so. In another thread than the main
+    one nothing changes.
+    """
+    ours: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number, handler in USUAL.items() if signal.getsignal(number) == handler]
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    except BaseException:
+        if not came:
+            raise
+        atexit._run_exitfuncs()  # what may lie in TMPDIR; to take all modules apart would last seconds
+        end_now()
+    finally:
+        for number in ours if not came else []:
+            signal.signal(number, USUAL[number])
+
+
+def interrupt(number: int, frame: Any) -> NoReturn:
+    came.append(number)
+    if len(came) > 1:
+        end_now()
+    threading.Thread(target=end_later, daemon=True).start()
+    sys.unraisablehook = threading.excepthook = hush
+    for process in multiprocessing.active_children():
+        process.kill()
+    raise Interrupted
+
+
+def hush(_: Any) -> None:
+    """What destructors and threads say that this breaks."""
+
+
+def end_later() -> NoReturn:
+    time.sleep(GRACE_S)
+    end_now()
+
+
+def end_now() -> NoReturn:
+    words = f"stopped by {NAMES[signal.Signals(came[0])]}; what was finished stays, the same command does the rest"
+    print(f"\n{words}", file=sys.stderr, flush=True)
+    os._exit(128 + came[0])
