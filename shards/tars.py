@@ -95,6 +95,8 @@ def next_header(path: Path, file: BinaryIO, at: int) -> tarfile.TarInfo | None:
         raise DataError(f"{path}: damaged: an empty header at byte {at}, but data after it; write or fetch it again")
     if zeros < END:
         raise DataError(f"{path}: ends at byte {at + zeros} without a tar's end: cut short; write or fetch it again")
+    if (at + zeros) % BLOCK:
+        raise DataError(f"{path}: {at + zeros} bytes are no whole number of blocks: damaged; write or fetch it again")
     return None
 
 

@@ -60,7 +60,12 @@ def command(tmp_path_factory):
 )
 def test_a_command_ends_with_one_line_and_nothing_goes_on_below_it(command, how, number, code, name):
     process = subprocess.Popen(
-        [sys.executable, command, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, command, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run where it is ignored
     )
     assert process.stdout.readline() == "up\n"
     below = psutil.Process(process.pid).children(recursive=True)

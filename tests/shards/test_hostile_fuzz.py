@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shards.index import INDEX_NAME, Index, Shard
@@ -111,6 +111,7 @@ def test_any_bytes_as_a_tar(tmp_path, data):
 
 
 @given(EDITS)
+@example([(0.5, 512, b""), (0.5, 512, b""), (0.3125, 5000, b"")])  # up to zeros that look like a tar's end
 @MANY
 def test_a_damaged_tar(sound, tmp_path, edits):
     whole = next(sound.glob("*.tar")).read_bytes()

@@ -32,7 +32,7 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 EXTRAS = SETUP["options.extras_require"]
 MODULES = {"pillow": "PIL", "PyYAML": "yaml", "pydensecrf2": "pydensecrf", "segment-anything": "segment_anything"}
-MODULES["segmentation-models-pytorch"] = "segmentation_models_pytorch"
+MODULES |= {name: name.replace("-", "_") for name in ("huggingface-hub", "segmentation-models-pytorch")}
 OF_TORCH = {"triton"}  # comes with its CUDA builds; looked for before it is imported
 
 
