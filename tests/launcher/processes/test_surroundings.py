@@ -46,6 +46,15 @@ def test_cores_are_those_that_the_scheduler_gave(monkeypatch):
     assert count_cores() == 64
 
 
+def write_groups(folder, membership, files):
+    """What the kernel says of the control groups of a process: `self`, and `fs` for /sys/fs/cgroup."""
+    (folder / "self").write_text(membership)
+    for name, content in files.items():
+        path = folder / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
 @pytest.mark.parametrize(
     ("membership", "files", "quota"),
     [
@@ -63,11 +72,7 @@ def test_cores_are_those_that_the_scheduler_gave(monkeypatch):
     ],
 )
 def test_the_quota_of_a_control_group_is_the_lowest_above_it(tmp_path, membership, files, quota):
-    (tmp_path / "self").write_text(membership)
-    for name, content in files.items():
-        path = tmp_path / "fs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    write_groups(tmp_path, membership, files)
     assert cpu_quota(tmp_path / "self", tmp_path / "fs") == quota
 
 
@@ -248,10 +253,6 @@ def test_a_foreign_package_of_one_of_our_names_is_told_with_its_place(tmp_path, 
     ],
 )
 def test_the_memory_that_control_groups_leave_is_the_lowest_above(tmp_path, membership, files, left):
-    (tmp_path / "self").write_text(membership)
-    for name, content in files.items():
-        path = tmp_path / "fs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    write_groups(tmp_path, membership, files)
     assert memory_left(tmp_path / "self", tmp_path / "fs") == left
     assert 0 < free_memory() < math.inf
