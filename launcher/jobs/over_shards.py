@@ -64,6 +64,10 @@ class Output(Generic[Task]):
     tasks: Sequence[Task]
     likely_bytes: int = 0
 
+    @property
+    def names(self) -> list[str]:
+        return [task.name for task in self.tasks]
+
 
 def write_outputs(
     outputs: Sequence[Output[Task]],
@@ -98,67 +102,92 @@ def write_outputs(
     if overwrite:
         share.refuse_overwrite()
     if share.opens:
-        for one in outputs:
-            names = [task.name for task in one.tasks]
-            output.open_output(one.folder, one.made_of, shards=names, overwrite=overwrite)
-        for one in outputs:
-            names = [task.name for task in one.tasks]
-            output.set_changed_aside(one.folder, share.take(names) if share.ranks is None else names)
+        open_outputs(outputs, share, overwrite=overwrite)
     share.wait()
-    tasks: list[Task] = []
-    room = output.Room(share.count)
-    for one in outputs:
-        missing, made_of = set(output.list_missing(one.folder, [task.name for task in one.tasks])), ""
-        if missing:
-            made_of = output.digest_made_of(one.folder)
-        tasks += [task._replace(made_of=made_of) for task in share.take(one.tasks) if task.name in missing]
-        room.add(one.folder, [task.name for task in one.tasks], one.likely_bytes)
+    tasks, room = find_tasks(outputs, share)
     share.wait()  # nobody writes before everybody has looked
     room.check()
-    failed: dict[int, str] = {}
     try:
-        with Progress(sum(task.num_images for task in tasks), label, "image", enabled=share.speaks) as progress:
-            seen = 0  # images of a shard that this process is at
-
-            def advance() -> None:
-                nonlocal seen
-                seen += 1
-                progress.advance()
-
-            alone = None if here is None else partial(here, advance)
-            for number, outcome in try_each(work, tasks, workers, here=alone, devices=devices):
-                task = tasks[number]
-                if task.num_images > seen:
-                    progress.advance(task.num_images - seen)
-                seen = 0
-                if isinstance(outcome, ImageError):
-                    failed[number] = without_traceback(str(outcome))
-                elif isinstance(outcome, BrokenProcessPool):
-                    raise RunError(
-                        f"{label}: a worker process died, most likely for want of memory: lower the number of workers; "
-                        "finished shards stay, start it again"
-                    )
-                elif isinstance(outcome, BaseException):
-                    raise outcome
-                else:
-                    room.finish(task.out, task.name)
+        failed = do_tasks(
+            tasks, work, room, workers=workers, label=label, here=here, devices=devices, said=share.speaks
+        )
     finally:
         for one in outputs:
             output.sweep(one.folder)
-    tell_failures(
-        share.gather([failed[number] for number in sorted(failed)]),
-        sum(len(one.tasks) for one in outputs),
-        label,
-        remedy,
-    )
+    tell_failures(share.gather(failed), sum(len(one.tasks) for one in outputs), label, remedy)
     share.wait()
     if share.opens:
-        for one in outputs:
-            names = [task.name for task in one.tasks]
-            if share.count == 1 or share.ranks is not None:
-                output.require_all(one.folder, names)
-            if not output.list_missing(one.folder, names):  # of several tasks of srun the last one finds all
-                write_digests(one.folder, names)
+        close_outputs(outputs, share)
+
+
+def open_outputs(outputs: Sequence[Output[Task]], share: Share, *, overwrite: bool) -> None:
+    """Claim the folders, all of them before the first shard is looked at; shards that were changed are made anew."""
+    for one in outputs:
+        output.open_output(one.folder, one.made_of, shards=one.names, overwrite=overwrite)
+    for one in outputs:
+        output.set_changed_aside(one.folder, share.take(one.names) if share.ranks is None else one.names)
+
+
+def find_tasks(outputs: Sequence[Output[Task]], share: Share) -> tuple[list[Task], output.Room]:
+    """What is missing of this process's share, and the room that all of it needs."""
+    tasks: list[Task] = []
+    room = output.Room(share.count)
+    for one in outputs:
+        missing = set(output.list_missing(one.folder, one.names))
+        made_of = output.digest_made_of(one.folder) if missing else ""
+        tasks += [task._replace(made_of=made_of) for task in share.take(one.tasks) if task.name in missing]
+        room.add(one.folder, one.names, one.likely_bytes)
+    return tasks, room
+
+
+def do_tasks(
+    tasks: Sequence[Task],
+    work: Callable[[Task], None],
+    room: output.Room,
+    *,
+    workers: int,
+    label: str,
+    here: Callable[[Callable[[], None], Task], None] | None,
+    devices: bool,
+    said: bool,
+) -> list[str]:
+    """Do all of them, see write_outputs; returns why shards failed, in the order of the tasks."""
+    failed: dict[int, str] = {}
+    with Progress(sum(task.num_images for task in tasks), label, "image", enabled=said) as progress:
+        seen = 0  # images of a shard that this process is at
+
+        def advance() -> None:
+            nonlocal seen
+            seen += 1
+            progress.advance()
+
+        alone = None if here is None else partial(here, advance)
+        for number, outcome in try_each(work, tasks, workers, here=alone, devices=devices):
+            task = tasks[number]
+            if task.num_images > seen:
+                progress.advance(task.num_images - seen)
+            seen = 0
+            if isinstance(outcome, ImageError):
+                failed[number] = without_traceback(str(outcome))
+            elif isinstance(outcome, BrokenProcessPool):
+                raise RunError(
+                    f"{label}: a worker process died, most likely for want of memory: lower the number of workers; "
+                    "finished shards stay, start it again"
+                )
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                room.finish(task.out, task.name)
+    return [failed[number] for number in sorted(failed)]
+
+
+def close_outputs(outputs: Sequence[Output[Task]], share: Share) -> None:
+    """Require all shards, and note what they hold; of several tasks of srun the last one finds all."""
+    for one in outputs:
+        if share.count == 1 or share.ranks is not None:
+            output.require_all(one.folder, one.names)
+        if not output.list_missing(one.folder, one.names):
+            write_digests(one.folder, one.names)
 
 
 def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -> None:

@@ -1,9 +1,22 @@
 """The message when the memory of a GPU ends."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from launcher.config.sections import Config
 from launcher.errors import RunError
+from launcher.run.failure import NotingFailure
+
+
+@contextmanager
+def memory_explained(config: Config, failure: NotingFailure) -> Iterator[None]:
+    """Inside is the training; raises RunError where the memory ends, with what can be done about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise explain_memory(error, config, failure.step() or 0) from error
 
 
 def explain_memory(error: torch.OutOfMemoryError, config: Config, step: int) -> RunError:

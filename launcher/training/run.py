@@ -1,8 +1,9 @@
 """One training: config -> objects -> Trainer.fit."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from launcher.training.begin import begin_run, offer_model
 from launcher.training.ending import describe_end
 from launcher.training.go_on import refuse_lost_beginning
 from launcher.training.inputs import Inputs
-from launcher.training.memory import explain_memory
+from launcher.training.memory import memory_explained
 from launcher.training.preflight import check_begun, check_images
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
@@ -84,8 +85,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
             judge = choose_judge(method, inputs.val.index.supervision)(config, method, inputs.val, accelerator)
             headlines = headline_names(judge, judge.known_figures(config, inputs.class_set))
         tracker = begin_run(inputs, about, found, said, headlines) if main else NoTracker()
-        status, reason = "FAILED", None
-        try:
+        with closing_with_reason(tracker) as ended, memory_explained(config, failure):
             validate = show = None
             if inputs.val is not None and judge is not None:
                 validate = make_validator(judge, config, inputs.val, accelerator, tracker)
@@ -102,29 +102,49 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
                 tracker=tracker,
             )
             failure.step = lambda: trainer.step
-            status = "FINISHED" if trainer.fit() else "KILLED"
-            if main and status == "FINISHED" and config.tracking.model is not None:
+            ended.status = fit(trainer, run)
+            if main and ended.status == "FINISHED" and config.tracking.model is not None:
                 offer_model(config, tracker)
-        except WaitsInVain as vain:
-            status = "KILLED"
-            raise Stopped(
-                f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
-                "ended without a new checkpoint; run the same command to resume from the last one"
-            ) from vain
-        except torch.OutOfMemoryError as error:
-            told = explain_memory(error, config, failure.step() or 0)
-            reason = f"RunError: {told}"
-            raise told from error
-        except Exception as error:
-            reason = f"{type(error).__name__}: {without_traceback(str(error))}"
-            raise
-        finally:
-            tracker.close(status, reason)
-        if status == "FINISHED" and main:
+        if main and ended.status == "FINISHED":
             print(describe_end(config, time.monotonic() - began, inputs.teacher), flush=True)
-    if status == "KILLED":
+    if ended.status == "KILLED":
         raise Stopped(f"{run}: stopped after step {trainer.step} as requested; run the same command to resume")
     return method
+
+
+@dataclass
+class Ended:
+    """How a training ended, in a tracker's words: FINISHED, KILLED or FAILED, and why it failed."""
+
+    status: str = "FAILED"
+    reason: str | None = None
+
+
+@contextmanager
+def closing_with_reason(tracker: Tracker) -> Iterator[Ended]:
+    """Inside, a training sets how it ended; then the tracker is told, of an exception why."""
+    ended = Ended()
+    try:
+        yield ended
+    except Stopped:
+        ended.status = "KILLED"
+        raise
+    except Exception as error:
+        ended = Ended(reason=f"{type(error).__name__}: {without_traceback(str(error))}")
+        raise
+    finally:
+        tracker.close(ended.status, ended.reason)
+
+
+def fit(trainer: Trainer, run: Path) -> str:
+    """Trainer.fit; FINISHED, or KILLED where it was asked to stop. Raises Stopped if it waited in vain then."""
+    try:
+        return "FINISHED" if trainer.fit() else "KILLED"
+    except WaitsInVain as vain:
+        raise Stopped(
+            f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
+            "ended without a new checkpoint; run the same command to resume from the last one"
+        ) from vain
 
 
 def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tuple[Method, torch.optim.AdamW]:
