@@ -6,16 +6,18 @@ what the best threshold on `val` itself would give stands next to it, named as w
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.config.sections import Config
 from launcher.errors import RunError
 from launcher.evaluation.count import count_predictions
 from launcher.evaluation.headline import pick_headline
 from launcher.evaluation.measure import Measure
 from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
-from launcher.evaluation.tuning import describe_gate, tune
+from launcher.evaluation.tuning import Tuned, describe_gate, tune
 from launcher.files import place_outputs, write_whole
 from launcher.jobs.network_job import identify_weights
 from launcher.run.folder import EVALUATION, Run
@@ -37,12 +39,25 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     refuse_unread("evaluate", overrides)
     run = Run(folder, overrides)
+    val, sources = find_validated(run)
+    tuned = tune(run, val, sources)
+    judged = judge_sources(val, sources, tuned, run.config)
+    report = make_report(run, val, sources, tuned, judged)
+    rows = [{"source": name, **row} for name, one in judged.items() for row in one.rows()]
+    if rows:
+        write_rows(folder / PER_IMAGE, rows)
+    write_whole(folder / EVALUATION, json.dumps(report, indent=1))
+    return report
+
+
+def find_validated(run: Run) -> tuple[ShardFolder, list[Source]]:
+    """The run's `val`, and what was predicted of it that can be judged by what it knows. Raises as evaluate does."""
     config = run.config
     if config.data.val is None:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")
-    sources = find_sources(folder, "val")
+    sources = find_sources(run.folder, "val")
     if not sources:
-        where = place_outputs(folder)
+        where = place_outputs(run.folder)
         raise RunError(f"{where}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
     val = ShardFolder(config.data.val)
     if val.index.supervision == "label" and not (sources := [one for one in sources if one.has_threshold]):
@@ -52,23 +67,50 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         )
     for source in sources:
         require_own(run, source)
-    tuned = tune(run, val, sources)
-    (measures,) = count_predictions([(val, sources)], config)
-    thresholds = {name: {"fixed": config.evaluate.threshold} for name in measures}
-    for name, threshold in tuned.thresholds.items():
-        thresholds[name]["tuned"] = threshold
-    at_tuned = measures  # of one class counts hold every threshold
+    return val, sources
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A source's measures and thresholds, each by `fixed` and, where the tune split chose one, `tuned`."""
+
+    measures: Mapping[str, Measure]
+    thresholds: Mapping[str, float]
+
+    @property
+    def fixed(self) -> Measure:
+        return self.measures["fixed"]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per image, with what it is at each threshold."""
+        of_choices = (self.measures[choice].rows({choice: at}) for choice, at in self.thresholds.items())
+        for rows in zip(*of_choices, strict=True):
+            yield {name: value for row in rows for name, value in row.items()}
+
+
+def judge_sources(val: ShardFolder, sources: Sequence[Source], tuned: Tuned, config: Config) -> dict[str, Judged]:
+    """Every source by its name, counted once; where label maps are cut from several classes, at each threshold."""
+    (fixed,) = count_predictions([(val, sources)], config)
+    at_tuned = fixed  # of one class counts hold every threshold
     if tuned.thresholds and val.index.as_class_set().num_fg_classes > 1:
         again = [source for source in sources if source.name in tuned.thresholds]
         (at_tuned,) = count_predictions([(val, again)], config, at=tuned.thresholds)
+    judged = {}
+    for name, measure in fixed.items():
+        measures, thresholds = {"fixed": measure}, {"fixed": config.evaluate.threshold}
+        if name in tuned.thresholds:
+            measures["tuned"], thresholds["tuned"] = at_tuned[name], tuned.thresholds[name]
+        judged[name] = Judged(measures, thresholds)
+    return judged
+
+
+def make_report(
+    run: Run, val: ShardFolder, sources: Sequence[Source], tuned: Tuned, judged: Mapping[str, Judged]
+) -> dict[str, Any]:
+    """What evaluation.json holds."""
+    config = run.config
     figures = {
-        source.name: describe_source(
-            source,
-            {"fixed": measures[source.name], "tuned": at_tuned.get(source.name, measures[source.name])},
-            thresholds[source.name],
-            tuned.untuned.get(source.name, ""),
-            run,
-        )
+        source.name: describe_source(source, judged[source.name], tuned.untuned.get(source.name, ""), run)
         for source in sources
     }
     report = {
@@ -78,7 +120,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             "folder": str(config.data.val),
             "fingerprint": val.index.fingerprint,
             "images": len(val),
-            "images_without_truth": max(measure.images_without_truth for measure in measures.values()),
+            "images_without_truth": max(one.fixed.images_without_truth for one in judged.values()),
             "classes": list(val.index.classes),
             "supervision": val.index.supervision,
         },
@@ -88,19 +130,11 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "tune": tuned.about(config),
         "headline": pick_headline(figures, config.cam.kinds, tuned.about(config)),
     }
-    for measure in measures.values():
-        if classification := measure.classification():
+    for one in judged.values():
+        if classification := one.fixed.classification():
             report["classification"] = classification
-            report["labels"] = measure.label_details(val.index.classes)
-            report["gate"] = describe_gate(tuned.gate, measure, str(config.data.tune))
-    rows = [
-        {"source": name, **row}
-        for name, measure in measures.items()
-        for row in rows_of({"fixed": measure, "tuned": at_tuned.get(name, measure)}, thresholds[name])
-    ]
-    if rows:
-        write_rows(folder / PER_IMAGE, rows)
-    write_whole(folder / EVALUATION, json.dumps(report, indent=1))
+            report["labels"] = one.fixed.label_details(val.index.classes)
+            report["gate"] = describe_gate(tuned.gate, one.fixed, str(config.data.tune))
     return report
 
 
@@ -113,28 +147,16 @@ def require_own(run: Run, source: Source) -> None:
         raise RunError(f"{source.folder}: made by other weights than {made_of['checkpoint']} has now; {source.again}")
 
 
-def rows_of(measures: Mapping[str, Measure], thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """One row per image of a source, with what it is at each threshold."""
-    for rows in zip(*(measures[choice].rows({choice: at}) for choice, at in thresholds.items()), strict=True):
-        yield {name: value for row in rows for name, value in row.items()}
-
-
 UNGATED = ", maps of improbable classes included (`wsss predict` leaves them out)"
 
 
-def describe_source(
-    source: Source, measures: Mapping[str, Measure], thresholds: Mapping[str, float], untuned: str, run: Run
-) -> dict[str, Any]:
+def describe_source(source: Source, judged: Judged, untuned: str, run: Run) -> dict[str, Any]:
     """The figures of a source at each threshold, what bounds them, how its predictions came about, and why it has no
-    tuned threshold ("" if it has one, or has no threshold at all).
-
-    Args:
-        measures, thresholds: by `fixed` and `tuned`.
-    """
-    cut = source.has_threshold and measures["fixed"].reads_maps
+    tuned threshold ("" if it has one, or has no threshold at all)."""
+    cut = source.has_threshold and judged.fixed.reads_maps
     figures = {
-        choice: ({"threshold": threshold} if cut else {}) | measures[choice].figures_at(threshold)
-        for choice, threshold in thresholds.items()
+        choice: ({"threshold": threshold} if cut else {}) | judged.measures[choice].figures_at(threshold)
+        for choice, threshold in judged.thresholds.items()
     }
     made_of = read_made_of(source.folder)
     how = ", one threshold for all classes" if cut and len(run.class_set.classes) > 1 else ""
@@ -146,5 +168,5 @@ def describe_source(
         "tuned": None,
         "untuned": untuned,
         **figures,
-        **measures["fixed"].bounds_and_curve(),
+        **judged.fixed.bounds_and_curve(),
     }

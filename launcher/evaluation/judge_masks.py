@@ -8,9 +8,9 @@ all classes; `cam` and `aux_cam` over three scales and the mirror, times the ima
 says how they are fused. All are resized to the image's own size before they become class ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,12 @@ class MaskPart:
         self.kinds |= other.kinds
         self.labels.extend(other.labels)
 
+    def count(self, truth_HW: Tensor, labels: Mapping[str, Tensor]) -> None:
+        """An image's label maps by their kinds."""
+        self.kinds.update(labels)
+        for kind, label_HW in labels.items():
+            self.confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, self.confusion.shape[-1])
+
     def figures(self) -> Figures:
         found: Figures = {
             kind: {"miou": without_nan(mean_iou(confusion_CC))}
@@ -90,33 +96,21 @@ class MaskJudge:
     def judge(self, numbers: Sequence[int], drawn: set[int]) -> MaskPart:
         """Nothing waits for the device but the pictures, and the end. Raises RunError if the network gives NaN."""
         self.method.eval()
-        rule = judged_rule(self.config.cam)
+        rule, device = judged_rule(self.config.cam), self.accelerator.device
         num_classes = self.shards.index.as_class_set().num_fg_classes + 1
-        device = self.accelerator.device
         confusion = torch.zeros(len(KINDS), num_classes, num_classes, dtype=torch.int64, device=device)
-        f1 = torch.zeros(3, dtype=torch.float64, device=device)
-        rows: dict[int, Row] = {}
-        probs_BK: list[Tensor] = []
+        part = MaskPart(confusion, torch.zeros(3, dtype=torch.float64, device=device))
+        broken = torch.zeros((), dtype=torch.int64, device=device)
         seen: list[int] = []
-        kinds, broken = {"seg"}, torch.zeros((), dtype=torch.int64, device=device)
-        loader = eval_loader(
-            self.shards,
-            Squash(size=self.config.data.image_size),
-            batch_size=self.config.segment.batch_size,
-            numbers=numbers,
-            workers=self.config.data.workers if numbers else 0,
-            pin_memory=device.type == "cuda",
-        )
-        for batch in loader:
+        probs_BK: list[Tensor] = []
+        for batch in self.load(numbers):
             batch = to_device(batch, device)
             whole, views = self.read_views(batch["image"], rule)
-            f1_B = label_f1(whole.scores[0].float(), batch["image_label"])
-            seen += batch["number"]
-            probs_BK.append(whole.scores[0].float().sigmoid())
-            labelled = (batch["image_label"] > 0).any(dim=1).sum()
-            f1 += torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B)), labelled.to(f1_B)])
             cams = cams_of_present(views, CAM_KINDS, batch["present"], batch["image"].shape[-2:], rule.fuse)
-            seg_logits_BChw = whole.at_one_layer("seg")[0]
+            cls_logits_BK, seg_logits_BChw = whole.scores[0].float(), whole.at_one_layer("seg")[0]
+            seen += batch["number"]
+            probs_BK.append(cls_logits_BK.sigmoid())
+            part.f1 += sum_f1(cls_logits_BK, batch["image_label"])
             broken += (~seg_logits_BChw.flatten(1).isfinite().all(dim=1)).sum()
             for i, number in enumerate(batch["number"]):
                 one = slice(i, i + 1)
@@ -125,23 +119,42 @@ class MaskJudge:
                 for kind, cam_BPSS in cams.items():
                     threshold = self.config.evaluate.threshold
                     labels[kind] = cam_label(cam_BPSS[one], batch["present"][one], truth_HW.shape, threshold)
-                kinds.update(labels)
-                for kind, label_HW in labels.items():
-                    confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, num_classes)
+                part.count(truth_HW, labels)
                 if number in drawn:
-                    with in_precision(self.config.train.precision, device.type):
-                        own = self.method.pictures({n: batch[n][one] for n in ("image", "image_label", "present")})
-                    rows[number] = draw_row(self.shards, number, {**labels, **{n: maps[0] for n, maps in own.items()}})
+                    part.rows[number] = draw_row(self.shards, number, {**labels, **self.own_pictures(batch, one)})
         if count := int(broken):
             raise RunError(
                 f"{self.shards.folder}: the network's logits of {count} of {len(numbers)} images are NaN or infinite: "
                 "no metric; continue from an earlier checkpoint with a lower train.lr, or train.precision=ieee"
             )
+        part.confusion, part.f1 = part.confusion.cpu(), part.f1.cpu()
+        part.labels = self.count_labels(seen, torch.cat(probs_BK).tolist() if seen else [])
+        return part
+
+    def load(self, numbers: Sequence[int]) -> Iterable[dict[str, Any]]:
+        """Batches of these images, squashed."""
+        return eval_loader(
+            self.shards,
+            Squash(size=self.config.data.image_size),
+            batch_size=self.config.segment.batch_size,
+            numbers=numbers,
+            workers=self.config.data.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def own_pictures(self, batch: dict[str, Any], one: slice) -> dict[str, Tensor]:
+        """What the method shows of one image of a batch."""
+        of_one = {name: batch[name][one] for name in ("image", "image_label", "present")}
+        with in_precision(self.config.train.precision, self.accelerator.device.type):
+            return {name: maps[0] for name, maps in self.method.pictures(of_one).items()}
+
+    def count_labels(self, numbers: Sequence[int], probs: Sequence[Sequence[float]]) -> ImageLabels:
+        """Class probabilities of these images beside their labels."""
         judged = ImageLabels(self.shards.index.classes)
-        for number, probs_K in zip(seen, torch.cat(probs_BK).tolist() if seen else [], strict=True):
-            present = self.shards.image_label_NK[number] > 0
-            judged.count(self.shards.keys[number], self.shards.groups[number], probs_K, present.tolist())
-        return MaskPart(confusion.cpu(), f1.cpu(), rows, kinds, judged)
+        for number, probs_K in zip(numbers, probs, strict=True):
+            present_K = self.shards.image_label_NK[number] > 0
+            judged.count(self.shards.keys[number], self.shards.groups[number], probs_K, present_K.tolist())
+        return judged
 
     def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
         """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
@@ -155,6 +168,13 @@ class MaskJudge:
     @staticmethod
     def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
         return {**{kind: list_logged_figures("label maps") for kind in KINDS}, LABELS: ["f1", *HIGH]}
+
+
+def sum_f1(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:
+    """See MaskPart.f1, of one batch."""
+    f1_B = label_f1(cls_logits_BK, image_label_BK)
+    labelled = (image_label_BK > 0).any(dim=1).sum()
+    return torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B)), labelled.to(f1_B)])
 
 
 def draw_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> Row:
