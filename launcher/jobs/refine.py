@@ -1,6 +1,6 @@
 """CAM shards + image shards -> mask shards, in parallel worker processes."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,38 +58,15 @@ def refine(
     """
     launch = launch or LaunchConfig()
     settings = settle_chain(settings)
-    chain = [told(refiner.model_dump(mode="json")) for refiner in settings.chain]
     named = "+".join([refiner.name for refiner in settings.chain] or ["threshold"]) if name is None else name
+    masks_of = f"{suffix_of(cams)}{suffix_of(named, '+')}"
     outputs: list[Output[ShardToRefine]] = []
     for split in splits:  # all are looked at before the first folder is claimed or removed
-        folder = everywhere(join(cams_folder(run, cams), split))
-        inferred = jobs.read_made_of(folder)
-        if inferred is None:
-            raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
-        shards = jobs.open_images_of(folder, inferred)
-        jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
-        names = [shard.name for shard in shards.index.shards]
-        jobs.require_all(folder, names)
-        cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if takes_cue(step.name)}
-        kinds = settings.cams or inferred["cam"]["kinds"]
-        unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
-        if unknown:
-            raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
-        for kind in kinds:
-            out = place_outputs(run / "masks" / f"{kind}{suffix_of(cams)}{suffix_of(named, '+')}" / split)
-            made_of = {**inferred, "kind": kind, "chain": chain, "threshold": settings.threshold}
-            made_of |= {
-                "bg_threshold": settings.bg_threshold,
-                "cues": {n: jobs.read_made_of(f) for n, f in cues.items()},
-            }
-            of_kind = [
-                ShardToRefine(
-                    shards.folder, shards.index.fingerprint, folder, cues, everywhere(out), kind, of.name, len(of.keys)
-                )
-                for of in shards.index.shards
-            ]
+        for kind, made_of, tasks in plan_split(run, split, settings, cams):
+            out = place_outputs(run / "masks" / f"{kind}{masks_of}" / split)
+            of_kind = [task._replace(out=everywhere(out)) for task in tasks]
             bytes_each = 0
-            if names and (overwrite or jobs.read_made_of(out) is None):
+            if of_kind and (overwrite or jobs.read_made_of(out) is None):
                 bytes_each = try_chain(settings, of_kind[0]) * of_kind[0].num_images
             outputs.append(Output(out, made_of, of_kind, bytes_each))
     write_outputs(
@@ -111,14 +88,44 @@ class ShardToRefine(NamedTuple):
     fingerprint: str
     cams: Place
     cues: dict[str, Place]
-    out: Place
     kind: str
     name: str
     num_images: int
+    out: Place = Path()
     made_of: str = ""
 
     def __str__(self) -> str:
         return str(join(self.out, self.name))
+
+
+def plan_split(
+    run: Path, split: str, settings: RefineConfig, cams: str | None
+) -> Iterator[tuple[str, dict[str, Any], list[ShardToRefine]]]:
+    """(kind, what its masks are made of, its shards without the folder that they go to) of a split's kinds of CAM.
+    Raises RunError as refine does."""
+    folder = everywhere(join(cams_folder(run, cams), split))
+    inferred = jobs.read_made_of(folder)
+    if inferred is None:
+        raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
+    shards = jobs.open_images_of(folder, inferred)
+    jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
+    jobs.require_all(folder, [shard.name for shard in shards.index.shards])
+    cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if takes_cue(step.name)}
+    kinds = settings.cams or inferred["cam"]["kinds"]
+    unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
+    if unknown:
+        raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
+    for kind in kinds:
+        made_of = {
+            **inferred,
+            "kind": kind,
+            "chain": [told(refiner.model_dump(mode="json")) for refiner in settings.chain],
+            "threshold": settings.threshold,
+            "bg_threshold": settings.bg_threshold,
+            "cues": {refiner: jobs.read_made_of(of_refiner) for refiner, of_refiner in cues.items()},
+        }
+        of_shards = (shards.folder, shards.index.fingerprint, folder, cues, kind)
+        yield kind, made_of, [ShardToRefine(*of_shards, of.name, len(of.keys)) for of in shards.index.shards]
 
 
 def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Place:
