@@ -4,6 +4,7 @@ Credentials come from where the store's library looks for them (AWS_..., ~/.aws)
 """
 
 import errno
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -149,6 +150,8 @@ def file_system(url: str) -> tuple[Any, str]:
         waits = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S, "retries": {"max_attempts": 0}}
         asked = {**conf.get("s3", {}), **conf.get(protocol, {})}.get("config_kwargs", {})
         options = {"config_kwargs": {**waits, **asked}, "use_listings_cache": False}
+    elif protocol in ("gs", "gcs"):
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each try, of which a warning tells
     return url_to_fs(url, **options)
 
 
@@ -217,7 +220,7 @@ def answer_of(error: BaseException | None) -> tuple[int | None, str]:
     """(HTTP status, the store's own code) of a store's answer, as its library tells it of this error or its cause."""
     for name in ("status", "status_code", "code"):  # of aiohttp, Azure, gcsfs
         if isinstance(status := getattr(error, name, None), int):
-            return status, ""
+            return status, str(getattr(error, "error_code", None) or "")  # of Azure
     while error is not None:  # s3fs raises an OSError from botocore's answer
         response = getattr(error, "response", None)
         if isinstance(response, dict):
@@ -235,6 +238,7 @@ def described(error: BaseException | None) -> str:
     status, message = getattr(error, "status", None), getattr(error, "message", "")
     text = str(error) if status is None else f"{status} {message}"
     code = answer_of(error)[1]
+    text = text.partition("\nRequestId:")[0]  # Azure adds the whole answer
     text += f" ({code})" if code and not code.isdigit() and code not in text else ""
     text = re.sub(r"//[^/@\s]*@", "//...@", text)  # a password in the address of a store or proxy
     return f"{type(error).__name__}: {shorten(text, LONGEST_TEXT)}".rstrip(": ")

@@ -31,7 +31,7 @@ def view_of(
     sample: Batch = {
         "key": shards.keys[number],
         "number": number,
-        "image": torch.from_numpy(np.ascontiguousarray(view.image_SS3.transpose(2, 0, 1))),
+        "image": torch.from_numpy(view.image_SS3.transpose(2, 0, 1).copy()),
         "image_label": torch.from_numpy(shards.image_label_NK[number]),
         "box": torch.tensor(view.box),
     }

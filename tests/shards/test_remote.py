@@ -363,6 +363,14 @@ def test_an_error_of_many_lines_is_told_on_one():
     assert "\n" not in said and said.startswith("OSError: no libjvm looked at /0") and len(said) < 520
 
 
+def test_an_answer_of_azure_is_its_reason_and_its_code():
+    said = "This request is not authorized.\nRequestId:54244cd5\nTime:2026\nContent: <?xml version='1.0'?><Error/>"
+    denied = OSError(said)
+    denied.status_code, denied.error_code = 403, "AuthorizationFailure"
+    assert remote.described(denied) == "OSError: This request is not authorized. (AuthorizationFailure)"
+    assert remote.is_lasting(denied)
+
+
 def test_the_container_of_azure_is_no_user():
     assert place_of("abfss://box@account/x") == "abfss://box@account/x"
     for user in ("abfss://me:secret@account/x", "s3://me@b/x"):
