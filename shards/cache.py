@@ -8,18 +8,21 @@ it safe for any number of processes: one fetches, the others wait for it, and wh
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from warnings import warn
 
 from shards.files import publish, take_lock, tell_refusal
 from shards.remote import download, is_url
 from shards.schema import DataError
 from shards.tars import sha256_of
+
+log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.05  # while another process fetches what this one waits for
 STUCK_S = 340.0  # without a byte: that process is stopped or its disk hangs; one that tries has given up before
@@ -152,11 +155,7 @@ class Cache:
                 if remove_unused(path):
                     total -= size_of_file
         if size and total + size > self.limit:
-            warn(
-                f"{self.folder}: {total / 1e9:.1f} GB are in use and {size / 1e9:.1f} GB come; the limit of "
-                f"{self.limit / 1e9:.1f} GB does not hold: raise WSSS_CACHE_GB, or write smaller shards",
-                stacklevel=2,
-            )
+            tell_limit(self.folder, self.limit)
 
     def files(self) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of all finished and unfinished files."""
@@ -253,3 +252,13 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         release(descriptor)
+
+
+@cache  # once is enough
+def tell_limit(folder: Path, limit: int) -> None:
+    log.warning(
+        "%s: the files in use are more than its limit of %.1f GB, which does not hold: raise WSSS_CACHE_GB, or write "
+        "smaller shards",
+        folder,
+        limit / 1e9,
+    )

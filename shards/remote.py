@@ -12,10 +12,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
-from warnings import warn
 
 from shards.schema import DataError
 from shards.tars import sha256_of
+
+log = logging.getLogger(__name__)  # of warnings, which without a handler go to stderr
 
 Place = Path | str  # a local folder or file; or a URL, as text, since Path would make s3:/a of s3://a
 Result = TypeVar("Result")
@@ -151,14 +152,14 @@ def file_system(url: str) -> tuple[Any, str]:
         asked = {**conf.get("s3", {}), **conf.get(protocol, {})}.get("config_kwargs", {})
         options = {"config_kwargs": {**waits, **asked}, "use_listings_cache": False}
     elif protocol in ("gs", "gcs"):
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each try, of which a warning tells
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each try, of which ours tells
     return url_to_fs(url, **options)
 
 
 def patiently(
     url: str, once: Callable[[], Result], tries: int | None = None, waited_s: float = 0.0, *, done: str = "fetched"
 ) -> Result:
-    """Do it, so that it is `done`; where trying again can help, again with growing waits, each reported in a warning.
+    """Do it, so that it is `done`; where trying again can help, again with growing waits, each told in the log.
 
     Raises:
         DataError: it failed for good; names the URL, the number of tries and the last error.
@@ -173,10 +174,13 @@ def patiently(
 
     def tell(state: RetryCallState) -> None:
         assert state.outcome is not None and state.next_action is not None
-        warn(
-            f"{url}: try {state.attempt_number} of {tries or TRIES} failed ({described(state.outcome.exception())}); "
-            f"the next in {state.next_action.sleep:.1f} s",
-            stacklevel=2,
+        log.warning(
+            "%s: try %d of %d failed (%s); the next in %.1f s",
+            url,
+            state.attempt_number,
+            tries or TRIES,
+            described(state.outcome.exception()),
+            state.next_action.sleep,
         )
 
     def enough(state: RetryCallState) -> bool:
