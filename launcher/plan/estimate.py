@@ -9,7 +9,7 @@ from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
 from launcher.plan.step import build_without_values, count_config, teacher_of
 from launcher.run.folder import is_run
 from launcher.training.graph import is_recorded
-from launcher.training.preflight import check_share
+from launcher.training.preflight import check_image_size, check_share
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import ClassSet, DataError
@@ -104,6 +104,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     method = build_without_values(config, class_set)
     with user_error_as(ConfigError):
         images = check_share(config, method, processes)
+    check_image_size(method, config.data.image_size)
     step, forward, sizes = count_config(config, method, class_set, images)
     memory = memory_of(config, sizes, step.kept_bytes, processes)
     largest = largest_batch(gpu, memory, images)
