@@ -12,7 +12,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
-
 OF_LAYERS = ("widths", "rates")  # lists each of whose entries is a layer, which may be like another
 
 
