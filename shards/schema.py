@@ -23,6 +23,10 @@ class DataError(ValueError):
     """The user's data are not what they should be. The message says where, got, wanted, what to do."""
 
 
+class DiskError(DataError):
+    """The disk refuses what is written, which is no sample's fault: it would refuse all others, too."""
+
+
 class SampleError(DataError):
     """The bytes of one sample are no image, mask or description. The others are not touched: it may be left out."""
 

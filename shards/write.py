@@ -19,7 +19,7 @@ from shards.folder import ShardFolder
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image
 from shards.index_shard import index_shard
 from shards.sample_files import members_of
-from shards.schema import ClassSet, DataError, Source, Supervision, Traceable
+from shards.schema import ClassSet, DataError, DiskError, Source, Supervision, Traceable
 from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
@@ -134,7 +134,8 @@ def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Sh
     encoded = ((s.key, members_of(s, source.class_set, supervision)) for s in (source[row] for row in rows))
     write_tar(path, encoded)
     shard = index_shard(path)
-    save_note(path, shard)
+    with report_full_disk(path):
+        save_note(path, shard)
     return shard
 
 
@@ -149,7 +150,7 @@ def write_tar(
         publish: gives the finished temporary file its name.
 
     Raises:
-        DataError: the disk does not take it. What fails while the samples are made comes as it is.
+        DiskError: the disk does not take it. What fails while the samples are made comes as it is.
     """
     import webdataset
 
@@ -193,11 +194,11 @@ def sweep_unfinished(folder: Path) -> None:
 
 @contextmanager
 def report_full_disk(path: Path) -> Iterator[None]:
-    """What the disk refuses inside as a DataError with the free space. What fails while samples are made is not it."""
+    """What the disk refuses inside as a DiskError with the free space. What fails while samples are made is not it."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {tell_refusal(error, path)}; then start again") from error
+        raise DiskError(f"{path}: cannot be written: {tell_refusal(error, path)}; then start again") from error
 
 
 def remarks_of(folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ def run_suite(out: Path, *, device: str, minutes: float, only: Sequence[str], sm
     until, rows = time.monotonic() + 60 * minutes, list[dict[str, Any]]()
     with (out / "bench.jsonl").open("a") as file, (out / "stderr.txt").open("a") as errors:
         worker = None
-        for name in only or CASES:
+        for name in dict.fromkeys(only or CASES):
             left, estimate = max(until - time.monotonic(), 0), CASES[name][0]
             if left < estimate and not smoke:
                 row: dict[str, Any] = {"case": name, "skipped": f"{left:.0f} s are left, it takes about {estimate:.0f}"}

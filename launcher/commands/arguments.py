@@ -58,6 +58,9 @@ HoldOut = Annotated[
 ]
 HoldOutSeed = Annotated[int, typer.Option("--hold-out-seed", help="Another one holds other groups out.")]
 Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
+HeldMasks = Annotated[
+    bool, typer.Option("--masks", help="Masks, for evaluation: in the splits held out, or else in --split.")
+]
 
 # The panels of `wsss --help`, in the order in which a user works.
 TRAINING, MASKS, FIGURES, CARE = "Data and training", "Maps and masks", "Metrics", "Looking after runs"

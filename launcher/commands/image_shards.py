@@ -9,6 +9,7 @@ import typer
 from launcher.commands.arguments import (
     Exif,
     FrameColumn,
+    HeldMasks,
     HoldOut,
     HoldOutSeed,
     LackClasses,
@@ -23,7 +24,7 @@ from launcher.commands.arguments import (
     refuse_idle,
 )
 from launcher.files import require_here
-from launcher.jobs.write_shards import Part, warn_of_copies, write_parts
+from launcher.jobs.write_shards import warn_of_copies, write_held_out
 
 
 class EmptyCell(str, Enum):
@@ -71,9 +72,7 @@ def images(
     frame_column: FrameColumn = None,
     hold_out: HoldOut = None,
     hold_out_seed: HoldOutSeed = 0,
-    masks: Annotated[
-        bool, typer.Option("--masks", help="Masks, for evaluation: in the splits held out, or else in --split.")
-    ] = False,
+    masks: HeldMasks = False,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
     mask_values: MaskValues = None,
@@ -84,9 +83,6 @@ def images(
     workers: Workers = None,
 ) -> None:
     """Images of any classes with image-level labels: a table, COCO's json, or a folder per class."""
-    from dataclasses import replace
-
-    from shards.sources.held_out import hold_out as hold_groups_out
     from shards.sources.held_out import parse_shares
     from shards.sources.images import LABELS, parse_classes, read_images
     from shards.sources.names import IMAGE_ENDINGS
@@ -127,17 +123,8 @@ def images(
         print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
     if found.skipped:
         print(f"{found.skipped} images with an empty label are left out")
-    if found.source.has_masks and not masks:
-        count = sum(row.mask is not None for row in found.source.rows)
-        print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
     warn_of_copies(found.source)
-    of_split = {split: replace(found.source, with_masks=masks and not shares)}
-    if shares:
-        kept, held = hold_groups_out(found.source, shares, seed=hold_out_seed, masked=masks)
-        of_split = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
-    # what is held out is judged, not learned: it may lack a class
-    parts = {name: Part(one, one.with_masks, may_lack_classes or name != split) for name, one in of_split.items()}
-    write_parts(parts, out, shards, workers)
+    of_split = write_held_out(found.source, out, split, shares, hold_out_seed, masks, shards, workers, may_lack_classes)
     for name, one in of_split.items():
         clear = sum(not row.image_label for row in one.rows)
         print(f"{out / name}: {clear} of {len(one)} images show none of the classes")

@@ -11,6 +11,7 @@ from launcher.commands.arguments import (
     TRAINING,
     Exif,
     FrameColumn,
+    HeldMasks,
     HoldOut,
     HoldOutSeed,
     LackClasses,
@@ -28,7 +29,7 @@ from launcher.commands.arguments import (
 )
 from launcher.commands.offered_sources import SourceGroup
 from launcher.files import require_here
-from launcher.jobs.write_shards import Part, summarise, warn_of_copies, write, write_parts
+from launcher.jobs.write_shards import summarise, warn_of_copies, write, write_held_out
 
 HELP = "Raw data -> tar shards with an index; look at and check them."
 
@@ -104,7 +105,7 @@ def smoke(
     out: Out,
     split: SplitName,
     only: Only = None,
-    masks: Masks = False,
+    masks: HeldMasks = False,
     hold_out: HoldOut = None,
     hold_out_seed: HoldOutSeed = 0,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
@@ -119,16 +120,13 @@ def smoke(
     workers: Workers = None,
 ) -> None:
     """Folders of smoke frames with a table of image labels."""
-    from dataclasses import replace
-
-    from shards.sources.held_out import hold_out as hold_groups_out
     from shards.sources.held_out import parse_shares
     from shards.sources.smoke_images import read_table
 
     if hold_out is None:
         refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
-        if not masks:
-            refuse_idle("there are no --masks", mask_values=mask_values)
+    if not masks:
+        refuse_idle("there are no --masks", mask_values=mask_values)
     shares = parse_shares(hold_out, "tune", split) if hold_out is not None else {}
     source = read_table(
         root,
@@ -143,17 +141,7 @@ def smoke(
         mask_values=mask_values,
     )
     warn_of_copies(source)
-    of_split = {split: replace(source, with_masks=masks)}
-    if shares:
-        kept, held = hold_groups_out(source, shares, seed=hold_out_seed, masked=source.has_masks)
-        if not source.has_masks:
-            names = ", ".join(f"'{name}'" for name in held)
-            gate = ", and chooses the gate alone" if "tune" in held else ""
-            print(f"no frame of {names} has a mask below {root / mask_folder}: it is label-only{gate}")
-        of_split = {name: replace(part, with_masks=source.has_masks) for name, part in held.items()}
-        of_split[split] = replace(kept, with_masks=masks)
-    parts = {name: Part(one, one.with_masks, may_lack_classes) for name, one in of_split.items()}
-    write_parts(parts, out, shards, workers)
+    write_held_out(source, out, split, shares, hold_out_seed, masks, shards, workers, may_lack_classes)
 
 
 def verify(folder: ShardFolderPlace) -> None:

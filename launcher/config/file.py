@@ -17,7 +17,17 @@ from launcher.files import find_shipped, list_shipped
 
 
 class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2: 1e-4 is a float and `no` is a word (YAML 1.1 reads text and false)."""
+    """YAML 1.2: 1e-4 is a float and `no` is a word (YAML 1.1 reads text and false), and a key that is there twice is an
+    error (PyYAML takes the last one)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        known = {key.value: key for key in reversed(keys)}
+        for key in keys:
+            if known[key.value] is not key:
+                said = f"the key '{key.value}' is there twice; remove one"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 YamlLoader.yaml_implicit_resolvers = {

@@ -8,13 +8,30 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+
+SETS = ("layers", "scales", "cam_scales", "par_dilations")  # number lists that name things, as words do
 
 
 class Section(BaseModel):
+    """A part of a config. A list that names things has each of them once: a second one would weigh it double, or make
+    it anew, in silence."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _each_entry_once(self) -> "Section":
+        for name, field in type(self).model_fields.items():
+            kinds = (field.annotation, *get_args(field.annotation))
+            if not any(get_origin(kind) is tuple and get_args(kind)[-1] is ... for kind in kinds):
+                continue
+            named = str | int | float if name in SETS else str
+            entries = [entry for entry in getattr(self, name) or () if isinstance(entry, named)]
+            if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
+                raise ValueError(f"{name} names {twice[0]!r} twice; leave one out")
+        return self
 
 
 class Named(BaseModel):

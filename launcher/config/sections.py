@@ -206,9 +206,7 @@ class TrackingConfig(Section):
     model: str | None = None  # in MLflow's registry: a finished run's student becomes its next version; null = none
 
     @model_validator(mode="after")
-    def _each_once(self) -> "TrackingConfig":
-        if len(set(self.to)) < len(self.to):
-            raise ValueError(f"to names one place twice: {', '.join(self.to)}")
+    def _model_has_a_place(self) -> "TrackingConfig":
         if self.model is not None and (not self.model.strip() or set(self.model) & set("/:")):
             raise ValueError(f"model is '{self.model}'; MLflow takes a name without '/' and ':', such as smoke_student")
         if self.model is not None and "mlflow" not in self.to:

@@ -110,7 +110,7 @@ def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
         "what": f"{heading} of {headline.where()}",
         "degenerate": explain_degenerate(headline.at, one) if headline.value is not None else "",
         "beside": [one_of.words() for one_of in hold_against(headline, one, known)],
-        "best": describe_best(headline.evaluation),
+        "best": describe_best(headline.evaluation, (headline.source, headline.choice)),
         "labels": "" if headline.figure == "average_precision" else format_percent(labels),
     }
 

@@ -22,9 +22,8 @@ from launcher.files import place_outputs
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
-from launcher.jobs.sets import find_sets
+from launcher.jobs.sets import find_begun, find_sets
 from shards.folder import ShardFolder
-from shards.places import find_places
 from shards.remote import Place, name_of, parent_of
 from shards.schema import ClassSet
 from wsss.refine.threshold import mask_of
@@ -220,7 +219,7 @@ def find_sources(run: Path, split: str) -> list[Source]:
     for cams in find_sets(outputs, "cams", split):
         _, at, name = name_of(parent_of(cams)).partition("@")
         found += [ScoreSource(f"{kind}{at}{name}", cams, kind) for kind in read_made_of(cams)["cam"]["kinds"]]
-    for folder in find_places(outputs, f"masks/*/{split}"):
+    for folder in find_begun(outputs, f"masks/*/{split}"):
         found.append(ScoreSource(name_of(parent_of(folder)), folder, REFINED))
     segmented = segment_sources_of(outputs, split)
     found += [LabelSource(name, folder, extension) for name, (folder, extension) in segmented.items()]

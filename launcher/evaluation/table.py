@@ -132,9 +132,13 @@ def describe_tune(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def describe_best(evaluation: Mapping[str, Any]) -> list[str]:
+def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None = None) -> list[str]:
     """Which of several sources is best on the tune split, what it is on `val`, and how to ask for it; [] where nothing
-    was chosen."""
+    was chosen.
+
+    Args:
+        quoted: (source, choice) whose figure on `val` stands beside; it is not said again.
+    """
     tune = evaluation.get("tune") or {}
     best, values = tune.get("best"), tune.get("values", {})
     if best is None or len(values) < 2:
@@ -148,6 +152,8 @@ def describe_best(evaluation: Mapping[str, Any]) -> list[str]:
     others = ", ".join(f"{name} {format_percent(values[name])}" for name in order if name != best)
     said = f"{FIGURES[figure].heading} {format_percent(values[best])} there, on val {on_val}"
     lines = [f"best on tune: {best}{threshold}: {said} (the others on tune: {others})"]
+    if quoted == (best, "tuned" if source["tuned"] else "fixed"):
+        lines = [f"best on tune, too: {FIGURES[figure].heading} {format_percent(values[best])} there ({others})"]
     if unknown := [name for name in evaluation["sources"] if name not in values]:
         lines.append(f"  not among them, for want of its outputs of tune: {', '.join(unknown)}")
     return [*lines, *filter(None, [ask_for(best, source["chain"], at)])]

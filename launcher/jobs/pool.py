@@ -18,7 +18,7 @@ from launcher.progress import Progress
 from launcher.streams import outlive_output
 from shards.folder import ShardFolder
 from shards.remote import Place
-from shards.schema import DataError
+from shards.schema import DataError, DiskError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +38,8 @@ def run_pool(
 ) -> Iterator[Result]:
     """Do `work` on every item in worker processes, with progress; results in the order of the items, as they come.
 
-    All items are tried before an error is raised, so that one bad shard does not hold up the others.
+    All items are tried before an error is raised, so that one bad shard does not hold up the others; but what the disk
+    refuses ends it at once, since it would refuse the others, too.
 
     Args:
         workers: processes, of which those that have no item are not started; None = one per core. A Dask cluster, where
@@ -47,6 +48,7 @@ def run_pool(
 
     Raises:
         DataError: the failed items with their errors.
+        DiskError: what is written finds no room.
         RunError: a Dask cluster that cannot do it.
     """
     errors: dict[int, str] = {}
@@ -55,6 +57,8 @@ def run_pool(
     with Progress(len(items), label, "shard") as progress:
         for number, outcome in try_each(work, items, workers or count_cores(), executor=executor):
             progress.advance()
+            if isinstance(outcome, DiskError):
+                raise outcome
             if isinstance(outcome, OF_AN_ITEM):
                 errors[number] = f"{items[number]}: {outcome}"
             elif isinstance(outcome, BaseException):

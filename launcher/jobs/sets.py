@@ -1,14 +1,31 @@
 """Sets of outputs of a run, which stand side by side: RUN/cams, RUN/cams@NAME, masks/KIND+NAME."""
 
+import sys
+
 from launcher.errors import ConfigError
-from shards.places import find_places
+from launcher.jobs.output import JOB, read_made_of
+from shards.places import find_places, list_names
 from shards.remote import Place, name_of, parent_of
 
 
 def find_sets(run: Place, what: str, split: str) -> list[Place]:
     """RUN/WHAT/SPLIT and RUN/WHAT@NAME/SPLIT, those that are there."""
-    found = find_places(run, f"{what}*/{split}")
+    found = find_begun(run, f"{what}*/{split}")
     return [place for place in found if name_of(parent_of(place)).partition("@")[0] == what]
+
+
+def find_begun(run: Place, pattern: str) -> list[Place]:
+    """The output folders of a pattern such as masks/*/val that a job has begun: that of one which was killed before it
+    could say what it makes there holds nothing, and is told and left out."""
+    begun = []
+    for place in find_places(run, pattern):
+        if read_made_of(place) is not None or any(name.endswith(".tar") for name in list_names(place)):
+            begun.append(place)
+        else:
+            print(
+                f"{place}: not begun, it has no {JOB}: left out; run the command that makes it again", file=sys.stderr
+            )
+    return begun
 
 
 def suffix_of(name: str | None, sign: str = "@") -> str:

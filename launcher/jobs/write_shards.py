@@ -112,6 +112,50 @@ def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int 
         raise
 
 
+def write_held_out(
+    source: "Labelled",
+    out: Path,
+    split: str,
+    shares: Mapping[str, float],
+    seed: int,
+    masks: bool,
+    shards: int,
+    workers: int | None,
+    may_lack_classes: bool,
+) -> dict[str, "Labelled"]:
+    """Write a table as one split, or as what is kept of it and what is held out; see hold_out.
+
+    Args:
+        source: without masks.
+        split: that is kept, and learned from.
+        shares: of what is held out; {} = nothing is.
+        masks: read masks: of what is held out, or else of `split`. Without, no mask is looked at.
+
+    Returns:
+        {split: what was written}.
+
+    Raises:
+        DataError: see hold_out and write_parts.
+    """
+    from dataclasses import replace
+
+    from shards.sources.held_out import hold_out
+
+    if source.has_masks and not masks:
+        count = sum(row.mask is not None for row in source.rows)
+        print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
+    of_split = {split: replace(source, with_masks=masks and not shares)}
+    if shares:
+        kept, held = hold_out(source, shares, seed=seed, masked=masks)
+        of_split = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
+        if "tune" in held and not masks:
+            print("'tune' has no masks: it is label-only, and chooses the gate alone")
+    # what is held out is judged, not learned: it may lack a class
+    parts = {name: Part(one, one.with_masks, may_lack_classes or name != split) for name, one in of_split.items()}
+    write_parts(parts, out, shards, workers)
+    return of_split
+
+
 def summarise(folder: Path | str) -> str:
     """What a folder of shards holds, in a line."""
     from shards.index import Index

@@ -8,8 +8,9 @@ from launcher.errors import ConfigError, user_error_as
 from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
 from launcher.plan.step import build_without_values, count_config, teacher_of
 from launcher.run.folder import is_run
+from launcher.run.start import name_absent
 from launcher.training.graph import is_recorded
-from launcher.training.preflight import check_share
+from launcher.training.preflight import check_image_size, check_share
 from shards.folder import ShardFolder
 from shards.remote import Place
 from shards.schema import ClassSet, DataError
@@ -104,6 +105,7 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
     method = build_without_values(config, class_set)
     with user_error_as(ConfigError):
         images = check_share(config, method, processes)
+    check_image_size(method, config.data.image_size)
     step, forward, sizes = count_config(config, method, class_set, images)
     memory = memory_of(config, sizes, step.kept_bytes, processes)
     largest = largest_batch(gpu, memory, images)
@@ -146,6 +148,8 @@ def assumed_of(config: Config, gpu: Gpu, trained: int, processes: int) -> list[s
     found = []
     if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
         found.append(f"the teacher {config.teacher} is not there: a ResNet-50 with PCM in its place")
+    for section, named in (("model", config.model), ("partner", config.partner)):
+        found += name_absent(named, section) if named is not None else []
     if processes > 1:
         found.append(f"exchanging {trained / 1e9:.2f} GB of gradients between the processes costs nothing")
     return [

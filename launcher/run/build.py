@@ -1,9 +1,11 @@
 """Config -> the objects of a run, and a run's folder -> its trained method."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.config.options import Named, options_of
+from launcher.config.options import Named, options_model, options_of
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.run import steps
@@ -33,7 +35,8 @@ def build_network(named: Named, class_set: ClassSet, section: str = "model") -> 
     with user_error_as(ConfigError), speaking_of({"model.": f"{section}."}):
         start = read_start(named)
         options = options_of(named if start is None else drop_weights(named), MODELS)
-        network: Network = MODELS[named.name](class_set.num_fg_classes, **options)  # type: ignore[assignment]
+        with must_be_possible(named, section):
+            network: Network = MODELS[named.name](class_set.num_fg_classes, **options)  # type: ignore[assignment]
         if start is not None:
             refuse_other_texts(named, start)
             same = start.classes == class_set.classes
@@ -42,6 +45,22 @@ def build_network(named: Named, class_set: ClassSet, section: str = "model") -> 
             network.origin = f"begins with {start.place}: {', '.join(taken)}"
             network.origin += f"; new: {', '.join(new)}{why}" if new else ""
     return network
+
+
+@contextmanager
+def must_be_possible(named: Named, section: str) -> Iterator[None]:
+    """What torch or Python says of numbers that no layer can have, as a ValueError that names the options which are not
+    at their defaults. What depends on values that are not there (NotImplementedError) stays as it is."""
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except (RuntimeError, ArithmeticError, LookupError) as error:
+        fields = options_model(MODELS[named.name]).model_fields
+        given = {name: value for name, value in named.options.items() if value != fields[name].default}
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{section}: '{named.name}' cannot be built with {said} ({reason})") from error
 
 
 def refuse_other_texts(named: Named, start: Start) -> None:

@@ -12,6 +12,7 @@ from launcher.config.options import Named
 from launcher.errors import ConfigError
 from launcher.run import steps
 from launcher.run.folder import Run, is_run
+from wsss.models.weights import is_fetched
 
 STUDENT = "student."  # begins the names of a checkpoint that are the student's
 
@@ -42,6 +43,23 @@ def find_further_weights(named: Named) -> dict[str, Path]:
     places = {option: Path(named.options[option]) for option in weights_options(named) if option != "weights"}
     files = {option: place / steps.MODEL if place.is_dir() else place for option, place in places.items()}
     return {option: file for option, file in files.items() if file.is_file()}
+
+
+def name_absent(named: Named, section: str) -> list[str]:
+    """Initial weights of `model:` or `partner:` that are not on this machine, a sentence each."""
+    options = named.options
+    of = {"weights": options.get("timm_name") or options.get("encoder"), "second_weights": options.get("second")}
+    found = []
+    for option in weights_options(named):
+        value, name = options[option], str(of.get(option) or "").removeprefix("tu-")
+        if value == "timm" and not is_fetched(name):
+            found.append(
+                f"{section}.{option}: the weights of '{name}' can be downloaded, for they are not in this machine's "
+                f"cache; without a network give a file, {section}.{option}=PATH"
+            )
+        elif value not in (None, "timm") and not Path(value).exists():
+            found.append(f"{section}.{option}: {value}, which is not here, will be there")
+    return found
 
 
 def find_weights(named: Named) -> Path | None:

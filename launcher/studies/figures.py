@@ -39,6 +39,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
     of_row: dict[str, Any] = {"name": row.name, "source": row.source, "note": row.note}
     of_row |= {"paper": None if row.paper is None else row.paper / 100, "figure": row.figure}
     of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocols": name_protocols(row, found)}
+    of_row["apart"] = apart = judged_apart(study, row, found, control)
     for choice in CHOICES:
         values = collect_figure(found, row, choice, row.figure)
         alarms = collect_figure(found, row, choice, "false_alarm_area")
@@ -49,7 +50,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
             "false_alarm_area": mean(alarms),
             "interval": find_interval(study, row, found, choice),
             "groups": count_groups(study, row, found, choice),
-            "difference": compare_with_control(study, row, control, choice),
+            "difference": None if apart else compare_with_control(study, row, control, choice),
         }
     if found:
         abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
@@ -80,10 +81,23 @@ def require_same_images(study: Study, row: Row, found: Mapping[int, Mapping[str,
     """Raise RunError unless the runs of all seeds of a row were evaluated on the same images."""
     folders: dict[str, Path] = {}
     for seed, evaluation in found.items():
-        folders.setdefault(evaluation.get("dataset", {}).get("fingerprint", ""), run_of(study, row.run, seed))
+        folders.setdefault(images_of(evaluation), run_of(study, row.run, seed))
     if len(folders) > 1:
         said = "; ".join(f"{folder} on images of fingerprint {one}" for one, folder in folders.items())
         raise RunError(f"row '{row.name}': its runs were evaluated on other images ({said}): evaluate them on the same")
+
+
+def images_of(evaluation: Mapping[str, Any]) -> str:
+    """The fingerprint of the images that an evaluation counted; "" of before it was said."""
+    return str(evaluation.get("dataset", {}).get("fingerprint", ""))
+
+
+def judged_apart(study: Study, row: Row, found: Mapping[int, Mapping[str, Any]], control: Row | None) -> bool:
+    """Whether a row and the control were evaluated on different images, so that no difference says anything."""
+    if control is None:
+        return False
+    theirs = {images_of(one) for seed in study.seeds if (one := read_evaluation(study, control, seed))}
+    return bool(theirs) and any(images_of(one) not in theirs for one in found.values())
 
 
 def name_protocols(row: Row, found: Mapping[int, Mapping[str, Any]]) -> list[str]:

@@ -36,7 +36,7 @@ def write_study_report(name: str, study: Study) -> Path:
         cell=format_cell,
         gap=format_gap,
         note=FEW_GROUPS_NOTE if has_few_groups(rows) else "",
-        mixed=name_mixed(rows),
+        remarks=[*filter(None, (name_mixed(rows), name_apart(rows, study.control)))],
         protocols=protocols,
         forest=plot_differences(study, rows),
     )
@@ -67,7 +67,7 @@ def format_study(name: str, study: Study) -> str:
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
     padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
     note = [FEW_GROUPS_NOTE] if has_few_groups(found) else []
-    note += [said] if (said := name_mixed(found)) else []
+    note += filter(None, (name_mixed(found), name_apart(found, study.control)))
     return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded), *note])
 
 
@@ -94,6 +94,13 @@ def name_mixed(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line of the rows whose runs differ in more than their seed; "" if there are none."""
     mixed = [f"{row['name']}: {' | '.join(row['protocols'])}" for row in rows if len(row["protocols"]) > 1]
     return f"Means over runs that differ in their protocol: {'; '.join(mixed)}" if mixed else ""
+
+
+def name_apart(rows: Sequence[Mapping[str, Any]], control: str | None) -> str:
+    """A line of the rows that were evaluated on other images than the control; "" if there are none."""
+    apart = ", ".join(row["name"] for row in rows if row["apart"])
+    said = f"Evaluated on other images than the control {control}, so not compared with it"
+    return f"{said}: {apart}; evaluate them on the same" if apart else ""
 
 
 def has_few_groups(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -60,7 +60,7 @@ def check_begun(method: Method) -> None:
 
 
 def check_image_size(method: Method, side: int) -> None:
-    """Raise ConfigError if a network of the method, or its teacher, takes no images of data.image_size."""
+    """Raise ConfigError if the method, a network of it or its teacher cannot work with images of data.image_size."""
     networks = [module for module in method.modules() if isinstance(module, Network)]
     networks += [part.network for part in vars(method).values() if isinstance(part, Frozen)]
     for network in networks:
@@ -68,6 +68,8 @@ def check_image_size(method: Method, side: int) -> None:
             network.check_size(side, side)
         except ValueError as error:
             raise ConfigError(f"data.image_size: {error}") from error
+    with user_error_as(ConfigError):
+        method.check_size(side)
 
 
 def choose_processes(config: Config, method: Method) -> int:

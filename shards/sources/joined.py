@@ -14,7 +14,7 @@ class Joined:
     """The samples of all folders, in their order. A key keeps its name, with its folder's in front where two are equal.
 
     Raises:
-        DataError: no folder, or folders of other classes or another supervision than the first.
+        DataError: no folder, the same images twice, or folders of other classes or another supervision than the first.
     """
 
     folders: tuple[Place, ...]
@@ -25,6 +25,11 @@ class Joined:
             raise DataError("join: no folder named; give two or more")
         parts = tuple(ShardFolder(folder) for folder in self.folders)
         first = parts[0].index
+        first_with: dict[str, ShardFolder] = {}
+        for part in parts:
+            other = first_with.setdefault(part.index.fingerprint, part)
+            if other is not part:
+                raise DataError(f"join: {other.folder} and {part.folder} hold the same images; name them once")
         for part in parts[1:]:
             if (part.index.classes, part.index.supervision) != (first.classes, first.supervision):
                 raise DataError(

@@ -73,8 +73,7 @@ def class_token_contrast(student_BMD: Tensor, teacher_BGD: Tensor, flags_BM: Ten
     Raises:
         ValueError: temperature <= 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; wanted > 0")
+    check_contrast(temperature)
     with full_precision(student_BMD):
         student_BMD, teacher_BGD = at_least_float32(student_BMD), at_least_float32(teacher_BGD)
         logit_BGM = teacher_BGD @ student_BMD.transpose(1, 2) / temperature
@@ -85,6 +84,38 @@ def class_token_contrast(student_BMD: Tensor, teacher_BGD: Tensor, flags_BM: Ten
     pulled_BG = (positive_BM[:, None] * F.logsigmoid(logit_BGM - negative_BG1)).sum(dim=2)
     pushed_BG = F.logsigmoid(-negative_BG1).squeeze(2)
     return (-(pulled_BG + pushed_BG).mean(dim=1) / (positive_BM.sum(dim=1) + EPS)).mean()
+
+
+def check_contrast(temperature: float, momentum: float = 0.0) -> None:
+    """Raise ValueError unless the temperature is above 0 and the momentum of the teacher's head in [0, 1]."""
+    if not temperature > 0:
+        raise ValueError(f"method.temperature is {temperature}; wanted > 0")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"method.momentum is {momentum}; wanted one in [0, 1]")
+
+
+def check_crops(height: int, width: int, *, crop_size: int, crop_num: int, stride: int = 1) -> tuple[int, int]:
+    """Rows and columns of the corners that crops of an image may have.
+
+    Args:
+        stride: pixels per patch, the least side of a crop.
+
+    Raises:
+        ValueError: there are fewer than crops are wanted, or less than one patch in a crop.
+    """
+    if crop_num < 0 or crop_size < stride:
+        raise ValueError(
+            f"method.crop_px is {crop_size}, method.crop_num {crop_num}; wanted crops of {stride} px, one patch, or "
+            "more, and 0 or more of them"
+        )
+    margin = crop_size // 2
+    rows, columns = (max(side - 2 * margin, 0) for side in (height, width))
+    if rows * columns < max(crop_num, 1):
+        raise ValueError(
+            f"method.crop_px is {crop_size}: a {height} x {width} image has {rows * columns} places for crops of "
+            f"{crop_size} px, {crop_num} crops are wanted: use a larger data.image_size or smaller crops"
+        )
+    return rows, columns
 
 
 def draw_crops(certainty_BHW: Tensor, seed_B: Tensor, *, crop_size: int, crop_num: int) -> Tensor:
@@ -104,14 +135,8 @@ def draw_crops(certainty_BHW: Tensor, seed_B: Tensor, *, crop_size: int, crop_nu
     Raises:
         ValueError: the image has fewer corners than crops are wanted.
     """
-    height, width = certainty_BHW.shape[1:]
     margin = crop_size // 2
-    rows, columns = height - 2 * margin, width - 2 * margin
-    if rows < 1 or columns < 1 or rows * columns < crop_num:
-        raise ValueError(
-            f"a {height} x {width} image has {max(rows, 0) * max(columns, 0)} places for crops of {crop_size} px, "
-            f"{crop_num} crops are wanted: use a larger image size or smaller crops"
-        )
+    rows, columns = check_crops(*certainty_BHW.shape[1:], crop_size=crop_size, crop_num=crop_num)
     centre_Bhw = certainty_BHW[:, margin : margin + rows, margin : margin + columns]
     candidate_BN = (centre_Bhw < CERTAIN_FOREGROUND).flatten(1)
     allowed_BN = candidate_BN | (candidate_BN.sum(dim=1, keepdim=True) < crop_num)

@@ -63,8 +63,9 @@ def dense_energy(
         ValueError: shapes that do not fit; a sigma or scale that is not positive, a scale above 1; a grid finer than
             FINEST; an empty core.
     """
-    check_options(sigma_rgb, sigma_xy, scale, grid)
-    size = core_size(image_B3HW, seg_logits_BChw, label_BHW, scale)
+    check_energy(scale, grid, sigma_rgb, sigma_xy)
+    check_shapes(image_B3HW, seg_logits_BChw, label_BHW)
+    size = core_size(*image_B3HW.shape[-2:], scale)
     with full_precision(seg_logits_BChw):
         probs_BCHW = resize(at_least_float32(seg_logits_BChw), image_B3HW.shape[-2:]).softmax(dim=1)
         core_BCN = resize(probs_BCHW, size).flatten(2)
@@ -124,25 +125,33 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[..., y_h[:, None], x_w]
 
 
-def check_options(sigma_rgb: float, sigma_xy: float, scale: float, grid: float) -> None:
+def check_energy(scale: float, grid: float, sigma_rgb: float = 1.0, sigma_xy: float = 1.0) -> None:
     """Raise ValueError unless both sigmas are positive, scale is in (0, 1] and grid is 0 or no finer than FINEST."""
     if grid != 0 and not grid >= FINEST:
-        raise ValueError(f"dense_energy: grid {grid}; wanted 0 for every pixel, or {FINEST} or more")
+        raise ValueError(f"dense_energy: energy_grid {grid}; wanted 0 for every pixel, or {FINEST} or more")
     if not (sigma_rgb > 0 and sigma_xy > 0 and 0 < scale <= 1):
         raise ValueError(
-            f"dense_energy: sigma_rgb {sigma_rgb}, sigma_xy {sigma_xy}, scale {scale}; wanted all > 0 and scale <= 1"
+            f"dense_energy: sigma_rgb {sigma_rgb}, sigma_xy {sigma_xy}, energy_scale {scale}; wanted all > 0 and scale "
+            "<= 1"
         )
 
 
-def core_size(image_B3HW: Tensor, seg_logits_BChw: Tensor, label_BHW: Tensor, scale: float) -> tuple[int, int]:
-    """(height, width) of the core, rounded down; raises ValueError for shapes that do not fit and an empty core."""
+def check_shapes(image_B3HW: Tensor, seg_logits_BChw: Tensor, label_BHW: Tensor) -> None:
+    """Raise ValueError for shapes that do not fit."""
     batch, channels, height, width = image_B3HW.shape
     if channels != 3 or label_BHW.shape != (batch, height, width) or seg_logits_BChw.shape[0] != batch:
         raise ValueError(
             f"dense_energy: image {tuple(image_B3HW.shape)}, seg_logits {tuple(seg_logits_BChw.shape)}, label "
             f"{tuple(label_BHW.shape)}; wanted (B, 3, H, W), (B, C, h, w), (B, H, W) of the same B, H, W"
         )
+
+
+def core_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(height, width) of the core of an image, rounded down; raises ValueError for an empty one."""
     size = int(height * scale), int(width * scale)
     if min(size) < 1:
-        raise ValueError(f"dense_energy: {height} x {width} pixels have nothing left at scale {scale}")
+        raise ValueError(
+            f"dense_energy: {height} x {width} pixels have nothing left at scale {scale}; wanted a method.energy_scale "
+            f"of {1 / min(height, width):.2g} or more"
+        )
     return size

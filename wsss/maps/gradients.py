@@ -27,8 +27,14 @@ def gradient_maps(
 
     Returns:
         {kind: L maps (B, K, h, w)} and the Outputs, all detached.
+
+    Raises:
+        ValueError: no such layer, or one twice.
     """
-    with torch.no_grad(), recording([network.grad_cam_layer(index) for index in layers]) as activations:
+    modules = [network.grad_cam_layer(index) for index in layers]
+    if len({*map(id, modules)}) < len(modules):
+        raise ValueError(f"cam.layers is {list(layers)}, which names one layer twice; leave one out")
+    with torch.no_grad(), recording(modules) as activations:
         out = network(image)  # without a graph until the first of the layers; leaving the block restores the mode
         maps = class_maps(network, image, out.cls_logits_BK, activations, kinds)
     return maps, out.detached()

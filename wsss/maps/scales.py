@@ -75,6 +75,21 @@ def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
     return view[..., : size[0] // stride * stride, : size[1] // stride * stride] if pad == "floor" else view
 
 
+def check_scales(option: str, scales: Sequence[float], side: int, stride: int) -> None:
+    """Raise ValueError unless images of this side have a patch to show at each scale, unpadded.
+
+    Args:
+        option: where the scales stand in the config.
+        stride: pixels per patch.
+    """
+    for scale in scales:
+        if not scale > 0 or max(int(scale * side), 1) < stride:
+            raise ValueError(
+                f"{option} has {scale:g}, at which images of {side} px have {max(int(scale * side), 0)}, less than one "
+                f"patch of {stride}; wanted {stride / side:.2g} or more, or a larger data.image_size"
+            )
+
+
 def take_part(raw: Raw, way: int, ways: int) -> Raw:
     """Take the share of one of `ways` views that went through the network as one batch."""
     return [layer.chunk(ways)[way] for layer in raw] if isinstance(raw, list) else raw.chunk(ways)[way]

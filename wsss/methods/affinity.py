@@ -44,6 +44,16 @@ class Affinity(Method):
         self.weightless = (copy.deepcopy(student).to("meta"),)  # in a tuple, so that it is no part of the method
         self.grids: dict[tuple[int, int], tuple[int, int]] = {}
 
+    def check_size(self, side: int) -> None:
+        height, width = self.grid_of((side, side))
+        largest = min(height, (width + 1) // 2)
+        if self.radius > largest:
+            fits = f"the largest radius is {largest}; take that" if largest >= 2 else "no radius fits; take"
+            raise ValueError(
+                f"method.radius is {self.radius}; on the {height} x {width} cells of images of {side} px {fits}"
+                f"{' or' if largest >= 2 else ''} a larger data.image_size"
+            )
+
     def phase(self, step: int) -> Hashable:
         return None
 

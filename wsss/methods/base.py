@@ -79,6 +79,10 @@ class Method(nn.Module):
         """Raise ValueError if the method cannot learn from so many images at a time, those of one process and
         micro-batch. Called before the first step."""
 
+    def check_size(self, side: int) -> None:
+        """Raise ValueError if the method cannot learn from images of side x side pixels: an option does not fit them.
+        It says which, and what fits. Called before the first step."""
+
     def synchronise(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Make equal on all ranks what each has learnt from its own images. Called on all ranks without gradients, once
         after each update, also where there is one rank: so state is a function of the step and of nothing else.

@@ -21,6 +21,7 @@ from wsss.losses.regions import (
     segmented_class,
     thresholds,
 )
+from wsss.maps.scales import check_scales
 from wsss.methods.looks import Reads, Seen
 from wsss.methods.terms import Term
 from wsss.methods.toco import ToCo
@@ -91,6 +92,11 @@ class MSEE(ToCo):
             Term("msee", msee_weight, start, self.msee_loss, segments, teachers=scales),
             Term("scale_cls", scale_cls_weight, start, self.scale_cls_loss, teachers=scales),
         )
+
+    def check_size(self, side: int) -> None:
+        super().check_size(side)
+        if self.schedule.terms["msee"].weight > 0:
+            check_scales("method.scales", self.scales, side, self.student.stride)
 
     def msee_loss(self, seen: Seen) -> Tensor:
         """Eq. 7, summed over the scales. Watched: the share of the grid and the mean distance of each scale."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from wsss.losses.contrast import (
+    check_contrast,
+    check_crops,
     class_token_contrast,
     crop_flags,
     draw_crops,
@@ -19,10 +21,11 @@ from wsss.losses.contrast import (
     patch_token_contrast,
     take_crops,
 )
-from wsss.losses.energy import dense_energy
+from wsss.losses.energy import check_energy, core_size, dense_energy
 from wsss.losses.labels import balanced_segmentation_loss, classification_loss
 from wsss.maps.par import DILATIONS, check_refinement
 from wsss.maps.pseudo_label import certainty, check_thresholds, refined_label, seed_label
+from wsss.maps.scales import check_scales
 from wsss.methods.base import Batch, Method, left_out
 from wsss.methods.looks import Reads, Seen, Views, draw_scales, make_plain_views, make_views, see
 from wsss.methods.terms import Schedule, Term
@@ -117,6 +120,8 @@ class ToCo(Method):
             raise ValueError(
                 f"method.cam_scales is {cam_scales}; 1.0 must be among them: its pass is the training pass"
             )
+        check_contrast(temperature, momentum)
+        check_energy(energy_scale, energy_grid)
         check_thresholds(bg_threshold, fg_threshold)
         check_refinement(par_iterations, par_dilations)
         self.student = student
@@ -150,6 +155,14 @@ class ToCo(Method):
 
     def check_images(self, images: int) -> None:
         check_groups(images, self.group_size)
+
+    def check_size(self, side: int) -> None:
+        check_scales("method.cam_scales", self.cam_scales, side, self.student.stride)
+        if self.schedule.terms["energy"].weight > 0:
+            core_size(side, side, self.energy_scale)
+        if self.schedule.terms["ctc"].weight > 0:
+            stride = self.student.stride
+            check_crops(side, side, crop_size=self.crop_px, crop_num=self.crop_num, stride=stride)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         return self.losses(make_views(batch, toco_compat=self.toco_compat), step)

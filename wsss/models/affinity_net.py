@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.models.base import check_deviation
 from wsss.models.cnn import create_stages, last_stages
 from wsss.models.dry_run import try_network
 from wsss.models.weights import normalisation
@@ -26,6 +27,9 @@ class AffinityHead(nn.Module):
         widths: channels that each gives.
         affinity_dim: D.
 
+    Raises:
+        ValueError: a width below 1.
+
     Source: smoke paper's code (D-31): 512, 1024, 2048 -> 64, 128, 320 -> 512.
     """
 
@@ -33,6 +37,8 @@ class AffinityHead(nn.Module):
         self, stage_dims: Sequence[int], *, widths: tuple[int, int, int] = (64, 128, 320), affinity_dim: int = 512
     ) -> None:
         super().__init__()
+        if min(*widths, affinity_dim) < 1:
+            raise ValueError(f"model.widths is {widths}, model.affinity_dim {affinity_dim}; wanted 1 or more channels")
         self.f8 = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim, width in zip(stage_dims, widths, strict=True))
         self.f9 = nn.Conv2d(sum(widths), affinity_dim, kernel_size=1)
 
@@ -53,6 +59,7 @@ class AffinityNet(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: AffinityHead, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        check_deviation(std)
         self.backbone: Any = backbone
         self.head = head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

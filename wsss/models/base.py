@@ -65,6 +65,9 @@ class Network(nn.Module):
         num_classes: K.
         mean, std: of the RGB channels, for images in [0, 1].
 
+    Raises:
+        ValueError: a deviation that is not above 0.
+
     Attributes:
         num_classes: K, of the class map; a head may give more, or be no layer (see clip.TextHead).
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
@@ -86,6 +89,7 @@ class Network(nn.Module):
         self, *, feature_dim: int, stride: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
+        check_deviation(std)
         self.feature_dim = feature_dim
         self.stride = stride
         self.num_classes = num_classes
@@ -104,6 +108,11 @@ class Network(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if it takes no images of so many pixels; it says which it takes."""
+        if min(height, width) < self.stride:
+            raise ValueError(
+                f"images of {height} x {width} px are smaller than one cell of this {type(self).__name__}; wanted "
+                f"{self.stride} px or more"
+            )
 
     def check_images(self, images: int) -> None:
         """Raise ValueError if it cannot be trained on so many images at a time."""
@@ -130,6 +139,12 @@ class Network(nn.Module):
     def attention_of(self, read: AttentionInput, image: Tensor) -> Tensor:
         """How much a class token attends to each position, (B, h, w) in [0, 1]."""
         raise NotImplementedError
+
+
+def check_deviation(std: Sequence[float]) -> None:
+    """Raise ValueError unless images can be divided by it."""
+    if min(std) <= 0:
+        raise ValueError(f"model.std is {tuple(std)}; wanted three deviations above 0, of images in [0, 1]")
 
 
 def layer_at(layers: Any, index: int) -> Any:

@@ -217,8 +217,8 @@ def build_frozen(
             "out, too: model.second_weights=null model.second_options=null"
         )
     depth = min(len(encoder.blocks) for encoder in encoders)
-    if not all(-depth <= layer < depth for layer in layers):
-        raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last")
+    if not all(-depth <= layer < depth for layer in layers) or len({n % depth for n in layers}) < len(layers):
+        raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last, each once")
     if decoder_dim < 1 or decoder_blocks < 0:
         raise ValueError(f"model: wanted decoder_dim ({decoder_dim}) >= 1 and decoder_blocks ({decoder_blocks}) >= 0")
     if decoder_heads < 1 or decoder_dim % decoder_heads:

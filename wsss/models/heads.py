@@ -40,11 +40,18 @@ class ProjectionHead(nn.Module):
     The MLP has three linear layers with GELU between them. The rows v_e have no length of their own (published: weight
     normalisation with its gain fixed to 1), so z is a cosine in [-1, 1].
 
+    Raises:
+        ValueError: a width below 1.
+
     Source: ToCo, section 3.3; golden `ctchead`.
     """
 
     def __init__(self, feature_dim: int, *, dim: int = 2048, bottleneck: int = 256, out_dim: int = 1024) -> None:
         super().__init__()
+        if min(dim, bottleneck, out_dim) < 1:
+            raise ValueError(
+                f"method: projection_dim is {dim}, bottleneck {bottleneck}, projection_out {out_dim}; wanted 1 or more"
+            )
         self.mlp = nn.Sequential(
             nn.Linear(feature_dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, bottleneck)
         )

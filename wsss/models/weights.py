@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from wsss.models.hub import explain_cache, without_waiting
@@ -83,6 +84,15 @@ def normalisation(
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of RGB in [0, 1]: those given, else what timm states for this network."""
     return mean or backbone.pretrained_cfg["mean"], std or backbone.pretrained_cfg["std"]
+
+
+def is_fetched(timm_name: str) -> bool:
+    """Whether the hub's cache on this machine holds the pretrained weights of a network of timm."""
+    about = timm.get_pretrained_cfg(timm_name) if timm.is_model(timm_name) else None
+    if about is None or not about.hf_hub_id:
+        return False
+    names = (about.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(about.hf_hub_id, name), str) for name in names if name)
 
 
 def explain_download(timm_name: str) -> str:

@@ -155,9 +155,28 @@ def test_own_frames_become_train_and_tune(in_tmp, wsss_here):
         Image.new("L", (8, 8), 1).save(in_tmp / f"{n}.png")
     said, code = wsss_here(
         *("shards", "smoke", "--root", ".", "--labels", "labels.csv", "--out", "d", "--split", "train"),
-        *("--hold-out", 0.3, "--mask-folder", ".", "--workers", 1),
+        *("--hold-out", 0.3, "--mask-folder", ".", "--masks", "--workers", 1),
     )
     assert "split 'tune', supervision 'pixel', 3 images" in said and code == 0
+    assert "split 'train', supervision 'label', 9 images" in said
+
+
+@pytest.mark.parametrize(("command", "column"), [("smoke", "label"), ("images", "labels")])
+def test_no_mask_is_read_without_masks_and_none_of_what_is_kept(in_tmp, wsss_here, command, column):
+    (in_tmp / "frames/masks").mkdir(parents=True)
+    names = ("1", "0") if command == "smoke" else ("cat", "background")
+    rows = [f"image,{column},group", *(f"{n}.jpg,{names[n % 2]},video{n // 3}" for n in range(12))]
+    (in_tmp / "frames/labels.csv").write_text("\n".join(rows))
+    for n in range(12):
+        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(in_tmp / f"frames/{n}.jpg")
+        Image.new("L", (8, 8), (n + 1) % 2).save(in_tmp / f"frames/masks/{n}.png")
+    wanted = ("shards", command, "--root", "frames", "--labels", "labels.csv", "--split", "train", "--workers", 1)
+    wanted += ("--image-folder", "", "--hold-out", "tune=0.3")
+    said, code = wsss_here(*wanted, "--out", "without")
+    assert code == 0 and "12 images have a mask, which only --masks reads" in said and "'pixel'" not in said
+    assert "'tune' has no masks: it is label-only, and chooses the gate alone" in said
+    said, code = wsss_here(*wanted, "--out", "with", "--masks")
+    assert code == 0 and "split 'tune', supervision 'pixel', 3 images" in said
     assert "split 'train', supervision 'label', 9 images" in said
 
 

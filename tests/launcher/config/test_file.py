@@ -66,6 +66,13 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("launch.zero=3", "run.yaml: launch.zero: got 3; wanted 0, 1, 2 or a DeepSpeed JSON such as"),
         ("launch.zero=s3://b/z.json", "run.yaml: launch.zero: s3://b/z.json: this must lie on this machine"),
         ("cam.kinds=[]", "kinds is empty"),
+        ("cam.kinds=[grad, seg, grad]", "cam: kinds names 'grad' twice; leave one out"),
+        ("cam.scales=[1.0, 0.5, 1]", "cam: scales names 1.0 twice"),
+        ("cam.layers=[-1, -1]", "cam: layers names -1 twice"),
+        ("segment.scales=[1, 1]", "segment: scales names 1.0 twice"),
+        ("refine.cams=[grad, grad]", "refine: cams names 'grad' twice"),
+        ("method={name: msee, cam_scales: [1.0, 1.0]}", "method: cam_scales names 1.0 twice"),
+        ("model={name: frozen, timm_name: x, texts: [smoke, smoke]}", "model: texts names 'smoke' twice"),
         ("cam.kinds.0=x", "no list entry or section '0' there; give the whole"),
         ("train.steps", "override 'train.steps': wanted section.key=value"),
         ("train.steps=[", "the value is not YAML"),
@@ -109,11 +116,24 @@ def test_what_the_file_breaks_is_told_as_its_own_whatever_is_overridden(path):
     assert any(line.startswith(f"override 'data.flip=2' of {path}: data.flip: got 2") for line in said)
 
 
+def test_a_list_of_layers_may_have_two_alike(path):
+    model = "model={name: setr, patch_size: 32, spread: 8, widths: [16, 16]}"
+    refiners = "refine.chain=[{name: crf}, {name: crf}]"
+    config = load_config(path, [model, "method={name: supervised}", "teacher=null", "data.scale=[1.0, 1.0]", refiners])
+    assert tuple(config.model.options["widths"]) == (16, 16)
+
+
 def test_unreadable_files_are_told(tmp_path):
     with pytest.raises(ConfigError, match="gone.yaml: config file is missing"):
         load_config(tmp_path / "gone.yaml")
     bad = tmp_path / "bad.yaml"
-    for text, message in (("a: [", "not YAML"), ("- 1", "holds list; wanted sections"), ("", "holds NoneType")):
+    twice = "not YAML: the key 'steps' is there twice; remove one\n.* line 3, column 3"
+    for text, message in (
+        ("train:\n  steps: 1\n  steps: 2", twice),
+        ("a: [", "not YAML"),
+        ("- 1", "holds list; wanted sections"),
+        ("", "holds NoneType"),
+    ):
         bad.write_text(text)
         with pytest.raises(ConfigError, match=f"bad.yaml: {message}"):
             load_config(bad)

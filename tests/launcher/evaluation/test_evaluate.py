@@ -5,9 +5,10 @@ import pytest
 from support.squares import Squares
 
 from launcher.config.file import load_config
+from launcher.errors import RunError
 from launcher.evaluation.evaluate import count_predictions
 from launcher.evaluation.per_image import write_rows
-from launcher.evaluation.sources import LabelSource, ScoreSource
+from launcher.evaluation.sources import LabelSource, ScoreSource, find_sources
 from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
 from shards.folder import ShardFolder
@@ -124,3 +125,17 @@ def test_one_sample_read_on_its_own_is_the_one_of_its_shard(splits, which):
         size = shards.mask(number).shape
         np.testing.assert_array_equal(alone.label_at(size), prediction.label_at(size))
         np.testing.assert_array_equal(alone.draw_on(shards.image(number)), prediction.draw_on(shards.image(number)))
+
+
+def test_a_folder_of_which_a_killed_job_could_not_say_what_it_makes_is_not_begun(tmp_path, capsys):
+    for empty in ("cams/val", "cams@wide/val", "masks/grad+crf/val", "segments/val"):
+        (tmp_path / empty).mkdir(parents=True)
+        (tmp_path / empty / ".job.json.0a1b.tmp").touch()
+    assert find_sources(tmp_path, "val") == []
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 4 and all(
+        "not begun, it has no job.json: left out; run the command that" in one for one in told
+    )
+    (tmp_path / "cams/val/val-00000.tar").touch()
+    with pytest.raises(RunError, match="cams/val: has no job.json, so nothing says how it was made"):
+        find_sources(tmp_path, "val")

@@ -71,6 +71,9 @@ def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it
     assert use.endswith(
         "--kind class_map; wsss refine RUN 'refine.cams=[class_map]' 'refine.chain=[]' refine.threshold=0.42"
     )
+    shorter = ["best on tune, too: per-image IoU 60.0 there (project 60.0, grad 50.0)", use]
+    assert describe_best(report, ("class_map", "tuned")) == shorter
+    assert describe_best(report, ("class_map", "fixed")) == describe_best(report, ("grad", "tuned")) == [first, use]
     report["sources"]["segments"] = report["sources"]["grad"]
     assert describe_best(report)[1] == "  not among them, for want of its outputs of tune: segments"
 

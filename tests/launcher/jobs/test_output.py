@@ -21,8 +21,25 @@ from launcher.jobs.refine import refine
 from launcher.run.folder import Run
 from shards import write
 from shards.schema import DataError
+from shards.sources.synthetic import Synthetic
 from shards.tars import tar_members
 from shards.write import write_tar
+
+
+def test_a_full_disk_is_said_once_and_no_further_shard_is_tried(tmp_path, monkeypatch):
+    tried = []
+
+    def full(temporary):
+        tried.append(temporary.touch())
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(write, "open_locked", full)
+    run = partial(pool.run_pool, workers=1, label="test")
+    with pytest.raises(DataError) as told:
+        write.write_split(
+            Synthetic(split="train", num_images=8, size=32), tmp_path, "train", "label", num_shards=4, run=run
+        )
+    assert str(told.value).count("No space left on device") == 1 and len(tried) == 1
 
 
 def test_a_pool_does_every_item_in_other_processes_and_keeps_their_order(tmp_path):

@@ -17,6 +17,7 @@ from launcher.plan.estimate import GIB, floor_of, least_accumulate, look_at_data
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
 from launcher.plan.step import build_without_values
 from launcher.plan.text import format_plan
+from launcher.run.start import name_absent
 from launcher.training.graph import is_recorded
 from wsss.gaussian_sum import gaussian_sum
 from wsss.maps.par import neighbour_weights, propagate
@@ -194,6 +195,24 @@ def test_shards_that_are_here_are_looked_at(in_tmp, tiny_config, scenes):
     shards = sum(path.stat().st_size for split in ("train", "val") for path in (scenes / split).glob("*.tar"))
     assert plan.disk["shards"] == shards
     assert "minutes, " in format_plan(plan) and "at 2 a GPU and hour" in format_plan(plan)
+
+
+def test_weights_that_are_not_here_are_among_what_is_assumed(nowhere, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = load_config(find_shipped("voc/frozen_vitb"), ["model.text_weights=gone"])
+    first, second, texts = name_absent(config.model, "model")
+    assert "the weights of 'vit_base_patch16_clip_quickgelu_224.openai' can be downloaded" in first
+    assert "without a network give a file, model.second_weights=PATH" in second
+    assert texts == "model.text_weights: gone, which is not here, will be there"
+    of_student = "  - model.weights: the weights of 'deit_tiny_patch16_224' can be downloaded"
+    assert of_student in format_plan(plan_of("smoke_mini/student"))
+    cached = tmp_path / "models--timm--vit_base_patch14_reg4_dinov2.lvd142m"
+    (cached / "snapshots/a1").mkdir(parents=True)
+    (cached / "snapshots/a1/model.safetensors").touch()
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("a1")
+    (tmp_path / "gone").touch()
+    assert name_absent(config.model, "model") == [first]
 
 
 def test_codes_say_whether_it_fits_and_a_probe_replaces_the_estimate(nowhere, in_tmp, tiny_yaml):

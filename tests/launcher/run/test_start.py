@@ -1,5 +1,6 @@
 """A network that begins with another one of ours: a run, its checkpoint, its weights file, an exported student."""
 
+import re
 import shutil
 
 import pytest
@@ -156,3 +157,19 @@ def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(
     for changed, said in (("texts", "'plume'"), ("other_texts", "'sky'")):
         with pytest.raises(ConfigError, match=rf"model.{changed} is \[{said}\], {run}/step_.* has \['"):
             build_network(named(run, run, **{changed: [said.strip("'")]}), SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"name": "setr", "patch_size": 0}, "model: 'setr' cannot be built with patch_size=0 (ZeroDivisionError: "),
+        ({"name": "setr", "widths": []}, "model: 'setr' cannot be built with widths=[] (IndexError: tuple index out"),
+        (
+            {"name": "pcm", "timm_name": "resnet10t", "affinity_dim": -1},
+            "model: 'pcm' cannot be built with timm_name=resnet10t, affinity_dim=-1 (RuntimeError: Trying to create",
+        ),
+    ],
+)
+def test_numbers_that_no_layer_can_have_are_told_with_their_options(model, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        build_network(Named(**model), SMOKE)

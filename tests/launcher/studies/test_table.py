@@ -172,12 +172,19 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     said = f"lambda_1: {' | '.join(of_seeds)}"
     for shown in (format_study("tiny", tiny), write_study_report("tiny", tiny).read_text()):
         assert f"Means over runs that differ in their protocol: {said}" in shown
+    assert "other images than the control" not in format_study("tiny", tiny)
     report["dataset"]["fingerprint"] = "another"
     path.write_text(json.dumps(report))
     with pytest.raises(
         RunError, match="row 'lambda_1': its runs were evaluated on other images .*_seed1 on .* another"
     ):
         format_study("tiny", tiny)
+    other = run_of(tiny, "lambda_1", 0) / "evaluation.json"
+    other.write_text(json.dumps({**json.loads(other.read_text()), "dataset": report["dataset"]}))
+    said = "Evaluated on other images than the control lambda_0, so not compared with it: lambda_1"
+    for shown in (format_study("tiny", tiny), write_study_report("tiny", tiny).read_text()):
+        assert said in shown
+    assert {row["name"]: row["tuned"]["difference"] for row in tabulate_study(tiny)}["lambda_1"] is None
 
     shutil.rmtree(run_of(tiny, "lambda_1", 1))  # a copy of one seed is no other seed
     shutil.copytree(run_of(tiny, "lambda_1", 0), run_of(tiny, "lambda_1", 1))

@@ -218,6 +218,9 @@ def test_a_missing_package_is_said_before_anything_trains(in_tmp, tiny_config, m
 def test_the_config_knows_every_sink_and_each_once(tiny_yaml):
     assert set(get_args(get_args(TrackingConfig.model_fields["to"].annotation)[0])) == set(SINKS)
     assert all(SINKS[name].name == name for name in SINKS)
-    for wrong, why in (("[mlflow, mlflow]", "names one place twice"), ("[tensorbord]", "'mlflow' or 'tensorboard'")):
+    for wrong, why in (
+        ("[mlflow, mlflow]", "to names 'mlflow' twice; leave one out"),
+        ("[tensorbord]", "'mlflow' or 'tensorboard'"),
+    ):
         with pytest.raises(ConfigError, match=why):
             load_config(tiny_yaml("classify"), [f"tracking.to={wrong}"])

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.methods import build
 from support.networks import tiny_cnn, tiny_swin, tiny_vit
 from support.tiny import write_tiny_yaml
 
@@ -132,6 +133,10 @@ def test_a_size_that_a_network_or_its_teacher_does_not_take_is_told_before_a_ste
         with pytest.raises(ConfigError, match=wanted):
             check_image_size(method, 36)
     check_image_size(Classify(tiny_cnn()), 36)
+    with pytest.raises(ConfigError, match="data.image_size: images of 7 x 7 px are smaller than one cell of this ViT"):
+        check_image_size(Classify(tiny_vit()), 7)
+    with pytest.raises(ConfigError, match="method.radius is 5; on the 4 x 4 cells of images of 32 px the largest"):
+        check_image_size(build("affinity", radius=5), 32)
 
 
 def test_one_image_at_a_time_is_refused_before_a_step_by_a_network_that_normalises_over_images():

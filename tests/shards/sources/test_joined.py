@@ -52,6 +52,8 @@ def test_folders_that_cannot_be_one_split_are_refused(tmp_path):
     label, pixel = split(tmp_path / "a", "train", 4), split(tmp_path / "b", "val", 4, masks=True)
     with pytest.raises(DataError, match="supervision 'pixel'; .* 'label': they cannot be one split"):
         Joined((label, pixel))
+    with pytest.raises(DataError, match="join: .*a/train and .*a/train hold the same images; name them once"):
+        Joined((label, label))
     with pytest.raises(DataError, match="no folder named"):
         Joined(())
     assert Index.load(label).num_samples == 4

@@ -207,6 +207,11 @@ def test_layer_cam_weighs_each_position_by_its_own_positive_gradient():
     assert layer_cam(activation, gradient).tolist() == [[1.0, 2 * 3 + 4 * 0.5]]
 
 
+def test_a_layer_by_two_numbers_is_told():
+    with pytest.raises(ValueError, match=r"cam.layers is \[-1, 1\], which names one layer twice; leave one out"):
+        gradient_maps(tiny_vit(), torch.zeros(1, 3, 32, 32), ["grad"], (-1, 1))
+
+
 def test_fused_layers_match_the_golden_vectors(golden):
     g = {name: torch.from_numpy(value) for name, value in golden("camfuse_p0").items() if value.dtype.kind in "fi"}
     resized = []
