@@ -237,11 +237,12 @@ def test_windows_begin_at_every_step_and_end_at_the_border():
 def test_windows_of_a_local_map_are_stitched_without_a_seam():
     # a map that depends on its own cell alone must come out as if the whole frame had been seen at once
     def view(image):
-        return {"x": resize(image[:, :1], [side // 8 for side in image.shape[-2:]])}, image.mean(dim=(2, 3))[:, :1]
+        fine, coarse = (resize(image[:, :1], [side // cell for side in image.shape[-2:]]) for cell in (8, 16))
+        return {"x": fine, "layers": [fine, coarse]}, image.mean(dim=(2, 3))[:, :1]
 
     frame = torch.rand(2, 3, 48, 80)
     windowed = sliding_window(view, window_px=32, step_px=16, stride=8, batch_size=3)
-    torch.testing.assert_close(windowed(frame)[0]["x"], view(frame)[0]["x"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(windowed(frame)[0], view(frame)[0], atol=1e-6, rtol=0)
     assert windowed(frame[..., :32, :32])[0]["x"].shape == (2, 1, 4, 4)
 
 

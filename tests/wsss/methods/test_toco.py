@@ -12,7 +12,7 @@ from wsss.losses.labels import balanced_segmentation_loss
 from wsss.maps.fusion import fuse_cams
 from wsss.maps.pseudo_label import certainty, seed_label
 from wsss.methods import toco as toco_module
-from wsss.methods.looks import Views, mirrored_box
+from wsss.methods.looks import Views, make_views, mirrored_box
 from wsss.methods.toco import ToCo
 from wsss.models.toco import ToCoNet, build_toco
 
@@ -145,6 +145,12 @@ def test_a_mirrored_box_mirrors_back():
     box = torch.tensor([[1, 9, 2, 5], [0, 8, 0, 8]])
     assert mirrored_box(box, 8).tolist() == [[1, 9, 3, 6], [0, 8, 0, 8]]
     assert torch.equal(mirrored_box(mirrored_box(box, 8), 8), box)
+
+
+def test_the_published_box_is_that_of_before_the_views_own_flip():
+    batch = {**two_view_batch(3), "main_flip": torch.tensor([False, True])}
+    assert make_views(batch).box.tolist() == [[0, 32, 0, 32], [0, 32, 8, 32]]
+    assert make_views(batch, toco_compat=True).box.tolist() == [[0, 32, 0, 32], [0, 32, 0, 24]]
 
 
 def test_options_that_contradict_each_other_are_refused():
