@@ -284,6 +284,8 @@ def test_segmentation_loss_by_hand():
     logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[20.0, -20.0, -9.0, 0.0]]]])
     mask = torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
     assert segmentation_loss(logits, mask).item() == pytest.approx(0.693147 / 3, abs=1e-6)
+    mask[..., :3] = 255  # the undecided one alone
+    assert segmentation_loss(logits, mask).item() == pytest.approx(0.693147, abs=1e-6)
 
 
 def test_segmentation_loss_without_a_labelled_pixel_is_zero_and_differentiable():
