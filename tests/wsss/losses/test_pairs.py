@@ -21,5 +21,6 @@ def test_the_loss_of_pairs_by_hand():
     label = torch.tensor([[[1, 1], [0, 255]]])
     assert dense_pair_loss(logits, label).item() == pytest.approx((equal + other) / 2)
     assert dense_pair_loss(logits, label.clamp(min=255)).item() == 0
+    assert dense_pair_loss(logits, torch.tensor([[[1, 255], [255, 255]]])).item() == 0  # with itself it is no pair
     twice = dense_pair_loss(logits.repeat(2, 1, 1), torch.cat([label, label.clamp(min=255)]), group_size=1)
     assert twice.item() == pytest.approx((equal + other) / 4)

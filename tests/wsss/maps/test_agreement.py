@@ -12,12 +12,15 @@ def test_layers_no_further_from_the_affinity_than_the_mean_are_kept_for_each_ima
     kept = agreeing_attention(layers, torch.stack([STRAIGHT, CROSSED]))
     torch.testing.assert_close(kept, torch.stack([(STRAIGHT + EVEN) / 2, (CROSSED + EVEN) / 2]))
     torch.testing.assert_close(agreeing_attention(layers, None), torch.stack([EVEN, EVEN]))
+    assert torch.equal(agreeing_attention(layers[1:2], STRAIGHT.expand(2, -1, -1)), layers[1])  # one is never left out
 
 
 def test_columns_and_then_rows_are_divided_by_their_sums_and_the_mean_with_the_transpose_is_taken():
     # columns: 1/2 1/4, 1/2 3/4; rows: 2/3 1/3, 2/5 3/5
     found = balanced(torch.tensor([[[2.0, 1.0], [2.0, 3.0]]]), iterations=1)
     torch.testing.assert_close(found, torch.tensor([[[2 / 3, 11 / 30], [11 / 30, 3 / 5]]]))
+    rows = balanced(torch.rand(2, 9, 9) + 0.1, iterations=20).sum(2)
+    torch.testing.assert_close(rows, torch.ones(2, 9), atol=1e-3, rtol=0)
 
 
 def test_a_walk_multiplies_each_map_by_the_weights_once_per_step():

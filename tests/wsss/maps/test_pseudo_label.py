@@ -191,8 +191,11 @@ def test_mistakes_are_named():
         ):
             with pytest.raises(ValueError, match="wanted 0 <= bg_threshold <= fg_threshold <= 1"):
                 call(wrong)
-    with pytest.raises(ValueError, match=r"cam \(1, 2, 4, 4\) and present \(1, 3\)"):
-        seed_label(cam, torch.zeros(1, 3, dtype=torch.int64), **good)
+    assert certainty(cam + 1, bg_threshold=0, fg_threshold=1).min() == 2
+    three = torch.zeros(1, 3, dtype=torch.int64)
+    for call in (seed_label, lambda *args, **options: refined_label(torch.rand(1, 3, 4, 4), *args, box, **options)):
+        with pytest.raises(ValueError, match=r"cam \(1, 2, 4, 4\) and present \(1, 3\)"):
+            call(cam, three, **good)
     with pytest.raises(ValueError, match="resize the cams to the image first"):
         refined_label(torch.rand(1, 3, 8, 8), cam, present, box, **good)
     with pytest.raises(ValueError, match="4 x 4 pixels have nothing left"):
