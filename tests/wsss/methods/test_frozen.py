@@ -11,11 +11,14 @@ from support.networks import tiny_frozen, tiny_toco, tiny_vit
 
 from wsss.losses.pairs import affinity_logits
 from wsss.maps.agreement import agreeing_attention, walk_along
+from wsss.maps.cam import normalise_cam
 from wsss.maps.gradients import gradient_maps
+from wsss.methods import frozen as frozen_module
 from wsss.methods.frozen import FrozenFeatures
 from wsss.methods.toco import ToCo
 from wsss.models.clip import SCENE_NEGATIVES, encode_prompts, load_clip
 from wsss.models.frozen import build_frozen
+from wsss.tensors import resize
 
 
 def test_nothing_of_the_encoders_is_trained_and_their_attention_is_the_one_inside():
@@ -50,6 +53,32 @@ def test_an_image_without_a_class_has_a_pseudo_label_of_background():
     seen, raw = method.look(batch)
     affinity = affinity_logits(method.student.decode(seen.depths)[0])
     assert not method.pseudo_label(batch, raw, seen.attention_LBNN, affinity, 0).any()
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_maps_walk_along_the_blocks_that_agree_once_the_affinity_has_learnt(monkeypatch, step):
+    method = FrozenFeatures(tiny_frozen(), attended=2, agree_from=10)
+    batch, raw, affinity = batch_with_present(), torch.randn(4, 1, 4, 4), torch.randn(4, 16, 16)
+    attention = torch.rand(3, 4, 16, 16)
+    seen = []
+    monkeypatch.setattr(frozen_module, "refined_label", lambda image, cam, *args, **options: seen.append(cam))
+    method.pseudo_label(batch, raw, attention, affinity, step)
+    method.pseudo_label(batch, raw, None, affinity, step)
+    agreeing = agreeing_attention(attention, affinity.sigmoid() if step == 10 else None)
+    walked = normalise_cam(walk_along(normalise_cam(raw), agreeing, 2))
+    for found, cam in zip(seen, (walked, normalise_cam(raw)), strict=True):
+        torch.testing.assert_close(found, resize(cam, (32, 32)))
+
+
+def test_pictures_are_the_strongest_first_map_and_the_label_of_a_last_step():
+    method, batch = FrozenFeatures(tiny_frozen(3), attended=2, agree_from=10), batch_with_present(classes=3)
+    batch["box"][:] = torch.tensor([0, 8, 0, 8])  # what a step sees of an image: a picture shows all of it
+    found = method.pictures(batch)
+    seen, raw = method.look(batch)
+    torch.testing.assert_close(found["first map"], normalise_cam(raw).amax(1))
+    affinity = affinity_logits(method.student.decode(seen.depths)[0])
+    whole = {**batch, "box": torch.tensor([[0, 32, 0, 32]] * 4)}
+    assert torch.equal(found["pseudo label"], method.pseudo_label(whole, raw, seen.attention_LBNN, affinity, 10))
 
 
 def test_what_thresholds_and_choices_read_keeps_its_digits_in_mixed_precision(clip):

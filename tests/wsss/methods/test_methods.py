@@ -183,6 +183,7 @@ def test_pairs_are_wanted_whole_and_weights_in_their_range():
         ("affinity", {"radius": 1}, "radius is 1; wanted 2 or more"),
         ("frozen", {"seg_weight": -1.0}, r"wanted seg_weight \(-1.0\) and pair_weight \(0.1\) >= 0"),
         ("frozen", {"pair_weight": -1.0}, r"wanted seg_weight \(1.0\) and pair_weight \(-1.0\) >= 0"),
+        ("frozen", {"attended": 0, "walk_steps": -1}, r"walk_steps \(-1\) >= 0"),
         ("msee", {"beta": 0.0}, "beta is 0.0; wanted > 0"),
     ],
 )
@@ -353,6 +354,7 @@ def test_masks_reach_the_network_through_the_class_map():
     assert with_zero_background(torch.ones(1, 1, 2, 2)).softmax(1)[0, 1, 0, 0].item() == pytest.approx(
         0.731059, abs=1e-6
     )
+    assert with_zero_background(torch.ones(1, 3, 1, 1)).flatten().tolist() == [0, 1, 1, 1]
 
 
 def test_a_supervised_network_gives_probabilities_and_a_classifier_cannot_take_its_place():

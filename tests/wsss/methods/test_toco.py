@@ -147,6 +147,17 @@ def test_a_mirrored_box_mirrors_back():
     assert torch.equal(mirrored_box(mirrored_box(box, 8), 8), box)
 
 
+def test_each_view_is_made_of_its_own_image_and_colours():
+    batch = two_view_batch(3)  # neutral colours; every second local source is mirrored
+    batch["photometric"][0, 0, 0], batch["photometric"][0, 1, 4] = 0.5, 1.0  # a darker main view, a grey second one
+    views, image, view2 = make_views(batch), batch["image"], batch["view2"] / 255
+    torch.testing.assert_close(views.main, image * torch.tensor([0.5, 1.0]).view(2, 1, 1, 1))
+    torch.testing.assert_close(views.view2[1], view2[1])
+    assert torch.equal(views.view2[0, 0], views.view2[0, 2]) and not torch.equal(view2[0, 0], view2[0, 2])
+    torch.testing.assert_close(views.local, torch.stack([image[0], image[1].flip(-1)]))
+    assert views.guide is views.main and views.mirrored.tolist() == [False, True]
+
+
 def test_the_published_box_is_that_of_before_the_views_own_flip():
     batch = {**two_view_batch(3), "main_flip": torch.tensor([False, True])}
     assert make_views(batch).box.tolist() == [[0, 32, 0, 32], [0, 32, 8, 32]]
