@@ -123,6 +123,14 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_groups():
         torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_labels_come_from_the_final_classifier_from_the_step_on_that_is_said():
+    method, views = ToCo(tiny_toco(3), **SMALL, seg_from=0, aux_labels_before=5), make_views(two_view_batch(3))
+    for step, source in ((4, "aux"), (5, "final")):
+        seen = method.see(views, step)
+        assert set(seen.cams) == {"aux", source}
+        assert torch.equal(seen.label_BHW, method.pseudo_label(seen, source))
+
+
 def test_the_teacher_head_follows_once_per_step():
     method = ToCo(tiny_toco(3), **SMALL, seg_from=0).train()
     batch = two_view_batch(3)
