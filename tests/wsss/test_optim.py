@@ -4,7 +4,7 @@ from support.networks import tiny_cnn, tiny_frozen, tiny_vit
 from torch import nn
 
 from wsss.methods.frozen import FrozenFeatures
-from wsss.optim import lr_at, parameter_groups
+from wsss.optim import is_of_head, lr_at, parameter_groups
 
 
 @pytest.mark.parametrize("case", ["lr_p0", "lr_p1"])
@@ -69,6 +69,7 @@ def test_the_classifier_of_frozen_features_learns_at_a_rate_of_its_own():
     by_name = {name: factor_of[id(p)] for name, p in method.named_parameters() if p.requires_grad}
     assert "student.seg_head.weight" in by_name
     assert by_name == {name: 10 if name == "student.head.weight" else 2 for name in by_name}
+    assert is_of_head("student.head.weight") and not is_of_head("student.backbone.head.weight")
     assert {group["lr_factor"] for group in parameter_groups(method, 0.01, new_lr_factor=2)} == {2}
     with pytest.raises(ValueError, match="head_lr_factor is about a classifier; this method trains none"):
         parameter_groups(nn.Linear(2, 2), 0.01, head_lr_factor=10)

@@ -1,8 +1,10 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from wsss.tensors import full_precision, resize_by_products
+from wsss.tensors import as_on_gpu, full_precision, resize_by_products, triton_serves
 
 
 @pytest.mark.parametrize("mode", ["linear", "bicubic"])
@@ -34,3 +36,11 @@ def test_full_precision_turns_tf32_off_inside_alone():
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_tensors_without_values_are_taken_for_a_gpus_inside_alone():
+    x = torch.zeros(1)
+    with as_on_gpu():
+        assert triton_serves(x) == (find_spec("triton") is not None)
+        assert not triton_serves(x.double())
+    assert not triton_serves(x)

@@ -30,12 +30,11 @@ def dark_channel(image_B3HW: Tensor, *, window_px: int = 15) -> Tensor:
         raise ValueError(
             f"dark_channel: image is {tuple(image_B3HW.shape)} of {image_B3HW.dtype}; wanted (B, 3, H, W) RGB in [0, 1]"
         )
-    negated_B1HW = -image_B3HW.amin(dim=1, keepdim=True)
+    negated_BHW = -image_B3HW.amin(dim=1)
     half = window_px // 2
     # The maximum over a square is the maximum over its columns of the maxima over its rows: 2 windows, not window^2.
-    negated_B1HW = F.max_pool2d(negated_B1HW, (1, window_px), stride=1, padding=(0, half))
-    negated_B1HW = F.max_pool2d(negated_B1HW, (window_px, 1), stride=1, padding=(half, 0))
-    return -negated_B1HW.squeeze(1)
+    negated_BHW = F.max_pool2d(negated_BHW, (1, window_px), stride=1, padding=(0, half))
+    return -F.max_pool2d(negated_BHW, (window_px, 1), stride=1, padding=(half, 0))
 
 
 def dark_channel_loss(attention_Bhw: Tensor, image_B3HW: Tensor, *, window_px: int = 15) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.tensors import at_least_float32, full_precision
+from wsss.tensors import at_least_float32
 
 EPS = 1e-6
 
@@ -56,10 +56,9 @@ def still_loss(first_PChw: Tensor, second_PChw: Tensor, still_Phw: Tensor) -> Te
             f"maps {tuple(first_PChw.shape)} and {tuple(second_PChw.shape)} and tokens {tuple(still_Phw.shape)}; "
             "wanted (P, C, h, w) twice and (P, h, w)"
         )
-    with full_precision(first_PChw):
-        both_PC2hw = torch.stack([at_least_float32(first_PChw), at_least_float32(second_PChw)], dim=2)
-        variance, mean = torch.var_mean(both_PC2hw, dim=(2, 3, 4), keepdim=True, correction=0)
-        z_PC2hw = (both_PC2hw - mean) / torch.sqrt(variance + EPS)
-        square_Phw = (z_PC2hw[:, :, 0] - z_PC2hw[:, :, 1]).square().mean(dim=1)
-        weight_Phw = still_Phw.to(square_Phw.dtype)
-        return ((square_Phw * weight_Phw).sum(dim=(1, 2)) / weight_Phw.sum(dim=(1, 2)).clamp(min=1)).mean()
+    both_PC2hw = torch.stack([at_least_float32(first_PChw), at_least_float32(second_PChw)], dim=2)
+    variance, mean = torch.var_mean(both_PC2hw, dim=(2, 3, 4), keepdim=True, correction=0)
+    z_PC2hw = (both_PC2hw - mean) / torch.sqrt(variance + EPS)
+    square_Phw = (z_PC2hw[:, :, 0] - z_PC2hw[:, :, 1]).square().mean(dim=1)
+    weight_Phw = still_Phw.to(square_Phw.dtype)
+    return ((square_Phw * weight_Phw).sum(dim=(1, 2)) / weight_Phw.sum(dim=(1, 2)).clamp(min=1)).mean()

@@ -45,5 +45,5 @@ def walk_along(cam_BPhw: Tensor, attention_BNN: Tensor, steps: int) -> Tensor:
     flat_BPN = at_least_float32(cam_BPhw).flatten(2)
     with full_precision(flat_BPN):
         for _ in range(steps):
-            flat_BPN = flat_BPN @ walk_BNN.transpose(1, 2)
+            flat_BPN = flat_BPN @ walk_BNN  # symmetric
     return flat_BPN.unflatten(2, cam_BPhw.shape[-2:])

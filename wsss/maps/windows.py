@@ -73,4 +73,4 @@ def window_starts(length: int, window: int, step: int) -> list[int]:
 def ramp(cells: int, like: Tensor) -> Tensor:
     """(cells) weights that fall linearly from the middle to the border, all above 0."""
     at = torch.arange(cells, dtype=torch.float32, device=like.device)
-    return torch.minimum(at + 1, cells - at) / ((cells + 1) / 2)
+    return torch.minimum(at + 1, cells - at)

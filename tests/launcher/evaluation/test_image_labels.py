@@ -35,10 +35,11 @@ from wsss.metrics import image_labels
 def test_f1_and_calibration_by_hand():
     seen, there = np.array([1, 1, 0, 0], dtype=bool), np.array([1, 0, 1, 0], dtype=bool)
     assert image_labels.f1(seen, there) == 0.5 and np.isnan(image_labels.f1(~seen & seen, ~seen & seen))
-    prob, positive = np.array([0.95, 0.95, 0.05, 1.0]), np.array([1, 0, 0, 1], dtype=bool)
-    parts = image_labels.reliability(prob, positive)
-    assert parts == [(pytest.approx(0.05), 0.0, 1), (pytest.approx(2.9 / 3), pytest.approx(2 / 3), 3)]
-    assert image_labels.calibration_error(prob, positive) == pytest.approx((0.05 + 3 * (2.9 - 2) / 3) / 4)
+    prob, positive = np.array([0.95, 0.85, 0.05, 1.0, 0.905]), np.array([1, 0, 1, 1, 0], dtype=bool)
+    low, high, highest = image_labels.reliability(prob, positive)
+    assert low == (pytest.approx(0.05), 1.0, 1) and high == (pytest.approx(0.85), 0.0, 1)
+    assert highest == (pytest.approx(2.855 / 3), pytest.approx(2 / 3), 3)
+    assert image_labels.calibration_error(prob, positive) == pytest.approx((0.95 + 0.85 + 2.855 - 2) / 5)
     assert np.isnan(image_labels.calibration_error(np.zeros(0), np.zeros(0, dtype=bool)))
 
 

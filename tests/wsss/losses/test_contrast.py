@@ -109,13 +109,6 @@ def test_a_batch_that_does_not_divide_into_groups_is_told(group_size):
         patch_token_contrast(torch.randn(6, 2, 1, 2), torch.zeros(6, 2, 2), group_size=group_size)
 
 
-def test_the_patch_loss_is_computed_in_float32_under_autocast():
-    features, pairs = torch.randn(2, 64, 4, 4), pair_mask(torch.randint(0, 2, (2, 4, 4)))
-    expected = patch_token_contrast(features, pairs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(patch_token_contrast(features, pairs), expected)
-
-
 # class_token_contrast
 
 
@@ -265,6 +258,10 @@ def test_the_hash_is_splitmix64s():
 def test_an_image_too_small_for_its_crops_is_told(crop_size, crop_num, places):
     with pytest.raises(ValueError, match=f"a 8 x 8 image has {places} places for crops of {crop_size} px"):
         draw_crops(torch.zeros(1, 8, 8), torch.zeros(1).long(), crop_size=crop_size, crop_num=crop_num)
+
+
+def test_an_image_with_one_place_has_its_crop_there():
+    assert draw_crops(torch.zeros(1, 9, 9), torch.zeros(1).long(), crop_size=8, crop_num=1).tolist() == [[[0, 0]]]
 
 
 # crop_flags, take_crops

@@ -107,8 +107,9 @@ def test_the_loss_is_in_the_unit_interval_and_computed_in_float32_for_bf16_input
     [
         (torch.zeros(1, 3, 8, 8), 4, "window_px is 4; wanted an odd number"),
         (torch.zeros(1, 3, 8, 8), 0, "window_px is 0; wanted an odd number"),
+        (torch.zeros(1, 3, 8, 8), -1, "window_px is -1; wanted an odd number"),
         (torch.zeros(1, 1, 8, 8), 3, r"image is \(1, 1, 8, 8\)"),
-        (torch.zeros(3, 8, 8), 3, r"image is \(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8), 3, r"image is \(2, 3, 8\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 3, "torch.uint8; wanted .* RGB in \\[0, 1\\]"),
     ],
 )

@@ -209,6 +209,10 @@ def test_on_a_grid_the_gradient_is_nearly_that_of_every_pixel_and_an_image_does_
         assert torch.nn.functional.cosine_similarity(near_slope[n].flatten(), slope[n].flatten(), dim=0) > 0.999
         alone = energy(1, slice(n, n + 1))[1]
         torch.testing.assert_close(alone[0] / 2, near_slope[n])
+    cells.clear()
+    image[0] = 0.5  # one colour: cells of 5 and 10 pixels, a tenth and a fifth of sigma_xy in the core
+    energy(1, slice(1)), energy(2, slice(1))
+    assert cells == [7 * 7, 4 * 4]
 
 
 def test_mistakes_are_named():

@@ -264,13 +264,6 @@ def test_loss_by_hand_and_of_an_empty_region():
         region_loss(distance, region, group_size=3)
 
 
-def test_the_regions_are_computed_in_float32_under_autocast(golden):
-    inputs = Golden(golden("msee_p0"), torch.float32)
-    expected = inputs.cams("1.5")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(inputs.cams("1.5"), expected)
-
-
 def test_the_example_of_the_module_docstring():
     grid, present, everywhere = (2, 2), torch.tensor([[0]]), torch.ones(1, 2, 2, dtype=torch.bool)
     maps = {1.5: [0.9, 0.1, 0.5, 0.0], 0.5: [0.7, 0.8, 0.2, 0.6]}

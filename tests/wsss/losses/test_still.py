@@ -24,6 +24,8 @@ def test_two_maps_by_hand():
     assert still_loss(first, second, both).item() == pytest.approx(4.0, abs=1e-4)
     assert still_loss(first, second, one).item() == pytest.approx(4.0, abs=1e-4)
     assert still_loss(first, second, none).item() == 0.0
+    # a variance of 1e-6 is as large as what is added to it
+    assert still_loss(first / 1000, second / 1000, both).item() == pytest.approx(2.0, abs=1e-4)
     # a pair without still tokens counts as a pair whose maps are equal
     pairs = still_loss(torch.cat([first, first]), torch.cat([second, second]), torch.cat([one, none]))
     assert pairs.item() == pytest.approx(2.0, abs=1e-4)
@@ -69,3 +71,5 @@ def test_what_moves_does_not_count_and_unrelated_maps_have_about_2():
 def test_wrong_shapes_are_told():
     with pytest.raises(ValueError, match=r"wanted \(P, C, h, w\) twice and \(P, h, w\)"):
         still_loss(torch.rand(2, 1, 3, 3), torch.rand(1, 1, 3, 3), torch.ones(2, 3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"tokens \(1, 3, 3\)"):
+        still_loss(torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool))

@@ -155,6 +155,17 @@ def test_a_walk_fills_the_side_that_it_starts_on():
     assert random_walk_refine(image, scores[:0], cue_of(5)).shape == (0, 32, 40)
 
 
+@pytest.mark.parametrize("log_t", [0, 3])
+def test_a_walk_has_two_to_the_log_t_steps(log_t):
+    rng, scores = np.random.default_rng(0), np.random.default_rng(1).random((2, 8, 10), dtype=np.float32)
+    cue = AffinityCue(rng.random(cue_of(5).affinity_OP.shape, dtype=np.float32), (8, 10), 3)
+    image = np.zeros((8, 10, 3), np.uint8)  # of a pixel per cell
+    walk = transition_matrix(torch.from_numpy(cue.affinity_OP), (8, 10), radius=3, beta=0.5, log_t=log_t)
+    expected = (scores.reshape(2, 80) @ walk.numpy()).reshape(2, 8, 10)
+    found = random_walk_refine(image, scores, cue, beta=0.5, log_t=log_t, rescale=False)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_cell_takes_the_mean_of_its_pixels():
     scores = np.zeros((1, 32, 40), dtype=np.float32)
     scores[0, 13, 9] = 1  # one of the 16 pixels of a cell
@@ -178,8 +189,9 @@ def test_bad_cues_are_refused():
         random_walk_refine(image, scores, other)
     with pytest.raises(ValueError, match=r"scores \(1, 20, 16\)"):
         random_walk_refine(image, scores.transpose(0, 2, 1), cue_of(5))
-    with pytest.raises(ValueError, match="beta above 0"):
-        random_walk_refine(image, scores, cue_of(5), beta=0.0)
+    for options in ({"beta": 0.0}, {"log_t": -1}):
+        with pytest.raises(ValueError, match="beta above 0 and log_t 0 or more"):
+            random_walk_refine(image, scores, cue_of(5), **options)
     with pytest.raises(ValueError, match="finite"):
         random_walk_refine(image, scores * np.nan, cue_of(5))
 

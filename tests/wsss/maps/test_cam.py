@@ -6,7 +6,7 @@ from support.networks import tiny_cnn, tiny_segmenter, tiny_toco, tiny_vit
 from timm.models.vision_transformer import Attention
 from torch import nn
 
-from wsss.maps.cam import fuse_layers, normalise_cam, view_maps
+from wsss.maps.cam import fuse_layers, normalise_cam, to_cam, view_maps
 from wsss.maps.fusion import CamRule, multi_scale_cam
 from wsss.maps.gradients import grad_cam, gradient_maps, layer_cam
 from wsss.maps.windows import sliding_window, window_starts
@@ -85,7 +85,7 @@ def test_one_forward_pass_serves_all_kinds():
     vit.register_forward_hook(lambda *_: calls.append(1))
     maps, probs = view_maps(vit, Classify(vit).maps_of, torch.rand(2, 3, 32, 32), ["grad", "class_map"])
     assert len(calls) == 1
-    assert set(maps) == {"grad", "class_map"}
+    assert set(maps) == {"grad", "class_map"} and not maps["class_map"].requires_grad
     assert probs.shape == (2, 1) and 0 < probs.min() < probs.max() < 1
 
 
@@ -228,6 +228,12 @@ def test_fused_layers_match_the_golden_vectors(golden):
     torch.testing.assert_close(torch.stack(resized).mean(0).double(), g["multiscale_mean_f64"], atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("finest", [(6, 3), (2, 8)])
+def test_layers_are_fused_on_the_grid_of_most_cells(finest):
+    layers = [torch.randn(1, 2, *grid) for grid in ((2, 4), finest, (3, 3))]
+    assert torch.equal(to_cam("grad", layers), fuse_layers(layers, finest))
+
+
 def test_a_layer_fused_with_itself_is_that_layer():
     raw = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(fuse_layers([raw, raw], (4, 4)), normalise_cam(raw), atol=1e-5, rtol=0)
@@ -242,11 +248,12 @@ def test_windows_begin_at_every_step_and_end_at_the_border():
 def test_windows_of_a_local_map_are_stitched_without_a_seam():
     # a map that depends on its own cell alone must come out as if the whole frame had been seen at once
     def view(image):
-        return {"x": resize(image[:, :1], [side // 8 for side in image.shape[-2:]])}, image.mean(dim=(2, 3))[:, :1]
+        fine, coarse = (resize(image[:, :1], [side // cell for side in image.shape[-2:]]) for cell in (8, 16))
+        return {"x": fine, "layers": [fine, coarse]}, image.mean(dim=(2, 3))[:, :1]
 
     frame = torch.rand(2, 3, 48, 80)
     windowed = sliding_window(view, window_px=32, step_px=16, stride=8, batch_size=3)
-    torch.testing.assert_close(windowed(frame)[0]["x"], view(frame)[0]["x"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(windowed(frame)[0], view(frame)[0], atol=1e-6, rtol=0)
     assert windowed(frame[..., :32, :32])[0]["x"].shape == (2, 1, 4, 4)
 
 

@@ -193,14 +193,16 @@ def test_an_image_is_padded_to_the_stride_and_nothing_of_it_is_dropped():
         seen.append(image)
         return {"x": F.avg_pool2d(image, 4)}, scores_of(image)
 
-    image = torch.rand(1, 3, 9, 14)
+    image = torch.rand(1, 3, 9, 15)
     image[..., -1, :] = 5.0  # a floored grid would not see the last row
     x = map_padded(maps_of, image, 4)[0]["x"]
-    assert seen[0].shape == (1, 3, 12, 16) and x.shape == (1, 3, 9, 14)
-    assert (seen[0][..., 8:, :14] == 5).all()  # the border repeats the image's own edge, no black
+    assert seen[0].shape == (1, 3, 12, 16) and x.shape == (1, 3, 9, 15)
+    assert (seen[0][..., 8:, :] == 5).all()  # the border repeats the image's own edge, no black
     assert x[..., -1, :].min() > 3
     # the maps of the padded image, cut: a cell of the map still lies over its pixels
-    torch.testing.assert_close(x, F.interpolate(F.avg_pool2d(seen[0], 4), (12, 16), mode="bilinear")[..., :9, :14])
+    torch.testing.assert_close(x, F.interpolate(F.avg_pool2d(seen[0], 4), (12, 16), mode="bilinear")[..., :9, :15])
+    assert map_padded(maps_of, image[..., :8, :], 4)[0]["x"].shape == (1, 3, 8, 15)
+    assert map_padded(maps_of, image[..., :8], 4)[0]["x"].shape == (1, 3, 9, 8)
 
 
 def test_sides_that_are_multiples_of_the_stride_give_the_maps_as_they_are():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss.maps.boxes import inside_box, valid_tokens
+from wsss.maps.boxes import inside_box, valid_tokens, whole_box
 from wsss.maps.pseudo_label import certainty, class_ids, refined_label, scores_with_background, seed_label
 
 WHOLE = torch.tensor([[0, 1, 0, 4]])
@@ -152,6 +152,7 @@ def test_packed_channels_become_class_ids():
 def test_boxes_are_half_open():
     inside = inside_box(torch.tensor([[1, 3, 0, 2], [0, 0, 0, 4]]), 4, 4)
     assert inside[0].nonzero().tolist() == [[1, 0], [1, 1], [2, 0], [2, 1]] and not inside[1].any()
+    assert whole_box(torch.zeros(2, 3, 4, 6)).tolist() == [[0, 4, 0, 6]] * 2
 
 
 @pytest.mark.parametrize(("edge", "valid"), [(8, False), (9, True), (24, True), (25, True)])
@@ -190,8 +191,11 @@ def test_mistakes_are_named():
         ):
             with pytest.raises(ValueError, match="wanted 0 <= bg_threshold <= fg_threshold <= 1"):
                 call(wrong)
-    with pytest.raises(ValueError, match=r"cam \(1, 2, 4, 4\) and present \(1, 3\)"):
-        seed_label(cam, torch.zeros(1, 3, dtype=torch.int64), **good)
+    assert certainty(cam + 1, bg_threshold=0, fg_threshold=1).min() == 2
+    three = torch.zeros(1, 3, dtype=torch.int64)
+    for call in (seed_label, lambda *args, **options: refined_label(torch.rand(1, 3, 4, 4), *args, box, **options)):
+        with pytest.raises(ValueError, match=r"cam \(1, 2, 4, 4\) and present \(1, 3\)"):
+            call(cam, three, **good)
     with pytest.raises(ValueError, match="resize the cams to the image first"):
         refined_label(torch.rand(1, 3, 8, 8), cam, present, box, **good)
     with pytest.raises(ValueError, match="4 x 4 pixels have nothing left"):

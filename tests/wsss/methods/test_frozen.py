@@ -1,6 +1,5 @@
 """What a decoder on frozen ViTs learns from, with values worked out by hand."""
 
-import math
 import re
 
 import pytest
@@ -10,46 +9,16 @@ from support.clips import write_tiny_clip
 from support.methods import batch_with_present
 from support.networks import tiny_frozen, tiny_toco, tiny_vit
 
-from wsss.losses.pairs import affinity_logits, dense_pair_loss
-from wsss.maps.agreement import agreeing_attention, balanced, walk_along
+from wsss.losses.pairs import affinity_logits
+from wsss.maps.agreement import agreeing_attention, walk_along
+from wsss.maps.cam import normalise_cam
 from wsss.maps.gradients import gradient_maps
+from wsss.methods import frozen as frozen_module
 from wsss.methods.frozen import FrozenFeatures
 from wsss.methods.toco import ToCo
 from wsss.models.clip import SCENE_NEGATIVES, encode_prompts, load_clip
 from wsss.models.frozen import build_frozen
-
-
-def test_the_pair_loss_by_hand_and_of_nothing():
-    label = torch.tensor([[[0, 0], [1, 255]]])
-    z = torch.zeros(1, 4, 4)
-    torch.testing.assert_close(dense_pair_loss(z, label), torch.tensor(math.log(2)))  # both halves -log 1/2
-    z[0, 0, 1] = z[0, 1, 0] = math.log(3)  # sigmoid 3/4 on the one equal pair; the others stay at 1/2
-    torch.testing.assert_close(dense_pair_loss(z, label), torch.tensor(0.5 * (math.log(4 / 3) + math.log(2))))
-    assert dense_pair_loss(z, torch.full((1, 2, 2), 255)) == 0
-    assert dense_pair_loss(z, torch.tensor([[[1, 255], [255, 255]]])) == 0  # a patch with itself is no pair
-
-
-def test_affinity_is_symmetric_and_by_hand():
-    fused = torch.tensor([[[[1.0, 0.0]], [[2.0, 1.0]]]])  # patches (1, 2) and (0, 1) of two channels
-    expected = torch.tensor([[[5.0, 2.0], [2.0, 1.0]]]) / 2**0.5
-    torch.testing.assert_close(affinity_logits(fused), expected)
-
-
-def test_layers_that_disagree_with_the_affinity_are_left_out():
-    near, far = torch.full((1, 2, 2), 0.5), torch.zeros(1, 2, 2)
-    layers = torch.stack([near, far, near])
-    torch.testing.assert_close(agreeing_attention(layers, torch.full((1, 2, 2), 0.6)), near)
-    torch.testing.assert_close(agreeing_attention(layers, None), near * 2 / 3)
-    torch.testing.assert_close(agreeing_attention(far[None], near), far)  # one layer is never left out
-
-
-def test_a_walk_spreads_a_map_over_what_attends_to_each_other_and_keeps_its_sum():
-    attention = torch.tensor([[[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]])
-    cam = torch.tensor([[[[1.0, 0], [0.5, 0]]]])
-    torch.testing.assert_close(walk_along(cam, attention, 2), torch.tensor([[[[0.5, 0.5], [0.5, 0.0]]]]))
-    torch.testing.assert_close(walk_along(cam, attention, 0), cam)
-    rows = balanced(torch.rand(2, 9, 9) + 0.1, iterations=20).sum(2)
-    torch.testing.assert_close(rows, torch.ones(2, 9), atol=1e-3, rtol=0)
+from wsss.tensors import resize
 
 
 def test_nothing_of_the_encoders_is_trained_and_their_attention_is_the_one_inside():
@@ -84,6 +53,32 @@ def test_an_image_without_a_class_has_a_pseudo_label_of_background():
     seen, raw = method.look(batch)
     affinity = affinity_logits(method.student.decode(seen.depths)[0])
     assert not method.pseudo_label(batch, raw, seen.attention_LBNN, affinity, 0).any()
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_maps_walk_along_the_blocks_that_agree_once_the_affinity_has_learnt(monkeypatch, step):
+    method = FrozenFeatures(tiny_frozen(), attended=2, agree_from=10)
+    batch, raw, affinity = batch_with_present(), torch.randn(4, 1, 4, 4), torch.randn(4, 16, 16)
+    attention = torch.rand(3, 4, 16, 16)
+    seen = []
+    monkeypatch.setattr(frozen_module, "refined_label", lambda image, cam, *args, **options: seen.append(cam))
+    method.pseudo_label(batch, raw, attention, affinity, step)
+    method.pseudo_label(batch, raw, None, affinity, step)
+    agreeing = agreeing_attention(attention, affinity.sigmoid() if step == 10 else None)
+    walked = normalise_cam(walk_along(normalise_cam(raw), agreeing, 2))
+    for found, cam in zip(seen, (walked, normalise_cam(raw)), strict=True):
+        torch.testing.assert_close(found, resize(cam, (32, 32)))
+
+
+def test_pictures_are_the_strongest_first_map_and_the_label_of_a_last_step():
+    method, batch = FrozenFeatures(tiny_frozen(3), attended=2, agree_from=10), batch_with_present(classes=3)
+    batch["box"][:] = torch.tensor([0, 8, 0, 8])  # what a step sees of an image: a picture shows all of it
+    found = method.pictures(batch)
+    seen, raw = method.look(batch)
+    torch.testing.assert_close(found["first map"], normalise_cam(raw).amax(1))
+    affinity = affinity_logits(method.student.decode(seen.depths)[0])
+    whole = {**batch, "box": torch.tensor([[0, 32, 0, 32]] * 4)}
+    assert torch.equal(found["pseudo label"], method.pseudo_label(whole, raw, seen.attention_LBNN, affinity, 10))
 
 
 def test_what_thresholds_and_choices_read_keeps_its_digits_in_mixed_precision(clip):

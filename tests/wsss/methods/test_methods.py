@@ -5,10 +5,12 @@ from support.methods import batch_of, build
 from support.networks import tiny_cnn, tiny_frozen, tiny_pcm, tiny_segmenter, tiny_vit
 
 from wsss.losses.labels import classification_loss, segmentation_loss
+from wsss.maps.affinity import pair_affinity
+from wsss.methods.affinity import Affinity
 from wsss.methods.base import Frozen
 from wsss.methods.classify import Classify
 from wsss.methods.consistency import orthonormal
-from wsss.methods.cotrain import CoTrain
+from wsss.methods.cotrain import CoTrain, is_norm
 from wsss.methods.distill import Distill
 from wsss.methods.mixed import Mixed, with_zero_background
 from wsss.methods.supervised import Supervised
@@ -166,14 +168,55 @@ def test_without_a_weight_nothing_is_compared_over_time():
 def test_pairs_are_wanted_whole_and_weights_in_their_range():
     with pytest.raises(ValueError, match="a process has 3 images at a time, which are no pairs"):
         build("distill", time_weight=1.0).check_images(3)
-    for options in ({"time_weight": -1.0}, {"still": 2.0}):
+    build("distill", time_weight=1.0, still=0.0).check_images(4)
+    for options in ({"time_weight": -1.0}, {"still": 2.0}, {"still": -0.1}):
         with pytest.raises(ValueError, match="wanted >= 0 and in"):
             build("distill", **options)
 
 
-def test_a_negative_lambda_is_refused():
-    with pytest.raises(ValueError, match="align_weight is -1"):
-        build("distill", align_weight=-1)
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("distill", {"align_weight": -1}, "align_weight is -1"),
+        ("classify", {"dark_weight": -0.1}, "dark_weight is -0.1; wanted >= 0"),
+        ("mixed", {"pixel_weight": -1}, "pixel_weight is -1; wanted >= 0"),
+        ("affinity", {"radius": 1}, "radius is 1; wanted 2 or more"),
+        ("frozen", {"seg_weight": -1.0}, r"wanted seg_weight \(-1.0\) and pair_weight \(0.1\) >= 0"),
+        ("frozen", {"pair_weight": -1.0}, r"wanted seg_weight \(1.0\) and pair_weight \(-1.0\) >= 0"),
+        ("frozen", {"attended": 0, "walk_steps": -1}, r"walk_steps \(-1\) >= 0"),
+        ("msee", {"beta": 0.0}, "beta is 0.0; wanted > 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        build(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), [("toco", {}), ("frozen", {"attended": 0})])
+def test_images_that_do_not_divide_into_groups_are_refused(name, options):
+    method = build(name, group_size=2, **options)
+    method.check_images(4)
+    with pytest.raises(ValueError, match="3 images .* groups of 2"):
+        method.check_images(3)
+
+
+def test_without_a_weight_the_dark_channel_is_not_computed():
+    assert set(build("classify")(batch_of(), 0)) == {"loss", "cls_loss"}
+
+
+def test_affinities_come_with_the_grid_of_the_image():
+    method, image = build("affinity", radius=2).eval(), torch.rand(2, 3, 32, 64)
+    affinity_BOP, grid = method.affinities(image)
+    assert grid == method.grid_of((32, 64)) == (4, 8) and not affinity_BOP.requires_grad
+    torch.testing.assert_close(affinity_BOP, pair_affinity(method.student(image), 2))
+    with pytest.raises(ValueError, match="method affinity trains an affinity_net, not a ViT"):
+        Affinity(tiny_vit())
+
+
+def test_a_teacher_follows_the_images_to_their_device():
+    teacher = Frozen(tiny_cnn())
+    assert teacher.on(torch.device("cpu")) is teacher.network
+    assert {p.device.type for p in teacher.on(torch.device("meta")).parameters()} == {"meta"}
 
 
 def test_what_a_teacher_does_not_have_is_named():
@@ -249,6 +292,8 @@ def test_a_temperature_that_a_level_does_not_have_is_refused_at_once(level):
         ("student", 0, True, False),
         ("alternate", 0, True, False),
         ("alternate", 1, False, True),
+        ("alternate", 2, True, False),
+        ("alternate", 3, False, True),
     ],
 )
 def test_co_training_aligns_whom_it_says(gradient, step, student_moves, partner_moves):
@@ -261,6 +306,8 @@ def test_co_training_aligns_whom_it_says(gradient, step, student_moves, partner_
         allow_unused=True,
     )
     assert [g is not None and bool(g.abs().sum() > 0) for g in grads] == [student_moves, partner_moves]
+    assert (method.phase(step) == method.phase(step + 1)) == (gradient != "alternate")
+    assert method.phase(step) == method.phase(step + 2)
 
 
 def test_co_training_is_two_classifications_and_lambda_times_the_alignment():
@@ -277,6 +324,9 @@ def test_frozen_norms_of_the_partner_keep_their_statistics():
         before = {n: b.clone() for n, b in method.partner.named_buffers() if "running_mean" in n}
         method(batch_of(), 0)
         assert any(not torch.equal(before[n], b) for n, b in method.partner.named_buffers() if n in before) == moved
+        trained = [module.training for module in method.partner.modules() if not is_norm(module)]
+        assert all(trained) and method.student.training
+        assert not any(module.training for module in method.eval().modules())
 
 
 def test_segmentation_loss_by_hand():
@@ -284,6 +334,8 @@ def test_segmentation_loss_by_hand():
     logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[20.0, -20.0, -9.0, 0.0]]]])
     mask = torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
     assert segmentation_loss(logits, mask).item() == pytest.approx(0.693147 / 3, abs=1e-6)
+    mask[..., :3] = 255  # the undecided one alone
+    assert segmentation_loss(logits, mask).item() == pytest.approx(0.693147, abs=1e-6)
 
 
 def test_segmentation_loss_without_a_labelled_pixel_is_zero_and_differentiable():
@@ -302,6 +354,7 @@ def test_masks_reach_the_network_through_the_class_map():
     assert with_zero_background(torch.ones(1, 1, 2, 2)).softmax(1)[0, 1, 0, 0].item() == pytest.approx(
         0.731059, abs=1e-6
     )
+    assert with_zero_background(torch.ones(1, 3, 1, 1)).flatten().tolist() == [0, 1, 1, 1]
 
 
 def test_a_supervised_network_gives_probabilities_and_a_classifier_cannot_take_its_place():

@@ -3,6 +3,7 @@ import torch
 from support.networks import tiny_toco, two_view_batch
 from support.toys import SMALL
 
+from wsss.losses.labels import classification_loss
 from wsss.maps.cam import packed_rows
 from wsss.methods import looks
 from wsss.methods.looks import make_views
@@ -142,8 +143,12 @@ def test_every_switch_changes_the_loss_and_keeps_every_gradient():
 
 
 def test_classification_of_the_teachers_is_added_where_it_is_asked_for():
-    losses = msee(teacher_grad=True, scale_cls_weight=1.0)(two_view_batch(3), 1)
-    assert losses["scale_cls_loss"] > 0
+    method, batch = msee(teacher_grad=True, scale_cls_weight=1.0), two_view_batch(3)
+    found = method(batch, 1)["scale_cls_loss"]
+    at = method.see(make_views(batch), 1).looks
+    of_scales = [method.student.classify(at[s].features["final"], at[s].features["aux"]) for s in (1.5, 0.5)]
+    expected = sum(classification_loss(logits, batch["image_label"]) for both in of_scales for logits in both)
+    torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="teacher_grad"):
         msee(scale_cls_weight=1.0)
 
@@ -172,7 +177,7 @@ def test_before_its_start_it_neither_decodes_nor_adds():
 
 
 def test_impossible_scales_are_refused():
-    for scales in ((), (1.0,), (0.5, 0.5), (-1.0,)):
+    for scales in ((), (1.0,), (0.5, 0.5), (1.5, -1.0), (0.0,)):
         with pytest.raises(ValueError, match="scales"):
             msee(scales=scales)
 

@@ -12,7 +12,7 @@ from wsss.losses.labels import balanced_segmentation_loss
 from wsss.maps.fusion import fuse_cams
 from wsss.maps.pseudo_label import certainty, seed_label
 from wsss.methods import toco as toco_module
-from wsss.methods.looks import Views, mirrored_box
+from wsss.methods.looks import Views, make_views, mirrored_box
 from wsss.methods.toco import ToCo
 from wsss.models.toco import ToCoNet, build_toco
 
@@ -123,6 +123,14 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_groups():
         torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_labels_come_from_the_final_classifier_from_the_step_on_that_is_said():
+    method, views = ToCo(tiny_toco(3), **SMALL, seg_from=0, aux_labels_before=5), make_views(two_view_batch(3))
+    for step, source in ((4, "aux"), (5, "final")):
+        seen = method.see(views, step)
+        assert set(seen.cams) == {"aux", source}
+        assert torch.equal(seen.label_BHW, method.pseudo_label(seen, source))
+
+
 def test_the_teacher_head_follows_once_per_step():
     method = ToCo(tiny_toco(3), **SMALL, seg_from=0).train()
     batch = two_view_batch(3)
@@ -145,6 +153,23 @@ def test_a_mirrored_box_mirrors_back():
     box = torch.tensor([[1, 9, 2, 5], [0, 8, 0, 8]])
     assert mirrored_box(box, 8).tolist() == [[1, 9, 3, 6], [0, 8, 0, 8]]
     assert torch.equal(mirrored_box(mirrored_box(box, 8), 8), box)
+
+
+def test_each_view_is_made_of_its_own_image_and_colours():
+    batch = two_view_batch(3)  # neutral colours; every second local source is mirrored
+    batch["photometric"][0, 0, 0], batch["photometric"][0, 1, 4] = 0.5, 1.0  # a darker main view, a grey second one
+    views, image, view2 = make_views(batch), batch["image"], batch["view2"] / 255
+    torch.testing.assert_close(views.main, image * torch.tensor([0.5, 1.0]).view(2, 1, 1, 1))
+    torch.testing.assert_close(views.view2[1], view2[1])
+    assert torch.equal(views.view2[0, 0], views.view2[0, 2]) and not torch.equal(view2[0, 0], view2[0, 2])
+    torch.testing.assert_close(views.local, torch.stack([image[0], image[1].flip(-1)]))
+    assert views.guide is views.main and views.mirrored.tolist() == [False, True]
+
+
+def test_the_published_box_is_that_of_before_the_views_own_flip():
+    batch = {**two_view_batch(3), "main_flip": torch.tensor([False, True])}
+    assert make_views(batch).box.tolist() == [[0, 32, 0, 32], [0, 32, 8, 32]]
+    assert make_views(batch, toco_compat=True).box.tolist() == [[0, 32, 0, 32], [0, 32, 0, 24]]
 
 
 def test_options_that_contradict_each_other_are_refused():

@@ -71,10 +71,15 @@ def test_false_alarms_are_measured_on_smoke_free_images_only():
 
 
 def test_precision_recall_and_two_class_miou_by_hand():
-    at = counts_of([np.array([[0.9, 0.9, 0.9, 0.0]])], [np.array([[1, 0, 0, 1]])], np.array([0.5]))
-    assert metrics.precision(at)[0] == pytest.approx(1 / 3)
-    assert metrics.recall(at)[0] == pytest.approx(1 / 2)
-    assert metrics.fg_bg_miou(at)[0] == pytest.approx((1 / 4 + 0 / 3) / 2)
+    scores = [np.array([[0.9, 0.9, 0.9, 0.0]]), np.array([[0.0, 0.9, 0.0, 0.0]])]
+    truths = [np.array([[1, 0, 0, 1]]), np.array([[0, 1, 0, 0]])]
+    at = counts_of(scores, truths, np.array([0.5]))
+    # pooled: 2 hits, 2 false alarms, 1 miss, 3 of the background right
+    assert metrics.precision(at)[0] == pytest.approx(2 / 4)
+    assert metrics.recall(at)[0] == pytest.approx(2 / 3)
+    assert metrics.pooled_iou(at)[0] == pytest.approx(2 / 5)
+    assert metrics.fg_bg_miou(at)[0] == pytest.approx((2 / 5 + 3 / 6) / 2)
+    assert metrics.iou_per_image(at)[:, 0].tolist() == [1 / 4, 1]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

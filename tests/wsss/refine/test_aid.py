@@ -20,6 +20,7 @@ def test_clip_aid_by_hand():
     assert aided(0.25, 0.75, mode="mean") == pytest.approx(0.5, abs=1e-3)
     assert aided(0.25, 0.75, mode="mean", weight=0.1) == pytest.approx(0.3, abs=1e-3)
     assert aided(0.25, 0.75, mode="replace") == pytest.approx(0.75, abs=1e-3)
+    assert aided(0.25, 1.001, mode="replace") == 1 and aided(0.25, -0.001, mode="replace") == 0  # by rounding
     assert aided(0.25, 0.75, weight=0.0) == pytest.approx(0.25)
     assert aided(0.25, 0.75, weight=1.0) == pytest.approx(0.75, abs=1e-3)
     assert aided(0.0, 0.9) == 0.0 and aided(0.9, 0.0) == 0.0

@@ -20,9 +20,14 @@ def test_a_chain_runs_its_steps_in_order_each_with_its_own_cue():
 
 def test_the_refiner_that_leaves_the_range_or_the_size_is_named():
     image, scores = np.zeros((2, 2, 3), dtype=np.uint8), np.ones((1, 2, 2), dtype=np.float32)
-    for by, message in ((1.01, "from 1.01 to 1.01"), (-0.5, "from -0.5 to"), (np.nan, "nan")):
+    scores[0, 0, 0] = 0.25
+    steps = [Step("edge", lambda _, scores: (scores - 0.25) * (1.002 / 0.75) - 0.001, False)]  # from -0.001 to 1.001
+    assert run_chain(steps, image, scores, {}).ravel().tolist() == [0, 1, 1, 1]
+    for by, message in ((1.01, "from 0.2525 to 1.01"), (-0.5, "from -0.5 to -0.125"), (np.nan, "nan")):
         steps = [Step("fine", partial(grow, by=1.0), False), Step("par", partial(grow, by=by), False)]
         with pytest.raises(ValueError, match=f"refiner 'par' gave scores .*{message}.* wanted .0, 1."):
             run_chain(steps, image, scores, {})
+    with pytest.raises(ValueError, match="from -0.5 to 0.25"):  # too low at one place alone
+        run_chain([Step("low", lambda _, scores: 0.5 - scores, False)], image, scores, {})
     with pytest.raises(ValueError, match=r"refiner 'cut' gave scores \(1, 1, 2\) for \(1, 2, 2\)"):
         run_chain([Step("cut", lambda _, scores: scores[:, :1], False)], image, scores, {})

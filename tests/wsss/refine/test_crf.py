@@ -58,6 +58,10 @@ def test_background_by_hand():
     # several classes: the strongest sets the background
     probs = add_background(np.array([[[0.5]], [[0.25]]]), 1.0).ravel()
     np.testing.assert_allclose(probs, np.array([0.5, 0.5, 0.25]) / 1.25)
+    # a score that rounding put above 1 leaves nothing to the background
+    assert add_background(np.full((1, 1, 1), 1.001), 0.5).ravel().tolist() == [0, 1]
+    with pytest.raises(ValueError, match="gamma is 0; wanted above 0"):
+        add_background(np.full((1, 1, 1), 0.5), 0)
 
 
 def test_a_constant_image_keeps_a_uniform_map_uniform():
@@ -157,15 +161,17 @@ def test_no_class_stays_no_class(name):
     cue = [CUES[name]] if takes_cue(name) else []
     refined = REFINERS[name](np.zeros((4, 5, 3), dtype=np.uint8), np.zeros((0, 4, 5), dtype=np.float32), *cue)
     assert refined.shape == (0, 4, 5)
-    assert not mask_of(refined, [], threshold=0.3).any()
+    assert np.array_equal(mask_of(refined, [], threshold=0.3), np.zeros((4, 5)))
 
 
 def test_bad_input_is_refused_before_the_library_crashes():
     image, probs = np.zeros((4, 5, 3), dtype=np.uint8), np.full((2, 4, 5), 0.5)
     good = {**dict.fromkeys(NAMES, 1.0), "iterations": 1}
-    mean_field(image, probs, **good)
-    with pytest.raises(ValueError, match="must be above 0"):
-        mean_field(image, probs, **{**good, "gaussian_sxy": 0.0})  # would be a segmentation fault
+    columns_first = mean_field(np.asfortranarray(image), np.asfortranarray(probs), **good)
+    assert np.array_equal(mean_field(image, probs, **good), columns_first)
+    for zero in ({"gaussian_sxy": 0.0}, {"iterations": 0}):  # the first would be a segmentation fault
+        with pytest.raises(ValueError, match="must be above 0"):
+            mean_field(image, probs, **{**good, **zero})
     with pytest.raises(ValueError, match="1 probabilities are not finite"):
         mean_field(image, np.where(np.arange(40).reshape(2, 4, 5) == 3, np.nan, probs), **good)
     with pytest.raises(ValueError, match=r"\(4, 5, 3\) uint8 and probabilities \(2, 5, 4\)"):
