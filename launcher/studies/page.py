@@ -99,11 +99,8 @@ def name_mixed(rows: Sequence[Mapping[str, Any]]) -> str:
 def name_apart(rows: Sequence[Mapping[str, Any]], control: str | None) -> str:
     """A line of the rows that were evaluated on other images than the control; "" if there are none."""
     apart = ", ".join(row["name"] for row in rows if row["apart"])
-    return (
-        f"Evaluated on other images than the control {control}, so not compared with it: {apart}; evaluate them on the same"
-        if apart
-        else ""
-    )
+    said = f"Evaluated on other images than the control {control}, so not compared with it: {apart}"
+    return f"{said}; evaluate them on the same" if apart else ""
 
 
 def has_few_groups(rows: Sequence[Mapping[str, Any]]) -> bool:
