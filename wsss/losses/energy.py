@@ -65,7 +65,7 @@ def dense_energy(
     """
     check_energy(scale, grid, sigma_rgb, sigma_xy)
     check_shapes(image_B3HW, seg_logits_BChw, label_BHW)
-    size = core_size(*image_B3HW.shape[-2:], scale)
+    size = core_size(image_B3HW.shape[2], image_B3HW.shape[3], scale)
     with full_precision(seg_logits_BChw):
         probs_BCHW = resize(at_least_float32(seg_logits_BChw), image_B3HW.shape[-2:]).softmax(dim=1)
         core_BCN = resize(probs_BCHW, size).flatten(2)
