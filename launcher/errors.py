@@ -76,9 +76,17 @@ def explain_machine(error: Exception) -> str | None:
     from shards.batches.waiting import explain_loader
     from shards.files import OF_THE_MACHINE, tell_refusal
 
-    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+    if isinstance(error, OSError) and (error.errno in OF_THE_MACHINE or meets_file(error)):
         return tell_refusal(error, Path(os.fsdecode(error.filename)) if error.filename else None)
     return explain_loader(str(error)) if isinstance(error, RuntimeError) else None
+
+
+def meets_file(error: OSError) -> bool:
+    """Whether a folder was to be made, or looked into, where a file has its name."""
+    if not isinstance(error, FileExistsError | NotADirectoryError) or error.filename is None:
+        return False
+    path = Path(os.fsdecode(error.filename))
+    return any(part.is_file() for part in (path, *path.parents))
 
 
 def explain_partner(error: Exception) -> str | None:

@@ -58,6 +58,9 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
 
+    So does the first Ctrl-C where no `wsss train` is above, which asks by SIGTERM: torch's own launcher hands on what
+    it gets, and waits for half a minute.
+
     Args:
         waited_s: how long the process has been waiting for something that may never come. From a SIGTERM on it is
             looked at every PATIENCE_S.
@@ -66,7 +69,8 @@ def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool
         WaitsInVain: inside the block, PATIENCE_S or more after a SIGTERM, if it has been waiting for as long.
     """
     ended, lock = threading.Event(), threading.Lock()
-    with record_signals(signal.SIGTERM, signal.SIGHUP) as came:
+    alone = not os.environ.get(LAUNCHED) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with record_signals(signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if alone else [])) as came:
         ours: Any = signal.getsignal(signal.SIGTERM)
 
         def record(number: int, frame: Any) -> None:
@@ -75,6 +79,10 @@ def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool
             ours(number, frame)
             if time.monotonic() - first.setdefault("at", time.monotonic()) >= PATIENCE_S <= waited_s():
                 raise WaitsInVain
+
+        def record_once(number: int, frame: Any) -> None:
+            signal.signal(number, signal.default_int_handler)
+            record(signal.SIGTERM, frame)
 
         def look_again(main_thread: int) -> None:
             while not ended.wait(PATIENCE_S):
@@ -85,6 +93,8 @@ def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool
         first: dict[str, float] = {}
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, record)
+            if alone:
+                signal.signal(signal.SIGINT, record_once)
         try:
             yield lambda: bool(came)
         finally:

@@ -19,3 +19,15 @@ def test_a_partner_that_is_late_or_gone_is_one_line_that_says_where_to_look(text
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="ours"), report_user_errors():
         raise RuntimeError("ours")
+
+
+def test_a_file_where_a_folder_is_to_be_is_one_line_whatever_command_makes_it(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below/it"):
+        with pytest.raises(SystemExit) as end, report_user_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.count("\n") == 1
+        assert f"{tmp_path}/file" in said and "rename it, or choose another place" in said
+    with pytest.raises(FileExistsError), report_user_errors():
+        tmp_path.mkdir()

@@ -185,6 +185,8 @@ def build_conformer(
     ):
         if value < divisor or value % divisor:
             raise ValueError(f"model.{name} is {value}; wanted a multiple of {divisor}")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"model.drop_path is {drop_path}; wanted a rate in [0, 1)")
     backbone = DualBackbone(
         patch_size=patch_size,
         channel_ratio=channel_ratio,

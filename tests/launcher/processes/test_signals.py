@@ -11,7 +11,8 @@ import psutil
 import pytest
 from support.places import ROOT
 
-from launcher.processes.signals import STOPPED
+from launcher.errors import LAUNCHED
+from launcher.processes.signals import STOPPED, stop_on_sigterm
 
 LAUNCHER = """
 import subprocess, sys, time
@@ -201,3 +202,22 @@ def test_a_child_whose_launchers_are_killed_ends_with_a_checkpoint(begin, tmp_pa
     until(lambda: gone(tmp_path))
     assert (tmp_path / "saved").exists() == (when == "begun")
     until(lambda: not launcher.is_running() or launcher.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_the_first_ctrl_c_asks_a_training_without_wsss_train_above_to_stop(monkeypatch):
+    """As torch's own launcher hands it on; the second one ends it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.delenv(LAUNCHED, raising=False)
+        with stop_on_sigterm(lambda: 0.0) as asked:
+            assert not asked()
+            signal.raise_signal(signal.SIGINT)
+            assert asked()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        monkeypatch.setenv(LAUNCHED, "mark")
+        with pytest.raises(KeyboardInterrupt), stop_on_sigterm(lambda: 0.0):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

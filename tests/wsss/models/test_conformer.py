@@ -212,6 +212,7 @@ def test_names_are_those_of_the_published_checkpoints():
     [
         ({"patch_size": 8}, "model.patch_size is 8; wanted a multiple of 16"),
         ({"depth": 4}, "model.depth is 4; wanted a multiple of 3"),
+        ({"drop_path": 1.7}, r"model.drop_path is 1.7; wanted a rate in \[0, 1\)"),
         ({"embed_dim": 15}, "model.embed_dim is 15; wanted a multiple of 2"),
     ],
 )
