@@ -186,6 +186,8 @@ def test_setr_has_the_sizes_of_the_upper_bound():
     assert (len(network.blocks), layer.self_attn.num_heads, layer.linear1.out_features) == (6, 16, 1024)
     assert not layer.norm_first
     assert not torch.equal(*(tiny_setr().blocks[i].linear1.weight for i in (0, 1)))  # two draws, not one copied
+    unspread = tiny_setr(spread=1, widths=(16, 8, 8)).eval()
+    assert unspread(torch.rand(1, 3, 32, 32)).seg_logits_BChw.shape[-2:] == (32, 32)
 
 
 def test_setr_knows_where_a_patch_is():
