@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from shards.image_bytes import decode_grey, decode_image, decode_mask, header_of, turn_upright
-from shards.pixels import upright, voc_colours
+from shards.pixels import orientation_of, upright, voc_colours
 from shards.schema import SampleError
 
 GREY = np.array([[0, 128, 255]], dtype=np.uint8)
@@ -112,6 +112,14 @@ def test_palette_masks_of_any_bits_keep_their_indices_unless_the_colours_contrad
         values = np.array([[0, 1, 1, 0]])
         for second in ((255, 255, 255), (128, 0, 0), (9, 200, 3)):
             assert decode_mask(png(values, bits, 3, [(0, 0, 0), second]), "m").tolist() == [[0, 1, 1, 0]]
+    # without a background no entry can be darker than it
+    assert decode_mask(palette_png([[1, 2]], [(0, 0, 0), (9, 200, 3), (9, 9, 3)]), "m").tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(("value", "orientation"), [(6, 6), (8, 8), (0, 1), (9, 1), ("6", 1), (6.5, 1), (None, 1)])
+def test_an_orientation_that_is_none_is_upright(monkeypatch, value, orientation):
+    monkeypatch.setattr(Image.Image, "getexif", lambda self: {0x0112: value})
+    assert orientation_of(Image.new("RGB", (1, 1))) == orientation
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def assert_sums(device: str, kind: str, classes: int, dtype: torch.dtype, tolera
     on_device = points.to(device, dtype), values.to(device, dtype)
     for sums in (
         gaussian_sum(*on_device),
-        gaussian_sum_chunked(centred(on_device[0]), on_device[1], chunk=50),
+        gaussian_sum_chunked(centred(on_device[0]), on_device[1], chunk=5),
     ):
         assert sums.dtype == dtype
         torch.testing.assert_close(sums.double().cpu(), expected, rtol=tolerance, atol=0)

@@ -45,7 +45,11 @@ def test_the_threshold_of_all_classes_is_that_of_the_best_miou():
     best = measure.best()
     assert best == (pytest.approx(0.31), 1.0)  # the first at which the background is no longer `a`
     other = ClassThresholds(ABC)
-    assert other.best() is None
+    other.add(ScorePrediction(scores, "class_map", 0.3), Truth("y", "y", truth_HW // 255 * 255, {}, True, (True, True)))
+    assert other.best() is None  # classes are predicted, and none is shown
+    other.add(ScorePrediction(scores, "class_map", 0.3), Truth("z", "z", truth_HW % 2, {}, True, (True, False)))
+    assert other.best() is not None  # the first class alone
+    other = ClassThresholds(ABC)
     other.extend(measure)
     assert other.best() == best
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.batches.augment import Augment, Squash, View
+from shards.batches.augment import Augment, Squash, View, Whole, resize_mask
 from shards.batches.batch import collate, present_classes
 from shards.batches.loaders import eval_loader, train_loader, view_of
 from shards.batches.order import Slice, StepSampler, epoch_order
@@ -215,6 +215,10 @@ def test_squash_and_augment_by_hand():
     never, _, mask_never, _ = Augment(size=8, flip=0.0)(image, rng)
     assert np.array_equal(never, squashed) and np.array_equal(always, squashed[:, ::-1]) and mask_never is None
     assert mask_squashed[0].tolist() == [0] * 4 + [1] * 4 and mask_always[0].tolist() == [1] * 4 + [0] * 4
+    untouched, whole, same, _ = Whole()(image, mask_HW=mask)
+    assert untouched is image and same is mask and whole == (0, 8, 0, 16)
+    part = resize_mask(np.arange(16, dtype=np.uint8).reshape(4, 4), (4, 4), (2, 0, 4, 2))  # as large as it was
+    assert part.tolist() == [[2, 2, 3, 3]] * 2 + [[6, 6, 7, 7]] * 2
     sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
     assert len(sizes) > 1
 

@@ -151,6 +151,11 @@ def test_parts_have_their_area_ratio_and_place():
     assert abs(np.corrcoef(np.transpose(corners))[0, 1]) < 0.1
 
 
+def test_the_largest_draw_of_a_place_ends_at_the_borders():
+    quarter = iter([0.0, 0.5] * 10 + [0.9999] * 2)  # a square of 173 pixels, as far to the lower right as it can be
+    assert random_part(300, 400, (0.25, 1.0), quarter) == (227, 127, 400, 300)
+
+
 def test_a_shape_that_no_part_fits_shows_its_centre():
     assert random_part(90, 9, (0.9, 1.0), iter([0.5] * 22)) == (0, 39, 9, 51)  # 9 wide, 12 high
     assert random_part(9, 90, (0.9, 1.0), iter([0.5] * 22)) == (39, 0, 51, 9)

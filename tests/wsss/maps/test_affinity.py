@@ -201,7 +201,12 @@ def test_the_network_gives_features_at_16_pixels_per_cell(stride, size):
     net = build_affinity_net(
         1, timm_name="resnet10t", output_stride=stride, widths=(2, 3, 4), affinity_dim=6, timm_options=NARROW
     )
-    assert net(torch.rand(2, 3, 16 * size[0], 16 * size[1])).shape == (2, 6, *size)
+    image = torch.rand(2, 3, 16 * size[0], 16 * size[1])
+    features = net(image)
+    assert features.shape == (2, 6, *size)
+    normalised = (image - net.mean) / net.std
+    net.mean.zero_(), net.std.fill_(1)
+    torch.testing.assert_close(net(normalised), features)
 
 
 def test_batch_norm_stays_frozen_in_training():
@@ -212,7 +217,8 @@ def test_batch_norm_stays_frozen_in_training():
     for _ in range(2):  # also when a trainer calls train() again
         net.train()
         affinity_loss(pair_affinity(net(torch.rand(1, 3, 80, 144)), 5), label, 5)["loss"].backward()
-    assert net.training and net.backbone.layer1.training and not any(norm.training for norm in norms)
+    assert not any(module.training for module in net.eval().modules())
+    assert net.train().training and net.backbone.layer1.training and not any(norm.training for norm in norms)
     assert all(torch.equal(norm.running_mean, old) for norm, old in zip(norms, before, strict=True))
     trained = {n for n, p in net.named_parameters() if p.requires_grad}
     assert not any("bn" in name for name in trained)

@@ -70,15 +70,17 @@ def test_maps_walk_along_the_blocks_that_agree_once_the_affinity_has_learnt(monk
         torch.testing.assert_close(found, resize(cam, (32, 32)))
 
 
-def test_pictures_are_the_strongest_first_map_and_the_label_of_a_last_step():
-    method, batch = FrozenFeatures(tiny_frozen(3), attended=2, agree_from=10), batch_with_present(classes=3)
+def test_pictures_are_the_strongest_first_map_and_the_label_of_a_last_step(monkeypatch):
+    method, batch, calls = FrozenFeatures(tiny_frozen(3), attended=2, agree_from=10), batch_with_present(classes=3), []
+    batch["present"] = torch.tensor([[0, 2], [1, 2], [0, -1], [-1, -1]])
     batch["box"][:] = torch.tensor([0, 8, 0, 8])  # what a step sees of an image: a picture shows all of it
+    monkeypatch.setattr(method, "pseudo_label", lambda *args: calls.append(args))
     found = method.pictures(batch)
-    seen, raw = method.look(batch)
-    torch.testing.assert_close(found["first map"], normalise_cam(raw).amax(1))
-    affinity = affinity_logits(method.student.decode(seen.depths)[0])
-    whole = {**batch, "box": torch.tensor([[0, 32, 0, 32]] * 4)}
-    assert torch.equal(found["pseudo label"], method.pseudo_label(whole, raw, seen.attention_LBNN, affinity, 10))
+    (whole, raw, attention, affinity, step), (seen, expected) = calls[0], method.look(batch)
+    torch.testing.assert_close(found["first map"], normalise_cam(expected).amax(1))
+    assert whole["box"].tolist() == [[0, 32, 0, 32]] * 4 and step == 10 and torch.equal(raw, expected)
+    torch.testing.assert_close(attention, seen.attention_LBNN)
+    torch.testing.assert_close(affinity, affinity_logits(method.student.decode(seen.depths)[0]))
 
 
 def test_what_thresholds_and_choices_read_keeps_its_digits_in_mixed_precision(clip):

@@ -31,6 +31,7 @@ VARIANTS = [
     ("cotrain", {"gradient": "alternate", "project": "both", "project_dim": 3}),
     ("cotrain", {"align_weight": 0.0, "freeze_norm": True}),
     ("mixed", {"pixel_weight": 0.2}),
+    ("mixed", {"pixel_weight": 0.0}),
     ("supervised", {}),
 ]
 
@@ -235,12 +236,15 @@ def test_the_published_target_has_the_random_channel_behind_the_class_map():
     assert method.project.out_channels == 2
     out = method.student(batch_of()["image"])
     torch.testing.assert_close(method.maps_of(out)["project"], method.project(out.patches_BDhw)[:, :1])
+    alone = build("distill", teacher=tiny_pcm, target="background")  # which is no map of a class
+    assert "project" not in alone.maps_of(alone.student(batch_of()["image"]))
 
 
 def test_without_a_projection_only_levels_of_any_width_are_taken():
     with pytest.raises(ValueError, match="project is none, but level 'global' compares channel with channel"):
         build("distill", project="none")
-    assert "project" not in build("distill", project="none", level="map_mean").state_dict()
+    names = build("distill", project="none", level="map_mean").state_dict()
+    assert {name.split(".")[0] for name in names} == {"student"}
 
 
 def test_a_width_of_its_own_leaves_the_target_fixed_and_keeps_its_angles():

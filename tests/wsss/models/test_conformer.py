@@ -1,11 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from wsss.losses.labels import classification_loss
 from wsss.models.conformer import build_conformer, transcam
-from wsss.models.conformer_blocks import AttentionMean, ConvTransBlock
+from wsss.models.conformer_blocks import AttentionMean, Block, ConvTransBlock
 
 TINY = {"channel_ratio": 1, "embed_dim": 16, "depth": 6, "num_heads": 2, "mlp_ratio": 2.0}
 
@@ -116,6 +119,14 @@ def test_attention_is_averaged_over_heads_and_layers_without_the_class_token():
     mean.add(q, k)  # over heads: 1/6, and 1/6 + 1/2 from the first patch to the second
     expected = torch.tensor([[[1 / 4, 1 / 2], [1 / 4, 1 / 4]]])
     torch.testing.assert_close(mean.result(), expected)
+
+
+def test_a_block_is_the_pre_norm_block_of_timm():
+    theirs = timm_vit.Block(16, 2, 3.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)).eval()
+    ours = Block(16, 2, 3.0, 0.1).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(ours(x, None), theirs(x))
 
 
 def test_the_refined_map_uses_the_attention_of_all_blocks():

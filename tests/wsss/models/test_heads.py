@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from wsss.models.heads import LargeFOV, ProjectionHead, follower_of, move_towards
@@ -55,3 +56,12 @@ def test_the_projection_does_not_depend_on_the_length_of_a_row():
     head.rows.data *= torch.tensor([[1.0], [2.0], [0.5], [9.0], [3.0]])
     torch.testing.assert_close(head(x), before)
     assert before.abs().max() <= 1 + 1e-6
+
+
+def test_the_projection_begins_with_weights_of_2_hundredths_and_without_biases():
+    head = ProjectionHead(64, dim=256, bottleneck=64, out_dim=256)
+    layers = [layer for layer in head.mlp if isinstance(layer, torch.nn.Linear)]
+    assert [weight.std().item() for weight in (*(x.weight for x in layers), head.rows)] == pytest.approx(
+        [0.02] * 4, rel=0.04
+    )
+    assert not any(layer.bias.any() for layer in layers)

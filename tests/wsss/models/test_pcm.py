@@ -173,6 +173,14 @@ def test_grad_cam_reads_the_stages():
     assert lite.grad_cam_layer(-1) is lite.backbone.blocks[-1]
 
 
+def test_its_own_layers_begin_as_published():
+    narrow = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+    pcm = build_pcm(1, timm_name="resnet10t", conv_dim=64, f8_dim=64, affinity_dim=64, timm_options=narrow)
+    for layer, window in ((pcm.conv6[0], 9), (pcm.f8_3, 1), (pcm.f8_4, 1), (pcm.f9, 1)):
+        assert layer.weight.std().item() == pytest.approx((2 / (window * 64)) ** 0.5, rel=0.1)
+    assert not any(layer.bias.any() for layer in (pcm.f8_3, pcm.f8_4, pcm.f9))
+
+
 def test_a_network_without_stages_is_refused():
     with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' .*output_stride.*choose a CNN"):
         build_pcm(1, timm_name="vit_tiny_patch16_224", timm_options={"img_size": 64, "depth": 2})

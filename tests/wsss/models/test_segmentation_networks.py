@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsss.methods.base import Frozen
-from wsss.models.deeplab import build_deeplab
+from wsss.models.deeplab import ASPP, build_deeplab
 from wsss.models.segmentation import logsumexp_of_others, segmentation_outputs
 from wsss.models.segmenter import MaskTransformer, build_segmenter
 from wsss.models.setr import SETR
@@ -186,6 +186,8 @@ def test_setr_has_the_sizes_of_the_upper_bound():
     assert (len(network.blocks), layer.self_attn.num_heads, layer.linear1.out_features) == (6, 16, 1024)
     assert not layer.norm_first
     assert not torch.equal(*(tiny_setr().blocks[i].linear1.weight for i in (0, 1)))  # two draws, not one copied
+    unspread = tiny_setr(spread=1, widths=(16, 8, 8)).eval()
+    assert unspread(torch.rand(1, 3, 32, 32)).seg_logits_BChw.shape[-2:] == (32, 32)
 
 
 def test_setr_knows_where_a_patch_is():
@@ -211,6 +213,8 @@ def test_deeplab_reads_early_and_late_features_of_any_dilated_cnn(tmp_path):
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
 def test_deeplab_leaves_out_what_lies_behind_the_features(name):
     network = build_deeplab(1, timm_name=name, aspp_dim=8, low_dim=4, decoder_dim=8)
+    pyramid = next(module for module in network.modules() if isinstance(module, ASPP))
+    assert [branch[0].dilation[0] for branch in pyramid.branches] == [1, 6, 12, 18]  # the published rates at stride 16
     network(torch.rand(2, 3, 32, 32)).seg_logits_BChw.square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 

@@ -160,6 +160,10 @@ def test_the_dark_channel_prior_trains_the_attention():
     for other in (tiny_cnn(), tiny_toco()):
         with pytest.raises(ValueError, match="unless the model is a vit: the attention of a (CNN|ToCoNet) is not read"):
             Classify(other, dark_weight=0.5)
+    without = tiny_vit(class_token=False, global_pool="avg")
+    Classify(without)
+    with pytest.raises(ValueError, match="no class token, whose attention is wanted"):
+        Classify(without, dark_weight=0.5)
 
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}

@@ -107,6 +107,9 @@ def test_images_are_normalised_with_clips_own_mean(clip):
     want = (1 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     torch.testing.assert_close(square, want.view(3, 1, 1).expand(2, 3, 16, 16), atol=1e-5, rtol=1e-5)
     assert (CLIP_MEAN, CLIP_STD) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    white[:, 5:] = 0  # an edge, at which cubics would leave [0, 1]
+    seen = fit(clip, [white], None)[0] * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
+    assert seen.min().item() == pytest.approx(0, abs=1e-6) and seen.max().item() == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="size is 30; wanted a multiple of 4"):
         fit(clip, [white], 30)
 

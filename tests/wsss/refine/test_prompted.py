@@ -12,7 +12,15 @@ from support.segmenters import write_sam2, write_sam3, write_sam_in_both
 from wsss.models.sam import load_into
 from wsss.models.sam_decoder import small_sam
 from wsss.refine import prompted as module
-from wsss.refine.prompted import check_prompted, crops, load_prompted, prepare, prompted_proposals
+from wsss.refine.prompted import (
+    boxes_of,
+    check_prompted,
+    crops,
+    cut_off,
+    load_prompted,
+    prepare,
+    prompted_proposals,
+)
 from wsss.refine.sam import ProposalOptions, sam_proposals
 
 
@@ -99,6 +107,15 @@ def test_thin_pictures_and_crops_without_a_pixel_have_proposals_of_the_images_si
     assert masks.dtype == bool and masks.shape[1:] == size
     none = prompted_proposals(both[1], picture(*size), replace(options, pred_iou=1e9))
     assert none.shape == (0, *size)
+
+
+def test_boxes_are_of_the_first_and_last_pixels_and_are_cut_off_near_an_inner_edge_of_their_crop():
+    masks = torch.zeros(2, 5, 6, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = True
+    assert boxes_of(masks).tolist() == [[2, 1, 4, 2], [0, 0, 0, 0]]
+    boxes = torch.tensor([[150, 150, 250, 250], [120, 150, 250, 250], [150, 150, 250, 280], [79, 150, 250, 250]])
+    assert cut_off(boxes, (100, 100, 300, 300), 1000, 1000).tolist() == [False, True, True, False]
+    assert cut_off(boxes, (100, 100, 300, 300), 300, 300).tolist() == [False, True, False, False]
 
 
 def test_crops_overlap_and_cover_the_image():
