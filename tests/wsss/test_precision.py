@@ -35,7 +35,7 @@ LOSSES_AND_MAPS = {  # of two images
     "agreeing attention": lambda x: agreeing_attention(x.unflatten(1, (2, 2)).flatten(1, 2).transpose(0, 1), None),
     "walk": lambda x: walk_along(x[:, :3, :2, :3], x[:, 0], 2),
     "PAR": lambda x: pixel_adaptive_refinement(x[:, :3], x, dilations=(1, 2), num_iter=2),
-    "transitions": lambda x: transition_matrix(x[:, :4, 0, :2], (2, 4), radius=2, beta=3.0, log_t=0),
+    "transitions": lambda x: transition_matrix(x[:, :4, 0, :2], (2, 4), radius=2, beta=3.0),
 }
 
 

@@ -88,12 +88,10 @@ def pair_views(x: Tensor, radius: int) -> list[Tensor]:
     ]
 
 
-def transition_matrix(
-    affinity_OP: Tensor, size: tuple[int, int], *, radius: int = 5, beta: float = 16.0, log_t: int = 1
-) -> Tensor:
-    """Share T_ij of position i in position j after 2^log_t steps, in float32 or better.
+def transition_matrix(affinity_OP: Tensor, size: tuple[int, int], *, radius: int = 5, beta: float = 16.0) -> Tensor:
+    """Share T_ij of position i in position j after one step, in float32 or better.
 
-        W = affinity of each pair both ways, 1 on the diagonal, 0 elsewhere;   T = (W^beta / column sums)^(2^log_t)
+        W = affinity of each pair both ways, 1 on the diagonal, 0 elsewhere;   T = W^beta / column sums
 
     with beta elementwise.
 
@@ -107,7 +105,7 @@ def transition_matrix(
     Raises:
         ValueError: the affinities do not belong to this grid and radius.
 
-    Source: Ahn & Kwak 2018, Eq. 10-11; smoke paper's beta 16, log_t 1 (D-31).
+    Source: Ahn & Kwak 2018, Eq. 10-11; smoke paper's beta 16 (D-31).
     """
     from_P, to_OP = pair_indices(*size, radius, affinity_OP.device)
     if affinity_OP.shape[-2:] != to_OP.shape:
@@ -120,10 +118,7 @@ def transition_matrix(
     walk = walk.repeat(*affinity_OP.shape[:-2], 1, 1)
     walk[..., from_P.expand_as(to_OP), to_OP] = strength
     walk[..., to_OP, from_P.expand_as(to_OP)] = strength
-    walk = walk / walk.sum(dim=-2, keepdim=True)
-    for _ in range(log_t):
-        walk = walk @ walk
-    return walk
+    return walk / walk.sum(dim=-2, keepdim=True)
 
 
 def random_walk(cam_nhw: Tensor, walk_NN: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def random_walk_refine(
     if len(scores_nHW) == 0:
         return scores_nHW
     affinity_OP = torch.from_numpy(cue.affinity_OP.astype(np.float32))
-    walk_NN = transition_matrix(affinity_OP, cue.size, radius=cue.radius, beta=beta, log_t=0)
+    walk_NN = transition_matrix(affinity_OP, cue.size, radius=cue.radius, beta=beta)
     walked_nhw = F.interpolate(torch.from_numpy(scores_nHW).float()[None], size=cue.size, mode="area")[0]
     for _ in range(2**log_t):
         walked_nhw = random_walk(walked_nhw, walk_NN)
