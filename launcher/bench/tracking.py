@@ -43,7 +43,7 @@ def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -
     waits_s, tracking.CLOSE_S = tracking.CLOSE_S, close_s
     try:
         # a thread that nobody waits for may still write its store there
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, serve_silence() as silent:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, serve_silence() as silent:
             places = [
                 ("local sqlite", "mlflow", f"sqlite:///{folder}/mlflow.db"),
                 ("absent server", "mlflow", "http://127.0.0.1:9"),

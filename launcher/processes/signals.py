@@ -58,8 +58,8 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
 
-    So does the first Ctrl-C where no `wsss train` is above, which asks by SIGTERM: torch's own launcher hands on what it
-    gets, and waits for half a minute.
+    So does the first Ctrl-C where no `wsss train` is above, which asks by SIGTERM: torch's own launcher hands on what
+    it gets, and waits for half a minute.
 
     Args:
         waited_s: how long the process has been waiting for something that may never come. From a SIGTERM on it is
