@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 GRACE_S = 2.0  # that a command has to end in order
@@ -49,7 +50,7 @@ def ending_in_time() -> Iterator[None]:
             signal.signal(number, USUAL[number])
 
 
-def interrupt(number: int, frame: Any) -> NoReturn:
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     came.append(number)
     if len(came) > 1:
         end_now()
@@ -57,7 +58,18 @@ def interrupt(number: int, frame: Any) -> NoReturn:
     sys.unraisablehook = threading.excepthook = hush
     for process in multiprocessing.active_children():
         process.kill()
+    if is_importing(frame):
+        atexit._run_exitfuncs()
+        end_now()
     raise Interrupted
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: torch's C++ aborts where an exception comes out of an import that it asked
+    for."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def hush(_: Any) -> None:

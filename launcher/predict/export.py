@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from launcher.errors import ConfigError, RunError
 from launcher.files import appearing
@@ -67,7 +68,7 @@ def export(
         if form == "safetensors":
             weights, facts["maps"] = describe_weights(method)
             with appearing(out) as temporary:
-                save_file(weights, temporary, metadata=facts)
+                write_weights(temporary, weights, facts)
         else:
             kinds = json.loads(facts["kinds"])
             network = graph.Graph(method, kinds)
@@ -79,6 +80,20 @@ def export(
     except (OSError, SafetensorError) as error:
         raise RunError(f"{out}: cannot be written ({error}); name another file, or make room") from error
     return Written(out, facts, words)
+
+
+def write_weights(file: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """A safetensors file whose bytes depend on its content alone: the package itself writes metadata in an order that
+    differs from run to run."""
+    save_file(weights, file, metadata=facts)
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:  # else the package spells something otherwise, and its order stays
+            opened.seek(8)
+            opened.write(text)
 
 
 def format_of(out: Path, form: str | None) -> str:

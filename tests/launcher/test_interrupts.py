@@ -32,6 +32,8 @@ if __name__ == "__main__":
             Deaf()
         if how == "imports":
             exec("try: wait()\\nfinally: pass")
+        if how == "aborts an import":
+            import aborting
         if how == "does not end":
             try:
                 wait()
@@ -41,10 +43,21 @@ if __name__ == "__main__":
 """
 
 
+ABORTING = """
+import os, time
+try:
+    print("up", flush=True)
+    time.sleep(60)
+except BaseException:  # as C++ does that does not expect one
+    os.abort()
+"""
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     path = tmp_path_factory.mktemp("command") / "command.py"
     path.write_text(COMMAND)
+    (path.parent / "aborting.py").write_text(ABORTING)
     return path
 
 
@@ -55,6 +68,8 @@ def command(tmp_path_factory):
         ("works", signal.SIGTERM, 143, "SIGTERM"),
         ("loses it in a destructor", signal.SIGINT, 130, "Ctrl-C"),
         ("imports", signal.SIGINT, 130, "Ctrl-C"),
+        ("aborts an import", signal.SIGINT, 130, "Ctrl-C"),
+        ("aborts an import", signal.SIGTERM, 143, "SIGTERM"),
         ("does not end", signal.SIGINT, 130, "Ctrl-C"),
     ],
 )

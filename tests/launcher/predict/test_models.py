@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from support.command import wsss_ends
 from support.networks import tiny_vit
@@ -21,7 +23,7 @@ from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
 from launcher.predict.defaults import settle
-from launcher.predict.export import export
+from launcher.predict.export import export, write_weights
 from launcher.predict.facts import licence_note, training_size
 from launcher.predict.model import Model, load_model
 from launcher.predict.predictor import Predictor
@@ -174,3 +176,16 @@ def test_importing_wsss_imports_no_launcher_and_knows_no_other_name():
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": PYTHONPATH})
     with pytest.raises(AttributeError, match="module 'wsss' has no attribute 'lode'"):
         _ = wsss.lode
+
+
+def test_an_exported_file_has_the_same_bytes_each_time(tmp_path):
+    facts = {f"fact {n}": "über, {}" * n for n in range(12)}
+    weights = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+    written = []
+    for n in range(4):
+        write_weights(tmp_path / f"{n}.safetensors", weights, facts)
+        written.append((tmp_path / f"{n}.safetensors").read_bytes())
+    assert len({*written}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as opened:
+        assert opened.metadata() == facts
+        assert all(torch.equal(opened.get_tensor(name), weights[name]) for name in weights)
