@@ -27,7 +27,7 @@ from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
 
 USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
-NOTHING_FOUND = "predicts the class nearly everywhere: tuning found nothing"
+NOTHING_FOUND = "is so low that tuning found nothing"
 LONGEST_SMOOTH_S = 60.0  # its maps are in memory
 
 

@@ -88,7 +88,7 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
     (run / EVALUATION).write_text(json.dumps(report))
     assert (
         "threshold 0.30 (evaluate.threshold of its config: the one tuned for project, 0.00, "
-        "predicts the class nearly everywhere: tuning found nothing)"
+        "is so low that tuning found nothing)"
         in settle(load_model(run, "cpu"), Wishes()).describe()
     )
     refined = settle(model, Wishes(refine="crf"))
