@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.command import wsss_ends
@@ -57,6 +58,19 @@ def test_a_run_is_read_from_any_folder_with_the_teacher_that_lies_beside_it(run,
         wsss.load(there)
 
 
+def test_what_python_asks_for_and_does_not_exist_is_told(run):
+    model = wsss.load(run)
+    assert repr(model).splitlines()[0] == f"runs/student ({model.model.checkpoint}), classes {model.classes[0]}"
+    assert repr(model).splitlines()[1:] == model.settings.describe()
+    for several in ([noise(), noise()], torch.zeros(40, 48, 3, dtype=torch.uint8)):
+        with pytest.raises(
+            ValueError, match=f"image is a {type(several).__name__}; wanted one picture, file or .*array"
+        ):
+            model.predict(several)
+    with pytest.raises(ConfigError, match="gait: no option of wsss.load; there are kind, threshold, gate"):
+        wsss.load(run, gait=0.3)
+
+
 def test_a_file_that_cannot_predict_is_told(run):
     save_file({}, "old.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it anew"):
@@ -88,8 +102,7 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
     (run / EVALUATION).write_text(json.dumps(report))
     assert (
         "threshold 0.30 (evaluate.threshold of its config: the one tuned for project, 0.00, "
-        "is so low that tuning found nothing)"
-        in settle(load_model(run, "cpu"), Wishes()).describe()
+        "is so low that tuning found nothing)" in settle(load_model(run, "cpu"), Wishes()).describe()
     )
     refined = settle(model, Wishes(refine="crf"))
     assert "threshold 0.30 (refine.threshold of its config: no threshold was tuned for grad+crf)" in refined.describe()
