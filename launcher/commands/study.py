@@ -44,7 +44,7 @@ def study_run(
     from launcher.studies.table import load_study
 
     study = load_study(name)
-    check(study)
+    check(study, overrides or [])
     if slurm:
         print(slurm_array(name, study, row or [], seed or [], overrides or []), end="")
         return

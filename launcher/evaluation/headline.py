@@ -126,10 +126,10 @@ def hold_against(headline: Headline, one: str, known: Known) -> list[Beside]:
     Args:
         one: what the class is called.
     """
-    config, control = Run(headline.run).config, known.control
+    control, teacher = known.control, Run(headline.run).teacher
     others = {} if control is None or control.folder == headline.run else {f"control {control.config.name}": control}
-    if config.teacher is not None and is_run(Path(config.teacher)):
-        others["its teacher"] = Run(Path(config.teacher))
+    if teacher is not None and is_run(teacher):
+        others["its teacher"] = Run(teacher)
     found = [beside for what, other in others.items() if (beside := compare(headline, what, other))]
     paper = Beside("paper", known.paper) if known.paper is not None else None
     return [*found, *filter(None, [chance_of(headline, one), paper])]

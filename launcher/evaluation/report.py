@@ -59,7 +59,7 @@ def write_report(folder: Path, *, control: Path | None = None, look_up: LookUp =
         title=str(folder),
         groups=group_runs(described),
         runs=described,
-        left_out=[(run.config.name, f"wsss evaluate {run.folder}") for run in runs if read_headline(run) is None],
+        left_out=[(run.config.name, name_missing(run)) for run in runs if read_headline(run) is None],
         curves=plot_runs(described),
         sources=plot_sources(described),
         truth_colour=as_css(TRUTH_COLOUR),
@@ -126,6 +126,12 @@ def describe_named(named: Named) -> str:
     on = {name: value for name, value in named.options.items() if not (value is None or value is False)}
     options = join_options(on)
     return f"{named.name} ({options})" if options else named.name
+
+
+def name_missing(run: Run) -> str:
+    """The commands after which a run without an evaluation is on the page; the first does only what is missing."""
+    makes = "segment" if METHODS[run.config.method.name].segments or "seg" in run.config.cam.kinds else "infer"
+    return f"wsss {makes} {run.folder} && wsss evaluate {run.folder}"
 
 
 def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
 
 USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
+NOTHING_FOUND = "is so low that tuning found nothing"
 LONGEST_SMOOTH_S = 60.0  # its maps are in memory
 
 
@@ -151,7 +152,7 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     place = "evaluate.threshold" if wishes.refine == "none" else "refine.threshold"
     why = f"no threshold was tuned for {source}"
     if tuned is not None:
-        why = f"the one tuned for {source}, {tuned:.2f}, {few if tuned > USELESS else 'is none'}"
+        why = f"the one tuned for {source}, {tuned:.2f}, {few if tuned > USELESS else NOTHING_FOUND}"
     return fixed, f"{place} of its config: {why}"
 
 

@@ -1,12 +1,13 @@
 """The entry from Python: `wsss.load(path).predict(image)`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from launcher.errors import ConfigError
 from launcher.predict.defaults import settle
 from launcher.predict.masks import Prediction, predict_frame
 from launcher.predict.model import Model, load_model
@@ -15,12 +16,16 @@ from launcher.predict.sources import read_image
 from shards.pixels import orientation_of, rgb_of, upright
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictor:
     """A trained network and how its maps become masks."""
 
     model: Model
     settings: Settings
+
+    def __repr__(self) -> str:
+        what = f"{self.model.place} ({self.model.checkpoint}), classes {', '.join(self.classes)}"
+        return "\n".join([what, *self.settings.describe()])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -33,7 +38,8 @@ class Predictor:
             image: (H, W, 3) uint8 RGB, a picture or a file.
 
         Raises:
-            ValueError: an array of another shape or type, or a picture of a mode that RGB cannot show.
+            ValueError: something else, such as a list; an array of another shape or type, or a picture of a mode that
+                RGB cannot show.
             DataError: a file that cannot be read.
         """
         image_HW3 = array_of(image)
@@ -46,6 +52,11 @@ def array_of(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         return upright(rgb_of(image), orientation_of(image))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image is a {type(image).__name__}; wanted one picture, file or (H, W, 3) uint8 RGB array: of several, "
+            "predict each, or `wsss predict`"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.shape} {image.dtype}; wanted (H, W, 3) uint8 RGB")
     return image
@@ -63,5 +74,8 @@ def load(path: str | Path, *, device: str = "auto", **options: Any) -> Predictor
         RunError: there is no model.
         ConfigError: an option that it does not fit.
     """
+    known = [field.name for field in fields(Wishes)]
+    if unknown := sorted({*options} - {*known}):
+        raise ConfigError(f"{unknown[0]}: no option of wsss.load; there are {', '.join(known)}")
     model = load_model(Path(path), device)
     return Predictor(model, settle(model, Wishes(**options), clips=False))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launcher.config.options import Named, options_model, options_of
 from launcher.config.sections import Config
@@ -127,7 +127,11 @@ def load_trained(run: Run, checkpoint: Path | None = None) -> Trained:
     checkpoint = checkpoint or run.checkpoint()
     steps.refuse_damaged(checkpoint)
     config = run.config
-    parts = {"model": drop_weights(config.model), "partner": config.partner and drop_weights(config.partner)}
+    parts: dict[str, Any] = {
+        "model": drop_weights(config.model),
+        "partner": config.partner and drop_weights(config.partner),
+    }
+    parts["teacher"] = run.teacher
     method = build_method(config.model_copy(update=parts), run.class_set)
     load_method(method, checkpoint)
     return Trained(run, method.eval(), checkpoint)

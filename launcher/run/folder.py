@@ -7,7 +7,7 @@ from typing import Any
 from launcher.config.file import check_content, read_content
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, RunError
-from launcher.files import RUNS, Damaged, read_json, require_here
+from launcher.files import RUNS, Damaged, read_json, require_here, root_of
 from launcher.run import steps
 from shards.remote import Place
 from shards.schema import ClassSet
@@ -56,6 +56,16 @@ class Run:
         self.folder = folder
         self.config: Config = check_content(content, folder / CONFIG, [*HERE, *overrides])
         self._checkpoint: Path | None = None
+
+    @property
+    def teacher(self) -> Path | None:
+        """The run that it learnt from: where its config says, seen from here, else at that name in the folder of runs
+        that it lies in itself, so that a run can be read from any folder. None where it had no teacher."""
+        named = self.config.teacher
+        if named is None or named.is_absolute() or is_run(named):
+            return named
+        beside = root_of(self.folder).joinpath(*named.parts[1:])
+        return beside if is_run(beside) else named
 
     @property
     def class_set(self) -> ClassSet:

@@ -7,6 +7,7 @@ from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.files import RUNS
 from launcher.jobs.cues import find_cue
+from launcher.jobs.segment_images import CAM_KINDS
 from launcher.studies.table import Row, Study
 
 Command = list[str]
@@ -94,10 +95,38 @@ def row_commands(study: Study, row: Row, seed: int, extra: Sequence[str] = ()) -
     return [command for n, command in enumerate(commands) if command not in commands[:n]]
 
 
-def check(study: Study) -> None:
-    """Load the config of every training with its overrides, so that a typing mistake is found before the first run."""
-    for name, training in study.trainings.items():
-        try:
-            load_config(Path(training.config), training_overrides(study, name, study.seeds[0]))
-        except ConfigError as error:
-            raise ConfigError(f"study '{study.title}': trainings.{name}: {error}") from error
+def check(study: Study, extra: Sequence[str] = ()) -> None:
+    """Load the config of every training with its overrides, and compare the kinds of the rows with what these make, so
+    that a mistake is found before the first run.
+
+    Args:
+        extra: further overrides of every training.
+
+    Raises:
+        ConfigError: a config or override that does not load, or a row of a kind that nothing makes.
+    """
+    kinds = {name: cam_kinds(study, name, extra, f"trainings.{name}") for name in study.trainings}
+    for row in study.rows:
+        where = f"row '{row.name}'"
+        if row.segments:
+            if row.kind not in ("seg", *CAM_KINDS):
+                wanted = f"label maps are {', '.join(('seg', *CAM_KINDS))}"
+                raise ConfigError(f"study '{study.title}': {where}: kind '{row.kind}': {wanted}")
+            continue
+        made = cam_kinds(study, row.run, [*extra, *row.cams.overrides], where) if row.cams else kinds[row.run]
+        if row.kind not in made:
+            raise ConfigError(
+                f"study '{study.title}': {where}: kind '{row.kind}': its training '{row.run}' has the maps "
+                f"{', '.join(made)} (cam.kinds); name one; a label map of `wsss segment` needs `segments`"
+            )
+
+
+def cam_kinds(study: Study, training: str, extra: Sequence[str], where: str) -> tuple[str, ...]:
+    """The maps that a training's config makes; raises ConfigError, with the place in the study, if it does not load."""
+    try:
+        config = load_config(
+            Path(study.trainings[training].config), training_overrides(study, training, study.seeds[0], extra)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"study '{study.title}': {where}: {error}") from error
+    return tuple(config.cam.kinds)

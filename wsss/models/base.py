@@ -121,8 +121,15 @@ class Network(nn.Module):
         """Raise ValueError if it cannot be trained as it is: what it does not learn was not given."""
 
     def grad_cam_layer(self, index: int) -> nn.Module:
-        """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last."""
-        raise NotImplementedError
+        """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last.
+
+        Raises:
+            ValueError: there is no such layer; of a network that has no such method, none at all.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} names no layers for Grad-CAM (its methods grad_cam_layer and as_map); leave grad "
+            "and layer out of cam.kinds"
+        )
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
         """Output of `grad_cam_layer` -> (B, D, h, w)."""

@@ -41,7 +41,7 @@ def test_the_page_meets_a_phone_the_dark_and_those_who_see_no_pictures(pair):
     page, text = read_page(out), out.read_text()
     words = " ".join(" ".join(page.words).split())
     assert "control control" in words and "(+10.0 [+10.0, +10.0] of " in words and "paper 47.4" in words
-    assert "teacher ( wsss evaluate runs/teacher )." in words and "Left out" in words
+    assert "teacher ( wsss infer runs/teacher && wsss evaluate runs/teacher )." in words and "Left out" in words
     assert text.index('class="strip"') < text.index('class="cards"') < text.index("<svg") < text.index("<table")
     assert text.count("<figure") == 6 and len(page.all("img")) == 6 * 3 + 2  # and two galleries
     assert any("outline of the truth: smoke on" in image["alt"] for image in page.all("img"))

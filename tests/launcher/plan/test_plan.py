@@ -15,10 +15,11 @@ from launcher.errors import ConfigError
 from launcher.files import find_shipped
 from launcher.plan.estimate import GIB, floor_of, least_accumulate, look_at_data, make_plan, time_step
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
-from launcher.plan.step import build_without_values
+from launcher.plan.step import build_without_values, count_config
 from launcher.plan.text import format_plan
 from launcher.run.start import name_absent
 from launcher.training.graph import is_recorded
+from shards.schema import ClassSet
 from wsss.gaussian_sum import gaussian_sum
 from wsss.maps.par import neighbour_weights, propagate
 from wsss.tensors import triton_serves
@@ -149,6 +150,14 @@ def test_a_network_that_reads_values_or_counts_several_images_is_planned_too(now
     tiny = ("model.timm_name=vit_tiny_patch16_224", "model.timm_options={depth: 2}")
     assert plan_of("smoke/segmenter", *small, *tiny).flops > 0
     assert plan_of("smoke/stage3_deeplab", *small, "model.timm_name=resnet10t").flops > 0
+
+
+def test_what_only_cpus_do_is_not_planned(nowhere):
+    """A bilateral grid has as many cells as the colours of an image say; GPUs take every pixel."""
+    small = ["data.image_size=64", "data.global_batch_size=2", "method.crop_px=32", "model.timm_options={depth: 3}"]
+    config, class_set = load_config(find_shipped("own/msee"), small), ClassSet(name="own", classes=("cat",))
+    assert config.method.options["energy_grid"] == 1
+    assert count_config(config, build_without_values(config, class_set), class_set, 2)[0].flops > 0
 
 
 def test_frozen_weights_take_no_gradients_and_need_no_files(nowhere):

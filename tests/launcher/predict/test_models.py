@@ -49,6 +49,29 @@ def test_an_exported_file_predicts_what_its_run_does(run, kind):
     np.testing.assert_allclose(found[0].probs, found[1].probs, atol=1e-6)
 
 
+def test_a_run_is_read_from_any_folder_with_the_teacher_that_lies_beside_it(run, tmp_path, monkeypatch):
+    there, here = run.absolute(), wsss.load(run, gate=0.0).predict(noise())
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    np.testing.assert_array_equal(wsss.load(there, gate=0.0).predict(noise()).mask, here.mask)
+    (there.parent / "teacher").rename(there.parent / "gone")
+    with pytest.raises(RunError, match="runs/teacher: no run here"):
+        wsss.load(there)
+
+
+def test_what_python_asks_for_and_does_not_exist_is_told(run):
+    model = wsss.load(run)
+    assert repr(model).splitlines()[0] == f"runs/student ({model.model.checkpoint}), classes {model.classes[0]}"
+    assert repr(model).splitlines()[1:] == model.settings.describe()
+    for several in ([noise(), noise()], torch.zeros(40, 48, 3, dtype=torch.uint8)):
+        with pytest.raises(
+            ValueError, match=f"image is a {type(several).__name__}; wanted one picture, file or .*array"
+        ):
+            model.predict(several)
+    with pytest.raises(ConfigError, match="gait: no option of wsss.load; there are kind, threshold, gate"):
+        wsss.load(run, gait=0.3)
+
+
 def test_a_file_that_cannot_predict_is_told(run):
     save_file({}, "old.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it anew"):
@@ -79,8 +102,8 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
     report["sources"]["project"]["tuned"]["threshold"] = 0.0
     (run / EVALUATION).write_text(json.dumps(report))
     assert (
-        "threshold 0.30 (evaluate.threshold of its config: the one tuned for project, 0.00, is none)"
-        in settle(load_model(run, "cpu"), Wishes()).describe()
+        "threshold 0.30 (evaluate.threshold of its config: the one tuned for project, 0.00, "
+        "is so low that tuning found nothing)" in settle(load_model(run, "cpu"), Wishes()).describe()
     )
     refined = settle(model, Wishes(refine="crf"))
     assert "threshold 0.30 (refine.threshold of its config: no threshold was tuned for grad+crf)" in refined.describe()

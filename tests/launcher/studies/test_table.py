@@ -55,6 +55,22 @@ def test_a_wrong_override_of_a_study_is_told_as_the_studys(in_checkout):
         check(study.model_copy(update={"trainings": {name: wrong}}))
 
 
+def test_a_row_of_a_map_that_nothing_makes_is_told_before_the_first_training(in_checkout):
+    study = load_study("voc_mini")
+    both_cam = study.row("both_cam")  # of `wsss segment`, whose label maps a row without `segments` cannot read
+    for row, message in (
+        (
+            both_cam.model_copy(update={"segments": None}),
+            "kind 'cam': its training 'msee' has the maps class_map, aux_m",
+        ),
+        (both_cam.model_copy(update={"kind": "grad"}), "kind 'grad': label maps are seg, cam, aux_cam"),
+    ):
+        with pytest.raises(ConfigError, match=f"row 'both_cam': {message}"):
+            check(study.model_copy(update={"rows": (row,), "control": None}))
+    row = both_cam.model_copy(update={"segments": None, "kind": "grad"})
+    check(study.model_copy(update={"rows": (row,), "control": None}), ["cam.kinds=[grad]"])
+
+
 def test_the_papers_figures_are_those_of_the_tables():
     # one row of each table, read from the paper's text
     wanted = {

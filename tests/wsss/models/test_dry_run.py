@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from support.networks import tiny_affinity_net, tiny_cnn, tiny_pcm, tiny_segmenter, tiny_swin, tiny_toco, tiny_vit
+from support.photographs import Colours
 
 from wsss.maps.gradients import gradient_maps
 from wsss.models.affinity_net import build_affinity_net
@@ -126,3 +127,10 @@ def test_all_vits_of_a_family_are_told_apart():
             tokens = vit.backbone.forward_features(vit.normalise(image))
             grid = (side // vit.stride, side // vit.stride)
             torch.testing.assert_close(vit(image).patches_BDhw, vit.grid_of(tokens, grid), msg=name)
+
+
+def test_a_network_of_ones_own_without_layers_for_grad_cam_says_so():
+    with pytest.raises(
+        ValueError, match="a Colours names no layers for Grad-CAM .*leave grad and layer out of cam.kin"
+    ):
+        gradient_maps(Colours(), torch.zeros(1, 3, 16, 16), ["grad"])
