@@ -9,6 +9,8 @@ from launcher.evaluation.figures import Figure
 DASH = "–"
 FEW_GROUPS = 20
 FEW_SHOWN = 20  # images from which a threshold or a gate is chosen, below which the choice is chance
+USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
+NOTHING_FOUND = "is so low that tuning found nothing"
 FEW_GROUPS_NOTE = (
     f"Intervals of fewer than {FEW_GROUPS} groups, beside which their number stands, are too narrow: 95 % intervals "
     "of 8 groups hold the truth 88 to 90 times in 100, of 30 groups 93 to 94 times."
@@ -19,6 +21,11 @@ def rests_on_few(tune: Mapping[str, Any] | None) -> bool:
     """Whether what was tuned is chance, by what an evaluation says of its split; those of before it was counted do not
     say."""
     return tune is not None and tune["images_shown"] < FEW_SHOWN
+
+
+def finds_nothing(threshold: float | None) -> bool:
+    """Whether a tuned threshold says that no threshold is a good one: nearly the whole image is above it."""
+    return threshold is not None and threshold <= USELESS
 
 
 def name_class(class_sets: Iterable[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from launcher.errors import RunError
 from launcher.evaluation.figures import FIGURES, order_figures
-from launcher.evaluation.formats import format_interval, format_percent, rests_on_few
+from launcher.evaluation.formats import finds_nothing, format_interval, format_percent, rests_on_few
 from launcher.evaluation.per_image import compare_images, read_ious
 from launcher.files import Damaged, read_json
 from launcher.run.folder import EVALUATION, Run, is_run
@@ -23,10 +23,12 @@ def pick_headline(
     """The one figure to quote of a run: {"source", "choice"}.
 
     The masks that the network segmented itself, if there are any; otherwise the first kind of CAM, as `cam.kinds` names
-    them; otherwise what comes first. At the tuned threshold, if one was tuned on enough images (`tune`).
+    them; otherwise what comes first. At the tuned threshold, if one was tuned on enough images (`tune`) and found
+    something, as predicting takes it (D-178).
     """
     names = [name for name in ("segments", *kinds) if name in sources] or list(sources)
-    trusted = sources[names[0]]["tuned"] and not rests_on_few(tune)
+    tuned = sources[names[0]]["tuned"]
+    trusted = tuned and not rests_on_few(tune) and not finds_nothing(tuned.get("threshold"))
     return {"source": names[0], "choice": "tuned" if trusted else "fixed"}
 
 

@@ -8,6 +8,8 @@ from launcher.evaluation.formats import (
     DASH,
     FEW_GROUPS_NOTE,
     FEW_SHOWN,
+    NOTHING_FOUND,
+    finds_nothing,
     format_figure,
     format_interval,
     format_percent,
@@ -121,11 +123,15 @@ def describe_left_out(dataset: Mapping[str, Any]) -> str:
 
 
 def describe_tune(evaluation: Mapping[str, Any]) -> str:
-    """That thresholds or the gate were chosen on too few images to be trusted; "" where they were not."""
+    """That thresholds or the gate were chosen on too few images to be trusted, or found nothing; "" otherwise."""
     tune = evaluation.get("tune")
-    chosen = evaluation.get("gate") or any(figures["tuned"] for figures in evaluation["sources"].values())
-    if tune is None or not rests_on_few(tune) or not chosen:
+    tuned = {name: figures["tuned"] for name, figures in evaluation["sources"].items() if figures["tuned"]}
+    if tune is None or not (tuned or evaluation.get("gate")):
         return ""
+    if not rests_on_few(tune):
+        nothing = [name for name, figures in tuned.items() if finds_nothing(figures.get("threshold"))]
+        said = f"the threshold tuned for {', '.join(nothing)} {NOTHING_FOUND}: the fixed one counts"
+        return f"{said}, also in `wsss predict`" if nothing else ""
     return (
         f"what was tuned rests on {tune['images_shown']} images of {tune['folder']} that show a class; of fewer than "
         f"{FEW_SHOWN} it is chance, so the fixed threshold counts, also in `wsss predict`: hold out more"
@@ -144,7 +150,9 @@ def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None 
     if best is None or len(values) < 2:
         return []
     figure, source = tune["figure"], evaluation["sources"][best]
-    at = source["tuned"] or source["fixed"]
+    tuned = source["tuned"] and not finds_nothing(source["tuned"].get("threshold"))
+    choice = "tuned" if tuned else "fixed"
+    at = source[choice]
     threshold = f", threshold {at['threshold']:.2f}" if "threshold" in at else ""
     interval = format_interval(at.get(f"{figure}_interval"), groups=at.get(f"{figure}_groups"))
     on_val = f"{format_percent(at.get(figure))} {interval}".rstrip()
@@ -152,7 +160,7 @@ def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None 
     others = ", ".join(f"{name} {format_percent(values[name])}" for name in order if name != best)
     said = f"{FIGURES[figure].heading} {format_percent(values[best])} there, on val {on_val}"
     lines = [f"best on tune: {best}{threshold}: {said} (the others on tune: {others})"]
-    if quoted == (best, "tuned" if source["tuned"] else "fixed"):
+    if quoted == (best, choice):
         lines = [f"best on tune, too: {FIGURES[figure].heading} {format_percent(values[best])} there ({others})"]
     if unknown := [name for name in evaluation["sources"] if name not in values]:
         lines.append(f"  not among them, for want of its outputs of tune: {', '.join(unknown)}")

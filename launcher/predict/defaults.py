@@ -11,7 +11,7 @@ import torch
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.formats import rests_on_few
+from launcher.evaluation.formats import NOTHING_FOUND, finds_nothing, rests_on_few
 from launcher.evaluation.thresholds import PRESENT_PROB
 from launcher.jobs.refine import resolve_chain
 from launcher.predict.model import Model
@@ -26,8 +26,6 @@ from wsss.methods import METHODS
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
 
-USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
-NOTHING_FOUND = "is so low that tuning found nothing"
 LONGEST_SMOOTH_S = 60.0  # its maps are in memory
 
 
@@ -144,7 +142,7 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     evaluation = model.evaluation or {"sources": {}}
     tuned = (evaluation["sources"].get(source) or {}).get("tuned")
     few = describe_few(evaluation)
-    if tuned is not None and tuned > USELESS and not few:
+    if tuned is not None and not finds_nothing(tuned) and not few:
         at = "" if evaluation["checkpoint"] == model.checkpoint else f" of {evaluation['checkpoint']}"
         return tuned, f"tuned for {source} in its evaluation{at}"
     config = model.config
@@ -152,7 +150,7 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
     place = "evaluate.threshold" if wishes.refine == "none" else "refine.threshold"
     why = f"no threshold was tuned for {source}"
     if tuned is not None:
-        why = f"the one tuned for {source}, {tuned:.2f}, {few if tuned > USELESS else NOTHING_FOUND}"
+        why = f"the one tuned for {source}, {tuned:.2f}, {NOTHING_FOUND if finds_nothing(tuned) else few}"
     return fixed, f"{place} of its config: {why}"
 
 

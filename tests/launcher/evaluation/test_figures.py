@@ -70,6 +70,9 @@ def test_the_headline_is_the_networks_own_mask_or_the_first_kind_at_the_tuned_th
     for enough in (None, {"images_shown": 20}):  # None: an evaluation that does not say
         assert pick_headline(both, ["project"], enough) == {"source": "project", "choice": "tuned"}
     assert pick_headline(both, ["project"], {"images_shown": 19}) == {"source": "project", "choice": "fixed"}
+    for threshold, choice in ((0.0, "fixed"), (0.01, "fixed"), (0.02, "tuned")):  # so low that nothing was found
+        at = {"grad": {"tuned": {"threshold": threshold}}}
+        assert pick_headline(at, ["grad"], {"images_shown": 20}) == {"source": "grad", "choice": choice}
     assert pick_headline({"grad": fixed, "segments": fixed}, ["grad"], None) == {
         "source": "segments",
         "choice": "fixed",

@@ -118,6 +118,7 @@ def test_its_evaluation_has_every_class_by_name_in_terminal_table_page_and_track
 def test_label_maps_alone_say_nothing_of_image_labels(pets_run, in_tmp):
     folder = pets_run / "segments/val"
     folder.mkdir(parents=True)
+    (folder / "job.json").write_text("{}")
     with pytest.raises(RunError, match="pets/val holds no masks, .* label maps do not have; run `wsss infer"):
         evaluate(pets_run)
 
