@@ -51,6 +51,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
             "interval": find_interval(study, row, found, choice),
             "groups": count_groups(study, row, found, choice),
             "difference": None if apart else compare_with_control(study, row, control, choice),
+            "by_seed": {} if apart else compare_seeds(study, row, found, control, choice),
         }
     if found:
         abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
@@ -174,3 +175,20 @@ def compare_with_control(study: Study, row: Row, control: Row | None, choice: st
     seeds = [s for s in study.seeds if read_evaluation(study, row, s) and read_evaluation(study, control, s)]
     ours, theirs = (average_seeds(study, one, seeds, choice) for one in (row, control))
     return compare_images(ours, theirs)
+
+
+def compare_seeds(
+    study: Study, row: Row, found: Mapping[int, dict[str, Any]], control: Row | None, choice: str
+) -> dict[int, float]:
+    """{seed: difference to the control's run of that seed} of a figure that is no mean over images, such as mIoU; {} of
+    others, of the control itself, and where nothing can be compared yet."""
+    if control is None or row.name == control.name or row.figure != control.figure or get_figure(row.figure).per_image:
+        return {}
+    gaps = {}
+    for seed, evaluation in found.items():
+        other = read_evaluation(study, control, seed)
+        ours = collect_figure({seed: evaluation}, row, choice, row.figure)
+        theirs = collect_figure({seed: other}, control, choice, row.figure) if other else []
+        if ours and theirs:
+            gaps[seed] = ours[0] - theirs[0]
+    return gaps

@@ -36,7 +36,7 @@ def write_study_report(name: str, study: Study) -> Path:
         cell=format_cell,
         gap=format_gap,
         note=FEW_GROUPS_NOTE if has_few_groups(rows) else "",
-        remarks=[*filter(None, (name_mixed(rows), name_apart(rows, study.control)))],
+        remarks=list_remarks(rows, study.control),
         protocols=protocols,
         forest=plot_differences(study, rows),
     )
@@ -67,8 +67,26 @@ def format_study(name: str, study: Study) -> str:
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
     padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
     note = [FEW_GROUPS_NOTE] if has_few_groups(found) else []
-    note += filter(None, (name_mixed(found), name_apart(found, study.control)))
+    note += list_remarks(found, study.control)
     return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded), *note])
+
+
+def list_remarks(rows: Sequence[Mapping[str, Any]], control: str | None) -> list[str]:
+    """What stands below the table."""
+    return [*filter(None, (name_by_seed(rows, control), name_mixed(rows), name_apart(rows, control)))]
+
+
+def name_by_seed(rows: Sequence[Mapping[str, Any]], control: str | None) -> str:
+    """A line of the differences to the control, seed by seed, of the rows whose figure is no mean over images; "" if
+    there are none."""
+    said = []
+    for row in rows:
+        choice = "tuned" if row["tuned"]["by_seed"] else "fixed"
+        if gaps := row[choice]["by_seed"]:
+            of_seeds = ", ".join(format_percent(gap, signed=True) for _, gap in sorted(gaps.items()))
+            mean = format_percent(sum(gaps.values()) / len(gaps), signed=True)
+            said.append(f"{row['name']} {mean} ({of_seeds})")
+    return f"Difference to {control}, mean (seed by seed): {'; '.join(said)}" if said else ""
 
 
 def format_cell(row: Mapping[str, Any], choice: str) -> str:

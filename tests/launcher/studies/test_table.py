@@ -158,6 +158,23 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     assert low <= gap <= high
     oracle = rows["oracle"]["fixed"]  # a figure of another kind: not compared, and no threshold changes it
     assert oracle["difference"] is None and oracle["mean"] >= rows["lambda_1"]["fixed"]["mean"]
+    assert oracle["by_seed"] == {} and rows["lambda_1"]["fixed"]["by_seed"] == {}
+    pooled = [row.model_copy(update={"figure": "pooled_iou"}) for row in tiny.rows if row.name != "oracle"]
+    of_pooled = tiny.model_copy(update={"rows": tuple(pooled)})
+    found = {row["name"]: row["fixed"] for row in tabulate_study(of_pooled)}
+    figures_of = {
+        name: [
+            json.loads((run_of(tiny, name, seed) / "evaluation.json").read_text())["sources"][tiny.row(name).source][
+                "fixed"
+            ]
+            for seed in (0, 1)
+        ]
+        for name in ("lambda_1", "lambda_0")
+    }
+    gaps = [one["pooled_iou"] - other["pooled_iou"] for one, other in zip(*figures_of.values(), strict=True)]
+    assert found["lambda_1"]["by_seed"] == pytest.approx(dict(enumerate(gaps))) and found["lambda_0"]["by_seed"] == {}
+    assert "Difference to lambda_0, mean (seed by seed): " in format_study("tiny", of_pooled)
+    assert "seed by seed" not in format_study("tiny", tiny)
     page = write_study_report("tiny", tiny)
     text = page.read_text()
     assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
