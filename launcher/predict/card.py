@@ -87,7 +87,7 @@ def make_card(run: Path, name: str, written: Written) -> str:
         "data": f"{about['class_set']}, fingerprint {about['dataset_fingerprint']}",
         "code": f"wsss {facts['wsss']}, commit {about['git_commit']}",
         "packages": ", ".join(f"{package} {version}" for package, version in about["packages"].items()),
-        "command": f"`{about['command']}`",
+        "command": f"`{without_places(about['command'])}`",
     }
     figures = "The run was not evaluated: there are no metrics."
     if evaluation is not None:
@@ -101,6 +101,11 @@ def make_card(run: Path, name: str, written: Written) -> str:
         f"## Licence\n\n{licence}\n",
     ]
     return "\n".join(parts)
+
+
+def without_places(command: str) -> str:
+    """A command whose absolute paths are their names alone: where things lay here is nobody's business, and no help."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s'\"=,\]}/]+/)+(?=[^\s'\"=,\]}/])", ".../", command)
 
 
 def shortly(numbers: str) -> str:

@@ -12,7 +12,7 @@ from launcher.__main__ import main
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
-from launcher.predict.card import shortly, write_folder
+from launcher.predict.card import shortly, without_places, write_folder
 from launcher.run.build import build_network
 from launcher.run.folder import Run
 from launcher.run.start import read_start
@@ -66,3 +66,11 @@ def test_a_name_or_a_place_that_does_not_fit_is_told(run):
     Path("hub").write_text("")
     with pytest.raises(RunError, match="hub: is a file; a model for a hub is a folder"):
         write_folder(run, Path("hub"), "me/plumes", None)
+
+
+def test_a_card_does_not_say_where_things_lay():
+    command = (
+        "wsss train /home/me/own.yaml 'model={name: vit, weights: /data/w/deit.pth}' data.train=s3://b/t/train a=x/y"
+    )
+    said = "wsss train .../own.yaml 'model={name: vit, weights: .../deit.pth}' data.train=s3://b/t/train a=x/y"
+    assert without_places(command) == said
