@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -24,7 +25,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 OF_AN_ITEM = (DataError, RunError, ValueError, OSError, BrokenProcessPool)
-MOST_TOLD = 10  # reasons of one job: where all masks are of another kind, every shard says so
+MOST_TOLD, KINDS_TOLD, OF_A_KIND = (
+    10,
+    4,
+    2,
+)  # reasons of one job: where all masks are of another kind, every shard says so
 LOOK_EVERY_S = 30.0  # whether a Dask cluster without a worker has one
 
 
@@ -74,9 +79,20 @@ def run_pool(
 
 
 def tell(reasons: Sequence[str]) -> str:
-    """Why shards failed, a line each; of more than fill a screen the first ones, and how many more there are."""
-    more = len(reasons) - MOST_TOLD
-    return "\n".join([*(f"  {one}" for one in reasons[:MOST_TOLD]), *([f"  and {more} more"] if more > 0 else [])])
+    """Why shards failed, a line each. Of more than fill a screen a few of each kind, those that differ in names and
+    numbers alone, and how many more there are."""
+    if len(reasons) <= MOST_TOLD:
+        return "\n".join(f"  {reason}" for reason in reasons)
+    kinds: dict[str, list[str]] = {}
+    for reason in reasons:
+        kinds.setdefault(re.sub(r"'[^']*'|\S*[\d/]\S*", "", reason), []).append(reason)
+    lines, told = [], [*kinds.values()][:KINDS_TOLD]
+    for of_kind in told:
+        lines += [f"  {reason}" for reason in of_kind[:OF_A_KIND]]
+        if (more := len(of_kind) - OF_A_KIND) > 0:
+            lines.append(f"  and {more} more like these")
+    others = len(reasons) - sum(map(len, told))
+    return "\n".join([*lines, *([f"  and {others} of other kinds"] if others else [])])
 
 
 def try_each(
