@@ -40,7 +40,13 @@ def test_the_best_threshold_is_that_of_the_highest_mean_over_the_images_that_sho
     assert bounds["best_on_val"] == {"threshold": best.threshold, "per_image_iou": best.value}
     assert (bounds["images"], bounds["images_with_class"], bounds["groups"]) == (4, 3, 4)
     curve = {name: value_T[31] for name, value_T in bounds["curve"].items()}
-    assert curve == {"per_image_iou": 0.83333, "pooled_iou": 0.75, "precision": 1.0, "recall": 0.75, "false_alarm_area": 0}
+    assert curve == {
+        "per_image_iou": 0.83333,
+        "pooled_iou": 0.75,
+        "precision": 1.0,
+        "recall": 0.75,
+        "false_alarm_area": 0,
+    }
 
 
 def test_the_gated_area_of_a_region_is_a_figure_that_no_headline_shows():

@@ -277,6 +277,9 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert figures.tabulate_row(tiny, control, control)["fixed"]["difference"] is None
     of_masks = figures.tabulate_row(tiny, row.model_copy(update={"figure": "miou"}), control)["fixed"]
     assert of_masks["interval"] == pytest.approx((0.3, 0.45)) and of_masks["groups"] == 5
+    nothing = tiny.row("scales")  # which no run has evaluated
+    apart = [figures.tabulate_row(tiny, *pair)["apart"] for pair in ((nothing, control), (row, nothing))]
+    assert apart == [False, False] and figures.tabulate_row(tiny, nothing, control)["fixed"]["groups"] is None
     oracle = figures.tabulate_row(tiny, tiny.row("oracle"), None)
     assert (oracle["fixed"]["mean"], oracle["tuned"]["mean"]) == (0.8, None)
     shutil.rmtree(run_of(tiny, row.run, 1))
