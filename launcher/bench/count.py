@@ -37,7 +37,8 @@ class Counted:
     """What a step does.
 
     Attributes:
-        ops: (FLOPs, bytes read and written, type of number: bf16, as which float16 counts, float32, ATTENTION or PAIRS) of each launch.
+        ops: (FLOPs, bytes read and written, type of number: bf16, float32, ATTENTION or PAIRS) of each launch; float16
+            counts as bf16.
         kept_bytes: that the forward pass keeps for the backward pass, parameters left out.
     """
 

@@ -139,7 +139,9 @@ def test_figures_of_everything_or_of_nothing_are_told():
     assert "nowhere" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
     assert "nowhere" in explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": None}}, "the class")
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
-    assert explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1}}, "the class") == ""
+    assert (
+        explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1, "owl": None}}, "the class") == ""
+    )
     assert explain_degenerate({"average_precision": 0.5}, "the class") == ""
 
 

@@ -129,9 +129,8 @@ def test_memory_time_and_disk_are_sums_by_hand(nowhere):
         assert largest_batch(GPUS["t4"]._replace(memory_gib=memory_gib), memory, 2) == images
 
     steps = {"steps": 10, "eval_every": 4}
-    assert [count_validations(changed("train", **steps | more)) for more in ({}, {"eval_every": None}, {"steps": 0})] == [
-        3, 1, 1,
-    ]  # fmt: skip
+    for more, often in (({}, 3), ({"eval_every": None}, 1), ({"steps": 0}, 1)):
+        assert count_validations(changed("train", **steps | more)) == often
     without = changed("data", val=None)
     assert count_validations(without) == 0 and time_validation(without, GPUS["h100"], 9, 1, 1) is None
     assert time_validation(config, GPUS["h100"], None, 1, 1) is None
