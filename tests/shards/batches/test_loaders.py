@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.batches.augment import Augment, Squash, View, Whole, resize_mask
+from shards.batches.augment import Augment, Squash, View, Whole, resize, resize_mask
 from shards.batches.batch import collate, present_classes
 from shards.batches.loaders import eval_loader, train_loader, view_of
 from shards.batches.order import Slice, StepSampler, epoch_order
@@ -219,6 +219,8 @@ def test_squash_and_augment_by_hand():
     assert untouched is image and same is mask and whole == (0, 8, 0, 16)
     part = resize_mask(np.arange(16, dtype=np.uint8).reshape(4, 4), (4, 4), (2, 0, 4, 2))  # as large as it was
     assert part.tolist() == [[2, 2, 3, 3]] * 2 + [[6, 6, 7, 7]] * 2
+    right = resize(image, (8, 16), (8, 0, 16, 8))  # its first column lies at 8.25, between pixels at 7.5 and 8.5
+    assert right[0, :, 0].tolist() == [150, *[200] * 15] and resize(image, (8, 16)) is image
     sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
     assert len(sizes) > 1
 
