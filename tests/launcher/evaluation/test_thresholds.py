@@ -32,10 +32,11 @@ def test_a_regions_gated_area_counts_nothing_where_the_classifier_sees_nothing()
 def test_the_best_threshold_is_that_of_the_highest_mean_over_the_images_that_show_smoke():
     measure = measure_of("a", 0.9, [[0.8, 0.305]], [], truth=[[1, 0]])  # IoU 1/2 below 0.31, then 1, from 0.8 on 0
     measure.extend(measure_of("b", 0.9, [[0.505, 0.1]], [], truth=[[1, 0]]))  # 1 up to 0.5
-    measure.extend(measure_of("c", 0.9, [[0.9, 0.0]], [], truth=[[1, 1]]))  # 1/2
+    measure.extend(measure_of("c", 0.1, [[0.9, 0.0]], [], truth=[[1, 1]]))  # 1/2
     measure.extend(measure_of("clear", 0.9, [[0.3, 0.3]], []))
     best = measure.best()
     assert best == (pytest.approx(0.31), pytest.approx(2.5 / 3))
+    assert measure.figures_at(0.31)["per_image_iou_gated"] == pytest.approx(2 / 3)  # `c` is not seen
     bounds = measure.bounds_and_curve()
     assert bounds["best_on_val"] == {"threshold": best.threshold, "per_image_iou": best.value}
     assert (bounds["images"], bounds["images_with_class"], bounds["groups"]) == (4, 3, 4)
