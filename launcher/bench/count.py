@@ -37,7 +37,8 @@ class Counted:
     """What a step does.
 
     Attributes:
-        ops: (FLOPs, bytes read and written, type of number: bf16, float32, ATTENTION or PAIRS) of each launch.
+        ops: (FLOPs, bytes read and written, type of number: bf16, float32, ATTENTION or PAIRS) of each launch; float16
+            counts as bf16.
         kept_bytes: that the forward pass keeps for the backward pass, parameters left out.
     """
 
@@ -71,7 +72,7 @@ class Counter(TorchDispatchMode):
             return out
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         traffic = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
-        kind = "bf16" if outputs[0].dtype is torch.bfloat16 else "float32"
+        kind = "bf16" if outputs[0].dtype in (torch.bfloat16, torch.float16) else "float32"
         if name == "gaussian_sum":
             kind = PAIRS
         elif flops and "attention" in name and kind == "float32":  # of one head: the sum where there is no Triton

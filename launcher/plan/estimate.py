@@ -249,7 +249,8 @@ def time_validation(config: Config, gpu: Gpu, val_images: int | None, flops: int
     if config.data.val is None or not val_images:
         return None
     images = min(val_images, config.data.val_part or val_images)
-    peak = gpu.bf16 if config.train.precision == "bf16" else gpu.float32
+    precision = config.train.precision
+    peak = gpu.peak("bf16" if precision in ("bf16", "fp16") else "float32", precision)
     whole = images * flops * look_factor(config) / peak / 1e12 / processes
     return whole / UTILISATION[0], whole / UTILISATION[1]
 

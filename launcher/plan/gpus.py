@@ -28,11 +28,18 @@ class Gpu(NamedTuple):
     def least(self, flops: int, traffic: int, kind: str, precision: Precision) -> tuple[float, str]:
         """Least seconds of one operator, and what takes them: its products at the peak, its reading and writing at the
         memory's speed, or that it is launched at all."""
-        of_float32 = self.tf32 if precision == "tf32" and kind != ATTENTION else self.float32
-        tflops = self.bf16 if kind in ("bf16", PAIRS) else of_float32
-        limits = {"products": flops / tflops / 1e12, "memory": traffic / self.copy / 1e12, "small kernels": LAUNCH_S}
+        limits = {
+            "products": flops / self.peak(kind, precision) / 1e12,
+            "memory": traffic / self.copy / 1e12,
+            "small kernels": LAUNCH_S,
+        }
         longest = max(limits, key=limits.__getitem__)
         return limits[longest], longest
+
+    def peak(self, kind: str, precision: Precision) -> float:
+        """TFLOP/s of the products of an operator."""
+        of_float32 = self.tf32 if precision == "tf32" and kind != ATTENTION else self.float32
+        return self.bf16 if kind in ("bf16", PAIRS) else of_float32
 
 
 LAUNCH_S = 3e-6  # the least that a kernel takes of the device

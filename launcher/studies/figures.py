@@ -104,7 +104,7 @@ def judged_apart(study: Study, row: Row, found: Mapping[int, Mapping[str, Any]],
 def name_protocols(row: Row, found: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """The protocol of a row, without the seed of its training. Several, each with its seeds, where its runs differ."""
     sources = {seed: evaluation["sources"][row.source] for seed, evaluation in found.items()}
-    fixed = {seed: (source["fixed"] or {}).get("threshold") for seed, source in sources.items()}
+    fixed = {seed: source["fixed"].get("threshold") for seed, source in sources.items()}
     differ = len({*fixed.values()}) > 1
     seeds_of: dict[str, list[int]] = {}
     for seed, source in sources.items():

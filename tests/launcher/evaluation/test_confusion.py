@@ -81,7 +81,7 @@ def test_each_image_has_the_probability_and_the_label_of_every_class():
 
 
 def test_each_image_has_the_mean_iou_of_the_classes_of_its_objects():
-    tally = Confusion(class_set(3))
+    tally = Confusion(class_set(5))
     truth = np.array([[0, 1, 1, 2], [0, 0, 255, 2]], dtype=np.uint8)
     add(tally, np.array([[0, 1, 0, 2], [1, 0, 2, 2]], dtype=np.uint8), truth)
     add(tally, np.array([[1, 0]], dtype=np.uint8), np.array([[0, 0]], dtype=np.uint8))
@@ -91,3 +91,7 @@ def test_each_image_has_the_mean_iou_of_the_classes_of_its_objects():
     assert first["truth_area"] == 4 / 7 and (first["key"], first["group"]) == ("a", "group")
     assert clear["iou_fixed"] is None and clear["truth_area"] == 0
     assert unknown["iou_fixed"] is unknown["truth_area"] is None
+    figures = tally.figures_at(0.5)
+    assert figures["background_share"] == pytest.approx(5 / 9) and figures["classes_in_truth"] == 3
+    add(tally, np.array([[0]], dtype=np.uint8), np.array([[4]], dtype=np.uint8))
+    assert tally.figures_at(0.5)["classes_in_truth"] == 4  # of one pixel, too

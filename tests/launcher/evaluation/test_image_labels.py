@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from support.squares import Squares
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
-from launcher.evaluation.image_labels import ImageLabels, label_figures
+from launcher.evaluation.image_labels import ImageLabels, label_details, label_figures
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_labels import LabelJudge
+from launcher.evaluation.measure import Truth
 from launcher.evaluation.pictures import LABEL_PX, TILE_PX, lay_out_gallery
 from launcher.evaluation.report import write_report
 from launcher.evaluation.sources import LabelPrediction, ScorePrediction
@@ -44,12 +46,17 @@ def test_f1_and_calibration_by_hand():
 
 
 def test_means_are_over_the_classes_that_a_label_names():
-    prob = np.array([[0.9, 0.6, 0.1], [0.2, 0.7, 0.9], [0.8, 0.1, 0.2]])
+    prob = np.array([[0.9, 0.5, 0.1], [0.2, 0.7, 0.9], [0.8, 0.1, 0.2]])
     present = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], dtype=bool)  # nobody has the third
     figures = label_figures(prob, present)
     assert figures["average_precision"] == 1.0
     assert figures["class_f1"] == pytest.approx((1.0 + 2 / 3) / 2)
     assert figures["accuracy"] == pytest.approx(1 / 3)  # the last image alone is right in every class
+    about = label_details(prob, present, ("cat", "dog", "owl"))
+    assert about["classes"]["dog"] == {"average_precision": 1.0, "f1": pytest.approx(2 / 3), "images": 1}
+    assert about["classes"]["owl"] == {"average_precision": None, "f1": 0.0, "images": 0}
+    low = about["reliability"][0]
+    assert low == {"probability": pytest.approx(0.1), "share": 0.0, "decisions": 2}
     nothing = label_figures(prob, np.zeros((3, 3), dtype=bool))
     assert nothing["average_precision"] is None and nothing["class_f1"] is None
 
@@ -59,6 +66,7 @@ def test_parts_join_and_rows_name_the_classes():
     one.count("a", "v", (0.9, 0.2), (True, False))
     two.count("b", "w", (0.1, 0.6), (False, True))
     one.extend(two)
+    assert one.images_without_truth == 0
     assert one.figures_at(0.3)["images"] == 2 and one.label_details(("cat", "dog"))["classes"]["dog"]["images"] == 1
     rows = list(one.rows({"fixed": 0.5}))
     assert rows[1] == {"key": "b", "group": "w", "p(cat)": 0.1, "label(cat)": 0, "p(dog)": 0.6, "label(dog)": 1}
@@ -148,4 +156,11 @@ def test_the_best_checkpoint_is_that_of_a_figure_that_there_is(pets, tiny_yaml):
 def test_predictions_of_scores_have_probabilities_and_label_maps_have_none():
     assert LabelPrediction(np.zeros((2, 2), dtype=np.uint8)).probs is None
     scores = Scores(key="a", group="a", class_ids=(), cls_probs=(0.5, 0.25), maps={})
+    one = replace(scores, cls_probs=(0.5,))
     assert ScorePrediction(scores, "x", 0.5).probs == (0.5, 0.25)
+    labels, truth = ImageLabels(("cat", "dog")), Truth("a", "a", np.zeros((1, 1)), {}, True, (True, False))
+    for prediction in (LabelPrediction(np.zeros((1, 1), dtype=np.uint8)), ScorePrediction(one, "x", 0.5)):
+        with pytest.raises(ValueError, match="a: wanted a probability of each of .'cat', 'dog'.*, got (None|.0.5,)"):
+            labels.add(prediction, truth)
+    labels.add(ScorePrediction(scores, "x", 0.5), truth)
+    assert labels.keys == ["a"] and labels.probs.tolist() == [0.5, 0.25]

@@ -11,7 +11,17 @@ from support.pages import read_page
 
 from launcher.errors import RunError
 from launcher.evaluation.evaluate import evaluate
-from launcher.evaluation.headline import Headline, Known, chance_of, explain_degenerate, hold_against, read_headline
+from launcher.evaluation.headline import (
+    Beside,
+    Headline,
+    Known,
+    chance_of,
+    compare,
+    describe_headline,
+    explain_degenerate,
+    hold_against,
+    read_headline,
+)
 from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
 from launcher.evaluation.report import write_report
 from launcher.evaluation.strip import choose_ranks, rank_images
@@ -71,7 +81,46 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     other = json.loads((control / "evaluation.json").read_text())
     other["dataset"]["fingerprint"] = "other images"
     (control / "evaluation.json").write_text(json.dumps(other))
-    assert "control control" not in {one.what for one in hold_against(headline, "smoke", Known(control=Run(control)))}
+    for name in ("evaluation.json", "per_image.csv"):
+        shutil.copy(run / name, Path("runs/teacher") / name)
+    of_teacher, _, paper = hold_against(headline, "smoke", Known(0.4737, Run(control)))
+    groups = headline.at["per_image_iou_groups"]
+    assert of_teacher.words() == f"its teacher {100 * headline.value:.1f} (+0.0 [+0.0, +0.0] of {groups} groups)"
+    assert paper.words() == "paper 47.4"
+
+
+def of(fingerprint="images", curve=(), **at):
+    """A headline with these figures."""
+    sources = {"cam": {"fixed": at, "curve": {"per_image_iou": curve} if curve else {}}}
+    return Headline(Path(), {"sources": sources, "dataset": {"fingerprint": fingerprint}}, "cam", "fixed")
+
+
+def test_a_headline_says_of_what_it_is_and_within_which_bounds():
+    assert of(average_precision=0.5).where() == "image labels" and of(miou=0.5).where() == "cam"
+    assert of(per_image_iou=0.5, threshold=0.4).where() == "cam, threshold 0.40 fixed"
+    assert of(miou=0.5, miou_interval=[0.4, 0.6], miou_groups=8).interval() == "[40.0, 60.0] of 8 groups"
+    nothing = of(images=3)
+    assert (nothing.figure, nothing.value, nothing.interval()) == ("", None, "")
+    assert describe_headline(nothing, "smoke", Known()) == "no metric of cam"
+    assert Beside("x", 0.5, (0.1, -0.05, 0.2), 8).words() == "x 50.0 (+10.0 [-5.0, +20.0] of 8 groups)"
+
+
+def test_figures_of_other_kinds_or_images_are_not_held_against_each_other(monkeypatch):
+    theirs = {
+        "same": of(miou=0.3), "other figure": of(pixel_accuracy=0.3), "none": of(miou=None), "not evaluated": None,
+        "other images": of("others", miou=0.3),
+    }  # fmt: skip
+    monkeypatch.setattr("launcher.evaluation.headline.read_headline", theirs.__getitem__)
+    assert [compare(of(miou=0.5), name, name) for name in theirs] == [Beside("same", 0.3), None, None, None, None]
+    assert compare(of(miou=None), "same", "same") is None
+
+
+def test_chance_is_the_class_everywhere_or_the_background_alone():
+    assert chance_of(of(per_image_iou=0.5, curve=[0.14, 0.2]), "smoke") == Beside("smoke everywhere", 0.14)
+    assert chance_of(of(per_image_iou=0.5), "smoke") is None
+    background = chance_of(of(miou=0.5, background_share=0.6, classes_in_truth=3), "the class")
+    assert background == Beside("background everywhere", pytest.approx(0.2))
+    assert chance_of(of(miou=0.5), "the class") is None
 
 
 def test_the_chance_of_an_average_precision_is_the_share_of_the_images():
@@ -86,11 +135,13 @@ def test_the_chance_of_an_average_precision_is_the_share_of_the_images():
 
 def test_figures_of_everything_or_of_nothing_are_told():
     assert "everywhere" in explain_degenerate({"threshold": 0.0, "per_image_iou": 0.14}, "smoke")
-    assert "everywhere" in explain_degenerate({"threshold": 0.1, "false_alarm_area": 0.96}, "smoke")
+    assert "everywhere" in explain_degenerate({"threshold": 0.1, "false_alarm_area": 0.95}, "smoke")
     assert "nowhere" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
     assert "nowhere" in explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": None}}, "the class")
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
-    assert explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1}}, "the class") == ""
+    assert (
+        explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1, "owl": None}}, "the class") == ""
+    )
     assert explain_degenerate({"average_precision": 0.5}, "the class") == ""
 
 

@@ -21,12 +21,33 @@ def measure_of(key, prob, score_HW, boxes, truth=0, labelled=False):
 
 
 def test_a_regions_gated_area_counts_nothing_where_the_classifier_sees_nothing():
-    measure = measure_of("sure", 0.9, [[0.9, 0.1, 0.0, 0.0]], [(0, 1, 0, 2)])
+    measure = measure_of("sure", 0.5, [[0.9, 0.1, 0.0, 0.0]], [(0, 1, 0, 2)])
     measure.extend(measure_of("unsure", 0.1, [[0.9, 0.9, 0.0, 0.0]], [(0, 1, 0, 2)]))
     measure.extend(measure_of("no chimney", 0.9, [[0.9, 0.9, 0.9, 0.9]], []))
     figures = measure.figures_at(0.5)
     assert figures["chimney_area"] == pytest.approx((0.5 + 1.0) / 2)
     assert figures["chimney_area_gated"] == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_the_best_threshold_is_that_of_the_highest_mean_over_the_images_that_show_smoke():
+    measure = measure_of("a", 0.9, [[0.8, 0.305]], [], truth=[[1, 0]])  # IoU 1/2 below 0.31, then 1, from 0.8 on 0
+    measure.extend(measure_of("b", 0.9, [[0.505, 0.1]], [], truth=[[1, 0]]))  # 1 up to 0.5
+    measure.extend(measure_of("c", 0.1, [[0.9, 0.0]], [], truth=[[1, 1]]))  # 1/2
+    measure.extend(measure_of("clear", 0.9, [[0.3, 0.3]], []))
+    best = measure.best()
+    assert best == (pytest.approx(0.31), pytest.approx(2.5 / 3))
+    assert measure.figures_at(0.31)["per_image_iou_gated"] == pytest.approx(2 / 3)  # `c` is not seen
+    bounds = measure.bounds_and_curve()
+    assert bounds["best_on_val"] == {"threshold": best.threshold, "per_image_iou": best.value}
+    assert (bounds["images"], bounds["images_with_class"], bounds["groups"]) == (4, 3, 4)
+    curve = {name: value_T[31] for name, value_T in bounds["curve"].items()}
+    assert curve == {
+        "per_image_iou": 0.83333,
+        "pooled_iou": 0.75,
+        "precision": 1.0,
+        "recall": 0.75,
+        "false_alarm_area": 0,
+    }
 
 
 def test_the_gated_area_of_a_region_is_a_figure_that_no_headline_shows():

@@ -1,16 +1,20 @@
 """What the tune split chooses: a threshold of all classes, and a gate."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from support.places import ROOT
 
 from launcher.config.file import load_config
+from launcher.evaluation import tuning
 from launcher.evaluation.confusion import ClassThresholds
 from launcher.evaluation.image_labels import ImageLabels
-from launcher.evaluation.measure import Truth
-from launcher.evaluation.sources import ScorePrediction
+from launcher.evaluation.measure import Best, Truth
+from launcher.evaluation.sources import LabelSource, ScorePrediction, ScoreSource
 from launcher.evaluation.table import describe_best
-from launcher.evaluation.tuning import Tuned, best_gate
+from launcher.evaluation.tuning import NO_MAPS, Tuned, best_gate, tune
 from launcher.jobs.scores import Scores
 from shards.schema import ClassSet
 
@@ -105,3 +109,75 @@ def test_few_images_of_tune_choose_no_source_and_one_source_is_no_choice():
     assert evaluated({"grad": 0.5, "project": 0.4}, shown=19)["tune"]["best"] is None
     assert describe_best(evaluated({"grad": 0.5, "project": 0.4}, shown=19)) == []
     assert describe_best(evaluated({"grad": 0.5})) == describe_best({"sources": {}, "tune": {"images_shown": 30}}) == []
+
+
+def test_a_split_that_chose_a_gate_alone_has_no_best_source():
+    config = load_config(ROOT / "configs/demo/student.yaml")
+    assert Tuned(shown=30, figure="miou").about(config) is None
+    assert Tuned(shown=30, gate=0.4).about(config)["best"] is None
+
+
+CAMS, OTHERS = ScoreSource("grad", Path("cams/tune"), "grad"), ScoreSource("mine", Path("cams/tune"), "mine")
+MASKS = LabelSource("segments", Path("segments/tune"), "png")
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """What holds masks or labels, what there is of tune, what it would choose -> what is tuned, and what is counted."""
+
+    def make(tune_holds, there, best=None, figure="miou", val_holds="pixel", folder="tune", maps=0.5):
+        index = SimpleNamespace(supervision=tune_holds, classes=["smoke"])
+        shards = SimpleNamespace(index=index, folder=folder, image_label_NK=np.array([[1, 1], [0, 0], [0, 1]]))
+        counted = []
+
+        def count(measure):
+            def of(splits, config):
+                ((_, sources),) = splits
+                counted.extend(source.name for source in sources)
+                return [{source.name: measure for source in sources}]
+
+            return of
+
+        said = SimpleNamespace(
+            figures_at=lambda threshold: {"miou": maps},
+            decisions=lambda: (np.array([[0.4], [0.3]]), np.array([[True], [False]])),
+        )
+        for name, stand_in in {
+            "find_sources": lambda run, split: there if split == "tune" else [],
+            "ShardFolder": lambda place: shards,
+            "name_shared": lambda *_: "",
+            "count_for_choice": count(SimpleNamespace(best=lambda: best, chooses_by=figure)),
+            "count_predictions": count(said),
+        }.items():
+            monkeypatch.setattr(tuning, name, stand_in)
+        run = SimpleNamespace(folder="RUN", config=SimpleNamespace(data=SimpleNamespace(tune=folder)))
+        val = SimpleNamespace(index=SimpleNamespace(supervision=val_holds))
+        return tune(run, val, [CAMS, MASKS]), counted
+
+    return make
+
+
+def test_what_has_no_threshold_says_why_and_a_split_without_masks_wants_none(tuned):
+    assert tuned("pixel", [CAMS], folder=None) == (Tuned(untuned={"grad": "data.tune is not set"}), [])
+    assert tuned("pixel", [OTHERS]) == (Tuned(untuned={"grad": NO_MAPS.format("RUN", "tune")}), [])
+    assert tuned("pixel", [CAMS]) == (Tuned(untuned={"grad": "no image of tune shows smoke"}, shown=2), ["grad"])
+    assert tuned("pixel", [CAMS], val_holds="label") == (Tuned(shown=2), [])
+
+
+def test_a_tune_split_without_masks_chooses_a_gate_of_the_probabilities_that_all_sources_share(tuned):
+    found, counted = tuned("label", [CAMS, MASKS, CAMS])
+    assert found == Tuned(untuned={"grad": "tune holds no masks"}, gate=0.4, shown=2) and counted == ["grad"]
+    assert tuned("label", [MASKS]) == (Tuned(untuned={"grad": NO_MAPS.format("RUN", "tune")}, shown=2), [])
+
+
+def test_label_maps_are_compared_where_the_scores_have_the_same_figure_or_there_are_none(tuned):
+    scores = {"thresholds": {"grad": 0.3}, "shown": 2}
+    found, _ = tuned("pixel", [CAMS, MASKS], Best(0.3, 0.6))
+    assert found == Tuned(values={"grad": 0.6, "segments": 0.5}, figure="miou", **scores)
+    found, counted = tuned("pixel", [CAMS, MASKS], Best(0.3, 0.6), figure="per_image_iou")
+    assert found == Tuned(values={"grad": 0.6}, figure="per_image_iou", **scores) and counted == ["grad"]
+    found, _ = tuned("pixel", [CAMS], Best(0.3, 0.6), figure="per_image_iou")
+    assert found == Tuned(values={"grad": 0.6}, figure="per_image_iou", **scores)
+    missing = {"grad": NO_MAPS.format("RUN", "tune")}
+    assert tuned("pixel", [MASKS])[0] == Tuned(values={"segments": 0.5}, figure="miou", untuned=missing, shown=2)
+    assert tuned("pixel", [MASKS], maps=None)[0].values == {}

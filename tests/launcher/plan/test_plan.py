@@ -1,5 +1,6 @@
 """What a run costs, from its real graph, compared with what was measured and with sums by hand."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,7 +14,19 @@ from launcher.bench.count import ATTENTION, PAIRS, Counted, count_step, storage_
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.files import find_shipped
-from launcher.plan.estimate import GIB, floor_of, least_accumulate, look_at_data, make_plan, time_step
+from launcher.plan.estimate import (
+    GIB,
+    count_validations,
+    disk_of_data,
+    floor_of,
+    largest_batch,
+    least_accumulate,
+    look_at_data,
+    make_plan,
+    memory_of,
+    time_step,
+    time_validation,
+)
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
 from launcher.plan.step import build_without_values, count_config
 from launcher.plan.text import format_plan
@@ -97,6 +110,51 @@ def test_a_step_is_recorded_where_nothing_inside_it_talks(nowhere, name, process
     assert not is_recorded(config.train, method, device="cpu", **known)
 
 
+def test_memory_time_and_disk_are_sums_by_hand(nowhere):
+    config = load_config(find_shipped("voc/msee_vitb"), [])
+
+    def changed(section, **values):
+        return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+    sizes = {"weights": 100 * GIB, "frozen": 20 * GIB, "trained": 80 * GIB}
+    parts = {"weights": 120, "gradients": 80, "AdamW": 160, "activations": 50, "workspace": 41.6}
+    shared = {0: parts, 1: {**parts, "AdamW": 40, "workspace": 29.6}}
+    shared[2] = {**shared[1], "gradients": 20, "workspace": 23.6}
+    for zero, wanted in shared.items():
+        memory = memory_of(changed("launch", zero=zero), sizes, 50 * GIB, 4)
+        assert {name: value / GIB for name, value in memory.items()} == pytest.approx(wanted)
+    averaged = memory_of(changed("train", ema_decay=0.99), sizes, 50 * GIB, 4)
+    assert averaged["average"] == 100 * GIB and averaged["workspace"] / GIB == pytest.approx(51.6)
+    memory = {"weights": 3 * GIB, "activations": GIB, "workspace": 7 * GIB}  # of two images
+    for memory_gib, images in ((9.41, 10), (9.39, 9), (3.5, 0)):  # 1.1 (3 + 10 / 2) + 0.6
+        assert largest_batch(GPUS["t4"]._replace(memory_gib=memory_gib), memory, 2) == images
+
+    steps = {"steps": 10, "eval_every": 4}
+    for more, often in (({}, 3), ({"eval_every": None}, 1), ({"steps": 0}, 1)):
+        assert count_validations(changed("train", **steps | more)) == often
+    without = changed("data", val=None)
+    assert count_validations(without) == 0 and time_validation(without, GPUS["h100"], 9, 1, 1) is None
+    assert time_validation(config, GPUS["h100"], None, 1, 1) is None
+    looks = 2 * (1 + 0.25 + 2.25)  # scales, each with its mirror image
+    for precision, peak in (("bf16", 989), ("fp16", 989), ("tf32", 494), ("ieee", 67)):
+        found = time_validation(changed("train", precision=precision), GPUS["h100"], 100, 10**12, 2)
+        assert found == pytest.approx([100 * looks / peak / 2 / share for share in UTILISATION])
+    part = time_validation(changed("data", val_part=40), GPUS["h100"], 100, 10**12, 1)
+    assert part == pytest.approx([40 * looks / 989 / share for share in UTILISATION])
+
+    classes = look_at_data(config, [])[0]
+    of_maps = 5 * 3 * 28**2 * 2  # bytes of the maps of 5 images of one class, in 3 kinds, at float16
+    assert disk_of_data(config, classes, 3, 2) == {"CAMs": 3 * of_maps, "masks": 50_000}  # some 3 classes an image
+    assert disk_of_data(changed("cam", classes="all"), classes, 3, 2)["CAMs"] == 20 * of_maps
+    assert disk_of_data(config, classes, None, None) == {}
+
+
+def test_float16_counts_as_bfloat16():
+    with FakeTensorMode():
+        x = torch.zeros(2, 2, dtype=torch.float16)
+        assert count_step(lambda: x @ x, set(), backward=False).ops[0][2] == "bf16"
+
+
 @pytest.mark.parametrize("case", MEASURED, ids=lambda case: f"{case[0]} {' '.join(case[1])}")
 def test_a_shipped_config_takes_what_was_measured(nowhere, case):
     name, overrides = case
@@ -115,6 +173,14 @@ def test_the_memory_of_an_image_is_what_was_measured(nowhere):
     energy = 2 * (224 * 224) ** 2 * (32 + 32)  # an image's pairs: a point's numbers as split, 21 classes as 32
     assert plan.flops / 4 == pytest.approx(2184e9 + energy, rel=0.02)  # the rest of D-45
     assert plan.epochs == pytest.approx(20_000 * 4 / 10_582) and plan.validations == 10
+    checkpoint = plan.memory["weights"] + plan.memory["AdamW"]  # without an average
+    assert plan.disk["checkpoints"] == 2 * checkpoint and plan.saves == 10
+    assert plan.save_s == pytest.approx(checkpoint / 0.5e9)
+    took = replace(plan, step_s=(0.1, 0.2), validation_s=(60.0, 120.0), saves=5, save_s=2.0)
+    assert took.hours == pytest.approx((2610 / 3600, 5210 / 3600))
+    assert replace(took, validation_s=None).hours == pytest.approx((2010 / 3600, 4010 / 3600))
+    assert replace(plan, memory={"weights": int(79.6 * GIB)}).fits
+    assert not replace(plan, memory={"weights": int(79.6 * GIB) + 1}).fits
 
 
 @pytest.mark.parametrize(("name", "most_ms"), [("voc/msee_vitb", 25.0), ("coco/msee_vitb", 52.3)])

@@ -278,6 +278,48 @@ def test_seeds_without_a_figure_are_told_and_images_without_truth_are_left_out(t
     assert find_interval(tiny, of_masks, {0: found[0]}, "fixed") is None
 
 
+def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
+    ious = {  # of images a and b in each of two seeds
+        "lambda_0": ((0.2, 0.4), (0.4, 0.6)),
+        "lambda_1": ((0.5, 0.7), (0.7, 0.7)),
+    }
+    for name, of_seeds in ious.items():
+        row = tiny.row(name)
+        for seed, (a, b) in enumerate(of_seeds):
+            folder = run_of(tiny, row.run, seed)
+            folder.mkdir(parents=True)
+            lines = [f"{row.source},{key},{key},0.5,{iou}" for key, iou in (("a", a), ("b", b))]
+            (folder / "per_image.csv").write_text("\n".join(["source,key,group,truth_area,iou_fixed", *lines]))
+            fixed = {"per_image_iou": (a + b) / 2, "false_alarm_area": 0.1 + 0.2 * seed, "miou": 0.5}
+            fixed |= {"miou_interval": [0.2 + 0.2 * seed, 0.4 + 0.1 * seed], "miou_groups": 7 - 2 * seed}
+            source = {"protocol": "p", "fixed": fixed, "tuned": {"per_image_iou": 0.25} if seed else None}
+            source |= {"oracle_per_image_iou": 0.8}
+            (folder / "evaluation.json").write_text(json.dumps({"dataset": {}, "sources": {row.source: source}}))
+    monkeypatch.setattr(figures, "require_own_run", lambda *arguments: None)
+    monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": f"{folder.name[-1]:x<40}"}))
+    control, row = tiny.row("lambda_0"), tiny.row("lambda_1")
+    found = figures.tabulate_row(tiny, row, control)
+    assert found["paper"] == pytest.approx(0.4737) and found["commits"] == ["0xxxxxxxxx", "1xxxxxxxxx"]
+    fixed = found["fixed"]
+    assert fixed["mean"] == pytest.approx(0.65) and fixed["deviation"] == pytest.approx(0.05 * 2**0.5)
+    assert fixed["false_alarm_area"] == pytest.approx(0.2) and (fixed["seeds"], fixed["groups"]) == (2, 2)
+    assert fixed["interval"] == pytest.approx((0.6, 0.7))  # of one image alone, each drawn twice
+    assert fixed["difference"] == pytest.approx((0.25, 0.2, 0.3)) and not found["apart"]  # a: 0.6 - 0.3, b: 0.7 - 0.5
+    tuned = {"mean": 0.25, "seeds": 1, "deviation": None, "false_alarm_area": None}
+    assert found["tuned"] == {**tuned, "interval": None, "groups": None, "difference": None}
+    assert figures.tabulate_row(tiny, control, control)["fixed"]["difference"] is None
+    of_masks = figures.tabulate_row(tiny, row.model_copy(update={"figure": "miou"}), control)["fixed"]
+    assert of_masks["interval"] == pytest.approx((0.3, 0.45)) and of_masks["groups"] == 5
+    nothing = tiny.row("scales")  # which no run has evaluated
+    apart = [figures.tabulate_row(tiny, *pair)["apart"] for pair in ((nothing, control), (row, nothing))]
+    assert apart == [False, False] and figures.tabulate_row(tiny, nothing, control)["fixed"]["groups"] is None
+    oracle = figures.tabulate_row(tiny, tiny.row("oracle"), None)
+    assert (oracle["fixed"]["mean"], oracle["tuned"]["mean"]) == (0.8, None)
+    shutil.rmtree(run_of(tiny, row.run, 1))
+    fewer = figures.tabulate_row(tiny, row, control)
+    assert fewer["fixed"]["difference"] == pytest.approx((0.3, 0.3, 0.3)) and fewer["seeds"] == [0]  # of seed 0 alone
+
+
 def test_a_training_of_one_seed_counts_once(tiny, monkeypatch):
     row = tiny.row("lambda_1").model_copy(update={"run": "teacher"})
     evaluation = {"sources": {row.source: {"protocol": "p", "fixed": {"per_image_iou": 0.5}, "tuned": None}}}

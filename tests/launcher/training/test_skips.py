@@ -15,7 +15,7 @@ from shards.batches.loaders import train_loader
 from shards.batches.order import Slice, epoch_order
 from shards.folder import ShardFolder
 from shards.index import Index
-from shards.schema import SampleError
+from shards.schema import DataError, SampleError
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -69,6 +69,9 @@ def test_a_budget_that_is_too_small_ends_the_run_with_the_list(damaged):
     with pytest.raises(SampleError, match="3 damaged samples, data.max_skipped allows 2:") as told:
         batches(folder, 2)
     assert all(f"'{key}'" in str(told.value) for key in keys)
+    garbage(folder, range(48))
+    with pytest.raises(DataError, match="train: no sound sample is left"):
+        batches(folder, 48, steps=1)
 
 
 def test_a_damaged_sample_is_replaced_by_its_neighbour_and_all_others_stay(damaged, scenes):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.batches.augment import Augment, Squash, View, Whole, resize_mask
+from shards.batches.augment import Augment, Squash, View, Whole, resize, resize_mask
 from shards.batches.batch import collate, present_classes
 from shards.batches.loaders import eval_loader, train_loader, view_of
 from shards.batches.order import Slice, StepSampler, epoch_order
@@ -13,6 +13,7 @@ from shards.folder import ShardFolder
 from shards.image_bytes import encode_mask
 from shards.masks import MaskFolder
 from shards.schema import DataError
+from shards.sources.synthetic import Synthetic
 from shards.write import write_split, write_tar
 
 AUGMENT = Augment(size=16, min_crop=0.5)
@@ -219,6 +220,8 @@ def test_squash_and_augment_by_hand():
     assert untouched is image and same is mask and whole == (0, 8, 0, 16)
     part = resize_mask(np.arange(16, dtype=np.uint8).reshape(4, 4), (4, 4), (2, 0, 4, 2))  # as large as it was
     assert part.tolist() == [[2, 2, 3, 3]] * 2 + [[6, 6, 7, 7]] * 2
+    right = resize(image, (8, 16), (8, 0, 16, 8))  # its first column lies at 8.25, between pixels at 7.5 and 8.5
+    assert right[0, :, 0].tolist() == [150, *[200] * 15] and resize(image, (8, 16)) is image
     sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
     assert len(sizes) > 1
 
@@ -270,6 +273,16 @@ def test_training_from_labels_refuses_shards_with_masks_unless_masks_are_asked_f
         train_loader(val, AUGMENT, seed=0, part=part, workers=0)
     batch = next(iter(train_loader(val, AUGMENT, seed=0, part=part, workers=0, mask_of=val.mask)))
     assert batch["mask"].shape == (8, 16, 16)
+
+
+def test_a_class_that_no_image_shows_is_refused_unless_it_may_lack(tmp_path):
+    clear = Synthetic(split="clear", num_images=2, size=32, smoke_rate=0.0)
+    write_split(clear, tmp_path, "clear", "label", num_shards=1, may_lack_classes=True)
+    shards, part = ShardFolder(tmp_path / "clear"), Slice(rank=0, ranks=1, global_batch_size=2)
+    with pytest.raises(DataError, match="clear: no image is labelled smoke among 2"):
+        train_loader(shards, AUGMENT, seed=0, part=part, workers=0)
+    (batch,) = take(train_loader(shards, AUGMENT, seed=0, part=part, workers=0, may_lack_classes=True), 1)
+    assert batch["image_label"].tolist() == [[0.0], [0.0]]
 
 
 def test_present_classes_by_hand():

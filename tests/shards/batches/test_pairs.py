@@ -91,6 +91,8 @@ def test_neighbours_are_drawn_evenly_and_anew_in_each_epoch():
     drawn = [neighbours.draw(4, seed=0, epoch=epoch) for epoch in range(400)]
     assert np.bincount(drawn, minlength=9)[[0, 1, 4, 7, 8]].tolist() == [0] * 5
     assert min(np.bincount(drawn)[[2, 3, 5, 6]]) > 70
+    of_key = [np.random.default_rng((0, epoch, 4, 1)).integers(4) for epoch in range(20)]  # a run goes on as it began
+    assert drawn[:20] == [(2, 3, 5, 6)[n] for n in of_key]
 
 
 @pytest.mark.parametrize(

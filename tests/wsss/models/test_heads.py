@@ -35,13 +35,14 @@ def test_the_projection_head_equals_the_golden_vectors_before_and_after_it_follo
     np.testing.assert_allclose(teacher(x).detach(), arrays["out_teacher_f64"], atol=1e-9)
     move_towards(teacher, student, momentum=0.9)
     np.testing.assert_allclose(teacher(x).detach(), arrays["out_teacher_after_ema_f64"], atol=1e-9)
+    assert not any(weight.requires_grad for weight in teacher.buffers())
     np.testing.assert_allclose(teacher.rows.detach(), arrays["ema_teacher.last_layer.weight_v_f64"], atol=1e-12)
 
 
 def test_a_follower_has_the_same_names_and_weights_but_nothing_to_train():
     head = ProjectionHead(8, dim=6, bottleneck=4, out_dim=5)
     follower = follower_of(head)
-    assert not list(follower.parameters())
+    assert not list(follower.parameters()) and not any(weight.requires_grad for weight in follower.buffers())
     assert list(follower.state_dict()) == list(head.state_dict())
     x = torch.randn(3, 8)
     torch.testing.assert_close(follower(x), head(x), rtol=0, atol=0)
@@ -65,3 +66,14 @@ def test_the_projection_begins_with_weights_of_2_hundredths_and_without_biases()
         [0.02] * 4, rel=0.04
     )
     assert not any(layer.bias.any() for layer in layers)
+
+
+def test_widths_are_those_published_and_at_least_1():
+    with torch.device("meta"):
+        decoder, head = LargeFOV(8, 3), ProjectionHead(8)
+    assert [tuple(decoder[n].weight.shape) for n in (0, 2, 4)] == [(512, 8, 3, 3), (512, 512, 3, 3), (3, 512, 1, 1)]
+    assert decoder[0].dilation == decoder[2].dilation == decoder[2].padding == (5, 5)
+    assert head.rows.shape == (1024, 256) and [head.mlp[n].out_features for n in (0, 2, 4)] == [2048, 2048, 256]
+    for widths in ({"dim": 0}, {"bottleneck": 0}, {"out_dim": 0}):
+        with pytest.raises(ValueError, match="wanted 1 or more"):
+            ProjectionHead(8, **widths)

@@ -29,7 +29,10 @@ class Strided(Network):
 
 @pytest.mark.parametrize(("size", "padding", "away"), [(3, 1, 1.5), (7, 3, 1.5), (2, 0, 0.0), (4, 1, 0.0), (1, 0, 1.5)])
 def test_how_far_maps_lie_from_what_they_show_is_that_of_the_geometry(size, padding, away):
-    assert displacement(Strided(size, padding), 64) == pytest.approx((away, away), abs=1e-4)
+    network = Strided(size, padding)
+    assert displacement(network, 64) == pytest.approx((away, away), abs=1e-4) and network.training
+    displacement(network.eval(), 64)
+    assert not network.training
 
 
 @pytest.mark.parametrize("build", [build_cnn, build_pcm])

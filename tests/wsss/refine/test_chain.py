@@ -23,7 +23,7 @@ def test_the_refiner_that_leaves_the_range_or_the_size_is_named():
     scores[0, 0, 0] = 0.25
     steps = [Step("edge", lambda _, scores: (scores - 0.25) * (1.002 / 0.75) - 0.001, False)]  # from -0.001 to 1.001
     assert run_chain(steps, image, scores, {}).ravel().tolist() == [0, 1, 1, 1]
-    for by, message in ((1.01, "from 0.2525 to 1.01"), (-0.5, "from -0.5 to -0.125"), (np.nan, "nan")):
+    for by, message in ((1.0015, "from 0.250375 to 1.0015"), (-0.5, "from -0.5 to -0.125"), (np.nan, "nan")):
         steps = [Step("fine", partial(grow, by=1.0), False), Step("par", partial(grow, by=by), False)]
         with pytest.raises(ValueError, match=f"refiner 'par' gave scores .*{message}.* wanted .0, 1."):
             run_chain(steps, image, scores, {})
