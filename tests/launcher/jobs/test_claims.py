@@ -58,7 +58,7 @@ def test_masks_that_no_network_gives_and_empty_scales_claim_nothing(run, scenes)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"chain": (Named(name="crf", iterations=0),)}, r"iterations 0 must be above 0"),
+        ({"chain": (Named(name="crf", iterations=0),)}, r"iterations is 0; wanted 1 to 1000"),
         ({"cams": ("class_map", "foo")}, r"\['foo'\] not among the inferred kinds"),
     ],
 )
