@@ -82,7 +82,7 @@ class TrainConfig(Section):
     graph: bool = False  # record each kind of step as one CUDA graph; on GPUs, without ZeRO and joined BatchNorm
     deterministic: bool = False  # on GPUs bit-equal repeats, for more time; CPUs have them anyway
     sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch has none for CPUs
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     log_every: PositiveInt = 10  # steps
     eval_every: PositiveInt | None = None  # steps; null = at the end only
     save_every: PositiveInt | None = None  # steps; null = at the end only
@@ -241,6 +241,7 @@ class Config(Section):
         from wsss.methods import METHODS
         from wsss.models import MODELS
         from wsss.refine import REFINERS, takes_cue
+        from wsss.refine.crf import check_mean_field
 
         check_named("model", self.model, MODELS)
         check_named("method", self.method, METHODS)
@@ -252,6 +253,10 @@ class Config(Section):
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
                 )
+        try:
+            check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
+        except ValueError as error:
+            raise ValueError(f"segment.mean_field: {error}") from error
         method = METHODS[self.method.name]
         if method.needs_teacher and self.teacher is None:
             raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")

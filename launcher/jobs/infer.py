@@ -129,7 +129,12 @@ def try_cams(method: Method, config: Config) -> None:
     Raises:
         ConfigError: a kind, layer, window or scale that this method, or images of this size, do not have.
     """
-    stride, cam = method.student.stride, config.cam
+    stride, cam, side = method.student.stride, config.cam, config.data.image_size
+    if cam.window_px is None and int(min(cam.scales) * side) < 1:
+        raise ConfigError(
+            f"cam.scales has {min(cam.scales):g}, at which nothing is left of images of {side} px; wanted "
+            f"{(10_000 // side + 1) / 10_000} or more"
+        )
     try:
         image = torch.zeros(1, 3, 2 * stride, 2 * stride, device=next(method.parameters()).device)
         cams_of(method, image, cam.model_copy(update={"scales": (1.0,)}))

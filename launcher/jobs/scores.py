@@ -58,7 +58,7 @@ class Scores:
             if bad:
                 raise DataError(
                     f"image '{self.key}': {bad} of {values.size} scores of {name} are NaN or infinite; the network "
-                    "that gave them is broken: take an earlier checkpoint, or precision float32"
+                    "that gave them is broken: take an earlier checkpoint, or train.precision=ieee"
                 )
 
     def members(self) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ DILATIONS = (1, 2, 4, 8, 12, 24)
 SHARPNESS = 0.3  # a difference of 0.3 standard deviations among the neighbours costs one unit in the exponent
 POSITION_WEIGHT = 0.01
 EPS = 1e-8
+MOST_ITERATIONS = 1000  # of a refinement; each takes as long as the first
 
 
 def pixel_adaptive_refinement(
@@ -84,7 +85,8 @@ def propagate(
         weight_BNhw: from neighbour_weights with the same dilations.
 
     Raises:
-        ValueError: maps and weights of another number of images, neighbours or size; num_iter below 0.
+        ValueError: maps and weights of another number of images, neighbours or size; num_iter below 0 or
+            above 1,000.
     """
     batch, _, height, width = masks_BChw.shape
     wanted = (batch, 8 * len(dilations), height, width)
@@ -153,5 +155,5 @@ def check_dilations(dilations: Sequence[int]) -> None:
 
 
 def check_iterations(num_iter: int) -> None:
-    if num_iter < 0:
-        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 or more")
+    if not 0 <= num_iter <= MOST_ITERATIONS:
+        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 to {MOST_ITERATIONS}, and 10 is usual")

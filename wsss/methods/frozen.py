@@ -21,6 +21,8 @@ from wsss.methods.base import Batch, Method, left_out
 from wsss.models.frozen import Encoded, FrozenNet
 from wsss.tensors import check_groups, resize
 
+MOST_STEPS = 100  # of a walk, each of which takes as long as the first
+
 
 class FrozenFeatures(Method):
     """Decoder, and a classifier where there are no texts, on frozen ViTs.
@@ -38,7 +40,7 @@ class FrozenFeatures(Method):
         seg_weight, pair_weight: >= 0.
         seg_from: first step (0-based) with both: before, the classifier learns alone.
         attended: last blocks whose attention is read, 0 = no walk.
-        walk_steps: of the walk.
+        walk_steps: of the walk; 0 to 100.
         agree_from: first step that chooses blocks by the learnt affinity.
         bg_threshold, fg_threshold: see refined_label.
         group_size: images over which a loss counts pixels and pairs: the batch of a process must be a multiple of it.
@@ -78,8 +80,11 @@ class FrozenFeatures(Method):
         if seg_weight < 0 or pair_weight < 0:
             raise ValueError(f"method: wanted seg_weight ({seg_weight}) and pair_weight ({pair_weight}) >= 0")
         depth = len(student.first.blocks)
-        if not 0 <= attended <= depth or walk_steps < 0:
-            raise ValueError(f"method: wanted attended ({attended}) in [0, {depth}] and walk_steps ({walk_steps}) >= 0")
+        if not 0 <= attended <= depth or not 0 <= walk_steps <= MOST_STEPS:
+            raise ValueError(
+                f"method: wanted attended ({attended}) in [0, {depth}] and walk_steps ({walk_steps}) in "
+                f"[0, {MOST_STEPS}]"
+            )
         check_refinement(par_iterations, par_dilations)
         if student.by_text and seg_from > 0:
             raise ValueError(f"method.seg_from is {seg_from}; with model.texts nothing learns before: wanted 0")

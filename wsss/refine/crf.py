@@ -18,6 +18,9 @@ By = Literal["lattice", "exact"]
 
 PROPOSED_FROM = 0.1  # see proposed_classes
 PROBABLE = 1e-5  # what no class is less likely than
+MOST_ITERATIONS = 1000  # see check_mean_field
+NARROWEST = 0.01
+HEAVIEST = 1e6
 NO_LATTICE = (3, 13)  # first Python that pydensecrf does not build on
 
 
@@ -69,6 +72,27 @@ def remedy() -> str:
     return "pip install 'wsss[crf]'"
 
 
+def check_mean_field(*, iterations: int, **kernels: float) -> None:
+    """Raise ValueError for numbers that no mean field can be made with.
+
+    Iterations above 1,000: the field has settled within tens, and each takes as long as the first. A kernel narrower
+    than 0.01 sees no neighbour and is the same at any width, but its features leave the integers of pydensecrf, which
+    ends the process. A weight below 0 would part what looks alike; above 1e6, where nothing is left of a unary of at
+    most 12, it leaves float32.
+
+    Args:
+        kernels: of mean_field, by name: widths (..._sxy, ..._srgb) and weights (..._weight).
+    """
+    if not 1 <= iterations <= MOST_ITERATIONS:
+        raise ValueError(f"iterations is {iterations}; wanted 1 to {MOST_ITERATIONS}, and 5 to 10 are usual")
+    for name, value in kernels.items():
+        if name.endswith("_weight"):
+            if not 0 <= value <= HEAVIEST:
+                raise ValueError(f"{name} is {value}; wanted 0, which leaves its kernel out, to {HEAVIEST:g}")
+        elif not value >= NARROWEST:
+            raise ValueError(f"{name} is {value}; wanted {NARROWEST} or more, and 1 to 150 are usual")
+
+
 def mean_field(
     image_HW3: np.ndarray,
     probs_CHW: np.ndarray,
@@ -86,8 +110,9 @@ def mean_field(
     Args:
         image_HW3: uint8 RGB.
         probs_CHW: class probabilities; clipped to [1e-5, 1].
-        gaussian_sxy, bilateral_sxy: kernel widths in pixels, > 0 (pydensecrf crashes on 0).
-        bilateral_srgb: width in grey levels, > 0.
+        iterations, gaussian_weight, bilateral_weight: see check_mean_field for what fits.
+        gaussian_sxy, bilateral_sxy: kernel widths in pixels, >= 0.01.
+        bilateral_srgb: width in grey levels, >= 0.01.
         by: lattice: pydensecrf's approximation; exact: all pairs of pixels, on a GPU if there is one; None: see
             choose_sum. Labels of frames and photographs differ at fewer than 0.5 % of the pixels (D-121).
 
@@ -95,7 +120,8 @@ def mean_field(
         (C, H, W) float32, summing to 1.
 
     Raises:
-        ValueError: image and probabilities of different size or type, a value that is not finite, a width <= 0.
+        ValueError: image and probabilities of different size or type, a value that is not finite; and see
+            check_mean_field.
         MissingPackage: as choose_sum.
 
     Source: Krähenbühl & Koltun 2011.
@@ -107,11 +133,10 @@ def mean_field(
             "wanted a (H, W, 3) uint8 image and (C, H, W) of one size"
         )
     widths = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
-    if min(widths.values()) <= 0 or iterations < 1:
-        raise ValueError(f"kernel widths {widths} and iterations {iterations} must be above 0")
+    weights = {"gaussian_weight": gaussian_weight, "bilateral_weight": bilateral_weight}
+    check_mean_field(iterations=iterations, **widths, **weights)
     if not np.isfinite(probs_CHW).all():
         raise ValueError(f"{int((~np.isfinite(probs_CHW)).sum())} probabilities are not finite")
-    weights = {"gaussian_weight": gaussian_weight, "bilateral_weight": bilateral_weight}
     clipped_CHW = probs_CHW.astype(np.float32).clip(PROBABLE, 1)
     if choose_sum(by) == "lattice":
         return lattice_mean_field(image_HW3, clipped_CHW, iterations=iterations, **widths, **weights)

@@ -19,6 +19,7 @@ Strategy = Literal["copy", "and", "or"]
 
 HEADER = struct.Struct("<4sIII")  # magic, M, H, W
 MAGIC = b"SAM1"
+MOST_POINTS, MOST_LAYERS = 256, 5  # SAM's own are 32 and 0; a prompt of each point takes its time
 BLOCK = 1 << 18  # pixels whose masks are floats at one time
 
 
@@ -27,15 +28,16 @@ class ProposalOptions:
     """How a whole image is asked for masks, by a grid of points, and which of these are kept.
 
     Attributes:
-        points_per_side: the grid has its square of points.
+        points_per_side: the grid has its square of points; 1 to 256.
         points_per_batch: prompts decoded together; memory only (about 9.6 GB at 256 with ViT-B).
         pred_iou, stability: a mask below either is dropped.
         box_nms: masks whose boxes overlap more are duplicates.
-        crop_layers: repeat on 4^i crops for layer i, on a grid that shrinks by crop_points_downscale ** i.
+        crop_layers: 0 to 5; repeat on 4^i crops for layer i, on a grid that shrinks by crop_points_downscale ** i.
         min_area_px: smaller holes are filled and smaller islands dropped, see `drop_small_regions`.
 
     Raises:
-        ValueError: no point is left for the smallest crops.
+        ValueError: more points or layers than an image can be asked for in a sensible time, or no point is left for the
+            smallest crops.
 
     Source: smoke paper's code, with the 32 points of its best row (D-81).
     """
@@ -50,6 +52,11 @@ class ProposalOptions:
     min_area_px: int = 20
 
     def __post_init__(self) -> None:
+        if not 1 <= self.points_per_side <= MOST_POINTS or not 0 <= self.crop_layers <= MOST_LAYERS:
+            raise ValueError(
+                f"points_per_side is {self.points_per_side}, crop_layers {self.crop_layers}; wanted 1 to {MOST_POINTS} "
+                f"points, of which there are the square, and 0 to {MOST_LAYERS} layers, the last with 4^layers crops"
+            )
         wanted = self.crop_points_downscale**self.crop_layers
         if self.points_per_side < wanted:
             raise ValueError(

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from wsss.maps.affinity import random_walk, transition_matrix
 from wsss.tensors import resize
 
+MOST_LOG_T = 10  # a thousand steps
+
 
 @dataclass(frozen=True)
 class AffinityCue:
@@ -45,19 +47,22 @@ def random_walk_refine(
     Args:
         scores_nHW: in [0, 1], of the image's size.
         beta: sharpens the affinities, > 0.
+        log_t: 0 to 10; the published walks have 2 to 256 steps.
         rescale: divide each map by its maximum. Every step takes means, so it lowers the peak of a map, and more so
             of a small object; one threshold for all images wants peaks of one height. A map of zeros stays zero.
             False leaves the values as they are after the walk.
 
     Raises:
-        ValueError: sizes that do not fit, scores or affinities that are not finite, beta <= 0 or log_t < 0.
+        ValueError: sizes that do not fit, scores or affinities that are not finite, beta <= 0, log_t out of range.
 
     Source: Ahn & Kwak 2018, section 3.3; smoke paper, 3.3 (D-31: beta 16, log_t 1; D-41).
     """
     if scores_nHW.shape[1:] != image_HW3.shape[:2]:
         raise ValueError(f"scores {scores_nHW.shape} for an image {image_HW3.shape}: wanted (n, H, W) of its size")
-    if beta <= 0 or log_t < 0:
-        raise ValueError(f"beta {beta} and log_t {log_t}: wanted beta above 0 and log_t 0 or more")
+    if beta <= 0 or not 0 <= log_t <= MOST_LOG_T:
+        raise ValueError(
+            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t 0 to {MOST_LOG_T}: there are 2^log_t steps"
+        )
     if not (np.isfinite(scores_nHW).all() and np.isfinite(cue.affinity_OP).all()):
         raise ValueError("scores and affinities must be finite; look at the network that gave them")
     if len(scores_nHW) == 0:

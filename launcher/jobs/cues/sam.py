@@ -39,11 +39,11 @@ class SamCue(Cue):
     variant: Annotated[
         str | None, typer.Option(help="vit_b, vit_l or vit_h: what the checkpoint of segment_anything is; else vit_h.")
     ] = None
-    points_per_side: Annotated[int, typer.Option(min=1, help="The grid of prompts has its square of points.")] = 32
+    points_per_side: Annotated[int, typer.Option(min=1, max=256, help="Prompts are the square of this.")] = 32
     points_per_batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together: memory.")] = 64
     pred_iou: Annotated[float, typer.Option(help="Masks that SAM itself rates lower are dropped.")] = 0.70
     stability: Annotated[float, typer.Option(help="Masks that a shifted threshold changes more are dropped.")] = 0.85
-    crop_layers: Annotated[int, typer.Option(min=0, help="Repeat on 4^i crops for each further layer i.")] = 0
+    crop_layers: Annotated[int, typer.Option(min=0, max=5, help="Repeat on 4^i crops for each further layer i.")] = 0
     min_area_px: Annotated[int, typer.Option(min=0, help="Smaller holes and islands go.")] = 20
 
     @property

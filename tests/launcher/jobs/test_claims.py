@@ -49,6 +49,11 @@ def test_small_scales_are_those_of_the_images_not_of_the_small_one_that_is_tried
     preflight(tiny_config("classify", "cam.scales=[0.25]", "cam.pad=floor"))
 
 
+def test_a_scale_at_which_nothing_is_left_of_an_image_is_told_before_a_run(in_tmp, tiny_config):
+    with pytest.raises(ConfigError, match="has 0.01, at which nothing is left of images of 32 px; wanted 0.0313 or"):
+        preflight(tiny_config("classify", "cam.scales=[1, 0.01]", "cam.pad=pad"))
+
+
 def test_masks_that_no_network_gives_and_empty_scales_claim_nothing(run, scenes):
     with pytest.raises(RunError, match="ViT gives no segmentation"):
         segment(run, "val", scenes / "val")
@@ -58,7 +63,7 @@ def test_masks_that_no_network_gives_and_empty_scales_claim_nothing(run, scenes)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"chain": (Named(name="crf", iterations=0),)}, r"iterations 0 must be above 0"),
+        ({"chain": (Named(name="crf", iterations=0),)}, r"iterations is 0; wanted 1 to 1000"),
         ({"cams": ("class_map", "foo")}, r"\['foo'\] not among the inferred kinds"),
     ],
 )

@@ -188,5 +188,6 @@ def test_mistakes_are_named():
             neighbour_weights(wrong)
     with pytest.raises(ValueError, match=r"weights \(1, 8, 4, 4\) for maps .*; wanted \(1, 48, 4, 4\)"):
         propagate(torch.rand(1, 2, 4, 4), neighbour_weights(image, (1,)))
-    with pytest.raises(ValueError, match="num_iter is -1"):
-        pixel_adaptive_refinement(image, torch.rand(1, 2, 4, 4), num_iter=-1)
+    for num_iter in (-1, 1001):
+        with pytest.raises(ValueError, match=f"num_iter is {num_iter}; wanted 0 to 1000"):
+            pixel_adaptive_refinement(image, torch.rand(1, 2, 4, 4), num_iter=num_iter)

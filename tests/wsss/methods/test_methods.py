@@ -184,7 +184,8 @@ def test_pairs_are_wanted_whole_and_weights_in_their_range():
         ("affinity", {"radius": 1}, "radius is 1; wanted 2 or more"),
         ("frozen", {"seg_weight": -1.0}, r"wanted seg_weight \(-1.0\) and pair_weight \(0.1\) >= 0"),
         ("frozen", {"pair_weight": -1.0}, r"wanted seg_weight \(1.0\) and pair_weight \(-1.0\) >= 0"),
-        ("frozen", {"attended": 0, "walk_steps": -1}, r"walk_steps \(-1\) >= 0"),
+        ("frozen", {"attended": 0, "walk_steps": -1}, r"walk_steps \(-1\) in \[0, 100\]"),
+        ("frozen", {"attended": 0, "walk_steps": 101}, r"walk_steps \(101\) in \[0, 100\]"),
         ("msee", {"beta": 0.0}, "beta is 0.0; wanted > 0"),
     ],
 )

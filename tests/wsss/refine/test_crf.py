@@ -169,15 +169,37 @@ def test_bad_input_is_refused_before_the_library_crashes():
     good = {**dict.fromkeys(NAMES, 1.0), "iterations": 1}
     columns_first = mean_field(np.asfortranarray(image), np.asfortranarray(probs), **good)
     assert np.array_equal(mean_field(image, probs, **good), columns_first)
-    for zero in ({"gaussian_sxy": 0.0}, {"iterations": 0}):  # the first would be a segmentation fault
-        with pytest.raises(ValueError, match="must be above 0"):
-            mean_field(image, probs, **{**good, **zero})
+    narrow = r"_s(xy|rgb) is \S+; wanted 0.01 or more"
+    for option, value, told in (
+        ("gaussian_sxy", 0.0, narrow),  # this and the next three would be segmentation faults
+        ("gaussian_sxy", 1e-9, narrow),
+        ("bilateral_sxy", 1e-9, narrow),
+        ("bilateral_srgb", 1e-9, narrow),
+        ("iterations", 0, "iterations is 0; wanted 1 to 1000, and 5 to 10 are usual"),
+        ("iterations", 1001, "iterations is 1001; wanted 1 to 1000"),
+        ("gaussian_weight", -1.0, r"gaussian_weight is -1.0; wanted 0, which leaves its kernel out, to 1e\+06"),
+        ("bilateral_weight", 1e300, "bilateral_weight is 1e"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mean_field(image, probs, **{**good, option: value})
     with pytest.raises(ValueError, match="1 probabilities are not finite"):
         mean_field(image, np.where(np.arange(40).reshape(2, 4, 5) == 3, np.nan, probs), **good)
     with pytest.raises(ValueError, match=r"\(4, 5, 3\) uint8 and probabilities \(2, 5, 4\)"):
         mean_field(image, probs.transpose(0, 2, 1), **good)
     with pytest.raises(ValueError, match="float64"):
         mean_field(image.astype(float), probs, **good)
+
+
+@pytest.mark.parametrize("by", ["lattice", "exact"])
+def test_the_bounds_of_a_mean_field_themselves_are_taken(by):
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    probs = np.random.default_rng(1).dirichlet([1, 1], (4, 5)).transpose(2, 0, 1)
+    widths, weights = ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"), ("gaussian_weight", "bilateral_weight")
+    for width, weight, iterations in ((0.01, 1e6, 2), (0.01, 0.0, 1000)):
+        numbers = {**dict.fromkeys(widths, width), **dict.fromkeys(weights, weight)}
+        found = mean_field(image, probs, iterations=iterations, by=by, **numbers)
+        np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(found, probs, atol=1e-4)  # without its kernels a field is what it began as
 
 
 def test_mask_by_hand():

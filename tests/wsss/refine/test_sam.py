@@ -306,3 +306,10 @@ def test_a_grid_without_a_point_for_the_smallest_crops_is_refused():
         ValueError, match=r"points_per_side is 3, which leaves no point for the crops of layer 2; wanted 4"
     ):
         ProposalOptions(points_per_side=3, crop_layers=2)
+
+
+def test_a_grid_that_takes_days_an_image_is_refused():
+    ProposalOptions(points_per_side=256, crop_layers=5)
+    for numbers in ({"points_per_side": 257}, {"points_per_side": 0}, {"crop_layers": 6}, {"crop_layers": -1}):
+        with pytest.raises(ValueError, match=r"points_per_side is \d+, crop_layers .*; wanted 1 to 256 .* 0 to 5 "):
+            ProposalOptions(**numbers)
