@@ -306,7 +306,7 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert fixed["interval"] == pytest.approx((0.6, 0.7))  # of one image alone, each drawn twice
     assert fixed["difference"] == pytest.approx((0.25, 0.2, 0.3)) and not found["apart"]  # a: 0.6 - 0.3, b: 0.7 - 0.5
     tuned = {"mean": 0.25, "seeds": 1, "deviation": None, "false_alarm_area": None}
-    assert found["tuned"] == {**tuned, "interval": None, "groups": None, "difference": None}
+    assert found["tuned"] == {**tuned, "interval": None, "groups": None, "difference": None, "by_seed": {}}
     assert figures.tabulate_row(tiny, control, control)["fixed"]["difference"] is None
     of_masks = figures.tabulate_row(tiny, row.model_copy(update={"figure": "miou"}), control)["fixed"]
     assert of_masks["interval"] == pytest.approx((0.3, 0.45)) and of_masks["groups"] == 5

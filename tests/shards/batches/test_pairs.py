@@ -115,7 +115,10 @@ def test_a_micro_batch_that_would_cut_a_pair_is_refused(clips):
 
 def test_the_index_keeps_places_in_clips_and_joining_keeps_clips_apart(clips, tmp_path):
     assert clips.frames[clips.number_of_key["train-clip00002-f03"]] == Frame("train-clip00002", 3)
-    write_split(Joined((clips.folder, clips.folder)), tmp_path, "train", "label", num_shards=4)
+    others = Drifting(split="train", num_images=24, size=32, frames=6, seed=1)  # of the same names
+    write_split(others, tmp_path / "others", "train", "label", num_shards=2)
+    both = Joined((clips.folder, tmp_path / "others/train"))
+    write_split(both, tmp_path, "train", "label", num_shards=4)
     joined = ShardFolder(tmp_path / "train")
     assert joined.frames[joined.number_of_key["1_train-clip00002-f03"]] == Frame("1_train-clip00002", 3)
     assert len(Neighbours(joined.frames, 2, "here").clips) == 8
