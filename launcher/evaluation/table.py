@@ -140,7 +140,7 @@ def describe_tune(evaluation: Mapping[str, Any]) -> str:
 
 def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None = None) -> list[str]:
     """Which of several sources is best on the tune split, what it is on `val`, and how to ask for it; [] where nothing
-    was chosen.
+    was chosen, or found.
 
     Args:
         quoted: (source, choice) whose figure on `val` stands beside; it is not said again.
@@ -150,9 +150,10 @@ def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None 
     if best is None or len(values) < 2:
         return []
     figure, source = tune["figure"], evaluation["sources"][best]
-    tuned = source["tuned"] and not finds_nothing(source["tuned"].get("threshold"))
-    choice = "tuned" if tuned else "fixed"
+    choice = "tuned" if source["tuned"] else "fixed"
     at = source[choice]
+    if choice == "tuned" and finds_nothing(at.get("threshold")):
+        return []
     threshold = f", threshold {at['threshold']:.2f}" if "threshold" in at else ""
     interval = format_interval(at.get(f"{figure}_interval"), groups=at.get(f"{figure}_groups"))
     on_val = f"{format_percent(at.get(figure))} {interval}".rstrip()
