@@ -124,7 +124,17 @@ def images(
     if found.skipped:
         print(f"{found.skipped} images with an empty label are left out")
     warn_of_copies(found.source)
-    of_split = write_held_out(found.source, out, split, shares, hold_out_seed, masks, shards, workers, may_lack_classes)
+    of_split = write_held_out(
+        found.source,
+        out,
+        split,
+        shares=shares,
+        seed=hold_out_seed,
+        masks=masks,
+        shards=shards,
+        workers=workers,
+        may_lack_classes=may_lack_classes,
+    )
     for name, one in of_split.items():
         clear = sum(not row.image_label for row in one.rows)
         print(f"{out / name}: {clear} of {len(one)} images show none of the classes")

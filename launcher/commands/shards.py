@@ -141,7 +141,17 @@ def smoke(
         mask_values=mask_values,
     )
     warn_of_copies(source)
-    write_held_out(source, out, split, shares, hold_out_seed, masks, shards, workers, may_lack_classes)
+    write_held_out(
+        source,
+        out,
+        split,
+        shares=shares,
+        seed=hold_out_seed,
+        masks=masks,
+        shards=shards,
+        workers=workers,
+        may_lack_classes=may_lack_classes,
+    )
 
 
 def verify(folder: ShardFolderPlace) -> None:

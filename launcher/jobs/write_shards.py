@@ -116,6 +116,7 @@ def write_held_out(
     source: "Labelled",
     out: Path,
     split: str,
+    *,
     shares: Mapping[str, float],
     seed: int,
     masks: bool,
