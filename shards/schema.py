@@ -161,6 +161,11 @@ class Source(Protocol):
 class Traceable(Protocol):
     """A source that knows whether it would give the same samples as one of an earlier process."""
 
-    def identity(self) -> dict[str, Any]:
-        """Plain values (json) that differ whenever a sample, its bytes or its place could differ."""
+    def identity(self) -> dict[str, Any] | None:
+        """Plain values (json) that differ whenever a sample, its bytes or its place could differ; None = unknown."""
         ...
+
+
+def identity_of(source: Source) -> dict[str, Any] | None:
+    """What a source says that it is made of; None if it does not say it."""
+    return source.identity() if isinstance(source, Traceable) else None

@@ -1,6 +1,6 @@
 """Sources -> tar shards. A split appears under its final name whole and checked, or not at all.
 
-A write of a source that says what it is made of (`Traceable`) may be killed: the next identical one goes on with the
+A write of a source that says what it is made of (`identity`) may be killed: the next identical one goes on with the
 finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 """
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,7 +19,7 @@ from shards.folder import ShardFolder
 from shards.index import INDEX_NAME, Index, Shard, check_every_class_has_an_image
 from shards.index_shard import index_shard
 from shards.sample_files import members_of
-from shards.schema import ClassSet, DataError, DiskError, Source, Supervision, Traceable
+from shards.schema import ClassSet, DataError, DiskError, Source, Supervision, identity_of
 from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
@@ -79,40 +79,61 @@ def refuse_existing(folder: Path) -> None:
 
 def identify_write(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
     """All that the bytes of a write depend on; None if the source does not say what it is."""
-    if not isinstance(source, Traceable):
+    made_of = identity_of(source)
+    if made_of is None:
         return None
     content = {
-        "source": source.identity(),
+        "source": made_of,
         "classes": source.class_set.classes,
         "samples": len(source),
         "split": split,
         "supervision": supervision,
         "num_shards": num_shards,
-        "versions": {name: version(name) for name in ("numpy", "pillow", "webdataset")},
+        "versions": versions(),
     }
     return json.loads(json.dumps(content))
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that make the bytes, as far as they are installed."""
+    found = {}
+    for name in ("numpy", "pillow", "webdataset", "av"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def is_written(source: Source, out: Path, split: str, supervision: Supervision, num_shards: int) -> bool:
     """Whether OUT/SPLIT is there and was made of this source in this way, by whatever versions of the packages.
 
     Raises:
-        DataError: it is there, but made of something else; names the first difference.
+        DataError: it is there, but made of something else, with all that differs; or it or the source does not say.
     """
     final = out / split
     if not final.exists():
         return False
     path = final / MADE_OF
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    now = identify_write(source, split, supervision, min(num_shards, len(source))) or {}
-    different = [name for name in now if name != "versions" and before.get(name) != now[name]]
-    if different or not now:
-        name = different[0] if different else "source"
+    now = identify_write(source, split, supervision, min(num_shards, len(source)))
+    if now is None or not path.is_file():
+        refuse_existing(final)
+    before, now = (flat(one) for one in (json.loads(path.read_text()), now or {}))
+    different = [
+        f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if different:
         raise DataError(
-            f"{final}: exists already, made of something else ({name}: {before.get(name)!r}, now {now.get(name)!r}); "
-            "remove it or choose another --out"
+            f"{final}: exists already, made of something else ({'; '.join(different)}); remove it or choose another "
+            "--out"
         )
     return True
+
+
+def flat(content: dict[str, Any]) -> dict[str, Any]:
+    """What identify_write gives but for the versions, in one level."""
+    kept = {name: one for name, one in content.items() if name not in ("source", "versions")}
+    return {**kept, **{f"source's {name}": one for name, one in (content.get("source") or {}).items()}}
 
 
 class ShardRows(NamedTuple):

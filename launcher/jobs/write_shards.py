@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from shards.schema import Source
+    from shards.schema import Source, Supervision
     from shards.sources.clips import Clips
     from shards.sources.labelled import Labelled
 
@@ -18,18 +18,14 @@ WORTH_A_POOL = 1 << 30  # bytes; fewer are read sooner than worker processes sta
 def write_verified(
     source: "Source", out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
 ) -> None:
-    """Write a split unless it is there, made of the same files; then compare every byte with its index."""
+    """Write a split unless it is there; then compare every byte with its index."""
     from launcher.jobs.pool import run_pool
     from shards.verify import verify
-    from shards.write import check_classes, is_written
+    from shards.write import check_classes
 
-    shards = min(shards, len(source))
-    workers = workers and min(workers, shards)
+    workers = workers and min(workers, shards, len(source))
     check_classes(source.class_set, out, split)
-    if is_written(source, out, split, "pixel" if masks else "label", shards):
-        print(f"{out / split}: is there already, made of the same files with the same options")
-    else:
-        write(source, out, split, masks, shards, workers, may_lack_classes)
+    write(source, out, split, masks, shards, workers, may_lack_classes)
     large = sum(path.stat().st_size for path in (out / split).glob("*.tar")) > WORTH_A_POOL
     index = verify(out / split, run=partial(run_pool, workers=workers, label=f"verify {split}") if large else map)
     empty = sum(not label for shard in index.shards for label in shard.image_labels)
@@ -53,23 +49,34 @@ def write_clips(
 
 def write(
     source: "Source", out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
-) -> None:
-    """Write one split in worker processes and say what it holds, and what about its samples one has to know."""
-    from launcher.jobs.pool import run_pool
-    from shards.write import remarks_of, write_split
+) -> bool:
+    """Write one split in worker processes, unless it is there, made of the same files with the same options; say what
+    it holds, and what about its samples one has to know.
 
-    write_split(
-        source,
-        out,
-        split,
-        "pixel" if masks else "label",
-        num_shards=shards,
-        may_lack_classes=may_lack_classes,
-        run=partial(run_pool, workers=workers, label=f"write {split}"),
-    )
+    Returns:
+        Whether it was written now.
+    """
+    from launcher.jobs.pool import run_pool
+    from shards.write import is_written, remarks_of, write_split
+
+    supervision: Supervision = "pixel" if masks else "label"
+    there = is_written(source, out, split, supervision, shards)
+    if there:
+        print(f"{out / split}: is there already, made of the same files with the same options")
+    else:
+        write_split(
+            source,
+            out,
+            split,
+            supervision,
+            num_shards=shards,
+            may_lack_classes=may_lack_classes,
+            run=partial(run_pool, workers=workers, label=f"write {split}"),
+        )
     print(summarise(out / split))
     for remark in remarks_of(out / split):
         print(f"warning: {out / split}: {remark}", file=sys.stderr)
+    return not there
 
 
 class Part(NamedTuple):
@@ -90,21 +97,21 @@ def warn_of_copies(source: "Labelled") -> None:
 
 def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int | None) -> None:
     """Write the splits of one table, {name: part}, all or none: what cannot be read in the last one is not to leave
-    others that stand in the way when the command runs again.
+    others that stand in the way when the command runs again. Those that a killed write finished stay.
 
     Raises:
-        DataError: see write_split; a split that is there already is told before anything is written.
+        DataError: see write_split; a split that is there, made of something else, is told before anything is written.
     """
-    from shards.write import check_classes, refuse_existing
+    from shards.write import check_classes, is_written
 
     for name, part in parts.items():
-        refuse_existing(out / name)
+        is_written(part.source, out, name, "pixel" if part.masks else "label", shards)
         check_classes(part.source.class_set, out, name)
     written: list[Path] = []
     try:
         for name, part in parts.items():
-            write(part.source, out, name, part.masks, shards, workers, part.may_lack_classes)
-            written.append(out / name)
+            if write(part.source, out, name, part.masks, shards, workers, part.may_lack_classes):
+                written.append(out / name)
     except Exception:
         for folder in written:
             shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from shards.image_bytes import encode_image, turn_upright
 from shards.schema import SMOKE, ClassSet, DataError, Frame, Sample
-from shards.sources.archives import Exif
+from shards.sources.archives import Blob, Exif, digest_of, digest_of_text
 from shards.sources.names import check_one_row_each, keys_of, plain
 from shards.sources.text import check_different, json_of, names_of, read_bytes, shown
 from shards.sources.video import frame_count, orientation_of_clip, read_frames
@@ -69,6 +69,15 @@ class Clips:
 
     def groups(self) -> list[str]:
         return [clip.group for clip in self.clips for _ in range(self.frames)]
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.source,
+            "exif": self.exif,
+            "frames": self.frames,
+            "rows": digest_of_text(repr((clip.name, clip.smoke, clip.group)) for clip in self.clips),
+            "videos": digest_of(Blob(str(clip.path)) for clip in self.clips),
+        }
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):

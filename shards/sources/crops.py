@@ -6,12 +6,13 @@ A box is (y0, y1, x0, x1) in pixels, half-open. In a mask 1 is smoke, 0 backgrou
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from shards.image_bytes import decode_image, encode_image, header_of
-from shards.schema import IGNORE_INDEX, Box, ClassSet, DataError, Sample, Source
+from shards.schema import IGNORE_INDEX, Box, ClassSet, DataError, Sample, Source, identity_of
+from shards.sources.archives import digest_of_text
 
 Protocol = Literal["legacy", "grid"]
 SMOKE_ID = 1
@@ -95,6 +96,10 @@ class Cropped:
 
     def groups(self) -> list[str]:
         return [self.frame_groups[frame] for frame, _ in self.boxes]
+
+    def identity(self) -> dict[str, Any] | None:
+        frames = identity_of(self.frames)
+        return frames and {**frames, "crops": digest_of_text(map(repr, self.boxes))}
 
     def __getitem__(self, index: int) -> Sample:
         number, box = self.boxes[index]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shards.schema import SMOKE, ClassSet, DataError, Sample
-from shards.sources.archives import Blob, Exif
+from shards.sources.archives import Blob, Exif, digest_of, digest_of_text
 from shards.sources.clips import Clips, Row, field_of, join_url, metadata_rows, read_clips
 from shards.sources.coco_files import files_of, list_images, read_json
 from shards.sources.coco_regions import polygons_of
@@ -102,6 +102,14 @@ class Frames:
 
     def groups(self) -> list[str]:
         return [frame.group for frame in self.frames]
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.source,
+            "exif": self.exif,
+            "rows": digest_of_text(repr((one.key, one.size, one.group, one.polygons)) for one in self.frames),
+            "images": digest_of(frame.image for frame in self.frames),
+        }
 
     def __getitem__(self, index: int) -> Sample:
         frame = self.frames[index]

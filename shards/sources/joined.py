@@ -1,6 +1,7 @@
 """Several folders of shards as one source: a training set from several datasets, say IJmond, RISE and SMOKE5K."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,9 @@ class Joined:
 
     def groups(self) -> list[str]:
         return [group for part in self.parts for group in part.groups]
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": "joined", "fingerprints": [part.index.fingerprint for part in self.parts]}
 
     def __getitem__(self, index: int) -> Sample:
         for number_of_part, part in enumerate(self.parts):

@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.image_bytes import header_of
 from shards.schema import ClassSet, DataError, Frame, Sample
-from shards.sources.archives import Blob, Exif
+from shards.sources.archives import Blob, Exif, digest_of, digest_of_text
 from shards.sources.mask_values import parse_mask_values, read_mask
 from shards.sources.names import check_one_row_each, keys_of
 from shards.sources.smoke_files import Folders
@@ -82,6 +82,19 @@ class Labelled:
 
     def groups(self) -> list[str]:
         return [row.group for row in self.rows]
+
+    def identity(self) -> dict[str, Any]:
+        masks = [row.mask for row in self.rows if row.mask is not None] if self.with_masks else []
+        return {
+            "name": self.source,
+            "exif": self.exif,
+            "mask_values": sorted((self.mask_values or {}).items()),
+            "rows": digest_of_text(
+                repr((row.key, row.image_label, row.group, row.frame, row.mask is None)) for row in self.rows
+            ),
+            "images": digest_of(Blob(str(row.image)) for row in self.rows),
+            "masks": digest_of(Blob(str(mask)) for mask in masks),
+        }
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]

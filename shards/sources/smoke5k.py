@@ -8,12 +8,13 @@ neighbours on one side is then left to the author of the splits.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from shards.image_bytes import decode_grey
 from shards.schema import IGNORE_INDEX, SMOKE, ClassSet, DataError, Sample
-from shards.sources.archives import Blob, Exif, list_folder
+from shards.sources.archives import Blob, Exif, digest_of, digest_of_text, list_folder
 from shards.sources.names import IMAGE_ENDINGS, Names, check_one_row_each, keys_of, plain, without_ending
 from shards.sources.text import cell_of, names_of, read_bytes, read_rows
 
@@ -44,6 +45,15 @@ class Smoke5K:
 
     def groups(self) -> list[str]:
         return [group for _, _, _, group in self.pairs]
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.source,
+            "exif": self.exif,
+            "rows": digest_of_text(f"{key} {group}" for key, _, _, group in self.pairs),
+            "images": digest_of(Blob(str(image)) for _, image, _, _ in self.pairs),
+            "masks": digest_of(Blob(str(truth)) for _, _, truth, _ in self.pairs),
+        }
 
     def __getitem__(self, index: int) -> Sample:
         key, image, truth, group = self.pairs[index]

