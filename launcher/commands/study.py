@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.arguments import FIGURES, DryRun, Overrides, example
+from launcher.commands.arguments import FIGURES, DryRun, Overrides, example, refuse_idle
 
 Study = Annotated[str, typer.Argument(help="Name of a study (see `wsss study list`) or path of its YAML.")]
 
@@ -33,28 +33,40 @@ def study_run(
     overrides: Overrides = None,
     row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
+    training: Annotated[list[str] | None, typer.Option(help="Only this training; may be repeated.")] = None,
     dry_run: DryRun = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch array script, run nothing.")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Print a script that submits it to Slurm, run nothing.")
+    ] = False,
 ) -> None:
     """Train, infer, refine and evaluate what is missing of a table."""
     import shlex
 
     from launcher.studies.plan import check
-    from launcher.studies.run import execute_here, run_study, slurm_array
+    from launcher.studies.run import execute_here, run_study
+    from launcher.studies.slurm import slurm_script
     from launcher.studies.table import load_study
 
     study = load_study(name)
     check(study, overrides or [])
     if slurm:
-        print(slurm_array(name, study, row or [], seed or [], overrides or []), end="")
+        refuse_idle("--slurm writes all that the rows need", training=training, dry_run=dry_run)
+        print(slurm_script(name, study, row or [], seed or [], overrides or []), end="")
         return
 
     def show(command: list[str]) -> None:
         print("wsss " + shlex.join(command))
 
     execute = show if dry_run else execute_here
-    run_study(study, rows=row or [], seeds=seed or [], extra=overrides or [], execute=execute)
-    if not dry_run:
+    run_study(
+        study,
+        rows=row or [],
+        seeds=seed or [],
+        trainings=training or [],
+        extra=overrides or [],
+        execute=execute,
+    )
+    if not dry_run and (row or not training):
         study_report(name)
 
 

@@ -36,6 +36,12 @@ def training_overrides(study: Study, name: str, seed: int, extra: Sequence[str] 
     return [*overrides, *study.overrides, *training.overrides, *extra]
 
 
+def builds_on(study: Study, training: str) -> list[str]:
+    """The trainings that one needs before it starts: its teacher, and the source of its masks."""
+    one = study.trainings[training]
+    return [name for name in (one.teacher, *(one.masks or ())[:1]) if name]
+
+
 def training_commands(study: Study, name: str, seed: int, extra: Sequence[str]) -> Iterator[Command]:
     """Train a run, after everything that it builds on."""
     training = study.trainings[name]

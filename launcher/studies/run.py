@@ -1,14 +1,14 @@
-"""Run a study's commands here, or write them as a Slurm array."""
+"""Run a study's commands here."""
 
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from launcher.errors import ConfigError, RunError
 from launcher.processes.surroundings import find_ours
-from launcher.studies.plan import Command, row_commands
+from launcher.studies.plan import Command, row_commands, training_commands
 from launcher.studies.table import Study
 
 
@@ -17,6 +17,7 @@ def run_study(
     *,
     rows: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    trainings: Sequence[str] = (),
     extra: Sequence[str] = (),
     execute: Callable[[Command], None],
 ) -> None:
@@ -24,20 +25,33 @@ def run_study(
 
     Evaluation comes once per run, after all that its rows read of it is there.
 
+    Args:
+        rows, seeds: only these; () = all.
+        trainings: these alone, with what they build on; rows then only where some are named.
+
     Raises:
-        ConfigError: no such row, or a seed that the study's page would not show.
+        ConfigError: no such row or training, or a seed that the study's page would not show.
         RunError: a command failed; names it.
     """
     require_seeds(study, seeds)
+    if unknown := [name for name in trainings if name not in study.trainings]:
+        raise ConfigError(f"there is no training '{unknown[0]}'; there are {', '.join(study.trainings)}")
     done: list[Command] = []
     last: dict[str, Command] = {}
-    for row in [study.row(name) for name in rows] or study.rows:
+
+    def execute_once(commands: Iterable[Command]) -> None:
+        for command in commands:
+            if command not in done:
+                execute(command)
+                done.append(command)
+
+    for name in trainings:
+        for seed in seeds or study.seeds:
+            execute_once(training_commands(study, name, seed, extra))
+    for row in [study.row(name) for name in rows] or ([] if trainings else study.rows):
         for seed in seeds or study.seeds:
             *makes, evaluates = row_commands(study, row, seed, extra)
-            for command in makes:
-                if command not in done:
-                    execute(command)
-                    done.append(command)
+            execute_once(makes)
             last[evaluates[1]] = evaluates
     for command in last.values():
         execute(command)
@@ -55,25 +69,3 @@ def execute_here(command: Command) -> None:
     code = subprocess.run([sys.executable, "-m", "launcher", *command], env={**os.environ, **find_ours()}).returncode
     if code:
         raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; fix it and run the study again")
-
-
-def slurm_array(name: str, study: Study, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str]) -> str:
-    """An sbatch script with one array task per row and seed. Add your partition and GPUs.
-
-    Rows that share a training must not run at once, so the tasks of a training are one task.
-    """
-    require_seeds(study, seeds)
-    tasks: dict[tuple[str, int], list[str]] = {}
-    for row in [study.row(row_name) for row_name in rows] or study.rows:
-        for seed in seeds or study.seeds:
-            tasks.setdefault((row.run, seed), []).append(row.name)
-    lines = [
-        shlex.join(["wsss", "study", "run", name, *extra, *(f"--row={row}" for row in of_run), f"--seed={s}"])
-        for (_, s), of_run in tasks.items()
-    ]
-    listed = "\n".join(f"  {shlex.quote(line)}" for line in lines)
-    return (
-        f"#!/bin/bash\n#SBATCH --job-name={name}\n#SBATCH --array=0-{len(lines) - 1}\n#SBATCH --gpus=1\n"
-        "# Trainings that others build on (teachers) must be there before: run their rows first.\n"
-        f'tasks=(\n{listed}\n)\neval "${{tasks[$SLURM_ARRAY_TASK_ID]}}"\n'
-    )

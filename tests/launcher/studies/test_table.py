@@ -1,7 +1,9 @@
 """Every table of the smoke paper is a study; each row runs at toy size: a step, CAMs, masks and figures."""
 
 import json
+import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,8 @@ from launcher.studies.beside import find_known, list_rows
 from launcher.studies.figures import find_interval, tabulate_study
 from launcher.studies.page import format_cell, format_study, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
-from launcher.studies.run import run_study, slurm_array
+from launcher.studies.run import run_study
+from launcher.studies.slurm import slurm_script
 from launcher.studies.table import load_study
 
 NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
@@ -230,13 +233,49 @@ def test_a_seed_that_the_page_would_not_show_is_refused(tiny):
     with pytest.raises(ConfigError, match="--seed 7: the study has the seeds 0, 1"):
         run_study(tiny, seeds=[0, 7], execute=print)
     with pytest.raises(ConfigError, match="--seed 7"):
-        slurm_array("tiny", tiny, [], [7], [])
+        slurm_script("tiny", tiny, [], [7], [])
 
 
-def test_rows_of_a_training_are_one_task_of_the_array(tiny):
-    script = slurm_array("tiny", tiny, [], [], [])
-    assert "--array=0-3" in script
-    assert "wsss study run tiny --row=lambda_1 --row=scales --row=oracle --row=crf --seed=1" in script
+def submitted(script: str, folder: Path, *options: str) -> list[tuple[list[str], list[list[str]]]]:
+    """What a script submits: of each sbatch its options, and the commands of its array's tasks."""
+    for name, does in {
+        "sbatch": 'n=$(ls -d job*.sh 2>/dev/null | wc -l); echo "$@" > "job$n.txt"; cat > "job$n.sh"; echo "7$n"',
+        "wsss": 'printf "%s\\n" "$@"',
+    }.items():
+        (folder / name).write_text(f"#!/bin/bash\n{does}\n")
+        (folder / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+    def bash(*command: str, **more: str) -> str:
+        return subprocess.run(
+            ["bash", *command], cwd=folder, env={**environment, **more}, check=True, capture_output=True, text=True
+        ).stdout
+
+    (folder / "study.sh").write_text(script)
+    bash("study.sh", *options)
+    jobs = []
+    for job in sorted(folder.glob("job*.sh")):
+        given = job.with_suffix(".txt").read_text().split()
+        last = next(int(one.partition("0-")[2]) for one in given if one.startswith("--array=0-"))
+        runs = [bash(job.name, SLURM_ARRAY_TASK_ID=str(n)).splitlines() for n in range(last + 1)]
+        jobs.append((given, runs))
+    return jobs
+
+
+def test_slurm_runs_the_rows_of_a_training_in_one_task_after_what_it_builds_on(tiny, tmp_path):
+    script = slurm_script("tiny", tiny, [], [], ["train.lr=1e-3", "train.note='a b'"])
+    (given, teachers), (given_next, students) = submitted(script, tmp_path, "--partition=gpu")
+    start = ["study", "run", "tiny", "train.lr=1e-3", "train.note='a b'"]
+    assert teachers == [[*start, "--training=teacher", "--seed=0"]]  # of one seed, which serves both
+    assert len(students) == 4
+    assert [*start, "--row=lambda_1", "--row=scales", "--row=oracle", "--row=crf", "--seed=1"] in students
+    assert "--partition=gpu" in given and "--partition=gpu" in given_next
+    assert "--dependency=afterok:70" in given_next and not any("afterok" in one for one in given)
+    ran: list[list[str]] = []
+    run_study(tiny, trainings=["teacher"], seeds=[0], execute=ran.append)
+    assert [one[0] for one in ran] == ["train"] and "name=tiny/teacher_seed0" in ran[0]
+    with pytest.raises(ConfigError, match="there is no training 'x'; there are teacher, lambda_0"):
+        run_study(tiny, trainings=["x"], execute=print)
 
 
 def test_a_study_that_names_what_is_not_there_is_refused(in_tmp, monkeypatch):

@@ -1,0 +1,88 @@
+"""A study on Slurm: a script that submits its trainings as arrays, those that others build on first."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.studies.plan import builds_on, seed_of
+from launcher.studies.run import require_seeds
+from launcher.studies.table import Study
+
+SCRIPT = """\
+#!/bin/bash
+# {title}
+# Submit it with any options of sbatch:  bash THIS_FILE --partition=NAME --account=NAME --time=24:00:00
+# In the folder with data/ and runs/ and in the environment of `wsss`. Run again, it does what is missing.
+set -euo pipefail
+submit() {{
+  sbatch --parsable --job-name={name} --gpus=1 --cpus-per-task=16 --requeue --open-mode=append \\
+    --output=slurm-%A_%a.log "$@"
+}}
+{stages}
+echo "submitted: {jobs}"
+"""
+STAGE = """\
+stage{number}=$(submit {after}"$@" --array=0-{last} <<'END'
+#!/bin/bash
+tasks=(
+{tasks}
+)
+eval "${{tasks[$SLURM_ARRAY_TASK_ID]}}"
+END
+)"""
+
+
+def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str]) -> str:
+    """A bash script that submits one array of tasks for each stage: a training and a seed is one task, with all its
+    rows, and runs after those that it builds on.
+
+    Args:
+        rows, seeds: only these; () = all.
+        extra: further overrides of every training.
+
+    Raises:
+        ConfigError: no such row, or a seed that the study's page would not show.
+    """
+    require_seeds(study, seeds)
+    stages: dict[int, dict[tuple[str, int], list[str]]] = {}
+    asked: dict[tuple[str, int], int] = {}  # the first of the study's seeds that a training's seed serves
+
+    def add(training: str, seed: int) -> list[str]:
+        """The rows of a task, which is made with all that it builds on."""
+        task = training, seed_of(study, training, seed)
+        asked.setdefault(task, seed)
+        for other in builds_on(study, training):
+            add(other, seed)
+        return stages.setdefault(stage_of(study, training), {}).setdefault(task, [])
+
+    for row in [study.row(row_name) for row_name in rows] or study.rows:
+        for seed in seeds or study.seeds:
+            listed = add(row.run, seed)
+            if row.name not in listed:
+                listed.append(row.name)
+    texts = []
+    for number, tasks in sorted(stages.items()):
+        lines = [
+            shlex.join(
+                [
+                    *("wsss", "study", "run", name, *extra),
+                    *([f"--row={row}" for row in of_task] or [f"--training={task[0]}"]),
+                    f"--seed={asked[task]}",
+                ]
+            )
+            for task, of_task in tasks.items()
+        ]
+        after = f"--dependency=afterok:$stage{number - 1} --kill-on-invalid-dep=yes " if number else ""
+        listed_tasks = "\n".join(f"  {shlex.quote(line)}" for line in lines)
+        texts.append(STAGE.format(number=number, after=after, last=len(lines) - 1, tasks=listed_tasks))
+    return SCRIPT.format(
+        title=study.title,
+        name=shlex.quote(Path(name).stem),
+        stages="\n".join(texts),
+        jobs=" ".join(f"$stage{number}" for number in sorted(stages)),
+    )
+
+
+def stage_of(study: Study, training: str) -> int:
+    """How many trainings one after the other have to be there before this one."""
+    return max((stage_of(study, other) + 1 for other in builds_on(study, training)), default=0)
