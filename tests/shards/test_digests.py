@@ -21,12 +21,18 @@ def test_what_was_written_is_kept_in_notes_and_then_in_one_file(tmp_path):
     written.write_bytes(b"four")
     publish_noted(written, two)  # written anew: the note is newer
     assert find_change(two) == ""
+    two.write_bytes(b"fouR")  # before the note became part of the file: what was written counts
     write_digests(tmp_path, ["a-1.tar"])
-    assert find_change(two) == "" and json.loads((tmp_path / DIGESTS).read_text())["a-1.tar"][0] == 4
+    assert find_change(two).startswith("its sha256 is not") and not list(tmp_path.glob(".*"))
+    assert json.loads((tmp_path / DIGESTS).read_text())["a-1.tar"][0] == 4
+    written.write_bytes(b"five!")
+    publish_noted(written, f"file://{tmp_path}/b.tar")
+    assert (tmp_path / "b.tar").read_bytes() == b"five!" and find_written(f"file://{tmp_path}/b.tar").bytes == 5
 
 
 def test_a_file_of_digests_that_is_damaged_knows_nothing(tmp_path):
-    for content in ("", "[]", '{"a.tar": 3}', '{"a.tar": [1, 2, 3]}', '{"a.tar": [1, "../../x"]}'):
+    no_size = json.dumps({"a.tar": ["1", 64 * "0"]})
+    for content in ("", "[]", '{"a.tar": 3}', '{"a.tar": [1, 2, 3]}', '{"a.tar": [1, "../../x"]}', no_size):
         (tmp_path / DIGESTS).write_text(content)
         digests.parse_file.cache_clear()
         assert read_digests(tmp_path) == {}
