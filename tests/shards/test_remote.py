@@ -24,6 +24,7 @@ from shards.folder import ShardFolder
 from shards.image_bytes import encode_mask
 from shards.index import Index
 from shards.masks import MaskFolder
+from shards.prefetch import Prefetch
 from shards.remote import place_of
 from shards.schema import DataError
 from shards.verify import verify
@@ -153,6 +154,37 @@ def test_the_next_shards_are_fetched_before_they_are_read(store):
     assert len(store.shards_asked()) == 12 and len(shards._files) == 1  # one read, all of this window and the next here
 
 
+def test_what_cannot_be_fetched_early_is_left_to_its_reader_and_a_newer_list_ends_an_older_one(tmp_path):
+    tried, got = [], []
+
+    class Files:
+        def held(self, wanted):
+            return None
+
+        def fetch(self, wanted):
+            tried.append((wanted, threading.current_thread().daemon))
+            if wanted == "gone":
+                raise DataError("gone")
+            if wanted == "turn":
+                early.ask("newer", ["newest"])
+            got.append(os.open(tmp_path, os.O_RDONLY))
+            return got[-1]
+
+    def wait():
+        while threads := [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]:
+            threads[0].join()
+
+    early = Prefetch(Files())
+    early.ask("older", ["gone", "turn", "late"])
+    wait()
+    early.ask("newer", ["newest"])  # is the newest already
+    wait()
+    assert tried == [("gone", True), ("turn", True), ("newest", True)]
+    for descriptor in got:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 def test_the_masks_of_the_next_shards_are_fetched_before_they_are_read(scenes, tmp_path, cached):
     shards, masks = ShardFolder(scenes / "train"), tmp_path / "masks"
     masks.mkdir()
@@ -229,6 +261,7 @@ def test_a_limit_that_cannot_hold_is_told_once_and_reading_goes_on(store, cached
 def test_bytes_that_rot_in_the_cache_are_fetched_anew(store, cached, scenes):
     wanted = first_wanted(store)
     release(Cache.from_environment().open(wanted))
+    assert not Cache.from_environment().drop_if_damaged(wanted) and (cached / wanted.sha256).exists()
     (cached / wanted.sha256).write_bytes(bytes(wanted.bytes))
     assert (ShardFolder(f"{store.url}/train").image(0) == ShardFolder(scenes / "train").image(0)).all()
     assert len(store.shards_asked()) == 2
