@@ -1,6 +1,7 @@
 import gc
 import hashlib
 import io
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -42,6 +43,8 @@ def test_bytes_do_not_depend_on_time_or_on_who_writes(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         write_split(SOURCE, tmp_path / "b", "train", "label", num_shards=5, run=pool.map)
     assert digests(tmp_path / "a/train") == digests(tmp_path / "b/train")
+    with tarfile.open(tmp_path / "a/train/train-00000.tar") as tar:
+        assert {(member.mtime, member.uname, member.gname) for member in tar} == {(0, "wsss", "wsss")}
 
 
 def test_shards_are_never_more_than_samples(tmp_path):
