@@ -243,7 +243,9 @@ def test_the_least_recently_used_make_room_but_nothing_in_use(store, cached):
     release(own.open(files[3]))
     assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (0, 2, 3))}
     release(held)
-    os.utime(cached / files[0].sha256, (0, 0))
+    os.utime(cached / files[2].sha256, (0, 0))
+    release(own.open(files[2]))  # used now
+    os.utime(cached / files[0].sha256, (1, 1))
     release(own.open(files[4]))
     assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (2, 3, 4))}
 
@@ -253,9 +255,24 @@ def test_a_limit_that_cannot_hold_is_told_once_and_reading_goes_on(store, cached
     shards = ShardFolder(f"{store.url}/train")
     assert shards.image(0).shape == shards.image(len(shards) - 1).shape == (32, 32, 3)
     assert caplog.text.count("limit of 0.0 GB, which does not hold: raise WSSS_CACHE_GB") == 1
-    monkeypatch.setenv("WSSS_CACHE_GB", "much")
-    with pytest.raises(DataError, match="WSSS_CACHE_GB is 'much'"):
-        ShardFolder(f"{store.url}/train")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(
+            ("WSSS_CACHE_GB", value, f"WSSS_CACHE_GB is '{value}'; wanted")
+            for value in ("much", "0", "-1", "inf", "nan")
+        ),
+        ("WSSS_CACHE", "s3://bucket/cache", "WSSS_CACHE is s3://bucket/cache, a URL; name a folder"),
+        ("WSSS_CACHE", "/dev/null/cache", "WSSS_CACHE: /dev/null/cache cannot be made"),
+    ],
+)
+def test_what_cannot_be_a_cache_is_told(cached, monkeypatch, name, value, message):
+    assert Cache.from_environment() == Cache(folder=cached, limit=50 * 10**9) and cached.is_dir()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=message):
+        Cache.from_environment()
 
 
 def test_bytes_that_rot_in_the_cache_are_fetched_anew(store, cached, scenes):
