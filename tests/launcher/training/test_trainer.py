@@ -330,10 +330,6 @@ def test_gradient_accumulation_gives_the_update_of_the_whole_batch(in_tmp, tiny_
     for name, tensor in once.items():
         torch.testing.assert_close(tensor, twice[name], atol=2e-4, rtol=1e-3)
     assert any(not torch.equal(tensor, twice[name]) for name, tensor in once.items())
-    of_once, of_twice = (next(line for line in read_metrics(RUNS / name) if "train/loss" in line) for name in "ab")
-    assert of_twice["train/loss"] == pytest.approx(of_once["train/loss"], rel=1e-3)
-    for line in (of_once, of_twice):
-        assert line["train/images_per_s"] * line["system/step_seconds"] == pytest.approx(8)
 
 
 class Breaks(Classify):
