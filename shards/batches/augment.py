@@ -55,8 +55,8 @@ class Augment:
         view_SS3 = resize(image_HW3, size, crop)
         mask_SS = None if mask_HW is None else resize_mask(mask_HW, size, crop)
         if coin < self.flip:
-            view_SS3 = view_SS3[:, ::-1].copy()  # of one pixel, too, whose strides numpy would leave negative
-            mask_SS = None if mask_SS is None else mask_SS[:, ::-1].copy()
+            view_SS3 = view_SS3[:, ::-1]
+            mask_SS = None if mask_SS is None else mask_SS[:, ::-1]
         return View(view_SS3, (0, self.size, 0, self.size), mask_SS)
 
 

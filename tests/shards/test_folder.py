@@ -1,11 +1,15 @@
 """The samples of a folder, and the files that reading them keeps open."""
 
+import os
 import pickle
+import re
 import shutil
 
 import psutil
+import pytest
 
-from shards.folder import ShardFolder
+from shards.folder import ShardFolder, decode_about
+from shards.schema import DataError, SampleError
 
 
 def test_a_folder_that_nobody_has_any_more_leaves_no_file_open(scenes, tmp_path):
@@ -20,3 +24,25 @@ def test_a_folder_that_nobody_has_any_more_leaves_no_file_open(scenes, tmp_path)
     assert open_files() == [str(place / "val-00000.tar")] * 2
     folders.clear()
     assert open_files() == []
+
+
+def test_what_a_folder_does_not_hold_is_told(scenes, tmp_path, monkeypatch):
+    folder = ShardFolder(shutil.copytree(scenes / "val", tmp_path / "val"))
+    last, (offset, size) = folder.numbers_of("val-00000.tar")[-1], folder.index.shards[0].members["png"][-1]
+    assert len(folder.read(last, "png")) == size
+    os.truncate(tmp_path / "val/val-00000.tar", offset + size - 1)  # while it is open
+    with pytest.raises(
+        DataError, match=rf"'{folder.keys[last]}': png ends after {size - 1} of {size} bytes: cut short"
+    ):
+        folder.read(last, "png")
+    with pytest.raises(DataError, match="val: has no shard 'val-00012.tar'"):
+        folder.numbers_of("val-00012.tar")
+    monkeypatch.setattr(ShardFolder, "about", lambda self, number: {"regions": {"chimney": [[1, 2]]}})
+    with pytest.raises(SampleError, match=f"'{folder.keys[0]}': its regions are no named boxes"):
+        folder.regions(0)
+    for data, said in (
+        (b"{", "its json does not parse (JSONDecodeError)"),
+        (b"[1]", "its json is list; wanted an obj"),
+    ):
+        with pytest.raises(SampleError, match=re.escape(f"here: {said}")):
+            decode_about(data, "here")

@@ -24,6 +24,7 @@ from shards.folder import ShardFolder
 from shards.image_bytes import encode_mask
 from shards.index import Index
 from shards.masks import MaskFolder
+from shards.prefetch import Prefetch
 from shards.remote import place_of
 from shards.schema import DataError
 from shards.verify import verify
@@ -153,6 +154,37 @@ def test_the_next_shards_are_fetched_before_they_are_read(store):
     assert len(store.shards_asked()) == 12 and len(shards._files) == 1  # one read, all of this window and the next here
 
 
+def test_what_cannot_be_fetched_early_is_left_to_its_reader_and_a_newer_list_ends_an_older_one(tmp_path):
+    tried, got = [], []
+
+    class Files:
+        def held(self, wanted):
+            return None
+
+        def fetch(self, wanted):
+            tried.append((wanted, threading.current_thread().daemon))
+            if wanted == "gone":
+                raise DataError("gone")
+            if wanted == "turn":
+                early.ask("newer", ["newest"])
+            got.append(os.open(tmp_path, os.O_RDONLY))
+            return got[-1]
+
+    def wait():
+        while threads := [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]:
+            threads[0].join()
+
+    early = Prefetch(Files())
+    early.ask("older", ["gone", "turn", "late"])
+    wait()
+    early.ask("newer", ["newest"])  # is the newest already
+    wait()
+    assert tried == [("gone", True), ("turn", True), ("newest", True)]
+    for descriptor in got:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 def test_the_masks_of_the_next_shards_are_fetched_before_they_are_read(scenes, tmp_path, cached):
     shards, masks = ShardFolder(scenes / "train"), tmp_path / "masks"
     masks.mkdir()
@@ -211,7 +243,9 @@ def test_the_least_recently_used_make_room_but_nothing_in_use(store, cached):
     release(own.open(files[3]))
     assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (0, 2, 3))}
     release(held)
-    os.utime(cached / files[0].sha256, (0, 0))
+    os.utime(cached / files[2].sha256, (0, 0))
+    release(own.open(files[2]))  # used now
+    os.utime(cached / files[0].sha256, (1, 1))
     release(own.open(files[4]))
     assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (2, 3, 4))}
 
@@ -221,14 +255,30 @@ def test_a_limit_that_cannot_hold_is_told_once_and_reading_goes_on(store, cached
     shards = ShardFolder(f"{store.url}/train")
     assert shards.image(0).shape == shards.image(len(shards) - 1).shape == (32, 32, 3)
     assert caplog.text.count("limit of 0.0 GB, which does not hold: raise WSSS_CACHE_GB") == 1
-    monkeypatch.setenv("WSSS_CACHE_GB", "much")
-    with pytest.raises(DataError, match="WSSS_CACHE_GB is 'much'"):
-        ShardFolder(f"{store.url}/train")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(
+            ("WSSS_CACHE_GB", value, f"WSSS_CACHE_GB is '{value}'; wanted")
+            for value in ("much", "0", "-1", "inf", "nan")
+        ),
+        ("WSSS_CACHE", "s3://bucket/cache", "WSSS_CACHE is s3://bucket/cache, a URL; name a folder"),
+        ("WSSS_CACHE", "/dev/null/cache", "WSSS_CACHE: /dev/null/cache cannot be made"),
+    ],
+)
+def test_what_cannot_be_a_cache_is_told(cached, monkeypatch, name, value, message):
+    assert Cache.from_environment() == Cache(folder=cached, limit=50 * 10**9) and cached.is_dir()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=message):
+        Cache.from_environment()
 
 
 def test_bytes_that_rot_in_the_cache_are_fetched_anew(store, cached, scenes):
     wanted = first_wanted(store)
     release(Cache.from_environment().open(wanted))
+    assert not Cache.from_environment().drop_if_damaged(wanted) and (cached / wanted.sha256).exists()
     (cached / wanted.sha256).write_bytes(bytes(wanted.bytes))
     assert (ShardFolder(f"{store.url}/train").image(0) == ShardFolder(scenes / "train").image(0)).all()
     assert len(store.shards_asked()) == 2

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from support.places import PYTHONPATH
 
+from shards import unfinished
+from shards.files import take_lock
 from shards.image_bytes import encode_image
 from shards.index import Index
 from shards.schema import SMOKE, DataError, Sample
-from shards.unfinished import MADE_OF, hold_lock
+from shards.unfinished import MADE_OF, hold_lock, temporary_folder
 from shards.write import is_written, write_split
 
 
@@ -82,8 +84,8 @@ def test_after_a_kill_the_next_write_does_only_the_missing_shards_and_gives_the_
     write_split(Logged(str(tmp_path / "second.log")), tmp_path / "out", "train", "label", num_shards=5)
     assert reads(tmp_path / "second.log") == [*third, *dealt()[3], *dealt()[4]]
 
-    write_split(Logged(str(tmp_path / "whole.log")), tmp_path / "whole", "train", "label", num_shards=5)
-    assert digests(tmp_path / "out/train") == digests(tmp_path / "whole/train")
+    write_split(Logged(str(tmp_path / "whole.log")), tmp_path / "a/whole", "train", "label", num_shards=5)
+    assert digests(tmp_path / "out/train") == digests(tmp_path / "a/whole/train")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
 
 
@@ -112,6 +114,18 @@ def test_a_shard_whose_note_was_cut_short_is_written_again(tmp_path):
     note.write_text(note.read_text()[:50])
     write_split(Logged(str(tmp_path / "log")), tmp_path, "train", "label", num_shards=5)
     assert reads(tmp_path / "log") == [*dealt()[0], *dealt()[4]]
+
+
+def test_what_has_no_finished_shard_or_does_not_say_what_it_is_made_of_is_not_gone_on_with(tmp_path):
+    with pytest.raises(OSError, match="no space left"):
+        write_split(Logged(str(tmp_path / "log"), fails_at=dealt()[0][1]), tmp_path, "train", "label", num_shards=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    with temporary_folder(tmp_path / "train", None) as folder:
+        pass
+    folder.mkdir()  # of a write that was killed, of who knows what
+    (folder / "train-00000.tar").touch()
+    with temporary_folder(tmp_path / "train", None) as again:
+        assert again == folder and not list(again.iterdir())
 
 
 @pytest.mark.parametrize(("shade", "num_shards"), [(11, 5), (10, 4)])
@@ -153,6 +167,30 @@ def test_a_lock_that_a_killed_process_left_is_free(tmp_path):
     with hold_lock(tmp_path / "train"):
         assert str(os.getpid()) in (tmp_path / ".train.lock").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_was_removed_or_replaced_before_it_was_taken_is_taken_anew(tmp_path, monkeypatch):
+    path, between = tmp_path / ".train.lock", [path_gone, path_replaced, lambda path: None]
+
+    def late(lock):
+        between.pop(0)(path)
+        return take_lock(lock)
+
+    monkeypatch.setattr(unfinished, "take_lock", late)
+    with hold_lock(tmp_path / "train"):
+        assert str(os.getpid()) in path.read_text() and not between
+    monkeypatch.setattr(unfinished, "take_lock", lambda lock: None)
+    with pytest.raises(DataError, match="train.lock: this file system has no locks"), hold_lock(tmp_path / "train"):
+        pass
+
+
+def path_gone(path):
+    path.unlink()
+
+
+def path_replaced(path):
+    path.unlink()
+    path.touch()
 
 
 def test_a_finished_split_is_known_by_what_it_was_made_of(tmp_path):

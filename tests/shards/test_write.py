@@ -1,6 +1,8 @@
+import errno
 import gc
 import hashlib
 import io
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from shards.index import Index
 from shards.sample_files import members_of
-from shards.schema import DataError, Sample
+from shards.schema import DataError, DiskError, Sample
 from shards.sources.synthetic import Synthetic
 from shards.write import write_split, write_tar
 
@@ -42,6 +44,8 @@ def test_bytes_do_not_depend_on_time_or_on_who_writes(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         write_split(SOURCE, tmp_path / "b", "train", "label", num_shards=5, run=pool.map)
     assert digests(tmp_path / "a/train") == digests(tmp_path / "b/train")
+    with tarfile.open(tmp_path / "a/train/train-00000.tar") as tar:
+        assert {(member.mtime, member.uname, member.gname) for member in tar} == {(0, "wsss", "wsss")}
 
 
 def test_shards_are_never_more_than_samples(tmp_path):
@@ -137,7 +141,19 @@ def test_a_jpeg_is_stored_byte_for_byte(tmp_path):
     assert members_of(sample, SOURCE.class_set, "label")["jpg"] == image
 
 
-def test_a_disk_that_takes_no_shard_is_told_and_a_source_that_fails_is_not_the_disk(tmp_path):
+def test_a_tar_is_whole_before_it_gets_its_name(tmp_path):
+    """A note of its digest is made then."""
+    seen = []
+
+    def keep(temporary, path):
+        seen.append(temporary.read_bytes())
+        temporary.rename(path)
+
+    write_tar(tmp_path / "x.tar", [("a", {"jpg": b"1"})], keep)
+    assert seen == [(tmp_path / "x.tar").read_bytes()] and len(seen[0]) > 1024
+
+
+def test_a_disk_that_takes_no_shard_is_told_and_a_source_that_fails_is_not_the_disk(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"gone/x.tar: cannot be written: .*a folder of this path is not there"):
         write_tar(tmp_path / "gone/x.tar", [])
 
@@ -147,4 +163,11 @@ def test_a_disk_that_takes_no_shard_is_told_and_a_source_that_fails_is_not_the_d
 
     with pytest.raises(OSError, match="the source"):
         write_tar(tmp_path / "x.tar", fails())
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(webdataset.TarWriter, "write", refuse)
+    with pytest.raises(DiskError, match=r"x.tar: cannot be written: .*No space left on device"):
+        write_tar(tmp_path / "x.tar", [("a", {"jpg": b"1"})])
     assert not list(tmp_path.iterdir())

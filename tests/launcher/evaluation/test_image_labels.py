@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.image_labels import ImageLabels, label_details, label_figures
 from launcher.evaluation.judge import LABELS
 from launcher.evaluation.judge_labels import LabelJudge
-from launcher.evaluation.measure import Truth
+from launcher.evaluation.measure import Truth, read_truth
 from launcher.evaluation.pictures import LABEL_PX, TILE_PX, lay_out_gallery
 from launcher.evaluation.report import write_report
 from launcher.evaluation.sources import LabelPrediction, ScorePrediction
@@ -164,3 +165,20 @@ def test_predictions_of_scores_have_probabilities_and_label_maps_have_none():
             labels.add(prediction, truth)
     labels.add(ScorePrediction(scores, "x", 0.5), truth)
     assert labels.keys == ["a"] and labels.probs.tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("supervision", ["label", "pixel"])
+def test_the_truth_of_an_image_by_hand(supervision):
+    shards = SimpleNamespace(
+        keys=["a", "b"],
+        groups=["g", "h"],
+        image_label_NK=np.array([[0, 1], [0, 0]]),
+        index=SimpleNamespace(supervision=supervision),
+        mask=lambda number: [[number]],
+        regions=lambda number: {"x": []},
+    )
+    one, other = (read_truth(shards, number) for number in (0, 1))
+    assert (one.key, one.group, one.labelled, one.present) == ("a", "g", True, (False, True))
+    assert (other.key, other.group, other.labelled, other.present) == ("b", "h", False, (False, False))
+    known = ([[1]], {"x": []}) if supervision == "pixel" else ([[255]], {})
+    assert (np.array(other.mask_HW).tolist(), other.regions) == known

@@ -1,4 +1,6 @@
+import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ from support.photographs import SIZES, Colours, Photographs, Segmenting
 
 from launcher.config.file import load_config
 from launcher.errors import RunError
+from launcher.evaluation import validate as validating
 from launcher.evaluation.judge import LABELS
+from launcher.evaluation.judge_labels import LabelJudge
 from launcher.evaluation.judge_masks import MaskJudge, MaskPart, draw_row
+from launcher.evaluation.judge_scores import ScoreJudge
 from launcher.evaluation.pictures import LABEL_PX, TILE_PX, as_tile, overlay_classes
-from launcher.evaluation.validate import choose_judge, make_validator, read_before, say_headlines
+from launcher.evaluation.validate import choose_judge, choose_part, make_validator, read_before, say_headlines
 from launcher.tracking.protocol import NoTracker
 from shards.folder import ShardFolder
 from shards.write import write_split
@@ -140,6 +145,35 @@ def test_shares_of_the_ranks_add_up_to_the_whole_and_no_sample_counts_twice(conf
     assert {kind: pytest.approx(values) for kind, values in whole.figures().items()} == shares[0].figures()
     valid = sum(int((shards.mask(n) != 255).sum()) for n in range(len(shards)))
     assert whole.confusion.sum(dim=(1, 2)).tolist() == [valid] * 3 and whole.f1[1] == len(shards)
+
+
+@pytest.mark.parametrize("judge", [MaskJudge, ScoreJudge, LabelJudge])
+def test_ranks_find_together_what_one_process_finds_also_of_a_part(config, shards, judge, monkeypatch, capsys):
+    """Of ten images 0, 2, 5 and 7 before the last step, which is 4; the pictures are those of all steps."""
+    settings = config("data.val_part=4", "cam.kinds=[class_map]", "evaluate.gallery=3")
+    gathered = []
+    monkeypatch.setattr(validating, "gather_object", lambda mine: gathered.insert(0, *copy.deepcopy(mine)) or gathered)
+
+    def found(step, ranks):
+        gathered.clear()
+        for rank in reversed(range(ranks)):  # rank 0 is the last one here, when all others have handed over theirs
+            accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=ranks)
+            accelerator.is_main_process, accelerator.wait_for_everyone = rank == 0, lambda: None
+            tracker, of_rank = Kept(), judge(settings, Segmenting(), shards, accelerator)
+            figures = make_validator(of_rank, settings, shards, accelerator, tracker)(step)
+            assert rank == 0 or not (figures or tracker.figures or tracker.images)
+        return figures, tracker.images["gallery"].tobytes()
+
+    seen = {}
+    for step, numbers in ((2, [0, 2, 5, 7]), (4, list(range(10)))):
+        seen[step] = found(step, 1)
+        part = judge(settings, Segmenting(), shards, Accelerator(cpu=True)).judge(numbers, set())
+        values = {value for kind in part.figures().values() for value in kind.values()}
+        assert set(seen[step][0].values()) == values and f" {len(numbers)} images in " in capsys.readouterr().out
+        figures, gallery = found(step, 3)
+        assert figures == pytest.approx(seen[step][0]) and gallery == seen[step][1]
+    assert seen[2][1] == seen[4][1] and seen[2][0] != seen[4][0]
+    assert choose_part(3, 4) == [0, 1, 2]
 
 
 def test_a_rank_without_a_sample_counts_nothing(config, shards):

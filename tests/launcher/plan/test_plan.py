@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from launcher.__main__ import app
 from launcher.bench.count import ATTENTION, PAIRS, Counted, count_step, storage_ids
+from launcher.bench.stage import Stage
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
 from launcher.files import find_shipped
@@ -28,6 +31,7 @@ from launcher.plan.estimate import (
     time_validation,
 )
 from launcher.plan.gpus import GPUS, HOST_S, UTILISATION, find_gpu
+from launcher.plan.measure import measure
 from launcher.plan.step import build_without_values, count_config
 from launcher.plan.text import format_plan
 from launcher.run.start import name_absent
@@ -290,11 +294,16 @@ def test_weights_that_are_not_here_are_among_what_is_assumed(nowhere, tmp_path, 
     assert name_absent(config.model, "model") == [first]
 
 
-def test_codes_say_whether_it_fits_and_a_probe_replaces_the_estimate(nowhere, in_tmp, tiny_yaml):
+def test_codes_say_whether_it_fits_and_a_probe_replaces_the_estimate(nowhere, in_tmp, tiny_yaml, monkeypatch):
     command, small = CliRunner(), str(tiny_yaml("classify"))
     fits = command.invoke(app, ["plan", small, "--measure", "2"])
     assert fits.exit_code == 0, fits.output
     assert "ms measured" in fits.output and "median of 2 on this CPU" in fits.output
+    asked, plan = [], SimpleNamespace(images=4, processes=1, assumed=[])
+    monkeypatch.setattr(Stage, "clock", lambda self, *given: asked.append(given[1:]) or {"ms": 200.0, "peak_gib": 0.5})
+    measure(plan, load_config(Path(small), ["train.accumulate=2"]), 7)
+    assert (plan.step_s, plan.measured, plan.memory) == ((0.4, 0.4), True, {"measured peak": 2**29})
+    assert asked == [(7, 3)] and plan.assumed[0].startswith("a step is the median of 7 on this CPU")
     too_large = ["plan", "smoke/teacher_resnet50", "data.global_batch_size=128", "--gpu", "t4"]
     assert command.invoke(app, too_large).exit_code == 3
     with pytest.raises(ConfigError, match="there is no 'h1000'; choose one of h100"):

@@ -22,7 +22,8 @@ from launcher.run.lock import only_writer
 from launcher.run.steps import checkpoints
 from launcher.tracking.protocol import NoTracker
 from launcher.tracking.tracker import read_metrics
-from launcher.training.gradients import poison_gradient, seed_step
+from launcher.training import gradients
+from launcher.training.gradients import SharedGradient, clip_gradients, poison_gradient, seed_step
 from launcher.training.inputs import Inputs
 from launcher.training.run import train
 from launcher.training.trainer import Trainer
@@ -393,6 +394,24 @@ def test_a_loss_that_is_not_finite_makes_every_gradient_nan():
     weight.grad = None
     poison_gradient(weight.sum()).backward()
     assert weight.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("max_norm", "left"), [(None, [3.0, 4.0]), (10.0, [3.0, 4.0]), (2.5, [1.5, 2.0])])
+def test_a_gradient_is_clipped_by_the_length_of_all_of_it(max_norm, left):
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])  # nothing reads the third
+    assert clip_gradients(torch.optim.AdamW(weights), weights, max_norm).item() == 5
+    assert [weight.grad.item() for weight in weights[:2]] == pytest.approx(left)
+
+
+def test_the_gradient_of_two_ranks_is_the_mean_of_theirs_by_hand(monkeypatch):
+    weights = [torch.nn.Parameter(torch.zeros(1, 2)), torch.nn.Parameter(torch.zeros(1))]
+    shared = SharedGradient(weights)
+    (weights[0] @ torch.tensor([4.0, 6.0]) + 8 * weights[1]).sum().backward()  # the other rank has 2, 2, 2
+    monkeypatch.setattr(gradients, "rank_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine: mine.add_(torch.tensor([2.0, 2.0, 2.0]) / 2))
+    shared.average()
+    assert [weight.grad.tolist() for weight in weights] == [[[3.0, 4.0]], [5.0]]
 
 
 def test_images_become_floats_in_zero_to_one_on_the_device():

@@ -114,9 +114,10 @@ def test_augmentation_is_keyed_by_seed_epoch_and_sample(train):
     assert not torch.equal(first[key], other_seed[key])
 
 
-def test_a_batch_has_the_contracts_parts(train):
+def test_a_batch_has_the_contracts_parts(train, reference):
     part = Slice(rank=0, ranks=1, global_batch_size=4)
-    batch = take(train_loader(train, AUGMENT, seed=0, part=part, workers=0), 1)[0]
+    batch = take(train_loader(train, AUGMENT, seed=3, part=part, workers=0), 1)[0]
+    assert batch["key"] == reference[0][0][:4]
     assert batch["image"].shape == (4, 3, 16, 16) and batch["image"].dtype == torch.uint8
     assert batch["image_label"].shape == (4, 1) and batch["image_label"].dtype == torch.float32
     assert batch["box"].tolist() == [[0, 16, 0, 16]] * 4
@@ -190,6 +191,8 @@ def test_more_readers_than_shards_are_told(train):
 def test_a_batch_that_does_not_divide_is_told():
     with pytest.raises(DataError, match="global batch size 10 does not divide into 2 ranks x 3 micro-batches"):
         Slice(rank=0, ranks=2, global_batch_size=10, accumulate=3)
+    with pytest.raises(DataError, match="global batch size 8 does not divide into 4 ranks x 4 micro-batches"):
+        Slice(rank=0, ranks=4, global_batch_size=8, accumulate=4)
 
 
 def test_open_files_stay_bounded(tmp_path):
@@ -222,8 +225,34 @@ def test_squash_and_augment_by_hand():
     assert part.tolist() == [[2, 2, 3, 3]] * 2 + [[6, 6, 7, 7]] * 2
     right = resize(image, (8, 16), (8, 0, 16, 8))  # its first column lies at 8.25, between pixels at 7.5 and 8.5
     assert right[0, :, 0].tolist() == [150, *[200] * 15] and resize(image, (8, 16)) is image
-    sizes = {Augment(size=8, min_crop=0.5, flip=0.0)(image, rng)[0].tobytes() for _ in range(5)}
-    assert len(sizes) > 1
+
+
+class Drawn:
+    """A generator that gives these: share_y, share_x, at_y, at_x, coin."""
+
+    def __init__(self, *values):
+        self.random = lambda count: values[:count]
+
+
+def test_a_crop_by_hand():
+    """Of 16 x 32 pixels 12 x 16 from (4, 8) on: cells of 3 x 4, whose middles lie in rows 5, 8 .. and columns 10 .."""
+    rows, columns = (numbers.astype(np.uint8) for numbers in np.indices((16, 32)))
+    image = 5 * np.stack([rows, columns, columns], axis=-1)
+    for coin, turned in ((0.5, 1), (0.49, -1)):  # flip is 0.5
+        augment = Augment(size=4, min_crop=0.5)
+        for ids, wanted in ((rows, [[row] * 4 for row in (5, 8, 11, 14)]), (columns, [[10, 14, 18, 22][::turned]] * 4)):
+            assert augment(image, Drawn(0.5, 0.0, 1.0, 0.5, coin), ids).mask_SS.tolist() == wanted
+        view = augment(image, Drawn(0.5, 0.0, 1.0, 0.5, coin)).image_SS3
+        assert view[1:3, 0, 0].tolist() == [40, 55] and view[0, 1:3, 1].tolist() == [68, 88][::turned]  # 13.5, 17.5
+    whole = Augment(size=4, flip=0.0)(image, Drawn(0.5, 0.5, 0.5, 0.5, 0.0), columns).mask_SS
+    assert whole.tolist() == [[4, 12, 20, 28]] * 4
+
+
+def test_a_view_of_one_pixel_may_be_flipped(train):
+    sample = view_of(
+        train, 0, Augment(size=1, flip=1.0), np.random.default_rng(0), lambda _: np.ones((32, 32), np.uint8)
+    )
+    assert sample["image"].shape == (3, 1, 1) and sample["mask"].tolist() == [[1]]
 
 
 def test_a_mask_goes_through_the_same_crop_and_flip_as_its_image():

@@ -84,6 +84,7 @@ def test_a_frame_far_from_all_others_or_of_no_clip_is_paired_with_itself():
     frames = [Frame("a", 0), Frame("a", 3), Frame("a", 50), None, Frame("b", 3)]
     neighbours = Neighbours(frames, 5, "here")
     assert [neighbours.draw(n, 0, 0) for n in range(5)] == [1, 0, 2, 3, 4]
+    assert Neighbours([Frame("a", 1), Frame("a", 6)], 5, "here").draw(0, 0, 0) == 1  # as far apart as they may be
 
 
 def test_neighbours_are_drawn_evenly_and_anew_in_each_epoch():
