@@ -33,6 +33,7 @@ from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.processes.precision import in_precision
+from launcher.processes.surroundings import require_batch
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from launcher.run.idle import refuse_idle, refuse_unread
@@ -135,6 +136,7 @@ def try_cams(method: Method, config: Config) -> None:
             f"cam.scales has {min(cam.scales):g}, at which nothing is left of images of {side} px; wanted "
             f"{(10_000 // side + 1) / 10_000} or more"
         )
+    require_batch(f"cam.batch_size {cam.batch_size}", cam.batch_size, cam.window_px or side * max(cam.scales))
     try:
         image = torch.zeros(1, 3, 2 * stride, 2 * stride, device=next(method.parameters()).device)
         cams_of(method, image, cam.model_copy(update={"scales": (1.0,)}))
