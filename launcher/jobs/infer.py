@@ -144,7 +144,8 @@ def try_cams(method: Method, config: Config) -> None:
     except (ValueError, RuntimeError) as error:  # a network that changes its features in place has no gradient maps
         if isinstance(error, RuntimeError) and not (is_ours(type(method)) and is_ours(type(method.student))):
             raise  # a fault in the code of others is shown where it is
-        raise ConfigError(f"CAMs cannot be read: {error}") from error
+        said = str(error).partition("\nException raised from")[0]  # what follows is torch's own stack
+        raise ConfigError(f"CAMs cannot be read: {said}") from error
 
 
 def score_samples(

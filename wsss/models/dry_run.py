@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsss.models.base import Network, Outputs
 
+OTHERS = "another network, or other options of it"
 SIDE_PX = 64  # of the image, or the next multiple of the stride
 
 
@@ -79,7 +80,7 @@ def refuse_lone_cell(network: Network, side: int) -> None:
 
 
 @contextmanager
-def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str = "another network") -> Iterator[None]:
+def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str = OTHERS) -> Iterator[None]:
     """Whatever goes wrong inside is a ValueError that names the network: timm's are made for other uses than ours, and
     say so by any error.
 

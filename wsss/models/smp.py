@@ -94,7 +94,9 @@ def build_smp(
             encoder_name=encoder, encoder_weights=None, classes=num_classes + 1, **of_any_size, **(options or {})
         )
     if weights is not None and encoder.startswith(TIMM):
-        with must_run(encoder, f"{architecture} encoder with these weights", key="model.encoder"):
+        with must_run(
+            encoder, f"{architecture} encoder with these weights", key="model.encoder", instead="other weights"
+        ):
             load_of_timm(model.encoder.model, encoder.removeprefix(TIMM), weights, of_any_size)
     elif weights == "timm":
         raise ValueError(f"model.weights: '{encoder}' is none of timm's; give a file, or a tu-NAME as model.encoder")

@@ -164,7 +164,19 @@ def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ({"name": "setr", "patch_size": 0}, "model: 'setr' cannot be built with patch_size=0 (ZeroDivisionError: "),
+        ({"name": "setr", "patch_size": 0}, "model.patch_size is 0; wanted 1 or more"),
+        ({"name": "setr", "layers": -1}, "model.layers is -1; wanted 1 or more"),
+        ({"name": "setr", "spread": -1}, "model.spread is -1; wanted 1 or more"),
+        (
+            {"name": "sam_decoder", "encoder": {"embed_dim": 32, "depth": -1, "num_heads": 2}},
+            "model.encoder.depth is -1; wanted 1 or more",
+        ),
+        (
+            {"name": "sam_decoder", "encoder": {"embed_dim": 33, "depth": 1, "num_heads": 2}},
+            "model.encoder.embed_dim is 33; wanted a multiple of its num_heads",
+        ),
+        ({"name": "sam_decoder", "encoder": {"depth": 1}}, "model.encoder has depth; wanted depth, embed_dim"),
+        ({"name": "conformer", "num_heads": -1}, "model.num_heads is -1; wanted 1 or more"),
         ({"name": "setr", "widths": []}, "model: 'setr' cannot be built with widths=[] (IndexError: tuple index out"),
         (
             {"name": "pcm", "timm_name": "resnet10t", "affinity_dim": -1},
