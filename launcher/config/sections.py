@@ -30,6 +30,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(gt=0, le=16_384)]  # pixels (D-180)
 Scale = Annotated[float, Field(gt=0, le=8)]  # of an image's sides
+Workers = Annotated[int, Field(gt=0, le=1024)]  # processes of a machine
 Zero = Annotated[int | Path, PlainValidator(check_zero)]
 InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... lies where WSSS_RUNS says
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
@@ -56,7 +57,7 @@ class DataConfig(Section):
         None  # batches of pairs: two frames of a clip, at most so many frames apart; null = none
     )
     max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
-    workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # loader processes per training process
 
     @model_validator(mode="after")
     def _whole_pairs(self) -> "DataConfig":
@@ -153,7 +154,7 @@ class RefineConfig(Section):
     )  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
     threshold: Share = 0.3  # of the final mask
     bg_threshold: Share | None = None  # scores from here to the threshold become 255 = ignore; null = nothing does
-    workers: PositiveInt | None = None  # processes; null = one per core
+    workers: Workers | None = None  # processes; null = one per core
 
 
 class MeanFieldConfig(Section):
@@ -179,7 +180,9 @@ class SegmentConfig(Section):
     mean_field: MeanFieldConfig = MeanFieldConfig()
     crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, those that the model gives a chance; see crf.py
     batch_size: PositiveInt = 16  # images, where they are squashed to one size
-    workers: Annotated[int, Field(ge=0)] | None = None  # CRF processes per rank; 0 = none; null = all cores shared out
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = (
+        None  # CRF processes per rank; 0 = none; null = all cores shared out
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> "SegmentConfig":
@@ -191,7 +194,7 @@ class SegmentConfig(Section):
 class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
-    workers: PositiveInt | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
+    workers: Workers | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
 
 
 Sink = Literal["mlflow", "tensorboard"]

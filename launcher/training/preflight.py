@@ -9,6 +9,7 @@ from launcher.jobs.infer import try_cams
 from launcher.processes.accelerator import joins_norms, process_count
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.surroundings import require_batch
+from launcher.processes.zero_settings import settings_for
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
 from launcher.run.lock import require_writable
@@ -38,6 +39,7 @@ def preflight(config: Config) -> int:
     check_begun(method)
     check_image_size(method, config.data.image_size)
     processes = choose_processes(config, method)
+    settings_for(config, processes)
     check_memory(config, processes)
     inputs.loaders_from(0, rank=0, ranks=processes)
     refuse_unequal_state(method, processes)

@@ -64,6 +64,8 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("cam.scales=[1.0, 8.5]", "cam.scales.1: got 8.5; input should be less than or equal to 8"),
         ("segment.scales=[9]", "segment.scales.0: got 9; input should be less than or equal to 8"),
         ("data.scale=[0.5, 100.0]", "data.scale.1: got 100.0; input should be less than or equal to 8"),
+        ("data.workers=1000000", "data.workers: got 1000000; input should be less than or equal to 1024"),
+        ("segment.workers=1000000", "segment.workers: got 1000000; input should be less than or equal to 1024"),
         ("data.scale=[-1, 1]", "data.scale.0: got -1; input should be greater than 0"),
         ("model.timm_options={embed_dim: 1000000}", "model.timm_options.embed_dim is 1000000; wanted 65,536 or less"),
         ("model.timm_options={depths: [2, .nan]}", "model.timm_options.depths is nan; wanted 65,536 or less"),

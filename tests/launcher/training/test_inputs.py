@@ -193,3 +193,15 @@ def test_images_that_do_not_fit_into_memory_are_told_before_a_step(tiny_config, 
         check_memory(tiny_config("mixed", "data.pixel=few", "data.pixel_batch_size=100"), 1)
     with pytest.raises(ConfigError, match="cam.batch_size 8: 8 images of 256 x 256 px"):
         try_cams(Classify(tiny_cnn()), tiny_config("classify", "cam.scales=[1.0, 8.0]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["launch.zero=gone.json"], "launch.zero: gone.json is no readable DeepSpeed JSON"),
+        (["launch.zero=1", "train.precision=fp16"], "launch.zero: DeepSpeed trains no float16 here"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_told_before_processes_start(in_tmp, tiny_config, overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        preflight(tiny_config("classify", *overrides))
