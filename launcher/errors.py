@@ -78,7 +78,19 @@ def explain_machine(error: Exception) -> str | None:
 
     if isinstance(error, OSError) and (error.errno in OF_THE_MACHINE or meets_file(error)):
         return tell_refusal(error, Path(os.fsdecode(error.filename)) if error.filename else None)
+    if said := explain_memory(error):
+        return said
     return explain_loader(str(error)) if isinstance(error, RuntimeError) else None
+
+
+def explain_memory(error: Exception) -> str | None:
+    """What a refused allocation means, of Python, numpy or torch; None for any other error."""
+    text = without_traceback(str(error))
+    of_torch = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", text)
+    if not isinstance(error, MemoryError) and not of_torch and type(error).__name__ != "OutOfMemoryError":
+        return None
+    what = f"{int(of_torch[1]) / 1e9:,.1f} GB at once" if of_torch else text.splitlines()[0] if text else "no room left"
+    return f"the memory ends ({what}): lower the sizes of images, batches or layers, or run fewer processes"
 
 
 def meets_file(error: OSError) -> bool:

@@ -49,7 +49,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         except Exception as error:  # whatever a module of others raises when it is imported
             raise ValueError(
                 f"{self.group}: '{name}' of {of_whom[0]} cannot be imported: {type(error).__name__}: {error}; repair "
-                "or remove that package"
+                f"or remove that package (`python -c 'import {offers[0].module}'` shows where)"
             ) from error
         if wrong := self.wrong_with(thing):
             raise ValueError(f"{self.group}: '{name}' of {of_whom[0]} {wrong}")
@@ -84,6 +84,11 @@ def list_packages() -> dict[str, str]:
     """{name: version} of the packages that offer something for any registry of ours."""
     offers = [offer for group in GROUPS for same in find_offers(group, tuple(sys.path)).values() for offer in same]
     return {offer.dist.name: offer.dist.version for offer in offers if offer.dist is not None}
+
+
+def is_ours(thing: object) -> bool:
+    """Whether a function or class is this project's, and of no package that offers it."""
+    return getattr(thing, "__module__", "").partition(".")[0] == __package__
 
 
 def describe(offer: EntryPoint) -> str:

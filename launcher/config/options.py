@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model
 SETS = ("layers", "scales", "cam_scales", "par_dilations")  # number lists that name things, as words do
 
 
+LARGEST = 65_536  # number of a network: widths, depths and sizes are a tenth of it (D-180)
+
+
 class Section(BaseModel):
     """A part of a config. A list that names things has each of them once: a second one would weigh it double, or make
     it anew, in silence."""
@@ -55,6 +58,18 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
         allowed.model_validate_json(json.dumps(named.options))
     except ValidationError as error:
         raise ValueError(explain_problem(error.errors()[0], allowed, (place,))) from error
+
+
+def refuse_huge(place: str, value: Any) -> None:
+    """Raise ValueError for a number of a network, also inside lists and mappings, that no layer can have."""
+    if isinstance(value, Mapping):
+        for name, inside in value.items():
+            refuse_huge(f"{place}.{name}", inside)
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            refuse_huge(place, inside)
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST:
+        raise ValueError(f"{place} is {value}; wanted {LARGEST:,} or less")
 
 
 @cache

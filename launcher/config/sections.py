@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
-from launcher.config.options import Named, Section, check_named
+from launcher.config.options import Named, Section, check_named, refuse_huge
 from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
@@ -28,6 +28,9 @@ Precision = Literal["ieee", "tf32", "bf16", "fp16"]  # see processes.precision
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=16_384)]  # pixels (D-180)
+Scale = Annotated[float, Field(gt=0, le=8)]  # of an image's sides
+Workers = Annotated[int, Field(gt=0, le=1024)]  # processes of a machine
 Zero = Annotated[int | Path, PlainValidator(check_zero)]
 InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... lies where WSSS_RUNS says
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
@@ -41,11 +44,11 @@ class DataConfig(Section):
         None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
     )
     val_part: PositiveInt | None = None  # images of val that evaluations before the last one count; null = all
-    image_size: PositiveInt = 224  # side of the square view, in pixels
+    image_size: Side = 224  # side of the square view, in pixels
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
     min_crop: Share = 1.0  # random crop keeps at least this share of each side, in methods of one view; 1 = none
     flip: Share = 0.5  # probability of a horizontal flip
-    scale: tuple[float, float] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
+    scale: tuple[Scale, Scale] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
     masks: Masks | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
     pixel: Folder | None = None  # folder of a few pixel shards next to data.train, for methods that mix supervision
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
@@ -54,7 +57,7 @@ class DataConfig(Section):
         None  # batches of pairs: two frames of a clip, at most so many frames apart; null = none
     )
     max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
-    workers: Annotated[int, Field(ge=0)] = 2  # loader processes per training process
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # loader processes per training process
 
     @model_validator(mode="after")
     def _whole_pairs(self) -> "DataConfig":
@@ -114,7 +117,7 @@ class LaunchConfig(Section):
             raise ValueError(
                 f"machine_rank is {self.machine_rank} of {self.machines} machines; wanted 0 and up to one less"
             )
-        if self.machines > 1 and (self.main_address is None or self.port == 0):
+        if self.machines > 1 and (not self.main_address or self.port == 0):
             raise ValueError("several machines need main_address and a port that is free on machine 0, such as 29500")
         if self.processes is not None and self.processes % self.machines:
             raise ValueError(
@@ -126,12 +129,12 @@ class LaunchConfig(Section):
 class CamConfig(Section):
     kinds: tuple[str, ...] = ("grad", "class_map")  # what is read; the first is shown in galleries
     layers: tuple[int, ...] = (-1,)  # of Grad-CAM and LayerCAM: block or stage numbers as in a list; several are fused
-    scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    scales: tuple[Scale, ...] = (1.0,)
     flip: bool = False
     fuse: Literal["mean", "toco"] | None = None  # views to one CAM; null = mean in infer, TOCO where masks are judged
     pad: Literal["resize", "pad", "floor"] | None = None  # sides to multiples of the patch; null = resize; toco: pad
-    window_px: PositiveInt | None = None  # null = squash to data.image_size; else see frames whole, through windows
-    step_px: PositiveInt | None = None  # distance of neighbouring windows; null = half a window
+    window_px: Side | None = None  # null = squash to data.image_size; else see frames whole, through windows
+    step_px: Side | None = None  # distance of neighbouring windows; null = half a window
     classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label
     batch_size: PositiveInt = 16
 
@@ -151,7 +154,7 @@ class RefineConfig(Section):
     )  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
     threshold: Share = 0.3  # of the final mask
     bg_threshold: Share | None = None  # scores from here to the threshold become 255 = ignore; null = nothing does
-    workers: PositiveInt | None = None  # processes; null = one per core
+    workers: Workers | None = None  # processes; null = one per core
 
 
 class MeanFieldConfig(Section):
@@ -170,14 +173,16 @@ class SegmentConfig(Section):
     """How `wsss segment` turns a network's segmentation logits into masks. Defaults: M-SEE's Tables 1 and 2 on VOC."""
 
     size: Literal["squash", "native"] = "native"  # squash: to data.image_size; native: padded to the network's stride
-    scales: tuple[PositiveFloat, ...] = (1.0,)
+    scales: tuple[Scale, ...] = (1.0,)
     flip: bool = False  # also the mirrored image
     rule: Literal["voc", "coco"] = "voc"  # voc: flips summed, scales maxed; coco: flips maxed, scales summed
     crf: bool = True
     mean_field: MeanFieldConfig = MeanFieldConfig()
     crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, those that the model gives a chance; see crf.py
     batch_size: PositiveInt = 16  # images, where they are squashed to one size
-    workers: Annotated[int, Field(ge=0)] | None = None  # CRF processes per rank; 0 = none; null = all cores shared out
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = (
+        None  # CRF processes per rank; 0 = none; null = all cores shared out
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> "SegmentConfig":
@@ -189,7 +194,7 @@ class SegmentConfig(Section):
 class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
-    workers: PositiveInt | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
+    workers: Workers | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
 
 
 Sink = Literal["mlflow", "tensorboard"]
@@ -244,6 +249,8 @@ class Config(Section):
         from wsss.refine.crf import check_mean_field
 
         check_named("model", self.model, MODELS)
+        for place, network in (("model", self.model), ("partner", self.partner)):
+            refuse_huge(place, {} if network is None else network.options)
         check_named("method", self.method, METHODS)
         if self.partner is not None:
             check_named("partner", self.partner, MODELS)

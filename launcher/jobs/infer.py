@@ -33,6 +33,7 @@ from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
 from launcher.processes.precision import in_precision
+from launcher.processes.surroundings import require_batch
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from launcher.run.idle import refuse_idle, refuse_unread
@@ -45,6 +46,7 @@ from wsss.maps.cam import Raw, ViewMaps, view_maps
 from wsss.maps.fusion import DEFAULT_PAD, TOCO, CamRule, Fuse, multi_scale_cam
 from wsss.maps.windows import sliding_window
 from wsss.methods.base import Method
+from wsss.registry import is_ours
 
 
 def infer(
@@ -135,11 +137,15 @@ def try_cams(method: Method, config: Config) -> None:
             f"cam.scales has {min(cam.scales):g}, at which nothing is left of images of {side} px; wanted "
             f"{(10_000 // side + 1) / 10_000} or more"
         )
+    require_batch(f"cam.batch_size {cam.batch_size}", cam.batch_size, cam.window_px or side * max(cam.scales))
     try:
         image = torch.zeros(1, 3, 2 * stride, 2 * stride, device=next(method.parameters()).device)
         cams_of(method, image, cam.model_copy(update={"scales": (1.0,)}))
     except (ValueError, RuntimeError) as error:  # a network that changes its features in place has no gradient maps
-        raise ConfigError(f"CAMs cannot be read: {error}") from error
+        if isinstance(error, RuntimeError) and not (is_ours(type(method)) and is_ours(type(method.student))):
+            raise  # a fault in the code of others is shown where it is
+        said = str(error).partition("\nException raised from")[0]  # what follows is torch's own stack
+        raise ConfigError(f"CAMs cannot be read: {said}") from error
 
 
 def score_samples(

@@ -49,6 +49,7 @@ from launcher.jobs.sets import suffix_of
 from launcher.jobs.starts import count_here, device_of, join_share
 from launcher.processes.accelerator import make_accelerator
 from launcher.processes.launch import read_arguments
+from launcher.processes.surroundings import require_batch
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
 from launcher.run.idle import refuse_unread
@@ -93,6 +94,9 @@ def segment(
     config, images = trained.run.config, open_images(trained.run, folder)
     if cams and not images.image_label_NK.any():
         raise RunError(f"{folder}: no image has a label, so its CAMs cannot be judged; leave out --cams")
+    if config.segment.size == "squash":
+        settings, side = config.segment, config.data.image_size * max(config.segment.scales)
+        require_batch(f"segment.batch_size {settings.batch_size}", settings.batch_size, side)
     try_segment(trained.method.student)
     share = join_share(config)
     config = config.model_copy(update={"segment": settle_segment(config.segment, device_of(config, share))})

@@ -1,6 +1,7 @@
 """Sets of outputs of a run, which stand side by side: RUN/cams, RUN/cams@NAME, masks/KIND+NAME."""
 
 import sys
+from functools import cache
 
 from launcher.errors import ConfigError
 from launcher.jobs.output import JOB, read_made_of
@@ -22,10 +23,14 @@ def find_begun(run: Place, pattern: str) -> list[Place]:
         if read_made_of(place) is not None or any(name.endswith(".tar") for name in list_names(place)):
             begun.append(place)
         else:
-            print(
-                f"{place}: not begun, it has no {JOB}: left out; run the command that makes it again", file=sys.stderr
-            )
+            tell_not_begun(place)
     return begun
+
+
+@cache
+def tell_not_begun(place: Place) -> None:
+    """Once per process: a command looks at the same folders for its figures, its pictures and its page."""
+    print(f"{place}: not begun, it has no {JOB}: left out; run the command that makes it again", file=sys.stderr)
 
 
 def suffix_of(name: str | None, sign: str = "@") -> str:

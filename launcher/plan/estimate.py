@@ -103,9 +103,9 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
         assumed.append(f"{processes} process{'es' if processes > 1 else ''} (--processes)")
     class_set, train_images, val_images = look_at_data(config, assumed)
     method = build_without_values(config, class_set)
+    check_image_size(method, config.data.image_size)
     with user_error_as(ConfigError):
         images = check_share(config, method, processes)
-    check_image_size(method, config.data.image_size)
     step, forward, sizes = count_config(config, method, class_set, images)
     memory = memory_of(config, sizes, step.kept_bytes, processes)
     largest = largest_batch(gpu, memory, images)

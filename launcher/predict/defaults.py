@@ -22,6 +22,7 @@ from shards.schema import DataError
 from shards.sources.text import read_bytes
 from wsss.maps.cam import ATTENTION, BESIDE, PROBABILITIES, has_attention
 from wsss.maps.gradients import GRADIENT_KINDS
+from wsss.maps.scales import LARGEST
 from wsss.methods import METHODS
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
@@ -77,6 +78,8 @@ def check(wishes: Wishes, clips: bool) -> None:
     for name, value in (("scale", wishes.scale), ("every", wishes.every_s), ("batch-size", wishes.batch_size)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name} {value:g}: wanted more than 0")
+    if wishes.scale is not None and wishes.scale > LARGEST:
+        raise ConfigError(f"--scale {wishes.scale:g}: wanted up to {LARGEST:g}")
     if wishes.smooth_s is not None and not 0 <= wishes.smooth_s <= LONGEST_SMOOTH_S:
         raise ConfigError(f"--smooth {wishes.smooth_s:g}: wanted 0 to {LONGEST_SMOOTH_S:g} seconds")
     for name, value, known in (

@@ -47,6 +47,15 @@ def process_count(config: Config) -> int:
     return config.launch.machines * (1 if uses_cpu(config) else torch.cuda.device_count())
 
 
+def joins_norms(config: Config, processes: int) -> bool:
+    """Whether BatchNorm normalises over the images of all processes: torch has that for GPUs alone."""
+    import torch
+
+    device = config.launch.device
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return config.train.sync_norm and processes > 1 and on_gpu
+
+
 def make_accelerator(config: Config, *, processes: int | None, timeout: timedelta = GROUP_TIMEOUT) -> "Accelerator":
     """The Accelerator of this process, checked.
 

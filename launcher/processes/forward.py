@@ -1,5 +1,6 @@
-"""A launcher run to its end: signals go on to the processes below it, and nothing is left running."""
+"""A launcher, or another command, run to its end: signals go on to what is below, and nothing is left running."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -38,6 +39,30 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         elif mark.exists() or (came and code):
             return STOPPED
         return code
+
+
+def run_below(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end as a process of its own. What asks this one to end is the command's to obey and to tell:
+    it gets each signal once, for which it has a session of its own (a terminal would send it Ctrl-C as well), and then
+    this process ends with its exit code.
+
+    Returns:
+        The exit code, where no signal came.
+    """
+    handed_on = 0
+    with record_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came:
+        process = subprocess.Popen(
+            argv, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
+        )
+        while (code := wait(process)) is None:
+            for number in came[handed_on:]:
+                process.send_signal(number)
+                handed_on += 1
+    if came and code == 0:  # it was at its end, and has told nothing
+        os.kill(os.getpid(), came[0])
+    if came:
+        sys.exit(code if code > 0 else 128 + came[0])
+    return code
 
 
 class Stopping:

@@ -47,6 +47,21 @@ def free_memory() -> float:
     return min(psutil.virtual_memory().available, memory_left(Path("/proc/self/cgroup"), CGROUPS))
 
 
+def require_batch(option: str, images: int, side: float) -> None:
+    """Raise ConfigError if so many images of side x side px, as float32, have more bytes than are free here: what a
+    network computes of them is more.
+
+    Args:
+        option: of the config, with its value, that says how many these are.
+    """
+    wanted, free = 12 * images * side**2, free_memory()
+    if wanted > free:
+        raise ConfigError(
+            f"{option}: {images:,} images of {side:.0f} x {side:.0f} px at a time take {wanted / 1e9:,.1f} GB before a "
+            f"network computes anything, and {free / 1e9:,.1f} GB are free here: lower it, or the size of the images"
+        )
+
+
 def memory_left(membership: Path, mounted: Path) -> float:
     """Bytes that the control groups of this process leave it, inf where none sets a limit. Files that the kernel keeps
     in memory count for a group, and are given up when it needs room.

@@ -18,6 +18,7 @@ from wsss.methods.base import Frozen, Method
 from wsss.models import MODELS
 from wsss.models.base import Network
 from wsss.models.weights import load_parts, speaking_of
+from wsss.registry import is_ours
 
 TEXTS = ("texts", "other_texts")  # options of a model whose classifier is made of them
 
@@ -50,7 +51,8 @@ def build_network(named: Named, class_set: ClassSet, section: str = "model") -> 
 @contextmanager
 def must_be_possible(named: Named, section: str) -> Iterator[None]:
     """What torch or Python says of numbers that no layer can have, as a ValueError that names the options which are not
-    at their defaults. What depends on values that are not there (NotImplementedError) stays as it is."""
+    at their defaults. What depends on values that are not there (NotImplementedError) stays as it is, and so does a
+    fault: where no option was given, or in a network of another package, which tells bad options by ValueErrors."""
     try:
         yield
     except NotImplementedError:
@@ -58,6 +60,8 @@ def must_be_possible(named: Named, section: str) -> Iterator[None]:
     except (RuntimeError, ArithmeticError, LookupError) as error:
         fields = options_model(MODELS[named.name]).model_fields
         given = {name: value for name, value in named.options.items() if value != fields[name].default}
+        if not given or not is_ours(MODELS[named.name]):
+            raise
         said = ", ".join(f"{name}={value}" for name, value in given.items())
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{section}: '{named.name}' cannot be built with {said} ({reason})") from error

@@ -2,11 +2,11 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from launcher.errors import ConfigError, RunError
+from launcher.processes.forward import run_below
 from launcher.processes.surroundings import find_ours
 from launcher.studies.plan import Command, row_commands, training_commands
 from launcher.studies.table import Study
@@ -64,8 +64,7 @@ def require_seeds(study: Study, seeds: Sequence[int]) -> None:
 
 
 def execute_here(command: Command) -> None:
-    """Run one `wsss` command as its own process."""
+    """Run one `wsss` command as its own process. Raises RunError if it fails."""
     print("wsss " + shlex.join(command), flush=True)
-    code = subprocess.run([sys.executable, "-m", "launcher", *command], env={**os.environ, **find_ours()}).returncode
-    if code:
+    if code := run_below([sys.executable, "-m", "launcher", *command], {**os.environ, **find_ours()}):
         raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; fix it and run the study again")

@@ -6,14 +6,17 @@ from contextlib import suppress
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as
 from launcher.jobs.infer import try_cams
-from launcher.processes.accelerator import process_count
+from launcher.processes.accelerator import joins_norms, process_count
 from launcher.processes.buffers import refuse_unequal_state
+from launcher.processes.surroundings import require_batch
+from launcher.processes.zero_settings import settings_for
 from launcher.run.build import build_method
 from launcher.run.folder import run_folder
 from launcher.run.lock import require_writable
 from launcher.training.inputs import Inputs
 from wsss.methods.base import Frozen, Method
 from wsss.models.base import Network
+from wsss.models.dry_run import refuse_lone_cell
 
 
 def preflight(config: Config) -> int:
@@ -34,10 +37,12 @@ def preflight(config: Config) -> int:
         print("metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
     method = build_method(config, inputs.class_set, inputs.teacher)
     check_begun(method)
+    check_image_size(method, config.data.image_size)
     processes = choose_processes(config, method)
+    settings_for(config, processes)
+    check_memory(config, processes)
     inputs.loaders_from(0, rank=0, ranks=processes)
     refuse_unequal_state(method, processes)
-    check_image_size(method, config.data.image_size)
     if method.gives_maps:
         try_cams(method, config)
     return processes
@@ -57,6 +62,33 @@ def check_begun(method: Method) -> None:
         for module in method.modules():
             if isinstance(module, Network):
                 module.check_begun()
+
+
+def check_norms(config: Config, method: Method, images: int, processes: int) -> None:
+    """Raise ValueError if a BatchNorm that the method trains would get one value per channel.
+
+    Args:
+        images: of one process and micro-batch.
+    """
+    if images > 1 or joins_norms(config, processes):
+        return
+    method.train()
+    for module in method.modules():
+        if isinstance(module, Network):
+            refuse_lone_cell(module, config.data.image_size)
+    method.train()
+
+
+def check_memory(config: Config, processes: int) -> None:
+    """Raise ConfigError if the images of a process and micro-batch do not fit into this machine's memory."""
+    data, micro_batches = config.data, processes * config.train.accumulate
+    require_batch(
+        f"data.global_batch_size {data.global_batch_size}", data.global_batch_size // micro_batches, data.image_size
+    )
+    if data.pixel is not None:
+        require_batch(
+            f"data.pixel_batch_size {data.pixel_batch_size}", data.pixel_batch_size // micro_batches, data.image_size
+        )
 
 
 def check_image_size(method: Method, side: int) -> None:
@@ -98,12 +130,15 @@ def check_share(config: Config, method: Method, processes: int, accumulate: int 
             f"data.global_batch_size {config.data.global_batch_size} does not divide into {processes} processes x "
             f"{accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
         )
+    of_images = f"{config.data.global_batch_size} images"
     try:
         check_images(method, images)
         if config.data.pairs and images % 2:
             raise ValueError("data.pairs: these are no pairs of frames; wanted an even number")
+        check_norms(config, method, images, processes)
+        if config.data.pixel is not None:
+            of_images = f"data.pixel_batch_size: {config.data.pixel_batch_size} images"
+            check_norms(config, method, config.data.pixel_batch_size // (processes * accumulate), processes)
     except ValueError as error:
-        raise ValueError(
-            f"{config.data.global_batch_size} images over {processes} processes x {accumulate} micro-batches: {error}"
-        ) from None
+        raise ValueError(f"{of_images} over {processes} processes x {accumulate} micro-batches: {error}") from None
     return images

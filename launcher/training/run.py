@@ -14,7 +14,7 @@ from timm.layers import convert_sync_batchnorm  # torch's own drops the activati
 from launcher.config.sections import Config, TrainConfig
 from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, headline_names, make_validator, show_untrained
-from launcher.processes.accelerator import make_accelerator
+from launcher.processes.accelerator import joins_norms, make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
 from launcher.processes.signals import Stopped, WaitsInVain, stop_on_sigterm
 from launcher.run import steps
@@ -32,7 +32,7 @@ from launcher.training.ending import describe_end
 from launcher.training.go_on import refuse_lost_beginning
 from launcher.training.inputs import Inputs
 from launcher.training.memory import memory_explained
-from launcher.training.preflight import check_begun, check_images
+from launcher.training.preflight import check_begun, check_share
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
@@ -158,8 +158,8 @@ def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tupl
     method = build_method(config, inputs.class_set, inputs.teacher)
     check_begun(method)
     with user_error_as(ConfigError):
-        check_images(method, config.data.global_batch_size // (accelerator.num_processes * config.train.accumulate))
-    if config.train.sync_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        check_share(config, method, accelerator.num_processes)
+    if joins_norms(config, accelerator.num_processes):
         method = convert_sync_batchnorm(method)
     refuse_unequal_state(method, accelerator.num_processes)
     return method, torch.optim.AdamW(make_groups(method, config.train), lr=config.train.lr, fused=True)

@@ -180,7 +180,7 @@ def eval_loader(
     return PatientLoader(
         EvalSamples(shards, transform),
         batch_sampler=batches,
-        num_workers=workers if batches else 0,
+        num_workers=min(workers, len(batches)),
         collate_fn=collate,
         pin_memory=pin_memory,
     )

@@ -1,6 +1,8 @@
 """What becomes one line, and what stays a traceback."""
 
+import numpy as np
 import pytest
+import torch
 
 from launcher.errors import report_user_errors
 
@@ -14,6 +16,24 @@ def test_a_partner_that_is_late_or_gone_is_one_line_that_says_where_to_look(text
         raise RuntimeError(text)
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and f"({reason}" in said and "that stands above" in said
+
+
+@pytest.mark.parametrize(
+    ("allocate", "said"),
+    [
+        (lambda: bytearray(2**60), "the memory ends (no room left): lower the sizes"),
+        (lambda: np.zeros(2**60, np.uint8), "the memory ends (Unable to allocate 1.00 EiB for an array"),
+        (
+            lambda: torch.empty(2**60, dtype=torch.uint8),
+            "the memory ends (1,152,921,504.6 GB at once): lower the sizes",
+        ),
+    ],
+)
+def test_memory_that_ends_is_one_line(allocate, said, capsys):
+    with pytest.raises(SystemExit) as end, report_user_errors():
+        allocate()
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.count("\n") == 1 and said in told
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

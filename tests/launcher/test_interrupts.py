@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: one line, their exit code, in time, whatever becomes of the exception; nothing goes on below."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -92,6 +93,37 @@ def test_a_command_ends_with_one_line_and_nothing_goes_on_below_it(command, how,
     assert process.returncode == code
     assert said.split("\n") == ["", f"stopped by {name}; what was finished stays, the same command does the rest", ""]
     assert len(below) >= (how == "works") and not psutil.wait_procs(below, timeout=30)[1]
+
+
+STUDY = """
+import os, sys
+from launcher.interrupts import ending_in_time
+from launcher.processes.forward import run_below
+
+with ending_in_time():
+    run_below([sys.executable, *sys.argv[1:]], os.environ)
+    print("the next command")
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_study_leaves_it_to_its_command_to_end_and_to_tell(command, number, code, name):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUDY, command, "works"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "up\n"
+    below = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number)  # as a terminal does
+    printed, said = process.communicate(timeout=30)
+    assert process.returncode == code and printed == ""
+    assert said.split("\n") == ["", f"stopped by {name}; what was finished stays, the same command does the rest", ""]
+    assert len(below) >= 2 and not psutil.wait_procs(below, timeout=30)[1]
 
 
 def test_a_signal_that_somebody_handles_or_ignores_stays_theirs():

@@ -4,6 +4,7 @@ import torch
 
 from wsss.models.affinity_net import AffinityNet, build_affinity_net
 from wsss.models.cnn import CNN, build_cnn
+from wsss.models.deeplab import DeepLab, build_deeplab
 from wsss.models.frozen import FrozenNet, build_frozen
 from wsss.models.pcm import PCM, build_pcm
 from wsss.models.segmenter import Segmenter, build_segmenter
@@ -50,6 +51,13 @@ def tiny_segmenter(num_classes: int = 1) -> Segmenter:
     """The tiny ViT with a mask transformer of one block."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
     return build_segmenter(num_classes, timm_name="vit_tiny_patch16_224", decoder_layers=1, timm_options=size)
+
+
+def tiny_deeplab(num_classes: int = 2, **options) -> DeepLab:
+    """A ResNet of four narrow stages with DeepLabV3+'s decoder; its stride is 16."""
+    narrow = {"channels": (8, 8, 16, 24), "layers": (1, 1, 1, 1), "zero_init_last": False}
+    small = {"timm_options": narrow, "rates": (1, 2), "aspp_dim": 16, "low_dim": 4, "decoder_dim": 16}
+    return build_deeplab(num_classes, timm_name="resnet10t", **{**small, **options})
 
 
 def tiny_affinity_net(num_classes: int = 1) -> AffinityNet:

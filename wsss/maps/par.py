@@ -19,6 +19,7 @@ DILATIONS = (1, 2, 4, 8, 12, 24)
 SHARPNESS = 0.3  # a difference of 0.3 standard deviations among the neighbours costs one unit in the exponent
 POSITION_WEIGHT = 0.01
 EPS = 1e-8
+FARTHEST_PX = 4096  # of a neighbour, by which an image is padded
 MOST_ITERATIONS = 1000  # of a refinement; each takes as long as the first
 
 
@@ -149,9 +150,11 @@ def check_refinement(num_iter: int, dilations: Sequence[int]) -> None:
 
 
 def check_dilations(dilations: Sequence[int]) -> None:
-    """Raise ValueError unless there is a dilation and all are 1 or more."""
-    if not dilations or min(dilations) < 1:
-        raise ValueError(f"par: dilations are {tuple(dilations)}; wanted one or more distances in pixels >= 1")
+    """Raise ValueError unless there is a dilation and all are 1 to FARTHEST_PX: images are padded by the largest."""
+    if not dilations or min(dilations) < 1 or max(dilations) > FARTHEST_PX:
+        raise ValueError(
+            f"par: dilations are {tuple(dilations)}; wanted one or more distances of 1 to {FARTHEST_PX} pixels"
+        )
 
 
 def check_iterations(num_iter: int) -> None:

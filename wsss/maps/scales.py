@@ -18,6 +18,8 @@ from wsss.tensors import resize
 View = tuple[Raw, ...]
 Pad = Literal["resize", "pad", "floor"]
 
+LARGEST = 8.0  # scale of a network's view (D-180)
+
 
 class ScaledView(NamedTuple):
     """One scale of a batch: {kind: view}, and the class scores (B, K) of the image and of its mirror image."""
@@ -76,13 +78,16 @@ def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
 
 
 def check_scales(option: str, scales: Sequence[float], side: int, stride: int) -> None:
-    """Raise ValueError unless images of this side have a patch to show at each scale, unpadded.
+    """Raise ValueError unless images of this side have a patch to show at each scale, unpadded, and no scale is beyond
+    LARGEST.
 
     Args:
         option: where the scales stand in the config.
         stride: pixels per patch.
     """
     for scale in scales:
+        if scale > LARGEST:
+            raise ValueError(f"{option} has {scale:g}; wanted {LARGEST:g} or less, of an image's sides")
         if not scale > 0 or max(int(scale * side), 1) < stride:
             raise ValueError(
                 f"{option} has {scale:g}, at which images of {side} px have {max(int(scale * side), 0)}, less than one "

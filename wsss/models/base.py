@@ -154,6 +154,13 @@ def check_deviation(std: Sequence[float]) -> None:
         raise ValueError(f"model.std is {tuple(std)}; wanted three deviations above 0, of images in [0, 1]")
 
 
+def require_counts(**options: int) -> None:
+    """Raise ValueError for an option of the model, by name, of which there must be one or more."""
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"model.{name} is {value}; wanted 1 or more")
+
+
 def layer_at(layers: Any, index: int) -> Any:
     """A module of a list or nn.Sequential by its number. Raises ValueError if there is none of this number."""
     if not -len(layers) <= index < len(layers):

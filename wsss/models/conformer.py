@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Network, Outputs, layer_at, require_counts
 from wsss.models.conformer_blocks import AttentionMean, Block, ConvBlock, ConvTransBlock
 from wsss.models.weights import load_weights
 from wsss.tensors import full_precision, resize
@@ -178,6 +178,7 @@ def build_conformer(
     Raises:
         ValueError: a size that does not fit the structure, or weights that do not fit.
     """
+    require_counts(channel_ratio=channel_ratio, num_heads=num_heads)
     for name, value, divisor in (
         ("patch_size", patch_size, CONV_STRIDE),
         ("depth", depth, 3),

@@ -40,20 +40,9 @@ class ASPP(nn.Module):
         self.project = conv_bn_relu(dim * (len(rates) + 2), dim)
 
     def forward(self, x_BDhw: Tensor) -> Tensor:
-        """(B, in_dim, h, w) -> (B, dim, h, w).
-
-        Raises:
-            ValueError: one image in train mode: batch statistics of its mean alone are undefined.
-        """
-        if self.training:
-            refuse_one_image(len(x_BDhw))
+        """(B, in_dim, h, w) -> (B, dim, h, w); in train mode of two or more images, whose means it normalises over."""
         pooled_BDhw = self.pool(x_BDhw.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x_BDhw.shape[-2:])
         return self.project(torch.cat([*(branch(x_BDhw) for branch in self.branches), pooled_BDhw], dim=1))
-
-
-def refuse_one_image(images: int) -> None:
-    if images == 1:
-        raise ValueError("DeepLab trains on two or more images per process, since ASPP normalises over them; got 1")
 
 
 class DeepLab(SegmentationNetwork):
@@ -85,9 +74,6 @@ class DeepLab(SegmentationNetwork):
         self.low = conv_bn_relu(low_in_dim, low_dim)
         joined = conv_bn_relu(aspp_dim + low_dim, decoder_dim, 3)
         self.decoder = nn.Sequential(*joined, *conv_bn_relu(decoder_dim, decoder_dim, 3))
-
-    def check_images(self, images: int) -> None:
-        refuse_one_image(images)
 
     def forward(self, image: Tensor) -> Outputs:
         low_BDhw, high_BDhw = self.backbone.forward_intermediates(

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsss.models.base import Network, Outputs
 
+OTHERS = "another network, or other options of it"
 SIDE_PX = 64  # of the image, or the next multiple of the stride
 
 
@@ -55,8 +57,30 @@ def try_network(
     network.unread = freeze_unread(network, tensors_of(out))  # type: ignore[assignment]  # torch types it as a module
 
 
+def refuse_lone_cell(network: Network, side: int) -> None:
+    """Raise ValueError if a BatchNorm that trains would get one cell of one image of side x side px, as behind a mean
+    over the image: it has no deviation to divide by. Draws no random numbers, changes no buffer; leaves the network in
+    eval mode."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    cells: list[int] = []
+    handles = [
+        norm.register_forward_pre_hook(lambda _, inputs: cells.append(inputs[0][:, 0].numel())) for norm in norms
+    ]
+    if norms:
+        with torch.no_grad():
+            small = min(side, 4 * network.stride)  # where there is one cell of more, it is a mean
+            network.eval()(torch.zeros(1, 3, small, small, device=next(network.parameters()).device))
+    for handle in handles:
+        handle.remove()
+    if 1 in cells:
+        raise ValueError(
+            f"a BatchNorm of this {type(network).__name__} gets one cell of one image of {side} px, over which it "
+            "cannot normalise; wanted two or more images per process and micro-batch"
+        )
+
+
 @contextmanager
-def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str = "another network") -> Iterator[None]:
+def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str = OTHERS) -> Iterator[None]:
     """Whatever goes wrong inside is a ValueError that names the network: timm's are made for other uses than ours, and
     say so by any error.
 

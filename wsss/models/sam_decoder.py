@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.extras import needs
-from wsss.models.base import Network, Outputs
+from wsss.models.base import Network, Outputs, require_counts
 from wsss.models.embedding import resize_positions
 from wsss.models.sam import Variant, load_into, load_sam
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
+ENCODER = {"embed_dim", "depth", "num_heads"}
 UPSCALE = 4  # the decoder's map is this much finer than the image embedding
 
 
@@ -135,6 +136,12 @@ def small_sam(*, image_size: int, embed_dim: int, depth: int, num_heads: int) ->
     return Sam(encoder, prompts, decoder).eval()
 
 
+def require_side(image_size: int, patch: int) -> None:
+    """Raise ValueError for squares that SAM's patches do not divide."""
+    if image_size % patch or image_size < patch:
+        raise ValueError(f"model.image_size is {image_size}; wanted a multiple of {patch}, SAM's patch size")
+
+
 def set_image_size(sam: "Sam", image_size: int) -> None:
     """Let a SAM see squares of another side: its position table is resized; relative positions follow by themselves.
 
@@ -143,8 +150,7 @@ def set_image_size(sam: "Sam", image_size: int) -> None:
     """
     encoder = sam.image_encoder
     patch = encoder.patch_embed.proj.kernel_size[0]
-    if image_size % patch or image_size < patch:
-        raise ValueError(f"model.image_size is {image_size}; wanted a multiple of {patch}, SAM's patch size")
+    require_side(image_size, patch)
     old, grid = encoder.pos_embed.shape[1], image_size // patch
     table_1ND = resize_positions(encoder.pos_embed.detach().flatten(1, 2), (old, old), (grid, grid))
     encoder.pos_embed = nn.Parameter(table_1ND.unflatten(1, (grid, grid)))
@@ -175,6 +181,14 @@ def build_sam_decoder(
     if encoder is None:
         sam = load_sam(weights, variant)
     else:
+        if {*encoder} != ENCODER:
+            raise ValueError(
+                f"model.encoder has {', '.join(encoder) or 'nothing'}; wanted {', '.join(sorted(ENCODER))}"
+            )
+        require_counts(**{f"encoder.{name}": value for name, value in encoder.items()})
+        if encoder["embed_dim"] % encoder["num_heads"]:
+            raise ValueError(f"model.encoder.embed_dim is {encoder['embed_dim']}; wanted a multiple of its num_heads")
+        require_side(image_size, 16)
         sam = small_sam(image_size=image_size, **encoder)
         if weights is not None:
             load_into(sam, weights, variant)

@@ -6,7 +6,7 @@ Shapes: B images, C = K + 1 classes with background 0, D channels, N tokens, h x
 import torch
 from torch import Tensor, nn
 
-from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs
+from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD, Outputs, require_counts
 from wsss.models.embedding import resize_positions
 from wsss.models.segmentation import SegmentationNetwork, segmentation_outputs
 
@@ -49,6 +49,7 @@ class SETR(SegmentationNetwork):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
+        require_counts(layers=layers, spread=spread, heads=heads, patch_size=patch_size, mlp_dim=mlp_dim)
         for whole, part, names in (
             (image_size, patch_size, "model.image_size and model.patch_size"),
             (hidden_dim, heads, "model.hidden_dim and model.heads"),

@@ -20,7 +20,6 @@ from wsss.models.weights import create_backbone, load_weights
 
 TIMM = "tu-"  # before a name of timm, as the package writes it
 HEADS = (*HEAD, "last_linear")
-NORMALISE_MEANS = ("deeplabv3", "deeplabv3plus", "upernet")
 OURS = {  # arguments that are given here, and those of parts that are left out
     *("encoder_name", "encoder_weights", "in_channels", "classes"),
     *("activation", "aux_params", "upsampling"),
@@ -34,9 +33,6 @@ class SMP(SegmentationNetwork):
 
     Args:
         model: of segmentation_models_pytorch, for C classes.
-
-    Raises:
-        ValueError: in train mode, one image, where the decoder normalises the means of images.
     """
 
     def __init__(self, model: Any, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -44,20 +40,11 @@ class SMP(SegmentationNetwork):
         stride = int(model.encoder.output_stride)
         super().__init__(feature_dim=classifier.in_channels, stride=stride, num_classes=num_classes, mean=mean, std=std)
         self.backbone, self.decoder, self.head = model.encoder, model.decoder, classifier
-        self.pools = type(model).__name__ if type(model).__name__.lower() in NORMALISE_MEANS else ""
 
     def forward(self, image: Tensor) -> Outputs:
         self.check_size(*image.shape[-2:])
-        if self.training:
-            self.check_images(len(image))
         features_BDhw = self.decoder(self.backbone(self.normalise(image)))
         return segmentation_outputs(self.head(features_BDhw), features_BDhw)
-
-    def check_images(self, images: int) -> None:
-        if self.pools and images == 1:
-            raise ValueError(
-                f"a {self.pools} trains on two or more images per process, since it normalises over their means; got 1"
-            )
 
     def check_size(self, height: int, width: int) -> None:
         if height % self.stride or width % self.stride:
@@ -107,7 +94,9 @@ def build_smp(
             encoder_name=encoder, encoder_weights=None, classes=num_classes + 1, **of_any_size, **(options or {})
         )
     if weights is not None and encoder.startswith(TIMM):
-        with must_run(encoder, f"{architecture} encoder with these weights", key="model.encoder"):
+        with must_run(
+            encoder, f"{architecture} encoder with these weights", key="model.encoder", instead="other weights"
+        ):
             load_of_timm(model.encoder.model, encoder.removeprefix(TIMM), weights, of_any_size)
     elif weights == "timm":
         raise ValueError(f"model.weights: '{encoder}' is none of timm's; give a file, or a tu-NAME as model.encoder")

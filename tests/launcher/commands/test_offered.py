@@ -81,7 +81,10 @@ def test_help_lists_what_is_offered_and_says_what_is_not_usable(offered):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["shards", "bad", "--x", "1"], "wsss.sources: 'bad' of package 'others' 0.1 .* cannot be imported: .*'gone'"),
+        (
+            ["shards", "bad", "--x", "1"],
+            "wsss.sources: 'bad' of package 'others' 0.1 .* cannot be imported: .*'import gone'",
+        ),
         (["cues", "bad"], "wsss.cues: 'bad' of package 'others' 0.1 .* cannot be imported"),
         (["shards", "voc12", "--root", "x"], "wsss.sources: 'voc12' is offered by wsss itself and by package 'others'"),
         (["shards", "clashes", "--out", "x"], "wsss.sources: 'clashes' takes split, masks, out; wanted"),

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import pytest
+from support.networks import tiny_cnn
 
 from launcher.config.file import load_config
 from launcher.config.options import Named
 from launcher.config.sections import RefineConfig
 from launcher.errors import ConfigError, RunError
-from launcher.jobs.infer import infer
+from launcher.jobs.infer import infer, try_cams
 from launcher.jobs.refine import refine
 from launcher.jobs.segment import segment
 from launcher.run.folder import Run, split_folders
 from launcher.training.preflight import preflight
+from wsss.methods.classify import Classify
 
 WRONG = [
     ("cam.kinds=[foo]", r"cam\.kinds: \['foo'\] not among \['attention', 'class_map', 'grad', 'layer', 'project'\]"),
@@ -43,6 +45,15 @@ def test_and_before_a_run_begins(in_tmp, tiny_config, overrides, message):
         ConfigError, match=message.replace("'attention', ", "").replace(", 'project'", "").replace("has 2", "has 4")
     ):
         preflight(tiny_config("classify", "cam.kinds=[grad]", *overrides.split()))
+
+
+def test_a_fault_in_a_method_of_others_keeps_its_traceback(tiny_config):
+    class OfOthers(Classify):
+        def maps_of(self, out):
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="^shapes differ$"):
+        try_cams(OfOthers(tiny_cnn()), tiny_config("classify"))
 
 
 def test_small_scales_are_those_of_the_images_not_of_the_small_one_that_is_tried(in_tmp, tiny_config):

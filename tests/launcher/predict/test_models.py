@@ -120,6 +120,7 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
         ({"view": "all"}, "--view all: wanted auto or squash or windows or whole"),
         ({"view": "squash", "scale": 0.5}, "--scale is not of squashed frames"),
         ({"scale": 0.0}, "--scale 0: wanted more than 0"),
+        ({"scale": 8.5}, "--scale 8.5: wanted up to 8"),
         ({"scale": math.inf}, "--scale inf: wanted more than 0"),
         ({"every_s": math.inf}, "--every inf: wanted more than 0"),
         ({"smooth_s": 1000.0}, "--smooth 1000: wanted 0 to 60 seconds"),

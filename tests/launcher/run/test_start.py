@@ -17,6 +17,8 @@ from launcher.run.folder import Run
 from launcher.run.start import find_further_weights
 from launcher.training.run import train
 from shards.schema import SMOKE, ClassSet
+from wsss.models import MODELS
+from wsss.models.base import Network
 from wsss.models.frozen import FrozenNet
 
 PETS = ClassSet(name="pets", classes=("cat", "dog"))
@@ -162,7 +164,19 @@ def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ({"name": "setr", "patch_size": 0}, "model: 'setr' cannot be built with patch_size=0 (ZeroDivisionError: "),
+        ({"name": "setr", "patch_size": 0}, "model.patch_size is 0; wanted 1 or more"),
+        ({"name": "setr", "layers": -1}, "model.layers is -1; wanted 1 or more"),
+        ({"name": "setr", "spread": -1}, "model.spread is -1; wanted 1 or more"),
+        (
+            {"name": "sam_decoder", "encoder": {"embed_dim": 32, "depth": -1, "num_heads": 2}},
+            "model.encoder.depth is -1; wanted 1 or more",
+        ),
+        (
+            {"name": "sam_decoder", "encoder": {"embed_dim": 33, "depth": 1, "num_heads": 2}},
+            "model.encoder.embed_dim is 33; wanted a multiple of its num_heads",
+        ),
+        ({"name": "sam_decoder", "encoder": {"depth": 1}}, "model.encoder has depth; wanted depth, embed_dim"),
+        ({"name": "conformer", "num_heads": -1}, "model.num_heads is -1; wanted 1 or more"),
         ({"name": "setr", "widths": []}, "model: 'setr' cannot be built with widths=[] (IndexError: tuple index out"),
         (
             {"name": "pcm", "timm_name": "resnet10t", "affinity_dim": -1},
@@ -173,3 +187,31 @@ def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(
 def test_numbers_that_no_layer_can_have_are_told_with_their_options(model, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
         build_network(Named(**model), SMOKE)
+
+
+@pytest.mark.parametrize("fault", [KeyError("widths"), TypeError("no number"), RuntimeError("shapes differ")])
+def test_a_fault_in_the_code_of_another_package_keeps_its_traceback(monkeypatch, fault):
+    def of_others(num_classes: int, *, width: int = 4) -> Network:
+        if width < 1:
+            raise ValueError(f"model.width is {width}; wanted 1 or more")
+        raise fault
+
+    monkeypatch.setitem(MODELS, "of_others", of_others)
+    for named in (Named(name="of_others"), Named(name="of_others", width=8)):
+        with pytest.raises(type(fault)) as caught:
+            build_network(named, SMOKE)
+        assert caught.value is fault
+    with pytest.raises(ConfigError, match="model.width is -1; wanted 1 or more"):
+        build_network(Named(name="of_others", width=-1), SMOKE)
+
+
+def test_a_fault_of_ours_is_no_option_s_where_none_was_given(monkeypatch):
+    def broken(num_classes: int, *, width: int = 4) -> Network:
+        raise IndexError("tuple index out of range")
+
+    broken.__module__ = "wsss.models.broken"
+    monkeypatch.setitem(MODELS, "broken", broken)
+    with pytest.raises(IndexError):
+        build_network(Named(name="broken"), SMOKE)
+    with pytest.raises(ConfigError, match="'broken' cannot be built with width=8 "):
+        build_network(Named(name="broken", width=8), SMOKE)

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 from support.methods import build
-from support.networks import tiny_cnn, tiny_swin, tiny_vit
+from support.networks import tiny_cnn, tiny_deeplab, tiny_swin, tiny_vit
 from support.tiny import write_tiny_yaml
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
 from launcher.jobs import output
-from launcher.jobs.infer import infer
+from launcher.jobs.infer import infer, try_cams
 from launcher.jobs.refine import refine
+from launcher.processes import surroundings
 from launcher.run import folder as run_folders
 from launcher.run import steps
 from launcher.run.folder import Run
 from launcher.training.inputs import Inputs
-from launcher.training.preflight import check_image_size, check_images, preflight
+from launcher.training.preflight import check_image_size, check_memory, check_share, preflight
 from launcher.training.run import train
 from shards.index import Index
 from shards.schema import DataError
@@ -28,8 +29,9 @@ from wsss.methods.base import Frozen
 from wsss.methods.classify import Classify
 from wsss.methods.cotrain import CoTrain
 from wsss.methods.distill import Distill
+from wsss.methods.mixed import Mixed
 from wsss.methods.supervised import Supervised
-from wsss.models.deeplab import build_deeplab
+from wsss.models.base import Network
 
 
 @pytest.fixture
@@ -139,10 +141,67 @@ def test_a_size_that_a_network_or_its_teacher_does_not_take_is_told_before_a_ste
         check_image_size(build("affinity", radius=5), 32)
 
 
-def test_one_image_at_a_time_is_refused_before_a_step_by_a_network_that_normalises_over_images():
-    options = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
-    sizes = {"rates": (2,), "aspp_dim": 4, "low_dim": 4, "decoder_dim": 4}
-    method = Supervised(build_deeplab(1, timm_name="resnet10t", timm_options=options, **sizes))
-    check_images(method, 2)
-    with pytest.raises(ValueError, match="DeepLab trains on two or more images per process"):
-        check_images(method, 1)
+ONE, CELL = "data.global_batch_size=1", "data.image_size=8"
+GPUS = ["data.global_batch_size=2", "launch.device=cuda", "launch.processes=2"]
+
+
+@pytest.mark.parametrize(
+    ("build_method", "overrides", "whose"),
+    [
+        (lambda: Classify(tiny_cnn()), [ONE, CELL], "CNN"),
+        (lambda: Classify(tiny_cnn()), [ONE], None),
+        (lambda: Classify(tiny_vit()), [ONE, CELL], None),
+        (lambda: CoTrain(tiny_vit(), tiny_cnn()), [ONE, CELL], "CNN"),
+        (lambda: CoTrain(tiny_vit(), tiny_cnn(), freeze_norm=True), [ONE, CELL], None),
+        (lambda: Distill(tiny_vit(), Frozen(tiny_cnn())), [ONE, CELL], None),
+        (lambda: build("affinity", radius=2), [ONE], None),
+        (lambda: Supervised(tiny_deeplab()), [ONE, "data.image_size=512"], "DeepLab"),
+        (lambda: Supervised(tiny_deeplab()), ["data.global_batch_size=2"], None),
+        (lambda: Supervised(tiny_deeplab()), GPUS, None),  # over the images of both
+        (lambda: Supervised(tiny_deeplab()), [*GPUS, "train.sync_norm=false"], "DeepLab"),
+    ],
+)
+def test_one_cell_of_one_image_is_refused_before_a_step_where_batch_norm_trains(
+    tiny_config, build_method, overrides, whose
+):
+    method, config = build_method(), tiny_config("classify", *overrides)
+    processes = config.launch.processes or 1
+    if whose is None:
+        check_share(config, method, processes)
+        assert all(module.training for module in method.modules() if isinstance(module, Network))
+        return
+    told = f"images over {processes} processes x 1 micro-batches: a BatchNorm of this {whose} gets one cell"
+    with pytest.raises(ValueError, match=told):
+        check_share(config, method, processes)
+
+
+def test_so_is_that_of_the_images_with_masks(tiny_config):
+    config = tiny_config("mixed", "data.pixel=few", "data.pixel_batch_size=1", CELL)
+    with pytest.raises(
+        ValueError, match="data.pixel_batch_size: 1 images over .* a BatchNorm of this CNN gets one cell"
+    ):
+        check_share(config, Mixed(tiny_cnn()), 1)
+
+
+def test_images_that_do_not_fit_into_memory_are_told_before_a_step(tiny_config, monkeypatch):
+    monkeypatch.setattr(surroundings, "free_memory", lambda: 1e6)
+    told = "data.global_batch_size 96: 48 images of 128 x 128 px at a time take 0.0 GB before a network .*, and 0.0 GB"
+    with pytest.raises(ConfigError, match=told):
+        check_memory(tiny_config("classify", "data.global_batch_size=96", "data.image_size=128"), 2)
+    check_memory(tiny_config("classify", "data.global_batch_size=96", "data.image_size=128", "train.accumulate=24"), 2)
+    with pytest.raises(ConfigError, match="data.pixel_batch_size 100: 100 images of 32 x 32 px"):
+        check_memory(tiny_config("mixed", "data.pixel=few", "data.pixel_batch_size=100"), 1)
+    with pytest.raises(ConfigError, match="cam.batch_size 8: 8 images of 256 x 256 px"):
+        try_cams(Classify(tiny_cnn()), tiny_config("classify", "cam.scales=[1.0, 8.0]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["launch.zero=gone.json"], "launch.zero: gone.json is no readable DeepSpeed JSON"),
+        (["launch.zero=1", "train.precision=fp16"], "launch.zero: DeepSpeed trains no float16 here"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_told_before_processes_start(in_tmp, tiny_config, overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        preflight(tiny_config("classify", *overrides))

@@ -180,7 +180,7 @@ def test_half_precision_is_refined_in_float32():
 
 def test_mistakes_are_named():
     image = torch.rand(1, 3, 4, 4)
-    for dilations in ((), (0, 1)):
+    for dilations in ((), (0, 1), (1, 4097)):
         with pytest.raises(ValueError, match=r"dilations are .*; wanted one or more distances"):
             neighbour_weights(image, dilations)
     for wrong in (image[0], image[:, :1], image.byte()):

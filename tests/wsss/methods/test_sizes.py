@@ -30,6 +30,7 @@ SIZES = [
         32,
         "method.cam_scales has 0.1, at which images of 32 px have 3, less than one",
     ),
+    ("toco", {"cam_scales": (1.0, 100.0)}, 32, "method.cam_scales has 100; wanted 8 or less, of an image's sides"),
     (
         "toco",
         {"energy_scale": 0.01},

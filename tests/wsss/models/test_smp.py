@@ -6,6 +6,7 @@ import torch
 from support.methods import batch_of
 
 from wsss.methods.supervised import Supervised
+from wsss.models.dry_run import refuse_lone_cell
 from wsss.models.smp import build_smp
 
 SMALL = {"upernet": {"decoder_channels": 8}, "unet": {"decoder_channels": (8, 8, 8, 8, 8)}}
@@ -91,11 +92,8 @@ def test_images_that_it_cannot_take_are_told(smp):
     network = build_smp(1, architecture="upernet", encoder="resnet18", options=SMALL["upernet"])
     with pytest.raises(ValueError, match="images of 64 x 70 px; this decoder takes .* multiples of 32"):
         network(torch.rand(2, 3, 64, 70))
-    network.check_images(2)
-    with pytest.raises(ValueError, match="a UPerNet trains on two or more images per process"):
-        network.check_images(1)
-    with pytest.raises(ValueError, match="a UPerNet trains on two or more images per process"):
-        network.train()(torch.rand(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="a BatchNorm of this SMP gets one cell of one image of 512 px, over which it"):
+        refuse_lone_cell(network, 512)  # of the image's mean, whatever its size
 
 
 @pytest.mark.parametrize(
