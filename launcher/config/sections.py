@@ -190,6 +190,7 @@ class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
     workers: PositiveInt | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
+    metrics: tuple[Named, ...] = ()  # of installed packages, counted beside ours
 
 
 Sink = Literal["mlflow", "tensorboard"]
@@ -239,6 +240,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _options_exist(self) -> "Config":
         from wsss.methods import METHODS
+        from wsss.metrics.base import METRICS
         from wsss.models import MODELS
         from wsss.refine import REFINERS, takes_cue
         from wsss.refine.crf import check_mean_field
@@ -253,6 +255,10 @@ class Config(Section):
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
                 )
+        for number, metric in enumerate(self.evaluate.metrics):
+            check_named(f"evaluate.metrics.{number}", metric, METRICS)
+            if metric.name in (other.name for other in self.evaluate.metrics[:number]):
+                raise ValueError(f"evaluate.metrics names '{metric.name}' twice; leave one out")
         try:
             check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
         except ValueError as error:
