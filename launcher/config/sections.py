@@ -203,7 +203,7 @@ def default_sinks() -> tuple[Sink, ...]:
 
 class TrackingConfig(Section):
     to: tuple[Sink, ...] = Field(default_factory=default_sinks)  # [] = the run's folder alone
-    experiment: str = "wsss"  # of MLflow
+    experiment: str | None = None  # of MLflow; null = the folder in the run's name, so one per study, else wsss
     model: str | None = None  # in MLflow's registry: a finished run's student becomes its next version; null = none
 
     @model_validator(mode="after")

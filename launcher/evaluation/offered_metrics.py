@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ class OfferedMetrics:
     @classmethod
     def of(cls, wanted: Sequence[Named], classes: Sequence[str]) -> "OfferedMetrics":
         """Empty ones."""
-        return cls({one.name: METRICS[one.name](tuple(classes), **options_of(one, METRICS)) for one in wanted})
+        made: dict[str, Callable[..., Metric]] = {one.name: METRICS[one.name] for one in wanted}
+        return cls({one.name: made[one.name](tuple(classes), **options_of(one, METRICS)) for one in wanted})
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
         if self.metrics:
