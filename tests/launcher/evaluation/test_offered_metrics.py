@@ -14,9 +14,9 @@ from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.judge_masks import MaskJudge
 from launcher.evaluation.judge_scores import ScoreJudge
 from launcher.evaluation.offered_metrics import check_metrics
-from launcher.evaluation.rows import describe_columns, tabulate_run
+from launcher.evaluation.rows import collect_notes, describe_columns, tabulate_run
 from launcher.evaluation.table import format_evaluation
-from launcher.evaluation.track import final_metrics
+from launcher.evaluation.track import describe_summary, final_metrics, summarise
 from launcher.evaluation.validate import check_keep_best, say_headlines
 from launcher.run.build import build_method
 from shards.folder import ShardFolder
@@ -74,12 +74,23 @@ def test_an_evaluation_has_them_at_each_threshold_and_shows_them_where_it_shows_
         assert at["misses"] == pytest.approx(1 - at["recall"]) and at["own"] == pytest.approx(at["fg_bg_miou"] / 2)
     assert len({at["misses"] for at in at_all}) > 2
     assert json.loads((run / "evaluation.json").read_text())["sources"]["grad"]["fixed"]["own"] == at_all[0]["own"]
+    at = report["sources"][report["headline"]["source"]][report["headline"]["choice"]]
+    assert summarise(report)["misses"] == at["misses"] and "own mIoU" in describe_summary(report, summarise(report))
     assert final_metrics(report)["final/grad/fixed/misses"] == at_all[0]["misses"]
     assert "own mIoU" in format_evaluation(report) and "own misses" in format_evaluation(report)
     rows = tabulate_run(report, report["headline"], "smoke")
     columns = {column["name"]: column for column in describe_columns(["smoke"], rows)}
     assert columns["own"]["meaning"] == "as ours, {for a test}" and columns["own"]["chosen"]
+    assert not any("not installed" in note for note in collect_notes(report, "smoke"))
     assert "own" not in evaluate(run)["sources"]["grad"]["fixed"]  # nobody asked
+
+
+def test_without_its_package_a_metric_is_told(tiny_config):
+    evaluation = {"sources": {}, "dataset": {"images": 2}, "metrics": [{"name": "own"}]}
+    (note,) = collect_notes(evaluation, "smoke")
+    assert note == "not shown, for the package that offers it is not installed: own"
+    with pytest.raises(ConfigError, match="metrics.0.name: there is no 'own'; no installed package offers any"):
+        tiny_config("classify", "evaluate.metrics=[{name: own}]")
 
 
 def test_validation_logs_them_and_ranks_add_up(run, offered, tiny_config):
