@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-GROUPS = ("wsss.methods", "wsss.models", "wsss.refiners", "wsss.cues", "wsss.sources")
+GROUPS = ("wsss.methods", "wsss.models", "wsss.refiners", "wsss.cues", "wsss.sources", "wsss.metrics")
 Offers = Mapping[str, tuple[EntryPoint, ...]]
 
 

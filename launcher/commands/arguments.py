@@ -61,6 +61,9 @@ Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluati
 HeldMasks = Annotated[
     bool, typer.Option("--masks", help="Masks, for evaluation: in the splits held out, or else in --split.")
 ]
+SkipUnmasked = Annotated[
+    bool, typer.Option("--skip-unmasked", help="Leave images with a class and without a mask out of what has masks.")
+]
 
 # The panels of `wsss --help`, in the order in which a user works.
 TRAINING, MASKS, FIGURES, CARE = "Data and training", "Maps and masks", "Metrics", "Looking after runs"

@@ -17,6 +17,7 @@ from launcher.commands.arguments import (
     Only,
     Out,
     Shards,
+    SkipUnmasked,
     SplitName,
     Turned,
     Workers,
@@ -73,6 +74,7 @@ def images(
     hold_out: HoldOut = None,
     hold_out_seed: HoldOutSeed = 0,
     masks: HeldMasks = False,
+    skip_unmasked: SkipUnmasked = False,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
     mask_values: MaskValues = None,
@@ -93,7 +95,7 @@ def images(
     if hold_out is None:
         refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
     if not masks:
-        refuse_idle("there are no --masks", mask_values=mask_values)
+        refuse_idle("there are no --masks", mask_values=mask_values, skip_unmasked=skip_unmasked)
     known = parse_classes(classes, out)
     if known is None:
         refuse_idle("there are no --classes", drop_others=drop_others)
@@ -131,6 +133,7 @@ def images(
         shares=shares,
         seed=hold_out_seed,
         masks=masks,
+        skip_unmasked=skip_unmasked,
         shards=shards,
         workers=workers,
         may_lack_classes=may_lack_classes,

@@ -21,6 +21,7 @@ from launcher.commands.arguments import (
     Out,
     ShardFolderPlace,
     Shards,
+    SkipUnmasked,
     SplitName,
     Turned,
     Workers,
@@ -106,6 +107,7 @@ def smoke(
     split: SplitName,
     only: Only = None,
     masks: HeldMasks = False,
+    skip_unmasked: SkipUnmasked = False,
     hold_out: HoldOut = None,
     hold_out_seed: HoldOutSeed = 0,
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
@@ -126,7 +128,7 @@ def smoke(
     if hold_out is None:
         refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
     if not masks:
-        refuse_idle("there are no --masks", mask_values=mask_values)
+        refuse_idle("there are no --masks", mask_values=mask_values, skip_unmasked=skip_unmasked)
     shares = parse_shares(hold_out, "tune", split) if hold_out is not None else {}
     source = read_table(
         root,
@@ -148,6 +150,7 @@ def smoke(
         shares=shares,
         seed=hold_out_seed,
         masks=masks,
+        skip_unmasked=skip_unmasked,
         shards=shards,
         workers=workers,
         may_lack_classes=may_lack_classes,

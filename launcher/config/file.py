@@ -161,8 +161,9 @@ def index_of(part: str, place: Any, override: str) -> int:
 
 
 def resolve(config: Config) -> Config:
-    """Write out the defaults of the chosen model, method and refiners, so that the saved config says all."""
+    """Write out the defaults of the chosen model, method, refiners and metrics, so that the saved config says all."""
     from wsss.methods import METHODS
+    from wsss.metrics.base import METRICS
     from wsss.models import MODELS
     from wsss.refine import REFINERS
 
@@ -170,12 +171,14 @@ def resolve(config: Config) -> Config:
         return Named(name=named.name, **options_of(named, table))
 
     chain = tuple(full(refiner, REFINERS) for refiner in config.refine.chain)
+    metrics = tuple(full(metric, METRICS) for metric in config.evaluate.metrics)
     return config.model_copy(
         update={
             "model": full(config.model, MODELS),
             "method": full(config.method, METHODS),
             "partner": full(config.partner, MODELS) if config.partner else None,
             "refine": config.refine.model_copy(update={"chain": chain}),
+            "evaluate": config.evaluate.model_copy(update={"metrics": metrics}),
         }
     )
 

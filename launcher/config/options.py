@@ -52,7 +52,8 @@ class Named(BaseModel):
 def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None:
     """Raise ValueError unless the name is in the table and the options fit its function's keyword-only arguments."""
     if named.name not in table:
-        raise ValueError(f"{place}.name: there is no '{named.name}'; choose one of {', '.join(sorted(table))}")
+        choice = f"choose one of {', '.join(sorted(table))}" if table else "no installed package offers any"
+        raise ValueError(f"{place}.name: there is no '{named.name}'; {choice}")
     allowed = options_model(table[named.name])
     try:
         allowed.model_validate_json(json.dumps(named.options))

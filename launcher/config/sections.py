@@ -195,6 +195,7 @@ class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
     gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
     workers: Workers | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
+    metrics: tuple[Named, ...] = ()  # of installed packages, counted beside ours
 
 
 Sink = Literal["mlflow", "tensorboard"]
@@ -207,7 +208,7 @@ def default_sinks() -> tuple[Sink, ...]:
 
 class TrackingConfig(Section):
     to: tuple[Sink, ...] = Field(default_factory=default_sinks)  # [] = the run's folder alone
-    experiment: str = "wsss"  # of MLflow
+    experiment: str | None = None  # of MLflow; null = the folder in the run's name, so one per study, else wsss
     model: str | None = None  # in MLflow's registry: a finished run's student becomes its next version; null = none
 
     @model_validator(mode="after")
@@ -244,6 +245,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _options_exist(self) -> "Config":
         from wsss.methods import METHODS
+        from wsss.metrics.base import METRICS
         from wsss.models import MODELS
         from wsss.refine import REFINERS, takes_cue
         from wsss.refine.crf import check_mean_field
@@ -260,6 +262,10 @@ class Config(Section):
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
                 )
+        for number, metric in enumerate(self.evaluate.metrics):
+            check_named(f"evaluate.metrics.{number}", metric, METRICS)
+            if metric.name in (other.name for other in self.evaluate.metrics[:number]):
+                raise ValueError(f"evaluate.metrics names '{metric.name}' twice; leave one out")
         try:
             check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
         except ValueError as error:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from launcher.doctor.finding import Finding
+from launcher.processes.precision import half_of
 from launcher.processes.surroundings import count_cores, without_accelerate
 
 OLDEST_PYTHON = (3, 10)
@@ -57,9 +58,9 @@ def devices() -> list[Finding]:
     found = []
     for number in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(number), torch.cuda.get_device_properties(number).total_memory
-        half = torch.cuda.get_device_capability(number) >= (8, 0)
-        advice = "" if half else "no bfloat16 units: train.precision=ieee"
-        found.append(Finding("ok" if half else "warn", f"GPU {number}", f"{name}, {memory / 2**30:.0f} GiB", advice))
+        half = half_of(torch.cuda.get_device_capability(number))
+        advice = "" if half == "bf16" else f"no bfloat16 units: train.precision={half}"
+        found.append(Finding("warn" if advice else "ok", f"GPU {number}", f"{name}, {memory / 2**30:.0f} GiB", advice))
     if len(found) > 1 and not torch.distributed.is_nccl_available():
         found.append(Finding("fail", "NCCL", f"{build} has none", "several GPUs need it: another build of torch"))
     return found

@@ -135,8 +135,9 @@ class Confusion(Measure):
         })  # fmt: skip
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image: the share of its pixels with an object, and the mean IoU over the classes of its objects,
-        None where its truth holds none, the same at every threshold, see figures_at. Where there are class
+        """One row per image: the share of its pixels with an object, the mean IoU over the classes of its objects, None
+        where its truth holds none, and the share on which an object is predicted wrongly; the same at every threshold,
+        see figures_at. Where there are class
         probabilities, these and the label of each class, see ImageLabels.rows."""
         of_labels: Iterable[dict[str, Any]] = self.labels.rows(thresholds) if self.labels.keys else repeat({})
         for n, of_label in zip(range(len(self.keys)), of_labels, strict=False):
@@ -145,8 +146,10 @@ class Confusion(Measure):
             iou_n = hit_C[1:][there] / (truth_C + predicted_C - hit_C)[1:][there]
             iou = round(float(iou_n.mean()), 5) if there.any() else None
             area = int(truth_C[1:].sum()) / int(truth_C.sum()) if truth_C.any() else None
+            wrong = int((predicted_C - hit_C)[1:].sum()) / int(truth_C.sum()) if truth_C.any() else None
             ious = {f"iou_{name}": iou for name in thresholds}
-            yield {"key": key, "group": group, "truth_area": area, **ious, **of_label}
+            areas = {f"false_area_{name}": None if wrong is None else round(wrong, 5) for name in thresholds}
+            yield {"key": key, "group": group, "truth_area": area, **ious, **areas, **of_label}
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from launcher.config.sections import Config
 from launcher.errors import naming
 from launcher.evaluation.measure import Chooser, Measure, Tally, read_truth
+from launcher.evaluation.offered_metrics import NewOffered, OfferedMetrics
 from launcher.evaluation.sources import Source, new_chooser, new_measure
 from launcher.jobs import output as jobs
 from launcher.jobs import pool
@@ -58,6 +59,13 @@ def count_predictions(
 def count_for_choice(splits: Splits, config: Config) -> list[dict[str, Chooser]]:
     """What the thresholds of sources that have one are chosen by, on splits with masks; raises as count_all does."""
     return count_all(new_chooser, splits, config, {})
+
+
+def count_offered(
+    splits: Splits, config: Config, *, at: Mapping[str, float] | None = None
+) -> list[dict[str, OfferedMetrics]]:
+    """The metrics of packages (evaluate.metrics), of sources on splits with masks; see count_predictions."""
+    return count_all(NewOffered(config.evaluate.metrics), splits, config, at or {})
 
 
 def count_all(

@@ -12,9 +12,10 @@ from typing import Any
 
 from launcher.config.sections import Config
 from launcher.errors import RunError
-from launcher.evaluation.count import count_predictions
+from launcher.evaluation.count import count_offered, count_predictions
 from launcher.evaluation.headline import pick_headline
 from launcher.evaluation.measure import Measure
+from launcher.evaluation.offered_metrics import check_metrics, describe_metrics
 from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.evaluation.tuning import Tuned, describe_gate, tune
@@ -33,13 +34,14 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: section.key=value, such as data.val=FOLDER where the data was moved.
 
     Raises:
-        ConfigError: an override without effect.
+        ConfigError: an override without effect, or evaluate.metrics without masks to count on.
         RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
         DataError: shards that failed, each with its reason.
     """
     refuse_unread("evaluate", overrides)
     run = Run(folder, overrides)
     val, sources = find_validated(run)
+    check_metrics(run.config, val)
     tuned = tune(run, val, sources)
     judged = judge_sources(val, sources, tuned, run.config)
     report = make_report(run, val, sources, tuned, judged)
@@ -72,10 +74,12 @@ def find_validated(run: Run) -> tuple[ShardFolder, list[Source]]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A source's measures and thresholds, each by `fixed` and, where the tune split chose one, `tuned`."""
+    """A source's measures, thresholds and metrics of packages, each by `fixed` and, where the tune split chose one,
+    `tuned`."""
 
     measures: Mapping[str, Measure]
     thresholds: Mapping[str, float]
+    offered: Mapping[str, Mapping[str, float | None]]
 
     @property
     def fixed(self) -> Measure:
@@ -92,16 +96,29 @@ def judge_sources(val: ShardFolder, sources: Sequence[Source], tuned: Tuned, con
     """Every source by its name, counted once; where label maps are cut from several classes, at each threshold."""
     (fixed,) = count_predictions([(val, sources)], config)
     at_tuned = fixed  # of one class counts hold every threshold
-    if tuned.thresholds and val.index.as_class_set().num_fg_classes > 1:
-        again = [source for source in sources if source.name in tuned.thresholds]
+    again = [source for source in sources if source.name in tuned.thresholds]
+    if again and val.index.as_class_set().num_fg_classes > 1:
         (at_tuned,) = count_predictions([(val, again)], config, at=tuned.thresholds)
+    offered = judge_offered(val, {"fixed": sources, "tuned": again}, tuned, config)
     judged = {}
     for name, measure in fixed.items():
         measures, thresholds = {"fixed": measure}, {"fixed": config.evaluate.threshold}
         if name in tuned.thresholds:
             measures["tuned"], thresholds["tuned"] = at_tuned[name], tuned.thresholds[name]
-        judged[name] = Judged(measures, thresholds)
+        judged[name] = Judged(measures, thresholds, {choice: offered[choice].get(name, {}) for choice in measures})
     return judged
+
+
+def judge_offered(
+    val: ShardFolder, wanted: Mapping[str, Sequence[Source]], tuned: Tuned, config: Config
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{fixed or tuned: {source: figures of packages}}, counted anew at each threshold; nothing where none is wanted."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {choice: {} for choice in wanted}
+    for choice, sources in wanted.items() if config.evaluate.metrics else ():
+        at = tuned.thresholds if choice == "tuned" else {}
+        (counted,) = count_offered([(val, sources)], config, at=at)
+        found[choice] = {name: metrics.figures() for name, metrics in counted.items()}
+    return found
 
 
 def make_report(
@@ -130,6 +147,8 @@ def make_report(
         "tune": tuned.about(config),
         "headline": pick_headline(figures, config.cam.kinds, tuned.about(config)),
     }
+    if config.evaluate.metrics:
+        report["metrics"] = describe_metrics(config)
     for one in judged.values():
         if classification := one.fixed.classification():
             report["classification"] = classification
@@ -155,7 +174,9 @@ def describe_source(source: Source, judged: Judged, untuned: str, run: Run) -> d
     tuned threshold ("" if it has one, or has no threshold at all)."""
     cut = source.has_threshold and judged.fixed.reads_maps
     figures = {
-        choice: ({"threshold": threshold} if cut else {}) | judged.measures[choice].figures_at(threshold)
+        choice: ({"threshold": threshold} if cut else {})
+        | judged.measures[choice].figures_at(threshold)
+        | dict(judged.offered[choice])
         for choice, threshold in judged.thresholds.items()
     }
     made_of = read_made_of(source.folder)

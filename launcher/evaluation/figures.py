@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from wsss.metrics.base import METRICS, Metric
+
 AREA = "_area"  # ends the name of the figure of a region, such as chimney_area
 GATED = "_gated"  # ends the name of its twin that predicts nothing where the classifier sees nothing
 
@@ -185,12 +187,32 @@ def region_figure(region: str, *, gated: bool) -> Figure:
     )
 
 
+def offered_figure(metric: type[Metric]) -> Figure:
+    """The figure of a package's metric."""
+    return Figure(
+        heading=metric.heading,
+        meaning=metric.meaning.replace("{", "{{").replace("}", "}}"),
+        absent="it gives none of these images",
+        higher_is_better=metric.higher_is_better,
+        headline=True,
+        in_training=True,
+        measured_on="label maps",
+    )
+
+
+def is_ours(name: str) -> bool:
+    """Whether a figure of this name is in the table, or of a region."""
+    return name in FIGURES or name.removesuffix(GATED).endswith(AREA)
+
+
 def find_figure(name: str) -> Figure | None:
-    """The figure of this name, be it in the table or of a region; None if there is none."""
+    """The figure of this name, be it in the table, of a region or of a package; None if there is none."""
     if name in FIGURES:
         return FIGURES[name]
-    area = name.removesuffix(GATED)
-    return region_figure(area.removesuffix(AREA), gated=area != name) if area.endswith(AREA) else None
+    if is_ours(name):
+        area = name.removesuffix(GATED)
+        return region_figure(area.removesuffix(AREA), gated=area != name)
+    return offered_figure(METRICS[name]) if name in METRICS else None
 
 
 def get_figure(name: str) -> Figure:
@@ -207,11 +229,16 @@ def hint_at(wanted: str, known: Sequence[str]) -> str:
 
 
 def order_figures(names: Iterable[str]) -> dict[str, Figure]:
-    """{name: figure} of those that are figures, in the order of the table, areas of regions after the false alarms."""
+    """{name: figure} of those that are figures, in the order of the table, areas of regions after the false alarms,
+    those of packages last."""
     found = {name: figure for name in sorted(set(names)) if (figure := find_figure(name))}
     order = list(FIGURES)
     after = order.index("false_alarm_area_gated")
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in FIGURES else after + 0.5))
+
+    def place(name: str) -> float:
+        return order.index(name) if name in FIGURES else after + 0.5 if is_ours(name) else len(order)
+
+    return {name: found[name] for name in sorted(found, key=place)}
 
 
 def list_logged_figures(measured_on: str) -> list[str]:

@@ -23,7 +23,10 @@ from launcher.evaluation.figures import list_logged_figures, without_nan
 from launcher.evaluation.galleries import Row, start_row
 from launcher.evaluation.image_labels import HIGH, ImageLabels
 from launcher.evaluation.judge import LABELS, Figures
+from launcher.evaluation.measure import read_truth
+from launcher.evaluation.offered_metrics import OfferedMetrics, list_high
 from launcher.evaluation.pictures import as_tile, overlay_classes, overlay_scores
+from launcher.evaluation.sources import LabelPrediction
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.segment_images import CAM_KINDS, maps_reader
 from launcher.processes.precision import in_precision
@@ -52,6 +55,7 @@ class MaskPart:
         f1: (3) float64, sum over the images of F1, their number, and that of those with a class in their label.
         kinds: of KINDS, those that the network has.
         labels: class probabilities and labels of the images.
+        offered: the metrics of packages, by KINDS.
     """
 
     confusion: Tensor
@@ -59,6 +63,7 @@ class MaskPart:
     rows: dict[int, Row] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=lambda: {"seg"})
     labels: ImageLabels = field(default_factory=ImageLabels)
+    offered: dict[str, OfferedMetrics] = field(default_factory=dict)
 
     def extend(self, other: "MaskPart") -> None:
         self.confusion += other.confusion
@@ -66,6 +71,8 @@ class MaskPart:
         self.rows.update(other.rows)
         self.kinds |= other.kinds
         self.labels.extend(other.labels)
+        for kind, metrics in self.offered.items():
+            metrics.extend(other.offered[kind])
 
     def count(self, truth_HW: Tensor, labels: Mapping[str, Tensor]) -> None:
         """An image's label maps by their kinds."""
@@ -76,6 +83,7 @@ class MaskPart:
     def figures(self) -> Figures:
         found: Figures = {
             kind: {"miou": without_nan(mean_iou(confusion_CC))}
+            | (self.offered[kind].figures() if kind in self.offered else {})
             for kind, confusion_CC in zip(KINDS, self.confusion, strict=True)
             if kind in self.kinds
         }
@@ -94,12 +102,18 @@ class MaskJudge:
 
     @torch.no_grad()
     def judge(self, numbers: Sequence[int], drawn: set[int]) -> MaskPart:
-        """Nothing waits for the device but the pictures, and the end. Raises RunError if the network gives NaN."""
+        """Nothing waits for the device but the pictures, metrics of packages, and the end.
+
+        Raises:
+            RunError: the network gives NaN.
+        """
         self.method.eval()
         rule, device = judged_rule(self.config.cam), self.accelerator.device
         num_classes = self.shards.index.as_class_set().num_fg_classes + 1
         confusion = torch.zeros(len(KINDS), num_classes, num_classes, dtype=torch.int64, device=device)
         part = MaskPart(confusion, torch.zeros(3, dtype=torch.float64, device=device))
+        metrics, classes = self.config.evaluate.metrics, self.shards.index.classes
+        part.offered = {kind: OfferedMetrics.of(metrics, classes) for kind in KINDS if metrics}
         broken = torch.zeros((), dtype=torch.int64, device=device)
         seen: list[int] = []
         probs_BK: list[Tensor] = []
@@ -120,6 +134,10 @@ class MaskJudge:
                     threshold = self.config.evaluate.threshold
                     labels[kind] = cam_label(cam_BPSS[one], batch["present"][one], truth_HW.shape, threshold)
                 part.count(truth_HW, labels)
+                if metrics:
+                    truth = read_truth(self.shards, number)
+                    for kind, label_HW in labels.items():
+                        part.offered[kind].add(LabelPrediction(label_HW.to(torch.uint8).cpu().numpy()), truth)
                 if number in drawn:
                     part.rows[number] = draw_row(self.shards, number, {**labels, **self.own_pictures(batch, one)})
         if count := int(broken):
@@ -167,7 +185,8 @@ class MaskJudge:
 
     @staticmethod
     def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
-        return {**{kind: list_logged_figures("label maps") for kind in KINDS}, LABELS: ["f1", *HIGH]}
+        of_maps = [*list_logged_figures("label maps"), *list_high(config)]
+        return {**dict.fromkeys(KINDS, of_maps), LABELS: ["f1", *HIGH]}
 
 
 def sum_f1(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:

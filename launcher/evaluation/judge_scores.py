@@ -12,6 +12,7 @@ from launcher.evaluation.galleries import Row, name_probable, start_row
 from launcher.evaluation.image_labels import HIGH
 from launcher.evaluation.judge import LABELS, Figures
 from launcher.evaluation.measure import Measure, read_truth
+from launcher.evaluation.offered_metrics import OfferedMetrics, list_high
 from launcher.evaluation.pictures import as_tile
 from launcher.evaluation.sources import ScorePrediction, measure_scores
 from launcher.jobs.infer import score_samples
@@ -22,9 +23,10 @@ from wsss.methods.base import Method
 
 @dataclass
 class ScorePart:
-    """A measure of every kind of CAM."""
+    """A measure of every kind of CAM, and the metrics of packages."""
 
     measures: dict[str, Measure]
+    offered: dict[str, OfferedMetrics]
     threshold: float
     rows: dict[int, Row] = field(default_factory=dict)
 
@@ -32,12 +34,13 @@ class ScorePart:
         self.rows.update(other.rows)
         for kind, measure in self.measures.items():
             measure.extend(other.measures[kind])
+            self.offered[kind].extend(other.offered[kind])
 
     def figures(self) -> Figures:
         found: Figures = {}
         for kind, measure in self.measures.items():
             found[LABELS] = measure.classification()
-            found[kind] = measure.figures_at(self.threshold)
+            found[kind] = measure.figures_at(self.threshold) | self.offered[kind].figures()
         return {
             kind: {
                 name: value for name, value in values.items() if (figure := find_figure(name)) and figure.in_training
@@ -57,12 +60,15 @@ class ScoreJudge:
 
     def judge(self, numbers: Sequence[int], drawn: set[int]) -> ScorePart:
         class_set, threshold = self.shards.index.as_class_set(), self.config.evaluate.threshold
-        part = ScorePart({kind: measure_scores(class_set) for kind in self.config.cam.kinds}, threshold)
+        kinds, metrics = self.config.cam.kinds, self.config.evaluate.metrics
+        offered = {kind: OfferedMetrics.of(metrics, class_set.classes) for kind in kinds}
+        part = ScorePart({kind: measure_scores(class_set) for kind in kinds}, offered, threshold)
         for number, scores in score_samples(self.method, self.shards, numbers, self.config, self.device):
             truth = read_truth(self.shards, number)
             predictions = {kind: ScorePrediction(scores, kind, threshold) for kind in part.measures}
             for kind, prediction in predictions.items():
                 part.measures[kind].add(prediction, truth)
+                part.offered[kind].add(prediction, truth)
             if number in drawn:
                 row = start_row(self.shards, number, name_probable(class_set, scores.cls_probs))
                 tile_HW3 = as_tile(self.shards.image(number))
@@ -72,6 +78,6 @@ class ScoreJudge:
 
     @staticmethod
     def known_figures(config: Config, class_set: ClassSet) -> dict[str, list[str]]:
-        one = class_set.num_fg_classes == 1
-        known = {kind: list_logged_figures("scores" if one else "label maps") for kind in config.cam.kinds}
+        measured_on = "scores" if class_set.num_fg_classes == 1 else "label maps"
+        known = {kind: [*list_logged_figures(measured_on), *list_high(config)] for kind in config.cam.kinds}
         return {**known, LABELS: [*HIGH]}

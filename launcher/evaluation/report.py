@@ -8,7 +8,7 @@ from launcher.config.options import Named
 from launcher.config.sections import Config
 from launcher.errors import RunError
 from launcher.evaluation.curves import plot_classes, plot_runs, plot_sources
-from launcher.evaluation.figures import FIGURES
+from launcher.evaluation.figures import FIGURES, get_figure
 from launcher.evaluation.formats import format_percent, name_class
 from launcher.evaluation.galleries import draw_galleries
 from launcher.evaluation.headline import (
@@ -90,7 +90,7 @@ def describe_run(run: Run, headline: Headline, known: Known) -> dict[str, Any]:
         "source": evaluation["sources"][headline.source],
         "card": describe_card(headline, one, known),
         "metrics": read_metrics(run.folder),
-        "logged": [(kind, name) for kind, names in kinds.items() for name in names if FIGURES[name].leads],
+        "logged": [(kind, name) for kind, names in kinds.items() for name in names if get_figure(name).leads],
         "class_table": tabulate_classes(evaluation),
         "notes": collect_notes(evaluation, one),
         "classification": describe_labels(evaluation, one),

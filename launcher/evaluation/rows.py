@@ -14,6 +14,7 @@ from launcher.evaluation.formats import (
 )
 from launcher.evaluation.headline import explain_degenerate, find_leading
 from launcher.evaluation.table import describe_left_out, describe_tune, has_few_groups
+from wsss.metrics.base import METRICS
 
 CHOSEN = ("oracle_per_image_iou",)  # for the first table, besides the headline figures
 
@@ -65,8 +66,8 @@ def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) 
 
 
 def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
-    """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, and
-    what tuned values and intervals are worth."""
+    """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, which
+    metrics of packages are not shown, and what tuned values and intervals are worth."""
     lacking: dict[str, dict[str, None]] = {}
     for source, figures in evaluation["sources"].items():
         for name, figure in order_figures(figures["fixed"]).items():
@@ -75,5 +76,8 @@ def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
         if reason := figures.get("untuned"):
             lacking.setdefault(reason, {})[f"tuned threshold of {source}"] = None
     notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
+    gone = [one["name"] for one in evaluation.get("metrics", ()) if one["name"] not in METRICS]
+    if gone:
+        notes.append(f"not shown, for the package that offers it is not installed: {', '.join(gone)}")
     few = FEW_GROUPS_NOTE if has_few_groups(evaluation) else ""
     return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), describe_tune(evaluation), few])]

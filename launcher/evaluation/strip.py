@@ -1,4 +1,5 @@
-"""The strip that a report begins with: a run's worst, median and best images with truth, map and mask."""
+"""The strip that a report begins with: images of a run, the worst, median and best, and false alarms, with their truth,
+map and mask."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ import numpy as np
 
 from launcher.evaluation.formats import format_percent
 from launcher.evaluation.headline import Headline
+from launcher.evaluation.image_labels import PRESENT_PROB
 from launcher.evaluation.measure import Prediction
 from launcher.evaluation.per_image import read_ious, read_rows
 from launcher.evaluation.pictures import as_tile, at_tile, draw_mask, draw_truth, encode_data_uri
@@ -17,24 +19,30 @@ from shards.schema import IGNORE_INDEX
 
 SHOWN = 6
 RANKS = ("worst", "median", "best")
+ALARMS = 2  # images without a class that are shown besides
 STRIP_PX = 320
 
 
 def draw_strip(headline: Headline) -> dict[str, Any]:
-    """{"cards": pictures of SHOWN images, from worst to best, "order": by what, "lacking": why there are none}."""
+    """{"cards": pictures of SHOWN images, from worst to best, and after the worst of false alarms, "order": by what,
+    "alarms": what there is to say of these, "lacking": why there are no pictures}."""
     run = Run(headline.run)
     source = next((one for one in find_sources(run.folder, "val") if one.name == headline.source), None)
     ranked, order = rank_images(headline)
-    if source is None or not ranked or run.config.data.val is None:
+    alarms, said_of_alarms = rank_alarms(headline)
+    chosen = choose_ranks(ranked)
+    worst = sum(rank == RANKS[0] for rank, _ in chosen)
+    chosen[worst:worst] = [("alarm", alarm) for alarm in alarms[:ALARMS]]
+    if source is None or not chosen or run.config.data.val is None:
         lacking = "what it predicted is no longer here" if source is None else "no image of val names a class"
-        return {"cards": [], "order": order, "lacking": lacking}
+        return {"cards": [], "order": order, "alarms": "", "lacking": lacking}
     shards, cards = ShardFolder(run.config.data.val), []
-    for rank, (key, said) in choose_ranks(ranked):
+    for rank, (key, said) in chosen:
         number = shards.number_of_key[key]
         threshold = headline.at.get("threshold", run.config.evaluate.threshold)
         prediction = source.predict(shards, number, threshold)
         cards.append({"rank": rank, "key": key, "said": said, "panels": draw_panels(shards, number, prediction)})
-    return {"cards": cards, "order": order, "lacking": ""}
+    return {"cards": cards, "order": order, "alarms": said_of_alarms, "lacking": ""}
 
 
 def rank_images(headline: Headline) -> tuple[list[tuple[str, str]], str]:
@@ -50,6 +58,31 @@ def rank_images(headline: Headline) -> tuple[list[tuple[str, str]], str]:
         if named:
             found.append((*min(named), row["key"]))
     return [(key, f"p({name}) {prob:.2f}") for prob, name, key in sorted(found)], "probability"
+
+
+def rank_alarms(headline: Headline) -> tuple[list[tuple[str, str]], str]:
+    """[(key, what is said of it)] of the images without a class on which one is predicted, the worst first: by the
+    area, and without masks by the highest probability from PRESENT_PROB on; and what to say of all of them."""
+    classes, clear, found = headline.evaluation["dataset"]["classes"], 0, []
+    for row in read_rows(headline.run, headline.source):
+        area, probs = (
+            row.get(f"false_area_{headline.choice}"),
+            [(float(row.get(f"p({name})") or 0), name) for name in classes],
+        )
+        if area:  # there is none where the truth is not known
+            is_clear, worst = float(row["truth_area"]) == 0, float(area)
+            prob = f", p {float(row['probability']):.2f}" if row.get("probability") else ""
+            said, counts = f"{format_percent(worst)} %{prob}", worst > 0
+        else:
+            is_clear = "truth_area" not in row and all(row.get(f"label({name})") == "0" for name in classes)
+            worst, name = max(probs)
+            said, counts = f"p({name}) {worst:.2f}", worst >= PRESENT_PROB
+        clear += is_clear
+        if is_clear and counts:
+            found.append((-worst, row["key"], said))
+    of = f"the {clear} images without {classes[0].replace('_', ' ') if len(classes) == 1 else 'any of the classes'}"
+    told = f"alarm: the worst of the false alarms on {len(found)} of {of}" if found else f"no false alarm on {of}"
+    return [(key, said) for _, key, said in sorted(found)], told if clear else ""
 
 
 def choose_ranks(ranked: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from launcher.run import steps
 from launcher.run.folder import EVALUATION, Run
 from launcher.tracking.mlflow_pages import COLUMNS, SUMMARY
 from launcher.tracking.tracker import open_tracker
+from wsss.metrics.base import METRICS
 
 NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
 
@@ -28,11 +29,13 @@ def track(run: Path, report: dict[str, Any]) -> None:
 
 
 def summarise(report: Mapping[str, Any]) -> dict[str, float]:
-    """The few figures that stand for a run in a list of runs: of its headline, and of the image labels."""
+    """The few figures that stand for a run in a list of runs: of its headline, with those of packages, and of the image
+    labels."""
     headline = report.get("headline")
     of_maps = report["sources"][headline["source"]][headline["choice"]] if headline else {}
     found = {**report.get("classification", {}), **of_maps}
-    return {name: found[name] for name in COLUMNS if isinstance(found.get(name), float)}
+    offered = (name for name in found if name in METRICS)
+    return {name: found[name] for name in (*COLUMNS, *offered) if isinstance(found.get(name), float)}
 
 
 def describe_summary(report: Mapping[str, Any], summary: Mapping[str, float]) -> str:

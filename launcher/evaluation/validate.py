@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from launcher.config.sections import Config
 from launcher.errors import ConfigError, user_error_as
-from launcher.evaluation.figures import FIGURES, order_figures, require_known
+from launcher.evaluation.figures import FIGURES, is_ours, order_figures, require_known
 from launcher.evaluation.formats import format_figure, format_percent, name_class
 from launcher.evaluation.galleries import choose_gallery, keep_gallery
 from launcher.evaluation.judge import LABELS, Figures, Judge, Part, name_logged
@@ -119,14 +119,14 @@ def choose_part(images: int, part: int | None) -> list[int]:
 
 
 def say_headlines(quoted: Sequence[str], figures: Figures, before: Mapping[str, float], one: str) -> list[str]:
-    """Each figure that answers "how good" in percent, with its change since the evaluation before; where there is none,
-    why, and what else there is of the headline figures. All that exist are logged."""
+    """Each figure that answers "how good", or that a package offers, in percent, with its change since the evaluation
+    before; where there is none, why, and what else there is of the headline figures. All that exist are logged."""
     words = []
     for kind in (*quoted, LABELS):
         of_kind = order_figures(figures.get(kind, {}))
         lacking = any(figure.leads and figures[kind][name] is None for name, figure in of_kind.items())
         for name, figure in of_kind.items():
-            if figure.leads or (figure.headline and lacking):
+            if figure.leads or not is_ours(name) or (figure.headline and lacking):
                 value, last = figures[kind][name], before.get(name_logged(kind, name))
                 change = "" if value is None or last is None else f" ({format_percent(value - last, signed=True)})"
                 words.append(f"{kind} {format_figure(figure, value, one, unit=' %')}{change}".strip())

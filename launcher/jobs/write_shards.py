@@ -127,6 +127,7 @@ def write_held_out(
     shares: Mapping[str, float],
     seed: int,
     masks: bool,
+    skip_unmasked: bool,
     shards: int,
     workers: int | None,
     may_lack_classes: bool,
@@ -138,6 +139,7 @@ def write_held_out(
         split: that is kept, and learned from.
         shares: of what is held out; {} = nothing is.
         masks: read masks: of what is held out, or else of `split`. Without, no mask is looked at.
+        skip_unmasked: leave images with a class and without a mask out of what has masks, and say how many.
 
     Returns:
         {split: what was written}.
@@ -152,10 +154,20 @@ def write_held_out(
     if source.has_masks and not masks:
         count = sum(row.mask is not None for row in source.rows)
         print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
-    of_split = {split: replace(source, with_masks=masks and not shares)}
+    kept, held = source, {split: source}
     if shares:
-        kept, held = hold_out(source, shares, seed=seed, masked=masks)
-        of_split = {name: replace(part, with_masks=masks) for name, part in held.items()} | {split: kept}
+        kept, held = hold_out(source, shares, seed=seed, masked=masks, skip=skip_unmasked)
+    if skip_unmasked:
+        for name, part in held.items():
+            held[name] = part.without_lacking()
+            if part.lacking:
+                print(
+                    f"{out / name}: {len(part.lacking)} of {len(part)} images are labelled {part.any_class} and have "
+                    "no mask: they are left out, and are in no other split"
+                )
+    of_split = {name: replace(part, with_masks=masks) for name, part in held.items()}
+    if shares:
+        of_split[split] = kept
         if "tune" in held and not masks:
             print("'tune' has no masks: it is label-only, and chooses the gate alone")
     # what is held out is judged, not learned: it may lack a class

@@ -96,7 +96,8 @@ class Plan:
 
 
 def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: float | None = None) -> Plan:
-    """Raises ConfigError if the batch does not divide, or the step cannot be counted."""
+    """Raises ConfigError if the batch does not divide, the GPU has no such precision, or the step cannot be counted."""
+    gpu.check_precision(config.train.precision)
     assumed: list[str] = []
     processes = processes or config.launch.processes or 1
     if config.launch.processes is None:

@@ -14,13 +14,14 @@ class Gpu(NamedTuple):
 
     Attributes:
         memory_gib: of one card.
-        bf16, tf32, float32: TFLOP/s.
+        bf16, fp16, tf32, float32: TFLOP/s, of halves as added in float32; bf16 None: it has no units for it.
         copy: TB/s of its memory.
     """
 
     title: str
     memory_gib: float
-    bf16: float
+    bf16: float | None
+    fp16: float
     tf32: float
     float32: float
     copy: float
@@ -38,8 +39,18 @@ class Gpu(NamedTuple):
 
     def peak(self, kind: str, precision: Precision) -> float:
         """TFLOP/s of the products of an operator."""
-        of_float32 = self.tf32 if precision == "tf32" and kind != ATTENTION else self.float32
-        return self.bf16 if kind in ("bf16", PAIRS) else of_float32
+        if kind == PAIRS or (kind == "bf16" and precision == "fp16"):
+            return self.fp16
+        if kind == "bf16" and self.bf16 is not None:
+            return self.bf16
+        return self.tf32 if precision == "tf32" and kind != ATTENTION else self.float32
+
+    def check_precision(self, precision: Precision) -> None:
+        """Raise ConfigError if the card has no units for train.precision."""
+        if precision == "bf16" and self.bf16 is None:
+            raise ConfigError(
+                f"train.precision is bf16, which {self.title} does not support; take train.precision=fp16, or ieee"
+            )
 
 
 LAUNCH_S = 3e-6  # the least that a kernel takes of the device
@@ -47,15 +58,15 @@ HOST_S = (31e-6, 55e-6)  # of the host for an operator, where the step is no CUD
 UTILISATION = (0.7, 0.3)  # of these peaks, best and worst; the steps measured on an H100 got 0.32 to 0.75
 
 GPUS = {
-    "h100": Gpu("NVIDIA H100 80GB SXM", 79.6, 989, 494, 67, 3.35),
-    "h200": Gpu("NVIDIA H200 141GB", 140.0, 989, 494, 67, 4.8),
-    "a100": Gpu("NVIDIA A100 40GB", 39.4, 312, 156, 19.5, 1.56),
-    "a100-80": Gpu("NVIDIA A100 80GB", 79.2, 312, 156, 19.5, 2.04),
-    "l40s": Gpu("NVIDIA L40S 48GB", 44.5, 362, 183, 91.6, 0.86),
-    "a10": Gpu("NVIDIA A10 24GB", 22.5, 125, 62.5, 31.2, 0.6),
-    "4090": Gpu("NVIDIA RTX 4090 24GB", 23.6, 165, 82.6, 82.6, 1.01),
-    "3090": Gpu("NVIDIA RTX 3090 24GB", 23.6, 71, 35.6, 35.6, 0.94),
-    "t4": Gpu("NVIDIA T4 16GB (no bfloat16, no TF32: as float32)", 14.6, 8.1, 8.1, 8.1, 0.32),
+    "h100": Gpu("NVIDIA H100 80GB SXM", 79.6, 989, 989, 494, 67, 3.35),
+    "h200": Gpu("NVIDIA H200 141GB", 140.0, 989, 989, 494, 67, 4.8),
+    "a100": Gpu("NVIDIA A100 40GB", 39.4, 312, 312, 156, 19.5, 1.56),
+    "a100-80": Gpu("NVIDIA A100 80GB", 79.2, 312, 312, 156, 19.5, 2.04),
+    "l40s": Gpu("NVIDIA L40S 48GB", 44.5, 362, 362, 183, 91.6, 0.86),
+    "a10": Gpu("NVIDIA A10 24GB", 22.5, 125, 125, 62.5, 31.2, 0.6),
+    "4090": Gpu("NVIDIA RTX 4090 24GB", 23.6, 165, 165, 82.6, 82.6, 1.01),
+    "3090": Gpu("NVIDIA RTX 3090 24GB", 23.6, 71, 71, 35.6, 35.6, 0.94),
+    "t4": Gpu("NVIDIA T4 16GB (no TF32: as float32)", 14.6, None, 65, 8.1, 8.1, 0.32),
 }
 
 

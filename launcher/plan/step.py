@@ -18,7 +18,6 @@ from launcher.run.folder import Run, is_run
 from shards.schema import ClassSet
 from wsss.methods import METHODS
 from wsss.methods.base import Frozen, Method
-from wsss.methods.toco import ToCo
 from wsss.models.dry_run import tensors_of
 
 NO_TEACHER = Named.model_validate(
@@ -98,8 +97,7 @@ def count_config(
     Raises:
         ConfigError: the method's step depends on values, so that it cannot be counted.
     """
-    if isinstance(method, ToCo):
-        method.energy_grid = 0.0  # the grid is for CPUs: its cells depend on values, and GPUs take every pixel
+    method.as_on_gpus()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in (method, *frozen_of(method)):
             module.to_empty(device="cpu")

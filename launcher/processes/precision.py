@@ -22,6 +22,12 @@ def set_precision(precision: Precision) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
+def half_of(capability: tuple[int, int]) -> Precision:
+    """The fastest precision for which a GPU of this CUDA capability has units: bfloat16 came with Ampere, float16 with
+    Volta."""
+    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "ieee"
+
+
 @contextmanager
 def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
     """A forward pass of a network, in training and elsewhere."""

@@ -60,7 +60,11 @@ REFUSED = (
     Rule(("cam.step_px",), lambda c: c.cam.window_px is None, "there is no cam.window_px"),
 )
 TOLD = (
-    Rule(("train.eval_every", "data.val_part", "evaluate.gallery"), lambda c: c.data.val is None, "no data.val"),
+    Rule(
+        ("train.eval_every", "data.val_part", "evaluate.gallery", "evaluate.metrics"),
+        lambda c: c.data.val is None,
+        "no data.val",
+    ),
     Rule(
         ("data.val_part",), lambda c: c.train.eval_every is None, "the one evaluation counts all: no train.eval_every"
     ),
@@ -96,7 +100,15 @@ READS = {  # command on a trained run: options of its config, or beginnings of t
     "segment": ("segment.", *SPLITS, *NETWORK, "launch."),
     "segment --cams": ("segment.", "cam.", "evaluate.threshold", *SPLITS, *NETWORK, "launch."),
     "refine": ("refine.", "data.val", "data.tune", "launch."),
-    "evaluate": ("evaluate.threshold", "evaluate.workers", "cam.kinds", "data.val", "data.tune", "launch."),
+    "evaluate": (
+        "evaluate.threshold",
+        "evaluate.workers",
+        "evaluate.metrics",
+        "cam.kinds",
+        "data.val",
+        "data.tune",
+        "launch.",
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.errors import RunError
 from launcher.evaluation.figures import get_figure
@@ -12,6 +12,47 @@ from launcher.evaluation.plots import plot_intervals
 from launcher.files import RUNS, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
 from launcher.studies.table import Study
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+        heading, short: on the page and in a terminal, "" = not there.
+        cells: one text per row.
+        style: of its cells on the page.
+    """
+
+    heading: str
+    short: str
+    cells: list[str]
+    style: str = ""
+
+
+def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns of which a row says something: label maps have no threshold to tune, and many data sets no images
+    without their classes."""
+
+    def alarms(choice: str) -> list[str]:
+        return [format_percent(row[choice]["false_alarm_area"]) for row in rows]
+
+    cut = any(row.segments is None for row in study.rows)
+    measured = " / ".join(dict.fromkeys(get_figure(row.figure).heading for row in study.rows))
+    of_fixed = ("fixed threshold", "fixed") if cut else (measured, measured)
+    kept = [
+        Column("row", "row", [row["name"] for row in rows]),
+        Column("scores", "scores", [row["source"] for row in rows], "text"),
+        Column("paper", "paper", [format_percent(row["paper"], digits=2) for row in rows], "paper"),
+        Column("seeds", "seeds", [str(len(row["seeds"])) for row in rows]),
+        Column(*of_fixed, [format_cell(row, "fixed") for row in rows]),
+        Column("false alarms", "alarms", alarms("fixed")),
+        Column("tuned threshold", "tuned", [format_cell(row, "tuned") for row in rows]),
+        Column("false alarms", "alarms", alarms("tuned")),
+        Column("tuned − control", "tuned - control", [format_gap(row, "tuned") for row in rows]),
+        Column("note", "", [row["note"] for row in rows], "wide"),
+        Column("commit", "", [", ".join(row["commits"]) for row in rows], "text quiet"),
+    ]
+    return [column for column in kept if {*column.cells} - {"", DASH}]
 
 
 def write_study_report(name: str, study: Study) -> Path:
@@ -31,10 +72,8 @@ def write_study_report(name: str, study: Study) -> Path:
         name=name,
         study=study,
         rows=rows,
+        columns=list_columns(study, rows),
         meanings=explain_figures(study, rows),
-        percent=format_percent,
-        cell=format_cell,
-        gap=format_gap,
         note=FEW_GROUPS_NOTE if has_few_groups(rows) else "",
         remarks=list_remarks(rows, study.control),
         protocols=protocols,
@@ -55,17 +94,9 @@ def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
 def format_study(name: str, study: Study) -> str:
     """The table in a terminal, and as it is put into docs/experiments.md."""
     lines = [f"{name}: {study.title}", "metrics in percent, ± deviation over seeds, [95 % interval over groups]"]
-    header = ("row", "scores", "paper", "seeds", "fixed", "alarms", "tuned", "alarms", "tuned - control")
-    rows, found = [header], tabulate_study(study)
-    for row in found:
-        rows.append((
-            row["name"], row["source"], format_percent(row["paper"], digits=2), str(len(row["seeds"])),
-            format_cell(row, "fixed"), format_percent(row["fixed"]["false_alarm_area"]),
-            format_cell(row, "tuned"), format_percent(row["tuned"]["false_alarm_area"]),
-            format_gap(row, "tuned"),
-        ))  # fmt: skip
-    widths = [max(len(cells[n]) for cells in rows) for n in range(len(header))]
-    padded = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]
+    found = tabulate_study(study)
+    columns = [[one.short, *one.cells] for one in list_columns(study, found) if one.short]
+    padded = zip(*([cell.ljust(max(map(len, cells))) for cell in cells] for cells in columns), strict=True)
     note = [FEW_GROUPS_NOTE] if has_few_groups(found) else []
     note += list_remarks(found, study.control)
     return "\n".join([*lines, *("  " + "  ".join(cells).rstrip() for cells in padded), *note])

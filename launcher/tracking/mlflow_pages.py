@@ -11,6 +11,7 @@ from typing import Any
 
 KIND = ("mlflow.experimentKind", "custom_model_development")
 VIEW_TAG = "mlflow.sharedViewState.wsss"  # a view that is stored with an experiment: .../runs?viewStateShareKey=wsss
+ROWS_TAG = f"{VIEW_TAG}_rows"  # another one, with the seeds of a row in one group, and their means
 PAGES = "workflowType=machine_learning"
 
 SYSTEM = {  # of the machine, not of the model
@@ -37,8 +38,9 @@ def name_in_mlflow(name: str, headlines: Mapping[str, str]) -> str | None:
 
 def experiment_tags() -> dict[str, str]:
     """What an experiment must say so that its list of runs shows figures."""
-    columns = [f"metrics.`{name}`" for name in (*COLUMNS, *WHILE_TRAINING)]
-    return dict([KIND, (VIEW_TAG, json.dumps({"selectedColumns": columns}))])
+    view: dict[str, Any] = {"selectedColumns": [f"metrics.`{name}`" for name in (*COLUMNS, *WHILE_TRAINING)]}
+    rows = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "wsss.row"}]}
+    return dict([KIND, (VIEW_TAG, json.dumps(view)), (ROWS_TAG, json.dumps({**view, "groupBy": rows}))])
 
 
 def link_run(experiment_id: str, run_id: str, page: str = "") -> str:

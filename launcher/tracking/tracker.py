@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from launcher.files import Damaged, set_aside
+from launcher.files import Damaged, root_of, set_aside
 from launcher.tracking.delivery import Delivery
 from launcher.tracking.journal import Journal, read_lines, warn
 from launcher.tracking.protocol import Tracker
@@ -193,7 +193,7 @@ class Settings(Protocol):
     def to(self) -> Sequence[str]: ...
 
     @property
-    def experiment(self) -> str: ...
+    def experiment(self) -> str | None: ...
 
 
 def open_tracker(
@@ -205,9 +205,16 @@ def open_tracker(
     return RunTracker(
         run,
         sinks=[make_sink(name) for name in settings.to],
-        experiment=settings.experiment,
+        experiment=settings.experiment or experiment_of(run),
         **options,
     )
+
+
+def experiment_of(run: Path) -> str:
+    """MLflow's experiment of a run whose config names none: what is around it in the folder of runs, so that the runs
+    of a study stand side by side; `wsss` of one that has nothing around it."""
+    around, root = run.absolute().parent, root_of(run)
+    return around.relative_to(root).as_posix() if root in around.parents else "wsss"
 
 
 def is_evaluation(line: Mapping[str, float]) -> bool:

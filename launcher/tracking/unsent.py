@@ -35,7 +35,7 @@ def begin_wanted(
     wanted = {
         "key": uuid.uuid4().hex,  # finds the run again if the answer to its creation was lost
         "experiment": experiment,
-        "name": "/".join(run.parts[1:]),
+        "name": "/".join(run.parts[1:]).removeprefix(f"{experiment}/"),  # lists show its beginning alone
         "params": {key: str(value) for key, value in params.items()},
         "tags": dict(tags),
         "datasets": {use: (name, absolute(path), print_) for use, (name, path, print_) in datasets.items()},

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from launcher.config.file import flatten
 from launcher.config.sections import Config
 from launcher.errors import RunError
+from launcher.evaluation.offered_metrics import check_metrics
 from launcher.evaluation.validate import check_keep_best
 from launcher.files import Damaged, set_aside
 from launcher.jobs import output as jobs
@@ -135,13 +136,14 @@ class Inputs:
 
         Raises:
             ConfigError: the package of a tracker is not installed, train.keep_best names a figure that validation does
-                not give, or an option has no effect beside the others.
+                not give, evaluate.metrics has nothing to count on, or an option has no effect beside the others.
             DataError: shards that cannot be read, or with masks where there must be none.
             RunError: the run was begun with other settings, splits share groups or have other classes, there is no
                 teacher, or masks of other images.
         """
         require_installed(self.config.tracking.to)
         train, folder = self.train.index, run_folder(self.config)
+        check_metrics(self.config, self.val)
         check_keep_best(self.config, self.class_set, self.val)
         begun = run_to_go_on_with(folder)
         if begun is None:  # a run goes on as it began, whatever was refused since

@@ -7,6 +7,7 @@ import torch
 
 from launcher.config.sections import Config
 from launcher.errors import RunError
+from launcher.processes.precision import half_of
 from launcher.run.failure import NotingFailure
 
 
@@ -32,7 +33,8 @@ def explain_memory(error: torch.OutOfMemoryError, config: Config, step: int) -> 
         peak = f"; the run had {torch.cuda.max_memory_allocated() / 2**30:.1f} of {whole:.1f} GiB at its peak"
     train = config.train
     advice = [f"train.accumulate={2 * train.accumulate} (the same batch in smaller parts)"]
-    advice += ["train.precision=bf16"] if train.precision != "bf16" else []
+    half = half_of(torch.cuda.get_device_capability()) if torch.cuda.is_available() else "bf16"
+    advice += [f"train.precision={half}"] if train.precision in ("ieee", "tf32") and half != "ieee" else []
     advice += ["train.graph=false (a graph keeps memory of its own)"] if train.graph else []
     return RunError(
         f"step {step + 1}: the memory of the GPU ended ({said}){peak}. Start again, from the last checkpoint, with "

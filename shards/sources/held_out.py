@@ -54,24 +54,29 @@ class Groups:
     Attributes:
         names, rows: of each group its name, and how many rows it has.
         images_GK: of each group the rows that show no class, and those of each class.
+        judged_GK: the same, of the rows that it has where it is held out.
         free: whether a group may be held out.
     """
 
     names: np.ndarray
     rows: np.ndarray
     images_GK: np.ndarray
+    judged_GK: np.ndarray
     free: np.ndarray
 
     @classmethod
-    def of(cls, source: Labelled, masked: bool) -> "Groups":
-        """Of a source; if `masked`, only those are free whose rows with a class all have a mask."""
+    def of(cls, source: Labelled, masked: bool, skip: bool = False) -> "Groups":
+        """Of a source; if `masked`, only those are free whose rows with a class all have a mask, or with `skip` one of
+        them, for the others are left out where the group is held out."""
         names, number_of, rows = np.unique(source.groups(), return_inverse=True, return_counts=True)
         images_GK = np.zeros((len(names), source.class_set.num_fg_classes + 1), dtype=int)
-        free = np.ones(len(names), dtype=bool)
+        lacking_GK = np.zeros_like(images_GK)
         for number, row in zip(number_of, source.rows, strict=True):
             images_GK[number, sorted(row.shows)] += 1
-            free[number] &= not masked or row.mask is not None or not row.image_label
-        return cls(names, rows, images_GK, free)
+            lacking_GK[number, sorted(row.shows)] += masked and row.lacks_mask
+        judged_GK = images_GK - lacking_GK if skip else images_GK
+        free = (lacking_GK == 0).all(1) | (skip & (judged_GK[:, 1:] > 0).any(1))
+        return cls(names, rows, images_GK, judged_GK, free)
 
     def fill(self, room: Mapping[str, float], order: list[int]) -> dict[str, list[int]]:
         """{part: its groups}: each group goes to the first part that has as many rows left."""
@@ -86,21 +91,21 @@ class Groups:
     def judge(self, held: Mapping[str, list[int]], shares: Mapping[str, float]) -> tuple[int, float] | None:
         """How good a choice is, more is better: classes that parts show, and how near they are to the shares; None if
         a class could not be learned, or nothing could be judged on a part."""
-        total_K = self.images_GK.sum(0)
-        out = {name: self.images_GK[part].sum(0) for name, part in held.items()}
-        kept_K = total_K - sum(out.values())
+        total_K, judged_K = self.images_GK.sum(0), self.judged_GK.sum(0)
+        out = {name: self.judged_GK[part].sum(0) for name, part in held.items()}
+        kept_K = total_K - sum(self.images_GK[part].sum(0) for part in held.values())
         if (kept_K[1:] == 0)[total_K[1:] > 0].any() or not all(part_K[1:].any() for part_K in out.values()):
             return None
         wanted_K = self.wanted_K(len(shares))
         shown = sum(int(((part_K > 0) & (kept_K > 0) & wanted_K).sum()) for part_K in out.values())
         if len(total_K) == 2 and shown < wanted_K.sum() * len(shares):
             return None
-        uneven = sum(float(np.abs(out[name] - share * total_K)[total_K > 0].sum()) for name, share in shares.items())
+        uneven = sum(float(np.abs(out[name] - share * judged_K)[total_K > 0].sum()) for name, share in shares.items())
         return shown, -uneven
 
     def wanted_K(self, parts: int) -> np.ndarray:
         """Which classes, and images without any, have groups enough for all parts and what is kept."""
-        return (self.images_GK > 0).sum(0) > parts
+        return ((self.images_GK > 0).sum(0) > parts) & ((self.judged_GK > 0).sum(0) >= parts)
 
     def orders(self, parts: int, seed: int) -> Iterator[list[int]]:
         """The orders in which the groups are visited."""
@@ -114,7 +119,7 @@ class Groups:
 
 
 def hold_out(
-    source: Labelled, shares: Mapping[str, float], *, seed: int = 0, masked: bool = False
+    source: Labelled, shares: Mapping[str, float], *, seed: int = 0, masked: bool = False, skip: bool = False
 ) -> tuple[Labelled, dict[str, Labelled]]:
     """Split into (kept, {name: held out}) so that no group is in two parts, and each part shows all classes that have
     groups enough.
@@ -128,12 +133,14 @@ def hold_out(
         shares: {name: share of the rows}, see parse_shares.
         seed: of the order.
         masked: hold out only groups whose images with a class all have a mask.
+        skip: or one of them: the others will be left out of what is held out (Labelled.without_lacking). They count as
+            rows of the share all the same, since the whole group is taken from what is kept (D-185).
 
     Raises:
         DataError: no group is small enough, a part cannot have half of its share, or no choice leaves all classes
             in what is kept and one (of one class: images with and without it, where groups suffice) in each part.
     """
-    groups = Groups.of(source, masked)
+    groups = Groups.of(source, masked, skip)
     room = {name: share * len(source) for name, share in shares.items()}
     several = source.class_set.num_fg_classes > 1
     best: tuple[tuple[int, float], dict[str, list[int]]] | None = None
@@ -147,20 +154,21 @@ def hold_out(
     if best is None or not (several or groups.wanted_K(len(shares))[1]):
         raise DataError(
             f"cannot hold out {' and '.join(f'{share:.0%}' for share in shares.values())} of "
-            f"{len(source)} rows: {explain(source, groups, room)}"
+            f"{len(source)} rows: {explain(source, groups, room, skip)}"
         )
     parts = {name: {str(group) for group in groups.names[part]} for name, part in best[1].items()}
     kept = {*map(str, groups.names)}.difference(*parts.values())
     return source.take(kept), {name: source.take(part) for name, part in parts.items()}
 
 
-def explain(source: Labelled, groups: Groups, room: Mapping[str, float]) -> str:
+def explain(source: Labelled, groups: Groups, room: Mapping[str, float], skip: bool) -> str:
     """Why nothing could be held out."""
     free = int(groups.rows[groups.free].sum())
     if free < min(len(source), sum(room.values())):
         return (
-            f"only {free}, in {int(groups.free.sum())} groups, have a mask for each image with a class; add masks, "
-            "hold out less, or hold out without masks"
+            f"only {free}, in {int(groups.free.sum())} groups, have a mask for {'an' if skip else 'each'} image with a "
+            f"class; add masks, hold out less, {'' if skip else 'leave images without one out (--skip-unmasked), '}or "
+            "hold out without masks"
         )
     for name, rows in room.items():
         fitting = int(groups.rows[groups.free & (groups.rows <= rows)].sum())

@@ -37,6 +37,11 @@ class Row:
         """The classes of the label, or that there is none."""
         return {*self.image_label} or {NONE}
 
+    @property
+    def lacks_mask(self) -> bool:
+        """Would pixel shards say of it that it shows nothing?"""
+        return bool(self.image_label) and self.mask is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
@@ -59,12 +64,12 @@ class Labelled:
     mask_values: Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
-        lacking = [row for row in self.rows if row.image_label and row.mask is None] if self.with_masks else []
-        if lacking:
+        if self.with_masks and (lacking := self.lacking):
             raise DataError(
                 f"{self.source}: {len(lacking)} of {sum(bool(row.image_label) for row in self.rows)} frames labelled "
                 f"{self.any_class} have no mask, first '{lacking[0].key}' (looked for {lacking[0].mask_place}); "
-                f"without one they would count as free of {self.any_class}: add masks, or write these frames label-only"
+                f"without one they would count as free of {self.any_class}: add masks, leave such frames out "
+                "(--skip-unmasked), or write them label-only"
             )
 
     @property
@@ -76,6 +81,11 @@ class Labelled:
     def has_masks(self) -> bool:
         """Is there any mask of these images?"""
         return any(row.mask is not None for row in self.rows)
+
+    @property
+    def lacking(self) -> list[Row]:
+        """The rows with a class and without a mask."""
+        return [row for row in self.rows if row.lacks_mask]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -118,6 +128,20 @@ class Labelled:
     def take(self, groups: set[str]) -> "Labelled":
         """The rows of these groups."""
         return replace(self, rows=tuple(row for row in self.rows if row.group in groups))
+
+    def without_lacking(self) -> "Labelled":
+        """The rows that pixel shards can hold.
+
+        Raises:
+            DataError: no row with a class is left.
+        """
+        rows = tuple(row for row in self.rows if not row.lacks_mask)
+        if self.lacking and not any(row.image_label for row in rows):
+            raise DataError(
+                f"{self.source}: none of the {len(self.lacking)} frames labelled {self.any_class} has a mask, first "
+                f"'{self.lacking[0].key}' (looked for {self.lacking[0].mask_place}); add some, or leave --masks out"
+            )
+        return replace(self, rows=rows)
 
 
 def read_labelled(

@@ -152,7 +152,7 @@ def test_evaluation_and_report(run):
     assert all(title in page for title in ("Per-image IoU", "Precision over recall", "False-alarm area", "Calibration"))
     assert "Training, " not in page  # one point is no plot
     assert "images with smoke" in page and report["headline"] == {"source": "grad", "choice": "fixed"}  # tune has few
-    assert page.count("data:image/jpeg") == 6 * 3 + 1  # strip and gallery of the student; the teacher has no figures
+    assert page.count("data:image/jpeg") == 8 * 3 + 1  # strip and gallery of the student; the teacher has no figures
 
 
 def test_figures_need_cams_and_truth_first(in_tmp, tiny_config):

@@ -6,6 +6,7 @@ import pytest
 from support.packages import install
 
 from wsss.methods import METHODS
+from wsss.metrics.base import METRICS
 from wsss.models import MODELS
 from wsss.refine import REFINERS, takes_cue
 
@@ -48,6 +49,17 @@ def test_what_is_of_the_wrong_kind_is_told(tmp_path, monkeypatch):
         METHODS["number"]
     with pytest.raises(ValueError, match="wanted a function"):
         MODELS["number"]
+
+
+def test_a_metric_that_is_not_whole_is_told(tmp_path, monkeypatch):
+    source = (
+        "from wsss.metrics.base import Metric\nclass Half(Metric):\n    meaning = 'x'\n    def compute(self): ...\n"
+    )
+    install(monkeypatch, tmp_path, "others", {"wsss.metrics": "h = others_m:Half\nn = math:pi"}, {"others_m": source})
+    with pytest.raises(ValueError, match=r"'h' of package 'others' .* \(Half\) lacks heading, merge, update"):
+        METRICS["h"]
+    with pytest.raises(ValueError, match="wanted a class of Metric"):
+        METRICS["n"]
 
 
 def test_a_name_that_two_offer_is_refused_with_both(tmp_path, monkeypatch):

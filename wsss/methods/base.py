@@ -83,6 +83,11 @@ class Method(nn.Module):
         """Raise ValueError if the method cannot learn from images of side x side pixels: an option does not fit them.
         It says which, and what fits. Called before the first step."""
 
+    def as_on_gpus(self) -> None:
+        """From now on compute what a GPU would, also on tensors of a CPU: `wsss plan` counts a GPU's step on tensors
+        without values, which lie nowhere. For methods that take another way on CPUs, above all one whose shapes depend
+        on values."""
+
     def synchronise(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Make equal on all ranks what each has learnt from its own images. Called on all ranks without gradients, once
         after each update, also where there is one rank: so state is a function of the step and of nothing else.

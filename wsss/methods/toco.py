@@ -164,6 +164,9 @@ class ToCo(Method):
             stride = self.student.stride
             check_crops(side, side, crop_size=self.crop_px, crop_num=self.crop_num, stride=stride)
 
+    def as_on_gpus(self) -> None:
+        self.energy_grid = 0.0  # its cells depend on values; GPUs take every pixel
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         return self.losses(make_views(batch, toco_compat=self.toco_compat), step)
 

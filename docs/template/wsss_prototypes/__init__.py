@@ -1,1 +1,1 @@
-"""A method for wsss in a package of its own."""
+"""A method and a metric for wsss in a package of its own."""

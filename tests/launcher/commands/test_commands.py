@@ -184,6 +184,29 @@ def test_no_mask_is_read_without_masks_and_none_of_what_is_kept(in_tmp, wsss_her
     assert "split 'train', supervision 'label', 9 images" in said
 
 
+@pytest.mark.parametrize(("command", "column"), [("smoke", "label"), ("images", "labels")])
+def test_frames_without_a_mask_are_left_out_where_that_is_asked_for_and_counted(in_tmp, wsss_here, command, column):
+    (in_tmp / "frames/masks").mkdir(parents=True)
+    names = ("1", "0") if command == "smoke" else ("cat", "background")
+    rows = [f"image,{column},group", *(f"{n}.jpg,{names[n % 2]},video{n // 4}" for n in range(16))]
+    (in_tmp / "frames/labels.csv").write_text("\n".join(rows))
+    for n in range(16):
+        Image.new("RGB", (8, 8), (15 * n, 0, 0)).save(in_tmp / f"frames/{n}.jpg")
+    for n in range(0, 16, 4):  # of each video the first of two frames with a class, and none of two without
+        Image.new("L", (8, 8), 1).save(in_tmp / f"frames/masks/{n}.png")
+    wanted = ("shards", command, "--root", "frames", "--labels", "labels.csv", "--workers", 1, "--image-folder", "")
+    said, code = wsss_here(*wanted, "--out", "d", "--split", "train", "--hold-out", "val=0.25", "--masks")
+    assert code == 2 and "--skip-unmasked" in said
+    wanted += ("--masks", "--skip-unmasked")
+    said, code = wsss_here(*wanted, "--out", "d", "--split", "train", "--hold-out", "val=0.25")
+    assert code == 0 and "d/val: 1 of 4 images are labelled" in said and "in no other split" in said
+    assert "split 'val', supervision 'pixel', 3 images" in said
+    assert "split 'train', supervision 'label', 12 images" in said
+    said, code = wsss_here(*wanted, "--out", "all", "--split", "val")
+    assert code == 0 and "all/val: 4 of 16 images are labelled" in said
+    assert "split 'val', supervision 'pixel', 12 images" in said
+
+
 def test_own_frames_without_masks_become_a_label_only_tune(in_tmp, wsss_here):
     rows = ["image,label,group", *(f"{n}.jpg,{n % 2},video{n // 3}" for n in range(12))]
     (in_tmp / "frames").mkdir()
@@ -251,6 +274,7 @@ def test_a_dry_run_checks_and_prints_the_launch_command(in_tmp, wsss_here, tiny_
             "--separator without effect: there are no --labels, folders are the classes; l",
         ),
         ("images --root r --hold-out-seed 3", "--hold-out-seed without effect: there is no --hold-out; leave it out"),
+        ("images --root r --skip-unmasked", "--skip-unmasked without effect: there are no --masks; leave it out"),
         ("images --root r --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it out"),
         ("images --root r --drop-others", "--drop-others without effect: there are no --classes; leave it out"),
         ("smoke --root r --labels l --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it"),

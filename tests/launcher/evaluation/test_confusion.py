@@ -75,7 +75,7 @@ def test_each_image_has_the_probability_and_the_label_of_every_class():
     tally.add(ScorePrediction(scores, "x", 0.5), truth)
     (row,) = tally.rows({"fixed": 0.5})
     assert row == {
-        **{"key": "a", "group": "g", "truth_area": 1.0, "iou_fixed": 1.0},
+        **{"key": "a", "group": "g", "truth_area": 1.0, "iou_fixed": 1.0, "false_area_fixed": 0.0},
         **{"p(cat)": 0.25, "label(cat)": 0, "p(group)": 0.75, "label(group)": 1},
     }
 
@@ -90,7 +90,8 @@ def test_each_image_has_the_mean_iou_of_the_classes_of_its_objects():
     assert first["iou_fixed"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-5)  # class 1: 1 of 3 pixels, class 2: 2 of 2
     assert first["truth_area"] == 4 / 7 and (first["key"], first["group"]) == ("a", "group")
     assert clear["iou_fixed"] is None and clear["truth_area"] == 0
-    assert unknown["iou_fixed"] is unknown["truth_area"] is None
+    assert first["false_area_fixed"] == pytest.approx(1 / 7, abs=1e-5) and clear["false_area_fixed"] == 0.5
+    assert unknown["iou_fixed"] is unknown["truth_area"] is unknown["false_area_fixed"] is None
     figures = tally.figures_at(0.5)
     assert figures["background_share"] == pytest.approx(5 / 9) and figures["classes_in_truth"] == 3
     add(tally, np.array([[0]], dtype=np.uint8), np.array([[4]], dtype=np.uint8))

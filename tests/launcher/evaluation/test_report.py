@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from launcher.evaluation.headline import (
 )
 from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
 from launcher.evaluation.report import write_report
-from launcher.evaluation.strip import choose_ranks, rank_images
+from launcher.evaluation.strip import choose_ranks, rank_alarms, rank_images
 from launcher.run.folder import Run
 
 
@@ -53,7 +54,11 @@ def test_the_page_meets_a_phone_the_dark_and_those_who_see_no_pictures(pair):
     assert "control control" in words and "(+10.0 [+10.0, +10.0] of " in words and "paper 47.4" in words
     assert "teacher ( wsss infer runs/teacher && wsss evaluate runs/teacher )." in words and "Left out" in words
     assert text.index('class="strip"') < text.index('class="cards"') < text.index("<svg") < text.index("<table")
-    assert text.count("<figure") == 6 and len(page.all("img")) == 6 * 3 + 2  # and two galleries
+    assert text.count("<figure") == 6 + 2 and len(page.all("img")) == 8 * 3 + 2  # two false alarms; and two galleries
+    assert "worst: IoU" in words and words.index("worst: IoU") < words.index(
+        "alarm: ", words.index("worst: ")
+    ) < words.index("median: ")
+    assert re.search(r"; alarm: the worst of the false alarms on \d+ of the \d+ images without smoke; below", words)
     assert any("outline of the truth: smoke on" in image["alt"] for image in page.all("img"))
     folded = text[text.index("<details><summary>Every map and mask</summary>") :]
     first, whole = folded.split("The same with all", 1)
@@ -164,6 +169,43 @@ def test_without_masks_images_are_ranked_by_the_probability_of_what_their_label_
     evaluation = {"sources": {}, "dataset": {"classes": ["cat", "dog"]}}
     ranked, order = rank_images(Headline(tmp_path, evaluation, "x", "fixed"))
     assert ranked == [("b", "p(cat) 0.20"), ("a", "p(cat) 0.90")] and order == "probability"
+
+
+def rows_of(tmp_path, *rows):
+    (tmp_path / "per_image.csv").write_text("\n".join(("source,key,group," + rows[0], *rows[1:])))
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "worst", "told"),
+    [
+        (
+            ["smoke"],
+            (
+                "probability,truth_area,false_area_fixed",
+                *("x,a,g,0.9,0.0,0.02", "x,b,g,0.1,0.0,0.3", "x,c,g,0.1,0.0,0.0", "x,shown,g,0.9,0.2,0.5", "x,?,g,1,,"),
+            ),
+            [("b", "30.0 %, p 0.10"), ("a", "2.0 %, p 0.90")],
+            "alarm: the worst of the false alarms on 2 of the 3 images without smoke",
+        ),
+        (
+            ["cat", "dog"],
+            ("p(cat),label(cat),p(dog),label(dog)", "x,a,g,0.9,1,0.9,0", "x,b,g,0.4,0,0.7,0", "x,c,g,0.4,0,0.1,0"),
+            [("b", "p(dog) 0.70")],
+            "alarm: the worst of the false alarms on 1 of the 2 images without any of the classes",
+        ),
+        (
+            ["cat", "dog"],
+            ("truth_area,false_area_fixed", "x,a,g,0.0,0.0", "y,b,g,0.0,0.5"),
+            [],
+            "no false alarm on the 1 images without any of the classes",
+        ),
+        (["cat"], ("truth_area,false_area_fixed", "x,a,g,0.4,0.2"), [], ""),
+    ],
+)
+def test_the_worst_false_alarms_are_those_of_images_without_a_class(tmp_path, classes, rows, worst, told):
+    rows_of(tmp_path, *rows)
+    evaluation = {"sources": {}, "dataset": {"classes": classes}}
+    assert rank_alarms(Headline(tmp_path, evaluation, "x", "fixed")) == (worst, told)
 
 
 def test_truth_and_mask_differ_in_colour_width_and_casing_on_a_grey_sky():

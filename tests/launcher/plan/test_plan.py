@@ -39,6 +39,8 @@ from launcher.training.graph import is_recorded
 from shards.schema import ClassSet
 from wsss.gaussian_sum import gaussian_sum
 from wsss.maps.par import neighbour_weights, propagate
+from wsss.methods import METHODS
+from wsss.methods.classify import Classify
 from wsss.tensors import triton_serves
 
 MEASURED = {  # ms of an update on an H100, docs/experiments.md of 2026-11-26
@@ -79,6 +81,14 @@ def test_an_operator_takes_the_longer_of_products_traffic_and_launch():
     assert gpu.least(989 * 10**12, 0, PAIRS, "ieee") == (one, "products")
     assert gpu.least(1, 3350 * 10**9, "bf16", "bf16") == (one, "memory")
     assert gpu.least(1, 1, "bf16", "bf16") == (3e-6, "small kernels")
+    t4 = GPUS["t4"]  # halves on its matrix units; without TF32
+    assert t4.least(65 * 10**12, 0, "bf16", "fp16") == (one, "products")
+    assert t4.least(65 * 10**12, 0, PAIRS, "ieee") == (one, "products")
+    assert t4.least(81 * 10**11, 0, "float32", "fp16") == (one, "products")
+    assert t4.least(81 * 10**11, 0, "float32", "tf32") == (one, "products")
+    for name, peak in (("h200", 989), ("a100", 312), ("l40s", 362), ("a10", 125), ("4090", 165), ("3090", 71)):
+        for precision in ("bf16", "fp16"):
+            assert GPUS[name].least(peak * 10**12, 0, "bf16", precision) == (one, "products")
 
 
 def test_without_a_graph_a_step_takes_at_least_its_launches(nowhere):
@@ -143,6 +153,8 @@ def test_memory_time_and_disk_are_sums_by_hand(nowhere):
     for precision, peak in (("bf16", 989), ("fp16", 989), ("tf32", 494), ("ieee", 67)):
         found = time_validation(changed("train", precision=precision), GPUS["h100"], 100, 10**12, 2)
         assert found == pytest.approx([100 * looks / peak / 2 / share for share in UTILISATION])
+    t4 = time_validation(changed("train", precision="fp16"), GPUS["t4"], 100, 10**12, 1)
+    assert t4 == pytest.approx([100 * looks / 65 / share for share in UTILISATION])
     part = time_validation(changed("data", val_part=40), GPUS["h100"], 100, 10**12, 1)
     assert part == pytest.approx([40 * looks / 989 / share for share in UTILISATION])
 
@@ -230,6 +242,33 @@ def test_what_only_cpus_do_is_not_planned(nowhere):
     assert count_config(config, build_without_values(config, class_set), class_set, 2)[0].flops > 0
 
 
+class OtherOnCpus(Classify):
+    grid = True
+
+    def as_on_gpus(self):
+        self.grid = False
+
+    def forward(self, batch, step):
+        if self.grid:
+            batch["image"].unique()
+        return super().forward(batch, step)
+
+
+def test_a_method_says_what_it_does_on_gpus(nowhere, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", OtherOnCpus)
+    small = ["data.image_size=64", "data.global_batch_size=2", "model.timm_name=resnet10t", "method={name: mine}"]
+    assert plan_of("smoke/teacher_resnet50", *small).flops > 0
+    monkeypatch.setattr(OtherOnCpus, "as_on_gpus", lambda self: None)
+    with pytest.raises(ConfigError, match="method 'mine': its step cannot be counted without values"):
+        plan_of("smoke/teacher_resnet50", *small, "train.seed=1")
+
+
+def test_a_gpu_without_bfloat16_is_planned_in_float16_alone(nowhere):
+    message = r"precision is bf16, which NVIDIA T4 16GB .* does not support; take train.precision=fp16, or ieee"
+    with pytest.raises(ConfigError, match=message):
+        plan_of("smoke/teacher_resnet50", gpu="t4")
+
+
 def test_frozen_weights_take_no_gradients_and_need_no_files(nowhere):
     """Grad-CAM of texts, and two encoders of 5.5 million weights."""
     tiny = "vit_tiny_patch16_224"
@@ -240,7 +279,8 @@ def test_frozen_weights_take_no_gradients_and_need_no_files(nowhere):
 
 def test_what_does_not_fit_says_what_does(nowhere):
     assert plan_of("smoke/teacher_resnet50").fits and plan_of("smoke/teacher_resnet50").accumulate == 1
-    large = plan_of("smoke/teacher_resnet50", "data.global_batch_size=128", gpu="t4")
+    large = plan_of("smoke/teacher_resnet50", "data.global_batch_size=128", "train.precision=fp16", gpu="t4")
+    assert large.floor_s["products"] == pytest.approx(large.flops / 65e12, rel=0.2)
     assert not large.fits and 0 < large.largest < 128
     assert 128 // large.accumulate <= large.largest < 128 // (large.accumulate // 2)
     assert f"train.accumulate={large.accumulate} in place of 1" in format_plan(large)
@@ -304,7 +344,7 @@ def test_codes_say_whether_it_fits_and_a_probe_replaces_the_estimate(nowhere, in
     measure(plan, load_config(Path(small), ["train.accumulate=2"]), 7)
     assert (plan.step_s, plan.measured, plan.memory) == ((0.4, 0.4), True, {"measured peak": 2**29})
     assert asked == [(7, 3)] and plan.assumed[0].startswith("a step is the median of 7 on this CPU")
-    too_large = ["plan", "smoke/teacher_resnet50", "data.global_batch_size=128", "--gpu", "t4"]
+    too_large = ["plan", "smoke/teacher_resnet50", "data.global_batch_size=128", "train.precision=fp16", "--gpu", "t4"]
     assert command.invoke(app, too_large).exit_code == 3
     with pytest.raises(ConfigError, match="there is no 'h1000'; choose one of h100"):
         find_gpu("h1000")

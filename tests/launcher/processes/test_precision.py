@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from launcher.processes.accelerator import make_accelerator
-from launcher.processes.precision import in_precision
+from launcher.processes.precision import half_of, in_precision
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,11 @@ def test_each_precision_sets_every_flag_and_puts_it_back(precision, products, co
     with in_precision(precision, "cpu"):
         assert flags() == (products, convolutions, autocast)
     assert flags() == before
+
+
+def test_a_gpu_before_ampere_has_float16_alone_and_one_before_volta_neither():
+    t4, v100, a100, p100 = (7, 5), (7, 0), (8, 0), (6, 0)
+    assert [half_of(card) for card in (t4, v100, a100, p100)] == ["fp16", "fp16", "bf16", "ieee"]
 
 
 def test_the_surroundings_have_no_say_in_the_precision(in_tmp, tiny_config, monkeypatch):

@@ -111,7 +111,7 @@ def test_what_would_be_taken_for_what_it_is_not_is_refused(shipped, overrides, s
         ("own/classify", ["launch.main_address=here"], "launch.main_address (there is one machine)"),
         (
             "voc/toco_vitb",
-            [CPU, "tracking.to=[]", "train.graph=false"],
+            [CPU, "tracking.to=[]", "tracking.experiment=mine", "train.graph=false"],
             "tracking.experiment (no mlflow in tracking.to)",
         ),
         ("voc_mini/frozen", ["method.attended=0"], "method.walk_steps, method.agree_from (method.attended is 0)"),

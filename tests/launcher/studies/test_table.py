@@ -21,7 +21,7 @@ from launcher.run.folder import Run
 from launcher.studies import beside, figures
 from launcher.studies.beside import find_known, list_rows
 from launcher.studies.figures import find_interval, tabulate_study
-from launcher.studies.page import format_cell, format_study, write_study_report
+from launcher.studies.page import format_cell, format_study, list_columns, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study
 from launcher.studies.slurm import slurm_script
@@ -227,6 +227,26 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     wrong = "lambda_1_seed1: was trained as tiny/lambda_1_seed0, train.seed 0; wanted tiny/lambda_1_seed1, train.seed 1"
     with pytest.raises(RunError, match=wrong):
         write_study_report("tiny", tiny)
+
+
+def test_a_table_has_the_columns_of_which_a_row_says_something(in_checkout):
+    nothing = {"mean": None, "deviation": None, "interval": None, "groups": None, "seeds": 0}
+    nothing |= {"false_alarm_area": None, "difference": None}
+    of_masks = {"paper": None, "note": "", "commits": ["abc"], "seeds": [0], "fixed": {**nothing, "mean": 0.5}}
+    of_masks |= {"tuned": nothing, "source": "segments@squash"}
+    masks = load_study("voc_mini")  # all its rows are label maps
+    classes = masks.model_copy(update={"rows": (*masks.rows, masks.rows[0].model_copy(update={"segments": None}))})
+
+    def headings(study, row):
+        return [column.heading for column in list_columns(study, [{"name": "a", **of_masks}, {"name": "b", **row}])]
+
+    assert headings(masks, of_masks) == ["row", "scores", "seeds", "mIoU", "commit"]
+    tuned = {"tuned": {**nothing, "mean": 0.5, "difference": (0.1, 0.0, 0.2)}, "paper": 0.4, "note": "n"}
+    assert headings(classes, {**of_masks, **tuned}) == [
+        *("row", "scores", "paper", "seeds", "fixed threshold", "tuned threshold", "tuned − control", "note", "commit")
+    ]
+    alarms = {"fixed": {**nothing, "false_alarm_area": 0.0}}
+    assert headings(classes, {**of_masks, **alarms})[3:] == ["fixed threshold", "false alarms", "commit"]
 
 
 def test_a_seed_that_the_page_would_not_show_is_refused(tiny):

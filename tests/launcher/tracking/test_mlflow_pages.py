@@ -86,7 +86,9 @@ def test_a_run_shows_what_it_is_and_a_second_delivery_changes_nothing(run, capsy
     assert "val/cam/miou 50.0 % at step 2" in note
     assert f"(#/experiments/{experiment.experiment_id}/runs/{run_id}/artifacts/evaluation.json?" in note
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert "metrics.`miou`" in json.loads(experiment.tags["mlflow.sharedViewState.wsss"])["selectedColumns"]
+    views = [json.loads(experiment.tags[f"mlflow.sharedViewState.{name}"]) for name in ("wsss", "wsss_rows")]
+    assert all("metrics.`miou`" in view["selectedColumns"] for view in views) and "groupBy" not in views[0]
+    assert views[1]["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "wsss.row"}]
     link = f"#/experiments/{experiment.experiment_id}/runs/{run_id}?workflowType=machine_learning"
     assert link in capsys.readouterr().err
     once = shown()

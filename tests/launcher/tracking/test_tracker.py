@@ -1,13 +1,16 @@
+from pathlib import Path
+
 import mlflow
 import pytest
 from PIL import Image
 
+from launcher.config.sections import TrackingConfig
 from launcher.errors import RunError
 from launcher.tracking.mlflow_sink import MlflowSink
 from launcher.tracking.mlflow_store import open_client
 from launcher.tracking.protocol import NoTracker
-from launcher.tracking.tracker import RunTracker, read_metrics
-from launcher.tracking.unsent import read_sent
+from launcher.tracking.tracker import RunTracker, open_tracker, read_metrics
+from launcher.tracking.unsent import read_sent, read_wanted
 
 
 @pytest.fixture
@@ -64,6 +67,26 @@ def test_a_store_holds_our_runs_and_no_others(run, in_tmp, monkeypatch):
     client = mlflow.MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     assert [found.info.run_id for found in client.search_runs(experiments)] == [run_id_of(run)]
+
+
+@pytest.mark.parametrize(
+    ("run", "named", "experiment", "name"),
+    [
+        ("runs/table/row_seed3", None, "table", "row_seed3"),
+        ("runs/mine/deep/student", None, "mine/deep", "student"),
+        ("runs/student", None, "wsss", "student"),
+        ("elsewhere/student", None, "wsss", "student"),
+        ("runs/table/row_seed3", "ours", "ours", "table/row_seed3"),
+    ],
+)
+def test_runs_of_one_folder_are_one_experiment_of_mlflow_unless_a_config_names_one(
+    in_tmp, run, named, experiment, name
+):
+    folder = Path(run)
+    folder.mkdir(parents=True)
+    open_tracker(folder, TrackingConfig(to=(), experiment=named)).close()
+    wanted = read_wanted(folder)
+    assert (wanted["experiment"], wanted["name"]) == (experiment, name)
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run_and_drops_what_it_does_again(run):

@@ -22,6 +22,7 @@ def test_a_run_names_its_config_its_data_and_its_place_in_a_study(in_tmp, tiny_c
     train(tiny_config("classify", "tracking.to=[]", *said[1:]), said)
     wanted = read_wanted(RUNS / "table/row_seed3")
     tags = {name: wanted["tags"][name] for name in ("wsss.study", "wsss.row", "wsss.seed", "wsss.overrides")}
+    assert (wanted["experiment"], wanted["name"]) == ("table", "row_seed3")
     assert tags == {
         "wsss.study": "table",
         "wsss.row": "row",

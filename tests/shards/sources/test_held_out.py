@@ -101,6 +101,33 @@ def test_with_masks_only_groups_that_have_all_of_theirs_are_held_out():
         hold_out(source, {"val": 0.2, "tune": 0.7}, masked=True)
 
 
+def test_videos_of_which_some_frames_have_masks_are_held_out_whole_and_judged_by_these():
+    # 8 videos of 10 frames, smoke in the even ones; of videos 0 to 3 the first frame has a mask, of 4 and on none
+    labels = [(1,) if n % 2 == 0 else () for n in range(80)]
+    source = table(labels, [n // 10 for n in range(80)], masked={0, 10, 20, 30})
+    with pytest.raises(DataError, match="only 0, in 0 groups, have a mask for each .* leave .* out .--skip-unmasked"):
+        hold_out(source, {"val": 0.25, "tune": 0.15}, masked=True)
+    kept, held = hold_out(source, {"val": 0.25, "tune": 0.15}, masked=True, skip=True)
+    assert (len(kept), len(held["val"]), len(held["tune"])) == (60 - 10, 20, 10)  # the share is of whole videos
+    val = held["val"].without_lacking()
+    assert len(val) == 2 * (1 + 5) and not val.lacking and not {*val.groups()} & {*"4567"}
+    with pytest.raises(DataError, match="only 40, in 4 groups, have a mask for an image with a class; add masks, hold"):
+        hold_out(source, {"val": 0.6, "tune": 0.3}, masked=True, skip=True)
+
+
+def test_a_class_without_a_mask_in_a_group_is_not_judged_there():
+    # two of six groups show both classes; group 0 has a mask of class 1 alone, group 1 of both
+    source = table([(1,), (2,)] * 6, [n // 2 for n in range(12)], classes=("a", "b"), masked={0, 2, 3, 4, 6, 8, 10})
+    for seed in range(5):
+        _, held = hold_out(source, {"val": 0.2}, masked=True, skip=True, seed=seed)
+        assert {*held["val"].groups()} == {"1"}  # the one that judges both classes
+
+
+def test_without_any_mask_nothing_can_be_left_out():
+    with pytest.raises(DataError, match="none of the 2 frames labelled smoke has a mask, first '0'"):
+        table([(1,), (1,), ()]).without_lacking()
+
+
 def test_a_part_of_less_than_half_its_share_is_refused():
     # a group of 1 and five of 10: of a share of 9 there is nothing but the one
     source = table([(1,) if n % 2 else () for n in range(51)], [0] + [1 + n // 10 for n in range(50)])
