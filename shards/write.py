@@ -23,6 +23,7 @@ from shards.schema import ClassSet, DataError, DiskError, Source, Supervision, i
 from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note, temporary_folder
 
 DEFAULT_SHARDS = 32
+ALREADY = "exists already; remove it or choose another --out"
 SWEEP_S = 10.0  # that another process may look at a new file for
 
 
@@ -74,7 +75,7 @@ def write_split(
 def refuse_existing(folder: Path) -> None:
     """Raise DataError if a split is there already."""
     if folder.exists():
-        raise DataError(f"{folder}: exists already; remove it or choose another --out")
+        raise DataError(f"{folder}: {ALREADY}")
 
 
 def identify_write(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
@@ -112,15 +113,16 @@ def is_written(source: Source, out: Path, split: str, supervision: Supervision, 
     final = out / split
     if not final.exists():
         return False
-    path = final / MADE_OF
     now = identify_write(source, split, supervision, min(num_shards, len(source)))
-    if now is None or not path.is_file():
-        refuse_existing(final)
-    before, now = (flat(one) for one in (json.loads(path.read_text()), now or {}))
+    try:
+        before = json.loads((final / MADE_OF).read_text())
+    except (OSError, ValueError):
+        before = None
+    if now is None or not isinstance(before, dict):
+        raise DataError(f"{final}: {ALREADY}")
+    old, new = flat(before), flat(now)
     different = [
-        f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in old | new if old.get(name) != new.get(name)
     ]
     if different:
         raise DataError(

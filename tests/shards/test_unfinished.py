@@ -202,6 +202,7 @@ def test_a_finished_split_is_known_by_what_it_was_made_of(tmp_path):
         is_written(source, tmp_path, "train", "label", 4)
     with pytest.raises(DataError, match="made of something else .source's shade: 10, now 9.;"):
         is_written(Logged(source.log, shade=9), tmp_path, "train", "label", 5)
-    (tmp_path / "train" / MADE_OF).unlink()
-    with pytest.raises(DataError, match="exists already; remove it"):
-        is_written(source, tmp_path, "train", "label", 5)
+    for cut in (b"", b"[]", b"\xff", None):
+        (tmp_path / "train" / MADE_OF).unlink() if cut is None else (tmp_path / "train" / MADE_OF).write_bytes(cut)
+        with pytest.raises(DataError, match="exists already; remove it"):
+            is_written(source, tmp_path, "train", "label", 5)
