@@ -76,6 +76,6 @@ def study_report(name: Study) -> None:
     from launcher.studies.table import load_study
 
     study = load_study(name)
-    page = write_study_report(Path(name).stem, study)
+    page = write_study_report(name, study)
     print(format_study(Path(name).stem, study))
     print(f"report: {page}")

@@ -79,7 +79,7 @@ def write_study_report(name: str, study: Study) -> Path:
         protocols=protocols,
         forest=plot_differences(study, rows),
     )
-    out = RUNS / study.folder / f"{name}.html"
+    out = RUNS / study.folder / f"{Path(name).stem}.html"
     write_whole(out, page)
     return out
 

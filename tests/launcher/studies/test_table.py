@@ -179,6 +179,8 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     assert "Difference to lambda_0, mean (seed by seed): " in format_study("tiny", of_pooled)
     assert "seed by seed" not in format_study("tiny", tiny)
     page = write_study_report("tiny", tiny)
+    named = write_study_report("my/tiny.yaml", tiny)  # a study of one's own is reported by its path
+    assert named == page and "wsss study report my/tiny.yaml" in named.read_text()
     text = page.read_text()
     assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
     (forest,) = read_page(page).all("svg")
