@@ -72,7 +72,7 @@ def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[i
             )
             for task, of_task in tasks.items()
         ]
-        after = f"--dependency=afterok:$stage{number - 1} --kill-on-invalid-dep=yes " if number else ""
+        after = f'--dependency="afterok:$stage{number - 1}" --kill-on-invalid-dep=yes ' if number else ""
         listed_tasks = "\n".join(f"  {shlex.quote(line)}" for line in lines)
         texts.append(STAGE.format(number=number, after=after, last=len(lines) - 1, tasks=listed_tasks))
     return SCRIPT.format(
