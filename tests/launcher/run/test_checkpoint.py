@@ -1,3 +1,4 @@
+import errno
 import json
 import resource
 import subprocess
@@ -82,6 +83,26 @@ def test_a_damaged_model_is_not_used_unseen(tmp_path, trained):
         file.write(b"x")
     with pytest.raises(RunError, match="the bytes of model.safetensors are not those that were written"):
         steps.refuse_damaged(folder)
+    renamed = save(tmp_path, 1, trained).rename(tmp_path / "step_0000003")
+    with pytest.raises(RunError, match="step_0000003: state.json says step 1; remove it"):
+        steps.refuse_damaged(renamed)
+
+
+def test_a_file_of_a_checkpoint_that_is_something_else_is_told(tmp_path, trained):
+    folder, weight = save(tmp_path, 1, trained), torch.nn.Parameter(torch.zeros(1))
+    path = folder / "optimizer.pt"
+    others = torch.optim.AdamW([{"params": [weight]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    for content, message in (
+        ({"place": path}, "is no optimizer state of tensors and numbers"),  # an object of a class
+        (None, "is no optimizer state of tensors and numbers"),
+        (others.state_dict(), "belongs to a method with other trained parameters"),
+    ):
+        path.write_bytes(b"") if content is None else torch.save(content, path)
+        with pytest.raises(RunError, match=f"step_0000001/optimizer.pt: {message}"):
+            checkpoint.load(folder, *trained)
+    (folder / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(RunError, match="step_0000001/model.safetensors: is no safetensors file"):
+        checkpoint.load(folder, *trained)
 
 
 def test_a_checkpoint_from_before_there_were_hashes_still_counts(tmp_path, trained):
@@ -163,6 +184,18 @@ def assert_full_disk_is_told(run, trained):
     assert steps.newest_good(run, OneProcess()).name == "step_0000001"
 
 
+def test_a_disk_that_is_full_when_the_files_are_to_reach_it_leaves_the_old_checkpoint(tmp_path, trained, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(tmp_path, 1, trained)
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.run.checkpoint.sync_to_disk", refuse)
+        with pytest.raises(RunError, match="could not be saved: .*No space left on device"):
+            save(tmp_path, 2, trained)
+        assert_full_disk_is_told(tmp_path, trained)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_file_that_may_not_grow_leaves_the_old_checkpoint(tmp_path, trained, share):
     """As a full disk or a quota: in the model's file, or in the optimizer's, which is twice as large."""
@@ -207,4 +240,5 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path, trained):
 
 def test_state_says_step_and_files(tmp_path, trained):
     state = json.loads((save(tmp_path, 7, trained) / "state.json").read_text())
-    assert state["step"] == 7 and set(state["files"]) == {"model.safetensors", "optimizer.pt"}
+    assert (state["step"], state["world_size"], state["ema_decay"]) == (7, 1, None)
+    assert set(state["files"]) == {"model.safetensors", "optimizer.pt"}
