@@ -170,7 +170,7 @@ def test_ranks_find_together_what_one_process_finds_also_of_a_part(config, shard
         part = judge(settings, Segmenting(), shards, Accelerator(cpu=True)).judge(numbers, set())
         values = {value for kind in part.figures().values() for value in kind.values()}
         assert set(seen[step][0].values()) == values and f" {len(numbers)} images in " in capsys.readouterr().out
-        figures, gallery = found(step, 3)
+        figures, gallery = found(step, 2 if step == 2 else 3)
         assert figures == pytest.approx(seen[step][0]) and gallery == seen[step][1]
     assert seen[2][1] == seen[4][1] and seen[2][0] != seen[4][0]
     assert choose_part(3, 4) == [0, 1, 2]
