@@ -36,6 +36,9 @@ def save(run, step, trained, keep=2):
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, trained):
+    weight = trained[0].student.backbone.blocks[0].attn.qkv.weight
+    weight.data = weight.data.T.contiguous().T  # as of channels_last, which no file of weights takes as it is
+    assert not weight.is_contiguous()
     folder = save(tmp_path, 5, trained)
     method = Classify(tiny_vit())
     optimizer = torch.optim.AdamW(method.parameters())
@@ -168,13 +171,14 @@ def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(
 
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):
     save(tmp_path, 1, trained)
-    half = tmp_path / ".step_0000002.tmp"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    for step in (2, 3):
+        (tmp_path / f".step_000000{step}.tmp").mkdir()
+        (tmp_path / f".step_000000{step}.tmp/trained.safetensors").write_bytes(b"half")
     (tmp_path / "step_0000000").mkdir()  # an old one, half removed
     assert steps.newest_good(tmp_path, OneProcess()).name == "step_0000001"
     save(tmp_path, 3, trained)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000003"]
+    assert not (tmp_path / "step_0000003/trained.safetensors").exists()
 
 
 def assert_full_disk_is_told(run, trained):
