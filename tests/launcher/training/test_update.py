@@ -94,6 +94,7 @@ def test_an_update_that_overflows_is_left_out_by_hand(tmp_path):
     """2.4 x 2 ** 127 is no float32."""
     method = Line()
     update, batches = make_update(tmp_path, method, precision="fp16", ema_decay=0.75)
+    assert update.loss_scale.state.tolist() == [65536, 0, 0]
     for step, scale in ((0, 65536.0), (1, 2.0**127)):
         update.loss_scale.state[0] = scale
         update(batches, step)
