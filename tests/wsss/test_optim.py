@@ -27,6 +27,7 @@ def test_polynomial_schedule_equals_the_golden_vectors(golden, case):
 def test_power_zero_is_constant_after_the_warm_up():
     assert lr_at(0, lr=1.0, steps=10, warmup_steps=4, warmup_ratio=0.0) == 0.0
     assert lr_at(1, lr=1.0, steps=10, warmup_steps=4, warmup_ratio=0.0) == pytest.approx(0.25)
+    assert lr_at(0, lr=1.0, steps=10, warmup_steps=4) == pytest.approx(1e-6)
     assert [lr_at(step, lr=1.0, steps=10) for step in (0, 5, 9, 50)] == [1.0] * 4
 
 
@@ -80,9 +81,13 @@ def test_a_rate_of_layers_that_are_not_trained_is_told():
         parameter_groups(FrozenFeatures(tiny_frozen(), attended=1), 0.01, layer_decay=0.9)
     with pytest.raises(ValueError, match="none is trained but the classifier, which train.head_lr_factor is about"):
         parameter_groups(tiny_cnn(), 0.01, new_lr_factor=2, head_lr_factor=10)
+    with pytest.raises(ValueError, match="new_lr_factor is about layers without initial weights; here none is trained"):
+        parameter_groups(nn.ModuleDict({"backbone": nn.Linear(2, 2)}), 0.01, new_lr_factor=2)
     assert parameter_groups(tiny_cnn(), 0.01, new_lr_factor=2)
 
 
 def test_layers_of_what_is_no_backbone_are_told():
-    with pytest.raises(ValueError, match="layer_decay is about the layers of a backbone of timm"):
-        parameter_groups(nn.Linear(2, 2), 0.01, layer_decay=0.9)
+    for part in (nn.Linear(2, 2), {"backbone": nn.Linear(2, 2)}, {"other": tiny_vit().backbone}):
+        module = nn.ModuleDict(part) if isinstance(part, dict) else part
+        with pytest.raises(ValueError, match="layer_decay is about the layers of a backbone of timm"):
+            parameter_groups(module, 0.01, layer_decay=0.9)

@@ -181,7 +181,7 @@ def load_parts(
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """{name: tensor} of a weights file; a dict of dicts is entered at 'state_dict' or 'model'. Raises ValueError for a
+    """{name: tensor} of a weights file; dicts in a dict are entered at 'state_dict' or 'model'. Raises ValueError for a
     file of anything else."""
     try:
         if path.suffix == ".safetensors":
@@ -192,5 +192,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # both libraries raise a different type for each way in which a file is none of its own
         raise ValueError(f"{path}: not a weights file that can be loaded safely ({error})") from error
     for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state)
-    return state
+        if isinstance(state, Mapping) and isinstance(inside := state.get(wrapper), Mapping):
+            state = inside
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: holds a {type(state).__name__}; wanted a dict of tensors by their names")
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise ValueError(f"{path}: holds {type(value).__name__} {name!r}; wanted a dict of tensors by their names")
+    return dict(state)

@@ -139,6 +139,8 @@ def test_a_method_that_segments_is_judged_by_labels_too_where_there_are_no_masks
     number = val.number_of_key["val5"]  # a cat
     part = LabelJudge(config, Segmenting(), val, Accelerator(cpu=True)).judge(list(range(12)), {number, 3})
     assert set(part.figures()) == {LABELS} and sorted(part.labels.keys) == sorted(val.keys)
+    shown = [val.image_label_NK[val.number_of_key[key]].tolist() for key in part.labels.keys]
+    assert np.reshape([*part.labels.present], (12, 2)).tolist() == shown and [1, 0] in shown
     title, tiles = part.rows[number]
     assert title.startswith("val5: cat  p: ") and list(tiles) == ["image", "class_map", "aux_map"]
     assert lay_out_gallery([*part.rows.values()]).size == (3 * TILE_PX, LABEL_PX + 2 * (TILE_PX + LABEL_PX))

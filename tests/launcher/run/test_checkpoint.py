@@ -1,3 +1,4 @@
+import errno
 import json
 import resource
 import subprocess
@@ -35,6 +36,9 @@ def save(run, step, trained, keep=2):
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, trained):
+    weight = trained[0].student.backbone.blocks[0].attn.qkv.weight
+    weight.data = weight.data.T.contiguous().T  # as of channels_last, which no file of weights takes as it is
+    assert not weight.is_contiguous()
     folder = save(tmp_path, 5, trained)
     method = Classify(tiny_vit())
     optimizer = torch.optim.AdamW(method.parameters())
@@ -82,6 +86,26 @@ def test_a_damaged_model_is_not_used_unseen(tmp_path, trained):
         file.write(b"x")
     with pytest.raises(RunError, match="the bytes of model.safetensors are not those that were written"):
         steps.refuse_damaged(folder)
+    renamed = save(tmp_path, 1, trained).rename(tmp_path / "step_0000003")
+    with pytest.raises(RunError, match="step_0000003: state.json says step 1; remove it"):
+        steps.refuse_damaged(renamed)
+
+
+def test_a_file_of_a_checkpoint_that_is_something_else_is_told(tmp_path, trained):
+    folder, weight = save(tmp_path, 1, trained), torch.nn.Parameter(torch.zeros(1))
+    path = folder / "optimizer.pt"
+    others = torch.optim.AdamW([{"params": [weight]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    for content, message in (
+        ({"place": path}, "is no optimizer state of tensors and numbers"),  # an object of a class
+        (None, "is no optimizer state of tensors and numbers"),
+        (others.state_dict(), "belongs to a method with other trained parameters"),
+    ):
+        path.write_bytes(b"") if content is None else torch.save(content, path)
+        with pytest.raises(RunError, match=f"step_0000001/optimizer.pt: {message}"):
+            checkpoint.load(folder, *trained)
+    (folder / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(RunError, match="step_0000001/model.safetensors: is no safetensors file"):
+        checkpoint.load(folder, *trained)
 
 
 def test_a_checkpoint_from_before_there_were_hashes_still_counts(tmp_path, trained):
@@ -147,13 +171,14 @@ def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(
 
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):
     save(tmp_path, 1, trained)
-    half = tmp_path / ".step_0000002.tmp"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    for step in (2, 3):
+        (tmp_path / f".step_000000{step}.tmp").mkdir()
+        (tmp_path / f".step_000000{step}.tmp/trained.safetensors").write_bytes(b"half")
     (tmp_path / "step_0000000").mkdir()  # an old one, half removed
     assert steps.newest_good(tmp_path, OneProcess()).name == "step_0000001"
     save(tmp_path, 3, trained)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000003"]
+    assert not (tmp_path / "step_0000003/trained.safetensors").exists()
 
 
 def assert_full_disk_is_told(run, trained):
@@ -161,6 +186,18 @@ def assert_full_disk_is_told(run, trained):
         save(run, 2, trained)
     assert sorted(path.name for path in run.iterdir()) == ["step_0000001"]
     assert steps.newest_good(run, OneProcess()).name == "step_0000001"
+
+
+def test_a_disk_that_is_full_when_the_files_are_to_reach_it_leaves_the_old_checkpoint(tmp_path, trained, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(tmp_path, 1, trained)
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.run.checkpoint.sync_to_disk", refuse)
+        with pytest.raises(RunError, match="could not be saved: .*No space left on device"):
+            save(tmp_path, 2, trained)
+        assert_full_disk_is_told(tmp_path, trained)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
@@ -207,4 +244,5 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path, trained):
 
 def test_state_says_step_and_files(tmp_path, trained):
     state = json.loads((save(tmp_path, 7, trained) / "state.json").read_text())
-    assert state["step"] == 7 and set(state["files"]) == {"model.safetensors", "optimizer.pt"}
+    assert (state["step"], state["world_size"], state["ema_decay"]) == (7, 1, None)
+    assert set(state["files"]) == {"model.safetensors", "optimizer.pt"}

@@ -376,6 +376,11 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert apart == [False, False] and figures.tabulate_row(tiny, nothing, control)["fixed"]["groups"] is None
     oracle = figures.tabulate_row(tiny, tiny.row("oracle"), None)
     assert (oracle["fixed"]["mean"], oracle["tuned"]["mean"]) == (0.8, None)
+    of_masks = [one.model_copy(update={"figure": "miou"}) for one in (row, control)]
+    assert figures.tabulate_row(tiny, *of_masks)["fixed"]["by_seed"] == {0: 0, 1: 0}
+    (run_of(tiny, control.run, 0) / "evaluation.json").rename("aside.json")
+    assert figures.tabulate_row(tiny, *of_masks)["fixed"]["by_seed"] == {1: 0}
+    Path("aside.json").rename(run_of(tiny, control.run, 0) / "evaluation.json")
     shutil.rmtree(run_of(tiny, row.run, 1))
     fewer = figures.tabulate_row(tiny, row, control)
     assert fewer["fixed"]["difference"] == pytest.approx((0.3, 0.3, 0.3)) and fewer["seeds"] == [0]  # of seed 0 alone

@@ -30,6 +30,7 @@ def make_scale(state):
         ([8, 1999, 1], False, [16, 0, 1], False),
         ([8, 5, 1], True, [4, 0, 2], False),
         ([8, 1999, 1], True, [4, 0, 2], False),
+        ([2, 0, 16], True, [1, 0, 17], False),
         ([1, 0, 16], True, [0.5, 0, 17], True),  # a gradient that no scale makes finite
     ],
 )

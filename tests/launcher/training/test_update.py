@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from launcher.config.sections import TrainConfig
+from launcher.errors import RunError
 from launcher.training.skips import Skips
 from launcher.training.update import Update
 from wsss.methods.base import Method
@@ -28,7 +29,14 @@ class Line(Method):
         return {"loss": (3 * self.a + 4 * self.b) * x, "x": x}
 
     def synchronise(self, gather):
+        assert not torch.is_grad_enabled()
         self.synchronised += 1
+
+
+class Breaks(Line):
+    def forward(self, batch, step):
+        losses = super().forward(batch, step)
+        return {**losses, "loss": losses["loss"] * float("nan")} if step == 1 else losses
 
 
 class Counting(Line):
@@ -67,6 +75,7 @@ def test_two_updates_by_hand(tmp_path, clip, after, precision):
     of_a, of_b = after or ([-0.2, -0.8], [-1.2, -2.8])
     averages, loss = [1.0, 2.0], 3 * 1.0 + 4 * 2.0
     for step in (0, 1):
+        method.eval()  # as an evaluation leaves it
         update(batches, step)
         now = [of_a[step], of_b[step]]
         assert [method.a.item(), method.b.item()] == pytest.approx(now, abs=1e-5)
@@ -79,6 +88,29 @@ def test_two_updates_by_hand(tmp_path, clip, after, precision):
         assert scaled == ({"train/loss_scale": 65536, "train/updates_left_out": 0} if precision == "fp16" else {})
         loss = 3 * now[0] + 4 * now[1]
     assert method.synchronised == 2 and not update.window.batches
+
+
+def test_an_update_that_overflows_is_left_out_by_hand(tmp_path):
+    """2.4 x 2 ** 127 is no float32."""
+    method = Line()
+    update, batches = make_update(tmp_path, method, precision="fp16", ema_decay=0.75)
+    assert update.loss_scale.state.tolist() == [65536, 0, 0]
+    for step, scale in ((0, 65536.0), (1, 2.0**127)):
+        update.loss_scale.state[0] = scale
+        update(batches, step)
+        assert [method.a.item(), method.b.item()] == pytest.approx([-0.2, -1.2])
+        assert [update.average.method.a.item(), update.average.method.b.item()] == pytest.approx([0.7, 1.2])
+    figures = update.read_window(images=4)
+    assert (figures["train/loss_scale"], figures["train/updates_left_out"]) == (2.0**126, 1)
+
+
+def test_on_a_cpu_the_update_itself_tells_a_loss_that_is_not_finite(tmp_path):
+    method = Breaks()
+    update, batches = make_update(tmp_path, method)
+    update(batches, 0)
+    with pytest.raises(RunError, match="non-finite loss or gradient at step 2"):
+        update(batches, 1)
+    assert [method.a.item(), method.b.item()] == pytest.approx([-0.2, -1.2])
 
 
 def test_what_a_step_draws_does_not_depend_on_the_steps_before_it(tmp_path):

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from wsss.methods.classify import Classify
 from wsss.models.embedding import resize_positions
 from wsss.models.vit import ViT, build_vit
+from wsss.models.weights import read_state
 
 
 def golden_vit(arrays, dtype):
@@ -107,6 +108,29 @@ def test_weights_load_strictly_from_a_file_without_their_classifier(tmp_path):
         build_vit(
             2, timm_name="vit_tiny_patch16_224", weights=str(tmp_path / "w.pth"), timm_options={**options, "depth": 2}
         )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([torch.zeros(2)], "holds a list"),
+        ({"state_dict": {"epoch": 3}}, "holds int 'epoch'"),
+        ({0: torch.zeros(2)}, "holds Tensor 0"),
+        ({"model": "vit", "weight": torch.zeros(2)}, "holds str 'model'"),
+    ],
+)
+def test_a_file_that_holds_something_else_than_weights_is_told(tmp_path, content, said):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=rf"w\.pth: {said}; wanted a dict of tensors by their names"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_weights_are_found_where_a_training_has_put_them(tmp_path):
+    weights = {"weight": torch.ones(2)}
+    model = {"model": torch.zeros(2), **weights}  # here a weight's name
+    for content in (weights, {"state_dict": weights}, {"epoch": 3, "model": weights}, {"state_dict": model}):
+        torch.save(content, tmp_path / "w.pth")
+        assert read_state(tmp_path / "w.pth")["weight"].tolist() == [1, 1]
 
 
 def test_unusable_weights_and_names_are_told(tmp_path):
