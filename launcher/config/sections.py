@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
-from launcher.config.options import Named, Section, check_named, refuse_huge
+from launcher.config.options import Named, Section, check_named, options_of, refuse_huge, speaking_of
 from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
@@ -245,7 +245,7 @@ class Config(Section):
     def _options_exist(self) -> "Config":
         from wsss.methods import METHODS
         from wsss.models import MODELS
-        from wsss.refine import REFINERS, takes_cue
+        from wsss.refine import CHECKS, REFINERS, takes_cue
         from wsss.refine.crf import check_mean_field
 
         check_named("model", self.model, MODELS)
@@ -256,14 +256,15 @@ class Config(Section):
             check_named("partner", self.partner, MODELS)
         for number, refiner in enumerate(self.refine.chain):
             check_named(f"refine.chain.{number}", refiner, REFINERS)
+            if refiner.name in CHECKS:
+                with speaking_of(f"refine.chain.{number}"):
+                    CHECKS[refiner.name](**options_of(refiner, REFINERS))
             if takes_cue(refiner.name) and refiner.name not in self.refine.cues:
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
                 )
-        try:
+        with speaking_of("segment.mean_field"):
             check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
-        except ValueError as error:
-            raise ValueError(f"segment.mean_field: {error}") from error
         method = METHODS[self.method.name]
         if method.needs_teacher and self.teacher is None:
             raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")

@@ -105,7 +105,13 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, str], kinds
         program, dynamo=True, verbose=False, input_names=["image"], output_names=["logits", *kinds]
     )
     assert written is not None
-    written.model.metadata_props.update(facts)
+    model = written.model
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():  # what torch notes of each has sets in any order, and places of this machine
+            node.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update(facts)
     written.save(path)
 
 
