@@ -62,7 +62,7 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
 
 
 @contextmanager
-def speaking_of(place: str) -> Iterator[None]:
+def naming_place(place: str) -> Iterator[None]:
     """A ValueError of the science with the place in the config that it speaks of."""
     try:
         yield

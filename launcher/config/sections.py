@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
-from launcher.config.options import Named, Section, check_named, options_of, refuse_huge, speaking_of
+from launcher.config.options import Named, Section, check_named, naming_place, options_of, refuse_huge
 from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
@@ -193,7 +193,7 @@ class SegmentConfig(Section):
 
 class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
-    gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
+    gallery: Annotated[int, Field(ge=0, le=1024)] = 8  # fixed validation images drawn at each evaluation
     workers: Workers | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
 
 
@@ -257,13 +257,13 @@ class Config(Section):
         for number, refiner in enumerate(self.refine.chain):
             check_named(f"refine.chain.{number}", refiner, REFINERS)
             if refiner.name in CHECKS:
-                with speaking_of(f"refine.chain.{number}"):
+                with naming_place(f"refine.chain.{number}"):
                     CHECKS[refiner.name](**options_of(refiner, REFINERS))
             if takes_cue(refiner.name) and refiner.name not in self.refine.cues:
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
                 )
-        with speaking_of("segment.mean_field"):
+        with naming_place("segment.mean_field"):
             check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
         method = METHODS[self.method.name]
         if method.needs_teacher and self.teacher is None:

@@ -79,6 +79,7 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
             "refine.chain.0: weight is -1.0; wanted a numb",
         ),
         ("data.workers=1000000", "data.workers: got 1000000; input should be less than or equal to 1024"),
+        ("evaluate.gallery=1000000", "evaluate.gallery: got 1000000; input should be less than or equal to 1024"),
         ("segment.workers=1000000", "segment.workers: got 1000000; input should be less than or equal to 1024"),
         ("data.scale=[-1, 1]", "data.scale.0: got -1; input should be greater than 0"),
         ("model.timm_options={embed_dim: 1000000}", "model.timm_options.embed_dim is 1000000; wanted 65,536 or less"),
