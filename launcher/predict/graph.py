@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -106,9 +106,10 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, str], kinds
     )
     assert written is not None
     model = written.model
-    for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        for node in graph.all_nodes():  # what torch notes of each has sets in any order, and places of this machine
+    parts: list[Any] = [model.graph, *model.functions.values()]
+    for part in parts:
+        part.metadata_props.clear()
+        for node in part.all_nodes():  # what torch notes of each has sets in any order, and places of this machine
             node.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(facts)
