@@ -14,3 +14,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(
         f"module 'wsss' has no attribute '{name}'; `wsss.load` comes with an installation of the project"
     )
+
+
+def __dir__() -> list[str]:
+    """What is here, with the names that are offered."""
+    return sorted({*globals(), *(offered.name for offered in entry_points(group="wsss.api"))})

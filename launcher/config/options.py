@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -59,6 +60,15 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
         allowed.model_validate_json(json.dumps(named.options))
     except ValidationError as error:
         raise ValueError(explain_problem(error.errors()[0], allowed, (place,))) from error
+
+
+@contextmanager
+def naming_place(place: str) -> Iterator[None]:
+    """A ValueError of the science with the place in the config that it speaks of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def refuse_huge(place: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
-from launcher.config.options import Named, Section, check_named, refuse_huge
+from launcher.config.options import Named, Section, check_named, naming_place, options_of, refuse_huge
 from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
@@ -193,7 +193,7 @@ class SegmentConfig(Section):
 
 class EvaluateConfig(Section):
     threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
-    gallery: Annotated[int, Field(ge=0)] = 8  # fixed validation images drawn at each evaluation
+    gallery: Annotated[int, Field(ge=0, le=1024)] = 8  # fixed validation images drawn at each evaluation
     workers: Workers | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
     metrics: tuple[Named, ...] = ()  # of installed packages, counted beside ours
 
@@ -247,7 +247,7 @@ class Config(Section):
         from wsss.methods import METHODS
         from wsss.metrics.base import METRICS
         from wsss.models import MODELS
-        from wsss.refine import REFINERS, takes_cue
+        from wsss.refine import CHECKS, REFINERS, takes_cue
         from wsss.refine.crf import check_mean_field
 
         check_named("model", self.model, MODELS)
@@ -258,6 +258,9 @@ class Config(Section):
             check_named("partner", self.partner, MODELS)
         for number, refiner in enumerate(self.refine.chain):
             check_named(f"refine.chain.{number}", refiner, REFINERS)
+            if refiner.name in CHECKS:
+                with naming_place(f"refine.chain.{number}"):
+                    CHECKS[refiner.name](**options_of(refiner, REFINERS))
             if takes_cue(refiner.name) and refiner.name not in self.refine.cues:
                 raise ValueError(
                     f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
@@ -266,10 +269,8 @@ class Config(Section):
             check_named(f"evaluate.metrics.{number}", metric, METRICS)
             if metric.name in (other.name for other in self.evaluate.metrics[:number]):
                 raise ValueError(f"evaluate.metrics names '{metric.name}' twice; leave one out")
-        try:
+        with naming_place("segment.mean_field"):
             check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
-        except ValueError as error:
-            raise ValueError(f"segment.mean_field: {error}") from error
         method = METHODS[self.method.name]
         if method.needs_teacher and self.teacher is None:
             raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -105,7 +105,14 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, str], kinds
         program, dynamo=True, verbose=False, input_names=["image"], output_names=["logits", *kinds]
     )
     assert written is not None
-    written.model.metadata_props.update(facts)
+    model = written.model
+    parts: list[Any] = [model.graph, *model.functions.values()]
+    for part in parts:
+        part.metadata_props.clear()
+        for node in part.all_nodes():  # what torch notes of each has sets in any order, and places of this machine
+            node.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update(facts)
     written.save(path)
 
 

@@ -134,7 +134,7 @@ def hold_out(
         seed: of the order.
         masked: hold out only groups whose images with a class all have a mask.
         skip: or one of them: the others will be left out of what is held out (Labelled.without_lacking). They count as
-            rows of the share all the same, since the whole group is taken from what is kept (D-185).
+            rows of the share all the same, since the whole group is taken from what is kept (D-182).
 
     Raises:
         DataError: no group is small enough, a part cannot have half of its share, or no choice leaves all classes

@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wsss.refine.aid import clip_aid
-from wsss.refine.crf import dense_crf
-from wsss.refine.sam import sam_enhance
+from wsss.refine.aid import check_aid, clip_aid
+from wsss.refine.crf import check_crf, dense_crf
+from wsss.refine.sam import check_enhance, sam_enhance
 from wsss.refine.threshold import mask_of
-from wsss.refine.walk import random_walk_refine
+from wsss.refine.walk import check_walk, random_walk_refine
 from wsss.registry import Registry, not_callable
 
 Refiner = Callable[..., np.ndarray]
@@ -29,6 +29,13 @@ OURS: dict[str, Refiner] = {
     "clip": clip_aid,
     "concept": clip_aid,
 }
+CHECKS: dict[str, Callable[..., None]] = {  # options that fit no image, told by a ValueError before there is one
+    "crf": check_crf,
+    "sam": check_enhance,
+    "walk": check_walk,
+    "clip": check_aid,
+    "concept": check_aid,
+}
 REFINERS = Registry("wsss.refiners", OURS, not_callable)
 
 
@@ -38,4 +45,4 @@ def takes_cue(name: str) -> bool:
     return sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters) == 3
 
 
-__all__ = ["REFINERS", "Refiner", "mask_of", "takes_cue"]
+__all__ = ["CHECKS", "REFINERS", "Refiner", "mask_of", "takes_cue"]

@@ -38,10 +38,7 @@ def clip_aid(
         raise ValueError(
             f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose those of the same classes"
         )
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
-    if mode == "replace" and weight != WEIGHT:
-        raise ValueError(f"weight is {weight}, which mode replace does not read; leave it out ({WEIGHT})")
+    check_aid(mode=mode, weight=weight)
     if len(scores_nHW) == 0:
         return scores_nHW
     maps_nHW = resize(torch.from_numpy(maps_nhw.astype(np.float32))[None], scores_nHW.shape[1:])[0].numpy()
@@ -51,3 +48,11 @@ def clip_aid(
     if mode == "mean":
         return ((1 - weight) * scores_nHW + weight * maps_nHW).astype(np.float32)
     return (scores_nHW ** (1 - weight) * maps_nHW**weight).astype(np.float32)
+
+
+def check_aid(*, mode: str, weight: float) -> None:
+    """Raise ValueError for options of clip_aid that fit no image."""
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
+    if mode == "replace" and weight != WEIGHT:
+        raise ValueError(f"weight is {weight}, which mode replace does not read; leave it out ({WEIGHT})")

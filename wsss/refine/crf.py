@@ -39,11 +39,21 @@ def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
 
     Source: smoke paper, Table 4.11c (its "scaling factor"; D-80).
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma is {gamma}; wanted above 0")
+    check_gamma(gamma)
     background_HW = (1.0 - scores_nHW.max(0).astype(np.float64)).clip(0, 1) ** gamma  # a root of less than 0 is NaN
     stacked = np.concatenate([background_HW[None], scores_nHW])
     return stacked / stacked.sum(0)
+
+
+def check_gamma(gamma: float) -> None:
+    if not gamma > 0:
+        raise ValueError(f"gamma is {gamma}; wanted above 0")
+
+
+def check_crf(*, gamma: float, by: By | None, **field: Any) -> None:
+    """Raise ValueError for options of dense_crf that fit no image."""
+    check_gamma(gamma)
+    check_mean_field(**field)
 
 
 def choose_sum(by: By | None, device: str = "cpu") -> By:

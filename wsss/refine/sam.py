@@ -198,7 +198,7 @@ def sam_enhance(
         (n, H, W) float32, 0 or 1.
 
     Raises:
-        ValueError: proposals of another size or type, or min_iou <= 0.
+        ValueError: proposals of another size or type, or a share outside [0, 1] or, of min_iou, of 0.
 
     Source: smoke paper, section 3.3.2 and Table 4.11; D-81.
     """
@@ -207,8 +207,7 @@ def sam_enhance(
             f"proposals are {proposals_MHW.shape} {proposals_MHW.dtype}, scores {scores_nHW.shape}: wanted bool masks "
             "of one size with the scores; compute the cues from these shards"
         )
-    if min_iou <= 0:
-        raise ValueError(f"min_iou is {min_iou}; wanted above 0")
+    check_enhance(strategy=strategy, seed_threshold=seed_threshold, min_iou=min_iou, max_area=max_area)
     seeds_nHW = scores_nHW >= seed_threshold
     pixels = seeds_nHW.shape[1] * seeds_nHW.shape[2]
     seeds_nP = seeds_nHW.reshape(len(seeds_nHW), pixels)
@@ -245,3 +244,12 @@ def unite(valid_nM: np.ndarray, masks_MP: np.ndarray) -> np.ndarray:
 def split_pixels(pixels: int) -> list[slice]:
     """Slices over the pixels, so that hundreds of masks of a large frame are not all floats at once."""
     return [slice(first, first + BLOCK) for first in range(0, pixels, BLOCK)]
+
+
+def check_enhance(*, strategy: Strategy, seed_threshold: float, min_iou: float, max_area: float) -> None:
+    """Raise ValueError for options of sam_enhance that fit no image."""
+    for name, value in (("seed_threshold", seed_threshold), ("min_iou", min_iou), ("max_area", max_area)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; wanted a number in [0, 1]")
+    if min_iou == 0:
+        raise ValueError(f"min_iou is {min_iou}; wanted above 0")

@@ -59,10 +59,7 @@ def random_walk_refine(
     """
     if scores_nHW.shape[1:] != image_HW3.shape[:2]:
         raise ValueError(f"scores {scores_nHW.shape} for an image {image_HW3.shape}: wanted (n, H, W) of its size")
-    if beta <= 0 or not 0 <= log_t <= MOST_LOG_T:
-        raise ValueError(
-            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t 0 to {MOST_LOG_T}: there are 2^log_t steps"
-        )
+    check_walk(beta=beta, log_t=log_t, rescale=rescale)
     if not (np.isfinite(scores_nHW).all() and np.isfinite(cue.affinity_OP).all()):
         raise ValueError("scores and affinities must be finite; look at the network that gave them")
     if len(scores_nHW) == 0:
@@ -77,3 +74,11 @@ def random_walk_refine(
         peak_n11 = scores.amax(dim=(1, 2), keepdim=True)
         scores = scores / torch.where(peak_n11 > 0, peak_n11, 1.0)
     return scores.clamp(0, 1).numpy()
+
+
+def check_walk(*, beta: float, log_t: int, rescale: bool) -> None:
+    """Raise ValueError for options of random_walk_refine that fit no image."""
+    if beta <= 0 or not 0 <= log_t <= MOST_LOG_T:
+        raise ValueError(
+            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t 0 to {MOST_LOG_T}: there are 2^log_t steps"
+        )

@@ -64,7 +64,22 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("cam.scales=[1.0, 8.5]", "cam.scales.1: got 8.5; input should be less than or equal to 8"),
         ("segment.scales=[9]", "segment.scales.0: got 9; input should be less than or equal to 8"),
         ("data.scale=[0.5, 100.0]", "data.scale.1: got 100.0; input should be less than or equal to 8"),
+        ("refine.chain=[{name: crf, iterations: 0}]", "refine.chain.0: iterations is 0; wanted 1 to 1000"),
+        ("refine.chain=[{name: crf}, {name: crf, gamma: 0}]", "refine.chain.1: gamma is 0.0; wanted above 0"),
+        (
+            "refine={chain: [{name: walk, log_t: 11}], cues: {walk: x}}",
+            "refine.chain.0: beta is 16.0, log_t 11; wanted",
+        ),
+        (
+            "refine={chain: [{name: sam, min_iou: 3}], cues: {sam: x}}",
+            "refine.chain.0: min_iou is 3.0; wanted a number",
+        ),
+        (
+            "refine={chain: [{name: clip, weight: -1}], cues: {clip: x}}",
+            "refine.chain.0: weight is -1.0; wanted a numb",
+        ),
         ("data.workers=1000000", "data.workers: got 1000000; input should be less than or equal to 1024"),
+        ("evaluate.gallery=1000000", "evaluate.gallery: got 1000000; input should be less than or equal to 1024"),
         ("segment.workers=1000000", "segment.workers: got 1000000; input should be less than or equal to 1024"),
         ("data.scale=[-1, 1]", "data.scale.0: got -1; input should be greater than 0"),
         ("model.timm_options={embed_dim: 1000000}", "model.timm_options.embed_dim is 1000000; wanted 65,536 or less"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -46,12 +47,19 @@ def facts_of(path):
         return file.metadata()
 
 
+def test_dir_names_what_is_offered():
+    assert {"load", "__version__"} <= {*dir(wsss)}
+
+
 def test_run_safetensors_pt2_and_onnx_give_the_same_masks(run):
     evaluate(run)
     files = [Path("student.safetensors"), Path("student.pt2"), Path("student.onnx")]
     for file in files:
         written = export(run, file, kind="project", licence="as the photographs")
         assert ("differ from the run's by" in written.words) == (file.suffix != ".safetensors")
+    model = onnx.load(files[2])  # torch's notes have sets in any order and places of this machine: bytes would differ
+    assert not [node.name for node in model.graph.node if node.metadata_props] and not model.graph.metadata_props
+    assert not {prop.key for prop in model.metadata_props} - set(facts_of(files[0]))
     options = {"view": "windows", "scale": 1.0, "gate": 0.0, "threshold": 0.6}
     for kind in ("project", "class_map"):
         of_run = wsss.load(run, kind=kind, **options)
