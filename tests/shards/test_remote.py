@@ -275,6 +275,12 @@ def test_what_cannot_be_a_cache_is_told(cached, monkeypatch, name, value, messag
         Cache.from_environment()
 
 
+def test_a_cache_that_nobody_has_named_lies_at_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("WSSS_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Cache.from_environment().folder == tmp_path / ".cache/wsss"
+
+
 def test_bytes_that_rot_in_the_cache_are_fetched_anew(store, cached, scenes):
     wanted = first_wanted(store)
     release(Cache.from_environment().open(wanted))
