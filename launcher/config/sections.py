@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
-from launcher.config.options import Named, Section, check_named, naming_place, options_of, refuse_huge
+from launcher.config.options import Named, Section
+from launcher.config.together import check_jobs, check_method, check_options
 from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
@@ -243,51 +244,8 @@ class Config(Section):
         return name
 
     @model_validator(mode="after")
-    def _options_exist(self) -> "Config":
-        from wsss.methods import METHODS
-        from wsss.metrics.base import METRICS
-        from wsss.models import MODELS
-        from wsss.refine import CHECKS, REFINERS, takes_cue
-        from wsss.refine.crf import check_mean_field
-
-        check_named("model", self.model, MODELS)
-        for place, network in (("model", self.model), ("partner", self.partner)):
-            refuse_huge(place, {} if network is None else network.options)
-        check_named("method", self.method, METHODS)
-        if self.partner is not None:
-            check_named("partner", self.partner, MODELS)
-        for number, refiner in enumerate(self.refine.chain):
-            check_named(f"refine.chain.{number}", refiner, REFINERS)
-            if refiner.name in CHECKS:
-                with naming_place(f"refine.chain.{number}"):
-                    CHECKS[refiner.name](**options_of(refiner, REFINERS))
-            if takes_cue(refiner.name) and refiner.name not in self.refine.cues:
-                raise ValueError(
-                    f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
-                )
-        for number, metric in enumerate(self.evaluate.metrics):
-            check_named(f"evaluate.metrics.{number}", metric, METRICS)
-            if metric.name in (other.name for other in self.evaluate.metrics[:number]):
-                raise ValueError(f"evaluate.metrics names '{metric.name}' twice; leave one out")
-        with naming_place("segment.mean_field"):
-            check_mean_field(**self.segment.mean_field.model_dump(exclude={"by"}))
-        method = METHODS[self.method.name]
-        if method.needs_teacher and self.teacher is None:
-            raise ValueError(f"teacher: method '{self.method.name}' needs one; give the folder of a finished run")
-        if method.needs_partner != (self.partner is not None):
-            wants = "needs a second network there" if method.needs_partner else "trains one network; leave it out"
-            raise ValueError(f"partner: method '{self.method.name}' {wants}")
-        if (method.supervision == "mixed") != (self.data.pixel is not None):
-            wants = "needs images with masks there" if method.supervision == "mixed" else "reads none; leave it out"
-            raise ValueError(f"data.pixel: method '{self.method.name}' {wants}")
-        if self.data.val is not None and not method.gives_maps:
-            raise ValueError(f"data.val: method '{self.method.name}' gives no maps to evaluate; leave it out")
-        if self.train.keep_best is not None and self.data.val is None:
-            raise ValueError("train.keep_best: there is no data.val to find the best on; give it or leave this out")
-        if self.data.pairs and self.method.options.get("shuffle_teacher"):
-            raise ValueError(
-                "method.shuffle_teacher: in pairs the next image is of the same clip; leave data.pairs out"
-            )
-        if self.data.masks is not None and method.supervision != "mask":
-            raise ValueError(f"data.masks: method '{self.method.name}' learns from image labels; leave it out")
+    def _goes_together(self) -> "Config":
+        check_options(self)
+        check_jobs(self)
+        check_method(self)
         return self

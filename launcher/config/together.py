@@ -1,0 +1,67 @@
+"""What of a config must go together: options with what they are of, jobs with what they read, methods with data."""
+
+from typing import TYPE_CHECKING
+
+from launcher.config.options import check_named, naming_place, options_of, refuse_huge
+
+if TYPE_CHECKING:
+    from launcher.config.sections import Config
+
+
+def check_options(config: "Config") -> None:
+    """Raise ValueError for a network or a method that is not there, or an option that it has not."""
+    from wsss.methods import METHODS
+    from wsss.models import MODELS
+
+    check_named("model", config.model, MODELS)
+    for place, network in (("model", config.model), ("partner", config.partner)):
+        refuse_huge(place, {} if network is None else network.options)
+    check_named("method", config.method, METHODS)
+    if config.partner is not None:
+        check_named("partner", config.partner, MODELS)
+
+
+def check_jobs(config: "Config") -> None:
+    """Raise ValueError for refiners, cues, a mean field or metrics with which no job could run."""
+    from wsss.metrics.base import METRICS
+    from wsss.refine import CHECKS, REFINERS, takes_cue
+    from wsss.refine.crf import check_mean_field
+
+    for number, refiner in enumerate(config.refine.chain):
+        check_named(f"refine.chain.{number}", refiner, REFINERS)
+        if refiner.name in CHECKS:
+            with naming_place(f"refine.chain.{number}"):
+                CHECKS[refiner.name](**options_of(refiner, REFINERS))
+        if takes_cue(refiner.name) and refiner.name not in config.refine.cues:
+            raise ValueError(
+                f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"
+            )
+    for number, metric in enumerate(config.evaluate.metrics):
+        check_named(f"evaluate.metrics.{number}", metric, METRICS)
+        if metric.name in (other.name for other in config.evaluate.metrics[:number]):
+            raise ValueError(f"evaluate.metrics names '{metric.name}' twice; leave one out")
+    with naming_place("segment.mean_field"):
+        check_mean_field(**config.segment.mean_field.model_dump(exclude={"by"}))
+
+
+def check_method(config: "Config") -> None:
+    """Raise ValueError for a method without what it learns from, or with what it does not read."""
+    from wsss.methods import METHODS
+
+    name, method, data = config.method.name, METHODS[config.method.name], config.data
+    if method.needs_teacher and config.teacher is None:
+        raise ValueError(f"teacher: method '{name}' needs one; give the folder of a finished run")
+    if method.needs_partner != (config.partner is not None):
+        wants = "needs a second network there" if method.needs_partner else "trains one network; leave it out"
+        raise ValueError(f"partner: method '{name}' {wants}")
+    if (method.supervision == "mixed") != (data.pixel is not None):
+        wants = "needs images with masks there" if method.supervision == "mixed" else "reads none; leave it out"
+        raise ValueError(f"data.pixel: method '{name}' {wants}")
+    if data.val is not None and not method.gives_maps:
+        raise ValueError(f"data.val: method '{name}' gives no maps to evaluate; leave it out")
+    if config.train.keep_best is not None and data.val is None:
+        raise ValueError("train.keep_best: there is no data.val to find the best on; give it or leave this out")
+    if data.pairs and config.method.options.get("shuffle_teacher"):
+        raise ValueError("method.shuffle_teacher: in pairs the next image is of the same clip; leave data.pairs out")
+    if data.masks is not None and method.supervision != "mask":
+        raise ValueError(f"data.masks: method '{name}' learns from image labels; leave it out")
