@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.evaluation.plots import Line, plot_lines
 from launcher.files import write_whole
 from launcher.processes.accelerator import uses_cpu

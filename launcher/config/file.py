@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from launcher.config.options import Named, explain_problem, options_of
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.files import find_shipped, list_shipped
 

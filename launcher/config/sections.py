@@ -1,16 +1,15 @@
-"""One YAML describes the whole run: one frozen model per section; no inheritance or interpolation; unknown keys fail.
+"""One YAML describes the whole run (whole.py): one frozen model per section; no inheritance or interpolation; unknown
+keys fail.
 
 The options of a model, a method or a refiner are not here: see options.py.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from launcher.config.options import Named, Section
-from launcher.config.together import check_jobs, check_method, check_options
 from launcher.files import place_masks, place_run, require_here
 from shards.remote import Place, place_of
 from wsss.extras import is_installed
@@ -218,34 +217,4 @@ class TrackingConfig(Section):
             raise ValueError(f"model is '{self.model}'; MLflow takes a name without '/' and ':', such as smoke_student")
         if self.model is not None and "mlflow" not in self.to:
             raise ValueError("model: only MLflow keeps models; add mlflow to tracking.to or leave it out")
-        return self
-
-
-class Config(Section):
-    name: str  # the run's folder below runs/; may have parts: demo/student
-    data: DataConfig
-    model: Named
-    method: Named
-    teacher: InRuns | None = None  # folder of a finished run, for methods that need a teacher
-    partner: Named | None = None  # second network, for methods that train two
-    train: TrainConfig
-    launch: LaunchConfig = LaunchConfig()
-    cam: CamConfig = CamConfig()
-    refine: RefineConfig = RefineConfig()
-    segment: SegmentConfig = SegmentConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
-
-    @field_validator("name")
-    @classmethod
-    def _safe_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or ".." in name:
-            raise ValueError(f"'{name}' must be made of letters, digits, '.', '_', '-', with '/' between parts")
-        return name
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> "Config":
-        check_options(self)
-        check_jobs(self)
-        check_method(self)
         return self

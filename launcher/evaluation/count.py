@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import naming
 from launcher.evaluation.measure import Chooser, Measure, Tally, read_truth
 from launcher.evaluation.offered_metrics import NewOffered, OfferedMetrics

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.evaluation.count import count_offered, count_predictions
 from launcher.evaluation.headline import pick_headline

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.evaluation.galleries import Row
 from shards.schema import ClassSet
 

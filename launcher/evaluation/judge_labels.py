@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from accelerate import Accelerator
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.evaluation.galleries import Row, name_probable, start_row
 from launcher.evaluation.image_labels import HIGH, ImageLabels
 from launcher.evaluation.judge import LABELS, Figures

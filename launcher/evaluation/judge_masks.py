@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.evaluation.figures import list_logged_figures, without_nan
 from launcher.evaluation.galleries import Row, start_row

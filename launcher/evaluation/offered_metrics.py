@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.options import Named, options_of
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.evaluation.figures import is_ours
 from launcher.evaluation.measure import Prediction, Truth

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.options import Named
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.evaluation.curves import plot_classes, plot_runs, plot_sources
 from launcher.evaluation.figures import FIGURES, get_figure

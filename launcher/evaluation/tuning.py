@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.evaluation.count import count_for_choice, count_predictions
 from launcher.evaluation.figures import without_nan
 from launcher.evaluation.formats import name_class, rests_on_few

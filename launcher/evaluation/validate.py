@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, user_error_as
 from launcher.evaluation.figures import FIGURES, is_ours, order_figures, require_known
 from launcher.evaluation.formats import format_figure, format_percent, name_class

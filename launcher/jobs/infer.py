@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from launcher.config.sections import CamConfig, Config, Precision
+from launcher.config.sections import CamConfig, Precision
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, report_user_errors
 from launcher.jobs.network_job import (
     RunJob,

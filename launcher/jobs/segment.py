@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from launcher.config.sections import Config, SegmentConfig
+from launcher.config.sections import SegmentConfig
+from launcher.config.whole import Config
 from launcher.errors import RunError, report_user_errors
 from launcher.files import place_outputs
 from launcher.jobs.crf_pool import (

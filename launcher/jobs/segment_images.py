@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from launcher.config.sections import Config, Precision, SegmentConfig
+from launcher.config.sections import Precision, SegmentConfig
+from launcher.config.whole import Config
 from launcher.errors import RunError, naming
 from launcher.jobs.crf_pool import SegmentedImage
 from launcher.jobs.infer import judged_rule

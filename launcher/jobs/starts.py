@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from launcher.config.sections import Config, LaunchConfig
+from launcher.config.sections import LaunchConfig
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.jobs.dask_workers import VARIABLE, scheduler
 from launcher.jobs.pool import run_pool

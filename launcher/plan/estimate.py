@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, user_error_as
 from launcher.plan.gpus import HOST_S, UTILISATION, Gpu
 from launcher.plan.step import build_without_values, count_config, teacher_of

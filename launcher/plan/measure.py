@@ -3,7 +3,7 @@
 import torch
 
 from launcher.bench.stage import Stage, on
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.plan.estimate import GIB, Plan, look_at_data
 from launcher.plan.step import build_untrained, make_batch
 from launcher.training.graph import is_recorded

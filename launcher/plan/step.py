@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from launcher.bench.count import Counted, count_step, storage_ids
 from launcher.bench.stage import Stage
 from launcher.config.options import Named, options_of
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, user_error_as
 from launcher.processes.precision import in_precision
 from launcher.run.build import build_network, drop_weights

@@ -10,7 +10,7 @@ import numpy as np
 import timm
 
 from launcher.config.file import check_content
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.files import read_json
 from launcher.run.build import drop_weights

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.predict.alone import read_safetensors
 from launcher.predict.facts import thresholds_of, training_size

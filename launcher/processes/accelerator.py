@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.processes.group import GROUP_TIMEOUT, join_group
 from launcher.processes.precision import set_deterministic, set_precision

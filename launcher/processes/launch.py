@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.processes.accelerator import process_count, uses_cpu
 from launcher.processes.forward import run_and_forward, tell

@@ -7,7 +7,7 @@ gradient clipping of 1 if nothing is said).
 import json
 from typing import Any
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.files import find_shipped
 from wsss.extras import is_installed

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launcher.config.options import Named, options_model, options_of
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError, user_error_as
 from launcher.run import steps
 from launcher.run.checkpoint import load_method

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.file import check_content, read_content
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS, Damaged, read_json, require_here, root_of
 from launcher.run import steps

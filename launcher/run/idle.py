@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from launcher.config.options import Named, options_model, options_of
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.processes.accelerator import process_count, uses_cpu
 from wsss.losses.align import LOGIT_DISTANCES

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.file import flatten, to_yaml
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError
 from launcher.files import Damaged, read_json, set_aside, write_whole
 from launcher.predict.export import export

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.evaluation.figures import FIGURES
 from launcher.evaluation.formats import format_percent
 from launcher.evaluation.judge import LABELS, name_logged

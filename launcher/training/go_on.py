@@ -8,7 +8,8 @@ import yaml
 
 from launcher.config.file import read_content
 from launcher.config.options import Named
-from launcher.config.sections import Config, TrainConfig
+from launcher.config.sections import TrainConfig
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS, publish, read_json, sync_to_disk, write_whole
 from launcher.run import steps

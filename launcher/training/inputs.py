@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from launcher.config.file import flatten
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.evaluation.offered_metrics import check_metrics
 from launcher.evaluation.validate import check_keep_best

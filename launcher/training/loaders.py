@@ -2,7 +2,7 @@
 
 from torch.utils.data import DataLoader
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.processes.accelerator import uses_cpu
 from shards.batches.augment import Augment
 from shards.batches.batch import MaskOf, Transform

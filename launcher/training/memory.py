@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.processes.precision import half_of
 from launcher.run.failure import NotingFailure

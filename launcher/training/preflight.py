@@ -3,7 +3,7 @@
 import sys
 from contextlib import suppress
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, user_error_as
 from launcher.jobs.infer import try_cams
 from launcher.processes.accelerator import joins_norms, process_count

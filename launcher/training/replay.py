@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import RunError, report_user_errors
 from launcher.processes import group
 from launcher.processes.accelerator import make_accelerator

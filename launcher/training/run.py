@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm  # torch's own drops the activations of BatchNormAct2d
 
-from launcher.config.sections import Config, TrainConfig
+from launcher.config.sections import TrainConfig
+from launcher.config.whole import Config
 from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, headline_names, make_validator, show_untrained
 from launcher.processes.accelerator import joins_norms, make_accelerator

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.config.file import load_config
 from launcher.config.options import Named
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.studies.plan import Command, row_commands, training_overrides
 from launcher.studies.table import Row, Study, load_study
 

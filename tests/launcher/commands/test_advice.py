@@ -12,7 +12,7 @@ from support.places import ROOT
 
 from launcher.__main__ import app
 from launcher.config.options import options_model
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from wsss.methods import METHODS
 from wsss.models import MODELS
 

@@ -7,7 +7,7 @@ from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.config.options import options_model
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.errors import ConfigError
 from launcher.run.idle import REFUSED, TABLES, TOLD, name_idle, name_unreached, refuse_idle, refuse_unread
 from launcher.studies.plan import training_overrides

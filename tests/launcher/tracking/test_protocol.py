@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import launcher.training.run
-from launcher.config.sections import Config
+from launcher.config.whole import Config
 from launcher.tracking.protocol import NoTracker, Tracker
 from launcher.tracking.sink import Sink
 from launcher.tracking.sinks import SINKS, make_sink

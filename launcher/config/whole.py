@@ -1,14 +1,55 @@
-"""What of a config must go together: options with what they are of, jobs with what they read, methods with data."""
+"""The whole config, and what of it must go together: options with what they are of, jobs with what they read, methods
+with data."""
 
-from typing import TYPE_CHECKING
+import re
 
-from launcher.config.options import check_named, naming_place, options_of, refuse_huge
+from pydantic import Field, field_validator, model_validator
 
-if TYPE_CHECKING:
-    from launcher.config.sections import Config
+from launcher.config.options import Named, Section, check_named, naming_place, options_of, refuse_huge
+from launcher.config.sections import (
+    CamConfig,
+    DataConfig,
+    EvaluateConfig,
+    InRuns,
+    LaunchConfig,
+    RefineConfig,
+    SegmentConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 
-def check_options(config: "Config") -> None:
+class Config(Section):
+    name: str  # the run's folder below runs/; may have parts: demo/student
+    data: DataConfig
+    model: Named
+    method: Named
+    teacher: InRuns | None = None  # folder of a finished run, for methods that need a teacher
+    partner: Named | None = None  # second network, for methods that train two
+    train: TrainConfig
+    launch: LaunchConfig = LaunchConfig()
+    cam: CamConfig = CamConfig()
+    refine: RefineConfig = RefineConfig()
+    segment: SegmentConfig = SegmentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)*", name) or ".." in name:
+            raise ValueError(f"'{name}' must be made of letters, digits, '.', '_', '-', with '/' between parts")
+        return name
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Config":
+        check_options(self)
+        check_jobs(self)
+        check_method(self)
+        return self
+
+
+def check_options(config: Config) -> None:
     """Raise ValueError for a network or a method that is not there, or an option that it has not."""
     from wsss.methods import METHODS
     from wsss.models import MODELS
@@ -21,7 +62,7 @@ def check_options(config: "Config") -> None:
         check_named("partner", config.partner, MODELS)
 
 
-def check_jobs(config: "Config") -> None:
+def check_jobs(config: Config) -> None:
     """Raise ValueError for refiners, cues, a mean field or metrics with which no job could run."""
     from wsss.metrics.base import METRICS
     from wsss.refine import CHECKS, REFINERS, takes_cue
@@ -44,7 +85,7 @@ def check_jobs(config: "Config") -> None:
         check_mean_field(**config.segment.mean_field.model_dump(exclude={"by"}))
 
 
-def check_method(config: "Config") -> None:
+def check_method(config: Config) -> None:
     """Raise ValueError for a method without what it learns from, or with what it does not read."""
     from wsss.methods import METHODS
 
