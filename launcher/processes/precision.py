@@ -9,8 +9,12 @@ fp16   the same to float16, for GPUs before Ampere; gradients are scaled (launch
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from launcher.config.sections import Precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 def set_precision(precision: Precision) -> None:
@@ -26,6 +30,19 @@ def half_of(capability: tuple[int, int]) -> Precision:
     """The fastest precision for which a GPU of this CUDA capability has units: bfloat16 came with Ampere, float16 with
     Volta."""
     return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "ieee"
+
+
+def name_emulation(precision: Precision, device: "torch.device") -> str:
+    """The line about bfloat16 on a GPU that has no units for it; "" elsewhere."""
+    import torch
+
+    if precision != "bf16" or device.type != "cuda":
+        return ""
+    half = half_of(torch.cuda.get_device_capability(device))
+    if half == "bf16":
+        return ""
+    name = torch.cuda.get_device_name(device)
+    return f"train.precision is bf16, which {name} only emulates, slowly: train.precision={half} is faster"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from launcher.errors import ConfigError, user_error_as, without_traceback
 from launcher.evaluation.validate import choose_judge, headline_names, make_validator, show_untrained
 from launcher.processes.accelerator import joins_norms, make_accelerator
 from launcher.processes.buffers import refuse_unequal_state
+from launcher.processes.precision import name_emulation
 from launcher.processes.signals import Stopped, WaitsInVain, stop_on_sigterm
 from launcher.run import steps
 from launcher.run.build import build_method
@@ -79,6 +80,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
             lines = [name_unread(method), *(name_origins(method) if found is None else [])]
             lines.append(name_beginning(config.train.ema_decay, config.train.steps))
             lines += [name_unreached(config), name_idle(config, *READ)]
+            lines.append(name_emulation(config.train.precision, accelerator.device))
             print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         judge, headlines = None, {}
