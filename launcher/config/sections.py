@@ -180,9 +180,7 @@ class SegmentConfig(Section):
     mean_field: MeanFieldConfig = MeanFieldConfig()
     crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, those that the model gives a chance; see crf.py
     batch_size: PositiveInt = 16  # images, where they are squashed to one size
-    workers: Annotated[int, Field(ge=0, le=1024)] | None = (
-        None  # CRF processes per rank; 0 = none; null = all cores shared out
-    )
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None  # CRF processes per rank; 0 = none; null = its cores
 
     @model_validator(mode="after")
     def _not_empty(self) -> "SegmentConfig":

@@ -137,8 +137,8 @@ class Confusion(Measure):
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """One row per image: the share of its pixels with an object, the mean IoU over the classes of its objects, None
         where its truth holds none, and the share on which an object is predicted wrongly; the same at every threshold,
-        see figures_at. Where there are class
-        probabilities, these and the label of each class, see ImageLabels.rows."""
+        see figures_at. Where there are class probabilities, these and the label of each class, see
+        ImageLabels.rows."""
         of_labels: Iterable[dict[str, Any]] = self.labels.rows(thresholds) if self.labels.keys else repeat({})
         for n, of_label in zip(range(len(self.keys)), of_labels, strict=False):
             key, group, (hit_C, truth_C, predicted_C) = self.keys[n], self.groups[n], self.sums[n]

@@ -65,17 +65,14 @@ def rank_alarms(headline: Headline) -> tuple[list[tuple[str, str]], str]:
     area, and without masks by the highest probability from PRESENT_PROB on; and what to say of all of them."""
     classes, clear, found = headline.evaluation["dataset"]["classes"], 0, []
     for row in read_rows(headline.run, headline.source):
-        area, probs = (
-            row.get(f"false_area_{headline.choice}"),
-            [(float(row.get(f"p({name})") or 0), name) for name in classes],
-        )
+        area = row.get(f"false_area_{headline.choice}")
         if area:  # there is none where the truth is not known
             is_clear, worst = float(row["truth_area"]) == 0, float(area)
             prob = f", p {float(row['probability']):.2f}" if row.get("probability") else ""
             said, counts = f"{format_percent(worst)} %{prob}", worst > 0
         else:
             is_clear = "truth_area" not in row and all(row.get(f"label({name})") == "0" for name in classes)
-            worst, name = max(probs)
+            worst, name = max((float(row.get(f"p({name})") or 0), name) for name in classes)
             said, counts = f"p({name}) {worst:.2f}", worst >= PRESENT_PROB
         clear += is_clear
         if is_clear and counts:

@@ -66,12 +66,14 @@ def refuse_lone_cell(network: Network, side: int) -> None:
     handles = [
         norm.register_forward_pre_hook(lambda _, inputs: cells.append(inputs[0][:, 0].numel())) for norm in norms
     ]
-    if norms:
-        with torch.no_grad():
+    try:
+        if norms:
             small = min(side, 4 * network.stride)  # where there is one cell of more, it is a mean
-            network.eval()(torch.zeros(1, 3, small, small, device=next(network.parameters()).device))
-    for handle in handles:
-        handle.remove()
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, 3, small, small, device=next(network.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
     if 1 in cells:
         raise ValueError(
             f"a BatchNorm of this {type(network).__name__} gets one cell of one image of {side} px, over which it "
