@@ -57,11 +57,14 @@ def write(
         Whether it was written now.
     """
     from launcher.jobs.pool import run_pool
+    from shards.index import Index, check_every_class_has_an_image
     from shards.write import is_written, remarks_of, write_split
 
     supervision: Supervision = "pixel" if masks else "label"
     there = is_written(source, out, split, supervision, shards)
     if there:
+        if supervision == "label" and not may_lack_classes:  # it may have been written with leave to lack some
+            check_every_class_has_an_image(Index.load(out / split), str(out / split))
         print(f"{out / split}: is there already, made of the same files with the same options")
     else:
         write_split(

@@ -16,7 +16,7 @@ SCRIPT = """\
 set -euo pipefail
 submit() {{
   sbatch --parsable --job-name={name} --gpus=1 --cpus-per-task=16 --requeue --open-mode=append \\
-    --output=slurm-%A_%a.log "$@"
+    --signal=B:USR1@180 --output=slurm-%A_%a.log "$@"
 }}
 {stages}
 echo "submitted: {jobs}"
@@ -27,7 +27,19 @@ stage{number}=$(submit {after}"$@" --array=0-{last} <<'END'
 tasks=(
 {tasks}
 )
-eval "${{tasks[$SLURM_ARRAY_TASK_ID]}}"
+# Three minutes before the end of its time a task stops, a training with a checkpoint, and is put into the queue again.
+over=
+trap 'over=yes; kill -TERM "$task"' USR1
+eval "exec ${{tasks[$SLURM_ARRAY_TASK_ID]}}" &
+task=$!
+code=0
+wait "$task" || code=$?
+if [ -n "$over" ]; then
+  code=0
+  wait "$task" || code=$?
+  [ $code != 143 ] || scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit $code
 END
 )"""
 

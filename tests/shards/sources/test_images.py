@@ -206,6 +206,9 @@ def test_the_command_writes_both_splits_counts_every_class_and_keeps_groups_apar
     more = ("--labels", "test.csv", "--out", pets / "out", "--split", "more", "--may-lack-classes")
     shards_images("--root", pets, *more)
     assert ShardFolder(pets / "out/more").index.class_counts() == {"person": 0, "dog": 0, "cat": 1}
+    assert "is there already" in shards_images("--root", pets, *more)
+    with pytest.raises(DataError, match="out/more: no image is labelled person, dog among 1"):
+        shards_images("--root", pets, *more[:-1])  # as it would have been refused the first time
 
 
 def test_splits_of_one_table_are_written_all_or_none(pets):
