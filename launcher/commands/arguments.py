@@ -20,49 +20,71 @@ ConfigFile = Annotated[
     Path,
     typer.Argument(
         metavar="CONFIG",
-        help="YAML that describes the whole run, or the name of one that ships, such as demo/teacher.",
+        help="YAML of the whole run, or the name of a config in the package, such as demo/teacher.",
         callback=require_here,
     ),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
-Split = Annotated[str | None, typer.Option(help="Only this split: val, tune or train. Default: val and tune.")]
-Overwrite = Annotated[bool, typer.Option(help="Remove what was made before with other settings.")]
-SegmentSet = Annotated[str | None, typer.Option(help="A further set of masks, in RUN/segments@NAME.")]
-Json = Annotated[bool, typer.Option("--json", help="Print only a JSON object.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the commands, run nothing.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the config: section.key=value, with the value in YAML.")
+]
+Split = Annotated[str | None, typer.Option(help="Process only this split: val, tune or train. Default: val and tune.")]
+Overwrite = Annotated[bool, typer.Option(help="Remove earlier outputs that were made with other settings.")]
+SegmentSet = Annotated[str | None, typer.Option(help="Name of a further set of masks, stored in RUN/segments@NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the commands; run nothing.")]
 
-ShardFolderPlace = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder or URL with index.json.")]
-Out = Annotated[Path, typer.Option(help="Folder that gets one folder per split.", callback=require_here)]
-SplitName = Annotated[str, typer.Option(help="Name of the split that is written.")]
-Shards = Annotated[int, typer.Option("--shards", help="Tar files per split, at most; tens, so that readers can share.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes; one per core if not given.")]
+ShardFolderPlace = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="Folder or URL of shards (where index.json is).")
+]
+Out = Annotated[Path, typer.Option(help="Output folder; each split becomes a folder in it.", callback=require_here)]
+SplitName = Annotated[str, typer.Option(help="Name of the split to write.")]
+Shards = Annotated[
+    int,
+    typer.Option(
+        "--shards", help="Maximum number of tar files per split. Use tens, so that several readers can share them."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(help="Number of worker processes. Default: one per core.")]
 Only = Annotated[
-    Path | None, typer.Option("--list", help="Text file of names to take, one per line.", callback=require_here)
+    Path | None, typer.Option("--list", help="Text file of the names to include, one per line.", callback=require_here)
 ]
 LackClasses = Annotated[
-    bool, typer.Option("--may-lack-classes", help="Write a label-only split in which no image shows some class.")
+    bool, typer.Option("--may-lack-classes", help="Allow a label-only split that lacks images of some class.")
 ]
 Exif = Annotated[
-    Turned, typer.Option(help="Images with an EXIF orientation, turned clips: keep their pixels, or turn them upright.")
+    Turned,
+    typer.Option(
+        help="Images with an EXIF orientation and rotated clips: keep the pixels as stored, or turn them upright."
+    ),
 ]
 MaskValues = Annotated[
     str | None,
-    typer.Option(help="Grey levels of masks that are no ids: 0=background,255=smoke,other=ignore."),
+    typer.Option(
+        help="What the grey levels of masks mean, if they are not class ids: 0=background,255=smoke,other=ignore."
+    ),
 ]
 FrameColumn = Annotated[
-    str | None, typer.Option(help="Column that numbers the frames of a group, then one clip; for data.pairs.")
+    str | None,
+    typer.Option(help="Column with the frame number within a clip, for data.pairs; each group is then one clip."),
 ]
 HoldOut = Annotated[
     str | None,
-    typer.Option(help="Write whole groups of such shares of the rows as splits of their own: val=0.2,tune=0.15."),
+    typer.Option(help="Hold out whole groups with these shares of the rows as further splits: val=0.2,tune=0.15."),
 ]
-HoldOutSeed = Annotated[int, typer.Option("--hold-out-seed", help="Another one holds other groups out.")]
-Masks = Annotated[bool, typer.Option(help="Pixel shards with masks, for evaluation; default: label-only.")]
+HoldOutSeed = Annotated[int, typer.Option("--hold-out-seed", help="Random seed that chooses the groups.")]
+Masks = Annotated[bool, typer.Option(help="Write shards with masks, for evaluation. Default: label-only.")]
 HeldMasks = Annotated[
-    bool, typer.Option("--masks", help="Masks, for evaluation: in the splits held out, or else in --split.")
+    bool,
+    typer.Option(
+        "--masks",
+        help="Write masks, for evaluation: into the splits that are held out or, without --hold-out, into --split.",
+    ),
 ]
 SkipUnmasked = Annotated[
-    bool, typer.Option("--skip-unmasked", help="Leave images with a class and without a mask out of what has masks.")
+    bool,
+    typer.Option(
+        "--skip-unmasked", help="From splits with masks, leave out images that show a class but have no mask."
+    ),
 ]
 
 # The panels of `wsss --help`, in the order in which a user works.

@@ -12,7 +12,7 @@ from launcher.files import require_here
 
 def register(app: typer.Typer) -> None:
     """Add `bench all|lr-range|msee-step|crf|tracking|jobs` to a command."""
-    bench = typer.Typer(no_args_is_help=True, help="Measurements of this machine, before and during a run.")
+    bench = typer.Typer(no_args_is_help=True, help="Benchmark this machine.")
     bench.command("all", epilog=example("wsss bench all --device cuda --out bench"))(everything)
     bench.command("lr-range", epilog=example("wsss bench lr-range configs/demo/student.yaml"))(lr_range)
     bench.command("msee-step", epilog=example("wsss bench msee-step --json"))(msee_step)
@@ -25,14 +25,18 @@ def register(app: typer.Typer) -> None:
 def everything(
     out: Annotated[
         Path,
-        typer.Option(help="Folder of bench.jsonl, bench.md and what cases wrote to stderr.", callback=require_here),
+        typer.Option(help="Output folder: bench.jsonl, bench.md and the stderr of the cases.", callback=require_here),
     ],
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
-    minutes: Annotated[float, typer.Option(min=0, help="Cases that do not fit into what is left are skipped.")] = 9.0,
-    only: Annotated[list[str] | None, typer.Option(help="A case; may be given again. Else all, in order.")] = None,
-    smoke: Annotated[bool, typer.Option(help="Toy sizes, each thing once: whether the cases run.")] = False,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Time limit; cases that do not fit into the rest of it are skipped.")
+    ] = 9.0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only this case; repeatable. Default: all, in order.")
+    ] = None,
+    smoke: Annotated[bool, typer.Option(help="Only test that the cases run: toy sizes, everything once.")] = False,
 ) -> None:
-    """Everything worth knowing of a GPU: ceilings, kernels, steps, precision, waits, compilation."""
+    """Benchmark a GPU: peak throughput, kernels, steps, precision, waits, compilation."""
     from launcher.bench.suite import run_suite
 
     run_suite(out, device=device, minutes=minutes, only=only or [], smoke=smoke)
@@ -45,7 +49,7 @@ def lr_range(
     high: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
     steps: Annotated[int, typer.Option(min=3)] = 100,
 ) -> None:
-    """Learning-rate range test: the loss while the rate grows, its plot, and a suggested rate."""
+    """Learning-rate range test: plot the loss while the rate grows, and suggest a rate."""
     from launcher.bench.lr_range import lr_range as find
     from launcher.config.file import load_config
     from launcher.run.folder import run_folder
@@ -61,13 +65,15 @@ def msee_step(
     network: Annotated[str, typer.Option(help="timm name of the ViT, with random weights.")] = "vit_tiny_patch16_224",
     image_px: Annotated[int, typer.Option(help="Side of the main view; local crops are 96/448 of it.")] = 448,
     images: Annotated[int, typer.Option(min=2, help="Images per step, a multiple of 2.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each step; the median is reported.")] = 3,
     classes: Annotated[int, typer.Option(min=3, help="Foreground classes: 20 for VOC, 80 for COCO.")] = 20,
-    energy_scale: Annotated[float, typer.Option(help="Resolution of the energy, which both compute alike.")] = 0.5,
-    energy_grid: Annotated[float, typer.Option(help="See method.energy_grid; 0 takes half of the step.")] = 1.0,
+    energy_scale: Annotated[float, typer.Option(help="Resolution of the energy loss, the same in both steps.")] = 0.5,
+    energy_grid: Annotated[
+        float, typer.Option(help="See method.energy_grid; 0 takes half of the time of a step.")
+    ] = 1.0,
     json: Json = False,
 ) -> None:
-    """The shipped M-SEE step against a plainly written one: same losses and gradients; FLOPs, time and memory."""
+    """Compare the step of M-SEE with a simple reference: losses and gradients must agree; FLOPs, time, memory."""
     from launcher.bench.msee_step import as_text, compare, counted_on_meta
 
     found = compare(
@@ -85,24 +91,26 @@ def msee_step(
 
 def crf(
     classes: Annotated[
-        int, typer.Option(min=3, help="All classes, background included: 21 for VOC, 81 for COCO.")
+        int, typer.Option(min=3, help="Number of classes with the background: 21 for VOC, 81 for COCO.")
     ] = 21,
-    shown: Annotated[int, typer.Option(min=1, help="Classes that an image shows.")] = 2,
+    shown: Annotated[int, typer.Option(min=1, help="Number of classes that an image shows.")] = 2,
     images: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
-    """How much faster the CRF is on background and the proposed classes than on all, and what it changes."""
+    """Compare the CRF on the background and the proposed classes with the CRF on all classes: time and masks."""
     from launcher.bench.crf import crf_ratio
 
     print(json_format.dumps(crf_ratio(classes=classes, shown=min(shown, classes - 1), images=images), indent=1))
 
 
 def tracking(
-    steps: Annotated[int, typer.Option(min=20, help="Tracked steps for each store, and as many untracked.")] = 200,
+    steps: Annotated[
+        int, typer.Option(min=20, help="Number of tracked steps per tracker, and of untracked steps.")
+    ] = 200,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between logged metrics; a run's default is 10.")] = 1,
     side_px: Annotated[int, typer.Option(min=16, help="Side of the images; sets how long a step takes.")] = 128,
     json: Json = False,
 ) -> None:
-    """Share of a step that tracking takes, with TensorBoard and with MLflow local, absent and silent."""
+    """How much of a step tracking takes, with TensorBoard and with a local, an absent and a silent MLflow."""
     from launcher.bench.tracking import format_times, measure
 
     found = measure(steps=steps, log_every=log_every, side_px=side_px)
@@ -110,12 +118,12 @@ def tracking(
 
 
 def jobs(
-    shards: Annotated[int, typer.Option(min=2, help="That are timed in each way.")] = 24,
-    images: Annotated[int, typer.Option(min=1, help="Of a shard.")] = 4,
+    shards: Annotated[int, typer.Option(min=2, help="Number of shards that are timed in each case.")] = 24,
+    images: Annotated[int, typer.Option(min=1, help="Number of images per shard.")] = 4,
     side_px: Annotated[int, typer.Option(min=8, help="Side of the images; sets how long a shard takes.")] = 64,
     json: Json = False,
 ) -> None:
-    """Shards per second with one and two workers, local and of Dask, and what a shard takes longer than here."""
+    """Shards per second with one and two workers, local and of Dask, and the overhead per shard."""
     from launcher.bench.jobs import format_rates, measure
 
     found = measure(shards=shards, images=images, side_px=side_px)

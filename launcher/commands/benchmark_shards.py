@@ -23,14 +23,17 @@ Roots = Annotated[
     list[Path],
     typer.Option(
         "--root",
-        help="Folder or archive (zip, tar) with the raw files, repeatable. Nothing is unpacked.",
+        help="Folder or archive (zip, tar) with the raw files; repeatable. Nothing is unpacked.",
         callback=require_here,
     ),
 ]
-OnlySplit = Annotated[str | None, typer.Option("--split", help="Only this split. Default: all that are found.")]
+OnlySplit = Annotated[str | None, typer.Option("--split", help="Write only this split. Default: all that are found.")]
 WithMasks = Annotated[
     bool | None,
-    typer.Option("--masks/--no-masks", help="With masks, or label-only. Default: masks in all splits but train, test."),
+    typer.Option(
+        "--masks/--no-masks",
+        help="Write masks, or image labels only. Default: masks in all splits except train and test.",
+    ),
 ]
 
 
@@ -49,18 +52,19 @@ def voc12(
     out: Out,
     split: OnlySplit = None,
     list_file: Annotated[
-        str | None, typer.Option("--list", help="List of the split's images: a path, or a name in ImageSets.")
+        str | None, typer.Option("--list", help="List of the images of the split: a path, or a name in ImageSets.")
     ] = None,
     group_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression; its first group names an image's photograph.")
+        str | None,
+        typer.Option(help="Regular expression on the image's name; its first group is the group (photograph)."),
     ] = None,
     masks: WithMasks = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
-    shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,
+    shards: Annotated[int, typer.Option(min=1, help="Maximum number of tar files per split.")] = 128,
     workers: Workers = None,
 ) -> None:
-    """PASCAL VOC 2012 with SBD's annotations: train (train_aug), val, test. Run again after a kill, it resumes."""
+    """PASCAL VOC 2012 with SBD's annotations: train (train_aug), val, test. Run it again after a kill: it resumes."""
     from shards.schema import DataError
     from shards.sources.archives import remove_repacked
     from shards.sources.voc12 import COMPLETE, GROUP_PATTERN, NoSuchSplit, read_voc12
@@ -99,28 +103,30 @@ def coco14(
     out: Out,
     root: Annotated[
         list[Path] | None,
-        typer.Option("--root", help="Folder or archive with the raw files, repeatable.", callback=require_here),
+        typer.Option(
+            "--root", help="Folder or archive (zip, tar) with the raw files; repeatable.", callback=require_here
+        ),
     ] = None,
-    year: Annotated[int | None, typer.Option(help="2014 or 2017; needed if both are there.")] = None,
+    year: Annotated[int | None, typer.Option(help="2014 or 2017; needed if both are in --root.")] = None,
     split: OnlySplit = None,
     annotations: Annotated[
         Path | None,
         typer.Option(help="Instead of --root: a json of instances. Needs --images and --split.", callback=require_here),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder or archive of the images of --annotations.", callback=require_here)
+        Path | None, typer.Option(help="Folder or archive with the images of --annotations.", callback=require_here)
     ] = None,
-    all_images: Annotated[bool, typer.Option("--all-images", help="Also images without any annotation.")] = False,
+    all_images: Annotated[bool, typer.Option("--all-images", help="Include images without annotations.")] = False,
     paint: Annotated[
-        PaintOrder, typer.Option(help="Later annotations over earlier ones, or small objects over large ones.")
+        PaintOrder, typer.Option(help="Which object is on top: the later annotation, or the smaller object.")
     ] = PaintOrder.area,
     masks: WithMasks = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
-    shards: Annotated[int, typer.Option(min=1, help="Tar files per split, at most.")] = 128,
+    shards: Annotated[int, typer.Option(min=1, help="Maximum number of tar files per split.")] = 128,
     workers: Workers = None,
 ) -> None:
-    """MS COCO 2014 or 2017, or any json of instances: train and val. Run again after a kill, it resumes."""
+    """MS COCO 2014 or 2017, or any json of instances: train and val. Run it again after a kill: it resumes."""
     from shards.sources.coco14 import read_coco
     from shards.unfinished import hold_lock
 

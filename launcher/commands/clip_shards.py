@@ -36,14 +36,16 @@ class Dataset(str, Enum):
     rise = "rise"
 
 
-Metadata = Annotated[Path, typer.Option(help="json of the videos and their label states.", callback=require_here)]
-Videos = Annotated[Path, typer.Option(help="Folder with the mp4 files, anywhere below it.", callback=require_here)]
+Metadata = Annotated[Path, typer.Option(help="json with the videos and their label states.", callback=require_here)]
+Videos = Annotated[Path, typer.Option(help="Folder with the mp4 files, at any depth.", callback=require_here)]
 States = Annotated[
-    list[State] | None, typer.Option("--state", help="Label strength to take, repeatable; default: gold, strong.")
+    list[State] | None, typer.Option("--state", help="Label strength to include; repeatable. Default: gold, strong.")
 ]
 By = Annotated[LabelledBy, typer.Option(help="Whose label counts.")]
-Smoke = Annotated[bool | None, typer.Option("--smoke/--no-smoke", help="Only clips with, or without, smoke.")]
-Group = Annotated[GroupBy, typer.Option(help="What a group is: splits never share one.")]
+Smoke = Annotated[
+    bool | None, typer.Option("--smoke/--no-smoke", help="Include only clips with smoke, or only clips without.")
+]
+Group = Annotated[GroupBy, typer.Option(help="What forms a group; splits never share one.")]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out clips whose file is missing.")]
 STRONG = (State.gold, State.strong)
 
@@ -64,7 +66,7 @@ def ijmond(
     videos: Videos,
     out: Out,
     split: SplitName,
-    frames: Annotated[int, typer.Option(min=1, help="Evenly spaced frames per clip; 36 takes all.")] = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Number of evenly spaced frames per clip; 36 takes all.")] = 1,
     group_by: Group = GroupBy.scene,
     state: States = None,
     labelled_by: By = LabelledBy.researchers_first,
@@ -90,7 +92,9 @@ def rise(
     videos: Videos,
     out: Out,
     split: SplitName,
-    frames: Annotated[int, typer.Option(min=1, help="Evenly spaced frames per clip; 2: first and middle.")] = 2,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Number of evenly spaced frames per clip; 2 takes the first and the middle one.")
+    ] = 2,
     group_by: Group = GroupBy.scene,
     state: States = None,
     labelled_by: By = LabelledBy.researchers_first,
@@ -112,11 +116,11 @@ def rise(
 
 
 def video_urls(
-    dataset: Annotated[Dataset, typer.Option(help="Whose metadata it is.")],
+    dataset: Annotated[Dataset, typer.Option(help="The data set that the metadata is of.")],
     metadata: Metadata,
-    url_root: Annotated[str | None, typer.Option(help="Where the videos are; default: what the metadata say.")] = None,
+    url_root: Annotated[str | None, typer.Option(help="Base URL of the videos. Default: as in the metadata.")] = None,
 ) -> None:
-    """Print the addresses of all videos of a metadata file, one per line, for a download program."""
+    """Print the URLs of all videos of a metadata file, one per line, for a download program."""
     from shards.sources.ijmond import video_urls as urls_of_ijmond
     from shards.sources.rise import video_urls as urls_of_rise
 

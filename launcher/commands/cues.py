@@ -18,8 +18,10 @@ from launcher.jobs.cues.cue import Cue
 from launcher.jobs.cues.shards import write_cues
 from shards.remote import place_of
 
-Shards = Annotated[str, typer.Argument(help="Folder or URL of one split's image shards.")]
-Out = Annotated[str, typer.Option(help="Folder, or URL such as s3://bucket/cues, that gets one folder per split.")]
+Shards = Annotated[str, typer.Argument(help="Folder or URL of the image shards of one split.")]
+Out = Annotated[
+    str, typer.Option(help="Output folder, or URL such as s3://bucket/cues; each split becomes a folder in it.")
+]
 
 
 def command_of(kind: str, cue: type[Cue]) -> Callable[..., None]:
@@ -48,7 +50,7 @@ def build_cues() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,
-        help="What refiners need besides the scores, computed once per split.",
+        help="Compute what a refiner needs besides the scores, once per split.",
     )
     for kind, cue in CUES.ours.items():
         lines = [example(f"wsss cues {kind} data/smoke/val {options}") for options in cue.examples]

@@ -19,12 +19,12 @@ def register(app: typer.Typer) -> None:
 def doctor(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG]", help="Look at what this YAML asks for, too.", callback=require_here),
+        typer.Argument(metavar="[CONFIG]", help="Also check what this config needs.", callback=require_here),
     ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """What of this machine would stop a run: ok, warn or fail, and what to do. Code 1 if something fails."""
+    """Check this machine for what would stop a run, and say what to do. Exit code 1 if a check fails."""
     from launcher.doctor import machine, places
     from launcher.doctor.config import checks_of
     from launcher.doctor.finding import format_findings, run_checks

@@ -15,11 +15,11 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     run: RunFolder,
     overrides: Overrides = None,
-    every: Annotated[bool, typer.Option("--all", help="Print the rows of every map and mask.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print the rows of every CAM and mask.")] = False,
 ) -> None:
-    """Metrics of all CAMs and masks on the validation split, thresholds chosen on `tune`.
+    """Measure all CAMs and masks on the validation split, with thresholds chosen on `tune`.
 
-    Where data was moved, say so: data.val=FOLDER data.tune=FOLDER.
+    If the data was moved, pass data.val=FOLDER data.tune=FOLDER.
     """
     from launcher.evaluation.evaluate import evaluate as evaluate_run
     from launcher.evaluation.formats import name_class

@@ -26,20 +26,23 @@ def export(
     run: RunFolder,
     out: Annotated[
         Path,
-        typer.Option(help="File to write: .safetensors, .pt2 or .onnx. With --hub a folder.", callback=require_here),
+        typer.Option(help="File to write: .safetensors, .pt2 or .onnx. With --hub: a folder.", callback=require_here),
     ],
     form: Annotated[
-        Format | None, typer.Option("--format", help="Weights, a graph of torch.export, or ONNX. Default: by --out.")
+        Format | None,
+        typer.Option("--format", help="Weights, a graph of torch.export, or ONNX. Default: from the ending of --out."),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Kind of map it gives by itself. Default: as `wsss predict`.")
+        str | None, typer.Option(help="Kind of map that the file gives by default. Default: as in `wsss predict`.")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option("--licence", help="Of the weights. Default: a note of where they come from.")
+        str | None, typer.Option("--licence", help="Licence of the weights. Default: a note on where they come from.")
     ] = None,
-    hub: Annotated[str | None, typer.Option(help="OWNER/NAME: write a folder with a model card, to upload.")] = None,
+    hub: Annotated[
+        str | None, typer.Option(help="OWNER/NAME: write a folder with a model card, ready to upload.")
+    ] = None,
 ) -> None:
-    """The student of a run's newest checkpoint as one file that predicts: no teacher, no optimizer."""
+    """Export the student of a run's newest checkpoint as one file that can predict, without teacher and optimizer."""
     from launcher.predict.card import write_folder
     from launcher.predict.export import export as export_run
 

@@ -49,34 +49,37 @@ def images(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="csv, json table or json in COCO's format, relative to --root. Without: the folder is the class.",
+            help="csv, json table or COCO json, relative to --root. Default: an image's folder is its class.",
             callback=require_here,
         ),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Names in the order of their ids: cat,dog or a file. Default: all that occur.")
+        str | None,
+        typer.Option(help="Class names in the order of their ids: cat,dog or a file. Default: all that occur."),
     ] = None,
-    label_column: Annotated[str, typer.Option(help="Column with all classes of an image.")] = "labels",
-    separator: Annotated[str, typer.Option(help="Between two names in that column.")] = ";",
+    label_column: Annotated[str, typer.Option(help="Column with the classes of an image.")] = "labels",
+    separator: Annotated[str, typer.Option(help="What separates the names in that column.")] = ";",
     empty: Annotated[
-        EmptyCell, typer.Option(help="An empty cell: refuse it, take it as none of the classes, or skip the image.")
+        EmptyCell,
+        typer.Option(help="What to do with an empty cell: refuse it, read it as no class, or skip the image."),
     ] = EmptyCell.refuse,
     drop_others: Annotated[
-        bool, typer.Option("--drop-others", help="Leave names that --classes does not have out of the labels.")
+        bool, typer.Option("--drop-others", help="Drop names that --classes lacks from the labels.")
     ] = False,
     group_column: Annotated[
-        str | None, typer.Option(help="Column that names the video, scene or person. Default: group, if there is one.")
+        str | None,
+        typer.Option(help="Column with the video, scene or person. Default: group, if there is such a column."),
     ] = None,
     group_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression; its first group, found in an image's name, is the group.")
+        str | None, typer.Option(help="Regular expression on the image's name; its first group is the group.")
     ] = None,
     frame_column: FrameColumn = None,
     hold_out: HoldOut = None,
     hold_out_seed: HoldOutSeed = 0,
     masks: HeldMasks = False,
     skip_unmasked: SkipUnmasked = False,
-    image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
-    mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    image_folder: Annotated[str, typer.Option(help="Folder of the images, below --root.")] = "",
+    mask_folder: Annotated[str, typer.Option(help="Folder of the masks, below --root.")] = "masks",
     mask_values: MaskValues = None,
     only: Only = None,
     exif: Exif = Turned.keep,

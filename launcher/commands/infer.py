@@ -18,11 +18,11 @@ def infer(
     overrides: Overrides = None,
     split: Split = None,
     name: Annotated[
-        str | None, typer.Option(help="A further set of CAMs, in RUN/cams@NAME, next to the run's own.")
+        str | None, typer.Option(help="Name of a further set of CAMs, stored in RUN/cams@NAME next to the run's own.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """CAMs of every kind, as CAM shards below RUN/cams."""
+    """Compute CAMs of every kind, and write them as CAM shards to RUN/cams."""
     from launcher.jobs.infer import infer as infer_split
     from launcher.run.folder import Run, split_folders
 

@@ -25,16 +25,16 @@ def register(app: typer.Typer) -> None:
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder that gets the files; it may be there.", callback=require_here)
+        Path, typer.Argument(metavar="DIR", help="Folder for the files; it may exist.", callback=require_here)
     ],
     start: Annotated[
         Start,
         typer.Option(
-            "--from", help="Synthetic scenes, own frames of smoke, own classes, PASCAL VOC 2012 or MS COCO 2014."
+            "--from", help="Synthetic scenes, your own smoke frames, your own classes, PASCAL VOC 2012 or MS COCO 2014."
         ),
     ] = Start.demo,
 ) -> None:
-    """Commented configs to begin with, and a note on how their data are made."""
+    """Write commented configs to start from, and a note on how to make their data."""
     from launcher.config.project import write_project
 
     for path in write_project(folder, start.value):

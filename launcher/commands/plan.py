@@ -17,15 +17,17 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None, typer.Option(help="h100 (default), h200, a100, a100-80, l40s, a10, 4090, 3090, t4.")
+        str | None, typer.Option(help="h100 (default), h200, a100, a100-80, l40s, a10, 4090, 3090 or t4.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="GPUs; default: launch.processes, or one.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU and hour.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs. Default: launch.processes, or one.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of one GPU per hour.")] = None,
     measure: Annotated[
-        int | None, typer.Option(min=0, help="Steps to make here; default: 30 on a GPU, else 0.")
+        int | None, typer.Option(min=0, help="Number of steps to time on this machine. Default: 30 on a GPU, else 0.")
     ] = None,
 ) -> None:
-    """FLOPs, memory, time, disk and price of a run, from its real graph; needs no data. Code 3 if it does not fit."""
+    """Estimate FLOPs, memory, time, disk and price of a run; needs no data. Exit code 3 if it does not fit."""
     from launcher.config.file import load_config
     from launcher.plan.estimate import make_plan
     from launcher.plan.gpus import find_gpu, measured_here

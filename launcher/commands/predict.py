@@ -18,31 +18,44 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    source: Annotated[list[str], typer.Argument(help="Images, clips, folders, globs, lists; - is a list on stdin.")],
+    source: Annotated[
+        list[str], typer.Argument(help="Images, clips, folders, globs or lists; - reads a list from stdin.")
+    ],
     model: Annotated[
         Path, typer.Option(help="A run such as runs/demo/student, or a file of `wsss export`.", callback=place_run)
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the predictions.", callback=require_here)],
-    kind: Annotated[str | None, typer.Option(help="Kind of map. Default: the headline of the evaluation.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Default: the tuned one, else evaluate.threshold.")] = None,
+    out: Annotated[Path, typer.Option(help="Output folder.", callback=require_here)],
+    kind: Annotated[str | None, typer.Option(help="Kind of map. Default: that of the evaluation's headline.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Threshold of the scores. Default: the tuned one, else evaluate.threshold.")
+    ] = None,
     gate: Annotated[
-        float | None, typer.Option(help="A class of a lower probability is not drawn. Default: 0.5; segmenting: 0.")
+        float | None,
+        typer.Option(help="Do not draw classes with a lower probability. Default: 0.5; 0 if the network segments."),
     ] = None,
-    view: Annotated[str, typer.Option(help="auto, squash, windows or whole.")] = "auto",
-    scale: Annotated[float | None, typer.Option(help="Of frames not squashed. Default: that of training.")] = None,
-    refine: Annotated[str, typer.Option(help="none or crf.")] = "none",
+    view: Annotated[str, typer.Option(help="How the network sees a frame: auto, squash, windows or whole.")] = "auto",
+    scale: Annotated[
+        float | None, typer.Option(help="Scale of frames that are not squashed. Default: that of training.")
+    ] = None,
+    refine: Annotated[str, typer.Option(help="Refiner: none or crf.")] = "none",
     ignore: Annotated[
-        Path | None, typer.Option(help="Picture that is black where the frame counts.", callback=require_here)
+        Path | None,
+        typer.Option(help="Image that is black where the frame counts; the rest is ignored.", callback=require_here),
     ] = None,
-    every: Annotated[str | None, typer.Option(help="Of clips a frame each 2s, 0.5s ...")] = None,
-    normalise: Annotated[str | None, typer.Option(help="Maps of clips over the clip (default) or each frame.")] = None,
-    smooth: Annotated[str | None, typer.Option(help="Average maps of clips over 2s, 0.5s ...")] = None,
-    heat: Annotated[bool, typer.Option("--heat", help="Also the maps over the frames, in OUT/heat.")] = False,
+    every: Annotated[str | None, typer.Option(help="For clips: use one frame every 2s, 0.5s ...")] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="For clips: normalise maps over the whole clip (clip, the default) or for each frame (frame)."
+        ),
+    ] = None,
+    smooth: Annotated[str | None, typer.Option(help="For clips: average maps over 2s, 0.5s ...")] = None,
+    heat: Annotated[bool, typer.Option("--heat", help="Also write the maps over the frames, to OUT/heat.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Frames, or windows, at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Number of frames, or windows, at a time.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Masks, overlays, a table and a page of new images and clips, without labels."""
+    """Predict masks of new images and clips: masks, overlays, a table and a contact sheet."""
     from launcher.predict.run import predict as predict_sources
     from launcher.predict.settings import Wishes, seconds_of
 

@@ -19,12 +19,13 @@ def refine(
     overrides: Overrides = None,
     split: Split = None,
     name: Annotated[
-        str | None, typer.Option(help="Masks go to RUN/masks/KIND+NAME; default: the chain's names.")
+        str | None,
+        typer.Option(help="Name of the masks, stored in RUN/masks/KIND+NAME. Default: the names of the chain."),
     ] = None,
-    cams: Annotated[str | None, typer.Option(help="Refine the set of CAMs of this name.")] = None,
+    cams: Annotated[str | None, typer.Option(help="Refine this set of CAMs (--name of `wsss infer`).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """CAMs -> masks by the chain of `refine:`, in parallel, as mask shards below RUN/masks."""
+    """Refine CAMs by the chain in `refine:`, in parallel, and write masks as mask shards to RUN/masks."""
     from launcher.jobs.refine import refine as refine_run
     from launcher.run.folder import Run, split_folders
     from launcher.run.idle import name_idle, refuse_unread

@@ -14,10 +14,12 @@ def register(app: typer.Typer) -> None:
 
 def replay(
     run: RunFolder,
-    step: Annotated[int, typer.Option(min=1, help="As messages and metrics.jsonl count: the first step is 1.")],
-    rank: Annotated[int | None, typer.Option(min=0, help="Only what this rank saw. Default: all ranks.")] = None,
+    step: Annotated[
+        int, typer.Option(min=1, help="Number of the step, as in messages and metrics.jsonl: the first one is 1.")
+    ],
+    rank: Annotated[int | None, typer.Option(min=0, help="Report only this rank. Default: all ranks.")] = None,
 ) -> None:
-    """Run one step of a run again, without saving: losses, gradients, samples, and where the first NaN comes from."""
+    """Compute one step of a run again, without saving: losses, gradients, samples, and the origin of the first NaN."""
     from launcher.processes.launch import run_or_launch
     from launcher.run.folder import Run
     from launcher.training.replay import read_settings, replay_here

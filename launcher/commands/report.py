@@ -17,10 +17,13 @@ def register(app: typer.Typer) -> None:
 def report(
     folder: RunsFolder,
     control: Annotated[
-        Path | None, typer.Option(help="Compare all with this run; default: a study's control.", callback=require_here)
+        Path | None,
+        typer.Option(
+            help="Compare all runs with this one. Default: the control of their study.", callback=require_here
+        ),
     ] = None,
 ) -> None:
-    """One HTML page: pictures, headlines, curves, metrics."""
+    """Write one HTML page: pictures, headlines, curves, metrics."""
     from launcher.evaluation.report import write_report
     from launcher.studies.beside import find_known
 

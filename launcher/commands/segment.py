@@ -22,13 +22,17 @@ def register(app: typer.Typer) -> None:
 def segment(
     run: RunFolder,
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="val, tune or train; or the name of --shards.")] = "val",
-    shards: Annotated[str | None, typer.Option(help="Other image shards, such as VOC's test split.")] = None,
+    split: Annotated[str, typer.Option(help="val, tune or train; with --shards, the name of that split.")] = "val",
+    shards: Annotated[
+        str | None, typer.Option(help="Folder or URL of other image shards, such as VOC's test split.")
+    ] = None,
     name: SegmentSet = None,
-    cams: Annotated[bool, typer.Option("--cams", help="Also label maps of the CAMs, by the image labels.")] = False,
+    cams: Annotated[
+        bool, typer.Option("--cams", help="Also write label maps from the CAMs, using the image labels.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Masks by the network's own segmentation, as mask shards below RUN/segments."""
+    """Write the network's own segmentation as mask shards to RUN/segments."""
     from launcher.jobs.segment import segment as segment_split
     from launcher.run.folder import Run
     from launcher.run.idle import name_idle
@@ -50,10 +54,11 @@ def pack_voc(
     name: SegmentSet = None,
     split: Annotated[str, typer.Option(help="The split that was segmented.")] = "test",
     out: Annotated[
-        Path | None, typer.Option(help="The archive; default: RUN/voc2012_SET_SPLIT.tar.gz.", callback=require_here)
+        Path | None,
+        typer.Option(help="Archive to write. Default: RUN/voc2012_SET_SPLIT.tar.gz.", callback=require_here),
     ] = None,
 ) -> None:
-    """Archive for the PASCAL VOC evaluation server, from the masks of `wsss segment RUN --split test`; checks it."""
+    """Pack the masks of `wsss segment RUN --split test` for the PASCAL VOC evaluation server, and check the archive."""
     from launcher.jobs.voc_archive import pack_voc as pack
 
     path, count = pack(run, name=name, split=split, out=out)

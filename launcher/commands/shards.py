@@ -32,7 +32,7 @@ from launcher.commands.offered_sources import SourceGroup
 from launcher.files import require_here
 from launcher.jobs.write_shards import summarise, warn_of_copies, write, write_held_out
 
-HELP = "Raw data -> tar shards with an index; look at and check them."
+HELP = "Turn raw data into tar shards with an index; inspect and verify shards."
 
 
 def register(app: typer.Typer) -> None:
@@ -65,13 +65,13 @@ def begin() -> None:
 
 def synthetic(
     out: Out,
-    split: Annotated[str, typer.Option(help="Name of the split; also keys its random scenes.")],
+    split: Annotated[str, typer.Option(help="Name of the split; each name gives other random scenes.")],
     images: Annotated[int, typer.Option(min=1, help="Number of frames.")] = 256,
     size: Annotated[int, typer.Option(help="Side of the square frame, in pixels.")] = 128,
     cooccurrence: Annotated[float, typer.Option(help="P(chimney | smoke) = P(no chimney | no smoke).")] = 0.5,
     smoke_rate: Annotated[float, typer.Option(help="Share of frames with smoke.")] = 0.5,
     clip_frames: Annotated[
-        int, typer.Option(min=0, help="Frames of a clip of each scene, in which plumes drift; 0 = single images.")
+        int, typer.Option(min=0, help="Frames per clip, in which plumes drift; 0 = single images.")
     ] = 0,
     seed: int = 0,
     masks: Masks = False,
@@ -79,7 +79,7 @@ def synthetic(
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
-    """Procedural factory scenes with exact masks, in which chimneys and smoke may occur together."""
+    """Synthetic factory scenes with exact masks, in which chimneys and smoke may occur together."""
     from functools import partial
 
     from shards.sources.drifting import Drifting
@@ -110,18 +110,18 @@ def smoke(
     skip_unmasked: SkipUnmasked = False,
     hold_out: HoldOut = None,
     hold_out_seed: HoldOutSeed = 0,
-    image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "images",
-    mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
+    image_folder: Annotated[str, typer.Option(help="Folder of the images, below --root.")] = "images",
+    mask_folder: Annotated[str, typer.Option(help="Folder of the masks, below --root.")] = "masks",
     mask_values: MaskValues = None,
-    label_column: Annotated[str, typer.Option(help="Column that says 1 (smoke) or 0.")] = "label",
-    group_column: Annotated[str, typer.Option(help="Column that names the video or scene.")] = "group",
+    label_column: Annotated[str, typer.Option(help="Column with the label: 1 (smoke) or 0.")] = "label",
+    group_column: Annotated[str, typer.Option(help="Column with the video or scene.")] = "group",
     frame_column: FrameColumn = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
-    """Folders of smoke frames with a table of image labels."""
+    """A folder of frames with a table of image labels: smoke or no smoke."""
     from shards.sources.held_out import parse_shares
     from shards.sources.smoke_images import read_table
 
@@ -158,7 +158,7 @@ def smoke(
 
 
 def verify(folder: ShardFolderPlace) -> None:
-    """Read every byte of a folder of shards and compare it with the index."""
+    """Verify a folder of shards: read every byte and compare it with the index."""
     from shards.verify import verify as check
 
     index = check(folder)
@@ -166,7 +166,7 @@ def verify(folder: ShardFolderPlace) -> None:
 
 
 def info(folder: ShardFolderPlace) -> None:
-    """Say what a folder of shards holds."""
+    """Print what a folder of shards contains."""
     print(summarise(folder))
 
 
@@ -178,7 +178,7 @@ def join(
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
-    """Several folders of shards as one split, such as a training set from several datasets."""
+    """Join several folders of shards into one split, such as a training set from several data sets."""
     from shards.remote import place_of
     from shards.sources.joined import Joined
 

@@ -43,23 +43,29 @@ def register(app: typer.Typer) -> None:
 def ijmond_frames(
     annotations: Annotated[Path, typer.Option(help="COCO json with polygons of smoke.", callback=require_here)],
     images: Annotated[
-        Path, typer.Option(help="Folder that the json's file names are relative to.", callback=require_here)
+        Path,
+        typer.Option(help="Folder of the images, to which file names in the json are relative.", callback=require_here),
     ],
     out: Out,
     split: SplitName,
-    masks: Annotated[bool, typer.Option(help="Pixel shards with masks, or label-only.")] = True,
+    masks: Annotated[bool, typer.Option(help="Write shards with masks, or label-only.")] = True,
     crops: Annotated[
         Crops, typer.Option(help="Whole frames, the paper's crops, or a grid over the frame.")
     ] = Crops.legacy,
     window: Annotated[int, typer.Option(min=1, help="Side of a crop, in pixels.")] = 512,
-    stride: Annotated[int | None, typer.Option(min=1, help="Default: 128 (legacy), the window (grid).")] = None,
-    negatives: Annotated[int, typer.Option(min=0, help="Smoke-free legacy crops per frame; the paper: 0.")] = 3,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Distance between crops, in pixels. Default: 128 (legacy), --window (grid)."),
+    ] = None,
+    negatives: Annotated[
+        int, typer.Option(min=0, help="Smoke-free crops per frame with --crops legacy; the paper has 0.")
+    ] = 3,
     category: Annotated[
         list[str] | None,
-        typer.Option(help="Name that means smoke, repeatable; default: smoke, high- and low-opacity smoke."),
+        typer.Option(help="Category that means smoke; repeatable. Default: smoke, high- and low-opacity smoke."),
     ] = None,
     group_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression; its first group names a file's video.")
+        str | None, typer.Option(help="Regular expression on the file name; its first group is the group (video).")
     ] = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
@@ -102,16 +108,17 @@ def smoke5k(
     masks: Masks = False,
     only: Only = None,
     groups: Annotated[
-        Path | None, typer.Option(help="csv (key, group) or json {key: group} of scenes.", callback=require_here)
+        Path | None,
+        typer.Option(help="Groups (scenes): a csv (key, group) or a json {key: group}.", callback=require_here),
     ] = None,
-    image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "img",
-    mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "gt",
+    image_folder: Annotated[str, typer.Option(help="Folder of the images, below --root.")] = "img",
+    mask_folder: Annotated[str, typer.Option(help="Folder of the masks, below --root.")] = "gt",
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
-    """SMOKE5K; the label of an image is whether its mask shows smoke."""
+    """SMOKE5K. An image is labelled smoke if its mask shows smoke."""
     from shards.sources.smoke5k import NO_GROUPS, read_smoke5k
 
     source = read_smoke5k(

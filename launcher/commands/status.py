@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(folder: RunsFolder = RUNS, json: Json = False) -> None:
-    """Runs as a table: running, finished, failed, stopped or killed; step, loss, time left, and why it ended."""
+    """List runs: running, finished, failed, stopped or killed; step, loss, time left, and why they ended."""
     from launcher.run.status import format_statuses, read_statuses
 
     found = read_statuses(folder)

@@ -12,7 +12,7 @@ Study = Annotated[str, typer.Argument(help="Name of a study (see `wsss study lis
 
 def register(app: typer.Typer) -> None:
     """Add `study list|run|report` to a command."""
-    study = typer.Typer(no_args_is_help=True, help="The rows of a paper's table as runs, and a page of them.")
+    study = typer.Typer(no_args_is_help=True, help="Reproduce a table of a paper: run its rows, and report them.")
     study.command("list", epilog=example("wsss study list"))(study_list)
     study.command("run", epilog=example("wsss study run smoke_table_4_10 --row lambda_0 --seed 0"))(study_run)
     study.command("report", epilog=example("wsss study report smoke_table_4_10"))(study_report)
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def study_list() -> None:
-    """The studies that ship with the project: the tables of the papers."""
+    """List the studies that come with the project: the tables of the papers."""
     from launcher.studies.table import load_study, studies
 
     for name in studies():
@@ -31,15 +31,15 @@ def study_list() -> None:
 def study_run(
     name: Study,
     overrides: Overrides = None,
-    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
-    training: Annotated[list[str] | None, typer.Option(help="Only this training; may be repeated.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")] = None,
+    training: Annotated[list[str] | None, typer.Option(help="Only this training; repeatable.")] = None,
     dry_run: DryRun = False,
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="Print a script that submits it to Slurm, run nothing.")
+        bool, typer.Option("--slurm", help="Print a script that submits the study to Slurm; run nothing.")
     ] = False,
 ) -> None:
-    """Train, infer, refine and evaluate what is missing of a table."""
+    """Train, infer, refine and evaluate what is missing in a table."""
     import shlex
 
     from launcher.studies.plan import check
@@ -71,7 +71,7 @@ def study_run(
 
 
 def study_report(name: Study) -> None:
-    """One page: ours, with intervals, seeds and commits, next to the paper's column."""
+    """Write a page that compares our results, with intervals, seeds and commits, with the paper's."""
     from launcher.studies.page import format_study, write_study_report
     from launcher.studies.table import load_study
 

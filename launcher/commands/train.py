@@ -17,18 +17,26 @@ def register(app: typer.Typer) -> None:
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin anew if there is no checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Fail if there is no checkpoint, instead of starting a new run.")
+    ] = False,
     extend: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Go on to so many steps; needs a constant learning rate.")
+        int | None,
+        typer.Option(
+            metavar="STEPS", help="Continue the run up to this number of steps; needs a constant learning rate."
+        ),
     ] = None,
     fork: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A new run from where CONFIG's run stands, with changed options.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Start a new run from the newest checkpoint of CONFIG's run, with changed options."
+        ),
     ] = None,
     dry_run: DryRun = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the launch command.")] = False,
 ) -> None:
-    """Train through `accelerate launch`; resumes from the last checkpoint if the run's folder exists. CONFIG may be the
-    folder of a run."""
+    """Train a run, through `accelerate launch`. Resumes from the last checkpoint if the run exists. CONFIG may also be
+    the folder of a run."""
     from launcher.config.file import load_config
     from launcher.files import place_run
     from launcher.processes.accelerator import process_count

@@ -20,9 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def trajectory(
-    run: RunFolder, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs.")] = DataSet.voc
+    run: RunFolder, beside: Annotated[DataSet, typer.Option(help="Which of ToCo's logs to compare with.")] = DataSet.voc
 ) -> None:
-    """A run's losses and mIoU next to ToCo's published training log, at the same steps."""
+    """Compare a run's losses and mIoU with ToCo's published training log, at the same steps."""
     from launcher.studies.trajectory import format_trajectory, write_trajectory
 
     print(format_trajectory(run, beside.value))

@@ -39,24 +39,20 @@ Masks = Annotated[Place, PlainValidator(place_masks)]  # the same; those of a ru
 
 class DataConfig(Section):
     train: Folder  # label-only shards: a folder, or a URL such as s3://bucket/train
-    val: Folder | None = None  # folder of shards: what figures are reported on; of maps if it holds masks
-    tune: Folder | None = (
-        None  # folder of pixel shards, groups disjoint from train and val: where thresholds are chosen
-    )
-    val_part: PositiveInt | None = None  # images of val that evaluations before the last one count; null = all
-    image_size: Side = 224  # side of the square view, in pixels
+    val: Folder | None = None  # shards that metrics are reported on; with masks also those of CAMs and masks
+    tune: Folder | None = None  # shards without groups of train and val: thresholds are chosen on it
+    val_part: PositiveInt | None = None  # number of val images that evaluations before the last one use; null = all
+    image_size: Side = 224  # side of the network's square input, in pixels
     global_batch_size: PositiveInt = 16  # images per optimizer update, over all processes
-    min_crop: Share = 1.0  # random crop keeps at least this share of each side, in methods of one view; 1 = none
+    min_crop: Share = 1.0  # for methods of one view: random crops keep at least this share of each side; 1 = no crops
     flip: Share = 0.5  # probability of a horizontal flip
-    scale: tuple[Scale, Scale] = (0.5, 2.0)  # of the image before the crop, in methods that look at two views
-    masks: Masks | None = None  # mask shards of data.train, made by `wsss refine`: targets of methods that learn masks
-    pixel: Folder | None = None  # folder of a few pixel shards next to data.train, for methods that mix supervision
+    scale: tuple[Scale, Scale] = (0.5, 2.0)  # for methods of two views: range of the image's scale before the crop
+    masks: Masks | None = None  # mask shards of data.train from `wsss refine`, for methods that learn from masks
+    pixel: Folder | None = None  # a few shards with masks besides data.train, for methods that mix both
     pixel_batch_size: PositiveInt = 2  # images with masks per optimizer update, over all processes
-    may_lack_classes: bool = False  # train although some class has no image: parts of a data set, to try things
-    pairs: PositiveInt | None = (
-        None  # batches of pairs: two frames of a clip, at most so many frames apart; null = none
-    )
-    max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged training samples replaced by their neighbours; 0 = error
+    may_lack_classes: bool = False  # train even if some class has no image, to try parts of a data set
+    pairs: PositiveInt | None = None  # batches of pairs of frames of a clip, at most so far apart; null = no pairs
+    max_skipped: Annotated[int, Field(ge=0)] = 0  # damaged samples to replace by neighbours, at most
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # loader processes per training process
 
     @model_validator(mode="after")
@@ -67,30 +63,28 @@ class DataConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: Annotated[int, Field(ge=0)]  # optimizer updates; 0 saves the untrained model, a control
+    steps: Annotated[int, Field(ge=0)]  # optimizer updates; 0 saves the untrained model, as a control
     lr: Annotated[float, Field(gt=0)] = 1e-4  # peak learning rate
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    power: Annotated[float, Field(ge=0)] = 0.0  # of the polynomial decay; 0 = constant
-    new_lr_factor: Annotated[float, Field(gt=0)] = 1.0  # of the rate of layers without initial weights
-    head_lr_factor: Annotated[float, Field(gt=0)] | None = None  # of the classifier's; null = new_lr_factor
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, from a layer of a backbone to the one before
+    power: Annotated[float, Field(ge=0)] = 0.0  # power of the polynomial decay of the rate; 0 = constant
+    new_lr_factor: Annotated[float, Field(gt=0)] = 1.0  # multiplies lr for layers without initial weights
+    head_lr_factor: Annotated[float, Field(gt=0)] | None = None  # of the classifier; null = new_lr_factor
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor of lr from each layer to the one before
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     decay_all: bool = False  # decay norms, biases and tokens too, as ToCo does
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = (
-        None  # of an average of the weights, which is read; null = none
-    )
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the gradient's length; null = off
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of the average of the weights; null = no average
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None  # clip the norm of the gradient; null = off
     accumulate: PositiveInt = 1  # micro-batches per update
-    precision: Precision = "ieee"  # ieee: float32; tf32: its products in TF32; bf16, fp16: networks in half
-    graph: bool = False  # record each kind of step as one CUDA graph; on GPUs, without ZeRO and joined BatchNorm
-    deterministic: bool = False  # on GPUs bit-equal repeats, for more time; CPUs have them anyway
-    sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch has none for CPUs
+    precision: Precision = "ieee"  # ieee: float32; tf32: products in TF32; bf16, fp16: networks in half precision
+    graph: bool = False  # run each kind of step as one CUDA graph; on GPUs, without ZeRO and joined BatchNorm
+    deterministic: bool = False  # on GPUs: bit-equal repeats, but slower; CPUs repeat bit-equal anyway
+    sync_norm: bool = True  # BatchNorm over the images of all processes; GPUs only, torch does not support CPUs
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     log_every: PositiveInt = 10  # steps
     eval_every: PositiveInt | None = None  # steps; null = at the end only
     save_every: PositiveInt | None = None  # steps; null = at the end only
-    keep: PositiveInt = 2  # newest checkpoints that stay
-    keep_best: str | None = None  # figure of evaluation, as val/seg/miou: the highest one's checkpoint stays too
+    keep: PositiveInt = 2  # number of newest checkpoints to keep
+    keep_best: str | None = None  # metric such as val/seg/miou: the checkpoint with the highest value is kept too
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainConfig":
@@ -102,14 +96,14 @@ class TrainConfig(Section):
 class LaunchConfig(Section):
     """What `wsss train` starts and what the run asserts that it got."""
 
-    processes: PositiveInt | None = None  # data-parallel processes of all machines; null = one per GPU, or one
+    processes: PositiveInt | None = None  # over all machines; null = one per GPU, or one without GPUs
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes after one died; needs two processes or more
-    zero: Zero = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = nothing shared out
-    machines: PositiveInt = 1  # that train this run together; each starts its own share of the processes
-    machine_rank: Annotated[int, Field(ge=0)] = 0  # of this machine; 0 is the one at main_address
+    max_restarts: Annotated[int, Field(ge=0)] = 0  # of all processes if one dies; needs two processes or more
+    zero: Zero = 0  # DeepSpeed ZeRO stage, or a DeepSpeed JSON; 0 = no ZeRO
+    machines: PositiveInt = 1  # machines that train this run together; each starts its share of the processes
+    machine_rank: Annotated[int, Field(ge=0)] = 0  # number of this machine; machine 0 is at main_address
     main_address: str | None = None  # host name or IP of machine 0, as the others reach it; null = one machine
-    port: Annotated[int, Field(ge=0, le=65535)] = 0  # on machine 0; 0 = any free one, on one machine only
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # port on machine 0; 0 = any free one, with one machine only
 
     @model_validator(mode="after")
     def _machines(self) -> "LaunchConfig":
@@ -127,15 +121,15 @@ class LaunchConfig(Section):
 
 
 class CamConfig(Section):
-    kinds: tuple[str, ...] = ("grad", "class_map")  # what is read; the first is shown in galleries
-    layers: tuple[int, ...] = (-1,)  # of Grad-CAM and LayerCAM: block or stage numbers as in a list; several are fused
+    kinds: tuple[str, ...] = ("grad", "class_map")  # kinds of CAM; the first one is shown in galleries
+    layers: tuple[int, ...] = (-1,)  # layers of Grad-CAM and LayerCAM: indices of blocks or stages; several are fused
     scales: tuple[Scale, ...] = (1.0,)
     flip: bool = False
-    fuse: Literal["mean", "toco"] | None = None  # views to one CAM; null = mean in infer, TOCO where masks are judged
-    pad: Literal["resize", "pad", "floor"] | None = None  # sides to multiples of the patch; null = resize; toco: pad
-    window_px: Side | None = None  # null = squash to data.image_size; else see frames whole, through windows
-    step_px: Side | None = None  # distance of neighbouring windows; null = half a window
-    classes: Literal["all", "present"] = "all"  # all: also without labels; present: those of the image label
+    fuse: Literal["mean", "toco"] | None = None  # of views; null = mean in infer, toco in evaluations of masks
+    pad: Literal["resize", "pad", "floor"] | None = None  # of sides to the patch; null = resize; toco: pad
+    window_px: Side | None = None  # side of sliding windows over whole frames; null = squash frames to data.image_size
+    step_px: Side | None = None  # distance between neighbouring windows; null = half a window
+    classes: Literal["all", "present"] = "all"  # all classes, or present: only those in the image label
     batch_size: PositiveInt = 16
 
     @model_validator(mode="after")
@@ -151,9 +145,9 @@ class RefineConfig(Section):
     chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
     cues: dict[str, Folder] = Field(
         default={}
-    )  # refiner -> folder of what `wsss cues` computed for it, one folder per split inside
-    threshold: Share = 0.3  # of the final mask
-    bg_threshold: Share | None = None  # scores from here to the threshold become 255 = ignore; null = nothing does
+    )  # refiner -> folder of its cues from `wsss cues`, with one folder per split inside
+    threshold: Share = 0.3  # scores from here on become mask
+    bg_threshold: Share | None = None  # scores between this and the threshold become 255 = ignore; null = none
     workers: Workers | None = None  # processes; null = one per core
 
 
@@ -174,11 +168,11 @@ class SegmentConfig(Section):
 
     size: Literal["squash", "native"] = "native"  # squash: to data.image_size; native: padded to the network's stride
     scales: tuple[Scale, ...] = (1.0,)
-    flip: bool = False  # also the mirrored image
-    rule: Literal["voc", "coco"] = "voc"  # voc: flips summed, scales maxed; coco: flips maxed, scales summed
+    flip: bool = False  # also use the mirrored image
+    rule: Literal["voc", "coco"] = "voc"  # voc: sum over flips, max over scales; coco: max over flips, sum over scales
     crf: bool = True
     mean_field: MeanFieldConfig = MeanFieldConfig()
-    crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, those that the model gives a chance; see crf.py
+    crf_classes: Literal["all", "proposed"] = "all"  # proposed: faster, only likely classes, see crf.py
     batch_size: PositiveInt = 16  # images, where they are squashed to one size
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None  # CRF processes per rank; 0 = none; null = its cores
 
@@ -190,10 +184,10 @@ class SegmentConfig(Section):
 
 
 class EvaluateConfig(Section):
-    threshold: Share = 0.3  # the fixed threshold that every table shows next to the tuned one
+    threshold: Share = 0.3  # the fixed threshold, shown next to the tuned one in every table
     gallery: Annotated[int, Field(ge=0, le=1024)] = 8  # fixed validation images drawn at each evaluation
     workers: Workers | None = None  # processes of `wsss evaluate`; null = one per core, or one for few images
-    metrics: tuple[Named, ...] = ()  # of installed packages, counted beside ours
+    metrics: tuple[Named, ...] = ()  # metrics of installed packages, computed beside ours
 
 
 Sink = Literal["mlflow", "tensorboard"]
@@ -205,9 +199,9 @@ def default_sinks() -> tuple[Sink, ...]:
 
 
 class TrackingConfig(Section):
-    to: tuple[Sink, ...] = Field(default_factory=default_sinks)  # [] = the run's folder alone
-    experiment: str | None = None  # of MLflow; null = the folder in the run's name, so one per study, else wsss
-    model: str | None = None  # in MLflow's registry: a finished run's student becomes its next version; null = none
+    to: tuple[Sink, ...] = Field(default_factory=default_sinks)  # [] = only the run's folder
+    experiment: str | None = None  # MLflow experiment; null = the folder in the run's name (one per study), or wsss
+    model: str | None = None  # MLflow's registry: a finished run's student becomes its next version; null = none
 
     @model_validator(mode="after")
     def _model_has_a_place(self) -> "TrackingConfig":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCue(MapsCue):
-    """CLIP or SigLIP maps of every image, for the refiner `clip`."""
+    """CLIP or SigLIP maps for every image, for the refiner `clip`."""
 
     extension = "clip.npy"
     examples = ("--weights clip-vit-base-patch16", "--weights siglip2-base-patch16-512 --size 512")
@@ -28,11 +28,13 @@ class ClipCue(MapsCue):
         typer.Option(help="Folder of a CLIP, SigLIP or SigLIP 2 in Hugging Face format.", callback=require_here),
     ]
     size: Annotated[int, typer.Option(min=1, help="Side of CLIP's square input, a multiple of its patch size.")] = 448
-    positive: Annotated[list[str] | None, typer.Option(help="Prompt of the one class; repeat for several.")] = None
-    negative: Annotated[
-        list[str] | None, typer.Option(help="Prompt of something else; repeat for several. Not for SigLIP.")
+    positive: Annotated[
+        list[str] | None, typer.Option(help="Prompt for the class, if there is only one; repeatable.")
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8
+    negative: Annotated[
+        list[str] | None, typer.Option(help="Prompt for something else; repeatable. Not for SigLIP.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images at a time.")] = 8
 
     @property
     def images_at_a_time(self) -> int:

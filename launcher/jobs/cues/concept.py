@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptCue(MapsCue):
-    """Maps of every class by a segmenter that is asked in words (SAM 3), for the refiner `concept`."""
+    """Maps of every class from a segmenter prompted with words (SAM 3), for the refiner `concept`."""
 
     extension = "concept.npy"
     examples = ("--weights sam3", "--weights sam3 --prompt 'smoke=white smoke' --prompt 'smoke=dark smoke'")
@@ -26,10 +26,12 @@ class ConceptCue(MapsCue):
     weights: Annotated[Path, typer.Option(help="Folder of a SAM 3 in Hugging Face format.", callback=require_here)]
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="CLASS=WORDS to ask for instead of the class's name; repeat, also for one class."),
+        typer.Option(
+            help="CLASS=WORDS: prompt with these words instead of the class's name; repeatable, also for one class."
+        ),
     ] = None
-    map_size: Annotated[int, typer.Option(min=1, help="Side of the maps that are stored, at most SAM 3's 288.")] = 144
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time: memory.")] = 1
+    map_size: Annotated[int, typer.Option(min=1, help="Side of the stored maps; at most SAM 3's 288.")] = 144
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images at a time; fewer need less memory.")] = 1
 
     @property
     def images_at_a_time(self) -> int:

@@ -21,7 +21,7 @@ PACKAGES = ("segment_anything", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class SamCue(Cue):
-    """SAM proposals of every image, for the refiner `sam`."""
+    """SAM proposals for every image, for the refiner `sam`."""
 
     extension = "masks"
     examples = ("--weights sam_vit_b_01ec64.pth --variant vit_b", "--by transformers --weights sam2.1-hiera-large")
@@ -29,22 +29,29 @@ class SamCue(Cue):
     weights: Annotated[
         Path,
         typer.Option(
-            help="A checkpoint such as sam_vit_h_4b8939.pth; by transformers, a folder of SAM, SAM 2 or SAM 3.",
+            help="A checkpoint such as sam_vit_h_4b8939.pth; with --by transformers, a folder of SAM, SAM 2 or SAM 3.",
             callback=require_here,
         ),
     ]
     by: Annotated[
-        str, typer.Option(help="segment_anything or transformers: the package, and the format of weights.")
+        str, typer.Option(help="Package to use, and format of the weights: segment_anything or transformers.")
     ] = "segment_anything"
     variant: Annotated[
-        str | None, typer.Option(help="vit_b, vit_l or vit_h: what the checkpoint of segment_anything is; else vit_h.")
+        str | None,
+        typer.Option(help="Architecture of a segment_anything checkpoint: vit_b, vit_l or vit_h. Default: vit_h."),
     ] = None
-    points_per_side: Annotated[int, typer.Option(min=1, max=256, help="Prompts are the square of this.")] = 32
-    points_per_batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together: memory.")] = 64
-    pred_iou: Annotated[float, typer.Option(help="Masks that SAM itself rates lower are dropped.")] = 0.70
-    stability: Annotated[float, typer.Option(help="Masks that a shifted threshold changes more are dropped.")] = 0.85
-    crop_layers: Annotated[int, typer.Option(min=0, max=5, help="Repeat on 4^i crops for each further layer i.")] = 0
-    min_area_px: Annotated[int, typer.Option(min=0, help="Smaller holes and islands go.")] = 20
+    points_per_side: Annotated[int, typer.Option(min=1, max=256, help="Points per side of the grid of prompts.")] = 32
+    points_per_batch: Annotated[
+        int, typer.Option(min=1, help="Number of prompts decoded together; fewer need less memory.")
+    ] = 64
+    pred_iou: Annotated[float, typer.Option(help="Drop masks whose IoU SAM predicts to be lower.")] = 0.70
+    stability: Annotated[float, typer.Option(help="Drop masks that are less stable when the threshold is shifted.")] = (
+        0.85
+    )
+    crop_layers: Annotated[
+        int, typer.Option(min=0, max=5, help="Number of further layers; layer i repeats the prompts on 4^i crops.")
+    ] = 0
+    min_area_px: Annotated[int, typer.Option(min=0, help="Remove smaller holes and islands.")] = 20
 
     @property
     def images_at_a_time(self) -> int:

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WalkCue(Cue):
-    """AffinityNet's affinities of every image, for the refiner `walk`."""
+    """AffinityNet's affinities for every image, for the refiner `walk`."""
 
     extension = "walk.npz"
     examples = ("--run runs/smoke/affinity",)
     option_of_run = "--run"
 
-    run: Annotated[Path, typer.Option(help="Folder of a run trained with method `affinity`.", callback=place_run)]
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8
+    run: Annotated[
+        Path, typer.Option(help="Folder of a run that was trained with the method `affinity`.", callback=place_run)
+    ]
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images at a time.")] = 8
 
     @property
     def images_at_a_time(self) -> int:
