@@ -101,9 +101,9 @@ def explain_download(timm_name: str) -> str:
     if about is None or not about.hf_hub_id:
         return f"there are no pretrained weights of '{timm_name}' at a known place; give a file, model.weights=PATH"
     return (
-        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Get model.safetensors of "
-        f"https://huggingface.co/{about.hf_hub_id} on a machine with a network, put it anywhere and name it: "
-        f"model.weights=PATH/model.safetensors; or {explain_cache()}"
+        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Where there is a network: "
+        f"`hf download {about.hf_hub_id} model.safetensors`, or fetch it from https://huggingface.co/{about.hf_hub_id}. "
+        f"Put the file anywhere and name it: model.weights=PATH/model.safetensors; or {explain_cache()}"
     )
 
 
