@@ -39,6 +39,10 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes; one per cor
 Only = Annotated[
     Path | None, typer.Option("--list", help="Text file of names to take, one per line.", callback=require_here)
 ]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of splits: take the rows that say --split; COLUMN=NAME where the table says NAME."),
+]
 LackClasses = Annotated[
     bool, typer.Option("--may-lack-classes", help="Write a label-only split in which no image shows some class.")
 ]

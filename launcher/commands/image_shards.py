@@ -18,6 +18,7 @@ from launcher.commands.arguments import (
     Out,
     Shards,
     SkipUnmasked,
+    SplitColumn,
     SplitName,
     Turned,
     Workers,
@@ -78,6 +79,7 @@ def images(
     image_folder: Annotated[str, typer.Option(help="Where images are, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Where masks are, below --root.")] = "masks",
     mask_values: MaskValues = None,
+    split_column: SplitColumn = None,
     only: Only = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
@@ -90,7 +92,7 @@ def images(
     from shards.sources.names import IMAGE_ENDINGS
 
     if labels is None:
-        of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse}
+        of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse, "split_column": split_column}
         refuse_idle("there are no --labels, folders are the classes", label_column=label_column != LABELS, **of_cells)
     if hold_out is None:
         refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
@@ -104,6 +106,8 @@ def images(
         root,
         labels,
         classes=known,
+        split=split,
+        split_column=split_column,
         only=only,
         image_folder=image_folder,
         mask_folder=mask_folder,

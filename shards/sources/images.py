@@ -53,6 +53,8 @@ def read_images(
     *,
     classes: Sequence[str] | None = None,
     name: str = "own",
+    split: str = "train",
+    split_column: str | None = None,
     only: Path | None = None,
     image_folder: str = "",
     mask_folder: str = "masks",
@@ -72,7 +74,7 @@ def read_images(
         labels: a csv, a json table or a json of instances; None: the folder that an image lies in is its class.
         classes: in the order of their ids; None: the categories of a json of instances by their ids, else all names
             that occur, sorted.
-        only: a text file of keys, one per line: the rows to take, in its order.
+        split, split_column, only: which rows are taken, see select_rows.
         group_column: that names the video, scene or photograph; None: `group` if there is one.
         group_pattern: a regular expression whose first group, found in the key, is the group.
         empty: what a cell without a name means; an empty list of a json is never empty in this sense.
@@ -89,7 +91,7 @@ def read_images(
         known = None
     else:
         rows, known = read_file(where, label_column)
-    rows = select_rows(rows, only and table_at(root, only), where)
+    rows = select_rows(rows, where, only=only and table_at(root, only), split=split, column=split_column)
     named, skipped = names_by_key(rows, str(where), classes, label_column, separator, empty)
     counts = Counter(one for _, found in named.values() for one in found)
     chosen = tuple(classes or known or sorted(counts))
