@@ -52,6 +52,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
             "groups": count_groups(study, row, found, choice),
             "difference": None if apart else compare_with_control(study, row, control, choice),
             "by_seed": {} if apart else compare_seeds(study, row, found, control, choice),
+            "of_seed": {seed: of for seed, one in found.items() if (of := value_of_seed(one, row, choice))},
         }
     if found:
         abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
@@ -122,15 +123,23 @@ def read_classes(study: Study) -> list[list[str]]:
     return [evaluation["dataset"].get("classes", []) for evaluation in evaluations if evaluation]
 
 
-def collect_figure(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
-    """A figure of a row's source in [0, 1] for each seed: at a threshold, or one of the source as a whole."""
-    values = []
-    for evaluation in found.values():
-        figures = evaluation["sources"][row.source]
-        value = (figures[choice] or {}).get(figure, figures.get(figure) if choice == "fixed" else None)
-        if value is not None:
-            values.append(value)
-    return values
+def collect_figure(found: Mapping[int, Mapping[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
+    """A figure of a row's source in [0, 1] for each seed that has it, see read_figure."""
+    values = (read_figure(evaluation, row, choice, figure) for evaluation in found.values())
+    return [value for value in values if value is not None]
+
+
+def read_figure(evaluation: Mapping[str, Any], row: Row, choice: str, figure: str) -> Any:
+    """A figure of a row's source: at a threshold, or one of the source as a whole; None where it has none."""
+    figures = evaluation["sources"][row.source]
+    return (figures[choice] or {}).get(figure, figures.get(figure) if choice == "fixed" else None)
+
+
+def value_of_seed(evaluation: Mapping[str, Any], row: Row, choice: str) -> dict[str, Any]:
+    """{value: the row's figure, at: the threshold that it stands at or None, classes: {name: IoU}, {} of a single one}
+    of one seed in [0, 1]; {} without the figure."""
+    value, at, classes = (read_figure(evaluation, row, choice, name) for name in (row.figure, "threshold", "class_iou"))
+    return {} if value is None else {"value": value, "at": at, "classes": classes or {}}
 
 
 def mean(values: list[float]) -> float | None:

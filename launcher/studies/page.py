@@ -8,9 +8,11 @@ from launcher.errors import RunError
 from launcher.evaluation.figures import get_figure
 from launcher.evaluation.formats import DASH, FEW_GROUPS_NOTE, format_interval, format_percent, is_few, name_class
 from launcher.evaluation.page import open_template
+from launcher.evaluation.per_image import write_rows
 from launcher.evaluation.plots import plot_intervals
 from launcher.files import RUNS, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
+from launcher.studies.numbers import list_numbers
 from launcher.studies.table import Study
 
 
@@ -56,7 +58,7 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
 
 
 def write_study_report(name: str, study: Study) -> Path:
-    """Write RUNS/FOLDER/NAME.html; returns its path.
+    """Write RUNS/FOLDER/NAME.html, and its numbers as NAME.csv; returns the path of the page.
 
     Raises:
         RunError: nothing of the study is done yet, or a run is not the one that its name says.
@@ -81,6 +83,7 @@ def write_study_report(name: str, study: Study) -> Path:
     )
     out = RUNS / study.folder / f"{Path(name).stem}.html"
     write_whole(out, page)
+    write_rows(out.with_suffix(".csv"), list_numbers(rows))
     return out
 
 

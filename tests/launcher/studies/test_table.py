@@ -1,5 +1,6 @@
 """Every table of the smoke paper is a study; each row runs at toy size: a step, CAMs, masks and figures."""
 
+import csv
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from launcher.run.folder import Run
 from launcher.studies import beside, figures
 from launcher.studies.beside import find_known, list_rows
 from launcher.studies.figures import find_interval, tabulate_study
+from launcher.studies.numbers import list_numbers
 from launcher.studies.page import format_cell, format_study, list_columns, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study
@@ -181,6 +183,11 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     page = write_study_report("tiny", tiny)
     named = write_study_report("my/tiny.yaml", tiny)  # a study of one's own is reported by its path
     assert named == page and "wsss study report my/tiny.yaml" in named.read_text()
+    with page.with_suffix(".csv").open(newline="") as file:
+        written = {(line["row"], line["threshold"], line["seed"]): line for line in csv.DictReader(file)}
+    assert float(written["lambda_1", "fixed", "mean"]["value"]) == pytest.approx(expected)
+    assert float(written["lambda_1", "fixed", "1"]["value"]) == ours[1]["fixed"]["per_image_iou"]
+    assert ("oracle", "tuned", "mean") not in written and ("scales", "tuned", "0") in written
     text = page.read_text()
     assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
     (forest,) = read_page(page).all("svg")
@@ -367,7 +374,8 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert fixed["interval"] == pytest.approx((0.6, 0.7))  # of one image alone, each drawn twice
     assert fixed["difference"] == pytest.approx((0.25, 0.2, 0.3)) and not found["apart"]  # a: 0.6 - 0.3, b: 0.7 - 0.5
     tuned = {"mean": 0.25, "seeds": 1, "deviation": None, "false_alarm_area": None}
-    assert found["tuned"] == {**tuned, "interval": None, "groups": None, "difference": None, "by_seed": {}}
+    tuned |= {"interval": None, "groups": None, "difference": None, "by_seed": {}}
+    assert found["tuned"] == {**tuned, "of_seed": {1: {"value": 0.25, "at": None, "classes": {}}}}
     assert figures.tabulate_row(tiny, control, control)["fixed"]["difference"] is None
     of_masks = figures.tabulate_row(tiny, row.model_copy(update={"figure": "miou"}), control)["fixed"]
     assert of_masks["interval"] == pytest.approx((0.3, 0.45)) and of_masks["groups"] == 5
@@ -384,6 +392,29 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     shutil.rmtree(run_of(tiny, row.run, 1))
     fewer = figures.tabulate_row(tiny, row, control)
     assert fewer["fixed"]["difference"] == pytest.approx((0.3, 0.3, 0.3)) and fewer["seeds"] == [0]  # of seed 0 alone
+
+
+def test_the_numbers_of_a_table_are_there_for_a_papers_own(tiny):
+    nothing = {"mean": None, "deviation": None, "interval": None, "difference": None, "by_seed": {}, "of_seed": {}}
+    head = {"source": "seg", "figure": "miou", "paper": 0.75, "tuned": nothing}
+    of_seed = {
+        0: {"value": 0.5, "at": 0.3, "classes": {"cat": 0.4, "dog": None}},
+        1: {"value": 0.7, "at": 0.4, "classes": {"cat": 0.6, "dog": 0.1}},
+    }
+    fixed = {**nothing, "mean": 0.6, "deviation": 0.14, "interval": (0.5, 0.7), "by_seed": {0: 0.1, 1: -0.3}}
+    paired = {**fixed, "by_seed": {}, "difference": (0.2, 0.1, 0.3), "of_seed": {0: of_seed[0]}}
+    rows = [{"name": "a", **head, "fixed": {**fixed, "of_seed": of_seed}}, {"name": "b", **head, "fixed": paired}]
+    mean, first, second, of_b, _ = list_numbers([*rows, {"name": "not yet run", **head, "fixed": nothing}])
+    assert list(mean) == [
+        *("row", "source", "metric", "threshold", "seed", "at", "value", "deviation", "low", "high", "difference"),
+        *("difference_low", "difference_high", "paper", "IoU cat", "IoU dog"),
+    ]
+    assert [*mean.values()][:5] == ["a", "seg", "miou", "fixed", "mean"]
+    assert [*mean.values()][5:] == [None, 0.6, 0.14, 0.5, 0.7, pytest.approx(-0.1), None, None, 0.75, 0.5, 0.1]
+    of_first = {**dict.fromkeys(mean), "row": "a", "source": "seg", "metric": "miou", "threshold": "fixed", "seed": 0}
+    assert first == {**of_first, "at": 0.3, "value": 0.5, "difference": 0.1, "IoU cat": 0.4}
+    assert (second["seed"], second["IoU dog"], second["difference"]) == (1, 0.1, -0.3)
+    assert [of_b[name] for name in ("difference", "difference_low", "difference_high")] == [0.2, 0.1, 0.3]
 
 
 def test_a_training_of_one_seed_counts_once(tiny, monkeypatch):
