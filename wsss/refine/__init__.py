@@ -10,7 +10,8 @@ into a mask.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,18 @@ CHECKS: dict[str, Callable[..., None]] = {  # options that fit no image, told by
 REFINERS = Registry("wsss.refiners", OURS, not_callable)
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of a refiner that fit no image: what its own check finds, see CHECKS; that of a
+    package's refiner is an attribute `check` of its function."""
+    check = CHECKS.get(name, getattr(REFINERS[name], "check", None))
+    if check is not None:
+        check(**options)
+
+
 def takes_cue(name: str) -> bool:
     """Whether the refiner of this name has a third argument besides image and scores."""
     parameters = inspect.signature(REFINERS[name]).parameters.values()
     return sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters) == 3
 
 
-__all__ = ["CHECKS", "REFINERS", "Refiner", "mask_of", "takes_cue"]
+__all__ = ["REFINERS", "Refiner", "check_options", "mask_of", "takes_cue"]
