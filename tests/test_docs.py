@@ -178,6 +178,17 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert 0 <= names["cam_1HW"].min() < names["cam_1HW"].max() <= 1
 
 
+def test_the_python_of_the_page_on_it_runs(capsys):
+    names: dict = {}
+    for code in blocks((ROOT / "docs" / "library.md").read_text(), "python"):
+        exec(code, names)
+    assert names["loss"].isfinite() and all(p.grad is not None for p in names["decoder"].parameters())
+    assert names["along_colours"].shape == (2, 4, 64, 64) and names["walked"].shape == (2, 4, 8, 8)
+    assert names["confusion"].sum() == (names["label"] != 255).sum() and names["mask"].shape == (64, 64)
+    said, _ = capsys.readouterr().out.split("\n(")
+    assert 0 <= float(said.split()[0]) <= 1
+
+
 def test_the_loss_of_contributing_trains_on_top_of_msee():
     names: dict = {}
     (code,) = blocks((ROOT / "CONTRIBUTING.md").read_text(), "python")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import compare_mious, read_class_sums
 from launcher.evaluation.figures import FIGURES, order_figures
 from launcher.evaluation.formats import finds_nothing, format_interval, format_percent, rests_on_few
 from launcher.evaluation.per_image import compare_images, read_ious
@@ -147,6 +148,9 @@ def compare(headline: Headline, what: str, other: Run) -> Beside | None:
         return None
     if theirs.evaluation["dataset"]["fingerprint"] != headline.evaluation["dataset"]["fingerprint"]:
         return None
+    if headline.figure == "miou":
+        sums, others_sums = (read_class_sums(one.run, one.source, one.choice) for one in (headline, theirs))
+        return Beside(what, theirs.value, compare_mious([sums], [others_sums]), headline.at.get("miou_groups"))
     if not FIGURES[headline.figure].per_image:
         return Beside(what, theirs.value)
     ours, others = (read_ious(one.run, one.source, one.choice) for one in (headline, theirs))

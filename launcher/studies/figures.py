@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import GroupSums, compare_mious, read_class_sums
 from launcher.evaluation.figures import get_figure
 from launcher.evaluation.per_image import compare_images, read_ious
 from launcher.files import RUNS, read_json
@@ -38,6 +39,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
     require_same_images(study, row, found)
     of_row: dict[str, Any] = {"name": row.name, "source": row.source, "note": row.note}
     of_row |= {"paper": None if row.paper is None else row.paper / 100, "figure": row.figure}
+    of_row["compared"] = "tuned" if row.segments is None else "fixed"  # label maps have no threshold to tune
     of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocols": name_protocols(row, found)}
     of_row["apart"] = apart = judged_apart(study, row, found, control)
     for choice in CHOICES:
@@ -177,13 +179,23 @@ def count_groups(study: Study, row: Row, found: dict[int, Any], choice: str) -> 
 def compare_with_control(study: Study, row: Row, control: Row | None, choice: str) -> tuple[float, float, float] | None:
     """Mean difference to the control row, low and high end of its interval: the same images, seeds and groups.
 
-    None for the control itself, a figure that is no mean over images, or where nothing can be compared yet.
+    None for the control itself, a figure that is neither mIoU nor a mean over images, or where nothing can be compared
+    yet.
     """
-    if control is None or row.name == control.name or not get_figure(row.figure).per_image:
+    if control is None or row.name == control.name:
         return None
     seeds = [s for s in study.seeds if read_evaluation(study, row, s) and read_evaluation(study, control, s)]
+    if row.figure == control.figure == "miou":
+        return compare_mious(*([sums_of(study, one, seed, choice) for seed in seeds] for one in (row, control)))
+    if not get_figure(row.figure).per_image:
+        return None
     ours, theirs = (average_seeds(study, one, seeds, choice) for one in (row, control))
     return compare_images(ours, theirs)
+
+
+def sums_of(study: Study, row: Row, seed: int, choice: str) -> GroupSums | None:
+    """What a row's mIoU of a seed is made of; label maps have no threshold, and so one choice."""
+    return read_class_sums(run_of(study, row.run, seed), row.source, choice)
 
 
 def compare_seeds(

@@ -41,6 +41,7 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
     cut = any(row.segments is None for row in study.rows)
     measured = " / ".join(dict.fromkeys(get_figure(row.figure).heading for row in study.rows))
     of_fixed = ("fixed threshold", "fixed") if cut else (measured, measured)
+    difference = ("tuned − control", "tuned - control") if cut else ("− control", "- control")
     kept = [
         Column("row", "row", [row["name"] for row in rows]),
         Column("scores", "scores", [row["source"] for row in rows], "text"),
@@ -50,7 +51,7 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
         Column("false alarms", "alarms", alarms("fixed")),
         Column("tuned threshold", "tuned", [format_cell(row, "tuned") for row in rows]),
         Column("false alarms", "alarms", alarms("tuned")),
-        Column("tuned − control", "tuned - control", [format_gap(row, "tuned") for row in rows]),
+        Column(*difference, [format_gap(row, row["compared"]) for row in rows]),
         Column("note", "", [row["note"] for row in rows], "wide"),
         Column("commit", "", [", ".join(row["commits"]) for row in rows], "text quiet"),
     ]
@@ -88,10 +89,11 @@ def write_study_report(name: str, study: Study) -> Path:
 
 
 def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The forest plot of tuned minus control as SVG text; "" where nothing is compared."""
-    found = {row["name"]: row["tuned"]["difference"] for row in rows if row["tuned"]["difference"] is not None}
+    """The forest plot of differences to the control as SVG text; "" where nothing is compared."""
+    found = {row["name"]: gap for row in rows if (gap := row[row["compared"]]["difference"]) is not None}
     percent = {name: tuple(100 * value for value in difference) for name, difference in found.items()}
-    return plot_intervals(f"Tuned − control ({study.control})", percent) if percent else ""
+    what = "Tuned − control" if any(row.segments is None for row in study.rows) else "Difference to the control"
+    return plot_intervals(f"{what} ({study.control})", percent) if percent else ""
 
 
 def format_study(name: str, study: Study) -> str:

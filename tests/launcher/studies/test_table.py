@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.pages import read_page
 from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
+from launcher.evaluation.class_sums import CLASS_SUMS
 from launcher.evaluation.formats import DASH
 from launcher.evaluation.headline import read_headline
 from launcher.evaluation.per_image import read_ious
@@ -241,7 +243,14 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
 def test_a_table_has_the_columns_of_which_a_row_says_something(in_checkout):
     nothing = {"mean": None, "deviation": None, "interval": None, "groups": None, "seeds": 0}
     nothing |= {"false_alarm_area": None, "difference": None}
-    of_masks = {"paper": None, "note": "", "commits": ["abc"], "seeds": [0], "fixed": {**nothing, "mean": 0.5}}
+    of_masks = {
+        "paper": None,
+        "note": "",
+        "commits": ["abc"],
+        "seeds": [0],
+        "fixed": {**nothing, "mean": 0.5},
+        "compared": "fixed",
+    }
     of_masks |= {"tuned": nothing, "source": "segments@squash"}
     masks = load_study("voc_mini")  # all its rows are label maps
     classes = masks.model_copy(update={"rows": (*masks.rows, masks.rows[0].model_copy(update={"segments": None}))})
@@ -250,7 +259,10 @@ def test_a_table_has_the_columns_of_which_a_row_says_something(in_checkout):
         return [column.heading for column in list_columns(study, [{"name": "a", **of_masks}, {"name": "b", **row}])]
 
     assert headings(masks, of_masks) == ["row", "scores", "seeds", "mIoU", "commit"]
-    tuned = {"tuned": {**nothing, "mean": 0.5, "difference": (0.1, 0.0, 0.2)}, "paper": 0.4, "note": "n"}
+    gap = {"mean": 0.5, "difference": (0.1, 0.0, 0.2)}
+    with_gap = {**of_masks, "fixed": {**nothing, **gap}}
+    assert headings(masks, with_gap) == ["row", "scores", "seeds", "mIoU", "− control", "commit"]
+    tuned = {"tuned": {**nothing, **gap}, "paper": 0.4, "note": "n", "compared": "tuned"}
     assert headings(classes, {**of_masks, **tuned}) == [
         *("row", "scores", "paper", "seeds", "fixed threshold", "tuned threshold", "tuned − control", "note", "commit")
     ]
@@ -386,6 +398,15 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert (oracle["fixed"]["mean"], oracle["tuned"]["mean"]) == (0.8, None)
     of_masks = [one.model_copy(update={"figure": "miou"}) for one in (row, control)]
     assert figures.tabulate_row(tiny, *of_masks)["fixed"]["by_seed"] == {0: 0, 1: 0}
+    hit = {control.name: 4, row.name: 9}
+    for one, seed in ((one, seed) for one in (row, control) for seed in (0, 1)):
+        sums_G3C = np.array([[[9, hit[one.name]], [9, 9], [9, hit[one.name]]]] * 2)
+        np.savez(run_of(tiny, one.run, seed) / CLASS_SUMS, groups=["a", "b"], **{f"fixed {one.source}": sums_G3C})
+    with_sums = figures.tabulate_row(tiny, *of_masks)
+    assert with_sums["fixed"]["difference"] == pytest.approx((5 / 18, 5 / 18, 5 / 18))
+    assert with_sums["tuned"]["difference"] is None
+    (run_of(tiny, row.run, 1) / CLASS_SUMS).unlink()  # of an evaluation from before there were any
+    assert figures.tabulate_row(tiny, *of_masks)["fixed"]["difference"] is None
     (run_of(tiny, control.run, 0) / "evaluation.json").rename("aside.json")
     assert figures.tabulate_row(tiny, *of_masks)["fixed"]["by_seed"] == {1: 0}
     Path("aside.json").rename(run_of(tiny, control.run, 0) / "evaluation.json")
