@@ -270,6 +270,17 @@ def test_a_table_has_the_columns_of_which_a_row_says_something(in_checkout):
     assert headings(classes, {**of_masks, **alarms})[3:] == ["fixed threshold", "false alarms", "commit"]
 
 
+def test_a_run_is_evaluated_once_as_soon_as_its_rows_are_made(tiny):
+    done = []
+    run_study(tiny, execute=done.append)
+    evaluated = [n for n, command in enumerate(done) if command[0] == "evaluate"]
+    for at in evaluated:
+        run = done[at][1]
+        assert [n for n, command in enumerate(done) if command[1] == run and command[0] != "train"][-1] == at
+    trained = [n for n, command in enumerate(done) if command[:2] == ["train", "distill.yaml"]]
+    assert len(evaluated) == 4 and max(evaluated[:2]) < trained[2]  # lambda_0, before lambda_1 is trained
+
+
 def test_a_seed_that_the_page_would_not_show_is_refused(tiny):
     with pytest.raises(ConfigError, match="--seed 7: the study has the seeds 0, 1"):
         run_study(tiny, seeds=[0, 7], execute=print)
