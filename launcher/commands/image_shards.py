@@ -50,7 +50,7 @@ def images(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="csv, json table or json in COCO's format, relative to --root. Without: the folder is the class.",
+            help="csv, json table, COCO's json, folder of VOC's xml, relative to --root. Without: folders are classes.",
             callback=require_here,
         ),
     ] = None,
@@ -86,7 +86,7 @@ def images(
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
-    """Images of any classes with image-level labels: a table, COCO's json, or a folder per class."""
+    """Images of any classes with image-level labels: a table, COCO's json, VOC's xml, or a folder per class."""
     from shards.sources.held_out import parse_shares
     from shards.sources.images import LABELS, parse_classes, read_images
     from shards.sources.names import IMAGE_ENDINGS

@@ -30,17 +30,20 @@ def read_bytes(path: Path) -> bytes:
     return Blob(str(path)).read()
 
 
-def table_at(root: Path, path: Path | str) -> Path:
+def table_at(root: Path, path: Path | str, *, folders: bool = False) -> Path:
     """Where a table of labels or keys lies: below the root of the images, else where the command runs.
+
+    Args:
+        folders: whether it may be a folder of annotations.
 
     Raises:
         DataError: at neither place.
     """
     places = [root / path, Path(path)]
-    found = [place for place in places if place.is_file()]
+    found = [place for place in places if place.is_file() or (folders and place.is_dir())]
     if not found:
         if folder := next((place for place in places if place.is_dir()), None):
-            raise DataError(f"{folder}: is a folder; wanted a file: a table of labels, or a list of names")
+            raise DataError(f"{folder}: is a folder; wanted a file: a table of labels or a list of names")
         raise DataError(f"{places[0]}: file is missing; {path} is neither below the root of the images nor here")
     return found[0]
 
