@@ -6,7 +6,7 @@ Shapes: G groups, C classes with background 0.
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class GroupSums(NamedTuple):
 
 def write_class_sums(path: Path, measures: Mapping[tuple[str, str], Measure]) -> None:
     """Write the sums of measures by (source, choice of threshold), of those that have some; remove the file of none."""
-    held: dict[str, np.ndarray] = {}
+    held: dict[str, Any] = {}
     for (source, choice), measure in measures.items():
         if isinstance(measure, Confusion) and len(measure.sums):
             groups, held[f"{choice} {source}"] = sums_by_group(measure.sums, measure.groups)
