@@ -4,8 +4,8 @@ The two clip datasets of the smoke paper, IJmond and RISE, were labelled with on
 (`label_state` of the volunteers, `label_state_admin` of the researchers); a row of their metadata is a video.
 """
 
-from collections import Counter
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
