@@ -21,7 +21,8 @@ CHOICES = ("fixed", "tuned")
 
 
 def tabulate_study(study: Study) -> list[dict[str, Any]]:
-    """One dict per row: the figures over its seeds in [0, 1], the paper's, and where they come from."""
+    """One dict per row: the figures over its seeds in [0, 1], the paper's, and where they come from. What a row was
+    tuned at is `compared` with the control, else what it is at the fixed threshold."""
     control = study.row(study.control) if study.control else None
     return [tabulate_row(study, row, control) for row in study.rows]
 
@@ -39,7 +40,6 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
     require_same_images(study, row, found)
     of_row: dict[str, Any] = {"name": row.name, "source": row.source, "note": row.note}
     of_row |= {"paper": None if row.paper is None else row.paper / 100, "figure": row.figure}
-    of_row["compared"] = "tuned" if row.segments is None else "fixed"  # label maps have no threshold to tune
     of_row |= {"seeds": sorted(found), "run": row.run, "commits": [], "protocols": name_protocols(row, found)}
     of_row["apart"] = apart = judged_apart(study, row, found, control)
     for choice in CHOICES:
@@ -56,6 +56,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
             "by_seed": {} if apart else compare_seeds(study, row, found, control, choice),
             "of_seed": {seed: of for seed, one in found.items() if (of := value_of_seed(one, row, choice))},
         }
+    of_row["compared"] = "fixed" if of_row["tuned"]["mean"] is None else "tuned"
     if found:
         abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
         of_row["commits"] = sorted({about["git_commit"][:10] for about in abouts})
@@ -186,6 +187,8 @@ def compare_with_control(study: Study, row: Row, control: Row | None, choice: st
         return None
     seeds = [s for s in study.seeds if read_evaluation(study, row, s) and read_evaluation(study, control, s)]
     if row.figure == control.figure == "miou":
+        if choice == "tuned" and row.segments is not None:
+            return None
         return compare_mious(*([sums_of(study, one, seed, choice) for seed in seeds] for one in (row, control)))
     if not get_figure(row.figure).per_image:
         return None
@@ -194,8 +197,8 @@ def compare_with_control(study: Study, row: Row, control: Row | None, choice: st
 
 
 def sums_of(study: Study, row: Row, seed: int, choice: str) -> GroupSums | None:
-    """What a row's mIoU of a seed is made of; label maps have no threshold, and so one choice."""
-    return read_class_sums(run_of(study, row.run, seed), row.source, choice)
+    """What a row's mIoU of a seed is made of; label maps have no threshold to tune."""
+    return read_class_sums(run_of(study, row.run, seed), row.source, "fixed" if row.segments is not None else choice)
 
 
 def compare_seeds(
@@ -209,7 +212,8 @@ def compare_seeds(
     for seed, evaluation in found.items():
         other = read_evaluation(study, control, seed)
         ours = collect_figure({seed: evaluation}, row, choice, row.figure)
-        theirs = collect_figure({seed: other}, control, choice, row.figure) if other else []
+        of_control = "fixed" if control.segments is not None else choice
+        theirs = collect_figure({seed: other}, control, of_control, row.figure) if other else []
         if ours and theirs:
             gaps[seed] = ours[0] - theirs[0]
     return gaps

@@ -41,7 +41,8 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
     cut = any(row.segments is None for row in study.rows)
     measured = " / ".join(dict.fromkeys(get_figure(row.figure).heading for row in study.rows))
     of_fixed = ("fixed threshold", "fixed") if cut else (measured, measured)
-    difference = ("tuned − control", "tuned - control") if cut else ("− control", "- control")
+    tuned = {row["compared"] for row in rows if row[row["compared"]]["difference"] is not None} == {"tuned"}
+    difference = ("tuned − control", "tuned - control") if tuned else ("− control", "- control")
     kept = [
         Column("row", "row", [row["name"] for row in rows]),
         Column("scores", "scores", [row["source"] for row in rows], "text"),
@@ -92,7 +93,8 @@ def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
     """The forest plot of differences to the control as SVG text; "" where nothing is compared."""
     found = {row["name"]: gap for row in rows if (gap := row[row["compared"]]["difference"]) is not None}
     percent = {name: tuple(100 * value for value in difference) for name, difference in found.items()}
-    what = "Tuned − control" if any(row.segments is None for row in study.rows) else "Difference to the control"
+    tuned = all(row["compared"] == "tuned" for row in rows if row["name"] in found)
+    what = "Tuned − control" if tuned else "Difference to the control"
     return plot_intervals(f"{what} ({study.control})", percent) if percent else ""
 
 

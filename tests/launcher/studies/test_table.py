@@ -29,7 +29,7 @@ from launcher.studies.page import format_cell, format_study, list_columns, write
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study
 from launcher.studies.slurm import slurm_script
-from launcher.studies.table import load_study
+from launcher.studies.table import Segments, load_study
 
 NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
 
@@ -424,6 +424,34 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     shutil.rmtree(run_of(tiny, row.run, 1))
     fewer = figures.tabulate_row(tiny, row, control)
     assert fewer["fixed"]["difference"] == pytest.approx((0.3, 0.3, 0.3)) and fewer["seeds"] == [0]  # of seed 0 alone
+
+
+def test_a_map_at_its_tuned_threshold_is_compared_with_a_control_of_label_maps(tiny, monkeypatch):
+    control = tiny.row("lambda_0").model_copy(update={"figure": "miou", "segments": Segments(name="s"), "kind": "seg"})
+    row = tiny.row("lambda_1").model_copy(update={"figure": "miou"})
+    for one, choice, hit in ((control, "fixed", 4), (row, "fixed", 2), (row, "tuned", 9)):
+        for seed in (0, 1):
+            folder = run_of(tiny, one.run, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            path, value = folder / "evaluation.json", (1 + hit / (18 - hit)) / 2
+            source = {"protocol": "p", "fixed": {}, "tuned": None}
+            source = json.loads(path.read_text())["sources"][one.source] if path.is_file() else source
+            path.write_text(json.dumps({"dataset": {}, "sources": {one.source: {**source, choice: {"miou": value}}}}))
+            sums_path, sums_G3C = folder / CLASS_SUMS, np.array([[[9, hit], [9, 9], [9, 9]]] * 2)
+            held = dict(np.load(sums_path)) if sums_path.is_file() else {}
+            np.savez(sums_path, **{**held, "groups": ["a", "b"], f"{choice} {one.source}": sums_G3C})
+    monkeypatch.setattr(figures, "require_own_run", lambda *arguments: None)
+    monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": "c"}))
+    found, of_control = (figures.tabulate_row(tiny, one, control) for one in (row, control))
+    gap = (1 - 4 / 14) / 2
+    assert found["compared"] == "tuned" and found["tuned"]["difference"] == pytest.approx((gap, gap, gap))
+    assert found["tuned"]["by_seed"] == pytest.approx({0: gap, 1: gap}) and found["fixed"]["difference"][0] < 0
+    assert of_control["compared"] == "fixed" and of_control["tuned"]["difference"] is None
+    of_masks = row.model_copy(update={"segments": Segments(name="s"), "run": "lambda_0", "name": "the same"})
+    same = figures.tabulate_row(tiny, of_masks.model_copy(update={"kind": "seg"}), control)
+    assert same["fixed"]["difference"] == (0, 0, 0) and same["tuned"]["difference"] is None
+    headings = [column.heading for column in list_columns(tiny, [of_control, found])]
+    assert "tuned − control" in headings and "− control" in [c.heading for c in list_columns(tiny, [of_control, same])]
 
 
 def test_the_numbers_of_a_table_are_there_for_a_papers_own(tiny):
