@@ -72,8 +72,12 @@ def write_study_report(name: str, study: Study) -> Path:
     for row in rows:
         for protocol in row["protocols"]:
             protocols.setdefault(protocol, []).append(row["name"])
+    out = RUNS / study.folder / f"{Path(name).stem}.html"
+    numbers = list_numbers(rows)
     page = open_template("launcher.studies", "study_template.html").render(
         name=name,
+        numbers=out.with_suffix(".csv").name,
+        classes=any(column.startswith("IoU ") for column in numbers[0]) if numbers else False,
         study=study,
         rows=rows,
         columns=list_columns(study, rows),
@@ -83,9 +87,8 @@ def write_study_report(name: str, study: Study) -> Path:
         protocols=protocols,
         forest=plot_differences(study, rows),
     )
-    out = RUNS / study.folder / f"{Path(name).stem}.html"
     write_whole(out, page)
-    write_rows(out.with_suffix(".csv"), list_numbers(rows))
+    write_rows(out.with_suffix(".csv"), numbers)
     return out
 
 

@@ -191,6 +191,7 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     assert float(written["lambda_1", "fixed", "1"]["value"]) == ours[1]["fixed"]["per_image_iou"]
     assert ("oracle", "tuned", "mean") not in written and ("scales", "tuned", "0") in written
     text = page.read_text()
+    assert 'href="tiny.csv"' in text and "with every seed: <a" in text
     assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
     (forest,) = read_page(page).all("svg")
     assert (
