@@ -139,7 +139,8 @@ def hold_against(headline: Headline, one: str, known: Known) -> list[Beside]:
 
 
 def compare(headline: Headline, what: str, other: Run) -> Beside | None:
-    """The headline of another run beside this one; None where they are not of the same figure and images."""
+    """The headline of another run beside this one, with what it is of where that is something else; None where they are
+    not of the same figure and images."""
     try:
         theirs = read_headline(other)
     except Damaged:  # the report on that run says so
@@ -148,6 +149,8 @@ def compare(headline: Headline, what: str, other: Run) -> Beside | None:
         return None
     if theirs.evaluation["dataset"]["fingerprint"] != headline.evaluation["dataset"]["fingerprint"]:
         return None
+    if theirs.source != headline.source:
+        what = f"{what} {theirs.source}"
     if headline.figure == "miou":
         sums, others_sums = (read_class_sums(one.run, one.source, one.choice) for one in (headline, theirs))
         return Beside(what, theirs.value, compare_mious([sums], [others_sums]), headline.at.get("miou_groups"))

@@ -92,6 +92,11 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     groups = headline.at["per_image_iou_groups"]
     assert of_teacher.words() == f"its teacher {100 * headline.value:.1f} (+0.0 [+0.0, +0.0] of {groups} groups)"
     assert paper.words() == "paper 47.4"
+    of_map = json.loads((run / "evaluation.json").read_text())
+    other_kind = next(kind for kind in of_map["sources"] if kind != headline.source)
+    of_map["headline"] = {"source": other_kind, "choice": headline.choice}
+    Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
+    assert hold_against(headline, "smoke", Known())[0].what == f"its teacher {other_kind}"
 
 
 def of(fingerprint="images", curve=(), **at):
