@@ -139,10 +139,11 @@ def read_figure(evaluation: Mapping[str, Any], row: Row, choice: str, figure: st
 
 
 def value_of_seed(evaluation: Mapping[str, Any], row: Row, choice: str) -> dict[str, Any]:
-    """{value: the row's figure, at: the threshold that it stands at or None, classes: {name: IoU}, {} of a single one}
-    of one seed in [0, 1]; {} without the figure."""
-    value, at, classes = (read_figure(evaluation, row, choice, name) for name in (row.figure, "threshold", "class_iou"))
-    return {} if value is None else {"value": value, "at": at, "classes": classes or {}}
+    """{value: the row's figure, at: the threshold that it stands at or None, alarms: the false-alarm area or None,
+    classes: {name: IoU}, {} of a single one} of one seed in [0, 1]; {} without the figure."""
+    names = {"value": row.figure, "at": "threshold", "alarms": "false_alarm_area", "classes": "class_iou"}
+    found = {key: read_figure(evaluation, row, choice, name) for key, name in names.items()}
+    return {} if found["value"] is None else {**found, "classes": found["classes"] or {}}
 
 
 def mean(values: list[float]) -> float | None:

@@ -39,13 +39,14 @@ def lines_of(row: Mapping[str, Any], choice: str) -> Iterator[dict[str, Any]]:
         "difference": gap,
         "difference_low": gap_low,
         "difference_high": gap_high,
+        "false_alarm_area": numbers["false_alarm_area"],
         "paper": row["paper"],
         **{f"IoU {name}": mean(values_of(name, of_seed)) for name in classes},
     }
     for seed, one in of_seed.items():
         of_classes = {f"IoU {name}": iou for name, iou in one["classes"].items()}
-        difference = numbers["by_seed"].get(seed)
-        yield {**head, "seed": seed, "at": one["at"], "value": one["value"], "difference": difference, **of_classes}
+        of_one = {"at": one["at"], "value": one["value"], "false_alarm_area": one["alarms"]}
+        yield {**head, "seed": seed, **of_one, "difference": numbers["by_seed"].get(seed), **of_classes}
 
 
 def values_of(name: str, of_seed: Mapping[int, Mapping[str, Any]]) -> list[float]:

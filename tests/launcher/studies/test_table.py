@@ -399,7 +399,7 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert fixed["difference"] == pytest.approx((0.25, 0.2, 0.3)) and not found["apart"]  # a: 0.6 - 0.3, b: 0.7 - 0.5
     tuned = {"mean": 0.25, "seeds": 1, "deviation": None, "false_alarm_area": None}
     tuned |= {"interval": None, "groups": None, "difference": None, "by_seed": {}}
-    assert found["tuned"] == {**tuned, "of_seed": {1: {"value": 0.25, "at": None, "classes": {}}}}
+    assert found["tuned"] == {**tuned, "of_seed": {1: {"value": 0.25, "at": None, "alarms": None, "classes": {}}}}
     assert figures.tabulate_row(tiny, control, control)["fixed"]["difference"] is None
     of_masks = figures.tabulate_row(tiny, row.model_copy(update={"figure": "miou"}), control)["fixed"]
     assert of_masks["interval"] == pytest.approx((0.3, 0.45)) and of_masks["groups"] == 5
@@ -457,10 +457,11 @@ def test_a_map_at_its_tuned_threshold_is_compared_with_a_control_of_label_maps(t
 
 def test_the_numbers_of_a_table_are_there_for_a_papers_own(tiny):
     nothing = {"mean": None, "deviation": None, "interval": None, "difference": None, "by_seed": {}, "of_seed": {}}
+    nothing |= {"false_alarm_area": 0.2}
     head = {"source": "seg", "figure": "miou", "paper": 0.75, "tuned": nothing}
     of_seed = {
-        0: {"value": 0.5, "at": 0.3, "classes": {"cat": 0.4, "dog": None}},
-        1: {"value": 0.7, "at": 0.4, "classes": {"cat": 0.6, "dog": 0.1}},
+        0: {"value": 0.5, "at": 0.3, "alarms": 0.2, "classes": {"cat": 0.4, "dog": None}},
+        1: {"value": 0.7, "at": 0.4, "alarms": None, "classes": {"cat": 0.6, "dog": 0.1}},
     }
     fixed = {**nothing, "mean": 0.6, "deviation": 0.14, "interval": (0.5, 0.7), "by_seed": {0: 0.1, 1: -0.3}}
     paired = {**fixed, "by_seed": {}, "difference": (0.2, 0.1, 0.3), "of_seed": {0: of_seed[0]}}
@@ -468,12 +469,12 @@ def test_the_numbers_of_a_table_are_there_for_a_papers_own(tiny):
     mean, first, second, of_b, _ = list_numbers([*rows, {"name": "not yet run", **head, "fixed": nothing}])
     assert list(mean) == [
         *("row", "source", "metric", "threshold", "seed", "at", "value", "deviation", "low", "high", "difference"),
-        *("difference_low", "difference_high", "paper", "IoU cat", "IoU dog"),
+        *("difference_low", "difference_high", "false_alarm_area", "paper", "IoU cat", "IoU dog"),
     ]
     assert [*mean.values()][:5] == ["a", "seg", "miou", "fixed", "mean"]
-    assert [*mean.values()][5:] == [None, 0.6, 0.14, 0.5, 0.7, pytest.approx(-0.1), None, None, 0.75, 0.5, 0.1]
+    assert [*mean.values()][5:] == [None, 0.6, 0.14, 0.5, 0.7, pytest.approx(-0.1), None, None, 0.2, 0.75, 0.5, 0.1]
     of_first = {**dict.fromkeys(mean), "row": "a", "source": "seg", "metric": "miou", "threshold": "fixed", "seed": 0}
-    assert first == {**of_first, "at": 0.3, "value": 0.5, "difference": 0.1, "IoU cat": 0.4}
+    assert first == {**of_first, "at": 0.3, "value": 0.5, "difference": 0.1, "false_alarm_area": 0.2, "IoU cat": 0.4}
     assert (second["seed"], second["IoU dog"], second["difference"]) == (1, 0.1, -0.3)
     assert [of_b[name] for name in ("difference", "difference_low", "difference_high")] == [0.2, 0.1, 0.3]
 
