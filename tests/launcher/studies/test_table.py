@@ -193,7 +193,7 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     text = page.read_text()
     assert 'href="tiny.csv"' in text and "with every seed: <a" in text
     assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
-    (forest,) = read_page(page).all("svg")
+    (forest,) = read_page(page, beside=("tiny.csv",)).all("svg")
     assert (
         forest["aria-label"].startswith("Tuned − control (lambda_0): lambda_1 ")
         and "oracle" not in forest["aria-label"]
