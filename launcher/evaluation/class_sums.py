@@ -45,7 +45,7 @@ def read_class_sums(run: Path, source: str, choice: str) -> GroupSums | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file) as held:
             name = f"{choice} {source}"
             return GroupSums(held["groups"].tolist(), held[name]) if name in held else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
