@@ -22,22 +22,24 @@ def read_annotations(folder: Path, label_column: str) -> dict[str, Any]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ENDING)
     if not files:
         raise DataError(f"{folder}: holds no {ENDING}; wanted a table of labels, or VOC's annotations, one per image")
-    rows = [(path.relative_to(folder).with_suffix("").as_posix(), {label_column: names_in(path)}) for path in files]
+    rows = [
+        (path.relative_to(folder).with_suffix("").as_posix(), {label_column: names_in(read_bytes(path), str(path))})
+        for path in files
+    ]
     return dict(checked_rows(rows, str(folder)))
 
 
-def names_in(path: Path) -> list[str]:
-    """The names of an annotation's objects, in their order."""
-    data = read_bytes(path)
+def names_in(data: bytes, where: str) -> list[str]:
+    """The names of an annotation's objects, each once, in their order. Raises DataError as read_annotations does."""
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise DataError(f"{path}: declares entities; wanted an annotation as VOC's, without <!DOCTYPE ...>")
+        raise DataError(f"{where}: declares entities; wanted an annotation as VOC's, without <!DOCTYPE ...>")
     try:
         tree = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{path}: no xml ({error})") from error
+        raise DataError(f"{where}: no xml ({error})") from error
     if tree.tag != "annotation":
-        raise DataError(f"{path}: is {shown(f'<{tree.tag}>')}; wanted <annotation>, as VOC's")
+        raise DataError(f"{where}: is {shown(f'<{tree.tag}>')}; wanted <annotation>, as VOC's")
     names = [(one.findtext("name") or "").strip() for one in tree.findall("object")]
     if not all(names):
-        raise DataError(f"{path}: object {names.index('') + 1} of {len(names)} has no name")
+        raise DataError(f"{where}: object {names.index('') + 1} of {len(names)} has no name")
     return list(dict.fromkeys(names))
