@@ -173,7 +173,7 @@ def refuse_other_classes(files: Files, ids: Sequence[str]) -> None:
         if others := [name for name in names_in(blob.read(), where) if name not in VOC12.classes]:
             raise DataError(
                 f"{where}: names the class '{others[0]}', which VOC does not have, so that the ids in masks are not "
-                "VOC's: classes of your own are read by `wsss shards images --labels Annotations`"
+                "VOC's: `wsss shards images` reads classes of your own, also from such annotations"
             )
 
 

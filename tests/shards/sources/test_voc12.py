@@ -214,7 +214,7 @@ def test_a_folder_in_vocs_layout_with_other_classes_is_refused(tmp_path, pack, e
     own = pack(tmp_path / f"VOC2012{ending}", {**voc_tree(), **annotated("tvmonitor")})
     assert len(read_voc12(find_files([own], tmp_path), "val").pictures) == 1
     other = pack(tmp_path / f"VOC2012_smoke{ending}", {**voc_tree(), **annotated("smoke")})
-    with pytest.raises(DataError, match=f"{VAL}.xml: names the class 'smoke', .*wsss shards images --labels"):
+    with pytest.raises(DataError, match=f"{VAL}.xml: names the class 'smoke', .*wsss shards images. reads"):
         read_voc12(find_files([other], tmp_path), "val")
 
 
