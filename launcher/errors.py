@@ -42,10 +42,17 @@ def naming(where: str) -> Iterator[None]:
             raise
         if isinstance(error, DataError):  # it says where
             raise ImageError(str(error)) from error
-        frames = extract_tb(error.__traceback__)
-        place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+        place = f" ({found})" if (found := place_of(error)) else ""
         smaller = "; lower cam.batch_size or segment.batch_size" if type(error).__name__ == "OutOfMemoryError" else ""
         raise ImageError(f"{where}: {type(error).__name__}: {error}{place}{smaller}") from error
+
+
+def place_of(error: Exception) -> str:
+    """Where an error arose, FILE:LINE; if that is a library, also from which line of other code. "" if nothing says."""
+    frames = extract_tb(error.__traceback__)
+    code = [frame for frame in frames if "site-packages" not in frame.filename]
+    ends = dict.fromkeys(f"{os.path.basename(one.filename)}:{one.lineno}" for one in (*frames[-1:], *code[-1:]))
+    return ", from ".join(ends)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ damaged one."""
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,7 @@ __all__ = [
     "take_lock",
     "tell_refusal",
     "temporary_name",
+    "typed",
     "write_whole",
 ]
 
@@ -129,6 +131,11 @@ def require_here(path: Given) -> Given:
                 f"what jobs make of a run ({OUTPUTS}=URL) and cues (--out)"
             )
     return path
+
+
+def typed(*words: object) -> str:
+    """A `wsss` command as it is typed in a shell, whatever characters its folders have."""
+    return shlex.join(["wsss", *map(str, words)])
 
 
 def place_run(path: Path) -> Path:

@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
+from support.networks import tiny_toco, two_view_batch
 from support.places import ROOT
+from support.toys import SMALL
 
 from launcher.__main__ import app
+from wsss.methods.msee import MSEE
 
 UsageError: Any = typer.BadParameter.__base__  # of the click that this Typer uses, which may be its own
 
@@ -172,6 +176,32 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["mask_HW"].shape == (224, 224)
     assert names["mask_HW"].dtype == bool
     assert 0 <= names["cam_1HW"].min() < names["cam_1HW"].max() <= 1
+
+
+def test_the_python_of_the_page_on_it_runs(capsys):
+    names: dict = {}
+    for code in blocks((ROOT / "docs" / "library.md").read_text(), "python"):
+        exec(code, names)
+    assert names["loss"].isfinite() and all(p.grad is not None for p in names["decoder"].parameters())
+    assert names["along_colours"].shape == (2, 4, 64, 64) and names["walked"].shape == (2, 4, 8, 8)
+    assert names["confusion"].sum() == (names["label"] != 255).sum() and names["mask"].shape == (64, 64)
+    said, _ = capsys.readouterr().out.split("\n(")
+    assert 0 <= float(said.split()[0]) <= 1
+
+
+def test_the_loss_of_contributing_trains_on_top_of_msee():
+    names: dict = {}
+    (code,) = blocks((ROOT / "CONTRIBUTING.md").read_text(), "python")
+    exec(code, names)
+    options = {**SMALL, "crop_px": 24, "seg_from": 0}
+    without = MSEE(tiny_toco(3), **options)
+    method = names["Level"](without.student, level_from=1, **options)
+    method.load_state_dict(without.state_dict())
+    before, after, plain = (one(two_view_batch(), step) for one, step in ((method, 0), (method, 1), (without, 1)))
+    assert "level_loss" not in before and 0 < after["level_share"] <= 1
+    torch.testing.assert_close(after["loss"], plain["loss"] + 0.1 * after["level_loss"])
+    after["level_loss"].backward()
+    assert method.student.backbone.patch_embed.proj.weight.grad.any()
 
 
 LISTED = re.compile(r"^((?:launcher|wsss|shards)/\S+\.py)  +\S", re.MULTILINE)

@@ -48,6 +48,10 @@ Workers = Annotated[int | None, typer.Option(help="Number of worker processes. D
 Only = Annotated[
     Path | None, typer.Option("--list", help="Text file of the names to include, one per line.", callback=require_here)
 ]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of splits: take the rows that say --split; COLUMN=NAME where the table says NAME."),
+]
 LackClasses = Annotated[
     bool, typer.Option("--may-lack-classes", help="Allow a label-only split that lacks images of some class.")
 ]

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import FIGURES, Overrides, RunFolder, example
+from launcher.files import typed
 
 
 def register(app: typer.Typer) -> None:
@@ -36,5 +37,5 @@ def evaluate(
     headline = Headline(run, report, **report["headline"])
     print(format_evaluation(report, every=every))
     print(describe_headline(headline, name_class([report["dataset"]["classes"]]), find_known(headline)))
-    print(f"metrics: {run}/evaluation.json, per_image.csv\nnext: wsss report {run}")
+    print(f"metrics: {run}/evaluation.json, per_image.csv\nnext: {typed('report', run)}")
     track(run, report)

@@ -18,6 +18,7 @@ from launcher.commands.arguments import (
     Out,
     Shards,
     SkipUnmasked,
+    SplitColumn,
     SplitName,
     Turned,
     Workers,
@@ -49,7 +50,7 @@ def images(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="csv, json table or COCO json, relative to --root. Default: an image's folder is its class.",
+            help="csv, json table, COCO json or folder of VOC xml, relative to --root. Default: folders are classes.",
             callback=require_here,
         ),
     ] = None,
@@ -81,19 +82,20 @@ def images(
     image_folder: Annotated[str, typer.Option(help="Folder of the images, below --root.")] = "",
     mask_folder: Annotated[str, typer.Option(help="Folder of the masks, below --root.")] = "masks",
     mask_values: MaskValues = None,
+    split_column: SplitColumn = None,
     only: Only = None,
     exif: Exif = Turned.keep,
     may_lack_classes: LackClasses = False,
     shards: Shards = 32,
     workers: Workers = None,
 ) -> None:
-    """Images of any classes with image-level labels: a table, COCO's json, or a folder per class."""
+    """Images of any classes with image-level labels: a table, COCO's json, VOC's xml, or a folder per class."""
     from shards.sources.held_out import parse_shares
     from shards.sources.images import LABELS, parse_classes, read_images
     from shards.sources.names import IMAGE_ENDINGS
 
     if labels is None:
-        of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse}
+        of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse, "split_column": split_column}
         refuse_idle("there are no --labels, folders are the classes", label_column=label_column != LABELS, **of_cells)
     if hold_out is None:
         refuse_idle("there is no --hold-out", hold_out_seed=hold_out_seed)
@@ -107,6 +109,8 @@ def images(
         root,
         labels,
         classes=known,
+        split=split,
+        split_column=split_column,
         only=only,
         image_folder=image_folder,
         mask_folder=mask_folder,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, Split, example
+from launcher.files import typed
 
 
 def register(app: typer.Typer) -> None:
@@ -31,4 +32,4 @@ def infer(
         out = infer_split(run, of_split, folder, overrides or [], name, overwrite=overwrite)
         print(f"CAMs: {out}")
     if split != "train":
-        print(f"next: wsss evaluate {run}   # or first masks: wsss refine {run}")
+        print(f"next: {typed('evaluate', run)}   # or first masks: {typed('refine', run)}")

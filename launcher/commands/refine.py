@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, Split, example
+from launcher.files import typed
 
 
 def register(app: typer.Typer) -> None:
@@ -39,4 +40,4 @@ def refine(
     for folder in made:
         print(f"masks: {folder}")
     if split != "train":
-        print(f"next: wsss evaluate {run}")
+        print(f"next: {typed('evaluate', run)}")

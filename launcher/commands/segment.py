@@ -8,7 +8,7 @@ import typer
 
 from launcher.commands.arguments import MASKS, Overrides, Overwrite, RunFolder, SegmentSet, example
 from launcher.errors import ConfigError
-from launcher.files import require_here
+from launcher.files import require_here, typed
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def segment(
     out = segment_split(run, split, folder, overrides or [], name, cams=cams, overwrite=overwrite)
     print(f"masks: {out}")
     if split == "val":
-        print(f"next: wsss evaluate {run}")
+        print(f"next: {typed('evaluate', run)}")
 
 
 def pack_voc(

@@ -78,4 +78,4 @@ def study_report(name: Study) -> None:
     study = load_study(name)
     page = write_study_report(name, study)
     print(format_study(Path(name).stem, study))
-    print(f"report: {page}")
+    print(f"report: {page}, and its numbers {page.with_suffix('.csv').name}")

@@ -65,14 +65,13 @@ def check_options(config: Config) -> None:
 def check_jobs(config: Config) -> None:
     """Raise ValueError for refiners, cues, a mean field or metrics with which no job could run."""
     from wsss.metrics.base import METRICS
-    from wsss.refine import CHECKS, REFINERS, takes_cue
+    from wsss.refine import REFINERS, check_options, takes_cue
     from wsss.refine.crf import check_mean_field
 
     for number, refiner in enumerate(config.refine.chain):
         check_named(f"refine.chain.{number}", refiner, REFINERS)
-        if refiner.name in CHECKS:
-            with naming_place(f"refine.chain.{number}"):
-                CHECKS[refiner.name](**options_of(refiner, REFINERS))
+        with naming_place(f"refine.chain.{number}"):
+            check_options(refiner.name, options_of(refiner, REFINERS))
         if takes_cue(refiner.name) and refiner.name not in config.refine.cues:
             raise ValueError(
                 f"refine.cues: refiner '{refiner.name}' needs what `wsss cues` computes for it; give its folder"

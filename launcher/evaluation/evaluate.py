@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.config.whole import Config
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import CLASS_SUMS, write_class_sums
 from launcher.evaluation.count import count_offered, count_predictions
 from launcher.evaluation.headline import pick_headline
 from launcher.evaluation.measure import Measure
@@ -27,8 +28,8 @@ from shards.folder import ShardFolder
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Write RUN/evaluation.json and RUN/per_image.csv from whatever CAMs and masks of `val` are there. Where it holds
-    no masks the figures are those of image labels alone.
+    """Write RUN/evaluation.json, RUN/per_image.csv and, of several classes, RUN/class_sums.npz from whatever CAMs and
+    masks of `val` are there. Where it holds no masks the figures are those of image labels alone.
 
     Args:
         overrides: section.key=value, such as data.val=FOLDER where the data was moved.
@@ -48,6 +49,8 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     rows = [{"source": name, **row} for name, one in judged.items() for row in one.rows()]
     if rows:
         write_rows(folder / PER_IMAGE, rows)
+    by_choice = {(name, choice): of for name, one in judged.items() for choice, of in one.measures.items()}
+    write_class_sums(folder / CLASS_SUMS, by_choice)
     write_whole(folder / EVALUATION, json.dumps(report, indent=1))
     return report
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import compare_mious, read_class_sums
 from launcher.evaluation.figures import FIGURES, order_figures
 from launcher.evaluation.formats import finds_nothing, format_interval, format_percent, rests_on_few
 from launcher.evaluation.per_image import compare_images, read_ious
@@ -138,7 +139,8 @@ def hold_against(headline: Headline, one: str, known: Known) -> list[Beside]:
 
 
 def compare(headline: Headline, what: str, other: Run) -> Beside | None:
-    """The headline of another run beside this one; None where they are not of the same figure and images."""
+    """The headline of another run beside this one, with what it is of where that is something else; None where they are
+    not of the same figure and images."""
     try:
         theirs = read_headline(other)
     except Damaged:  # the report on that run says so
@@ -147,6 +149,11 @@ def compare(headline: Headline, what: str, other: Run) -> Beside | None:
         return None
     if theirs.evaluation["dataset"]["fingerprint"] != headline.evaluation["dataset"]["fingerprint"]:
         return None
+    if theirs.source != headline.source:
+        what = f"{what} {theirs.source}"
+    if headline.figure == "miou":
+        sums, others_sums = (read_class_sums(one.run, one.source, one.choice) for one in (headline, theirs))
+        return Beside(what, theirs.value, compare_mious([sums], [others_sums]), headline.at.get("miou_groups"))
     if not FIGURES[headline.figure].per_image:
         return Beside(what, theirs.value)
     ours, others = (read_ious(one.run, one.source, one.choice) for one in (headline, theirs))
@@ -179,7 +186,8 @@ def explain_degenerate(at: Mapping[str, Any], one: str) -> str:
     of_classes = at.get("class_iou", {})
     objects = [iou for name, iou in of_classes.items() if name != "background" and iou is not None]
     if at.get("recall") == 0 or (objects and not any(objects)):
-        return f"{one} is nowhere predicted right"
+        several = len(of_classes) > 2
+        return "no class is predicted right anywhere" if several else f"{one} is nowhere predicted right"
     return ""
 
 

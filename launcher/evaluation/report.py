@@ -26,7 +26,7 @@ from launcher.evaluation.rows import collect_notes, describe_columns, tabulate_r
 from launcher.evaluation.strip import draw_strip
 from launcher.evaluation.table import describe_best, describe_labels, tabulate_classes
 from launcher.evaluation.validate import choose_judge
-from launcher.files import write_whole
+from launcher.files import typed, write_whole
 from launcher.run.folder import CONFIG, Run, find_runs
 from launcher.tracking.tracker import open_tracker, read_metrics
 from wsss.methods import METHODS
@@ -131,7 +131,7 @@ def describe_named(named: Named) -> str:
 def name_missing(run: Run) -> str:
     """The commands after which a run without an evaluation is on the page; the first does only what is missing."""
     makes = "segment" if METHODS[run.config.method.name].segments or "seg" in run.config.cam.kinds else "infer"
-    return f"wsss {makes} {run.folder} && wsss evaluate {run.folder}"
+    return f"{typed(makes, run.folder)} && {typed('evaluate', run.folder)}"
 
 
 def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import GroupSums, compare_mious, read_class_sums
 from launcher.evaluation.figures import get_figure
 from launcher.evaluation.per_image import compare_images, read_ious
 from launcher.files import RUNS, read_json
@@ -20,7 +21,8 @@ CHOICES = ("fixed", "tuned")
 
 
 def tabulate_study(study: Study) -> list[dict[str, Any]]:
-    """One dict per row: the figures over its seeds in [0, 1], the paper's, and where they come from."""
+    """One dict per row: the figures over its seeds in [0, 1], the paper's, and where they come from. What a row was
+    tuned at is `compared` with the control, else what it is at the fixed threshold."""
     control = study.row(study.control) if study.control else None
     return [tabulate_row(study, row, control) for row in study.rows]
 
@@ -52,7 +54,9 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
             "groups": count_groups(study, row, found, choice),
             "difference": None if apart else compare_with_control(study, row, control, choice),
             "by_seed": {} if apart else compare_seeds(study, row, found, control, choice),
+            "of_seed": {seed: of for seed, one in found.items() if (of := value_of_seed(one, row, choice))},
         }
+    of_row["compared"] = "fixed" if of_row["tuned"]["mean"] is None else "tuned"
     if found:
         abouts = [Run(run_of(study, row.run, seed)).about for seed in found]
         of_row["commits"] = sorted({about["git_commit"][:10] for about in abouts})
@@ -122,15 +126,24 @@ def read_classes(study: Study) -> list[list[str]]:
     return [evaluation["dataset"].get("classes", []) for evaluation in evaluations if evaluation]
 
 
-def collect_figure(found: dict[int, dict[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
-    """A figure of a row's source in [0, 1] for each seed: at a threshold, or one of the source as a whole."""
-    values = []
-    for evaluation in found.values():
-        figures = evaluation["sources"][row.source]
-        value = (figures[choice] or {}).get(figure, figures.get(figure) if choice == "fixed" else None)
-        if value is not None:
-            values.append(value)
-    return values
+def collect_figure(found: Mapping[int, Mapping[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
+    """A figure of a row's source in [0, 1] for each seed that has it, see read_figure."""
+    values = (read_figure(evaluation, row, choice, figure) for evaluation in found.values())
+    return [value for value in values if value is not None]
+
+
+def read_figure(evaluation: Mapping[str, Any], row: Row, choice: str, figure: str) -> Any:
+    """A figure of a row's source: at a threshold, or one of the source as a whole; None where it has none."""
+    figures = evaluation["sources"][row.source]
+    return (figures[choice] or {}).get(figure, figures.get(figure) if choice == "fixed" else None)
+
+
+def value_of_seed(evaluation: Mapping[str, Any], row: Row, choice: str) -> dict[str, Any]:
+    """{value: the row's figure, at: the threshold that it stands at or None, alarms: the false-alarm area or None,
+    classes: {name: IoU}, {} of a single one} of one seed in [0, 1]; {} without the figure."""
+    names = {"value": row.figure, "at": "threshold", "alarms": "false_alarm_area", "classes": "class_iou"}
+    found = {key: read_figure(evaluation, row, choice, name) for key, name in names.items()}
+    return {} if found["value"] is None else {**found, "classes": found["classes"] or {}}
 
 
 def mean(values: list[float]) -> float | None:
@@ -168,13 +181,25 @@ def count_groups(study: Study, row: Row, found: dict[int, Any], choice: str) -> 
 def compare_with_control(study: Study, row: Row, control: Row | None, choice: str) -> tuple[float, float, float] | None:
     """Mean difference to the control row, low and high end of its interval: the same images, seeds and groups.
 
-    None for the control itself, a figure that is no mean over images, or where nothing can be compared yet.
+    None for the control itself, a figure that is neither mIoU nor a mean over images, or where nothing can be compared
+    yet.
     """
-    if control is None or row.name == control.name or not get_figure(row.figure).per_image:
+    if control is None or row.name == control.name:
         return None
     seeds = [s for s in study.seeds if read_evaluation(study, row, s) and read_evaluation(study, control, s)]
+    if row.figure == control.figure == "miou":
+        if choice == "tuned" and row.segments is not None:
+            return None
+        return compare_mious(*([sums_of(study, one, seed, choice) for seed in seeds] for one in (row, control)))
+    if not get_figure(row.figure).per_image:
+        return None
     ours, theirs = (average_seeds(study, one, seeds, choice) for one in (row, control))
     return compare_images(ours, theirs)
+
+
+def sums_of(study: Study, row: Row, seed: int, choice: str) -> GroupSums | None:
+    """What a row's mIoU of a seed is made of; label maps have no threshold to tune."""
+    return read_class_sums(run_of(study, row.run, seed), row.source, "fixed" if row.segments is not None else choice)
 
 
 def compare_seeds(
@@ -188,7 +213,8 @@ def compare_seeds(
     for seed, evaluation in found.items():
         other = read_evaluation(study, control, seed)
         ours = collect_figure({seed: evaluation}, row, choice, row.figure)
-        theirs = collect_figure({seed: other}, control, choice, row.figure) if other else []
+        of_control = "fixed" if control.segments is not None else choice
+        theirs = collect_figure({seed: other}, control, of_control, row.figure) if other else []
         if ours and theirs:
             gaps[seed] = ours[0] - theirs[0]
     return gaps

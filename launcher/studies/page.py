@@ -8,9 +8,11 @@ from launcher.errors import RunError
 from launcher.evaluation.figures import get_figure
 from launcher.evaluation.formats import DASH, FEW_GROUPS_NOTE, format_interval, format_percent, is_few, name_class
 from launcher.evaluation.page import open_template
+from launcher.evaluation.per_image import write_rows
 from launcher.evaluation.plots import plot_intervals
 from launcher.files import RUNS, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
+from launcher.studies.numbers import list_numbers
 from launcher.studies.table import Study
 
 
@@ -39,6 +41,8 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
     cut = any(row.segments is None for row in study.rows)
     measured = " / ".join(dict.fromkeys(get_figure(row.figure).heading for row in study.rows))
     of_fixed = ("fixed threshold", "fixed") if cut else (measured, measured)
+    tuned = {row["compared"] for row in rows if row[row["compared"]]["difference"] is not None} == {"tuned"}
+    difference = ("tuned − control", "tuned - control") if tuned else ("− control", "- control")
     kept = [
         Column("row", "row", [row["name"] for row in rows]),
         Column("scores", "scores", [row["source"] for row in rows], "text"),
@@ -48,7 +52,7 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
         Column("false alarms", "alarms", alarms("fixed")),
         Column("tuned threshold", "tuned", [format_cell(row, "tuned") for row in rows]),
         Column("false alarms", "alarms", alarms("tuned")),
-        Column("tuned − control", "tuned - control", [format_gap(row, "tuned") for row in rows]),
+        Column(*difference, [format_gap(row, row["compared"]) for row in rows]),
         Column("note", "", [row["note"] for row in rows], "wide"),
         Column("commit", "", [", ".join(row["commits"]) for row in rows], "text quiet"),
     ]
@@ -56,7 +60,7 @@ def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column
 
 
 def write_study_report(name: str, study: Study) -> Path:
-    """Write RUNS/FOLDER/NAME.html; returns its path.
+    """Write RUNS/FOLDER/NAME.html, and its numbers as NAME.csv; returns the path of the page.
 
     Raises:
         RunError: nothing of the study is done yet, or a run is not the one that its name says.
@@ -68,8 +72,12 @@ def write_study_report(name: str, study: Study) -> Path:
     for row in rows:
         for protocol in row["protocols"]:
             protocols.setdefault(protocol, []).append(row["name"])
+    out = RUNS / study.folder / f"{Path(name).stem}.html"
+    numbers = list_numbers(rows)
     page = open_template("launcher.studies", "study_template.html").render(
         name=name,
+        numbers=out.with_suffix(".csv").name,
+        classes=any(column.startswith("IoU ") for column in numbers[0]) if numbers else False,
         study=study,
         rows=rows,
         columns=list_columns(study, rows),
@@ -79,16 +87,18 @@ def write_study_report(name: str, study: Study) -> Path:
         protocols=protocols,
         forest=plot_differences(study, rows),
     )
-    out = RUNS / study.folder / f"{Path(name).stem}.html"
     write_whole(out, page)
+    write_rows(out.with_suffix(".csv"), numbers)
     return out
 
 
 def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The forest plot of tuned minus control as SVG text; "" where nothing is compared."""
-    found = {row["name"]: row["tuned"]["difference"] for row in rows if row["tuned"]["difference"] is not None}
+    """The forest plot of differences to the control as SVG text; "" where nothing is compared."""
+    found = {row["name"]: gap for row in rows if (gap := row[row["compared"]]["difference"]) is not None}
     percent = {name: tuple(100 * value for value in difference) for name, difference in found.items()}
-    return plot_intervals(f"Tuned − control ({study.control})", percent) if percent else ""
+    tuned = all(row["compared"] == "tuned" for row in rows if row["name"] in found)
+    what = "Tuned − control" if tuned else "Difference to the control"
+    return plot_intervals(f"{what} ({study.control})", percent) if percent else ""
 
 
 def format_study(name: str, study: Study) -> str:

@@ -23,7 +23,8 @@ def run_study(
 ) -> None:
     """Run every row and seed. Each command does only what is missing.
 
-    Evaluation comes once per run, after all that its rows read of it is there.
+    A run is evaluated once, as soon as all that the rows read of it is there: a study that is still running, or that
+    ends early, has a page of what it did.
 
     Args:
         rows, seeds: only these; () = all.
@@ -37,7 +38,6 @@ def run_study(
     if unknown := [name for name in trainings if name not in study.trainings]:
         raise ConfigError(f"there is no training '{unknown[0]}'; there are {', '.join(study.trainings)}")
     done: list[Command] = []
-    last: dict[str, Command] = {}
 
     def execute_once(commands: Iterable[Command]) -> None:
         for command in commands:
@@ -48,13 +48,13 @@ def run_study(
     for name in trainings:
         for seed in seeds or study.seeds:
             execute_once(training_commands(study, name, seed, extra))
-    for row in [study.row(name) for name in rows] or ([] if trainings else study.rows):
-        for seed in seeds or study.seeds:
-            *makes, evaluates = row_commands(study, row, seed, extra)
-            execute_once(makes)
-            last[evaluates[1]] = evaluates
-    for command in last.values():
-        execute(command)
+    chosen = [study.row(name) for name in rows] or ([] if trainings else study.rows)
+    of_rows = [row_commands(study, row, seed, extra) for row in chosen for seed in seeds or study.seeds]
+    last = {run: number for number, (*_, (_, run)) in enumerate(of_rows)}
+    for number, (*makes, evaluates) in enumerate(of_rows):
+        execute_once(makes)
+        if last[evaluates[1]] == number:
+            execute(evaluates)
 
 
 def require_seeds(study: Study, seeds: Sequence[int]) -> None:

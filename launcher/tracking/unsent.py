@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.files import Damaged, read_json, take_lock, write_whole
+from launcher.files import Damaged, read_json, take_lock, typed, write_whole
 from launcher.tracking.journal import LOCK_WAIT_S, read_lines_from, warn
 from launcher.tracking.sink import Busy, Sink
 from shards.remote import Place, absolute
@@ -104,7 +104,8 @@ def report_unsent(run: Path, sink: Sink) -> bool:
     """Whether a sink lacks something of a run; says what, and how to send it."""
     lines, files, state = count_unsent(run, sink.name)
     if lines or files or state:
-        warn(f"{sink.title} lacks {lines} lines of metrics and {files} files of {run}; later: wsss track sync {run}")
+        later = typed("track", "sync", run)
+        warn(f"{sink.title} lacks {lines} lines of metrics and {files} files of {run}; later: {later}")
         aside = read_sent(run, sink.name)["aside"]
         for file in list(aside)[:LISTED]:
             warn(f"set aside: {file}: {aside[file]['why']}")

@@ -10,7 +10,7 @@ from typing import Any
 from launcher.config.file import flatten, to_yaml
 from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError
-from launcher.files import Damaged, read_json, set_aside, write_whole
+from launcher.files import Damaged, read_json, set_aside, typed, write_whole
 from launcher.predict.export import export
 from launcher.processes.surroundings import user_name
 from launcher.run import steps
@@ -108,6 +108,7 @@ def offer_model(config: Config, tracker: Tracker) -> None:
         checkpoint = steps.find_best(steps.step_folders(run), best) if best else None
         export(run, run / STUDENT, checkpoint=checkpoint)
     except (RunError, ConfigError, DataError) as error:
-        print(f"tracking.model: the student is not exported ({error}); later: wsss export {run} --out FILE", flush=True)
+        later = f"{typed('export', run)} --out FILE"
+        print(f"tracking.model: the student is not exported ({error}); later: {later}", flush=True)
         return
     tracker.model(run / STUDENT, config.tracking.model, "best" if checkpoint else "newest")

@@ -6,6 +6,7 @@ from launcher.config.whole import Config
 from launcher.evaluation.figures import FIGURES
 from launcher.evaluation.formats import format_percent
 from launcher.evaluation.judge import LABELS, name_logged
+from launcher.files import typed
 from launcher.progress import format_duration
 from launcher.run import steps
 from launcher.run.folder import Run, run_folder
@@ -53,7 +54,7 @@ def name_next(config: Config) -> str:
     run, method, data = run_folder(config), METHODS[config.method.name], config.data
     if method.segments or "seg" in config.cam.kinds:
         split = "val" if data.val else "tune" if data.tune else "train"
-        return f"wsss segment {run}" + (f" --split {split}" if split != "val" else "")
+        return typed("segment", run, *(["--split", split] if split != "val" else []))
     if not method.gives_maps:
-        return f"wsss cues walk {data.val or data.train} --run {run}"
-    return f"wsss infer {run}" + ("" if data.val or data.tune else " --split train")
+        return typed("cues", "walk", data.val or data.train, "--run", run)
+    return typed("infer", run, *([] if data.val or data.tune else ["--split", "train"]))

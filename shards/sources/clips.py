@@ -4,6 +4,7 @@ The two clip datasets of the smoke paper, IJmond and RISE, were labelled with on
 (`label_state` of the volunteers, `label_state_admin` of the researchers); a row of their metadata is a video.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,12 +178,19 @@ def metadata_rows(path: Path) -> dict[str, Row]:
 
 
 def listed(rows: Mapping[str, Row], only: Path) -> dict[str, Row]:
-    """The rows that a text file names, in its order."""
+    """The rows that a text file names, in its order; a name may end with .mp4, as the files do."""
     same = {plain(name): name for name in rows}
-    names = [same.get(plain(name), name) for name in names_of(read_bytes(only), str(only))]
+    names = [
+        same.get(plain(name), same.get(plain(re.sub(r"\.mp4$", "", name, flags=re.IGNORECASE)), name))
+        for name in names_of(read_bytes(only), str(only))
+    ]
     unknown = [name for name in names if name not in rows]
     if unknown:
-        raise DataError(f"{only}: {len(unknown)} names are not in the metadata, first '{unknown[0]}'")
+        raise DataError(
+            f"{only}: {len(unknown)} names are not in the metadata, first '{unknown[0]}'; its first is "
+            f"'{next(iter(rows), '')}'"
+        )
+    check_different(names, str(only))
     return {name: rows[name] for name in names}
 
 

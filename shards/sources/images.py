@@ -1,9 +1,10 @@
-"""Images of any classes with image-level labels: a table, a json in the format of COCO, or one folder per class.
+"""Images of any classes with image-level labels: a table, COCO's json, VOC's xml, or one folder per class.
 
     one column       labels: cat;dog      the names of an image's classes, `background` for none of them
     column by class  cat,dog: 1,0         one column for each name of --classes, 1 or 0
     json table       {path: [names]} or rows with a list in the column; an empty list says that there is none
     COCO's format    the categories of an image's annotations; what only a crowd shows is in no label; no region is read
+    VOC's format     a folder of xml      the names of an image's objects, also of difficult ones; no box is read
     folders          CLASS/x.jpg          the folder below the root is the class, `background` none
 
 A label comes from what somebody wrote, never from what a mask leaves visible.
@@ -24,6 +25,7 @@ from shards.sources.label_names import BACKGROUND, Empty, check_names, names_by_
 from shards.sources.labelled import Labelled, read_labelled
 from shards.sources.names import IMAGE_ENDINGS
 from shards.sources.text import cell_of, json_of, names_of, read_bytes, read_rows, rows_of_json, select_rows, table_at
+from shards.sources.voc_xml import read_annotations
 
 ENDINGS = ", ".join(IMAGE_ENDINGS)
 LABELS, GROUP = "labels", "group"  # columns
@@ -53,6 +55,8 @@ def read_images(
     *,
     classes: Sequence[str] | None = None,
     name: str = "own",
+    split: str = "train",
+    split_column: str | None = None,
     only: Path | None = None,
     image_folder: str = "",
     mask_folder: str = "masks",
@@ -69,10 +73,11 @@ def read_images(
     """Read the image labels of any classes; paths are relative to `root`.
 
     Args:
-        labels: a csv, a json table or a json of instances; None: the folder that an image lies in is its class.
+        labels: a csv, a json table, a json of instances or a folder of VOC's xml; None: the folder of an image is its
+            class.
         classes: in the order of their ids; None: the categories of a json of instances by their ids, else all names
             that occur, sorted.
-        only: a text file of keys, one per line: the rows to take, in its order.
+        split, split_column, only: which rows are taken, see select_rows.
         group_column: that names the video, scene or photograph; None: `group` if there is one.
         group_pattern: a regular expression whose first group, found in the key, is the group.
         empty: what a cell without a name means; an empty list of a json is never empty in this sense.
@@ -82,14 +87,14 @@ def read_images(
     Raises:
         DataError: a file, a column, a label or a group that is not what it should be, with its row.
     """
-    where = root if labels is None else table_at(root, labels)
+    where = root if labels is None else table_at(root, labels, folders=True)
     others: tuple[str, ...] = ()
     if labels is None:
         rows, others = rows_of_folders(root, image_folder, mask_folder, label_column)
         known = None
     else:
         rows, known = read_file(where, label_column)
-    rows = select_rows(rows, only and table_at(root, only), where)
+    rows = select_rows(rows, where, only=only and table_at(root, only), split=split, column=split_column)
     named, skipped = names_by_key(rows, str(where), classes, label_column, separator, empty)
     counts = Counter(one for _, found in named.values() for one in found)
     chosen = tuple(classes or known or sorted(counts))
@@ -142,7 +147,9 @@ def rows_of_folders(
 
 
 def read_file(path: Path, label_column: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """({key: row}, classes where the file lists them) of a table or a json of instances."""
+    """({key: row}, classes where the file lists them) of a table, a json of instances or a folder of VOC's xml."""
+    if path.is_dir():
+        return read_annotations(path, label_column), None
     if path.suffix.lower() != ".json":
         return dict(read_rows(path)), None
     content = json_of(read_bytes(path), str(path))

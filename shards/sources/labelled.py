@@ -68,8 +68,8 @@ class Labelled:
             raise DataError(
                 f"{self.source}: {len(lacking)} of {sum(bool(row.image_label) for row in self.rows)} frames labelled "
                 f"{self.any_class} have no mask, first '{lacking[0].key}' (looked for {lacking[0].mask_place}); "
-                f"without one they would count as free of {self.any_class}: add masks, leave such frames out "
-                "(--skip-unmasked), or write them label-only"
+                "without one they would count as background: add masks, leave such frames out (--skip-unmasked), or "
+                "write them label-only"
             )
 
     @property

@@ -21,6 +21,8 @@ def read_table(
     root: Path,
     labels: Path,
     *,
+    split: str = "train",
+    split_column: str | None = None,
     only: Path | None = None,
     image_folder: str = "images",
     mask_folder: str = "masks",
@@ -36,7 +38,7 @@ def read_table(
     the image folder or below `root`, or MASK_FOLDER/NAME.png if no other image has that name.
 
     Args:
-        only: a text file of keys, one per line: the rows to take, in its order.
+        split, split_column, only: which rows are taken, see select_rows.
         frame_column: that numbers the frames of a group, which is then one clip.
 
     Raises:
@@ -44,7 +46,8 @@ def read_table(
             label is neither smoke nor not, a key is there twice, a listed key is unknown.
     """
     labels = table_at(root, labels)
-    rows = select_rows(dict(read_rows(labels)), only and table_at(root, only), labels)
+    rows = dict(read_rows(labels))
+    rows = select_rows(rows, labels, only=only and table_at(root, only), split=split, column=split_column)
     hint = "see --label-column, --group-column"
 
     def label_of(key: str, fields: Any, where: str) -> tuple[int, ...]:

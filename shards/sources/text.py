@@ -8,16 +8,18 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.schema import DataError
 from shards.sources.archives import Blob
-from shards.sources.names import plain
+from shards.sources.names import Names, last_of, plain
 
 SHOWN = 60  # characters of what was got
 KEY_COLUMNS = ("key", "image")
+SPLIT = "split"  # the column that says of which split a row is
 EMPTY = ("", "nan", "none", "null")  # what tools write into a cell without a value
 
 
@@ -28,15 +30,20 @@ def read_bytes(path: Path) -> bytes:
     return Blob(str(path)).read()
 
 
-def table_at(root: Path, path: Path | str) -> Path:
+def table_at(root: Path, path: Path | str, *, folders: bool = False) -> Path:
     """Where a table of labels or keys lies: below the root of the images, else where the command runs.
+
+    Args:
+        folders: whether it may be a folder of annotations.
 
     Raises:
         DataError: at neither place.
     """
     places = [root / path, Path(path)]
-    found = [place for place in places if place.is_file()]
+    found = [place for place in places if place.is_file() or (folders and place.is_dir())]
     if not found:
+        if folder := next((place for place in places if place.is_dir()), None):
+            raise DataError(f"{folder}: is a folder; wanted a file: a table of labels or a list of names")
         raise DataError(f"{places[0]}: file is missing; {path} is neither below the root of the images nor here")
     return found[0]
 
@@ -134,20 +141,68 @@ def checked_rows(rows: list[tuple[str, Any]], where: str) -> list[tuple[str, Any
     return rows
 
 
-def select_rows(rows: dict[str, Any], only: Path | None, where: Path) -> dict[str, Any]:
-    """The rows whose keys a text file lists, one per line, in its order; all rows where there is no list.
+def select_rows(
+    rows: dict[str, Any], where: Path, *, only: Path | None, split: str, column: str | None
+) -> dict[str, Any]:
+    """The rows of a split: those that a list names, else those whose cell in a column says so, else all.
+
+    Args:
+        only: see listed_rows.
+        column: COLUMN, whose cells are names of splits, or COLUMN=NAME where the table calls this split NAME.
 
     Raises:
-        DataError: the list is missing, or names a key that no row has.
+        DataError: a list and a column; see listed_rows and rows_of_split; or neither, and a column `split` says that
+            some of the rows are of other splits.
     """
-    if only is None:
-        return rows
-    same = {plain(key): key for key in rows}
-    keys = [same.get(plain(name), name) for name in names_of(read_bytes(only), str(only))]
-    unknown = [key for key in keys if key not in rows]
-    if unknown:
-        raise DataError(f"{only}: {len(unknown)} keys are not in {where}, first '{unknown[0]}'")
-    return {key: rows[key] for key in keys}
+    if only is not None and column is not None:
+        raise DataError(f"--list {only} and --split-column {column} both say which rows to take; give one")
+    if only is not None:
+        return listed_rows(rows, only, where)
+    if column is not None:
+        return rows_of_split(rows, where, *((column, split) if "=" not in column else column.split("=", 1)))
+    said = Counter(str(row[SPLIT]).strip() for row in rows.values() if isinstance(row, dict) and SPLIT in row)
+    if split in said and len(said) > 1:
+        raise DataError(
+            f"{where}: its column '{SPLIT}' says {counted(said)}: take the rows of '{split}' alone with --split-column "
+            f"{SPLIT}, or all of them after that column has another name"
+        )
+    return rows
+
+
+def rows_of_split(rows: dict[str, Any], where: Path, column: str, name: str) -> dict[str, Any]:
+    """The rows whose cell in a column is this name. Raises DataError if a cell is empty, or none is."""
+    of_key = {key: cell_of(row, column, f"{where}: row '{key}'", "see --split-column") for key, row in rows.items()}
+    if name not in of_key.values():
+        raise DataError(
+            f"{where}: its column '{column}' says {counted(Counter(of_key.values()))}, and nowhere '{name}'; say "
+            f"--split-column {column}=NAME with one of these"
+        )
+    return {key: rows[key] for key, said in of_key.items() if said == name}
+
+
+def counted(said: Counter[str]) -> str:
+    """`train in 150 rows, val in 60 rows`, the most frequent first."""
+    more = [f"{len(said) - 5} more"] if len(said) > 5 else []
+    return ", ".join([*(f"{shown(name)} in {rows} rows" for name, rows in said.most_common(5)), *more])
+
+
+def listed_rows(rows: dict[str, Any], only: Path, where: Path) -> dict[str, Any]:
+    """The rows whose keys a text file lists, one per line, in its order.
+
+    A name may lack the image ending that its key has, as in VOC's lists.
+
+    Raises:
+        DataError: the list is missing, or names a key that no row has, that two may be, or that it names already.
+    """
+    listed, keys = names_of(read_bytes(only), str(only)), Names({key: key for key in rows}, str(where))
+    found = {name: keys.find(name, str(only)) for name in listed}
+    if unknown := [name for name, key in found.items() if key is None]:
+        near = Names(keys.files, keys.place, anywhere=True).find(last_of(unknown[0]), str(only))
+        meant = f"did you mean '{near}'?" if near else f"the first of the table is '{next(iter(rows))}'"
+        raise DataError(f"{only}: {len(unknown)} keys are not in {where}, first '{unknown[0]}'; {meant}")
+    chosen = [key for key in found.values() if key is not None]
+    check_different(chosen, str(only))
+    return {key: rows[key] for key in chosen}
 
 
 def key_of_row(row: Any, where: str) -> str:

@@ -6,7 +6,7 @@ An image label is the set of classes that the mask shows, read once, when the sa
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from shards.schema import ClassSet, DataError, Sample, classes_in
 from shards.sources.archives import Blob, Exif, digest_of, digest_of_text
 from shards.sources.names import keys_of
 from shards.sources.voc_files import Files, read_list
+from shards.sources.voc_xml import names_in
 
 VOC12 = ClassSet(
     name="voc12",
@@ -30,6 +31,7 @@ COMPLETE = {"train": 10_582, "val": 1_449, "test": 1_456}  # images of the whole
 GROUP_PATTERN = r"(.+?)(?:_c\d+)?"  # an image is its own group; ID_c1, ID_c2 are crops of ID
 KINDS = {"val": ("mask", "augmented mask")}  # of masks by split; the first that has an image counts
 OTHER_KINDS = ("augmented mask", "mask", "SBD mask")
+LOOKED_AT = 50  # annotations whose classes are compared with VOC's
 
 
 class NoSuchSplit(DataError):
@@ -139,9 +141,10 @@ def read_voc12(
 
     Raises:
         NoSuchSplit: no list and no way to derive it.
-        DataError: an image or mask is missing; an id does not match.
+        DataError: an image or mask is missing; an id does not match; see refuse_other_classes.
     """
     ids, ids_from = ids_of(files, split, list_file)
+    refuse_other_classes(files, ids)
     kinds = KINDS.get(split, OTHER_KINDS)
     masks = {one: (kind, files[kind][one]) for kind in reversed(kinds) for one in files[kind]}
     for kind, known in (("image", files["image"]), ("mask", ids if split == "test" else masks)):
@@ -160,6 +163,18 @@ def read_voc12(
         pictures.append(Picture(key, match[1], files["image"][one], None if split == "test" else masks[one][1]))
     counts = {} if split == "test" else Counter(masks[one][0] for one in ids)
     return Voc12(pictures=tuple(pictures), with_masks=with_masks, exif=exif, ids_from=ids_from, masks_from=dict(counts))
+
+
+def refuse_other_classes(files: Files, ids: Sequence[str]) -> None:
+    """Raise DataError if annotations beside the images name a class that VOC does not have, so that ids in masks mean
+    others than VOC's. A few are looked at, as far as they lie where they can be read."""
+    for one in [one for one in ids if one in files["annotation"]][:LOOKED_AT]:
+        where = str(blob := files["annotation"][one])
+        if others := [name for name in names_in(blob.read(), where) if name not in VOC12.classes]:
+            raise DataError(
+                f"{where}: names the class '{others[0]}', which VOC does not have, so that the ids in masks are not "
+                "VOC's: `wsss shards images` reads classes of your own, also from such annotations"
+            )
 
 
 def ids_of(files: Files, split: str, list_file: str | None) -> tuple[list[str], str]:

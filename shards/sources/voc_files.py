@@ -26,6 +26,7 @@ FOLDERS = {
     "SegmentationClassAug": ("augmented mask", (".png",)),
     "SegmentationClass": ("mask", (".png",)),
     "cls": ("SBD mask", (".mat",)),
+    "Annotations": ("annotation", (".xml",)),
 }
 
 

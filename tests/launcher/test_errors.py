@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.errors import report_user_errors
+from launcher.errors import ImageError, naming, report_user_errors
 
 LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv"
 GONE = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5000"
@@ -51,3 +51,11 @@ def test_a_file_where_a_folder_is_to_be_is_one_line_whatever_command_makes_it(tm
         assert f"{tmp_path}/file" in said and "rename it, or choose another place" in said
     with pytest.raises(FileExistsError), report_user_errors():
         tmp_path.mkdir()
+
+
+def test_a_fault_inside_a_library_is_told_with_the_line_that_called_it():
+    wanted = r"^image 'a': ValueError: need .*\(\w+.py:\d+, from test_errors.py:\d+\)$"
+    with pytest.raises(ImageError, match=wanted), naming("image 'a'"):
+        np.stack([])
+    with pytest.raises(ImageError, match=r"^image 'a': KeyError: 1 \(test_errors.py:\d+\)$"), naming("image 'a'"):
+        raise KeyError(1)

@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from support.places import ROOT, environment
 from launcher import files
 from launcher.config.file import load_config
 from launcher.errors import ConfigError
-from launcher.files import find_shipped, list_shipped, place_run, root_of
+from launcher.files import find_shipped, list_shipped, place_run, root_of, typed
 from launcher.studies.table import load_study, studies
 
 SHIPPED = ROOT / "configs"
@@ -86,3 +87,10 @@ def test_runs_as_pages_name_them_lie_below_that_folder(in_tmp, monkeypatch):
     assert root_of(Path("/scratch/me/demo/x")) == Path("/scratch/me")
     assert root_of(Path("/other/runs/demo/x")) == Path("/other/runs")
     assert root_of(Path("/other/x")) == Path("/scratch/me")
+
+
+def test_a_command_to_type_survives_blanks_in_its_folders():
+    assert typed("evaluate", Path("runs/a")) == "wsss evaluate runs/a"
+    assert shlex.split(typed("infer", Path("/scratch 1/läufe/a"), "--split", "train")) == [
+        *("wsss", "infer", "/scratch 1/läufe/a", "--split", "train")
+    ]

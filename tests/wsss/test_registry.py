@@ -8,7 +8,7 @@ from support.packages import install
 from wsss.methods import METHODS
 from wsss.metrics.base import METRICS
 from wsss.models import MODELS
-from wsss.refine import REFINERS, takes_cue
+from wsss.refine import REFINERS, check_options, takes_cue
 
 METHOD = "from wsss.methods.classify import Classify\nclass Mine(Classify): pass\n"
 
@@ -30,6 +30,23 @@ def test_models_and_refiners_of_packages_are_found_too(tmp_path, monkeypatch):
     assert MODELS["net"].__name__ == "net"
     assert REFINERS["plain"].__name__ == "plain"
     assert takes_cue("cued") and not takes_cue("plain")
+
+
+def test_a_packages_refiner_refuses_options_like_ours(tmp_path, monkeypatch):
+    source = (
+        "def plain(image, scores, *, radius: int = 3): ...\n"
+        "def check(*, radius):\n    if radius < 1: raise ValueError(f'radius is {radius}')\n"
+        "plain.check = check\n"
+        "def lenient(image, scores, *, radius: int = 3): ...\n"
+    )
+    offers = {"wsss.refiners": "plain = others_r:plain\nlenient = others_r:lenient"}
+    install(monkeypatch, tmp_path, "others", offers, {"others_r": source})
+    with pytest.raises(ValueError, match="radius is 0"):
+        check_options("plain", {"radius": 0})
+    check_options("plain", {"radius": 1})
+    check_options("lenient", {"radius": 0})
+    with pytest.raises(ValueError, match="wanted above 0"):
+        check_options("crf", {"gamma": 0.0, "by": None, "iterations": 1})
 
 
 def test_a_package_that_cannot_be_imported_is_told_when_its_name_is_read_and_harms_no_other(tmp_path, monkeypatch):

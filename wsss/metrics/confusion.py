@@ -70,6 +70,39 @@ def mean_accuracy(confusion_CC: Tensor) -> float:
     return float(recall_C.nanmean())
 
 
+def sums_by_group(sums: Sequence[np.ndarray], groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The names of the groups, sorted, and (G, 3, C) int64 of each: the sums of its images added up.
+
+    Args:
+        sums: of each image (3, C): pixels hit, in the truth, predicted; one at least.
+    """
+    names, member_N = np.unique(np.asarray(groups), return_inverse=True)
+    sums_G3C = np.zeros((len(names), *np.shape(sums[0])), dtype=np.int64)
+    for of_image, member in zip(sums, member_N.ravel(), strict=True):
+        sums_G3C[member] += of_image
+    return names.tolist(), sums_G3C
+
+
+def resampled_mious(sums_G3C: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(R) mIoU when whole groups (photographs, videos) are drawn anew with replacement, NaN where no labelled pixel is.
+
+        mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
+
+    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is. The draws
+    follow from the seed and the number of groups alone: two predictions of the same images are drawn alike.
+    """
+    shape, of_group_GX = sums_G3C.shape[1:], sums_G3C.reshape(len(sums_G3C), -1).astype(float)
+    rng, found = np.random.default_rng(seed), []
+    for first in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - first)
+        times_RG = rng.multinomial(len(of_group_GX), np.full(len(of_group_GX), 1 / len(of_group_GX)), size=size)
+        hit_RC, truth_RC, predicted_RC = np.moveaxis((times_RG @ of_group_GX).reshape(size, *shape), 1, 0)
+        iou_RC = hit_RC / np.maximum(truth_RC + predicted_RC - hit_RC, 1)
+        there_RC = truth_RC > 0
+        found.append((iou_RC * there_RC).sum(1) / np.where(there_RC.any(1), there_RC.sum(1), np.nan))
+    return np.concatenate(found)
+
+
 def bootstrap_miou(
     sums: Sequence[np.ndarray],
     groups: Sequence[str],
@@ -78,12 +111,7 @@ def bootstrap_miou(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of mIoU when whole groups (photographs, videos) are drawn anew with replacement.
-
-        mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
-
-    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is. One that draws
-    no labelled pixel has no mIoU and is left out.
+    """Percentile interval of mIoU over whole groups, see resampled_mious. A resample without mIoU is left out.
 
     Args:
         sums: of each image (3, C): pixels hit, in the truth, predicted.
@@ -93,20 +121,39 @@ def bootstrap_miou(
     """
     if not len(sums):
         return float("nan"), float("nan")
-    _, member_N = np.unique(np.asarray(groups), return_inverse=True)
-    of_group_GX = np.zeros((member_N.max() + 1, sums[0].size))
-    for of_image, member in zip(sums, member_N.ravel(), strict=True):
-        of_group_GX[member] += of_image.ravel()
-    rng, found = np.random.default_rng(seed), []
-    for first in range(0, resamples, CHUNK):
-        size = min(CHUNK, resamples - first)
-        times_RG = rng.multinomial(len(of_group_GX), np.full(len(of_group_GX), 1 / len(of_group_GX)), size=size)
-        hit_RC, truth_RC, predicted_RC = np.moveaxis((times_RG @ of_group_GX).reshape(size, *sums[0].shape), 1, 0)
-        iou_RC = hit_RC / np.maximum(truth_RC + predicted_RC - hit_RC, 1)
-        there_RC = truth_RC > 0
-        has_truth_R = there_RC.any(1)
-        found.append((iou_RC * there_RC).sum(1)[has_truth_R] / there_RC.sum(1)[has_truth_R])
-    return middle(np.concatenate(found), confidence)
+    miou_R = resampled_mious(sums_by_group(sums, groups)[1], resamples=resamples, seed=seed)
+    return middle(miou_R[~np.isnan(miou_R)], confidence)
+
+
+def bootstrap_miou_gap(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Difference of two methods in mIoU, each a mean over its runs, and the percentile interval of that difference when
+    the same groups are drawn for all of them.
+
+    Args:
+        ours, theirs: of each run (G, 3, C) of sums_by_group, of the same groups; one run each at least.
+
+    Returns:
+        (difference, low, high); NaN without a labelled pixel.
+
+    Raises:
+        ValueError: sums of other groups or classes.
+    """
+    if len({sums_G3C.shape for sums_G3C in (*ours, *theirs)}) > 1:
+        raise ValueError("the runs were counted on other groups or classes: count them on the same images")
+    drawn = [
+        np.mean([resampled_mious(sums_G3C, resamples=resamples, seed=seed) for sums_G3C in runs], axis=0)
+        for runs in (ours, theirs)
+    ]
+    gap_R = drawn[0] - drawn[1]
+    whole = [np.mean([mean_ious(sums_G3C.sum(axis=0)[None])[0] for sums_G3C in runs]) for runs in (ours, theirs)]
+    return float(whole[0] - whole[1]), *middle(gap_R[~np.isnan(gap_R)], confidence)
 
 
 def sums_at_thresholds(

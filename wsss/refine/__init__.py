@@ -2,7 +2,7 @@
 are their options in the YAML.
 
     image:  (H, W, 3) uint8 RGB
-    scores: (n, H, W) float32 in [0, 1], one map per class that the image may show
+    scores: (n, H, W) float32 in [0, 1], one map per class that the image may show, n >= 1
     cue:    for those of which `takes_cue` a third argument: what was computed once of the image for this refiner
 
 `run_chain` (wsss.refine.chain) checks that each gives scores in [0, 1]; `mask_of` ends every chain and turns scores
@@ -10,7 +10,8 @@ into a mask.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,18 @@ CHECKS: dict[str, Callable[..., None]] = {  # options that fit no image, told by
 REFINERS = Registry("wsss.refiners", OURS, not_callable)
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of a refiner that fit no image: what its own check finds, see CHECKS; that of a
+    package's refiner is an attribute `check` of its function."""
+    check = CHECKS.get(name, getattr(REFINERS[name], "check", None))
+    if check is not None:
+        check(**options)
+
+
 def takes_cue(name: str) -> bool:
     """Whether the refiner of this name has a third argument besides image and scores."""
     parameters = inspect.signature(REFINERS[name]).parameters.values()
     return sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters) == 3
 
 
-__all__ = ["CHECKS", "REFINERS", "Refiner", "mask_of", "takes_cue"]
+__all__ = ["REFINERS", "Refiner", "check_options", "mask_of", "takes_cue"]

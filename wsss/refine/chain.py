@@ -27,7 +27,8 @@ class Step:
 def run_chain(
     chain: Sequence[Step], image_HW3: np.ndarray, scores_nHW: np.ndarray, cues: Mapping[str, Any]
 ) -> np.ndarray:
-    """Scores after every step of the chain, (n, H, W) float32 in [0, 1].
+    """Scores after every step of the chain, (n, H, W) float32 in [0, 1]. Without any score (n = 0: the image shows no
+    class) no refiner is asked.
 
     Args:
         cues: by name of the refiner, for the steps that take one.
@@ -35,6 +36,8 @@ def run_chain(
     Raises:
         ValueError: a refiner refused its input, or gave scores of another size or outside [0, 1]; names it.
     """
+    if not len(scores_nHW):
+        return scores_nHW
     for step in chain:
         cue = (cues[step.name],) if step.takes_cue else ()
         refined_nHW = step.refine(image_HW3, scores_nHW, *cue)

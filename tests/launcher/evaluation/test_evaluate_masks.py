@@ -6,6 +6,7 @@ from support.photographs import PETS, Photographs
 
 from launcher.config.file import load_config
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import compare_mious, read_class_sums
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.report import write_report
 from launcher.evaluation.table import format_evaluation
@@ -71,6 +72,11 @@ def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_an
     assert at["pixel_accuracy"] == pytest.approx(pixel_accuracy(confusion), abs=1e-12)
     assert set(at["class_iou"]) == {"background", *PETS.classes} and at["images"] == 8 and at["classes_in_truth"] == 3
     assert at["miou_interval"][0] <= at["miou"] <= at["miou_interval"][1]
+    held = {name: read_class_sums(run, name, "fixed") for name in report["sources"]}
+    hit_C, truth_C, _ = held["segments@crf"].sums_G3C.sum(axis=0)
+    assert (hit_C.tolist(), truth_C.tolist()) == (confusion.diagonal().tolist(), confusion.sum(1).tolist())
+    gap, low, high = compare_mious([held["segments@crf"]], [held["segments"]])
+    assert gap == pytest.approx(at["miou"] - report["sources"]["segments"]["fixed"]["miou"]) and low <= gap <= high
     protocols = {name: figures["protocol"] for name, figures in report["sources"].items()}
     by = "" if choose_sum(None, "cpu") == "lattice" else ", by exact"
     assert protocols["segments@crf"] == (

@@ -92,6 +92,11 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     groups = headline.at["per_image_iou_groups"]
     assert of_teacher.words() == f"its teacher {100 * headline.value:.1f} (+0.0 [+0.0, +0.0] of {groups} groups)"
     assert paper.words() == "paper 47.4"
+    of_map = json.loads((run / "evaluation.json").read_text())
+    other_kind = next(kind for kind in of_map["sources"] if kind != headline.source)
+    of_map["headline"] = {"source": other_kind, "choice": headline.choice}
+    Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
+    assert hold_against(headline, "smoke", Known())[0].what == f"its teacher {other_kind}"
 
 
 def of(fingerprint="images", curve=(), **at):
@@ -142,7 +147,9 @@ def test_figures_of_everything_or_of_nothing_are_told():
     assert "everywhere" in explain_degenerate({"threshold": 0.0, "per_image_iou": 0.14}, "smoke")
     assert "everywhere" in explain_degenerate({"threshold": 0.1, "false_alarm_area": 0.95}, "smoke")
     assert "nowhere" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
-    assert "nowhere" in explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": None}}, "the class")
+    of_classes = {"background": 0.7, "cat": 0.0, "dog": None}
+    assert explain_degenerate({"class_iou": of_classes}, "the class") == "no class is predicted right anywhere"
+    assert explain_degenerate({"class_iou": {**of_classes, "cat": 0.1}}, "the class") == ""
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
     assert (
         explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1, "owl": None}}, "the class") == ""

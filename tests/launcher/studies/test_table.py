@@ -1,5 +1,6 @@
 """Every table of the smoke paper is a study; each row runs at toy size: a step, CAMs, masks and figures."""
 
+import csv
 import json
 import os
 import shutil
@@ -8,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.pages import read_page
 from support.places import ROOT
 
 from launcher.config.file import load_config
 from launcher.errors import ConfigError, RunError
+from launcher.evaluation.class_sums import CLASS_SUMS
 from launcher.evaluation.formats import DASH
 from launcher.evaluation.headline import read_headline
 from launcher.evaluation.per_image import read_ious
@@ -21,11 +24,12 @@ from launcher.run.folder import Run
 from launcher.studies import beside, figures
 from launcher.studies.beside import find_known, list_rows
 from launcher.studies.figures import find_interval, tabulate_study
+from launcher.studies.numbers import list_numbers
 from launcher.studies.page import format_cell, format_study, list_columns, write_study_report
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study
 from launcher.studies.slurm import slurm_script
-from launcher.studies.table import load_study
+from launcher.studies.table import Segments, load_study
 
 NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
 
@@ -181,9 +185,15 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     page = write_study_report("tiny", tiny)
     named = write_study_report("my/tiny.yaml", tiny)  # a study of one's own is reported by its path
     assert named == page and "wsss study report my/tiny.yaml" in named.read_text()
+    with page.with_suffix(".csv").open(newline="") as file:
+        written = {(line["row"], line["threshold"], line["seed"]): line for line in csv.DictReader(file)}
+    assert float(written["lambda_1", "fixed", "mean"]["value"]) == pytest.approx(expected)
+    assert float(written["lambda_1", "fixed", "1"]["value"]) == ours[1]["fixed"]["per_image_iou"]
+    assert ("oracle", "tuned", "mean") not in written and ("scales", "tuned", "0") in written
     text = page.read_text()
+    assert 'href="tiny.csv"' in text and "with every seed: <a" in text
     assert "47.37" in text and "scales 1, 2" in text and "project+crf2" in format_study("tiny", tiny)
-    (forest,) = read_page(page).all("svg")
+    (forest,) = read_page(page, beside=("tiny.csv",)).all("svg")
     assert (
         forest["aria-label"].startswith("Tuned − control (lambda_0): lambda_1 ")
         and "oracle" not in forest["aria-label"]
@@ -234,7 +244,14 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
 def test_a_table_has_the_columns_of_which_a_row_says_something(in_checkout):
     nothing = {"mean": None, "deviation": None, "interval": None, "groups": None, "seeds": 0}
     nothing |= {"false_alarm_area": None, "difference": None}
-    of_masks = {"paper": None, "note": "", "commits": ["abc"], "seeds": [0], "fixed": {**nothing, "mean": 0.5}}
+    of_masks = {
+        "paper": None,
+        "note": "",
+        "commits": ["abc"],
+        "seeds": [0],
+        "fixed": {**nothing, "mean": 0.5},
+        "compared": "fixed",
+    }
     of_masks |= {"tuned": nothing, "source": "segments@squash"}
     masks = load_study("voc_mini")  # all its rows are label maps
     classes = masks.model_copy(update={"rows": (*masks.rows, masks.rows[0].model_copy(update={"segments": None}))})
@@ -243,12 +260,26 @@ def test_a_table_has_the_columns_of_which_a_row_says_something(in_checkout):
         return [column.heading for column in list_columns(study, [{"name": "a", **of_masks}, {"name": "b", **row}])]
 
     assert headings(masks, of_masks) == ["row", "scores", "seeds", "mIoU", "commit"]
-    tuned = {"tuned": {**nothing, "mean": 0.5, "difference": (0.1, 0.0, 0.2)}, "paper": 0.4, "note": "n"}
+    gap = {"mean": 0.5, "difference": (0.1, 0.0, 0.2)}
+    with_gap = {**of_masks, "fixed": {**nothing, **gap}}
+    assert headings(masks, with_gap) == ["row", "scores", "seeds", "mIoU", "− control", "commit"]
+    tuned = {"tuned": {**nothing, **gap}, "paper": 0.4, "note": "n", "compared": "tuned"}
     assert headings(classes, {**of_masks, **tuned}) == [
         *("row", "scores", "paper", "seeds", "fixed threshold", "tuned threshold", "tuned − control", "note", "commit")
     ]
     alarms = {"fixed": {**nothing, "false_alarm_area": 0.0}}
     assert headings(classes, {**of_masks, **alarms})[3:] == ["fixed threshold", "false alarms", "commit"]
+
+
+def test_a_run_is_evaluated_once_as_soon_as_its_rows_are_made(tiny):
+    done = []
+    run_study(tiny, execute=done.append)
+    evaluated = [n for n, command in enumerate(done) if command[0] == "evaluate"]
+    for at in evaluated:
+        run = done[at][1]
+        assert [n for n, command in enumerate(done) if command[1] == run and command[0] != "train"][-1] == at
+    trained = [n for n, command in enumerate(done) if command[:2] == ["train", "distill.yaml"]]
+    assert len(evaluated) == 4 and max(evaluated[:2]) < trained[2]  # lambda_0, before lambda_1 is trained
 
 
 def test_a_seed_that_the_page_would_not_show_is_refused(tiny):
@@ -367,7 +398,8 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert fixed["interval"] == pytest.approx((0.6, 0.7))  # of one image alone, each drawn twice
     assert fixed["difference"] == pytest.approx((0.25, 0.2, 0.3)) and not found["apart"]  # a: 0.6 - 0.3, b: 0.7 - 0.5
     tuned = {"mean": 0.25, "seeds": 1, "deviation": None, "false_alarm_area": None}
-    assert found["tuned"] == {**tuned, "interval": None, "groups": None, "difference": None, "by_seed": {}}
+    tuned |= {"interval": None, "groups": None, "difference": None, "by_seed": {}}
+    assert found["tuned"] == {**tuned, "of_seed": {1: {"value": 0.25, "at": None, "alarms": None, "classes": {}}}}
     assert figures.tabulate_row(tiny, control, control)["fixed"]["difference"] is None
     of_masks = figures.tabulate_row(tiny, row.model_copy(update={"figure": "miou"}), control)["fixed"]
     assert of_masks["interval"] == pytest.approx((0.3, 0.45)) and of_masks["groups"] == 5
@@ -378,12 +410,73 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     assert (oracle["fixed"]["mean"], oracle["tuned"]["mean"]) == (0.8, None)
     of_masks = [one.model_copy(update={"figure": "miou"}) for one in (row, control)]
     assert figures.tabulate_row(tiny, *of_masks)["fixed"]["by_seed"] == {0: 0, 1: 0}
+    hit = {control.name: 4, row.name: 9}
+    for one, seed in ((one, seed) for one in (row, control) for seed in (0, 1)):
+        sums_G3C = np.array([[[9, hit[one.name]], [9, 9], [9, hit[one.name]]]] * 2)
+        np.savez(run_of(tiny, one.run, seed) / CLASS_SUMS, groups=["a", "b"], **{f"fixed {one.source}": sums_G3C})
+    with_sums = figures.tabulate_row(tiny, *of_masks)
+    assert with_sums["fixed"]["difference"] == pytest.approx((5 / 18, 5 / 18, 5 / 18))
+    assert with_sums["tuned"]["difference"] is None
+    (run_of(tiny, row.run, 1) / CLASS_SUMS).unlink()  # of an evaluation from before there were any
+    assert figures.tabulate_row(tiny, *of_masks)["fixed"]["difference"] is None
     (run_of(tiny, control.run, 0) / "evaluation.json").rename("aside.json")
     assert figures.tabulate_row(tiny, *of_masks)["fixed"]["by_seed"] == {1: 0}
     Path("aside.json").rename(run_of(tiny, control.run, 0) / "evaluation.json")
     shutil.rmtree(run_of(tiny, row.run, 1))
     fewer = figures.tabulate_row(tiny, row, control)
     assert fewer["fixed"]["difference"] == pytest.approx((0.3, 0.3, 0.3)) and fewer["seeds"] == [0]  # of seed 0 alone
+
+
+def test_a_map_at_its_tuned_threshold_is_compared_with_a_control_of_label_maps(tiny, monkeypatch):
+    control = tiny.row("lambda_0").model_copy(update={"figure": "miou", "segments": Segments(name="s"), "kind": "seg"})
+    row = tiny.row("lambda_1").model_copy(update={"figure": "miou"})
+    for one, choice, hit in ((control, "fixed", 4), (row, "fixed", 2), (row, "tuned", 9)):
+        for seed in (0, 1):
+            folder = run_of(tiny, one.run, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            path, value = folder / "evaluation.json", (1 + hit / (18 - hit)) / 2
+            source = {"protocol": "p", "fixed": {}, "tuned": None}
+            source = json.loads(path.read_text())["sources"][one.source] if path.is_file() else source
+            path.write_text(json.dumps({"dataset": {}, "sources": {one.source: {**source, choice: {"miou": value}}}}))
+            sums_path, sums_G3C = folder / CLASS_SUMS, np.array([[[9, hit], [9, 9], [9, 9]]] * 2)
+            held = dict(np.load(sums_path)) if sums_path.is_file() else {}
+            np.savez(sums_path, **{**held, "groups": ["a", "b"], f"{choice} {one.source}": sums_G3C})
+    monkeypatch.setattr(figures, "require_own_run", lambda *arguments: None)
+    monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": "c"}))
+    found, of_control = (figures.tabulate_row(tiny, one, control) for one in (row, control))
+    gap = (1 - 4 / 14) / 2
+    assert found["compared"] == "tuned" and found["tuned"]["difference"] == pytest.approx((gap, gap, gap))
+    assert found["tuned"]["by_seed"] == pytest.approx({0: gap, 1: gap}) and found["fixed"]["difference"][0] < 0
+    assert of_control["compared"] == "fixed" and of_control["tuned"]["difference"] is None
+    of_masks = row.model_copy(update={"segments": Segments(name="s"), "run": "lambda_0", "name": "the same"})
+    same = figures.tabulate_row(tiny, of_masks.model_copy(update={"kind": "seg"}), control)
+    assert same["fixed"]["difference"] == (0, 0, 0) and same["tuned"]["difference"] is None
+    headings = [column.heading for column in list_columns(tiny, [of_control, found])]
+    assert "tuned − control" in headings and "− control" in [c.heading for c in list_columns(tiny, [of_control, same])]
+
+
+def test_the_numbers_of_a_table_are_there_for_a_papers_own(tiny):
+    nothing = {"mean": None, "deviation": None, "interval": None, "difference": None, "by_seed": {}, "of_seed": {}}
+    nothing |= {"false_alarm_area": 0.2}
+    head = {"source": "seg", "figure": "miou", "paper": 0.75, "tuned": nothing}
+    of_seed = {
+        0: {"value": 0.5, "at": 0.3, "alarms": 0.2, "classes": {"cat": 0.4, "dog": None}},
+        1: {"value": 0.7, "at": 0.4, "alarms": None, "classes": {"cat": 0.6, "dog": 0.1}},
+    }
+    fixed = {**nothing, "mean": 0.6, "deviation": 0.14, "interval": (0.5, 0.7), "by_seed": {0: 0.1, 1: -0.3}}
+    paired = {**fixed, "by_seed": {}, "difference": (0.2, 0.1, 0.3), "of_seed": {0: of_seed[0]}}
+    rows = [{"name": "a", **head, "fixed": {**fixed, "of_seed": of_seed}}, {"name": "b", **head, "fixed": paired}]
+    mean, first, second, of_b, _ = list_numbers([*rows, {"name": "not yet run", **head, "fixed": nothing}])
+    assert list(mean) == [
+        *("row", "source", "metric", "threshold", "seed", "at", "value", "deviation", "low", "high", "difference"),
+        *("difference_low", "difference_high", "false_alarm_area", "paper", "IoU cat", "IoU dog"),
+    ]
+    assert [*mean.values()][:5] == ["a", "seg", "miou", "fixed", "mean"]
+    assert [*mean.values()][5:] == [None, 0.6, 0.14, 0.5, 0.7, pytest.approx(-0.1), None, None, 0.2, 0.75, 0.5, 0.1]
+    of_first = {**dict.fromkeys(mean), "row": "a", "source": "seg", "metric": "miou", "threshold": "fixed", "seed": 0}
+    assert first == {**of_first, "at": 0.3, "value": 0.5, "difference": 0.1, "false_alarm_area": 0.2, "IoU cat": 0.4}
+    assert (second["seed"], second["IoU dog"], second["difference"]) == (1, 0.1, -0.3)
+    assert [of_b[name] for name in ("difference", "difference_low", "difference_high")] == [0.2, 0.1, 0.3]
 
 
 def test_a_training_of_one_seed_counts_once(tiny, monkeypatch):

@@ -90,7 +90,17 @@ def test_a_name_without_a_day_and_a_name_not_listed_are_told(metadata, tmp_path)
     with pytest.raises(DataError, match="video 'plain': wanted a name CAMERA-VIEW-YYYY-MM-DD.*--group-by clip"):
         read_rise(metadata, tmp_path / "videos")
     (tmp_path / "some.txt").write_text("other\n")
-    with pytest.raises(DataError, match="1 names are not in the metadata, first 'other'"):
+    with pytest.raises(DataError, match="1 names are not in the metadata, first 'other'; its first is 'plain'"):
+        read_rise(metadata, tmp_path / "videos", only=tmp_path / "some.txt")
+
+
+def test_a_list_may_name_the_files_of_the_clips(metadata, tmp_path):
+    name = ROWS[0]["file_name"]
+    (tmp_path / "some.txt").write_text(f"{name}.mp4\n")
+    named, all_rows = (read_rise(metadata, tmp_path / "videos", only=only) for only in (tmp_path / "some.txt", None))
+    assert 0 < len(named) < len(all_rows)
+    (tmp_path / "some.txt").write_text(f"{name}.MP4\n{name}\n")
+    with pytest.raises(DataError, match=f"'{name}' is listed twice"):
         read_rise(metadata, tmp_path / "videos", only=tmp_path / "some.txt")
 
 

@@ -65,8 +65,20 @@ def test_a_list_selects_rows_in_its_order(frames):
     (frames / "some.txt").write_text("frame5\nframe1\n\n")
     assert [row.key for row in read_table(frames, "labels.csv", only="some.txt").rows] == ["frame5", "frame1"]
     (frames / "some.txt").write_text("frame9\n")
-    with pytest.raises(DataError, match="1 keys are not in .*first 'frame9'"):
+    with pytest.raises(DataError, match="1 keys are not in .*first 'frame9'; the first of the table is 'frame0'$"):
         read_table(frames, "labels.csv", only="some.txt")
+
+
+def test_a_column_says_of_which_split_a_row_is(frames):
+    lines = [f"frame{n},{n % 2},v{n},{'train' if n < 4 else 'valid'}" for n in range(8)]
+    (frames / "t.csv").write_text("\n".join(["key,label,group,split", *lines]))
+    keys = [
+        [row.key for row in read_table(frames, "t.csv", split=split, split_column=column).rows]
+        for split, column in (("train", "split"), ("val", "split=valid"))
+    ]
+    assert keys == [[f"frame{n}" for n in range(4)], [f"frame{n}" for n in range(4, 8)]]
+    with pytest.raises(DataError, match="'train' in 4 rows, 'valid' in 4 rows: take the rows of 'train' alone"):
+        read_table(frames, "t.csv", split="train")  # else what is judged on would be learned from
 
 
 @pytest.mark.parametrize(

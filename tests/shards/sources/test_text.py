@@ -3,7 +3,7 @@ import json
 import pytest
 
 from shards.schema import DataError
-from shards.sources.text import cell_of, json_of, names_of, read_rows
+from shards.sources.text import cell_of, json_of, names_of, read_rows, select_rows, table_at
 
 
 def rows_of(tmp_path, data, name="t.csv"):
@@ -113,3 +113,60 @@ def test_a_list_has_one_name_a_line_and_each_once():
 def test_text_lines_end_at_line_ends_only():
     assert names_of("a\u2028b\nc\x0bd\n".encode(), "l") == ["a\u2028b", "c\x0bd"]
     assert json_of(b'{"a": 1}', "j") == {"a": 1}
+
+
+PATHS = {"photos/a.jpg": {"split": "train"}, "photos/b.PNG": {"split": "val"}, "c": {"split": "train"}}
+
+
+@pytest.fixture
+def table(tmp_path):
+    return tmp_path / "t.csv"
+
+
+def selected(table, names=None, *, split="train", column=None, rows=None):
+    only = None if names is None else table.with_name("list.txt")
+    if only is not None:
+        only.write_text("\n".join(names))
+    return list(select_rows(PATHS if rows is None else rows, table, only=only, split=split, column=column))
+
+
+def test_a_name_in_a_list_may_lack_the_ending_that_the_table_has(table):
+    assert selected(table, ["c", "photos/b", "photos/a"]) == ["c", "photos/b.PNG", "photos/a.jpg"]
+    with pytest.raises(DataError, match="list.txt: 'photos/a.jpg' is listed twice"):
+        selected(table, ["photos/a", "photos/a.jpg"])
+    with pytest.raises(DataError, match=r"'a' may be a.jpg or a.png in .*t.csv: two images go by the name"):
+        selected(table, ["a"], rows={"a.jpg": {}, "a.png": {}})
+
+
+def test_a_list_that_names_paths_in_another_way_is_told_which(table):
+    with pytest.raises(DataError, match="2 keys are not in .*first 'a.jpg'; did you mean 'photos/a.jpg'"):
+        selected(table, ["a.jpg", "b"])
+    with pytest.raises(DataError, match="first 'x/z'; the first of the table is 'photos/a.jpg'"):
+        selected(table, ["x/z"])
+
+
+def test_a_column_of_splits_selects_rows_and_is_never_passed_over(table):
+    assert selected(table, column="split") == ["photos/a.jpg", "c"]
+    assert selected(table, split="dev", column="split=val") == ["photos/b.PNG"]
+    with pytest.raises(DataError, match="says 'train' in 2 rows, 'val' in 1 rows: take the rows of 'val' alone with"):
+        selected(table, split="val")
+    with pytest.raises(DataError, match="says 'train' in 2 rows, 'val' in 1 rows, and nowhere 'dev'; say --split-col"):
+        selected(table, split="dev", column="split")
+    with pytest.raises(DataError, match="row 'a': no 'part'; .*see --split-column"):
+        selected(table, column="part", rows={"a": {"x": 1}})
+    with pytest.raises(DataError, match="both say which rows to take"):
+        selected(table, ["c"], column="split")
+
+
+def test_rows_are_all_of_a_split_that_no_column_names(table):
+    assert selected(table, ["c"]) == ["c"]  # a list says enough
+    assert selected(table, split="all") == list(PATHS)
+    assert selected(table, rows={"a": ["cat"], "b": {"split": "train"}}) == ["a", "b"]
+
+
+def test_a_folder_where_a_table_is_wanted_is_no_missing_file(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    with pytest.raises(DataError, match="Annotations: is a folder; wanted a file: a table of labels"):
+        table_at(tmp_path, "Annotations")
+    with pytest.raises(DataError, match="labels.csv: file is missing; .*neither below the root of the images nor here"):
+        table_at(tmp_path, "labels.csv")

@@ -205,6 +205,19 @@ def test_other_years_beside_2012_are_not_mixed_in(tmp_path):
     assert [p.key for p in read_voc12(files, "val").pictures] == [VAL]
 
 
+@pytest.mark.parametrize(("pack", "ending"), [(unpacked, ""), (as_tar, ".tar"), (as_zip, ".zip")])
+def test_a_folder_in_vocs_layout_with_other_classes_is_refused(tmp_path, pack, ending):
+    def annotated(name):
+        objects = f"<object><name>{name}</name><part><name>head</name></part></object>"
+        return {f"VOCdevkit/VOC2012/Annotations/{VAL}.xml": f"<annotation>{objects}</annotation>".encode()}
+
+    own = pack(tmp_path / f"VOC2012{ending}", {**voc_tree(), **annotated("tvmonitor")})
+    assert len(read_voc12(find_files([own], tmp_path), "val").pictures) == 1
+    other = pack(tmp_path / f"VOC2012_smoke{ending}", {**voc_tree(), **annotated("smoke")})
+    with pytest.raises(DataError, match=f"{VAL}.xml: names the class 'smoke', .*wsss shards images. reads"):
+        read_voc12(find_files([other], tmp_path), "val")
+
+
 def test_a_colour_picture_of_a_mask_is_refused(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(buffer, "PNG")

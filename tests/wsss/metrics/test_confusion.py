@@ -7,6 +7,7 @@ import torch
 
 from wsss.metrics.confusion import (
     bootstrap_miou,
+    bootstrap_miou_gap,
     class_iou,
     confusion_matrix,
     mean_accuracy,
@@ -14,6 +15,7 @@ from wsss.metrics.confusion import (
     mean_ious,
     pixel_accuracy,
     sums_at_thresholds,
+    sums_by_group,
 )
 from wsss.metrics.counts import THRESHOLDS
 from wsss.refine.threshold import mask_of
@@ -74,6 +76,44 @@ def test_the_interval_draws_groups_and_sums_pixels_before_it_divides():
     assert middle == pytest.approx((0.9, 0.9))
     assert bootstrap_miou(sums, ["a", "a"]) == pytest.approx((0.9, 0.9))
     assert all(math.isnan(end) for end in bootstrap_miou([], []))
+
+
+def random_sums(seed, groups=12, spread=0):
+    """Sums of two classes of 100 pixels in each of G groups, as of masks that are wrong in 10 to 50 of them, and of
+    another method that is wrong in up to `spread` more."""
+    random = np.random.default_rng(seed)
+    truth = np.random.default_rng(0).integers(20, 80, groups)
+    wrong = np.random.default_rng(1).integers(10, 15, groups) + (random.integers(0, spread, groups) if spread else 0)
+    return np.stack(
+        [np.array([[100 - t - w, t], [100 - t, t], [100 - t - w, t + w]]) for t, w in zip(truth, wrong, strict=True)]
+    )
+
+
+def test_a_gap_is_that_of_the_same_draws_of_both():
+    # image a: ours hits class 1 in 9 of 9, b: in 0 of 1, as above; theirs hits nothing of class 1
+    ours = np.array([[[0, 9], [0, 9], [0, 9]], [[0, 0], [0, 1], [0, 0]]])
+    theirs = np.array([[[0, 0], [0, 9], [0, 0]], [[0, 0], [0, 1], [0, 0]]])
+    assert bootstrap_miou_gap([ours], [theirs], resamples=400) == pytest.approx((0.9, 0.0, 1.0))
+    assert bootstrap_miou_gap([ours, theirs], [theirs], resamples=400) == pytest.approx((0.45, 0.0, 0.5))
+    assert bootstrap_miou_gap([ours], [ours]) == (0, 0, 0)
+    nothing = np.zeros((2, 3, 2), dtype=int)
+    assert all(math.isnan(value) for value in bootstrap_miou_gap([nothing], [nothing]))
+    with pytest.raises(ValueError, match="counted on other groups or classes"):
+        bootstrap_miou_gap([ours], [ours[:1]])
+
+
+def test_a_gap_has_a_narrower_interval_than_two_methods_drawn_apart():
+    worse, better = random_sums(2, spread=3), random_sums(2)
+    gap, low, high = bootstrap_miou_gap([better], [worse])
+    assert low < gap < high and low > 0
+    apart = [bootstrap_miou(list(sums), [str(n) for n in range(12)]) for sums in (better, worse)]
+    assert apart[0][0] < apart[1][1]  # these intervals overlap
+
+
+def test_groups_are_the_sums_of_their_images():
+    images = [np.full((3, 2), n) for n in (1, 2, 4)]
+    names, sums_G3C = sums_by_group(images, ["b", "a", "b"])
+    assert names == ["a", "b"] and sums_G3C.tolist() == [[[2, 2]] * 3, [[5, 5]] * 3]
 
 
 def test_images_without_a_labelled_pixel_have_no_interval_and_do_not_widen_that_of_others():

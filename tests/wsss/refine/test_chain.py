@@ -15,7 +15,14 @@ def test_a_chain_runs_its_steps_in_order_each_with_its_own_cue():
     steps = [Step("half", partial(grow, by=0.5), False), Step("add", lambda _, scores, cue: scores + cue, True)]
     assert run_chain(steps, image, scores, {"add": 0.25}).ravel().tolist() == [0.5] * 4
     assert run_chain([], image, scores, {}) is scores
-    assert run_chain([Step("none", partial(grow, by=9.0), False)], image, scores[:0], {}).shape == (0, 2, 2)
+
+
+def test_without_a_score_no_refiner_is_asked():
+    def asked(*_):
+        raise AssertionError
+
+    image, none = np.zeros((2, 2, 3), dtype=np.uint8), np.zeros((0, 2, 2), dtype=np.float32)
+    assert run_chain([Step("stack", asked, True)], image, none, {}).shape == (0, 2, 2)
 
 
 def test_the_refiner_that_leaves_the_range_or_the_size_is_named():
