@@ -85,6 +85,8 @@ def test_a_seeded_run_has_the_recorded_losses(name, curves):
     recorded = json.loads(RECORDED.read_text())
     wanted = recorded["curves"][name]
     assert len(wanted) == 20 and len(curves[name]) == 20
+    if torch.__version__ != recorded["machine"]["torch"]:
+        pytest.skip(f"recorded with torch {recorded['machine']['torch']}; another one draws and sums otherwise")
     if machine() == recorded["machine"]:
         assert curves[name] == wanted
     else:  # other kernels sum in another order, and twenty steps carry it on

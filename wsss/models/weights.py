@@ -102,8 +102,8 @@ def explain_download(timm_name: str) -> str:
         return f"there are no pretrained weights of '{timm_name}' at a known place; give a file, model.weights=PATH"
     return (
         f"the pretrained weights of '{timm_name}' cannot be downloaded here. Where there is a network: "
-        f"`hf download {about.hf_hub_id} model.safetensors`, or fetch it from https://huggingface.co/{about.hf_hub_id}. "
-        f"Put the file anywhere and name it: model.weights=PATH/model.safetensors; or {explain_cache()}"
+        f"`hf download {about.hf_hub_id} model.safetensors` (https://huggingface.co/{about.hf_hub_id}). Put the file "
+        f"anywhere and name it: model.weights=PATH/model.safetensors; or {explain_cache()}"
     )
 
 

