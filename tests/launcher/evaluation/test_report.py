@@ -23,6 +23,7 @@ from launcher.evaluation.headline import (
     hold_against,
     read_headline,
 )
+from launcher.evaluation.per_image import compare_images
 from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
 from launcher.evaluation.report import write_report
 from launcher.evaluation.strip import choose_ranks, rank_alarms, rank_images
@@ -92,6 +93,13 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     groups = headline.at["per_image_iou_groups"]
     assert of_teacher.words() == f"its teacher {100 * headline.value:.1f} (+0.0 [+0.0, +0.0] of {groups} groups)"
     assert paper.words() == "paper 47.4"
+
+
+def test_runs_are_compared_on_the_images_that_both_have():
+    ours = {"a": ("g", 0.5), "b": ("g", 0.75), "alone": ("h", 0.9)}
+    theirs = {"b": ("g", 0.25), "a": ("g", 0.25), "other": ("h", 0.1)}
+    assert compare_images(ours, theirs) == (0.375, 0.375, 0.375)  # +0.25 and +0.5 of one group
+    assert compare_images(ours, {}) is None
 
 
 def of(fingerprint="images", curve=(), **at):
