@@ -250,6 +250,18 @@ def test_the_least_recently_used_make_room_but_nothing_in_use(store, cached):
     assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (2, 3, 4))}
 
 
+def test_a_shard_that_is_closed_may_make_room_though_a_fork_has_its_descriptor(store, cached, monkeypatch):
+    monkeypatch.setattr("shards.folder.OPEN_REMOTE", 1)
+    shards = ShardFolder(f"{store.url}/train")
+    first, second = (cached / shard.sha256 for shard in shards.index.shards[:2])
+    shards.read(0, "jpg")
+    copy = os.dup(shards._files[0])
+    assert not cache.remove_unused(first)
+    shards.read(shards.numbers_of("train-00001.tar")[0], "jpg")
+    assert cache.remove_unused(first) and not cache.remove_unused(second)
+    os.close(copy)
+
+
 def test_a_limit_that_cannot_hold_is_told_once_and_reading_goes_on(store, cached, monkeypatch, caplog):
     monkeypatch.setenv("WSSS_CACHE_GB", "0.00001")
     shards = ShardFolder(f"{store.url}/train")
