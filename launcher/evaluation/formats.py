@@ -69,5 +69,5 @@ def format_interval(
 
 
 def is_few(groups: int | None) -> bool:
-    """Whether an interval drawn from so many groups is too narrow to be shown without saying so."""
-    return groups is not None and groups < FEW_GROUPS
+    """Whether an interval drawn from so many groups is too narrow to be shown without saying so; 0 = there is none."""
+    return groups is not None and 0 < groups < FEW_GROUPS

@@ -76,10 +76,7 @@ def read_headline(run: Run) -> Headline | None:
     if not (run.folder / EVALUATION).is_file():
         return None
     evaluation = read_json(run.folder / EVALUATION)
-    chosen = evaluation.get("headline") or pick_headline(
-        evaluation["sources"], run.config.cam.kinds, evaluation.get("tune")
-    )
-    return Headline(run.folder, evaluation, chosen["source"], chosen["choice"])
+    return Headline(run.folder, evaluation, **evaluation["headline"])
 
 
 def find_leading(at: Mapping[str, Any]) -> str:

@@ -189,7 +189,7 @@ def ask_for(name: str, chain: Sequence[Mapping[str, Any]], at: Mapping[str, Any]
 def has_few_groups(evaluation: Mapping[str, Any]) -> bool:
     """Whether an interval of the evaluation comes from few groups."""
     fixed = [figures["fixed"] for figures in evaluation["sources"].values()]
-    return any(is_few(at[name]) and at[name] for at in fixed for name in at if name.endswith("_groups"))
+    return any(is_few(at[name]) for at in fixed for name in at if name.endswith("_groups"))
 
 
 def name_unthresholded(at: Mapping[str, Any]) -> str:

@@ -204,7 +204,7 @@ class Room:
         self.missing: dict[Path, int] = {}
         self.likely: dict[Path, int] = {}
 
-    def add(self, out: Place, names: Sequence[str], likely_bytes: int = 0) -> None:
+    def add(self, out: Place, names: Sequence[str], likely_bytes: int) -> None:
         """An output folder with these shards; `likely_bytes` of a shard count until there is one."""
         if not isinstance(out, Path):
             return

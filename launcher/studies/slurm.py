@@ -73,7 +73,7 @@ def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[i
             if row.name not in listed:
                 listed.append(row.name)
     texts = []
-    for number, tasks in sorted(stages.items()):
+    for number, tasks in stages.items():  # in order: what a training builds on was added before it
         lines = [
             shlex.join(
                 [
@@ -91,7 +91,7 @@ def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[i
         title=study.title,
         name=shlex.quote(Path(name).stem),
         stages="\n".join(texts),
-        jobs=" ".join(f"$stage{number}" for number in sorted(stages)),
+        jobs=" ".join(f"$stage{number}" for number in stages),
     )
 
 

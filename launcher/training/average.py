@@ -42,7 +42,6 @@ class Average:
         self.share = 1 - decay
         self.move = get_ema_multi_avg_fn(decay)
 
-    @torch.no_grad()
     def follow(self, method: nn.Module, left_out: Tensor | None = None) -> None:
         """Move after an update.
 
@@ -68,7 +67,6 @@ class Average:
         finally:
             self.swap(method)
 
-    @torch.no_grad()
     def swap(self, method: nn.Module) -> None:
         for average, weight in self.pairs(method):
             kept = average.clone()
@@ -76,5 +74,5 @@ class Average:
             weight.copy_(kept)
 
     def pairs(self, method: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """(average, weight) of all that a checkpoint holds."""
+        """(average, weight) of all that a checkpoint holds, detached."""
         return list(zip(self.method.state_dict().values(), method.state_dict().values(), strict=True))

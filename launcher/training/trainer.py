@@ -34,7 +34,7 @@ class Trainer:
         show_untrained: called by all ranks before the first step of a run that is begun; None = never.
         asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
-        skips: counts damaged samples; None = there can be none.
+        skips: counts damaged samples.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Trainer:
         asked_to_stop: Callable[[], bool] = lambda: False,
         tracker: Tracker,
         global_batch_size: int,
-        skips: Skips | None = None,
+        skips: Skips,
     ) -> None:
         self.config = config
         self.run = run
         self.resume_from = resume_from
         self.accelerator = accelerator
-        self.skips = skips or Skips(run, 0, accelerator)
+        self.skips = skips
         self.update = Update(
             config=config,
             run=run,
@@ -67,7 +67,7 @@ class Trainer:
             method=method,
             optimizer=optimizer,
             lr_at=lr_at,
-            skips=self.skips,
+            skips=skips,
         )
         self.batches_from = batches_from
         self.evaluate = evaluate

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,6 +25,15 @@ def test_a_folder_that_nobody_has_any_more_leaves_no_file_open(scenes, tmp_path)
     assert open_files() == [str(place / "val-00000.tar")] * 2
     folders.clear()
     assert open_files() == []
+
+
+def test_the_file_that_was_read_least_recently_is_closed_for_another(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.folder.OPEN_FILES", 2)
+    shards = ShardFolder(shutil.copytree(scenes / "val", tmp_path / "val"))
+    for shard in (0, 1, 0, 2):
+        shards.read(shards.numbers_of(f"val-{shard:05d}.tar")[0], "jpg")
+    opened = {Path(file.path) for file in psutil.Process().open_files()}
+    assert {path.name for path in opened if path.parent == tmp_path / "val"} == {"val-00000.tar", "val-00002.tar"}
 
 
 def test_what_a_folder_does_not_hold_is_told(scenes, tmp_path, monkeypatch):

@@ -234,20 +234,33 @@ def test_the_least_recently_used_make_room_but_nothing_in_use(store, cached):
     shards = Index.load(store.folder / "train").shards[:5]
     files = [Wanted(url=f"{store.url}/train/{s.name}", bytes=s.bytes, sha256=s.sha256) for s in shards]
     own = Cache(folder=cached, limit=3 * max(s.bytes for s in shards))
-    cached.mkdir()
+    (cached / "other").mkdir(parents=True)  # no file of the cache
+    os.utime(cached / "other", (0, 0))
     held = own.open(files[0])
     for number, wanted in enumerate(files[1:3], start=1):
         release(own.open(wanted))
         os.utime(cached / wanted.sha256, (number, number))
     os.utime(cached / files[0].sha256, (0, 0))  # the oldest, but in use
     release(own.open(files[3]))
-    assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (0, 2, 3))}
+    assert {path.name for path in cached.iterdir()} == {".lock", "other", *(files[n].sha256 for n in (0, 2, 3))}
     release(held)
     os.utime(cached / files[2].sha256, (0, 0))
     release(own.open(files[2]))  # used now
     os.utime(cached / files[0].sha256, (1, 1))
     release(own.open(files[4]))
-    assert {path.name for path in cached.iterdir()} == {".lock", *(files[n].sha256 for n in (2, 3, 4))}
+    assert {path.name for path in cached.iterdir()} == {".lock", "other", *(files[n].sha256 for n in (2, 3, 4))}
+
+
+def test_a_shard_that_is_closed_may_make_room_though_a_fork_has_its_descriptor(store, cached, monkeypatch):
+    monkeypatch.setattr("shards.folder.OPEN_REMOTE", 1)
+    shards = ShardFolder(f"{store.url}/train")
+    first, second = (cached / shard.sha256 for shard in shards.index.shards[:2])
+    shards.read(0, "jpg")
+    copy = os.dup(shards._files[0])
+    assert not cache.remove_unused(first)
+    shards.read(shards.numbers_of("train-00001.tar")[0], "jpg")
+    assert cache.remove_unused(first) and not cache.remove_unused(second)
+    os.close(copy)
 
 
 def test_a_limit_that_cannot_hold_is_told_once_and_reading_goes_on(store, cached, monkeypatch, caplog):
@@ -273,6 +286,12 @@ def test_what_cannot_be_a_cache_is_told(cached, monkeypatch, name, value, messag
     monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match=message):
         Cache.from_environment()
+
+
+def test_a_cache_on_a_file_system_without_locks_is_told(store, monkeypatch):
+    monkeypatch.setattr(cache, "take_lock", lambda *_, **__: None)
+    with pytest.raises(DataError, match="this file system has no locks; name a folder on a local disk"):
+        Cache.from_environment().open(first_wanted(store))
 
 
 def test_a_cache_that_nobody_has_named_lies_at_home(tmp_path, monkeypatch):

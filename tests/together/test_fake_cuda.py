@@ -19,6 +19,7 @@ from launcher.jobs.infer import cams_of
 from launcher.jobs.segment_images import maps_reader
 from launcher.tracking.protocol import NoTracker
 from launcher.training.average import Average
+from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from wsss.maps.fusion import cams_of_present, fuse_seg_logits
 from wsss.maps.pseudo_label import cam_label
@@ -64,11 +65,12 @@ def as_loaded(batch: dict) -> dict:
 
 
 def make_trainer(method, precision: str, run: Path) -> Trainer:
+    accelerator = Accelerator()
     return Trainer(
         config=TrainConfig(steps=100, lr=1e-3, max_grad_norm=1.0, accumulate=2, log_every=10, precision=precision),
         run=run,
         resume_from=None,
-        accelerator=Accelerator(),
+        accelerator=accelerator,
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), lr=1e-3, fused=True),
         lr_at=lambda step: 1e-3,
@@ -76,6 +78,7 @@ def make_trainer(method, precision: str, run: Path) -> Trainer:
         evaluate=None,
         tracker=NoTracker(),
         global_batch_size=8,
+        skips=Skips(run, 0, accelerator),
     )
 
 

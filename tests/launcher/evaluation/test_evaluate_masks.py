@@ -132,7 +132,7 @@ def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
     assert f"mIoU {100 * at['miou']:.2f} [{100 * low:.2f}, {100 * high:.2f}]" in said
     assert report["sources"]["segments"]["protocol"] in said
     marked = [line for line in said.splitlines() if line.startswith("*")]
-    assert len(marked) == 1 and marked[0].startswith("* segments ")
+    assert len(marked) == 1 and marked[0].startswith("* segments ") and " label maps " in marked[0]
     assert "segments@crf" not in said.replace("more with --all, and in evaluation.json: segments.cam, segments@crf", "")
     assert "\n  segments@crf " in format_evaluation(report, every=True)
     assert report["headline"] == {"source": "segments", "choice": "fixed"}

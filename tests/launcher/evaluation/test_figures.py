@@ -3,6 +3,7 @@ import pytest
 from launcher.evaluation.figures import FIGURES, find_figure, get_figure, order_figures, require_known
 from launcher.evaluation.formats import DASH, format_interval, format_percent, name_class
 from launcher.evaluation.headline import pick_headline
+from launcher.evaluation.table import format_classes
 
 
 def test_a_figure_of_a_region_is_found_by_its_name_and_less_of_it_is_better():
@@ -78,3 +79,17 @@ def test_the_headline_is_the_networks_own_mask_or_the_first_kind_at_the_tuned_th
         "choice": "fixed",
     }
     assert pick_headline({"grad@ms": fixed}, ["grad"], None) == {"source": "grad@ms", "choice": "fixed"}
+
+
+def test_of_many_classes_the_weakest_alone_are_shown_and_that_is_said():
+    ious = {"background": 0.9, "gone": None, **{f"c{n}": n / 100 for n in range(11)}}
+
+    def shown(names):
+        of_names = {name: ious[name] for name in names}
+        report = {"dataset": {"classes": names[1:]}, "headline": {"source": "segments"}}
+        return format_classes({**report, "sources": {"segments": {"fixed": {"class_iou": of_names}, "tuned": None}}})
+
+    heading, *lines, said = shown([*ious])
+    assert heading.split() == ["IoU", "segments"] and said.strip().startswith("(the 10 lowest of 13 classes;")
+    assert [line.split() for line in lines] == [[f"c{n}", f"{n}.0"] for n in range(10)]
+    assert [line.split()[0] for line in shown([*ious][:10])[1:]] == [*ious][:10]  # ten are all

@@ -21,7 +21,7 @@ from launcher.evaluation.measure import Truth, read_truth
 from launcher.evaluation.pictures import LABEL_PX, TILE_PX, lay_out_gallery
 from launcher.evaluation.report import write_report
 from launcher.evaluation.sources import LabelPrediction, ScorePrediction
-from launcher.evaluation.table import format_evaluation
+from launcher.evaluation.table import format_evaluation, tabulate_classes
 from launcher.evaluation.track import final_metrics
 from launcher.evaluation.validate import choose_judge
 from launcher.files import RUNS
@@ -118,6 +118,10 @@ def test_its_evaluation_has_every_class_by_name_in_terminal_table_page_and_track
     said = format_evaluation(report)
     assert f"image labels: average precision {100 * mean:.1f} %, class F1 " in said and "label maps" not in said
     assert "threshold" not in said and "\n    cat  " in said and "\n    dog  " in said
+    table = tabulate_classes(report)
+    assert table["headings"] == ["AP", "F1", "images"] and [name for name, _ in table["rows"]] == ["cat", "dog"]
+    for about, (_, cells) in zip(report["labels"]["classes"].values(), table["rows"], strict=True):
+        assert cells == [f"{100 * about['average_precision']:.1f}", f"{100 * about['f1']:.1f}", "6"]
     page = write_report(RUNS).read_text()
     assert "Each class, in percent" in page and "Calibration: share that is right on val" in page
     assert "Fixed validation images of teacher in rows" in page and "NaN" not in json.dumps(report)

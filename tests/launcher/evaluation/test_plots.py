@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+from launcher.evaluation import curves
 from launcher.evaluation.curves import in_percent, plot_all, plot_runs
 from launcher.evaluation.headline import Headline
 from launcher.evaluation.plots import COLOURS, DASHES, MOST_LINES, Line, plot_bars, plot_intervals, plot_lines
+from wsss.metrics.counts import THRESHOLDS
 
 
 def test_a_plot_has_a_title_a_label_and_its_words_as_text_in_the_pages_colour():
@@ -52,6 +54,55 @@ def test_figures_of_a_report_are_in_percent_and_thresholds_are_not():
     assert ">percent<" not in loss and "Training, loss" in loss
     assert len(others) == 5 and all(">percent<" in plot for plot in others)
     assert sum(">recall, percent<" in plot or ">probability, percent<" in plot for plot in others) == 2
+
+
+def test_every_line_is_what_was_measured_of_its_run_by_hand():
+    percent, decline = THRESHOLDS.tolist(), [1 - n / 100 for n in range(101)]
+    grow = [None, *percent[1:]]
+    of_map = {"curve": {"per_image_iou": percent, "recall": decline, "precision": percent}, "oracle_per_image_iou": 0.9}
+    sources = {
+        "x": {**of_map, "fixed": {"threshold": 0.3}},
+        "x+crf": {"curve": {**of_map["curve"], "recall": grow}},
+        "seg": {},
+    }
+    labels = {"reliability": [{"probability": 0.1, "share": 0.25}]}
+    lines = [{"step": 2, "train/cls_loss": 1.0, "train/loss": 3.0, "train/lr": 0.1}, {"step": 4, "train/loss": 2.0}]
+    lines += [{"step": 4, "val/x/miou": 0.5, "val/y/miou": 0.4, "val/f1": 0.6}]
+    run = {"name": "run", "metrics": lines, "headline": Headline(Path("run"), {"sources": sources}, "x", "fixed")}
+    run |= {"source": sources["x"], "evaluation": {"sources": sources, "labels": labels}}
+    run |= {"logged": [("", "f1"), ("x", "miou"), ("y", "miou"), ("z", "miou")]}
+    nothing = {**run, "name": "nothing", "metrics": [], "evaluation": {"sources": {"x": {}}}, "source": {}}
+    two = [nothing, run]  # the second has the second colour
+    steps = {"loss": {"run": Line([2, 4], [3.0, 2.0], 1)}, "cls_loss": {"run": Line([2], [1.0], 1)}}
+    found = curves.collect_losses(two)
+    assert found == steps and list(found) == ["loss", "cls_loss"]  # what is minimised comes first
+    maps = {"run x": Line([4], [0.5], 1), "run y": Line([4], [0.4], 1, dash=1)}
+    assert curves.collect_validation(two) == maps
+    assert curves.collect_validation(two, of_labels=True) == {"run": Line([4], [0.6], 1)}
+    dot = Line(percent, percent, 1, mark=0.3)
+    bound = Line([0.0, 1.0], [0.9, 0.9], 1, dash=2)
+    assert curves.collect_oracle(two) == {"run x": dot, "run x, each image's best": bound}
+    assert curves.collect_precision(two) == {"run x": Line(decline, percent, 1, mark=0.7)}  # the recall at 0.3
+    equal = Line([0.0, 1.0], [0.0, 1.0], 1, dash=2)
+    assert curves.collect_calibration(two) == {"run": Line([0.1], [0.25], 1), "equal": equal}
+    assert curves.collect_calibration([nothing]) == {}
+    of_sources = curves.collect_thresholds(run, "recall")
+    assert list(of_sources) == ["x", "x+crf"] and of_sources["x"] == Line(percent, decline, 0)
+    assert of_sources["x+crf"].points == 100 and of_sources["x+crf"]._replace(y=0) == Line(percent, 0, 1, dash=1)
+
+
+def test_of_many_classes_the_lowest_have_bars_and_of_one_class_there_are_none():
+    ious = {"background": 0.9, "absent": None, **{f"c{n:02d}": n / 100 for n in range(40)}}
+    at = Headline(Path(), {"sources": {"x": {"fixed": {"class_iou": ious}}}}, "x", "fixed")
+    run = {"name": "run", "classes": [*ious][1:], "headline": at, "evaluation": {}}
+    bars = ", ".join(f"c{n:02d} {n}.0" for n in reversed(range(30)))
+    assert f"run: IoU of each class, the 30 lowest of 41: {bars}" in curves.plot_classes(run)
+    labels = {"classes": {name: {"average_precision": iou} for name, iou in (("cat", 0.5), ("dog", 0.25))}}
+    of_labels = {**run, "classes": ["cat", "dog"], "evaluation": {"labels": labels}}
+    of_labels["headline"] = Headline(Path(), {"sources": {"x": {"fixed": {}}}}, "x", "fixed")
+    assert "run: average precision of each class: cat 50.0, dog 25.0" in curves.plot_classes(of_labels)
+    assert curves.plot_classes({**of_labels, "evaluation": {}}) is None
+    assert curves.plot_classes({**run, "classes": ["smoke"]}) is None
 
 
 def test_more_lines_than_can_be_told_apart_become_several_plots():

@@ -23,6 +23,7 @@ from launcher.evaluation.headline import (
     hold_against,
     read_headline,
 )
+from launcher.evaluation.per_image import compare_images
 from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
 from launcher.evaluation.report import write_report
 from launcher.evaluation.strip import choose_ranks, rank_alarms, rank_images
@@ -97,6 +98,13 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     of_map["headline"] = {"source": other_kind, "choice": headline.choice}
     Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
     assert hold_against(headline, "smoke", Known())[0].what == f"its teacher {other_kind}"
+
+
+def test_runs_are_compared_on_the_images_that_both_have():
+    ours = {"a": ("g", 0.5), "b": ("g", 0.75), "alone": ("h", 0.9)}
+    theirs = {"b": ("g", 0.25), "a": ("g", 0.25), "other": ("h", 0.1)}
+    assert compare_images(ours, theirs) == (0.375, 0.375, 0.375)  # +0.25 and +0.5 of one group
+    assert compare_images(ours, {}) is None
 
 
 def of(fingerprint="images", curve=(), **at):

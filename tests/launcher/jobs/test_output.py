@@ -20,6 +20,7 @@ from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
 from launcher.run.folder import Run
 from shards import write
+from shards.remote import place_of
 from shards.schema import DataError
 from shards.sources.synthetic import Synthetic
 from shards.tars import tar_members
@@ -235,6 +236,31 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
     with pytest.raises(RunError, match=r"3 shards are missing, .* what is finished stays"):
         refine(run, ["val"], settings)
     assert len(list(out.glob("*.tar"))) == 9
+
+
+def test_the_room_that_is_wanted_is_that_of_what_is_missing_by_hand(tmp_path, monkeypatch):
+    free = [600]
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    (tmp_path / "a").write_bytes(bytes(100))
+    room = jobs.Room(starts=2)
+    room.add(tmp_path, ["a", "b", "c", "d", "e", "f"], likely_bytes=7)  # 5 are missing, of 100 bytes as the one there
+    room.add(tmp_path / "masks", ["x", "y"], likely_bytes=50)
+    room.add(place_of("s3://bucket/masks"), ["x"], likely_bytes=10**9)  # a store has room
+    room.check()
+    free[0] = 599
+    with pytest.raises(RunError, match="7 shards are missing"):
+        room.check()
+    (tmp_path / "b").write_bytes(bytes(200))
+    free[0] = 549  # now 3 of 150 bytes, since the other start has finished one too, and 2 of 50
+    with pytest.raises(RunError, match="5 shards are missing"):
+        room.finish(tmp_path, "b")
+    free[0] = 250
+    room.finish(tmp_path, "removed meanwhile")  # 1 of 150 and 2 of 50
+    free[0] = 100
+    room.finish(tmp_path, "d")
+    free[0] = 99
+    with pytest.raises(RunError, match="masks: 2 shards are missing"):
+        room.check()
 
 
 def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_and_made_anew(run, capsys):

@@ -220,6 +220,15 @@ def test_kernels_of_our_own_count_for_what_a_gpu_runs():
     assert not triton_serves(torch.zeros(1))
 
 
+@pytest.mark.parametrize(("heads", "kind"), [(2, ATTENTION), (1, PAIRS)])
+def test_attention_is_two_products_and_five_on_the_way_back(heads, kind):
+    with FakeTensorMode():
+        q, k, v = (torch.zeros(3, heads, 8, 4, requires_grad=True) for _ in range(3))
+        found = count_step(lambda: nn.functional.scaled_dot_product_attention(q, k, v).sum(), set())
+    product = 2 * 3 * heads * 8 * 8 * 4  # scores, their sum; back: scores anew, and two gradients of each product
+    assert [(flops, of) for flops, _, of in found.ops if flops] == [(2 * product, kind), (5 * product, kind)]
+
+
 def test_a_name_for_memory_that_is_there_costs_nothing():
     with FakeTensorMode():
         x, weight = torch.zeros(2, 3, 4), torch.zeros(4, 5)

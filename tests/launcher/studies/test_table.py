@@ -25,7 +25,15 @@ from launcher.studies import beside, figures
 from launcher.studies.beside import find_known, list_rows
 from launcher.studies.figures import find_interval, tabulate_study
 from launcher.studies.numbers import list_numbers
-from launcher.studies.page import format_cell, format_study, list_columns, write_study_report
+from launcher.studies.page import (
+    explain_figures,
+    format_cell,
+    format_gap,
+    format_study,
+    list_columns,
+    name_by_seed,
+    write_study_report,
+)
 from launcher.studies.plan import check, row_commands, run_of
 from launcher.studies.run import run_study
 from launcher.studies.slurm import slurm_script
@@ -73,7 +81,7 @@ def test_a_row_of_a_map_that_nothing_makes_is_told_before_the_first_training(in_
         (both_cam.model_copy(update={"kind": "grad"}), "kind 'grad': label maps are seg, cam, aux_cam"),
     ):
         with pytest.raises(ConfigError, match=f"row 'both_cam': {message}"):
-            check(study.model_copy(update={"rows": (row,), "control": None}))
+            check(study.model_copy(update={"rows": (both_cam, row), "control": None}))
     row = both_cam.model_copy(update={"segments": None, "kind": "grad"})
     check(study.model_copy(update={"rows": (row,), "control": None}), ["cam.kinds=[grad]"])
 
@@ -282,6 +290,21 @@ def test_a_run_is_evaluated_once_as_soon_as_its_rows_are_made(tiny):
     assert len(evaluated) == 4 and max(evaluated[:2]) < trained[2]  # lambda_0, before lambda_1 is trained
 
 
+def test_differences_are_told_with_their_signs_and_figures_with_their_meaning(tiny):
+    tuned = {"difference": (0.1, -0.02, 0.2), "groups": 8}
+    assert format_gap({"tuned": tuned}, "tuned") == "+10.0 [-2.0, +20.0] of 8 groups"
+    nothing = {"by_seed": {}, "false_alarm_area": None}
+    rows = [
+        {"name": "a", "fixed": {**nothing, "by_seed": {0: 0.9}}, "tuned": {**nothing, "by_seed": {1: -0.02, 0: 0.04}}},
+        {"name": "b", "fixed": {**nothing, "by_seed": {0: 0.01}}, "tuned": nothing},
+    ]
+    said = "Difference to c, mean (seed by seed): a +1.0 (+4.0, -2.0); b +1.0 (+1.0)"
+    assert name_by_seed(rows, "c") == said
+    assert list(explain_figures(tiny, rows)) == ["per-image IoU", "oracle"]
+    rows[1]["tuned"] = {**nothing, "false_alarm_area": 0.0}
+    assert list(explain_figures(tiny, rows)) == ["per-image IoU", "oracle", "false-alarm area"]
+
+
 def test_a_seed_that_the_page_would_not_show_is_refused(tiny):
     with pytest.raises(ConfigError, match="--seed 7: the study has the seeds 0, 1"):
         run_study(tiny, seeds=[0, 7], execute=print)
@@ -327,6 +350,12 @@ def test_slurm_runs_the_rows_of_a_training_in_one_task_after_what_it_builds_on(t
     ran: list[list[str]] = []
     run_study(tiny, trainings=["teacher"], seeds=[0], execute=ran.append)
     assert [one[0] for one in ran] == ["train"] and "name=tiny/teacher_seed0" in ran[0]
+    (tmp_path / "asked").mkdir()
+    asked = submitted(slurm_script("tiny", tiny, ["crf"], [1], []), tmp_path / "asked")
+    assert [tasks for _, tasks in asked] == [
+        [["study", "run", "tiny", "--training=teacher", "--seed=1"]],
+        [["study", "run", "tiny", "--row=crf", "--seed=1"]],
+    ]
     with pytest.raises(ConfigError, match="there is no training 'x'; there are teacher, lambda_0"):
         run_study(tiny, trainings=["x"], execute=print)
 
@@ -391,7 +420,11 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
     monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": f"{folder.name[-1]:x<40}"}))
     control, row = tiny.row("lambda_0"), tiny.row("lambda_1")
     found = figures.tabulate_row(tiny, row, control)
-    assert found["paper"] == pytest.approx(0.4737) and found["commits"] == ["0xxxxxxxxx", "1xxxxxxxxx"]
+    assert (
+        found["protocols"] == ["p"]
+        and found["paper"] == pytest.approx(0.4737)
+        and found["commits"] == ["0xxxxxxxxx", "1xxxxxxxxx"]
+    )
     fixed = found["fixed"]
     assert fixed["mean"] == pytest.approx(0.65) and fixed["deviation"] == pytest.approx(0.05 * 2**0.5)
     assert fixed["false_alarm_area"] == pytest.approx(0.2) and (fixed["seeds"], fixed["groups"]) == (2, 2)

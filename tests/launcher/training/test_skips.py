@@ -131,6 +131,7 @@ def test_the_log_and_the_last_message_say_how_many_and_a_resumed_run_goes_on_cou
     train(config(2))
     said = capsys.readouterr().out
     assert "2 damaged samples were replaced by their neighbours" in said and all(f"'{key}'" in said for key in keys)
+    assert said.count("damaged samples replaced:") == 2  # at each step that brought a new one
     run = skips.Path("runs/teacher")
     figures = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["train/skipped_samples"] for line in figures if "train/loss" in line] == [1, 1, 1, 2]

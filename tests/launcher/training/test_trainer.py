@@ -26,6 +26,7 @@ from launcher.training import gradients
 from launcher.training.gradients import SharedGradient, clip_gradients, poison_gradient, seed_step
 from launcher.training.inputs import Inputs
 from launcher.training.run import train
+from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
 from shards.batches.batch import to_device
 from shards.batches.waiting import watch
@@ -104,12 +105,13 @@ def at_step(monkeypatch, step, act):
 def test_sigterm_ends_in_a_checkpoint_after_the_step_and_the_rest_follows_bit_equal(
     in_tmp, tiny_config, method, monkeypatch
 ):
-    settings = ["train.steps=6", "train.save_every=4", "train.log_every=1", "train.eval_every=3"]
+    settings = ["train.steps=6", "train.save_every=4", "train.keep=9", "train.log_every=1", "train.eval_every=3"]
     config = {
         name: tiny_config("classify", *settings, f"name={name}", *(MSEE if method == "msee" else []))
         for name in ("whole", "cut")
     }
     whole = digest(train(config["whole"]))
+    assert [path.name for path in checkpoints(RUNS / "whole")] == ["step_0000004", "step_0000006"]
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match="stopped after step 3 as requested; run the same command to resume"):
         train(config["cut"])
@@ -252,7 +254,8 @@ with only_writer(Path(sys.argv[1])):
 def test_a_finished_run_is_not_trained_again(in_tmp, tiny_config, capsys):
     first = digest(train(tiny_config("classify")))
     assert digest(train(tiny_config("classify"))) == first
-    assert "all 4 steps were done already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "all 4 steps were done already" in said and "damaged samples" not in said
 
 
 def test_other_settings_in_the_same_folder_are_refused(in_tmp, tiny_config):
@@ -362,11 +365,12 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
                 before_step_3.update({n: t.clone() for n, t in self.update.plain_method.state_dict().items()})
             super().train_step(batches)
 
+    accelerator = make_accelerator(config, processes=None)
     trainer = Watch(
         config=config.train,
         run=RUNS / "breaks",
         resume_from=None,
-        accelerator=make_accelerator(config, processes=None),
+        accelerator=accelerator,
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), fused=True),
         lr_at=lambda step: 1e-3,
@@ -374,6 +378,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
         evaluate=None,
         tracker=NoTracker(),
         global_batch_size=8,
+        skips=Skips(RUNS / "breaks", 0, accelerator),
     )
     with pytest.raises(
         RunError, match="non-finite loss or gradient at step 4; .*last good checkpoint: .*step_0000002"

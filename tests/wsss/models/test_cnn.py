@@ -2,7 +2,7 @@ import pytest
 import torch
 from support.networks import tiny_cnn
 
-from wsss.models.cnn import build_cnn
+from wsss.models.cnn import build_cnn, create_stages, last_stages
 
 
 def test_logits_are_the_mean_of_the_class_map():
@@ -22,6 +22,16 @@ def test_teachers_of_output_stride_16(name, dim):
         out = cnn(torch.rand(1, 3, 64, 64))
     assert out.patches_BDhw.shape == (1, dim, 4, 4)
     assert out.class_map_BKhw.shape == (1, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "dims"), [("convnext_atto", "depths", [160, 320]), ("resnetv2_50", "layers", [1024, 2048])]
+)
+def test_nothing_is_left_behind_the_last_stage_that_would_train_without_a_gradient(name, option, dims):
+    one_each = {option: (1, 1, 1, 1)}
+    backbone, found = create_stages(name, None, one_each, count=2, output_stride=16, dilated=True)
+    sum(stage.sum() for stage in last_stages(backbone, torch.rand(2, 3, 64, 64), 2)).backward()
+    assert found == dims and all(p.grad is not None for p in backbone.parameters())
 
 
 def test_a_network_without_a_map_is_refused():
