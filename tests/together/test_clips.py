@@ -58,7 +58,7 @@ def test_a_student_learns_over_time_and_resumes_bit_equal(clips, monkeypatch):
     assert digest(train(clips("name=cut"))) == whole
     for wrong, error, message in (
         ("data.pairs=null", ConfigError, "compares neighbouring frames: wanted data.pairs"),
-        ("train.accumulate=8", ConfigError, "1 images at a time, which are no pairs"),
+        ("train.accumulate=8", ConfigError, "1 images at a time, which do not form pairs"),
         ("data.train=scenes/train", DataError, "scenes/train: no shards here"),
     ):
         with pytest.raises(error, match=message):

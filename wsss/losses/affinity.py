@@ -44,7 +44,8 @@ def affinity_loss(
     if affinity_BOP.shape != kinds["bg"].shape:
         raise ValueError(
             f"affinities {tuple(affinity_BOP.shape)} for labels {tuple(label_Bhw.shape)}: wanted "
-            f"{tuple(kinds['bg'].shape)}; resize the labels to the grid of the features, and use one radius"
+            f"{tuple(kinds['bg'].shape)}; resize the labels to the grid of the features, and use the same radius for "
+            "both"
         )
     totals = {kind: chosen.sum() for kind, chosen in kinds.items()} if totals is None else totals
     a = at_least_float32(affinity_BOP)

@@ -59,7 +59,9 @@ def alignment_distance(
         ValueError: shapes that do not fit; no such level and metric; tau out of place; standardise with pooled.
     """
     if (level, metric) not in DISTANCES:
-        raise ValueError(f"no alignment of level '{level}' and metric '{metric}'; there are {name_levels(DISTANCES)}")
+        raise ValueError(
+            f"there is no alignment of level '{level}' and metric '{metric}'; choose one of {name_levels(DISTANCES)}"
+        )
     check_shapes(student_BDN, teacher_BDN, level)
     check_takes_temperature(level, tau)
     check_takes_standardise(level, standardise)
@@ -115,13 +117,17 @@ def check_takes_temperature(level: str, tau: float) -> None:
     """Raise ValueError unless tau is 1 or the level has a temperature."""
     check_temperature(tau)
     if tau != 1 and level not in TEMPERED:
-        raise ValueError(f"tau is {tau} at the level '{level}'; only {', '.join(TEMPERED)} have one: leave it at 1")
+        raise ValueError(
+            f"tau is {tau} at the level '{level}'; only {', '.join(TEMPERED)} have a temperature: leave it at 1"
+        )
 
 
 def check_takes_standardise(level: str, standardise: bool) -> None:
     """Raise ValueError if standardise takes away what a level compares."""
     if standardise and level == "pooled":
-        raise ValueError("standardise makes every spatial mean 0, and pooled compares those: choose another level")
+        raise ValueError(
+            "standardise makes every spatial mean 0, and level 'pooled' compares these means: choose another level"
+        )
 
 
 def name_levels(pairs: dict[tuple[str, str], Distance]) -> str:

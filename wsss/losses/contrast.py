@@ -105,15 +105,15 @@ def check_crops(height: int, width: int, *, crop_size: int, crop_num: int, strid
     """
     if crop_num < 0 or crop_size < stride:
         raise ValueError(
-            f"method.crop_px is {crop_size}, method.crop_num {crop_num}; wanted crops of {stride} px, one patch, or "
-            "more, and 0 or more of them"
+            f"method.crop_px is {crop_size}, method.crop_num {crop_num}; wanted a crop_px of {stride} (one patch) or "
+            "more and a crop_num of 0 or more"
         )
     margin = crop_size // 2
     rows, columns = (max(side - 2 * margin, 0) for side in (height, width))
     if rows * columns < max(crop_num, 1):
         raise ValueError(
-            f"method.crop_px is {crop_size}: a {height} x {width} image has {rows * columns} places for crops of "
-            f"{crop_size} px, {crop_num} crops are wanted: use a larger data.image_size or smaller crops"
+            f"method.crop_px is {crop_size}: an image of {height} x {width} px has {rows * columns} places for crops "
+            f"of this size, but method.crop_num is {crop_num}: use a larger data.image_size or smaller crops"
         )
     return rows, columns
 

@@ -142,7 +142,7 @@ def check_shapes(image_B3HW: Tensor, seg_logits_BChw: Tensor, label_BHW: Tensor)
     if channels != 3 or label_BHW.shape != (batch, height, width) or seg_logits_BChw.shape[0] != batch:
         raise ValueError(
             f"dense_energy: image {tuple(image_B3HW.shape)}, seg_logits {tuple(seg_logits_BChw.shape)}, label "
-            f"{tuple(label_BHW.shape)}; wanted (B, 3, H, W), (B, C, h, w), (B, H, W) of the same B, H, W"
+            f"{tuple(label_BHW.shape)}; wanted (B, 3, H, W), (B, C, h, w), (B, H, W) with the same B, H, W"
         )
 
 
@@ -151,7 +151,7 @@ def core_size(height: int, width: int, scale: float) -> tuple[int, int]:
     size = int(height * scale), int(width * scale)
     if min(size) < 1:
         raise ValueError(
-            f"dense_energy: {height} x {width} pixels have nothing left at scale {scale}; wanted a method.energy_scale "
-            f"of {1 / min(height, width):.2g} or more"
+            f"dense_energy: nothing is left of {height} x {width} pixels at scale {scale}; wanted a "
+            f"method.energy_scale of {1 / min(height, width):.2g} or more"
         )
     return size

@@ -111,7 +111,7 @@ def transition_matrix(affinity_OP: Tensor, size: tuple[int, int], *, radius: int
     if affinity_OP.shape[-2:] != to_OP.shape:
         raise ValueError(
             f"affinities {tuple(affinity_OP.shape)} for a grid of {size[0]} x {size[1]} and radius {radius}: wanted "
-            f"{tuple(to_OP.shape)} offsets and positions; take the radius and the grid that they were computed with"
+            f"{tuple(to_OP.shape)} offsets and positions; use the radius and the grid that they were computed with"
         )
     strength = at_least_float32(affinity_OP) ** beta
     walk = torch.eye(size[0] * size[1], dtype=strength.dtype, device=strength.device)

@@ -119,7 +119,7 @@ def view_maps(
     unknown = [kind for kind in kinds if kind not in maps]
     if unknown:
         known = sorted({*GRADIENT_KINDS, *maps, *([ATTENTION] if has_attention(network) else [])})
-        raise ValueError(f"cam.kinds: {unknown} not among {known}, the kinds of this method")
+        raise ValueError(f"cam.kinds: {unknown} are not among the kinds of this method, {known}")
     return {kind: maps[kind] for kind in kinds}, out.cls_logits_BK.float().sigmoid()
 
 

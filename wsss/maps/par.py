@@ -94,7 +94,7 @@ def propagate(
     if weight_BNhw.shape != wanted:
         raise ValueError(
             f"par: weights {tuple(weight_BNhw.shape)} for maps {tuple(masks_BChw.shape)}, {len(dilations)} dilations; "
-            f"wanted {wanted}: take the weights of the same images, at the size of the maps, with the same dilations"
+            f"wanted {wanted}: use the weights of the same images, at the size of the maps, with the same dilations"
         )
     check_iterations(num_iter)
     if triton_serves(masks_BChw) and not (torch.is_grad_enabled() and masks_BChw.requires_grad):
@@ -159,4 +159,4 @@ def check_dilations(dilations: Sequence[int]) -> None:
 
 def check_iterations(num_iter: int) -> None:
     if not 0 <= num_iter <= MOST_ITERATIONS:
-        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 to {MOST_ITERATIONS}, and 10 is usual")
+        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 to {MOST_ITERATIONS} (10 is usual)")

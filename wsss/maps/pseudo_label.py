@@ -112,7 +112,10 @@ def refined_label(
         )
     small = height // down_scale, width // down_scale
     if min(small) < 1:
-        raise ValueError(f"refined_label: {height} x {width} pixels have nothing left at 1 / down_scale {down_scale}")
+        raise ValueError(
+            f"refined_label: nothing is left of {height} x {width} pixels at 1/{down_scale} of their size; choose a "
+            "smaller down_scale"
+        )
     probs_BTQhw = scores_with_background(
         resize(at_least_float32(cam_BPHW), small), present_BP, (bg_threshold, fg_threshold)
     ).softmax(2)

@@ -87,11 +87,11 @@ def check_scales(option: str, scales: Sequence[float], side: int, stride: int) -
     """
     for scale in scales:
         if scale > LARGEST:
-            raise ValueError(f"{option} has {scale:g}; wanted {LARGEST:g} or less, of an image's sides")
+            raise ValueError(f"{option} has {scale:g}; wanted at most {LARGEST:g} times the sides of an image")
         if not scale > 0 or max(int(scale * side), 1) < stride:
             raise ValueError(
-                f"{option} has {scale:g}, at which images of {side} px have {max(int(scale * side), 0)}, less than one "
-                f"patch of {stride}; wanted {stride / side:.2g} or more, or a larger data.image_size"
+                f"{option} has {scale:g}, at which images of {side} px shrink to {max(int(scale * side), 0)} px, less "
+                f"than one patch of {stride} px; wanted {stride / side:.2g} or more, or a larger data.image_size"
             )
 
 

@@ -27,7 +27,7 @@ def sliding_window(view: ViewMaps, *, window_px: int, step_px: int, stride: int,
     if window_px % stride or step_px % stride or not 0 < step_px <= window_px:
         raise ValueError(
             f"cam.window_px {window_px} and cam.step_px {step_px} must be multiples of the network's stride {stride}, "
-            "and the step between it and the window"
+            "and the step at most the window"
         )
 
     def of_frame(image: Tensor) -> tuple[Mapping[str, Raw], Tensor]:

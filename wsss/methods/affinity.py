@@ -36,7 +36,9 @@ class Affinity(Method):
     def __init__(self, student: AffinityNet, *, radius: int = 5) -> None:
         super().__init__()
         if radius < 2:
-            raise ValueError(f"method.radius is {radius}; wanted 2 or more, else no two positions are a pair")
+            raise ValueError(
+                f"method.radius is {radius}; wanted 2 or more, since a smaller radius has no pairs of positions"
+            )
         if not isinstance(student, AffinityNet):
             raise ValueError(f"model: method affinity trains an affinity_net, not a {type(student).__name__}")
         self.student = student

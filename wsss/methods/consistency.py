@@ -108,7 +108,7 @@ class Consistency(Method):
             return
         if (self.level, self.metric) not in DISTANCES:
             raise ValueError(
-                f"method.level '{self.level}' knows no metric '{self.metric}'; there are {name_levels(DISTANCES)}"
+                f"method.level '{self.level}' has no metric '{self.metric}'; choose one of {name_levels(DISTANCES)}"
             )
         if project == "none" and self.level not in ANY_CHANNELS:
             raise ValueError(
@@ -189,7 +189,7 @@ def refuse_missing(target: Target, tensors: Collection[str]) -> None:
     """Raise ValueError unless these tensors of a teacher have all parts of a target."""
     if missing := [part for part in target.split("+") if part not in tensors]:
         raise ValueError(
-            f"method.target: the teacher has no {missing}, it has {sorted(tensors)}; 'no_pcm' needs a teacher of model "
+            f"method.target: the teacher gives no {missing}, only {sorted(tensors)}; 'no_pcm' needs a teacher of model "
             "pcm, 'background' one with background: true"
         )
 

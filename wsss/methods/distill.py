@@ -75,7 +75,7 @@ class Distill(Consistency):
         super().check_images(images)
         if self.compares_pairs and images % 2:
             raise ValueError(
-                f"method.time_weight: a process has {images} images at a time, which are no pairs; wanted an even "
+                f"method.time_weight: a process has {images} images at a time, which do not form pairs; wanted an even "
                 "number"
             )
 

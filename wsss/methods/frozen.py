@@ -87,7 +87,9 @@ class FrozenFeatures(Method):
             )
         check_refinement(par_iterations, par_dilations)
         if student.by_text and seg_from > 0:
-            raise ValueError(f"method.seg_from is {seg_from}; with model.texts nothing learns before: wanted 0")
+            raise ValueError(
+                f"method.seg_from is {seg_from}; wanted 0, since with model.texts nothing is trained before that step"
+            )
         self.student = student
         self.seg_weight, self.pair_weight, self.seg_from = seg_weight, pair_weight, seg_from
         self.attended, self.walk_steps, self.agree_from = attended, walk_steps, agree_from

@@ -76,7 +76,10 @@ class MSEE(ToCo):
     ) -> None:
         super().__init__(student, **options)
         if not scales or 1.0 in scales or len(set(scales)) < len(scales) or min(scales) <= 0:
-            raise ValueError(f"method.scales is {scales}; wanted different scales other than 1, first priority first")
+            raise ValueError(
+                f"method.scales is {scales}; wanted different scales other than 1, the one with the highest priority "
+                "first"
+            )
         if beta <= 0:
             raise ValueError(f"method.beta is {beta}; wanted > 0")
         if scale_cls_weight and not teacher_grad:

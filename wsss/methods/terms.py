@@ -35,7 +35,9 @@ class Term:
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.start < 0:
-            raise ValueError(f"method: {self.name} has weight {self.weight} and begins at {self.start}; wanted >= 0")
+            raise ValueError(
+                f"method: {self.name} has weight {self.weight} and starts at step {self.start}; wanted both >= 0"
+            )
 
 
 class Schedule:

@@ -118,7 +118,8 @@ class ToCo(Method):
             )
         if 1.0 not in cam_scales:
             raise ValueError(
-                f"method.cam_scales is {cam_scales}; 1.0 must be among them: its pass is the training pass"
+                f"method.cam_scales is {cam_scales}; 1.0 must be among them: the pass at this scale is the one that is "
+                "trained"
             )
         check_contrast(temperature, momentum)
         check_energy(energy_scale, energy_grid)

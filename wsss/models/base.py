@@ -151,7 +151,7 @@ class Network(nn.Module):
 def check_deviation(std: Sequence[float]) -> None:
     """Raise ValueError unless images can be divided by it."""
     if min(std) <= 0:
-        raise ValueError(f"model.std is {tuple(std)}; wanted three deviations above 0, of images in [0, 1]")
+        raise ValueError(f"model.std is {tuple(std)}; wanted three values above 0, for images in [0, 1]")
 
 
 def require_counts(**options: int) -> None:
@@ -164,5 +164,7 @@ def require_counts(**options: int) -> None:
 def layer_at(layers: Any, index: int) -> Any:
     """A module of a list or nn.Sequential by its number. Raises ValueError if there is none of this number."""
     if not -len(layers) <= index < len(layers):
-        raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
+        raise ValueError(
+            f"cam.layers: no layer {index}; this network has {len(layers)}, numbered from 0, or backwards from -1"
+        )
     return layers[index]

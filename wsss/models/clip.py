@@ -106,12 +106,12 @@ def check_prompts(positive: Sequence[Sequence[str]], negative: Sequence[str]) ->
     prompts = [*(prompt for of_class in positive for prompt in of_class), *negative]
     said = f"prompts {list(map(list, positive))} against {list(negative)}"
     if not all(positive) or len(prompts) < 2:
-        raise ValueError(f"{said}: wanted one per class, and two")
+        raise ValueError(f"{said}: wanted at least one per class, and two or more in all")
     words = [" ".join(prompt.lower().split()) for prompt in prompts]
     if not all(words):
         raise ValueError(f"{said}: one is empty; wanted words")
     if twice := sorted({word for word in words if words.count(word) > 1}):
-        raise ValueError(f"{said}: '{twice[0]}' is there twice, and would stand against itself; wanted it once")
+        raise ValueError(f"{said}: '{twice[0]}' is listed twice and would compete with itself; list it once")
     return prompts
 
 
@@ -133,7 +133,7 @@ def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequ
     tokens = clip.tokenizer(texts, return_tensors="pt", **padding).to(clip.device)
     length = tokens["input_ids"].shape[1]
     if length > longest:
-        raise ValueError(f"the longest prompt has {length} tokens, CLIP reads {longest}; shorten it")
+        raise ValueError(f"the longest prompt has {length} tokens, but CLIP reads at most {longest}; shorten it")
     if clip.is_siglip:  # trained on padded texts, without a mask
         embedding_PE = clip.model.text_model(input_ids=tokens["input_ids"]).pooler_output
     else:
@@ -187,7 +187,7 @@ class TextHead(nn.Module):
         if projection_ED.shape[1] != self.text_PD.shape[1]:
             raise ValueError(
                 f"this CLIP projects features of {projection_ED.shape[1]} channels, the network has "
-                f"{self.text_PD.shape[1]}; give the CLIP whose image encoder the network is"
+                f"{self.text_PD.shape[1]}; give the CLIP that the network's image encoder comes from"
             )
         embedding_PE = encode_prompts(clip, [[name] for name in classes], others).embedding_PE
         self.text_PD.copy_(clip.model.logit_scale.exp() * embedding_PE @ projection_ED)

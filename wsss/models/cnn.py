@@ -123,7 +123,10 @@ def create_stages(
     options = {"output_stride": output_stride, **options}
     backbone = create_backbone(timm_name, weights, options, head=HEAD, wanted=DILATED)
     if not hasattr(backbone, "prune_intermediate_layers"):
-        raise ValueError(f"model.timm_name: timm gives no single stages of '{timm_name}'; choose another CNN: resnet50")
+        raise ValueError(
+            f"model.timm_name: timm cannot give the single stages of '{timm_name}'; choose another CNN, such as "
+            "resnet50"
+        )
     backbone.prune_intermediate_layers(count, prune_norm=True, prune_head=True)  # else they train without a gradient
     if not dilated:
         undilate(backbone)
@@ -185,7 +188,9 @@ def build_cnn(
         features = features_of(backbone.eval(), torch.zeros(1, 3, *TRIED_PX))
     if not isinstance(features, Tensor) or features.ndim != 4:
         gives = f"features {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-        raise ValueError(f"model.timm_name: '{timm_name}' gives {gives}, no map (1, D, h, w): choose {any_size}")
+        raise ValueError(
+            f"model.timm_name: '{timm_name}' gives {gives} instead of a map (1, D, h, w): choose {any_size}"
+        )
     stride = output_stride or TRIED_PX[0] // features.shape[-2]
     wanted = (1, backbone.num_features, *(side // stride for side in TRIED_PX))
     if features.shape != wanted:

@@ -76,8 +76,8 @@ def refuse_lone_cell(network: Network, side: int) -> None:
             handle.remove()
     if 1 in cells:
         raise ValueError(
-            f"a BatchNorm of this {type(network).__name__} gets one cell of one image of {side} px, over which it "
-            "cannot normalise; wanted two or more images per process and micro-batch"
+            f"for one image of {side} px a BatchNorm of this {type(network).__name__} sees a single value per channel, "
+            "which it cannot normalise; wanted two or more images per process and micro-batch"
         )
 
 
@@ -103,7 +103,7 @@ def refuse_deaf_layer(network: Network, seen: list[Any], out: Outputs, image: Te
         raise ValueError(f"its last layer for Grad-CAM ran {len(seen)} times, or gives no tensor")
     as_map = network.as_map(seen[0], image)
     if as_map.ndim != 4 or len(as_map) != 1:
-        raise ValueError(f"its last layer for Grad-CAM gives {tuple(as_map.shape)}, no map")
+        raise ValueError(f"its last layer for Grad-CAM gives {tuple(as_map.shape)}, which is not a map")
     if seen[0].grad_fn not in set(graph_of([out.cls_logits_BK])):
         raise ValueError("its class scores do not depend on its last layer for Grad-CAM")
 

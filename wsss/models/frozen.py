@@ -100,8 +100,8 @@ class FrozenNet(Network):
     def check_begun(self) -> None:
         if self.by_text and not self.head.text_PD.any():
             raise ValueError(
-                "model.texts: nothing has read them; give model.text_weights, the folder of the CLIP whose image "
-                "encoder model.weights is, or as model.weights a run that was trained with them"
+                "model.texts: no CLIP has encoded them; give model.text_weights, the folder of the CLIP whose image "
+                "encoder model.weights is, or model.weights=RUN, a run that was trained with these texts"
             )
 
     def train(self, mode: bool = True) -> "FrozenNet":
@@ -213,12 +213,14 @@ def build_frozen(
             encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
     elif second_weights is not None or second_options:
         raise ValueError(
-            "model.second_weights and second_options are of a second ViT: name it, model.second=NAME, or leave these "
-            "out, too: model.second_weights=null model.second_options=null"
+            "model.second_weights and second_options belong to a second ViT: name it with model.second=NAME, or leave "
+            "them out: model.second_weights=null model.second_options=null"
         )
     depth = min(len(encoder.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers) or len({n % depth for n in layers}) < len(layers):
-        raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last, each once")
+        raise ValueError(
+            f"model.layers is {layers}; wanted different blocks between {-depth} and {depth - 1}, where -1 is the last"
+        )
     if decoder_dim < 1 or decoder_blocks < 0:
         raise ValueError(f"model: wanted decoder_dim ({decoder_dim}) >= 1 and decoder_blocks ({decoder_blocks}) >= 0")
     if decoder_heads < 1 or decoder_dim % decoder_heads:
@@ -226,7 +228,7 @@ def build_frozen(
     text = None
     if texts:
         if len(texts) != num_classes:
-            raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one of each")
+            raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one per class")
         with speaking_of({"prompts": "model.texts and other_texts"}):
             check_prompts([[name] for name in texts], other_texts)
         text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
@@ -236,8 +238,8 @@ def build_frozen(
             refuse_other_clip(encoders[0], clip.model, text_weights)
     elif text_weights is not None:
         raise ValueError(
-            "model.text_weights is given without model.texts; name the classes in their order, or leave it out, too: "
-            "model.text_weights=null"
+            "model.text_weights is given without model.texts; name the classes there in their order, or leave "
+            "text_weights out: model.text_weights=null"
         )
     decoder: dict[str, Any] = {"dim": decoder_dim, "blocks": decoder_blocks, "heads": decoder_heads}
     return FrozenNet(encoders, num_classes, layers=layers or range(-depth, 0), text=text, **decoder)
@@ -247,5 +249,6 @@ def refuse_other_clip(encoder: Any, clip: Any, folder: str) -> None:
     """Raise ValueError unless a CLIP's image encoder ends with the norm of the ViT, hence is the same network."""
     if not torch.allclose(encoder.backbone.norm.weight, clip.vision_model.post_layernorm.weight, atol=1e-3):
         raise ValueError(
-            f"model.text_weights: {folder} is of another CLIP than model.weights; its texts say nothing of that ViT"
+            f"model.text_weights: {folder} is another CLIP than the one that model.weights comes from, so its text "
+            "embeddings do not fit that ViT; give both from one CLIP"
         )

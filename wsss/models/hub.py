@@ -50,5 +50,5 @@ def explain_cache() -> str:
     """How a machine that cannot reach the hub gets what another one has fetched."""
     return (
         f"copy the cache of a machine that has fetched it to {constants.HF_HUB_CACHE} (HF_HUB_CACHE names another "
-        "folder; HF_HUB_OFFLINE=1 takes what lies there without asking the hub)"
+        "folder; HF_HUB_OFFLINE=1 uses what is there without asking the hub)"
     )

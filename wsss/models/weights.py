@@ -64,9 +64,8 @@ def create_backbone(
         reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
         if timm_name.startswith(HUB):
             raise ValueError(
-                f"model.timm_name: {timm_name} cannot be built: {reason}. What it is stands on the hub: fetch it once "
-                f"where there is a network (`hf download OWNER/NAME`), {explain_cache()}, or take timm's own name "
-                "for it"
+                f"model.timm_name: {timm_name} cannot be built: {reason}. Its description is on the hub: fetch it once "
+                f"where there is internet (`hf download OWNER/NAME`), {explain_cache()}, or use timm's own name for it"
             ) from error
         if weights == "timm" and not isinstance(error, AssertionError | TypeError):
             raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
@@ -101,9 +100,9 @@ def explain_download(timm_name: str) -> str:
     if about is None or not about.hf_hub_id:
         return f"there are no pretrained weights of '{timm_name}' at a known place; give a file, model.weights=PATH"
     return (
-        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Where there is a network: "
-        f"`hf download {about.hf_hub_id} model.safetensors`, or fetch it from https://huggingface.co/{about.hf_hub_id}. "
-        f"Put the file anywhere and name it: model.weights=PATH/model.safetensors; or {explain_cache()}"
+        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Fetch them where there is internet, with "
+        f"`hf download {about.hf_hub_id} model.safetensors` or from https://huggingface.co/{about.hf_hub_id}; then "
+        f"give the file, model.weights=PATH/model.safetensors, or {explain_cache()}"
     )
 
 

@@ -36,7 +36,7 @@ def clip_aid(
     """
     if len(maps_nhw) != len(scores_nHW):
         raise ValueError(
-            f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose those of the same classes"
+            f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose cues of the same classes"
         )
     check_aid(mode=mode, weight=weight)
     if len(scores_nHW) == 0:

@@ -18,7 +18,7 @@ from wsss.refine.clip import squash
 
 FILES = (*WEIGHTS, *CLIP_TOKENS)
 KINDS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # the published SAM 3 is that of videos
-WHAT, EXAMPLE = "a SAM 3", "facebook/sam3, whose licence asks for a consent first"
+WHAT, EXAMPLE = "a SAM 3", "facebook/sam3, whose licence you must accept first"
 TOKENS = 32  # of a prompt that SAM 3 reads
 
 
@@ -88,7 +88,9 @@ def encode_concepts(concept: Concept, prompts: Sequence[Sequence[str]]) -> Conce
     tokens = tokens.to(concept.model.device)
     ids_PN, seen_PN = tokens["input_ids"], tokens["attention_mask"]
     if ids_PN.shape[1] > TOKENS:
-        raise ValueError(f"the longest prompt has {ids_PN.shape[1]} tokens, SAM 3 reads {TOKENS}; shorten it")
+        raise ValueError(
+            f"the longest prompt has {ids_PN.shape[1]} tokens, but SAM 3 reads at most {TOKENS}; shorten it"
+        )
     features_PND = concept.model.get_text_features(input_ids=ids_PN, attention_mask=seen_PN).pooler_output
     owners = [number for number, of_class in enumerate(prompts) for _ in of_class]
     return ConceptPrompts(features_PND, seen_PN, owners, len(prompts))

@@ -94,13 +94,13 @@ def check_mean_field(*, iterations: int, **kernels: float) -> None:
         kernels: of mean_field, by name: widths (..._sxy, ..._srgb) and weights (..._weight).
     """
     if not 1 <= iterations <= MOST_ITERATIONS:
-        raise ValueError(f"iterations is {iterations}; wanted 1 to {MOST_ITERATIONS}, and 5 to 10 are usual")
+        raise ValueError(f"iterations is {iterations}; wanted 1 to {MOST_ITERATIONS} (5 to 10 are usual)")
     for name, value in kernels.items():
         if name.endswith("_weight"):
             if not 0 <= value <= HEAVIEST:
-                raise ValueError(f"{name} is {value}; wanted 0, which leaves its kernel out, to {HEAVIEST:g}")
+                raise ValueError(f"{name} is {value}; wanted 0 to {HEAVIEST:g}, where 0 leaves its kernel out")
         elif not value >= NARROWEST:
-            raise ValueError(f"{name} is {value}; wanted {NARROWEST} or more, and 1 to 150 are usual")
+            raise ValueError(f"{name} is {value}; wanted {NARROWEST} or more (1 to 150 are usual)")
 
 
 def mean_field(
@@ -139,8 +139,8 @@ def mean_field(
     _, height, width = probs_CHW.shape
     if image_HW3.shape != (height, width, 3) or image_HW3.dtype != np.uint8:
         raise ValueError(
-            f"image {image_HW3.shape} {image_HW3.dtype} and probabilities {probs_CHW.shape}: "
-            "wanted a (H, W, 3) uint8 image and (C, H, W) of one size"
+            f"image {image_HW3.shape} {image_HW3.dtype} and probabilities {probs_CHW.shape}: wanted a (H, W, 3) uint8 "
+            "image and (C, H, W) of the same size"
         )
     widths = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
     weights = {"gaussian_weight": gaussian_weight, "bilateral_weight": bilateral_weight}

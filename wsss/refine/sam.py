@@ -55,7 +55,7 @@ class ProposalOptions:
         if not 1 <= self.points_per_side <= MOST_POINTS or not 0 <= self.crop_layers <= MOST_LAYERS:
             raise ValueError(
                 f"points_per_side is {self.points_per_side}, crop_layers {self.crop_layers}; wanted 1 to {MOST_POINTS} "
-                f"points, of which there are the square, and 0 to {MOST_LAYERS} layers, the last with 4^layers crops"
+                f"points per side and 0 to {MOST_LAYERS} crop layers (layer i has 4^i crops)"
             )
         wanted = self.crop_points_downscale**self.crop_layers
         if self.points_per_side < wanted:
@@ -165,7 +165,7 @@ def unpack(data: bytes) -> np.ndarray:
         magic, *shape = HEADER.unpack_from(data)
         bits = np.frombuffer(zlib.decompress(data[HEADER.size :]), dtype=np.uint8)
     except (struct.error, zlib.error) as error:
-        raise ValueError(f"{len(data)} bytes are no packed masks ({error}); write the cues again") from error
+        raise ValueError(f"{len(data)} bytes are not packed masks ({error}); write the cues again") from error
     count = int(np.prod(shape, dtype=np.int64))
     if magic != MAGIC or len(bits) != -(-count // 8):
         raise ValueError(f"packed masks: {magic!r}, shape {shape} and {len(bits)} bytes do not fit; write them again")
@@ -205,7 +205,7 @@ def sam_enhance(
     if proposals_MHW.dtype != bool or proposals_MHW.shape[1:] != scores_nHW.shape[1:]:
         raise ValueError(
             f"proposals are {proposals_MHW.shape} {proposals_MHW.dtype}, scores {scores_nHW.shape}: wanted bool masks "
-            "of one size with the scores; compute the cues from these shards"
+            "of one size, each with a score; compute the cues from these shards"
         )
     check_enhance(strategy=strategy, seed_threshold=seed_threshold, min_iou=min_iou, max_area=max_area)
     seeds_nHW = scores_nHW >= seed_threshold

@@ -61,7 +61,7 @@ def random_walk_refine(
         raise ValueError(f"scores {scores_nHW.shape} for an image {image_HW3.shape}: wanted (n, H, W) of its size")
     check_walk(beta=beta, log_t=log_t, rescale=rescale)
     if not (np.isfinite(scores_nHW).all() and np.isfinite(cue.affinity_OP).all()):
-        raise ValueError("scores and affinities must be finite; look at the network that gave them")
+        raise ValueError("scores and affinities must be finite; check the network that gave them")
     if len(scores_nHW) == 0:
         return scores_nHW
     affinity_OP = torch.from_numpy(cue.affinity_OP.astype(np.float32))
@@ -80,5 +80,6 @@ def check_walk(*, beta: float, log_t: int, rescale: bool) -> None:
     """Raise ValueError for options of random_walk_refine that fit no image."""
     if beta <= 0 or not 0 <= log_t <= MOST_LOG_T:
         raise ValueError(
-            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t 0 to {MOST_LOG_T}: there are 2^log_t steps"
+            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t from 0 to {MOST_LOG_T} (the walk takes "
+            "2^log_t steps)"
         )
