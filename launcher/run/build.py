@@ -75,8 +75,8 @@ def refuse_other_texts(named: Named, start: Start) -> None:
     for option in TEXTS:
         if wanted.get(option) != given.get(option):
             raise ValueError(
-                f"model.{option} is {list(wanted[option])}, {start.place} has {list(given[option])}, which it would "
-                "begin with: give the same, or as model.weights the file that that one began with"
+                f"model.{option} is {list(wanted[option])}, but {start.place} was trained with {list(given[option])}: "
+                f"use those, or set model.weights to the file that {start.place} began from"
             )
 
 
@@ -97,7 +97,7 @@ def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None
         method = METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
         if method.compares_pairs and config.data.pairs is None:
             raise ValueError(
-                "method.time_weight compares neighbouring frames: wanted data.pairs, how far they are apart"
+                "method.time_weight compares neighbouring frames: wanted data.pairs, the distance of two frames"
             )
     return method
 
@@ -110,7 +110,7 @@ def load_teacher(teacher: Run, class_set: ClassSet) -> Frozen:
     """
     known = teacher.class_set.classes
     if known != class_set.classes:
-        raise RunError(f"teacher {teacher} knows the classes {known}, the data {class_set.classes}")
+        raise RunError(f"teacher {teacher} was trained on the classes {known}, but the data has {class_set.classes}")
     return Frozen(load_trained(teacher).method.student)
 
 

@@ -179,7 +179,7 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, aver
     try:
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RunError(f"{folder / OPTIMIZER}: is no optimizer state of tensors and numbers: {error}") from error
+        raise RunError(f"{folder / OPTIMIZER}: is not an optimizer state of tensors and numbers: {error}") from error
     try:
         optimizer.load_state_dict(state)
     except ValueError as error:
@@ -198,4 +198,4 @@ def load_method(method: nn.Module, folder: Path, file: str = MODEL) -> None:
     except RuntimeError as error:
         raise RunError(f"{folder}: belongs to another method or model than its config says: {error}") from error
     except SafetensorError as error:
-        raise RunError(f"{folder / file}: is no safetensors file: {error}") from error
+        raise RunError(f"{folder / file}: is not a safetensors file: {error}") from error

@@ -83,7 +83,7 @@ def note_exit(run: Path, code: int) -> None:
     """What the launcher of a run knows where its processes ended and none of them said why."""
     with suppress(OSError):
         if run.is_dir() and find_holder(run) is None:  # who trains it is another start of it, which goes on
-            said = f"its processes ended with code {code}, and none of them noted why; see what they printed"
+            said = f"its processes ended with code {code}, and none of them recorded why; see their output"
             note_failure(run, kind="exit", message=f"{said}. A process that needs too much memory is killed silently")
 
 

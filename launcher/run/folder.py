@@ -110,10 +110,10 @@ def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:
     found = {name: folder for name in wanted if (folder := folders.get(name)) is not None}
     has = ", ".join(name for name, folder in folders.items() if folder)
     if missing := [name for name in wanted if name not in found]:
-        raise ConfigError(f"--split {missing[0]}: this run has {has}")
+        raise ConfigError(f"--split {missing[0]}: this run has only {has}")
     if not found:
         raise ConfigError(
-            f"this run has neither data.val nor data.tune, only {has}: name it with --split, or give the place of "
-            "another as data.val=FOLDER"
+            f"this run has neither data.val nor data.tune, only {has}: name it with --split, or give another folder, "
+            "data.val=FOLDER"
         )
     return found

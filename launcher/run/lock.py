@@ -61,7 +61,7 @@ def only_writer(
         if held is None:
             print(
                 f"{run}: this file system has no locks (mount it with them: flock on Lustre, lockd on NFS), so nothing "
-                "keeps a second training out of this folder: start none",
+                "prevents a second training in this folder: do not start one",
                 file=sys.stderr,
                 flush=True,
             )

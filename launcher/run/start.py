@@ -54,8 +54,8 @@ def name_absent(named: Named, section: str) -> list[str]:
         value, name = options[option], str(of.get(option) or "").removeprefix("tu-")
         if value == "timm" and not is_fetched(name):
             found.append(
-                f"{section}.{option}: the weights of '{name}' can be downloaded, for they are not in this machine's "
-                f"cache; without a network give a file, {section}.{option}=PATH"
+                f"{section}.{option}: the weights of '{name}' must be downloaded, since they are not in this machine's "
+                f"cache; without internet give a file, {section}.{option}=PATH"
             )
         elif value not in (None, "timm") and not Path(value).exists():
             found.append(f"{section}.{option}: {value}, which is not here, will be there")
@@ -83,7 +83,7 @@ def find_weights(named: Named) -> Path | None:
         return folder / steps.MODEL
     if path.suffix in (".pt2", ".onnx") and path.is_file():
         raise ConfigError(
-            f"model.weights: {path} is a graph, from which no training begins; give its run or a .safetensors"
+            f"model.weights: {path} is a graph, from which training cannot start; give its run or a .safetensors"
         )
     return path if path.is_file() else None
 

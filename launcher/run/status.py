@@ -95,7 +95,7 @@ def read_state(run: Path, *, done: bool) -> tuple[str, str]:
     status = read_wanted(run)["status"] if (run / WANTED).is_file() else None
     if status == "KILLED":
         return "stopped", f"it was asked to; next: {continue_command(run)}"
-    return "killed", f"it ended without a word, as by kill -9; next: {continue_command(run)}"
+    return "killed", f"it ended without a message, as after kill -9; next: {continue_command(run)}"
 
 
 def read_progress(run: Path) -> tuple[int | None, float | None, float | None]:

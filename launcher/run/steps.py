@@ -63,7 +63,7 @@ def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            print(f"{folder}: {reason}; set aside as {aside.name}, the one before it is tried", flush=True)
+            print(f"{folder}: {reason}; moved to {aside.name}; trying the one before it", flush=True)
     return from_first_rank(found, accelerator)
 
 
@@ -82,7 +82,7 @@ def find_damage(folder: Path) -> str | None:
         except DataError as error:
             return str(error)
         if digest != state["sha256"].get(name):
-            return f"the bytes of {name} are not those that were written"
+            return f"the bytes of {name} have changed since they were written"
     return None
 
 

@@ -91,7 +91,7 @@ def test_each_path_of_each_command_refuses_a_url_of_which_nothing_would_be_found
             try:
                 about[0].callback([url] if "list" in str(kind) else url)
             except DataError as error:
-                assert str(error).startswith("s3://b/x: this must lie on this machine")
+                assert str(error).startswith("s3://b/x: must be a local path")
             except TypeError:  # there is no callback
                 lax.append(f"{function.__name__} {name}")
     assert lax == [] and looked_at > 40
@@ -112,7 +112,7 @@ def test_a_folder_of_runs_that_is_a_url_is_refused_by_each_command(monkeypatch):
     monkeypatch.setattr("launcher.__main__.RUNS", Path("s3://b/runs"))
     for line in (["study", "list"], ["study", "report", "demo_clips"]):
         error = CliRunner().invoke(app, line).exception
-        assert isinstance(error, DataError) and str(error).startswith("s3://b/runs: this must lie"), error
+        assert isinstance(error, DataError) and str(error).startswith("s3://b/runs: must be a local path"), error
 
 
 def test_the_version_is_said():
@@ -271,23 +271,23 @@ def test_a_dry_run_checks_and_prints_the_launch_command(in_tmp, wsss_here, tiny_
     [
         (
             "images --root r --separator +",
-            "--separator without effect: there are no --labels, folders are the classes; l",
+            "--separator has no effect: there are no --labels, folders are the classes; l",
         ),
-        ("images --root r --hold-out-seed 3", "--hold-out-seed without effect: there is no --hold-out; leave it out"),
-        ("images --root r --skip-unmasked", "--skip-unmasked without effect: there are no --masks; leave it out"),
-        ("images --root r --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it out"),
-        ("images --root r --drop-others", "--drop-others without effect: there are no --classes; leave it out"),
-        ("smoke --root r --labels l --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it"),
+        ("images --root r --hold-out-seed 3", "--hold-out-seed has no effect: there is no --hold-out; leave it out"),
+        ("images --root r --skip-unmasked", "--skip-unmasked has no effect: there are no --masks; leave it out"),
+        ("images --root r --mask-values 0=a", "--mask-values has no effect: there are no --masks; leave it out"),
+        ("images --root r --drop-others", "--drop-others has no effect: there are no --classes; leave it out"),
+        ("smoke --root r --labels l --mask-values 0=a", "--mask-values has no effect: there are no --masks; leave it"),
         (
             "ijmond-frames --annotations a --images i --crops grid --negatives 1",
-            "--negatives without effect: --crops is",
+            "--negatives has no effect: --crops is",
         ),
         (
             "ijmond-frames --annotations a --images i --crops none --window 64 --stride 8",
-            "--window, --stride without effect: --crops is none; leave them out",
+            "--window, --stride have no effect: --crops is none; leave them out",
         ),
-        ("coco14 --no-masks --paint order", "--paint without effect: there are no masks; leave it out"),
-        ("coco14 --annotations a --images i --year 2014", "--year without effect: --annotations is one file; leave it"),
+        ("coco14 --no-masks --paint order", "--paint has no effect: there are no masks; leave it out"),
+        ("coco14 --annotations a --images i --year 2014", "--year has no effect: --annotations is one file; leave it"),
     ],
 )
 def test_an_option_of_shards_without_effect_is_refused(tmp_path, monkeypatch, capsys, line, said):

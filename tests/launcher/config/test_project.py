@@ -49,6 +49,6 @@ def test_nothing_of_a_folder_is_replaced(in_tmp):
         write_project(in_tmp, "demo")
     assert (in_tmp / "teacher.yaml").read_text() == "mine" and not (in_tmp / "data.md").exists()
     with pytest.raises(
-        ConfigError, match="--from cats: there is no such start; there are demo, frames, classes, voc, coco"
+        ConfigError, match="--from cats: there is no such start; choose one of demo, frames, classes, voc, coco"
     ):
         write_project(in_tmp / "new", "cats")

@@ -148,7 +148,7 @@ def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
     shutil.rmtree(copy / "segments@crf")
     other = next(path for path in (copy / "segments/val").glob("*.tar") if path.name != gone.name)
     shutil.copy(other, copy / "segments/val" / gone.name)
-    with pytest.raises(DataError, match="its sha256 is not that of what was written"):
+    with pytest.raises(DataError, match="its sha256 differs from what was written"):
         evaluate(copy)
     (copy / "segments/val/shards.json").unlink()  # as in folders from before
     with pytest.raises(DataError, match="belongs to other image shards"):

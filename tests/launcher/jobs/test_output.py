@@ -146,7 +146,7 @@ def test_a_folder_without_a_shard_whose_description_a_power_cut_took_is_begun_an
     (tmp_path / "job.json").write_text(left)
     jobs.open_output(tmp_path, {"threshold": 0.6})
     assert jobs.read_made_of(tmp_path) == {"threshold": 0.6}
-    assert "set aside as job.json.damaged" in capsys.readouterr().err
+    assert "moved to job.json.damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
@@ -245,13 +245,13 @@ def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_an
         whole = path.read_bytes()
         at = whole.index(b"NUMPY") + 200  # in the scores
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises((DataError, RunError), match=r"val-00003\.tar: its sha256 is not that of what was written"):
+        with pytest.raises((DataError, RunError), match=r"val-00003\.tar: its sha256 differs from what was written"):
             again(run)
         path.write_bytes(whole)
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     path.write_bytes(flipped)
     infer(run, "val", Run(run).config.data.val)
-    assert path.read_bytes() == whole and "set aside as val-00003.tar.damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole and "moved to val-00003.tar.damaged" in capsys.readouterr().err
     assert (run / "cams/val/val-00003.tar.damaged").read_bytes() == flipped
 
 

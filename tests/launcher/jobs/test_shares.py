@@ -52,7 +52,7 @@ def test_a_share_is_that_of_a_task_of_srun_and_of_nobody_else(environ, share):
 
 @pytest.mark.parametrize("number", ["4", "-1", "x"])
 def test_numbers_that_fit_no_step_are_told(number):
-    with pytest.raises(RunError, match=rf"SLURM_PROCID='{number}' of '4' tasks: wanted 0 and up to one less"):
+    with pytest.raises(RunError, match=rf"SLURM_PROCID='{number}' of '4' tasks: wanted 0 to 3"):
         own_share(environ={"SLURM_PROCID": number, "SLURM_NTASKS": "4"})
 
 

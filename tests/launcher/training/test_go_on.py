@@ -121,7 +121,11 @@ def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config
             ConfigError,
             "model.timm_name resnet10t -> resnet10t.c3_in1k would not take effect",
         ),
-        (["name=new", "train.steps=4", "data.train=pets/train"], RunError, "knows the classes smoke, .* cat, dog"),
+        (
+            ["name=new", "train.steps=4", "data.train=pets/train"],
+            RunError,
+            "was trained on the classes smoke, .* cat, dog",
+        ),
     ],
 )
 def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_tmp, overrides, kind, message):
@@ -136,8 +140,8 @@ def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_t
     [
         (["--extend", "4", "--dry-run"], 0, "runs/teacher: 2 -> 4 steps"),
         (["--fork", "new", "--dry-run", "train.steps=4"], 0, "runs/new: continues after step 2 of runs/teacher"),
-        (["--fork", "new", "--extend", "4"], 2, "give one; a fork of more steps takes train.steps=4"),
-        (["--extend", "4", "train.steps=5"], 2, "--extend 4 says train.steps; leave the override out"),
+        (["--fork", "new", "--extend", "4"], 2, "give only one; for a fork with more steps add train.steps=4"),
+        (["--extend", "4", "train.steps=5"], 2, "--extend 4 already sets train.steps; remove that override"),
         (["--fork", "new", "train.steps=4", "data.workers=99"], 2, "cannot feed 1 ranks x 99 workers"),
         (["--extend", "4", "data.workers=99"], 2, "cannot feed 1 ranks x 99 workers"),
         (["--extend", "4", "train.lr=1.0"], 2, "was begun with other settings (train.lr: 0.001 -> 1.0)"),

@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(in_tmp, tiny_config, 
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert digest(train(tiny_config("classify", *settings))) == whole
-    assert "set aside as step_0000006.damaged" in capsys.readouterr().out
+    assert "moved to step_0000006.damaged" in capsys.readouterr().out
     assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
 
 
