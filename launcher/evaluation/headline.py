@@ -179,7 +179,7 @@ def explain_degenerate(at: Mapping[str, Any], one: str) -> str:
     of_classes = at.get("class_iou", {})
     objects = [iou for name, iou in of_classes.items() if name != "background" and iou is not None]
     if at.get("recall") == 0 or (objects and not any(objects)):
-        return f"{one} is nowhere predicted right"
+        return f"{one} is never predicted correctly"
     return ""
 
 

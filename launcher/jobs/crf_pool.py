@@ -82,7 +82,7 @@ def run_in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise RunError("a CRF process died, most likely for want of memory: lower segment.workers") from error
+        raise RunError("a CRF process died, most likely because memory ran out: lower segment.workers") from error
 
 
 def refine_and_encode(

@@ -71,12 +71,12 @@ class Crew:
             result, error = future.result()
         except CancelledError:
             raise RunError(
-                f"{self.address}: the Dask scheduler is gone, or was started anew; finished shards stay: start the "
+                f"{self.address}: the Dask scheduler is gone or was restarted; finished shards are kept: start the "
                 "same command again"
             ) from None
         except Exception as reason:
             if type(reason).__name__ == "KilledWorker":
-                return ImageError(f"{item}: every worker that tried it died, most likely for want of memory")
+                return ImageError(f"{item}: every worker that tried it died, most likely because memory ran out")
             raise RunError(
                 f"{self.address}: a worker cannot load its work ({type(reason).__name__}: {reason}); start scheduler "
                 "and workers in the environment of this command"
@@ -149,22 +149,22 @@ class Errand:
         where = f"Dask worker {worker.address}"
         if worker.state.nthreads != 1:
             raise UnfitWorker(
-                f"{where}: has {worker.state.nthreads} threads, and what reads shards is made for one: start it with "
+                f"{where}: has {worker.state.nthreads} threads, but shards are read by a single thread: start it with "
                 "--nthreads 1, and as many workers as there are cores or GPUs"
             )
         different = sorted(name for name in {*got, *self.wanted} if got.get(name) != self.wanted.get(name))
         if different:
             told = ", ".join(f"{name} {got.get(name)} there, {self.wanted.get(name)} here" for name in different[:3])
             raise UnfitWorker(
-                f"{where}: is not as this command: {told}; end that worker, start one in this environment, and start "
-                "the same command again: finished shards stay"
+                f"{where}: differs from this command: {told}; end that worker, start one in this environment, and "
+                "start the same command again: finished shards are kept"
             )
         try:
             os.chdir(self.folder)  # relative paths, as of a run's teacher, mean there what they mean here
         except OSError as error:
             if not at_a_distance:
                 raise UnfitWorker(
-                    f"{where}: {error}: it needs this command's file system, at the same place"
+                    f"{where}: {error}: the worker needs this command's folder under the same path"
                 ) from error
 
 

@@ -139,7 +139,7 @@ def write_next_to(
             overwrite=overwrite,
             here=here,
             devices=True,
-            remedy="mend these images, or leave them out, and write the image shards again",
+            remedy="repair these images, or leave them out, and write the image shards again",
         )
 
 
@@ -227,7 +227,7 @@ def open_images(run: "Run", folder: Place) -> ShardFolder:
     shards = ShardFolder(folder)
     if shards.index.classes != run.class_set.classes:
         raise RunError(
-            f"{folder} has the classes {shards.index.classes}; {run.folder} was trained on {run.class_set.classes}"
-            f"{hint_at_order(shards.index.classes, run.class_set.classes)}"
+            f"{folder} has the classes {shards.index.classes}, but {run.folder} was trained on "
+            f"{run.class_set.classes}{hint_at_order(shards.index.classes, run.class_set.classes)}"
         )
     return shards

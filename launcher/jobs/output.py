@@ -36,7 +36,7 @@ from shards.remote import Place, join, name_of, place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
-REMEDY = "--overwrite makes it anew, --name NAME keeps it and makes another; where the command has neither, remove it"
+REMEDY = "--overwrite replaces it, --name NAME keeps it and makes another; if the command has neither option, remove it"
 WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
@@ -134,8 +134,8 @@ def require_still(out: Place, digest: str) -> None:
     """Raise RunError if the folder was removed, or begun anew with other settings, since it had this digest."""
     if digest_made_of(out) != digest:
         raise RunError(
-            f"{out}: was removed, or begun anew with other settings, while this job wrote into it; let one end before "
-            "another begins, or give it another --name"
+            f"{out}: was removed, or restarted with other settings, while this job wrote into it; run one job at a "
+            "time, or give another --name"
         )
 
 
@@ -167,7 +167,7 @@ def open_images_of(folder: Place, content: dict[str, Any]) -> ShardFolder:
     if isinstance(place, Path) and not place.is_dir():
         raise RunError(
             f"{folder}: made of the images in {place}, which are gone; if they moved, run the command that made it "
-            f"again with data.{name_of(folder)}=PLACE: where it finds the same images it only notes their place"
+            f"again with data.{name_of(folder)}=PLACE: if it finds the same images there, it only records the new place"
         )
     return ShardFolder(place)
 
@@ -235,9 +235,9 @@ class Room:
         if wanted > free:
             each = max(bytes_of.values())
             raise RunError(
-                f"{out}: {sum(left.values())} shards are missing, of about {each / 1e6:.1f} MB: {wanted / 1e6:.1f} MB "
-                f"are wanted, {free / 1e6:.1f} MB are free on this disk; make room, and start again: what is "
-                "finished stays"
+                f"{out}: {sum(left.values())} shards are missing, of about {each / 1e6:.1f} MB each: "
+                f"{wanted / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on this disk; make room, and start "
+                "again: what is finished is kept"
             )
 
 

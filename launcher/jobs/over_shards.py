@@ -79,7 +79,7 @@ def write_outputs(
     overwrite: bool = False,
     here: Callable[[Callable[[], None], Task], None] | None = None,
     devices: bool = False,
-    remedy: str = "mend what is named, and start it again",
+    remedy: str = "fix the causes, and start it again",
 ) -> None:
     """Write what is missing of these folders. Safe to kill and to run again: finished shards stay, the others are done.
 
@@ -171,8 +171,8 @@ def do_tasks(
                 failed[number] = without_traceback(str(outcome))
             elif isinstance(outcome, BrokenProcessPool):
                 raise RunError(
-                    f"{label}: a worker process died, most likely for want of memory: lower the number of workers; "
-                    "finished shards stay, start it again"
+                    f"{label}: a worker process died, most likely because memory ran out: lower the number of workers "
+                    "and start it again; finished shards are kept"
                 )
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -193,7 +193,7 @@ def close_outputs(outputs: Sequence[Output[Task]], share: Share) -> None:
 def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -> None:
     """Raise RunError if there are some."""
     if failed:
-        said = f"{label}: {len(failed)} of {of_all} shards failed, all others are written:"
+        said = f"{label}: {len(failed)} of {of_all} shards failed, all others were written:"
         raise RunError(f"{said}\n{tell(failed)}\n{remedy}")
 
 

@@ -224,7 +224,7 @@ def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
     shards = ShardFolder(folder)
     if shards.index.fingerprint != fingerprint:
         raise DataError(
-            f"{folder}: holds other images (fingerprint {shards.index.fingerprint}) than where the job was started "
-            f"({fingerprint}); wait until all machines see the same files, and start it again"
+            f"{folder}: holds other images (fingerprint {shards.index.fingerprint}) than on the machine that started "
+            f"the job ({fingerprint}); wait until all machines see the same files, and start it again"
         )
     return shards

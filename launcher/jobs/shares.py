@@ -61,8 +61,8 @@ class Share:
         """Raise RunError where each start would remove what the others have just made."""
         if self.ranks is None and self.count > 1:
             raise RunError(
-                f"--overwrite in each of {self.count} tasks ({self.said_by}) would remove what the others make: remove "
-                "the folder once before, or give the new one another --name"
+                f"--overwrite in each of {self.count} tasks ({self.said_by}) would remove what the others write: "
+                "remove the folder once before, or give another --name"
             )
 
 
@@ -88,8 +88,8 @@ def own_share(launch: LaunchConfig | None = None, environ: Mapping[str, str] | N
         number, count = -1, 0
     if not 0 <= number < count:
         raise RunError(
-            f"SLURM_PROCID={environ['SLURM_PROCID']!r} of {tasks!r} tasks: wanted 0 and up to one less; start the job "
-            "with srun, or unset SLURM_PROCID"
+            f"SLURM_PROCID={environ['SLURM_PROCID']!r} of {tasks!r} tasks: wanted 0 to one less than the number of "
+            "tasks; start the job with srun, or unset SLURM_PROCID"
         )
     return Share(number, count, "srun") if count > 1 else Share()
 
@@ -99,8 +99,8 @@ def is_first(what: str, launch: LaunchConfig | None = None) -> bool:
     share = own_share(launch)
     if share.number:
         print(
-            f"{what}: the first of {share.count} tasks ({share.said_by}) does it alone, with all its cores; this is "
-            f"number {share.number} and ends here",
+            f"{what}: only the first of {share.count} tasks ({share.said_by}) does this, with all its cores; this is "
+            f"task {share.number}, which ends here",
             file=sys.stderr,
             flush=True,
         )

@@ -58,7 +58,7 @@ def name_absent(named: Named, section: str) -> list[str]:
                 f"cache; without internet give a file, {section}.{option}=PATH"
             )
         elif value not in (None, "timm") and not Path(value).exists():
-            found.append(f"{section}.{option}: {value}, which is not here, will be there")
+            found.append(f"{section}.{option}: {value} does not exist; it is assumed to be there")
     return found
 
 

@@ -17,8 +17,8 @@ def name_beginning(decay: float | None, steps: int) -> str:
     if share <= FEW or not steps:
         return ""
     return (
-        f"train.ema_decay {decay:g}: after {steps} steps the average is still to {100 * share:.0f} % the weights that "
-        f"it began with; {FEW ** (1 / steps):.3g} leaves {100 * FEW:.0f} % of them"
+        f"train.ema_decay {decay:g}: after {steps} steps {100 * share:.0f} % of the average is still the initial "
+        f"weights; {FEW ** (1 / steps):.3g} leaves {100 * FEW:.0f} % of them"
     )
 
 

@@ -108,6 +108,9 @@ def offer_model(config: Config, tracker: Tracker) -> None:
         checkpoint = steps.find_best(steps.step_folders(run), best) if best else None
         export(run, run / STUDENT, checkpoint=checkpoint)
     except (RunError, ConfigError, DataError) as error:
-        print(f"tracking.model: the student is not exported ({error}); later: wsss export {run} --out FILE", flush=True)
+        print(
+            f"tracking.model: the student was not exported ({error}); to do it later: wsss export {run} --out FILE",
+            flush=True,
+        )
         return
     tracker.model(run / STUDENT, config.tracking.model, "best" if checkpoint else "newest")

@@ -36,7 +36,7 @@ def require_own_name(given: Path, config: Config) -> None:
         here = RUNS.resolve()
         name = given.resolve().relative_to(here) if given.resolve().is_relative_to(here) else "NAME"
         raise RunError(
-            f"{given}: its {CONFIG} says name: {config.name}, so that it would go on in {folder}; to go on in this "
+            f"{given}: its {CONFIG} says name: {config.name}, so it would continue in {folder}; to continue in this "
             f"folder give name={name}" + (f", once it lies at {RUNS / 'NAME'}" if name == "NAME" else "")
         )
 
@@ -57,13 +57,13 @@ def extend_run(config: Config, *, write: bool = True) -> str:
     before, after = run.config.train.steps, config.train.steps
     if after <= before:
         raise RunError(
-            f"--extend {after}: {run} has {before} steps; give more, or go on to these with `wsss train {folder}`"
+            f"--extend {after}: {run} has {before} steps; give more, or continue to these with `wsss train {folder}`"
         )
     if config.train.power or run.config.train.power:
         raise RunError(
-            f"--extend {after}: the learning rate of {run} falls with train.steps (train.power "
+            f"--extend {after}: the learning rate of {run} depends on train.steps (train.power "
             f"{run.config.train.power:g}), so its {before} steps are not the first ones of {after}. --fork NAME "
-            f"train.steps={after} begins a new run where it stands, at the rate that {after} steps have there"
+            f"train.steps={after} starts a new run from its checkpoint, at the rate that {after} steps have there"
         )
     as_it_was = config.model_copy(update={"train": config.train.model_copy(update={"steps": before})})
     Inputs(as_it_was).check()  # before anything is written: other settings are refused, and the run stays as it is
@@ -105,18 +105,20 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
     if is_run(folder) or steps.checkpoints(folder):
         raise RunError(f"--fork: {folder} exists; continue it with `wsss train {folder}`, or give another name")
     if config.train.steps <= step:
-        raise RunError(f"--fork: {checkpoint} is after {step} steps, train.steps is {config.train.steps}: give more")
+        raise RunError(
+            f"--fork: {checkpoint} already has {step} steps, and train.steps is {config.train.steps}: give more"
+        )
     for name in OF_OPTIMIZER:
         then, now = getattr(run.config.train, name), getattr(config.train, name)
         if then != now:
             raise ConfigError(
-                f"--fork: train.{name} {then} -> {now} would not take effect: the optimizer's state brings its own; "
-                f"begin with the weights alone: model.weights={parent}"
+                f"--fork: train.{name} {then} -> {now} would not take effect: the optimizer's state keeps the old "
+                f"value; start from the weights alone: model.weights={parent}"
             )
     if (classes := Inputs(config).class_set.classes) != run.class_set.classes:
         raise RunError(
-            f"--fork: {parent} knows the classes {', '.join(run.class_set.classes)}, data.train {', '.join(classes)}; "
-            f"begin with the weights alone: model.weights={parent}"
+            f"--fork: {parent} was trained on the classes {', '.join(run.class_set.classes)}, but data.train has "
+            f"{', '.join(classes)}; start from the weights alone: model.weights={parent}"
         )
     of_config = config.model_copy(update={"model": drop_weights(config.model)})
     load_method(build_method(of_config, run.class_set), checkpoint)
@@ -147,7 +149,7 @@ def refuse_other_beginning(section: str, then: Named | None, now: Named | None, 
         if before != after:
             raise ConfigError(
                 f"--fork: {section}.{option} {before} -> {after} would not take effect: the checkpoint of {parent} has "
-                f"all weights; leave it as it was, or begin a run of its own, without --fork"
+                "all weights; leave it as it was, or start a run without --fork"
             )
 
 
@@ -161,9 +163,9 @@ def refuse_lost_beginning(folder: Path, step: int) -> None:
     about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
     if (parent := about.get("parent")) is not None:
         raise RunError(
-            f"{folder}: began after step {parent['step']} of {parent['run']}, and no checkpoint of its own is left "
-            f"from which step {step} can be made: `wsss replay {parent['run']}` repeats the steps of its parent, a "
-            "new fork begins there"
+            f"{folder}: was forked after step {parent['step']} of {parent['run']}, and has no checkpoint left from "
+            f"which step {step} can be computed: `wsss replay {parent['run']}` repeats the steps of its parent, from "
+            "which you can fork again"
         )
 
 

@@ -198,7 +198,7 @@ def run_to_go_on_with(folder: Path) -> Run | None:
         return Run(folder)
     except Damaged as error:
         name = CONFIG if str(error).startswith(f"{folder / CONFIG}:") else ABOUT
-        set_aside(folder / name, f"{error}; the run's settings and data are not compared with those of its beginning")
+        set_aside(folder / name, f"{error}; the run's settings and data are not compared with those that it began with")
         return None
 
 

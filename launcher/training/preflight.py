@@ -34,7 +34,7 @@ def preflight(config: Config) -> int:
     inputs = Inputs(config)
     inputs.check()
     if not config.tracking.to and "to" not in config.tracking.model_fields_set:
-        print("metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
+        print("metrics are written only to the run's folder; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
     method = build_method(config, inputs.class_set, inputs.teacher)
     check_begun(method)
     check_image_size(method, config.data.image_size)
@@ -134,7 +134,7 @@ def check_share(config: Config, method: Method, processes: int, accumulate: int 
     try:
         check_images(method, images)
         if config.data.pairs and images % 2:
-            raise ValueError("data.pairs: these are no pairs of frames; wanted an even number")
+            raise ValueError("data.pairs: these do not form pairs of frames; wanted an even number")
         check_norms(config, method, images, processes)
         if config.data.pixel is not None:
             of_images = f"data.pixel_batch_size: {config.data.pixel_batch_size} images"

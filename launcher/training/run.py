@@ -145,8 +145,8 @@ def fit(trainer: Trainer, run: Path) -> str:
         return "FINISHED" if trainer.fit() else "KILLED"
     except WaitsInVain as vain:
         raise Stopped(
-            f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
-            "ended without a new checkpoint; run the same command to resume from the last one"
+            f"{run}: asked to stop while waiting for a batch that did not arrive after step {trainer.step}: ended "
+            "without a new checkpoint; run the same command to resume from the last one"
         ) from vain
 
 

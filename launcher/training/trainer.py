@@ -114,7 +114,7 @@ class Trainer:
             self.save()
             self.run_evaluation()
         elif done_before and self.accelerator.is_main_process:
-            print(f"{self.run}: all {self.step} steps were done already")
+            print(f"{self.run}: all {self.step} steps are already done")
         return True
 
     def is_due(self, every: int | None) -> bool:

@@ -15,7 +15,7 @@ def test_a_partner_that_is_late_or_gone_is_one_line_that_says_where_to_look(text
     with pytest.raises(SystemExit) as end, report_user_errors():
         raise RuntimeError(text)
     said = capsys.readouterr().err
-    assert end.value.code == 2 and said.count("\n") == 1 and f"({reason}" in said and "that stands above" in said
+    assert end.value.code == 2 and said.count("\n") == 1 and f"({reason}" in said and "it is printed above" in said
 
 
 @pytest.mark.parametrize(

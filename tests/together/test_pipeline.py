@@ -157,7 +157,7 @@ def test_evaluation_and_report(run):
 
 def test_figures_need_cams_and_truth_first(in_tmp, tiny_config):
     train(tiny_config("classify", "train.steps=0"))
-    with pytest.raises(RunError, match="no CAMs of 'val' here"):
+    with pytest.raises(RunError, match="no CAMs or masks of 'val' here"):
         evaluate(RUNS / "teacher")
     with pytest.raises(RunError, match="no run with metrics"):
         write_report(RUNS)

@@ -137,7 +137,7 @@ def test_shards_are_written_verified_and_described(in_tmp, wsss_here):
     said = wsss(*command, cwd=in_tmp)
     assert "split 'train', supervision 'label', 12 images" in said
     said, code = wsss_here(*command)
-    assert "d/train: is there already, made of the same files with the same options\nd/train: split 'train'" in said
+    assert "d/train: already exists, made of the same files with the same options\nd/train: split 'train'" in said
     assert code == 0
     said, code = wsss_here("shards", "verify", "d/train")
     assert "12 shards, 12 samples, every byte as written" in said and code == 0
@@ -177,8 +177,8 @@ def test_no_mask_is_read_without_masks_and_none_of_what_is_kept(in_tmp, wsss_her
     wanted = ("shards", command, "--root", "frames", "--labels", "labels.csv", "--split", "train", "--workers", 1)
     wanted += ("--image-folder", "", "--hold-out", "tune=0.3")
     said, code = wsss_here(*wanted, "--out", "without")
-    assert code == 0 and "12 images have a mask, which only --masks reads" in said and "'pixel'" not in said
-    assert "'tune' has no masks: it is label-only, and chooses the gate alone" in said
+    assert code == 0 and "12 images have a mask; pass --masks" in said and "'pixel'" not in said
+    assert "'tune' has no masks: it can choose the gate, but no threshold" in said
     said, code = wsss_here(*wanted, "--out", "with", "--masks")
     assert code == 0 and "split 'tune', supervision 'pixel', 3 images" in said
     assert "split 'train', supervision 'label', 9 images" in said
@@ -199,7 +199,7 @@ def test_frames_without_a_mask_are_left_out_where_that_is_asked_for_and_counted(
     assert code == 2 and "--skip-unmasked" in said
     wanted += ("--masks", "--skip-unmasked")
     said, code = wsss_here(*wanted, "--out", "d", "--split", "train", "--hold-out", "val=0.25")
-    assert code == 0 and "d/val: 1 of 4 images are labelled" in said and "in no other split" in said
+    assert code == 0 and "d/val: 1 of 4 images are labelled" in said and "they are left out of all splits" in said
     assert "split 'val', supervision 'pixel', 3 images" in said
     assert "split 'train', supervision 'label', 12 images" in said
     said, code = wsss_here(*wanted, "--out", "all", "--split", "val")
@@ -215,7 +215,7 @@ def test_own_frames_without_masks_become_a_label_only_tune(in_tmp, wsss_here):
     (in_tmp / "labels.csv").write_text("\n".join(rows))
     wanted = ("shards", "smoke", "--root", "frames", "--labels", "labels.csv", "--out", "d", "--split", "train")
     said, code = wsss_here(*wanted, "--hold-out", 0.3, "--workers", 1)
-    assert code == 0 and "it is label-only, and chooses the gate alone" in said
+    assert code == 0 and "it can choose the gate, but no threshold" in said
     assert "split 'tune', supervision 'label', 3 images" in said
 
 

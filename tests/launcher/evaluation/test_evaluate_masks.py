@@ -100,7 +100,7 @@ def test_the_best_of_label_maps_is_chosen_on_tune(run, place):
     assert report["tune"]["best"] == max(of_tune, key=of_tune.__getitem__)
     said = format_evaluation(report)
     assert f"best on tune: {report['tune']['best']}: mIoU {100 * max(of_tune.values()):.1f} there, on val " in said
-    assert "not among them, for want of its outputs of tune: segments.cam" in said
+    assert "not compared, since there are no outputs for tune: segments.cam" in said
     page = write_report(run).read_text()
     best = report["tune"]["best"]
     assert f"best on tune{', too' if best == report['headline']['source'] else f': {best}'}: mIoU" in page

@@ -195,7 +195,7 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_made(outputs, run
     with pytest.raises(DataError, match=r"s3://nobucket/here/student/cams/val/job.json: not written after 1 try .*"
                        "The specified bucket does not exist .*; see that the bucket is there"):  # fmt: skip
         infer(run, "val", scenes / "val")
-    with pytest.raises(RunError, match="no CAMs of 'val' here"):
+    with pytest.raises(RunError, match="no CAMs or masks of 'val' here"):
         evaluate(run)
 
 

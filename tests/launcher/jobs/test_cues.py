@@ -116,7 +116,7 @@ def test_classes_other_than_smoke_speak_for_themselves(clip_folder):
     assert settings.prompts(["smoke"]) == ([SMOKE_PROMPTS], SMOKE_NEGATIVES)
     mine = ClipCue(weights=clip_folder, positive=["haze", "fog"], negative=["a boat"])
     assert mine.prompts(["smoke"]) == ([["haze", "fog"]], ["a boat"])
-    with pytest.raises(RunError, match="--positive is for data of one class; these have 2"):
+    with pytest.raises(RunError, match="--positive needs data with one class; with 2 classes"):
         mine.prompts(["cat", "dog"])
 
 

@@ -64,7 +64,7 @@ def test_a_name_or_a_place_that_does_not_fit_is_told(run):
     with pytest.raises(ConfigError, match="--hub plumes: wanted OWNER/NAME"):
         write_folder(run, Path("hub"), "plumes", None)
     Path("hub").write_text("")
-    with pytest.raises(RunError, match="hub: is a file; a model for a hub is a folder"):
+    with pytest.raises(RunError, match="hub: is a file; wanted a folder"):
         write_folder(run, Path("hub"), "me/plumes", None)
 
 

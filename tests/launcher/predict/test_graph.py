@@ -105,7 +105,7 @@ def test_a_run_whose_maps_need_gradients_says_what_to_take_instead(run):
 @pytest.mark.parametrize(
     ("out", "form", "message"),
     [
-        ("a.bin", None, "--out a.bin: its end says no format; wanted .safetensors, .pt2, .onnx"),
+        ("a.bin", None, "--out a.bin: its ending names no format; wanted .safetensors, .pt2, .onnx"),
         ("a.onnx", "jit", "--format jit: wanted safetensors or torch or onnx"),
         ("a.onnx", "torch", "--out a.onnx: a file of --format torch ends in .pt2"),
     ],
@@ -118,7 +118,7 @@ def test_a_format_that_does_not_fit_the_name_is_told(run, out, form, message):
 @pytest.mark.parametrize("name", ["a.pt2", "a.onnx"])
 def test_a_file_that_is_none_of_ours_is_told(in_tmp, name):
     Path(name).write_text("?")
-    with pytest.raises(RunError, match=f"{name}: is no file of `wsss export`"):
+    with pytest.raises(RunError, match=f"{name}: is not a file of `wsss export`"):
         load_model(Path(name))
 
 

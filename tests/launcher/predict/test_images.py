@@ -175,7 +175,7 @@ def test_a_damaged_line_of_the_rows_is_set_aside_and_its_frames_are_done_again(f
     predict(["frames"], frames, Path("out"), OPEN)
     Path("out/.rows/images.jsonl").write_bytes(b"\0" * 40 + b"\n")
     predict(["frames"], frames, Path("out"), OPEN)
-    assert len(rows()) == 6 and "set aside" in capsys.readouterr().err
+    assert len(rows()) == 6 and "moved to" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told(frames, monkeypatch):

@@ -166,7 +166,7 @@ def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(
 
     monkeypatch.setattr("launcher.run.steps.sha256_of", fails)
     assert steps.newest_good(tmp_path, OneProcess()).name == "step_0000001"
-    assert "unreadable (Input/output error); set aside" in capsys.readouterr().out
+    assert "unreadable (Input/output error); moved to" in capsys.readouterr().out
 
 
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):

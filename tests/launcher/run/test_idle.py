@@ -189,6 +189,6 @@ def test_a_command_on_a_trained_run_refuses_what_it_does_not_read(command, reads
     refuse_unread(command, reads)
     for other in others:
         with pytest.raises(
-            ConfigError, match=rf"^{re.escape(other)}: has no effect: `wsss {command}` (reads|has the w)"
+            ConfigError, match=rf"^{re.escape(other)}: has no effect: `wsss {command}` (reads|uses the w)"
         ):
             refuse_unread(command, [*reads, other])

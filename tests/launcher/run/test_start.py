@@ -157,7 +157,9 @@ def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(
     run = frozen("smoke")
     build_network(named(run, run), SMOKE)
     for changed, said in (("texts", "'plume'"), ("other_texts", "'sky'")):
-        with pytest.raises(ConfigError, match=rf"model.{changed} is \[{said}\], {run}/step_.* has \['"):
+        with pytest.raises(
+            ConfigError, match=rf"model.{changed} is \[{said}\], but {run}/step_.* was trained with \['"
+        ):
             build_network(named(run, run, **{changed: [said.strip("'")]}), SMOKE)
 
 

@@ -166,7 +166,7 @@ def test_a_sink_that_fails_ends_no_run_and_the_others_get_everything(folder, mon
     assert count_unsent(folder, "mlflow")[:2] == (0, 0)
     assert not sync(folder)
     out = capsys.readouterr().out
-    assert "Broken does not take" in out and f"{folder}: sent 0 points and 0 files to TensorBoard" in out
+    assert "Broken does not accept" in out and f"{folder}: sent 0 points and 0 files to TensorBoard" in out
     assert not any(count_unsent(folder, "mlflow")) and not any(count_unsent(folder, "tensorboard"))
 
 

@@ -145,7 +145,7 @@ def test_a_server_that_is_killed_and_restarted_gets_all_points_in_order(server, 
     for step in range(1, 10):
         tracker.log({"train/loss": step}, step)
     said = ""
-    while "MLflow does not take" not in said:
+    while "MLflow does not accept" not in said:
         assert time.monotonic() < until
         time.sleep(0.05)
         said += capsys.readouterr().err

@@ -247,7 +247,7 @@ def test_splits_of_other_classes_are_refused(tmp_path):
 def test_a_second_run_keeps_what_is_there_and_another_order_is_refused(tmp_path):
     arguments = ("--root", unpacked(tmp_path / "coco", coco_files(2014)), "--out", tmp_path / "out", "--split", "val")
     shards_coco14(*arguments)
-    assert "val: is there already" in shards_coco14(*arguments)
+    assert "val: already exists, made of" in shards_coco14(*arguments)
     shards_coco14(*arguments, "--paint", "order", fails="exists already, made of something else (source")
 
 

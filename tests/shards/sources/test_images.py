@@ -206,7 +206,7 @@ def test_the_command_writes_both_splits_counts_every_class_and_keeps_groups_apar
     more = ("--labels", "test.csv", "--out", pets / "out", "--split", "more", "--may-lack-classes")
     shards_images("--root", pets, *more)
     assert ShardFolder(pets / "out/more").index.class_counts() == {"person": 0, "dog": 0, "cat": 1}
-    assert "is there already" in shards_images("--root", pets, *more)
+    assert "already exists, made of" in shards_images("--root", pets, *more)
     with pytest.raises(DataError, match="out/more: no image is labelled person, dog among 1"):
         shards_images("--root", pets, *more[:-1])  # as it would have been refused the first time
 
@@ -220,8 +220,8 @@ def test_splits_of_one_table_are_written_all_or_none(pets):
     assert not (pets / "out/new").exists()
     shutil.rmtree(pets / "out/train")  # as if the command had been killed before it wrote the second one
     said = shards_images(*arguments, "--split", "train")
-    assert "out/val: is there already, made of the same files" in said and "out/train: is there" not in said
-    assert shards_images(*arguments, "--split", "train").count("is there already") == 2
+    assert "out/val: already exists, made of the same files" in said and "out/train: already" not in said
+    assert shards_images(*arguments, "--split", "train").count("already exists, made of") == 2
     shutil.rmtree(pets / "out")
     whole = (pets / f"photos/{damaged}.jpg").read_bytes()
     (pets / f"photos/{damaged}.jpg").write_bytes(whole[:100])
@@ -249,7 +249,7 @@ def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
     for number, key in enumerate(tune.keys):
         assert {*np.unique(tune.mask(number))} - {0} == {*IDS[key.removeprefix("photos_")]}
     said = shards_images(*arguments[:-3], "--out", pets / "no_masks", "--split", "train")
-    assert "5 images have a mask, which only --masks reads" in said
+    assert "5 images have a mask; pass --masks" in said
     (pets / "masks/photos/a.png").unlink()
     with pytest.raises(DataError, match="1 of 5 frames labelled with a class have no mask, first 'photos_a'"):
         shards_images(*arguments, "--split", "val2")

@@ -156,7 +156,9 @@ def test_the_original_archives_give_the_bytes_of_the_unpacked_tree(tmp_path):
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["test", "train", "val"]
     made = json.loads((tmp_path / "b/train/made_of.json").read_text())["source"]
     assert made["masks_from"] == {"mask": 1, "SBD mask": 3}
-    assert shards_voc12("--root", raw, "--out", tmp_path / "b", "--may-lack-classes").count("is there already") == 3
+    assert (
+        shards_voc12("--root", raw, "--out", tmp_path / "b", "--may-lack-classes").count("already exists, made of") == 3
+    )
 
 
 def test_augmented_masks_may_lie_in_a_zip_beside_a_tar(tmp_path):
@@ -288,7 +290,7 @@ def test_a_second_run_keeps_what_is_there_and_another_source_is_refused(tmp_path
     arguments = ("--root", root, "--out", tmp_path / "out", "--split", "val")
     shards_voc12(*arguments)
     before = (tmp_path / "out/val/index.json").stat().st_mtime_ns
-    assert "val: is there already" in shards_voc12(*arguments)
+    assert "val: already exists, made of" in shards_voc12(*arguments)
     assert (tmp_path / "out/val/index.json").stat().st_mtime_ns == before
     (root / f"VOCdevkit/VOC2012/SegmentationClass/{VAL}.png").write_bytes(encode_mask(mask_of((5,), 2)))
     shards_voc12(*arguments, fails="exists already, made of something else (source")
