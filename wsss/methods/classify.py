@@ -1,4 +1,4 @@
-"""Classification by image labels: how a teacher is trained, and the baseline of every student."""
+"""Classification by image labels: used to train a teacher, and as the baseline of every student."""
 
 from collections.abc import Hashable
 
