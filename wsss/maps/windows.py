@@ -9,7 +9,7 @@ from wsss.maps.cam import Raw, ViewMaps
 
 
 def sliding_window(view: ViewMaps, *, window_px: int, step_px: int, stride: int, batch_size: int = 16) -> ViewMaps:
-    """Maps of frames larger than the window, from overlapping windows, as if the network saw the whole frame.
+    """Maps of frames larger than the window, blended from overlapping windows.
 
     Raw maps of the windows are averaged with a weight that falls linearly from a window's middle to its border, so
     that no window begins or ends abruptly, and only then normalised over the frame. A class probability is the
