@@ -120,7 +120,8 @@ def load_of_timm(features: nn.Module, timm_name: str, weights: str, options: Map
 
 
 def check_options(options: Mapping[str, Any], architecture: Callable, *, of_timm: bool) -> None:
-    """Raise ValueError for an option that would be without effect: what is ours to say, or what nothing reads."""
+    """Raise ValueError for an option that would have no effect: one that is set here, or that the architecture does not
+    have."""
     known = set(inspect.signature(architecture).parameters) - OURS - {"kwargs"}
     for name in options:
         if name in OURS or (name not in known and not of_timm):

@@ -1,4 +1,4 @@
-"""A chain of refiners, one after another, each of which keeps the contract: scores in [0, 1] of the same size."""
+"""A chain of refiners, one after another. Each must return scores in [0, 1] of the same size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

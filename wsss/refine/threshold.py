@@ -17,13 +17,13 @@ def mask_of(
     Args:
         scores_nHW: scores of the n classes, in [0, 1]; no NaN.
         class_ids: their ids 1..K.
-        bg_threshold: scores from here up to the threshold are 255 = ignore; None = nothing is.
+        bg_threshold: scores from here up to the threshold become 255 (ignored); None = nothing is ignored.
 
     Returns:
         (H, W) uint8 class ids, 0 = background.
 
     Raises:
-        ValueError: another number of maps than of class ids, or a score that is NaN.
+        ValueError: different numbers of maps and class ids, or a score that is NaN.
 
     Source: smoke paper, 4.2 (0.3). The published code uses > on CAMs and >= after the CRF; here >= in both.
     """
