@@ -1,9 +1,8 @@
-"""Options that have no effect beside the others of a config.
+"""Options that have no effect because of other options of a config.
 
-Where the result would be taken for what it is not, they are refused; where another option only turns their part off, as
-an ablation or a run without validation does, they are told in a line. What weighs 0 is off with all its options, which
-the docstring of its method says.
-"""
+They are refused if they would make the user misread the result. If another option just switches off their part, as in
+an ablation or without validation, a line reports them. A term with weight 0 is off with all its options, as the
+docstring of its method says."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ NOTHING: tuple[Any, ...] = (None, (), {})  # also says that an option is left ou
 
 
 class Rule(NamedTuple):
-    """Options that have no effect where a config is so, in words."""
+    """Options that have no effect if a condition on the config holds, and the reason in words."""
 
     options: tuple[str, ...]
     idle: Callable[[Config], bool]
@@ -121,7 +120,8 @@ READS = {  # command on a trained run: options of its config, or beginnings of t
 
 
 def refuse_unread(command: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError for overrides of a trained run that a command does not read: what it was trained with stays.
+    """Raise ConfigError for overrides of a trained run that a command does not read, since what was trained does not
+    change.
 
     Args:
         command: of READS.
@@ -135,7 +135,7 @@ def refuse_unread(command: str, overrides: Sequence[str]) -> None:
 
 
 def refuse_idle(config: Config, *sections: str) -> None:
-    """Raise ConfigError for options of REFUSED that are set and have no effect; says all of them.
+    """Raise ConfigError, naming all of them, for options of REFUSED that are set and have no effect.
 
     Args:
         sections: that are looked at, such as `cam`; none = all.
@@ -178,7 +178,7 @@ def find_idle(config: Config, rules: tuple[Rule, ...], sections: tuple[str, ...]
 
 
 def is_set(config: Config, option: str) -> bool:
-    """Whether a config says something else of an option than nothing, or what it would be if left out."""
+    """Whether an option is set to something other than nothing or its default."""
     section, _, name = option.partition(".")
     inside = getattr(config, section)
     if not name:
@@ -197,6 +197,6 @@ def default_of(config: Config, option: str) -> Any:
 
 
 def unset(config: Config, option: str) -> Any:
-    """What an override sets an option to for it to be left out."""
+    """The value for an override that has the same effect as leaving the option out."""
     default = None if "." not in option else default_of(config, option)
     return [] if isinstance(default, tuple) and default and isinstance(default[0], str) else default

@@ -1,4 +1,4 @@
-"""What `model.weights` means where it is a run, a checkpoint or an exported student: networks of ours to begin with."""
+"""What `model.weights` means if it is a run, a checkpoint or an exported student, that is, one of our own networks."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ STUDENT = "student."  # begins the names of a checkpoint that are the student's
 
 
 class Start(NamedTuple):
-    """A student to begin with.
+    """A trained student that a network starts from.
 
     Attributes:
-        classes: that it knows; None where nothing says which.
-        model: the network that it is of, by its config; None where nothing says which.
+        classes: those it was trained on; None if unknown.
+        model: config of its network; None if unknown.
         state: {name: tensor} under its own names.
     """
 
@@ -98,7 +98,8 @@ def is_exported(file: Path) -> bool:
 
 
 def read_start(named: Named) -> Start | None:
-    """The student that a network begins with; None where its weights are none of ours, see weights.load_weights.
+    """The student that a network starts from; None if the weights are not from one of our networks, see
+    weights.load_weights.
 
     Raises:
         ConfigError: see find_weights; a checkpoint without a student.

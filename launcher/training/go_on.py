@@ -1,4 +1,4 @@
-"""A run gone on with: more steps of the same run, or a new run from where another one stands."""
+"""Continuing a run: more steps of the same run (extend), or a new run from another one's checkpoint (fork)."""
 
 import json
 import shutil
@@ -29,8 +29,8 @@ FORKED = ("parent", "extended")  # what run.json says of a run's past, which eve
 
 
 def require_own_name(given: Path, config: Config) -> None:
-    """Raise RunError if `given` is a run and `config`, read from it, would train in the folder of another name, as that
-    of a copy does: its config.yaml says what the run was called when it began."""
+    """Raise RunError if `given` is a run whose config would train in another folder. That happens with a copied run:
+    its config.yaml still has the name that the run began with."""
     folder = run_folder(config)
     if is_run(given) and given.resolve() != folder.resolve():
         here = RUNS.resolve()
@@ -42,11 +42,11 @@ def require_own_name(given: Path, config: Config) -> None:
 
 
 def extend_run(config: Config, *, write: bool = True) -> str:
-    """Let a run have config.train.steps, more than it had; says so. It must be what a run of so many steps would have
-    been from its first one.
+    """Extend a run to config.train.steps steps; returns a line about it. Refused unless the result equals a run that
+    had this number of steps from the beginning.
 
     Args:
-        write: note it in the run's config.yaml and run.json; False = check alone.
+        write: record it in the run's config.yaml and run.json; False = only check.
 
     Raises:
         RunError: there is no such run, it is being trained, has as many steps, its learning rate depends on their
@@ -81,21 +81,21 @@ def extend_run(config: Config, *, write: bool = True) -> str:
 
 
 def as_begun(config: Config) -> Config:
-    """A config with as many steps as its run has, before it is extended."""
+    """The config with the number of steps that its run had before it is extended."""
     steps_of_run = Run(run_folder(config)).config.train.steps
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps_of_run})})
 
 
 def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
-    """Begin the run of `config` with the newest checkpoint of another one, its optimizer and its step; says how it goes
-    on. run.json keeps where it comes from.
+    """Start the run of `config` from the newest checkpoint of another run, with its optimizer state and its step;
+    returns a line about it. run.json records the parent.
 
     Args:
-        write: copy the checkpoint; False = check alone.
+        write: copy the checkpoint; False = only check.
 
     Raises:
-        RunError: no such run, no sound checkpoint, or there is a run of the new name; no step is left; or what the
-            checkpoint holds is not of this config.
+        RunError: no such run, no intact checkpoint, a run of the new name exists, no step is left, or the checkpoint
+            does not fit this config.
         ConfigError: an option that the checkpoint's weights or the optimizer's state would overrule.
     """
     run, folder = Run(parent), run_folder(config)
@@ -135,7 +135,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
 
 
 def refuse_other_beginning(section: str, then: Named | None, now: Named | None, parent: Path) -> None:
-    """Raise ConfigError if a network of a fork is to begin with anything else than its parent's checkpoint.
+    """Raise ConfigError if a network of a fork is given initial weights other than its parent's checkpoint.
 
     Args:
         section: of the config.
@@ -154,8 +154,8 @@ def refuse_other_beginning(section: str, then: Named | None, now: Named | None, 
 
 
 def refuse_lost_beginning(folder: Path, step: int) -> None:
-    """Raise RunError if a run is a fork, and no checkpoint is left from which it can make this step: from its own
-    beginning it would be another run.
+    """Raise RunError if a run is a fork and has no checkpoint left from which this step can be computed: from step 0 it
+    would be a different run.
 
     Args:
         step: 1-based.
@@ -170,7 +170,7 @@ def refuse_lost_beginning(folder: Path, step: int) -> None:
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """All of a checkpoint but its figures, which are of another run."""
+    """Copy a checkpoint without its figures.json, which belongs to the other run."""
     temporary = folder / f".{checkpoint.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns(steps.FIGURES))

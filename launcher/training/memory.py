@@ -1,4 +1,4 @@
-"""The message when the memory of a GPU ends."""
+"""The message when a GPU runs out of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from launcher.run.failure import NotingFailure
 
 @contextmanager
 def memory_explained(config: Config, failure: NotingFailure) -> Iterator[None]:
-    """Inside is the training; raises RunError where the memory ends, with what can be done about it."""
+    """Context for the training; raises RunError when the GPU runs out of memory, with what can be done about it."""
     try:
         yield
     except torch.OutOfMemoryError as error:

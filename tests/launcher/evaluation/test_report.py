@@ -141,8 +141,8 @@ def test_the_chance_of_an_average_precision_is_the_share_of_the_images():
 def test_figures_of_everything_or_of_nothing_are_told():
     assert "everywhere" in explain_degenerate({"threshold": 0.0, "per_image_iou": 0.14}, "smoke")
     assert "everywhere" in explain_degenerate({"threshold": 0.1, "false_alarm_area": 0.95}, "smoke")
-    assert "nowhere" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
-    assert "nowhere" in explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": None}}, "the class")
+    assert "never" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
+    assert "never" in explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": None}}, "the class")
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
     assert (
         explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0, "dog": 0.1, "owl": None}}, "the class") == ""

@@ -225,7 +225,7 @@ def test_damaged_proposals_are_reported_with_their_place(images, sam_file, tmp_p
     frames = ShardFolder(images)
     keys = frames.index.shards[0].keys
     write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys], publish_noted)
-    with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*no packed masks"):
+    with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*not packed masks"):
         next(read_cues(frames, folder, "val-00000.tar"))
 
 

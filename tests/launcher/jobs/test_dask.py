@@ -181,7 +181,7 @@ def test_workers_of_several_threads_and_without_our_files_are_refused(tmp_path, 
         Errand(len, describe(), str(tmp_path)).check()
     worker.state.nthreads = 1
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnfitWorker, match="gone'.*this command's file system"):
+    with pytest.raises(UnfitWorker, match="gone'.*this command's folder"):
         Errand(len, describe(), str(tmp_path / "gone")).check()
     Errand(len, describe(), str(tmp_path / "gone")).check(at_a_distance=True)
 

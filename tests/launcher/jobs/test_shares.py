@@ -75,7 +75,7 @@ def test_four_tasks_of_srun_refine_each_its_shards_and_leave_none_out(run, monke
         srun(monkeypatch, number, 4)
         refine(run, ["val"], CRF, name="four")
         assert (out / names[5]).exists() == (number >= 1)
-    with pytest.raises(RunError, match=r"--overwrite in each of 4 tasks \(srun\) would remove what the others make"):
+    with pytest.raises(RunError, match=r"--overwrite in each of 4 tasks \(srun\) would remove what the others write"):
         refine(run, ["val"], CRF, name="four", overwrite=True)
     assert len(tars(out)) == 12
 

@@ -134,7 +134,7 @@ def saved(image, **options):
     [
         (lambda: encode_mask(np.full((3, 4), 20, np.uint8)), None),
         (lambda: encode_mask(np.full((3, 4), 21, np.uint8)), "class id 21"),
-        (lambda: encode_mask(np.zeros((4, 3), np.uint8)), "is (4, 3), the image (3, 4)"),
+        (lambda: encode_mask(np.zeros((4, 3), np.uint8)), "is (4, 3), but the image is (3, 4)"),
         (lambda: saved(Image.new("L", (4, 3)), format="PNG"), "PNG of mode L"),  # what ToCo's tool writes
         (lambda: saved(Image.new("P", (4, 3)), format="GIF"), "GIF of mode P"),
         (lambda: b"no image", "does not decode"),

@@ -56,7 +56,7 @@ def test_a_licence_that_a_hub_knows_is_its_front_matter(run):
     front, text = front_and_text(Path("hub"))
     assert front["license"] == "cc-by-nc-4.0" and "license_name" not in front and "model-index" not in front
     assert "The run was not evaluated" in text
-    with pytest.raises(RunError, match="hub: holds hub/model.safetensors already; take another folder"):
+    with pytest.raises(RunError, match="hub: already holds hub/model.safetensors; choose another folder"):
         write_folder(run, Path("hub"), "me/plumes", "torch", kind="project")
 
 

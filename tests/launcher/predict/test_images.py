@@ -123,7 +123,7 @@ def test_a_bad_frame_is_named_counted_and_skipped(frames, capsys):
 
 def test_a_picture_of_what_is_ignored_must_fit_the_frames(frames):
     Image.fromarray(np.full((48, 40), 255, np.uint8)).save("all.png")
-    with pytest.raises(ConfigError, match="all.png: is nowhere black"):
+    with pytest.raises(ConfigError, match="all.png: has no black area"):
         predict(["frames"], frames, Path("out"), Wishes(ignore=Path("all.png")))
     ignore = np.zeros((48, 40), np.uint8)
     ignore[:10] = 255

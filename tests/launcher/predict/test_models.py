@@ -74,7 +74,7 @@ def test_what_python_asks_for_and_does_not_exist_is_told(run):
 
 def test_a_file_that_cannot_predict_is_told(run):
     save_file({}, "old.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it anew"):
+    with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it again"):
         load_model(Path("old.safetensors"))
     Path("no.safetensors").write_text("?")
     with pytest.raises(RunError, match="no.safetensors: is not a file of `wsss export`"):
