@@ -1,9 +1,8 @@
 """The workers of a running Dask cluster as an executor: on whatever machines they are, with one file system, or with
 outputs at a URL.
 
-DASK_SCHEDULER_ADDRESS says where the scheduler is, as Dask's own commands have it. It is no key of a config: it says
-where the work is done, and changes nothing in it. A worker that dies has its shards done by the others.
-"""
+DASK_SCHEDULER_ADDRESS is the address of the scheduler, as for Dask's own commands. It is not a key of the config, since
+it determines where the work is done and does not change the result. If a worker dies, others do its shards."""
 
 import os
 import sys
@@ -37,11 +36,11 @@ COMPARED = (
 
 
 class UnfitWorker(RunError):
-    """A worker that is not as this process is: nothing that it makes is taken."""
+    """A worker that differs from this process; its results are not used."""
 
 
 def scheduler() -> str:
-    """Address of the Dask scheduler whose workers do the work; "" = the processes of this machine do it."""
+    """Address of the Dask scheduler whose workers do the work; "" = processes on this machine do it."""
     return os.environ.get(VARIABLE, "").strip()
 
 
@@ -62,7 +61,7 @@ class Crew:
         return Errand(work, describe(), os.getcwd())
 
     def outcome(self, future: Future, item: object) -> Any:
-        """What came of an item: its result, or the error that belongs to it.
+        """The outcome for an item: its result, or the error that belongs to it.
 
         Raises:
             RunError: the workers or the scheduler are not what they should be.
@@ -86,7 +85,7 @@ class Crew:
         return result if error is None else error
 
     def say_if_alone(self) -> None:
-        """A line where there is no worker that could do anything; it is waited for."""
+        """Print a line while there are no workers; the job waits for them."""
         with suppress(OSError, RuntimeError):  # a scheduler that is away: the futures tell
             if self.client.nthreads():
                 self.manned_at = time.monotonic()
@@ -122,7 +121,7 @@ def dask_crew(address: str) -> Iterator[Crew]:
 
 
 class Errand:
-    """What a worker is sent: some work, by whom, and from where."""
+    """What is sent to a worker: the work, a description of the sending process, and its working folder."""
 
     def __init__(self, work: Callable[[Any], Any], wanted: dict[str, str], folder: str) -> None:
         self.work, self.wanted, self.folder = work, wanted, folder
@@ -137,11 +136,11 @@ class Errand:
             return None, error
 
     def check(self, *, at_a_distance: bool = False) -> None:
-        """Raise UnfitWorker unless this worker is as the process that sent us, and has its files.
+        """Raise UnfitWorker unless this worker equals the process that sent the work, and has its files.
 
         Args:
-            at_a_distance: what is written goes to a URL, so that a worker that does not have the folder may do it, too;
-                what it lacks of its inputs it tells.
+            at_a_distance: the output goes to a URL, so the worker does not need the folder; missing inputs raise their
+                own errors.
         """
         from distributed import get_worker
 
@@ -170,7 +169,7 @@ class Errand:
 
 @lru_cache(maxsize=1)
 def describe() -> dict[str, str]:
-    """What this process is, as far as what it makes depends on it: versions, our code, and where runs lie."""
+    """A description of this process, as far as results depend on it: versions, our code, and the folder of runs."""
     installed = {found.metadata["Name"]: found.version for found in distributions()}
     versions = {name: installed[name] for name in COMPARED if name in installed}
     python = ".".join(map(str, sys.version_info[:2]))
@@ -187,7 +186,8 @@ def digest_code(root: Path) -> str:
 
 @lru_cache(maxsize=1)
 def prepare() -> None:
-    """Once in a worker, before its first work: what a `wsss` command does at its start, and one thread for torch."""
+    """Prepare a worker once, before its first work: what a `wsss` command does at its start, and one thread for
+    torch."""
     import torch
 
     from launcher.processes.group import forget_group

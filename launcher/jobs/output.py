@@ -1,9 +1,8 @@
 """Jobs that turn one input shard into one output shard of the same name: safe to kill, to run again, to share.
 
-An output folder holds job.json, which says what made it (inputs and settings), and the finished shards. A shard
-appears under its name whole; a second run does the missing ones; other settings are refused, not mixed in.
-Nothing in an output depends on the number of workers, so its bytes do not either.
-"""
+An output folder holds job.json, which says what made it (inputs and settings), and the finished shards. A shard appears
+under its name only when complete; a second run writes the missing ones; other settings are refused instead of mixed in.
+Nothing in an output depends on the number of workers, so its bytes do not either."""
 
 import json
 import shutil
@@ -41,7 +40,7 @@ WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
 def difference(name: str, before: Any, now: Any) -> str:
-    """The first difference between two values of a name, of a section that of its option."""
+    """The first difference between two values of a setting; for a section, that of its first different option."""
     if isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
         return difference(f"{name}.{key}", before.get(key), now.get(key))
@@ -65,8 +64,8 @@ def open_output(
         remedy: what to do about a folder that was made with other settings.
 
     Raises:
-        RunError: it was made of something else; names the first difference. Or some of these shards are there and
-            nothing says what they were made of, as where removing the folder was cut short.
+        RunError: it was made of something else (names the first difference), or some of these shards exist without
+            job.json, as when removing the folder was interrupted.
         DataError: a URL that nothing can be written to.
     """
     require_store(out)
@@ -125,7 +124,7 @@ def read_made_of(out: Place) -> dict[str, Any] | None:
 
 
 def digest_made_of(out: Place) -> str:
-    """What tells the settings that an output folder has now from others; "" where there is no such folder."""
+    """A digest of the settings of an output folder; "" if there is no such folder."""
     content = read_made_of(out)
     return "" if content is None else sha256(json.dumps(without_places(content), sort_keys=True).encode()).hexdigest()
 
@@ -191,8 +190,8 @@ def sweep(out: Place) -> None:
 
 
 class Room:
-    """Whether the disk takes what is missing: bytes per shard times the missing ones, from the shards that are there.
-    What goes to a URL is not asked about: a store has room.
+    """Whether the disk has room for the missing shards, estimated from the size of the existing ones. Outputs at a URL
+    are not checked.
 
     Args:
         starts: of this job, which fill the same disk and get on alike.

@@ -157,7 +157,7 @@ class SegmentJob(RunJob):
 
 
 def try_segment(network: Network) -> None:
-    """Segment a small black image, so that what cannot be is told before an output folder is claimed.
+    """Segment a small black image, so that errors come before an output folder is claimed.
 
     Raises:
         RunError: the network gives no segmentation.

@@ -1,4 +1,4 @@
-"""Images through a network that segments, up to what the host finishes: label maps or probabilities.
+"""Images through a network that segments, up to the part that the host does: label maps or probabilities.
 
 Shapes: B images, K foreground classes, C = K + 1, n classes a CRF looks at, S x S the squashed view, H x W pixels of an
 image as its owner published it.

@@ -16,8 +16,8 @@ def find_sets(run: Place, what: str, split: str) -> list[Place]:
 
 
 def find_begun(run: Place, pattern: str) -> list[Place]:
-    """The output folders of a pattern such as masks/*/val that a job has begun: that of one which was killed before it
-    could say what it makes there holds nothing, and is told and left out."""
+    """The output folders that match a pattern such as masks/*/val and that a job has started to fill. A folder whose
+    job was killed before it wrote job.json is empty; it is reported and left out."""
     begun = []
     for place in find_places(run, pattern):
         if read_made_of(place) is not None or any(name.endswith(".tar") for name in list_names(place)):

@@ -1,7 +1,7 @@
-"""Which shards this process sees to where a job was started several times: by srun, on several machines, by a launcher.
+"""Which shards this process does when a job was started several times: by srun, on several machines, or by a launcher.
 
-The share is every n-th of all shards, whichever are there: so processes that look at different times leave none out.
-"""
+The share is every n-th of all shards, whether they exist already or not, so that processes that start at different
+times leave none out."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ class Share:
     """One of `count` starts of the same job.
 
     Attributes:
-        said_by: what says so; "" = nothing does, the job is this process's alone.
+        said_by: what determines the share; "" = nothing, so this process does the whole job.
         ranks: of a launcher, which wait for each other.
     """
 
@@ -95,7 +95,7 @@ def own_share(launch: LaunchConfig | None = None, environ: Mapping[str, str] | N
 
 
 def is_first(what: str, launch: LaunchConfig | None = None) -> bool:
-    """Whether this process does work that is not shared out; the other starts of it end with a line."""
+    """Whether this process does work that cannot be shared; the other ones end with a line."""
     share = own_share(launch)
     if share.number:
         print(

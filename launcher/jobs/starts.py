@@ -72,7 +72,8 @@ def find_device(config: Config) -> str:
 
 
 def stamp_of(checkpoint: Path) -> str:
-    """What tells a checkpoint's weights from others that lay at the same place: a worker may outlive a training."""
+    """A stamp that distinguishes a checkpoint's weights from earlier ones at the same path, since a worker may outlive
+    a training."""
     try:
         about = (checkpoint / MODEL).stat()
     except OSError:

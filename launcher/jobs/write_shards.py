@@ -50,8 +50,8 @@ def write_clips(
 def write(
     source: "Source", out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
 ) -> bool:
-    """Write one split in worker processes, unless it is there, made of the same files with the same options; say what
-    it holds, and what about its samples one has to know.
+    """Write one split in worker processes, unless it already exists, made of the same files with the same options;
+    print what it holds, and remarks about its samples.
 
     Returns:
         Whether it was written now.
@@ -99,8 +99,8 @@ def warn_of_copies(source: "Labelled") -> None:
 
 
 def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int | None) -> None:
-    """Write the splits of one table, {name: part}, all or none: what cannot be read in the last one is not to leave
-    others that stand in the way when the command runs again. Those that a killed write finished stay.
+    """Write the splits of one table, {name: part}, all or none: if one of them fails, the others are removed, so that
+    the command can be run again. Splits that a killed command finished are kept.
 
     Raises:
         DataError: see write_split; a split that is there, made of something else, is told before anything is written.

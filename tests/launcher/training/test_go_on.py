@@ -88,7 +88,7 @@ def test_a_copy_of_a_run_does_not_go_on_in_the_folder_of_the_original(config, mo
 
 def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config):
     train(config("train.steps=2", "train.power=1.0", "name=falling"))
-    with pytest.raises(RunError, match=r"rate of runs/falling falls .* --fork NAME train.steps=4"):
+    with pytest.raises(RunError, match=r"rate of runs/falling depends on .* --fork NAME train.steps=4"):
         extend_run(config("train.steps=4", "train.power=1.0", "name=falling"))
     said = fork_run(RUNS / "falling", config("train.steps=4", "train.power=1.0", "name=longer"), write=False)
     assert not (RUNS / "longer").exists()

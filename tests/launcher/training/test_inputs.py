@@ -177,9 +177,7 @@ def test_one_cell_of_one_image_is_refused_before_a_step_where_batch_norm_trains(
 
 def test_so_is_that_of_the_images_with_masks(tiny_config):
     config = tiny_config("mixed", "data.pixel=few", "data.pixel_batch_size=1", CELL)
-    with pytest.raises(
-        ValueError, match="data.pixel_batch_size: 1 images over .* a BatchNorm of this CNN gets one cell"
-    ):
+    with pytest.raises(ValueError, match="data.pixel_batch_size: 1 images over .* .*a BatchNorm of this CNN sees"):
         check_share(config, Mixed(tiny_cnn()), 1)
 
 
