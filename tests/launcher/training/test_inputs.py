@@ -170,7 +170,7 @@ def test_one_cell_of_one_image_is_refused_before_a_step_where_batch_norm_trains(
         check_share(config, method, processes)
         assert all(module.training for module in method.modules() if isinstance(module, Network))
         return
-    told = f"images over {processes} processes x 1 micro-batches: a BatchNorm of this {whose} gets one cell"
+    told = f"images over {processes} processes x 1 micro-batches: for one image .* a BatchNorm of this {whose} sees"
     with pytest.raises(ValueError, match=told):
         check_share(config, method, processes)
 
