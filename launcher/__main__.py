@@ -96,14 +96,14 @@ def main() -> None:
     with ending_in_time(), report_user_errors():
         require_ours()
         if found := forget_group():
-            print(f"ignored, since a wsss command starts its own processes: {', '.join(found)}", file=sys.stderr)
+            print(f"ignoring {', '.join(found)}: wsss commands start their own processes", file=sys.stderr)
         try:
             app()
         except SystemExit as end:
             error = lost_output()
             if end.code or not error or set(sys.argv[1:2]) & WORK:
                 raise
-            print(f"error: what this command had to print is lost: {error}", file=sys.stderr)
+            print(f"error: this command's output could not be written: {error}", file=sys.stderr)
             sys.exit(1)
 
 

@@ -97,7 +97,7 @@ def explain_memory(error: Exception) -> str | None:
     if not isinstance(error, MemoryError) and not of_torch and type(error).__name__ != "OutOfMemoryError":
         return None
     what = f"{int(of_torch[1]) / 1e9:,.1f} GB at once" if of_torch else text.splitlines()[0] if text else "no room left"
-    return f"the memory ends ({what}): lower the sizes of images, batches or layers, or run fewer processes"
+    return f"out of memory ({what}): lower the sizes of images, batches or layers, or run fewer processes"
 
 
 def meets_file(error: OSError) -> bool:
@@ -115,8 +115,8 @@ def explain_partner(error: Exception) -> str | None:
         return None
     reason = re.sub(r"^\[.*?\] ", "", text.splitlines()[0])
     return (
-        f"another process of this run ended or did not come in time ({reason}); if it said why, that stands above. The "
-        "same command resumes from the last checkpoint"
+        f"another process of this run ended or did not arrive in time ({reason}); if it gave a reason, it is printed "
+        "above. The same command resumes from the last checkpoint"
     )
 
 

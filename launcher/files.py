@@ -98,8 +98,8 @@ def parse_json(data: bytes, path: Place) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except ValueError as error:
-        why = f"no JSON ({error})" if data.strip(b"\0 \n") else "empty"
-        raise Damaged(f"{path}: is {why}, as a power cut or a full disk leaves it") from error
+        why = f"not JSON ({error})" if data.strip(b"\0 \n") else "empty"
+        raise Damaged(f"{path}: is {why}, as after a power cut or on a full disk") from error
     if not isinstance(content, dict):
         raise Damaged(f"{path}: holds {type(content).__name__}, wanted a JSON object")
     return content
@@ -113,11 +113,11 @@ def set_aside(path: Place, why: object) -> bool:
             path.replace(path.with_name(aside))
         else:
             rename_at(path, aside)
-        print(f"{why}; set aside as {aside}, it is begun anew", file=sys.stderr, flush=True)
+        print(f"{why}; moved to {aside}; a new file is started", file=sys.stderr, flush=True)
     except FileNotFoundError:  # another process of the run has done so
         pass
     except OSError as error:
-        print(f"{why}; could not be set aside ({error})", file=sys.stderr, flush=True)
+        print(f"{why}; could not be moved aside ({error})", file=sys.stderr, flush=True)
     return False
 
 
@@ -127,8 +127,8 @@ def require_here(path: Given) -> Given:
     for one in path if isinstance(path, list) else [path]:
         if found := URL_AS_PATH.match(str(one)):
             raise DataError(
-                f"{found[1]}//{found[2]}: this must lie on this machine; at a URL may lie: image shards that are read, "
-                f"what jobs make of a run ({OUTPUTS}=URL) and cues (--out)"
+                f"{found[1]}//{found[2]}: must be a local path; only image shards that are read, job outputs "
+                f"({OUTPUTS}=URL) and cues (--out) may be at a URL"
             )
     return path
 
@@ -157,7 +157,7 @@ def place_outputs(path: Path) -> Place:
     outputs, root = place_of(asked), root_of(path)
     if not path.absolute().is_relative_to(root):
         raise DataError(
-            f"{path}: lies outside of {root}, the folder of runs, so its outputs have no name below {OUTPUTS}={asked}; "
+            f"{path}: lies outside {root}, the folder of runs, so its outputs have no place below {OUTPUTS}={asked}; "
             "name its folder of runs with WSSS_RUNS, or unset the variable"
         )
     return join(outputs, path.absolute().relative_to(root).as_posix())

@@ -82,6 +82,6 @@ def end_later() -> NoReturn:
 
 
 def end_now() -> NoReturn:
-    words = f"stopped by {NAMES[signal.Signals(came[0])]}; what was finished stays, the same command does the rest"
+    words = f"stopped by {NAMES[signal.Signals(came[0])]}; what is finished is kept, and the same command does the rest"
     print(f"\n{words}", file=sys.stderr, flush=True)
     os._exit(128 + came[0])

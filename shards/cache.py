@@ -58,7 +58,9 @@ class Cache:
         try:
             folder = Path(asked).expanduser()
         except RuntimeError as error:  # a user that is a number, without HOME
-            raise DataError(f"the cache of remote shards has no place ({error}); name a folder, WSSS_CACHE") from error
+            raise DataError(
+                f"there is no place for the cache of remote shards ({error}); name a folder with WSSS_CACHE"
+            ) from error
         text = os.environ.get("WSSS_CACHE_GB") or "50"
         try:
             limit = int(float(text) * 1e9)
@@ -86,7 +88,7 @@ class Cache:
                     descriptor = self.fetch(wanted, waits.waited_s())
             except OSError as error:
                 refused = isinstance(error, PermissionError)
-                hint = "users who share it need write access to all in it" if refused else "or name another one"
+                hint = "users who share it need write access to everything in it" if refused else "or name another one"
                 raise DataError(f"WSSS_CACHE: {tell_refusal(error, self.part(wanted))}; {hint}") from error
             if descriptor is not None:
                 return descriptor
@@ -191,8 +193,8 @@ class Patience:
             self.seen, self.since = came, time.monotonic()
         if self.waited_s() > STUCK_S:
             raise DataError(
-                f"{self.wanted.url}: another process fetches it into {self.part}, of which {came} of "
-                f"{self.wanted.bytes} bytes have come, and none for {STUCK_S:.0f} s; end that process and start again"
+                f"{self.wanted.url}: another process is fetching it into {self.part}: {came} of {self.wanted.bytes} "
+                f"bytes have arrived, none in the last {STUCK_S:.0f} s; end that process and start again"
             )
 
     def waited_s(self) -> float:
@@ -248,7 +250,9 @@ def exclusive(path: Path) -> Iterator[None]:
         with suppress(PermissionError):  # other users may have another umask
             os.fchmod(descriptor, 0o666)
         if take_lock(descriptor, wait_s=LOCK_S) is False:
-            raise DataError(f"{path}: another process has held it for {LOCK_S:.0f} s; end that process and start again")
+            raise DataError(
+                f"{path}: another process has locked it for {LOCK_S:.0f} s; end that process and start again"
+            )
         yield
     finally:
         release(descriptor)
@@ -257,7 +261,7 @@ def exclusive(path: Path) -> Iterator[None]:
 @cache  # once is enough
 def tell_limit(folder: Path, limit: int) -> None:
     log.warning(
-        "%s: the files in use are more than its limit of %.1f GB, which does not hold: raise WSSS_CACHE_GB, or write "
+        "%s: the files in use exceed its limit of %.1f GB, which cannot be kept: raise WSSS_CACHE_GB, or write "
         "smaller shards",
         folder,
         limit / 1e9,

@@ -112,8 +112,10 @@ def find_change(path: Place) -> str:
         return ""
     size = size_of(path)
     if size != written.bytes:
-        return f"has {size} bytes, {written.bytes} were written"
-    return "" if sha256_at(path) == written.sha256 else "its sha256 is not that of what was written: bytes have changed"
+        return f"has {size} bytes, but {written.bytes} were written"
+    return (
+        "" if sha256_at(path) == written.sha256 else "its sha256 differs from what was written: its bytes have changed"
+    )
 
 
 def write_digests(folder: Place, names: Sequence[str]) -> None:
@@ -148,7 +150,7 @@ def held_here(path: Place, remedy: str, *, written: Written | None = None) -> It
         return
     kept = written or find_written(path)
     if kept is None:
-        raise DataError(f"{path}: is missing, or {DIGESTS}, which holds its sha256; {remedy}")
+        raise DataError(f"{path}: this file, or {DIGESTS} with its sha256, is missing; {remedy}")
     cache, wanted = Cache.from_environment(), want(path, kept)
     if written is None:
         cache.drop_if_damaged(wanted)

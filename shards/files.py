@@ -31,10 +31,10 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "a part of this path is a file: rename it, or choose another place",
     errno.EEXIST: "something else has this name: rename it, or choose another place",
-    errno.ENOENT: "a folder of this path is not there: make it, or choose another place",
-    errno.ELOOP: "its links lead in a circle",
+    errno.ENOENT: "a folder in this path does not exist: make it, or choose another place",
+    errno.ELOOP: "its links form a loop: remove one of them",
     errno.ESTALE: "the network file system has lost it: start again",
-    errno.EIO: "the disk or the network file system fails: have it looked at",
+    errno.EIO: "the disk or the network file system is failing: have it checked",
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
     errno.ENFILE: "too many files are open on this machine",
 }
@@ -50,7 +50,9 @@ def tell_refusal(error: OSError, path: Path | None) -> str:
     parts = () if path is None else (path, *path.parents)
     for part in reversed(parts):
         if os.path.islink(part) and not os.path.exists(part):
-            return f"{part} is a link to {os.readlink(part)}, which is not there: make that folder, or remove the link"
+            return (
+                f"{part} is a link to {os.readlink(part)}, which does not exist: make that folder, or remove the link"
+            )
         if os.path.exists(part) and not os.path.isdir(part) and part != path:
             return f"{part} is a file, not a folder: {REMEDIES[errno.EEXIST]}"
     remedy = REMEDIES.get(error.errno or 0, "")

@@ -101,7 +101,7 @@ class ShardFolder:
             raise unreadable(f"{self.where(number)} ({extension})", error) from error
         if not is_header_of(data[:BLOCK], f"{self.keys[number]}.{extension}", size):
             raise DataError(
-                f"{self.where(number)}: its {extension} does not lie where the index says: the shard or the index was "
+                f"{self.where(number)}: its {extension} is not where the index says: the shard or the index was "
                 f"changed or damaged; `wsss shards verify {self.folder}` finds all such shards; write them again"
             )
         if len(data) != BLOCK + size:
@@ -132,7 +132,7 @@ class ShardFolder:
         try:
             return REGIONS.validate_python(self.about(number).get("regions", {}))
         except ValidationError as error:
-            raise SampleError(f"{self.where(number)}: its regions are no named boxes: {error.errors()[0]}") from error
+            raise SampleError(f"{self.where(number)}: its regions are not named boxes: {error.errors()[0]}") from error
 
     def numbers_of(self, shard_name: str) -> list[int]:
         """The sample numbers of one shard, in the order of the file."""

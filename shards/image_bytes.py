@@ -78,7 +78,7 @@ def turn_upright(data: bytes, where: str) -> bytes:
 def reason(error: BaseException) -> str:
     """Why an image does not decode; the same words in every process (PIL's have an address of memory in them)."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image format that is known"
+        return "not a known image format"
     return str(error) or type(error).__name__
 
 

@@ -208,7 +208,7 @@ def check_every_class_has_an_image(index: Index, where: str) -> None:
     if index.split == "test" and len(without) == len(index.classes):
         raise DataError(
             f"{where}: a test split without truth: none of its {index.num_samples} images has a label, so nothing can "
-            "be learned of it; predict on it, and train on another split"
+            "be learned from it; predict on it, and train on another split"
         )
     if without:
         raise DataError(

@@ -25,7 +25,7 @@ def index_shard(path: Path, name: str | None = None) -> Shard:
         row = rows.setdefault(key, {})
         if extension in row:
             twice = shown(f"{key}.{extension}")
-            raise DataError(f"{path}: {twice} is there twice: two samples have one key; rename one")
+            raise DataError(f"{path}: {twice} occurs twice: two samples have the same key; rename one")
         row[extension] = span
         if extension == "json":
             about[key] = about_of(data, f"{path}: sample {shown(key)}")

@@ -48,8 +48,8 @@ class MaskFolder:
         if told:
             listed = "\n  ".join(told)
             raise DataError(
-                f"{len(told)} of {len(self.names)} mask shards are not what was written:\n  {listed}\nrun the "
-                "command that made them again: it makes these anew"
+                f"{len(told)} of {len(self.names)} mask shards have changed since they were written:\n  {listed}\nrun "
+                "the command that made them again: it writes these anew"
             )
 
     def prefetch(self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]) -> None:

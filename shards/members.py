@@ -98,12 +98,13 @@ def group_by_sample(
         wanted = shards.keys[numbers[done]] if done < len(numbers) else "no more"
         if key != wanted:
             raise DataError(
-                f"{path}: holds {shown(key)}, the images have '{wanted}': it belongs to other image shards; {remedy}"
+                f"{path}: holds {shown(key)} where the images have '{wanted}': it belongs to other image shards; "
+                f"{remedy}"
             )
         found: dict[str, Value] = {}
         for _, extension, value in of_sample:
             if extension in found:
-                raise DataError(f"{path}: {shown(f'{key}.{extension}')} is there twice; {remedy}")
+                raise DataError(f"{path}: {shown(f'{key}.{extension}')} occurs twice; {remedy}")
             found[extension] = value
         gone = [extension for extension in extensions if extension not in found]
         if gone:
@@ -113,4 +114,4 @@ def group_by_sample(
         yield numbers[done], found
         done += 1
     if done < len(numbers):
-        raise DataError(f"{path}: holds {done} samples, the images {len(numbers)}; {remedy}")
+        raise DataError(f"{path}: holds {done} samples, but there are {len(numbers)} images; {remedy}")

@@ -122,21 +122,23 @@ def grey_of(image: Image.Image) -> np.ndarray:
     if bits == 8 or present <= {0, 1}:
         return values_HW
     if not present <= {0, highest}:
-        raise PixelError(f"has {bits} bits and the values {sorted(present)}; wanted two of them: save it with 8 bits")
+        raise PixelError(
+            f"has {bits} bits and the values {sorted(present)}; wanted only two values: save it with 8 bits"
+        )
     return np.where(values_HW == highest, 255, 0).astype(np.uint8)
 
 
 def stored_values(image: Image.Image) -> np.ndarray:
     """(H, W) uint8 as the PNG stores them; Pillow stretches grey of 2 and 4 bits to 0..255."""
     if image.format != "PNG":
-        raise PixelError(f"is no PNG but {image.format}; wanted a PNG: a lossy one has wrong edges")
+        raise PixelError(f"is not a PNG but {image.format}; wanted a PNG, since lossy formats blur edges")
     if image.mode not in ("P", "L", "1") or has_16_bits(image):
         raise PixelError(f"has mode {mode_of(image)}; wanted a palette or grey image of class ids, 8 bits at most")
     check_single(image)
     step = 255 // ((1 << bits_of(image)) - 1) if image.mode == "L" else 1
     values_HW = np.array(image, dtype=np.uint8) // step
     if orientation_of(image) != 1:
-        raise PixelError("has an EXIF orientation; a mask lies as it is stored: save it upright and without EXIF")
+        raise PixelError("has an EXIF orientation, but masks are read as stored: save it upright and without EXIF")
     return values_HW
 
 

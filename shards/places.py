@@ -28,7 +28,7 @@ def require_store(place: Place) -> None:
     protocol, url, _ = str(place).partition("://")
     if is_url(place) and url and protocol not in STORES:
         raise DataError(
-            f"{place}: outputs are written to a folder or to a store of objects ({', '.join(STORES)}://), whose files "
+            f"{place}: outputs are written to a folder or to an object store ({', '.join(STORES)}://), where files "
             "appear whole or not at all"
         )
 
@@ -139,7 +139,7 @@ def upload(here: Path, url: str) -> None:
         store.invalidate_cache()
         came = store.info(path)["size"]
         if came != size:
-            raise WrongBytes(f"{size} bytes were sent, the store has {came}")
+            raise WrongBytes(f"{size} bytes were sent, but the store has {came}")
 
     ask(url, send, done="written")
 

@@ -47,13 +47,13 @@ def place_of(text: Place) -> Place:
     if isinstance(text, Path):
         return text
     if not isinstance(text, str) or not text:
-        raise DataError(f"{text!r} is no place of shards; wanted a folder or a URL such as s3://bucket/train")
+        raise DataError(f"{text!r} is not a place for shards; wanted a folder or a URL such as s3://bucket/train")
     if not is_url(text):
         return Path(text)
     try:
         netloc = urlsplit(text).netloc
     except ValueError as error:
-        raise DataError(f"{text}: is no URL ({error}); wanted one such as s3://bucket/train") from error
+        raise DataError(f"{text}: is not a URL ({error}); wanted one such as s3://bucket/train") from error
     user, at, _ = netloc.rpartition("@")
     of_azure = ":" not in user and PACKAGES.get(text.partition("://")[0]) == "adlfs"  # abfss://CONTAINER@ACCOUNT
     if (at and not of_azure) or {"?", "#"} & set(text):
@@ -114,10 +114,10 @@ def download(
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
             if self.value > size:
-                raise WrongBytes(f"more than {size} bytes, which is what the index says")
+                raise WrongBytes(f"more than the {size} bytes that the index states")
             took_s = time.monotonic() - self.began
             if took_s > SILENCE_S and self.value < SLOWEST * took_s:
-                raise TooSlow(f"{self.value} of {size} bytes came in {took_s:.0f} s, which is as good as none")
+                raise TooSlow(f"only {self.value} of {size} bytes arrived in {took_s:.0f} s: the store is too slow")
 
     def once() -> None:
         filesystem, path = file_system(url)
@@ -126,9 +126,11 @@ def download(
         filesystem.get_file(path, str(target), callback=bound)
         came = target.stat().st_size
         if came != size:
-            raise WrongBytes(f"{came} bytes came, the index says {size}: cut short, or changed after it was indexed")
+            raise WrongBytes(
+                f"{came} bytes arrived, but the index states {size}: cut short, or changed after it was indexed"
+            )
         if sha256_of(target) != sha256:
-            raise WrongBytes("its sha256 is not the index's: damaged on the way, or changed after it was indexed")
+            raise WrongBytes("its sha256 differs from the index: damaged on the way, or changed after it was indexed")
 
     patiently(url, once, tries, waited_s)
 
@@ -259,5 +261,5 @@ def what_to_do(error: BaseException, url: str, done: str = "fetched") -> str:
     if is_lasting(error) and done != "fetched":
         return "see that the bucket is there and that these credentials may write to it (they may have expired)"
     if is_lasting(error):
-        return "check the address and the credentials (an expired token, a clock that is wrong)"
+        return "check the address and the credentials (an expired token, a wrong clock)"
     return "check the store and the network and start again: a run resumes from its last checkpoint"

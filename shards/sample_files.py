@@ -24,7 +24,9 @@ from shards.schema import (
     check_size_of_mask,
 )
 
-ORDER = "; a class's id is its place among the classes: if the mask counts them otherwise, give --classes in its order"
+ORDER = (
+    "; a class's id is its place among the classes: if the mask numbers them differently, give --classes in that order"
+)
 TURNED = "EXIF orientation is not 1: viewers show the image turned, its pixels are kept as they lie (see --exif)"
 
 

@@ -123,8 +123,8 @@ def check_class_ids(mask_HW: np.ndarray, class_set: ClassSet, where: str) -> Non
     if wrong_HW.any():
         raise DataError(
             f"{where}: mask holds class ids {np.unique(mask_HW[wrong_HW]).tolist()}; wanted 0 (background), "
-            f"1..{class_set.num_fg_classes} ({', '.join(class_set.classes)}) or {IGNORE_INDEX} (ignore); of other grey "
-            "levels `wsss shards images` and `smoke` are told by --mask-values what they mean"
+            f"1..{class_set.num_fg_classes} ({', '.join(class_set.classes)}) or {IGNORE_INDEX} (ignore); with `wsss "
+            "shards images` and `smoke`, say with --mask-values what other grey levels mean"
         )
 
 

@@ -56,7 +56,7 @@ def walk(path: Path) -> Iterator[tuple[str, Span, BinaryIO]]:
                     long_name = None
                 else:
                     raise DataError(
-                        f"{path}: member {shown(header.name)} at byte {at} is no plain file ({header.type!r}): "
+                        f"{path}: member {shown(header.name)} at byte {at} is not a plain file ({header.type!r}), and "
                         "a shard holds nothing else; write it with `wsss shards`"
                     )
                 at += BLOCK + -(-header.size // BLOCK) * BLOCK
@@ -94,9 +94,13 @@ def next_header(path: Path, file: BinaryIO, at: int) -> tarfile.TarInfo | None:
     if block:
         raise DataError(f"{path}: damaged: an empty header at byte {at}, but data after it; write or fetch it again")
     if zeros < END:
-        raise DataError(f"{path}: ends at byte {at + zeros} without a tar's end: cut short; write or fetch it again")
+        raise DataError(
+            f"{path}: ends at byte {at + zeros} without the end of a tar: cut short; write or fetch it again"
+        )
     if (at + zeros) % BLOCK:
-        raise DataError(f"{path}: {at + zeros} bytes are no whole number of blocks: damaged; write or fetch it again")
+        raise DataError(
+            f"{path}: {at + zeros} bytes are not a whole number of blocks: damaged; write or fetch it again"
+        )
     return None
 
 

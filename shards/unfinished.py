@@ -74,7 +74,7 @@ def hold_lock(final: Path) -> Iterator[None]:
         if held is False:
             holder = os.read(lock, 200).decode(errors="replace") or "another process"
             os.close(lock)
-            raise DataError(f"{final}: {holder} is writing it; wait for it, or end it and begin again")
+            raise DataError(f"{final}: {holder} is writing it; wait for it, or end it and start again")
         if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
             break
         os.close(lock)  # its last holder removed it after we had opened it

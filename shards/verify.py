@@ -34,8 +34,8 @@ def verify(folder: Place, run: Callable[[Callable[[Any], Any], Iterable[Any]], I
     if problems:
         listed = "\n  ".join(problems)
         raise DataError(
-            f"{folder}: {len(problems)} of {len(index.shards)} shards are not what was written:\n  {listed}\n"
-            "Write the shards again, or restore them from a copy."
+            f"{folder}: {len(problems)} of {len(index.shards)} shards have changed since they were written:\n  "
+            f"{listed}\nWrite the shards again, or restore them from a copy."
         )
     return index
 
@@ -55,7 +55,7 @@ def difference(path: Path, shard: Shard) -> str:
     if path.stat().st_size != shard.bytes:
         return f"{shard.name}: {path.stat().st_size} bytes; the index says {shard.bytes}"
     if sha256_of(path) != shard.sha256:
-        return f"{shard.name}: its sha256 is not the index's: the bytes changed"
+        return f"{shard.name}: its sha256 differs from the index: its bytes have changed"
     if index_shard(path, shard.name) != shard:
         return f"{shard.name}: its members are not where the index says"
     return ""

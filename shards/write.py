@@ -252,5 +252,6 @@ def check_classes(class_set: ClassSet, out: Path, split: str) -> None:
         if classes != class_set.classes:
             raise DataError(
                 f"split '{split}' has {class_set.num_fg_classes} classes, split '{other.name}' in {out} has "
-                f"{len(classes)}, or others: {sorted({*classes} ^ {*class_set.classes})[:3]}; choose another --out"
+                f"{len(classes)}; they differ in {sorted({*classes} ^ {*class_set.classes})[:3] or 'their order'}; "
+                "choose another --out"
             )

@@ -12,7 +12,8 @@ def __getattr__(name: str) -> Any:
     for offered in entry_points(group="wsss.api", name=name):
         return offered.load()
     raise AttributeError(
-        f"module 'wsss' has no attribute '{name}'; `wsss.load` comes with an installation of the project"
+        f"module 'wsss' has no attribute '{name}'; `wsss.load` is there once the project is installed (pip install -e "
+        ".)"
     )
 
 

@@ -32,15 +32,15 @@ def parameter_groups(
     of_layers = layer_factors(module, layer_decay) if layer_decay != 1 else {}
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if of_layers and not of_layers.keys() & trained.keys():
-        raise ValueError("train.layer_decay is about a backbone; this method trains none of its layers: set it to 1")
+        raise ValueError("train.layer_decay has no effect: this method trains no layer of a backbone; set it to 1")
     new = [name for name in trained if "backbone" not in name.split(".")]
     if new_lr_factor != 1 and (not new or (head_lr_factor is not None and all(map(is_of_head, new)))):
         raise ValueError(
-            "train.new_lr_factor is about layers without initial weights; here none is trained but the classifier, "
-            "which train.head_lr_factor is about: set it to 1"
+            "train.new_lr_factor has no effect: the only new layer that is trained, if any, is the classifier, whose "
+            "rate train.head_lr_factor sets; set new_lr_factor to 1"
         )
     if head_lr_factor is not None and not any(is_of_head(name) for name in trained):
-        raise ValueError("train.head_lr_factor is about a classifier; this method trains none: set it to null")
+        raise ValueError("train.head_lr_factor has no effect: this method trains no classifier; set it to null")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         decays = decay_all or (parameter.ndim >= 2 and not name.endswith(UNDECAYED))
@@ -72,9 +72,7 @@ def layer_factors(module: nn.Module, layer_decay: float) -> dict[str, float]:
             last = max(layer_of.values())
             factors |= {f"{prefix}.{name}": layer_decay ** (last - layer) for name, layer in layer_of.items()}
     if not factors:
-        raise ValueError(
-            "train.layer_decay is about the layers of a backbone of timm; this method has none: set it to 1"
-        )
+        raise ValueError("train.layer_decay has no effect: this method has no timm backbone; set it to 1")
     return factors
 
 

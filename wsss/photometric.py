@@ -48,8 +48,8 @@ def photometric(image_B3HW: Tensor, params_B8: Tensor) -> Tensor:
     """
     if params_B8.shape != (len(image_B3HW), len(COLUMNS)):
         raise ValueError(
-            f"photometric: parameters {tuple(params_B8.shape)} of {len(image_B3HW)} images; "
-            f"wanted ({len(image_B3HW)}, {len(COLUMNS)}): {', '.join(COLUMNS)}"
+            f"photometric: parameters {tuple(params_B8.shape)} for {len(image_B3HW)} images; wanted "
+            f"({len(image_B3HW)}, {len(COLUMNS)}): {', '.join(COLUMNS)}"
         )
     with full_precision(image_B3HW):
         x_B3HW = at_least_float32(image_B3HW)

@@ -42,7 +42,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         if len(of_whom) > 1:
             raise ValueError(
                 f"{self.group}: '{name}' is offered by {' and by '.join(of_whom)}; remove one of these packages, or "
-                "let its author choose another name"
+                "ask its author to choose another name"
             )
         try:
             thing = offers[0].load()

@@ -105,9 +105,8 @@ def refuse_idle(because: str, **given: object) -> None:
     from launcher.errors import ConfigError
 
     if named := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
-        raise ConfigError(
-            f"{', '.join(named)} without effect: {because}; leave {'it' if len(named) == 1 else 'them'} out"
-        )
+        has, them = ("has", "it") if len(named) == 1 else ("have", "them")
+        raise ConfigError(f"{', '.join(named)} {has} no effect: {because}; leave {them} out")
 
 
 def example(line: str) -> str:

@@ -39,7 +39,7 @@ def source_command(name: str, read: Callable[..., Any]) -> Callable[..., None]:
     if not set(parameters) >= HANDED_ON or set(options) & set(OF_ALL):
         raise ValueError(
             f"wsss.sources: '{name}' takes {', '.join(parameters) or 'nothing'}; wanted {' and '.join(HANDED_ON)}, and "
-            f"options of other names than {', '.join(OF_ALL)}"
+            f"options with other names than {', '.join(OF_ALL)}"
         )
     hints = get_type_hints(read, include_extras=True)
 

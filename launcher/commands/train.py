@@ -65,7 +65,7 @@ def train(
     processes = preflight(settings if extend is None else as_begun(settings))
     if processes < process_count(settings):
         images, available = settings.data.global_batch_size, process_count(settings)
-        print(f"{processes} of {available} GPUs: a batch of {images} images does not divide into more")
+        print(f"using {processes} of {available} GPUs: a batch of {images} images cannot be divided over more")
         arguments.append(f"launch.processes={processes}")
         settings = load_config(config, arguments[1:])
     if dry_run:
@@ -87,8 +87,10 @@ def overrides_of(extend: int | None, fork: str | None, overrides: Sequence[str])
     from launcher.errors import ConfigError
 
     if extend is not None and fork is not None:
-        raise ConfigError(f"--extend {extend} --fork {fork}: give one; a fork of more steps takes train.steps={extend}")
+        raise ConfigError(
+            f"--extend {extend} --fork {fork}: give only one; for a fork with more steps add train.steps={extend}"
+        )
     for option, value, key in (("--extend", extend, "train.steps"), ("--fork", fork, "name")):
         if value is not None and any(one.startswith(f"{key}=") for one in overrides):
-            raise ConfigError(f"{option} {value} says {key}; leave the override out")
+            raise ConfigError(f"{option} {value} already sets {key}; remove that override")
     return [*([f"train.steps={extend}"] if extend is not None else []), *([f"name={fork}"] if fork is not None else [])]

@@ -25,7 +25,7 @@ class YamlLoader(yaml.SafeLoader):
         known = {key.value: key for key in reversed(keys)}
         for key in keys:
             if known[key.value] is not key:
-                said = f"the key '{key.value}' is there twice; remove one"
+                said = f"the key '{key.value}' occurs twice; remove one"
                 raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
         return super().construct_mapping(node, deep)
 

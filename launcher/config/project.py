@@ -21,11 +21,11 @@ def write_project(folder: Path, start: str) -> list[Path]:
         ConfigError: there is no such start, or a file of one of these names is there.
     """
     if start not in STARTS:
-        raise ConfigError(f"--from {start}: there is no such start; there are {', '.join(STARTS)}")
+        raise ConfigError(f"--from {start}: there is no such start; choose one of {', '.join(STARTS)}")
     source = SHIPPED / STARTS[start]
     texts = {path.name: adapt(path.read_text(), source.name) for path in sorted(source.iterdir())}
     if taken := [name for name in texts if (folder / name).exists()]:
-        raise ConfigError(f"{folder}: holds {', '.join(taken)} already; take another folder, or move them away")
+        raise ConfigError(f"{folder}: already holds {', '.join(taken)}; choose another folder, or move them away")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_whole(folder / name, text)

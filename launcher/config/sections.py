@@ -58,7 +58,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _whole_pairs(self) -> "DataConfig":
         if self.pairs and self.max_skipped:
-            raise ValueError("pairs: a damaged frame's replacement is of another clip; set max_skipped to 0")
+            raise ValueError(
+                "pairs: a damaged frame would be replaced by a frame of another clip; set max_skipped to 0"
+            )
         return self
 
 
@@ -109,13 +111,14 @@ class LaunchConfig(Section):
     def _machines(self) -> "LaunchConfig":
         if self.machine_rank >= self.machines:
             raise ValueError(
-                f"machine_rank is {self.machine_rank} of {self.machines} machines; wanted 0 and up to one less"
+                f"machine_rank is {self.machine_rank} of {self.machines} machines; wanted 0 to {self.machines - 1}"
             )
         if self.machines > 1 and (not self.main_address or self.port == 0):
             raise ValueError("several machines need main_address and a port that is free on machine 0, such as 29500")
         if self.processes is not None and self.processes % self.machines:
             raise ValueError(
-                f"processes is {self.processes}, the number over all machines; wanted a multiple of {self.machines}"
+                f"processes is {self.processes}, which counts those of all machines; wanted a multiple of "
+                f"{self.machines}"
             )
         return self
 

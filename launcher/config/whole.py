@@ -100,8 +100,10 @@ def check_method(config: Config) -> None:
     if data.val is not None and not method.gives_maps:
         raise ValueError(f"data.val: method '{name}' gives no maps to evaluate; leave it out")
     if config.train.keep_best is not None and data.val is None:
-        raise ValueError("train.keep_best: there is no data.val to find the best on; give it or leave this out")
+        raise ValueError("train.keep_best: there is no data.val on which to find the best; give it, or leave this out")
     if data.pairs and config.method.options.get("shuffle_teacher"):
-        raise ValueError("method.shuffle_teacher: in pairs the next image is of the same clip; leave data.pairs out")
+        raise ValueError(
+            "method.shuffle_teacher: with data.pairs the next image is from the same clip; leave data.pairs out"
+        )
     if data.masks is not None and method.supervision != "mask":
         raise ValueError(f"data.masks: method '{name}' learns from image labels; leave it out")

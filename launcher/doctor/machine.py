@@ -53,7 +53,14 @@ def devices() -> list[Finding]:
     build = f"torch {torch.__version__}"
     if not torch.cuda.is_available():
         if torch.version.cuda and shutil.which("nvidia-smi"):
-            return [Finding("fail", "GPU", f"{build} sees none", "nvidia-smi is here: driver and torch do not fit")]
+            return [
+                Finding(
+                    "fail",
+                    "GPU",
+                    f"{build} sees none",
+                    "nvidia-smi is here: the driver and torch do not fit each other",
+                )
+            ]
         return [Finding("ok", "GPU", f"none; {build} runs on the CPU: small configs (demo, smoke_mini, voc_mini)")]
     found = []
     for number in range(torch.cuda.device_count()):

@@ -41,15 +41,24 @@ def runs_folder() -> list[Finding]:
             with file.open("a+") as opened:
                 held = take_lock(opened.fileno(), of_process=True)
     except OSError as error:
-        return [Finding("fail", "runs", f"{folder.absolute()} cannot be written: {error}", "go where it can be")]
+        return [
+            Finding(
+                "fail",
+                "runs",
+                f"{folder.absolute()} cannot be written: {error}",
+                "start from a folder that can be written",
+            )
+        ]
     finally:
         if missing and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     free_gb = shutil.disk_usage(folder if folder.exists() else folder.absolute().parent).free / 1e9
-    advice = "" if free_gb >= DISK_GB else "a checkpoint of ViT-B takes 1.1 GB, train.keep of them stay"
+    advice = "" if free_gb >= DISK_GB else "a checkpoint of ViT-B takes 1.1 GB, and train.keep of them are kept"
     found = [Finding("warn" if advice else "ok", "runs", f"{folder.absolute()}, {free_gb:,.0f} GB free", advice)]
     if held is None:
-        found.append(Finding("warn", "locks", "none on this file system", "start no run twice: nothing would notice"))
+        found.append(
+            Finding("warn", "locks", "none on this file system", "do not start a run twice: nothing would notice")
+        )
     return found
 
 
@@ -66,8 +75,8 @@ def outputs() -> list[Finding]:
             write_at(probe, "?", tries=1)
             remove(probe)
     except DataError as error:
-        return [Finding("fail", "outputs", str(error), f"mend it, or unset {OUTPUTS}")]
-    return [Finding("ok", "outputs", f"what jobs make goes to {place}")]
+        return [Finding("fail", "outputs", str(error), f"fix it, or unset {OUTPUTS}")]
+    return [Finding("ok", "outputs", f"jobs write to {place}")]
 
 
 def mlflow() -> list[Finding]:

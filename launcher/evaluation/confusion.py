@@ -88,7 +88,9 @@ class Confusion(Measure):
         """Count one image; 255 in either map is left out. Raises ValueError if they differ in size."""
         label_HW = prediction.label_at(truth.mask_HW.shape)
         if label_HW.shape != truth.mask_HW.shape:
-            raise ValueError(f"{truth.key}: mask {label_HW.shape} and truth {truth.mask_HW.shape} must have one size")
+            raise ValueError(
+                f"{truth.key}: mask {label_HW.shape} and truth {truth.mask_HW.shape} must have the same size"
+            )
         mask_HW, label = torch.from_numpy(truth.mask_HW), torch.from_numpy(label_HW)
         confusion_CC = confusion_matrix(mask_HW, label, len(self.confusion_CC))
         self.confusion_CC += confusion_CC

@@ -63,12 +63,12 @@ def find_validated(run: Run) -> tuple[ShardFolder, list[Source]]:
     sources = find_sources(run.folder, "val")
     if not sources:
         where = place_outputs(run.folder)
-        raise RunError(f"{where}: no CAMs of 'val' here and no masks; run `wsss infer {run}` or `wsss segment {run}`")
+        raise RunError(f"{where}: no CAMs or masks of 'val' here; run `wsss infer {run}` or `wsss segment {run}`")
     val = ShardFolder(config.data.val)
     if val.index.supervision == "label" and not (sources := [one for one in sources if one.has_threshold]):
         raise RunError(
-            f"{run}: {val.folder} holds no masks, so metrics are those of class probabilities, which label maps do not "
-            f"have; run `wsss infer {run}`"
+            f"{run}: {val.folder} holds no masks, so metrics are computed from class probabilities, which label maps "
+            f"do not have; run `wsss infer {run}`"
         )
     for source in sources:
         require_own(run, source)
@@ -166,7 +166,7 @@ def require_own(run: Run, source: Source) -> None:
     made_of = read_made_of(source.folder)
     now = identify_weights(run.folder / made_of["checkpoint"]).get("weights")
     if now and made_of.get("weights", now) != now:
-        raise RunError(f"{source.folder}: made by other weights than {made_of['checkpoint']} has now; {source.again}")
+        raise RunError(f"{source.folder}: made with other weights than {made_of['checkpoint']} has now; {source.again}")
 
 
 UNGATED = ", maps of improbable classes included (`wsss predict` leaves them out)"

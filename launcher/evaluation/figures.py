@@ -142,7 +142,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "accuracy": Figure(
         heading="image accuracy",
-        meaning="share of the images with every class named right (p >= 0.5)",
+        meaning="share of the images with all classes right (p >= 0.5)",
         in_training=True,
         measured_on="image labels",
     ),
@@ -192,7 +192,7 @@ def offered_figure(metric: type[Metric]) -> Figure:
     return Figure(
         heading=metric.heading,
         meaning=metric.meaning.replace("{", "{{").replace("}", "}}"),
-        absent="it gives none of these images",
+        absent="it has no value for these images",
         higher_is_better=metric.higher_is_better,
         headline=True,
         in_training=True,
@@ -268,6 +268,8 @@ def require_known(wanted: str, known: Sequence[str], where: str) -> None:
     """
     figure = find_figure(wanted.split("/")[-1])
     if figure is not None and not figure.higher_is_better:
-        raise ValueError(f"{where} is '{wanted}', of which less is better; wanted one to be high")
+        raise ValueError(
+            f"{where} names '{wanted}', for which lower is better; choose a metric for which higher is better"
+        )
     if wanted not in known:
         raise ValueError(f"{where}: evaluation gives no metric '{wanted}'; {hint_at(wanted, known)}")

@@ -12,8 +12,8 @@ FEW_SHOWN = 20  # images from which a threshold or a gate is chosen, below which
 USELESS = 0.01  # a threshold that so little reaches says that tuning found nothing
 NOTHING_FOUND = "is so low that tuning found nothing"
 FEW_GROUPS_NOTE = (
-    f"Intervals of fewer than {FEW_GROUPS} groups, beside which their number stands, are too narrow: 95 % intervals "
-    "of 8 groups hold the truth 88 to 90 times in 100, of 30 groups 93 to 94 times."
+    f"Intervals from fewer than {FEW_GROUPS} groups, whose number is given beside them, are too narrow: 95 % intervals "
+    "from 8 groups hold the truth 88 to 90 times in 100, from 30 groups 93 to 94 times."
 )
 
 

@@ -184,7 +184,7 @@ def explain_degenerate(at: Mapping[str, Any], one: str) -> str:
     objects = [iou for name, iou in of_classes.items() if name != "background" and iou is not None]
     if at.get("recall") == 0 or (objects and not any(objects)):
         several = len(of_classes) > 2
-        return "no class is predicted right anywhere" if several else f"{one} is nowhere predicted right"
+        return "no class is ever predicted correctly" if several else f"{one} is never predicted correctly"
     return ""
 
 

@@ -66,8 +66,10 @@ def check_metrics(config: Config, val: ShardFolder | None) -> None:
     count it on."""
     for one in config.evaluate.metrics:
         if is_ours(one.name) or not re.fullmatch(r"\w+", one.name):
-            wrong = "a metric of wsss itself" if is_ours(one.name) else "no name of letters, digits and '_'"
-            raise ConfigError(f"evaluate.metrics: '{one.name}' is {wrong}; let its package choose another name")
+            wrong = "a metric of wsss itself" if is_ours(one.name) else "not a name of letters, digits and '_'"
+            raise ConfigError(
+                f"evaluate.metrics: '{one.name}' is {wrong}; ask the author of its package to choose another name"
+            )
     if config.evaluate.metrics and val is not None and val.index.supervision == "label":
         raise ConfigError(
             f"evaluate.metrics: {val.folder} holds no masks to count {config.evaluate.metrics[0].name} on; choose "

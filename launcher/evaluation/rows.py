@@ -78,6 +78,6 @@ def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
     notes = [f"no {', '.join(what)}: {reason}" for reason, what in lacking.items()]
     gone = [one["name"] for one in evaluation.get("metrics", ()) if one["name"] not in METRICS]
     if gone:
-        notes.append(f"not shown, for the package that offers it is not installed: {', '.join(gone)}")
+        notes.append(f"not shown, since the package that offers them is not installed: {', '.join(gone)}")
     few = FEW_GROUPS_NOTE if has_few_groups(evaluation) else ""
     return [*notes, *filter(None, [describe_left_out(evaluation["dataset"]), describe_tune(evaluation), few])]

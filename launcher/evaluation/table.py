@@ -119,7 +119,7 @@ def describe_left_out(dataset: Mapping[str, Any]) -> str:
     """How many images count in no metric of maps, and why; "" if none."""
     count = dataset.get("images_without_truth", 0)  # evaluations of before it was counted do not say
     what = "their masks are ignored everywhere, or lack the class that the image label names"
-    return f"{count} of {dataset['images']} images count in no metric of maps: {what}" if count else ""
+    return f"{count} of {dataset['images']} images are left out of all metrics of maps: {what}" if count else ""
 
 
 def describe_tune(evaluation: Mapping[str, Any]) -> str:
@@ -130,11 +130,11 @@ def describe_tune(evaluation: Mapping[str, Any]) -> str:
         return ""
     if not rests_on_few(tune):
         nothing = [name for name, figures in tuned.items() if finds_nothing(figures.get("threshold"))]
-        said = f"the threshold tuned for {', '.join(nothing)} {NOTHING_FOUND}: the fixed one counts"
+        said = f"the threshold tuned for {', '.join(nothing)} {NOTHING_FOUND}: the fixed one is used"
         return f"{said}, also in `wsss predict`" if nothing else ""
     return (
-        f"what was tuned rests on {tune['images_shown']} images of {tune['folder']} that show a class; of fewer than "
-        f"{FEW_SHOWN} it is chance, so the fixed threshold counts, also in `wsss predict`: hold out more"
+        f"tuned values rest on only {tune['images_shown']} images of {tune['folder']} that show a class; with fewer "
+        f"than {FEW_SHOWN} they are chance, so the fixed threshold is used, also in `wsss predict`: hold out more"
     )
 
 
@@ -164,7 +164,7 @@ def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None 
     if quoted == (best, choice):
         lines = [f"best on tune, too: {FIGURES[figure].heading} {format_percent(values[best])} there ({others})"]
     if unknown := [name for name in evaluation["sources"] if name not in values]:
-        lines.append(f"  not among them, for want of its outputs of tune: {', '.join(unknown)}")
+        lines.append(f"  not compared, since there are no outputs for tune: {', '.join(unknown)}")
     return [*lines, *filter(None, [ask_for(best, source["chain"], at)])]
 
 

@@ -54,8 +54,8 @@ class Tuned:
 
 LABELS_BY = "miou"  # label maps are compared by it; scores of several classes, too
 NO_MAPS = (
-    "none of these maps for the split tune; `wsss infer {0} --split tune data.tune={1}` makes CAMs of it, and `wsss "
-    "refine` with the same options masks of them"
+    "there are no such maps of the split tune; `wsss infer {0} --split tune data.tune={1}` makes its CAMs, and `wsss "
+    "refine` with the same options its masks"
 )
 
 

@@ -1,6 +1,7 @@
-"""The host's part of `wsss segment`: the CRF and the files of an image, in worker processes while the device goes on.
+"""The host's part of `wsss segment`: the CRF and the output files of images, in worker processes while the device
+continues.
 
-It is apart from segment.py because every worker process loads it: nothing heavier than torch.
+It is separate from segment.py because every worker process loads it: it imports nothing heavier than torch.
 
 Shapes: n classes a CRF looks at, H x W pixels of an image as its owner published it.
 """
@@ -47,8 +48,8 @@ class SegmentedImage(NamedTuple):
 
 
 def count_crf_workers(settings: SegmentConfig, processes: int) -> int:
-    """Processes that finish images, of each of so many on this machine that segment: its share of the cores, one of
-    which it needs itself. A Dask worker has none unless the settings say so: nobody here knows its cores."""
+    """Number of CRF processes for each process that segments on this machine: its share of the cores, minus the one it
+    needs itself. A Dask worker has none unless the settings say so, since its number of cores is not known here."""
     if settings.workers is not None:
         return settings.workers
     if scheduler():
@@ -58,7 +59,7 @@ def count_crf_workers(settings: SegmentConfig, processes: int) -> int:
 
 @contextmanager
 def crf_pool(workers: int) -> Iterator[Executor | None]:
-    """Worker processes, or None for 0 and where there may be none. What waits is dropped when the block fails."""
+    """Worker processes, or None for 0 or where none may be started. Waiting work is dropped if the block fails."""
     if workers == 0 or not may_start_processes():
         yield None
         return
@@ -69,7 +70,8 @@ def crf_pool(workers: int) -> Iterator[Executor | None]:
 def run_in_order(
     pool: Executor | None, work: Callable[[Item], Result], items: Iterable[Item], most_waiting: int
 ) -> Iterator[Result]:
-    """`work` on every item, results in order; at most so many are under way, then the device waits."""
+    """Apply `work` to every item, with results in order; when the maximum number of items is in progress, the device
+    waits."""
     if pool is None:
         yield from map(work, items)
         return
@@ -82,7 +84,7 @@ def run_in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise RunError("a CRF process died, most likely for want of memory: lower segment.workers") from error
+        raise RunError("a CRF process died, most likely because memory ran out: lower segment.workers") from error
 
 
 def refine_and_encode(

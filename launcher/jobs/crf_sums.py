@@ -1,4 +1,4 @@
-"""How the CRF of a job sums over pixels: settled once, where the job starts, and told in what it makes."""
+"""How the CRF of a job sums over pixels: decided once, when the job starts, and recorded in its output."""
 
 import sys
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def settle_chain(settings: RefineConfig) -> RefineConfig:
     """The settings with `by` of every CRF written out.
 
     Raises:
-        MissingPackage: it cannot be so here.
+        MissingPackage: the lattice is requested, and its package is not installed.
     """
     chain = tuple(
         Named(name=step.name, **{**step.options, "by": settle(step.options.get("by"))}) if step.name == "crf" else step
@@ -41,7 +41,7 @@ def settle_segment(settings: SegmentConfig, device: str) -> SegmentConfig:
 
 
 def settle(wanted: By | None, device: str = "cpu") -> By:
-    """See choose_sum; says what it costs where nobody asked for it."""
+    """See choose_sum; prints a note if the slow exact sum is used without having been requested."""
     by = choose_sum(wanted, device)
     if wanted is None and by == "exact" and not torch.cuda.is_available():
         print(
@@ -71,5 +71,5 @@ def require_memory(by: By | None, size: tuple[int, int], classes: int) -> None:
 
 
 def told(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a CRF as the folder of a job keeps them: without `by` where it is the lattice, as all were once."""
+    """Options of a CRF as recorded in a job's folder: without `by` for the lattice, which older folders do not name."""
     return {name: value for name, value in options.items() if name != "by" or value == "exact"}

@@ -1,9 +1,8 @@
 """The workers of a running Dask cluster as an executor: on whatever machines they are, with one file system, or with
 outputs at a URL.
 
-DASK_SCHEDULER_ADDRESS says where the scheduler is, as Dask's own commands have it. It is no key of a config: it says
-where the work is done, and changes nothing in it. A worker that dies has its shards done by the others.
-"""
+DASK_SCHEDULER_ADDRESS is the address of the scheduler, as for Dask's own commands. It is not a key of the config, since
+it determines where the work is done and does not change the result. If a worker dies, others do its shards."""
 
 import os
 import sys
@@ -37,11 +36,11 @@ COMPARED = (
 
 
 class UnfitWorker(RunError):
-    """A worker that is not as this process is: nothing that it makes is taken."""
+    """A worker that differs from this process; its results are not used."""
 
 
 def scheduler() -> str:
-    """Address of the Dask scheduler whose workers do the work; "" = the processes of this machine do it."""
+    """Address of the Dask scheduler whose workers do the work; "" = processes on this machine do it."""
     return os.environ.get(VARIABLE, "").strip()
 
 
@@ -62,7 +61,7 @@ class Crew:
         return Errand(work, describe(), os.getcwd())
 
     def outcome(self, future: Future, item: object) -> Any:
-        """What came of an item: its result, or the error that belongs to it.
+        """The outcome for an item: its result, or the error that belongs to it.
 
         Raises:
             RunError: the workers or the scheduler are not what they should be.
@@ -71,12 +70,12 @@ class Crew:
             result, error = future.result()
         except CancelledError:
             raise RunError(
-                f"{self.address}: the Dask scheduler is gone, or was started anew; finished shards stay: start the "
+                f"{self.address}: the Dask scheduler is gone or was restarted; finished shards are kept: start the "
                 "same command again"
             ) from None
         except Exception as reason:
             if type(reason).__name__ == "KilledWorker":
-                return ImageError(f"{item}: every worker that tried it died, most likely for want of memory")
+                return ImageError(f"{item}: every worker that tried it died, most likely because memory ran out")
             raise RunError(
                 f"{self.address}: a worker cannot load its work ({type(reason).__name__}: {reason}); start scheduler "
                 "and workers in the environment of this command"
@@ -86,7 +85,7 @@ class Crew:
         return result if error is None else error
 
     def say_if_alone(self) -> None:
-        """A line where there is no worker that could do anything; it is waited for."""
+        """Print a line while there are no workers; the job waits for them."""
         with suppress(OSError, RuntimeError):  # a scheduler that is away: the futures tell
             if self.client.nthreads():
                 self.manned_at = time.monotonic()
@@ -122,7 +121,7 @@ def dask_crew(address: str) -> Iterator[Crew]:
 
 
 class Errand:
-    """What a worker is sent: some work, by whom, and from where."""
+    """What is sent to a worker: the work, a description of the sending process, and its working folder."""
 
     def __init__(self, work: Callable[[Any], Any], wanted: dict[str, str], folder: str) -> None:
         self.work, self.wanted, self.folder = work, wanted, folder
@@ -137,11 +136,11 @@ class Errand:
             return None, error
 
     def check(self, *, at_a_distance: bool = False) -> None:
-        """Raise UnfitWorker unless this worker is as the process that sent us, and has its files.
+        """Raise UnfitWorker unless this worker equals the process that sent the work, and has its files.
 
         Args:
-            at_a_distance: what is written goes to a URL, so that a worker that does not have the folder may do it, too;
-                what it lacks of its inputs it tells.
+            at_a_distance: the output goes to a URL, so the worker does not need the folder; missing inputs raise their
+                own errors.
         """
         from distributed import get_worker
 
@@ -149,28 +148,28 @@ class Errand:
         where = f"Dask worker {worker.address}"
         if worker.state.nthreads != 1:
             raise UnfitWorker(
-                f"{where}: has {worker.state.nthreads} threads, and what reads shards is made for one: start it with "
+                f"{where}: has {worker.state.nthreads} threads, but shards are read by a single thread: start it with "
                 "--nthreads 1, and as many workers as there are cores or GPUs"
             )
         different = sorted(name for name in {*got, *self.wanted} if got.get(name) != self.wanted.get(name))
         if different:
             told = ", ".join(f"{name} {got.get(name)} there, {self.wanted.get(name)} here" for name in different[:3])
             raise UnfitWorker(
-                f"{where}: is not as this command: {told}; end that worker, start one in this environment, and start "
-                "the same command again: finished shards stay"
+                f"{where}: differs from this command: {told}; end that worker, start one in this environment, and "
+                "start the same command again: finished shards are kept"
             )
         try:
             os.chdir(self.folder)  # relative paths, as of a run's teacher, mean there what they mean here
         except OSError as error:
             if not at_a_distance:
                 raise UnfitWorker(
-                    f"{where}: {error}: it needs this command's file system, at the same place"
+                    f"{where}: {error}: the worker needs this command's folder under the same path"
                 ) from error
 
 
 @lru_cache(maxsize=1)
 def describe() -> dict[str, str]:
-    """What this process is, as far as what it makes depends on it: versions, our code, and where runs lie."""
+    """A description of this process, as far as results depend on it: versions, our code, and the folder of runs."""
     installed = {found.metadata["Name"]: found.version for found in distributions()}
     versions = {name: installed[name] for name in COMPARED if name in installed}
     python = ".".join(map(str, sys.version_info[:2]))
@@ -187,7 +186,8 @@ def digest_code(root: Path) -> str:
 
 @lru_cache(maxsize=1)
 def prepare() -> None:
-    """Once in a worker, before its first work: what a `wsss` command does at its start, and one thread for torch."""
+    """Prepare a worker once, before its first work: what a `wsss` command does at its start, and one thread for
+    torch."""
     import torch
 
     from launcher.processes.group import forget_group

@@ -1,8 +1,7 @@
 """Checkpoint + image shards -> CAM shards.
 
 `accelerate launch -m launcher.jobs.infer '{"run": "RUN", "split": "val", "folder": "SHARDS"}'`, with the arguments of
-`infer` as JSON, is another door: each of n ranks takes every n-th shard, with the same bytes.
-"""
+`infer` as JSON, also works: each of n ranks takes every n-th shard, and the bytes are the same."""
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -126,8 +125,8 @@ class InferJob(RunJob):
 
 
 def try_cams(method: Method, config: Config) -> None:
-    """Read the CAMs of a small black image as `cam:` says: what cannot be read is told before a run trains for hours,
-    and before a job claims its output folder.
+    """Compute the CAMs of a small black image as `cam:` says, so that errors come before a run trains for hours and
+    before a job claims its output folder.
 
     Raises:
         ConfigError: a kind, layer, window or scale that this method, or images of this size, do not have.
@@ -217,8 +216,8 @@ def judged_rule(cam: CamConfig) -> CamRule:
 
 
 def identify_cam(cam: CamConfig) -> dict[str, Any]:
-    """All that the bytes of CAM shards depend on; `fuse` and `pad` only where they are not what they were before there
-    was a choice, so that folders written then can be completed."""
+    """Everything that the bytes of CAM shards depend on. `fuse` and `pad` are left out if they have the values that
+    were fixed in older versions, so that folders of these can be completed."""
     rule = inferred_rule(cam)
     made_of = cam.model_dump(mode="json", exclude={"batch_size", "fuse", "pad"})
     made_of |= {"fuse": rule.fuse} if rule.fuse != "mean" else {}

@@ -1,4 +1,5 @@
-"""A job that a network does on image shards: what others are sent, and how a process keeps the network it loaded."""
+"""A job that applies a network to image shards: what is sent to other processes, and how a process keeps its loaded
+network."""
 
 import hashlib
 import pickle
@@ -45,7 +46,8 @@ class NetworkTask(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkJob(ABC):
-    """A job that a network does on image shards: what a process needs to know to do a part of it. It is sent to others.
+    """A job that applies a network to image shards: all that a process needs to do a part of it. It is sent to other
+    processes.
 
     Attributes:
         out: the output folder, a place that means the same everywhere, as all of a job's.
@@ -74,15 +76,15 @@ class RunJob(NetworkJob):
 
 
 def identify_average(checkpoint: Path, train: "TrainConfig") -> dict[str, float]:
-    """What an output says of averaged weights; nothing where there are none. The checkpoint knows: until a fork saves
-    one of its own it has its parent's."""
+    """What an output records about averaged weights; nothing without them. It is read from the checkpoint, since a fork
+    has its parent's until it saves its own."""
     decay = find_decay(checkpoint, train.ema_decay)
     return {} if decay is None else {"ema_decay": decay}
 
 
 def identify_weights(checkpoint: Path) -> dict[str, str]:
-    """What an output says of the weights that made it, which another training may have under the same name; nothing
-    where the checkpoint does not say, or is gone."""
+    """What an output records about the weights that made it, since another training may use the same name; nothing if
+    the checkpoint does not tell or is gone."""
     try:
         return {"weights": read_state(checkpoint)["sha256"][MODEL]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,7 +141,7 @@ def write_next_to(
             overwrite=overwrite,
             here=here,
             devices=True,
-            remedy="mend these images, or leave them out, and write the image shards again",
+            remedy="repair these images, or leave them out, and write the image shards again",
         )
 
 
@@ -159,7 +161,7 @@ class WriteThere:
 
 
 class Kept:
-    """The job that this worker process has open: one, for its network takes the device's memory."""
+    """The job that this worker process has open; only one, since its network takes the device's memory."""
 
     def __init__(self) -> None:
         self.key, self.stack = "", ExitStack()
@@ -227,7 +229,7 @@ def open_images(run: "Run", folder: Place) -> ShardFolder:
     shards = ShardFolder(folder)
     if shards.index.classes != run.class_set.classes:
         raise RunError(
-            f"{folder} has the classes {shards.index.classes}; {run.folder} was trained on {run.class_set.classes}"
-            f"{hint_at_order(shards.index.classes, run.class_set.classes)}"
+            f"{folder} has the classes {shards.index.classes}, but {run.folder} was trained on "
+            f"{run.class_set.classes}{hint_at_order(shards.index.classes, run.class_set.classes)}"
         )
     return shards

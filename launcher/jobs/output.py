@@ -1,9 +1,8 @@
 """Jobs that turn one input shard into one output shard of the same name: safe to kill, to run again, to share.
 
-An output folder holds job.json, which says what made it (inputs and settings), and the finished shards. A shard
-appears under its name whole; a second run does the missing ones; other settings are refused, not mixed in.
-Nothing in an output depends on the number of workers, so its bytes do not either.
-"""
+An output folder holds job.json, which says what made it (inputs and settings), and the finished shards. A shard appears
+under its name only when complete; a second run writes the missing ones; other settings are refused instead of mixed in.
+Nothing in an output depends on the number of workers, so its bytes do not either."""
 
 import json
 import shutil
@@ -36,12 +35,12 @@ from shards.remote import Place, join, name_of, place_of
 from shards.write import sweep_unfinished
 
 JOB = "job.json"
-REMEDY = "--overwrite makes it anew, --name NAME keeps it and makes another; where the command has neither, remove it"
+REMEDY = "--overwrite replaces it, --name NAME keeps it and makes another; if the command has neither option, remove it"
 WRITTEN_S = 3600.0  # after which nobody still writes a file of a few kB
 
 
 def difference(name: str, before: Any, now: Any) -> str:
-    """The first difference between two values of a name, of a section that of its option."""
+    """The first difference between two values of a setting; for a section, that of its first different option."""
     if isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
         return difference(f"{name}.{key}", before.get(key), now.get(key))
@@ -65,8 +64,8 @@ def open_output(
         remedy: what to do about a folder that was made with other settings.
 
     Raises:
-        RunError: it was made of something else; names the first difference. Or some of these shards are there and
-            nothing says what they were made of, as where removing the folder was cut short.
+        RunError: it was made of something else (names the first difference), or some of these shards exist without
+            job.json, as when removing the folder was interrupted.
         DataError: a URL that nothing can be written to.
     """
     require_store(out)
@@ -125,7 +124,7 @@ def read_made_of(out: Place) -> dict[str, Any] | None:
 
 
 def digest_made_of(out: Place) -> str:
-    """What tells the settings that an output folder has now from others; "" where there is no such folder."""
+    """A digest of the settings of an output folder; "" if there is no such folder."""
     content = read_made_of(out)
     return "" if content is None else sha256(json.dumps(without_places(content), sort_keys=True).encode()).hexdigest()
 
@@ -134,8 +133,8 @@ def require_still(out: Place, digest: str) -> None:
     """Raise RunError if the folder was removed, or begun anew with other settings, since it had this digest."""
     if digest_made_of(out) != digest:
         raise RunError(
-            f"{out}: was removed, or begun anew with other settings, while this job wrote into it; let one end before "
-            "another begins, or give it another --name"
+            f"{out}: was removed, or restarted with other settings, while this job wrote into it; run one job at a "
+            "time, or give another --name"
         )
 
 
@@ -167,7 +166,7 @@ def open_images_of(folder: Place, content: dict[str, Any]) -> ShardFolder:
     if isinstance(place, Path) and not place.is_dir():
         raise RunError(
             f"{folder}: made of the images in {place}, which are gone; if they moved, run the command that made it "
-            f"again with data.{name_of(folder)}=PLACE: where it finds the same images it only notes their place"
+            f"again with data.{name_of(folder)}=PLACE: if it finds the same images there, it only records the new place"
         )
     return ShardFolder(place)
 
@@ -191,8 +190,8 @@ def sweep(out: Place) -> None:
 
 
 class Room:
-    """Whether the disk takes what is missing: bytes per shard times the missing ones, from the shards that are there.
-    What goes to a URL is not asked about: a store has room.
+    """Whether the disk has room for the missing shards, estimated from the size of the existing ones. Outputs at a URL
+    are not checked.
 
     Args:
         starts: of this job, which fill the same disk and get on alike.
@@ -235,9 +234,9 @@ class Room:
         if wanted > free:
             each = max(bytes_of.values())
             raise RunError(
-                f"{out}: {sum(left.values())} shards are missing, of about {each / 1e6:.1f} MB: {wanted / 1e6:.1f} MB "
-                f"are wanted, {free / 1e6:.1f} MB are free on this disk; make room, and start again: what is "
-                "finished stays"
+                f"{out}: {sum(left.values())} shards are missing, of about {each / 1e6:.1f} MB each: "
+                f"{wanted / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on this disk; make room, and start "
+                "again: what is finished is kept"
             )
 
 

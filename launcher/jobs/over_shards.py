@@ -1,8 +1,8 @@
-"""The engine of all jobs: image shards -> output shards of the same names, one at a time, by whatever processes are.
+"""The engine of all jobs: image shards -> output shards of the same names, one at a time, with whatever processes there
+are.
 
-In this process, in processes of this machine, or in a Dask cluster's; each takes the next missing shard when it has
-finished one, so a slow one holds up no other. Nothing waits for anything but the work.
-"""
+The work is done in this process, in other processes of this machine, or by a Dask cluster. Each process takes the next
+missing shard when it has finished one, so a slow shard does not hold up the others."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -79,12 +79,13 @@ def write_outputs(
     overwrite: bool = False,
     here: Callable[[Callable[[], None], Task], None] | None = None,
     devices: bool = False,
-    remedy: str = "mend what is named, and start it again",
+    remedy: str = "fix the causes, and start it again",
 ) -> None:
-    """Write what is missing of these folders. Safe to kill and to run again: finished shards stay, the others are done.
+    """Write what is missing of these folders. It can be killed and run again: finished shards are kept, and only the
+    others are written.
 
-    A shard with an image that fails is left out, all others are written first. What is no image's fault, such as a full
-    disk, ends the job at once.
+    A shard with an image that fails is left out, and reported after all others are written. Other errors, such as a
+    full disk, end the job at once.
 
     Args:
         work: writes one shard, unless it is there.
@@ -121,7 +122,7 @@ def write_outputs(
 
 
 def open_outputs(outputs: Sequence[Output[Task]], share: Share, *, overwrite: bool) -> None:
-    """Claim the folders, all of them before the first shard is looked at; shards that were changed are made anew."""
+    """Claim all folders before the first shard is processed; shards that were changed are written again."""
     for one in outputs:
         output.open_output(one.folder, one.made_of, shards=one.names, overwrite=overwrite)
     for one in outputs:
@@ -171,8 +172,8 @@ def do_tasks(
                 failed[number] = without_traceback(str(outcome))
             elif isinstance(outcome, BrokenProcessPool):
                 raise RunError(
-                    f"{label}: a worker process died, most likely for want of memory: lower the number of workers; "
-                    "finished shards stay, start it again"
+                    f"{label}: a worker process died, most likely because memory ran out: lower the number of workers "
+                    "and start it again; finished shards are kept"
                 )
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -193,7 +194,7 @@ def close_outputs(outputs: Sequence[Output[Task]], share: Share) -> None:
 def tell_failures(failed: Sequence[str], of_all: int, label: str, remedy: str) -> None:
     """Raise RunError if there are some."""
     if failed:
-        said = f"{label}: {len(failed)} of {of_all} shards failed, all others are written:"
+        said = f"{label}: {len(failed)} of {of_all} shards failed, all others were written:"
         raise RunError(f"{said}\n{tell(failed)}\n{remedy}")
 
 

@@ -43,8 +43,8 @@ def run_pool(
 ) -> Iterator[Result]:
     """Do `work` on every item in worker processes, with progress; results in the order of the items, as they come.
 
-    All items are tried before an error is raised, so that one bad shard does not hold up the others; but what the disk
-    refuses ends it at once, since it would refuse the others, too.
+    All items are tried before an error is raised, so that one bad shard does not hold up the others. But an error of
+    the disk ends it at once, since the others would fail, too.
 
     Args:
         workers: processes, of which those that have no item are not started; None = one per core. A Dask cluster, where
@@ -79,8 +79,8 @@ def run_pool(
 
 
 def tell(reasons: Sequence[str]) -> str:
-    """Why shards failed, a line each. Of more than fill a screen a few of each kind, those that differ in names and
-    numbers alone, and how many more there are."""
+    """Why shards failed, a line each. If they would fill more than a screen: a few of each kind (reasons that differ
+    only in names and numbers), and how many more there are."""
     if len(reasons) <= MOST_TOLD:
         return "\n".join(f"  {reason}" for reason in reasons)
     kinds: dict[str, list[str]] = {}
@@ -216,7 +216,7 @@ def may_start_processes() -> bool:
 
 @lru_cache(maxsize=4)
 def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
-    """Image shards, opened once per worker process, as long as the folder holds what it held.
+    """Image shards, opened once per worker process, as long as the folder's content stays the same.
 
     Raises:
         DataError: it holds others now.
@@ -224,7 +224,7 @@ def open_shards(folder: Place, fingerprint: str) -> ShardFolder:
     shards = ShardFolder(folder)
     if shards.index.fingerprint != fingerprint:
         raise DataError(
-            f"{folder}: holds other images (fingerprint {shards.index.fingerprint}) than where the job was started "
-            f"({fingerprint}); wait until all machines see the same files, and start it again"
+            f"{folder}: holds other images (fingerprint {shards.index.fingerprint}) than on the machine that started "
+            f"the job ({fingerprint}); wait until all machines see the same files, and start it again"
         )
     return shards

@@ -114,7 +114,7 @@ def plan_split(
     kinds = settings.cams or inferred["cam"]["kinds"]
     unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
     if unknown:
-        raise RunError(f"refine.cams: {unknown} not among the inferred kinds {inferred['cam']['kinds']}")
+        raise RunError(f"refine.cams: {unknown} are not among the inferred kinds {inferred['cam']['kinds']}")
     for kind in kinds:
         made_of = {
             **inferred,
@@ -139,7 +139,9 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pla
     folder = everywhere(join(settings.cues[refiner], shards.index.split))
     kind = check_cues(folder, shards.index)
     if kind != refiner:
-        raise RunError(f"refine.cues.{refiner}: {folder} holds cues for '{kind}'; name those for '{refiner}'")
+        raise RunError(
+            f"refine.cues.{refiner}: {folder} holds cues for '{kind}'; give the folder of those for '{refiner}'"
+        )
     return folder
 
 

@@ -58,7 +58,7 @@ class Scores:
             if bad:
                 raise DataError(
                     f"image '{self.key}': {bad} of {values.size} scores of {name} are NaN or infinite; the network "
-                    "that gave them is broken: take an earlier checkpoint, or train.precision=ieee"
+                    "that gave them is broken: use an earlier checkpoint, or train.precision=ieee"
                 )
 
     def members(self) -> dict[str, bytes]:
@@ -101,7 +101,7 @@ def parse_and_check(shards: ShardFolder, path: Place, number: int, members: Mapp
     """Parse and check the scores of a sample. Raises DataError: other classes, or no maps of this kind."""
     scores, num_classes = parse_scores(shards.keys[number], members, path), len(shards.index.classes)
     if len(scores.maps[kind]) != len(scores.class_ids):
-        raise DataError(f"{path}: '{scores.key}' has not the maps '{kind}' of its classes; {AGAIN}")
+        raise DataError(f"{path}: '{scores.key}' lacks the maps '{kind}' of its classes; {AGAIN}")
     if not all(1 <= class_id <= num_classes for class_id in scores.class_ids):
         raise DataError(f"{path}: '{scores.key}' has classes {scores.class_ids}, wanted 1 to {num_classes}; {AGAIN}")
     return scores

@@ -94,7 +94,7 @@ def segment(
     trained = load_trained(Run(run, overrides))
     config, images = trained.run.config, open_images(trained.run, folder)
     if cams and not images.image_label_NK.any():
-        raise RunError(f"{folder}: no image has a label, so its CAMs cannot be judged; leave out --cams")
+        raise RunError(f"{folder}: no image has a label, so there are no classes whose CAMs to use; leave out --cams")
     if config.segment.size == "squash":
         settings, side = config.segment, config.data.image_size * max(config.segment.scales)
         require_batch(f"segment.batch_size {settings.batch_size}", settings.batch_size, side)
@@ -157,7 +157,7 @@ class SegmentJob(RunJob):
 
 
 def try_segment(network: Network) -> None:
-    """Segment a small black image, so that what cannot be is told before an output folder is claimed.
+    """Segment a small black image, so that errors come before an output folder is claimed.
 
     Raises:
         RunError: the network gives no segmentation.

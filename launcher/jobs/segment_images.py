@@ -1,4 +1,4 @@
-"""Images through a network that segments, up to what the host finishes: label maps or probabilities.
+"""Images through a network that segments, up to the part that the host does: label maps or probabilities.
 
 Shapes: B images, K foreground classes, C = K + 1, n classes a CRF looks at, S x S the squashed view, H x W pixels of an
 image as its owner published it.
@@ -46,7 +46,7 @@ def maps_reader(
         with torch.no_grad(), in_precision(precision, image.device.type):
             out = network(image)
         if out.seg_logits_BChw is None:
-            raise RunError(f"{type(network).__name__} gives no segmentation: choose a model and method that segment")
+            raise RunError(f"{type(network).__name__} does not segment: choose a model and method that do")
         maps = {"seg": out.seg_logits_BChw, "cam": out.class_map_BKhw}
         if "aux_map" in out.maps:
             maps["aux_cam"] = out.maps["aux_map"]
@@ -82,7 +82,7 @@ def segment_images(
                 seg_logits_CHW = fuse_seg_logits(one, size_of(shards, number), flips=flips, scales=scales)[0]
                 if not seg_logits_CHW.isfinite().all():
                     raise DataError(
-                        f"{where[i]}: the network's logits are NaN or infinite; take an earlier checkpoint, or "
+                        f"{where[i]}: the network's logits are NaN or infinite; use an earlier checkpoint, or "
                         "train.precision=ieee"
                     )
                 image = bring_to_host(number, seg_logits_CHW, settings, cam_labels[i] if cam_labels else {})

@@ -16,8 +16,8 @@ def find_sets(run: Place, what: str, split: str) -> list[Place]:
 
 
 def find_begun(run: Place, pattern: str) -> list[Place]:
-    """The output folders of a pattern such as masks/*/val that a job has begun: that of one which was killed before it
-    could say what it makes there holds nothing, and is told and left out."""
+    """The output folders that match a pattern such as masks/*/val and that a job has started to fill. A folder whose
+    job was killed before it wrote job.json is empty; it is reported and left out."""
     begun = []
     for place in find_places(run, pattern):
         if read_made_of(place) is not None or any(name.endswith(".tar") for name in list_names(place)):
@@ -30,7 +30,7 @@ def find_begun(run: Place, pattern: str) -> list[Place]:
 @cache
 def tell_not_begun(place: Place) -> None:
     """Once per process: a command looks at the same folders for its figures, its pictures and its page."""
-    print(f"{place}: not begun, it has no {JOB}: left out; run the command that makes it again", file=sys.stderr)
+    print(f"{place}: left out: its job never started (no {JOB}); run that command again", file=sys.stderr)
 
 
 def suffix_of(name: str | None, sign: str = "@") -> str:
@@ -39,5 +39,5 @@ def suffix_of(name: str | None, sign: str = "@") -> str:
     if name is None:
         return ""
     if not name.strip() or set(name) & set("/\\?#*[]"):
-        raise ConfigError(f"the set '{name}': wanted a name without / \\ ? # * [ ], for it names a folder")
+        raise ConfigError(f"the set '{name}': wanted a name without / \\ ? # * [ ], since it names a folder")
     return f"{sign}{name}"

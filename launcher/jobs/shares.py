@@ -1,7 +1,7 @@
-"""Which shards this process sees to where a job was started several times: by srun, on several machines, by a launcher.
+"""Which shards this process does when a job was started several times: by srun, on several machines, or by a launcher.
 
-The share is every n-th of all shards, whichever are there: so processes that look at different times leave none out.
-"""
+The share is every n-th of all shards, whether they exist already or not, so that processes that start at different
+times leave none out."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ class Share:
     """One of `count` starts of the same job.
 
     Attributes:
-        said_by: what says so; "" = nothing does, the job is this process's alone.
+        said_by: what determines the share; "" = nothing, so this process does the whole job.
         ranks: of a launcher, which wait for each other.
     """
 
@@ -61,8 +61,8 @@ class Share:
         """Raise RunError where each start would remove what the others have just made."""
         if self.ranks is None and self.count > 1:
             raise RunError(
-                f"--overwrite in each of {self.count} tasks ({self.said_by}) would remove what the others make: remove "
-                "the folder once before, or give the new one another --name"
+                f"--overwrite in each of {self.count} tasks ({self.said_by}) would remove what the others write: "
+                "remove the folder once before, or give another --name"
             )
 
 
@@ -88,19 +88,19 @@ def own_share(launch: LaunchConfig | None = None, environ: Mapping[str, str] | N
         number, count = -1, 0
     if not 0 <= number < count:
         raise RunError(
-            f"SLURM_PROCID={environ['SLURM_PROCID']!r} of {tasks!r} tasks: wanted 0 and up to one less; start the job "
-            "with srun, or unset SLURM_PROCID"
+            f"SLURM_PROCID={environ['SLURM_PROCID']!r} of {tasks!r} tasks: wanted 0 to one less than the number of "
+            "tasks; start the job with srun, or unset SLURM_PROCID"
         )
     return Share(number, count, "srun") if count > 1 else Share()
 
 
 def is_first(what: str, launch: LaunchConfig | None = None) -> bool:
-    """Whether this process does work that is not shared out; the other starts of it end with a line."""
+    """Whether this process does work that cannot be shared; the other ones end with a line."""
     share = own_share(launch)
     if share.number:
         print(
-            f"{what}: the first of {share.count} tasks ({share.said_by}) does it alone, with all its cores; this is "
-            f"number {share.number} and ends here",
+            f"{what}: only the first of {share.count} tasks ({share.said_by}) does this, with all its cores; this is "
+            f"task {share.number}, which ends here",
             file=sys.stderr,
             flush=True,
         )

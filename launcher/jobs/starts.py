@@ -41,8 +41,8 @@ def refuse_both(launch: LaunchConfig) -> None:
     """Raise ConfigError where launch.processes or launch.machines would be ignored for a Dask cluster's workers."""
     if scheduler() and (launch.machines > 1 or launch.processes is not None):
         raise ConfigError(
-            f"launch.processes is {launch.processes}, launch.machines {launch.machines}, and {VARIABLE} is set: the "
-            "workers of that cluster do the work, as many as there are; leave launch.* out, or unset the variable"
+            f"launch.processes is {launch.processes}, launch.machines {launch.machines}, and {VARIABLE} is set: all "
+            "workers of that cluster do the work; leave launch.* out, or unset the variable"
         )
 
 
@@ -72,7 +72,8 @@ def find_device(config: Config) -> str:
 
 
 def stamp_of(checkpoint: Path) -> str:
-    """What tells a checkpoint's weights from others that lay at the same place: a worker may outlive a training."""
+    """A stamp that distinguishes a checkpoint's weights from earlier ones at the same path, since a worker may outlive
+    a training."""
     try:
         about = (checkpoint / MODEL).stat()
     except OSError:

@@ -56,13 +56,13 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
         raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
     shards = jobs.open_images_of(folder, made_of)
     if shards.index.fingerprint != made_of["fingerprint"]:
-        raise RunError(f"{shards.folder}: not the images that {folder} was made of any more; segment them again")
+        raise RunError(f"{shards.folder}: these are no longer the images that {folder} was made of; segment them again")
     if shards.index.classes != VOC_CLASSES:
         raise RunError(f"{shards.folder}: has the classes {shards.index.classes}; the server wants VOC's 20, in order")
     strange = [key for key in shards.keys if not IMAGE_ID.fullmatch(key)]
     if strange:
         raise RunError(
-            f"{shards.folder}: {len(strange)} keys are no VOC image ids such as 2008_000001, first '{strange[0]}'"
+            f"{shards.folder}: {len(strange)} keys are not VOC image ids such as 2008_000001, first '{strange[0]}'"
         )
     jobs.require_all(folder, [shard.name for shard in shards.index.shards])
     out = out or run / f"voc2012_{name_of(parent_of(folder))}_{split}.tar.gz"
@@ -93,7 +93,7 @@ def check_archive(path: Path, shards: ShardFolder) -> None:
     with tarfile.open(path) as archive:
         for info in archive:
             if info.name not in wanted or info.name in seen:
-                problems.append(f"{info.name}: {'twice' if info.name in seen else 'nobody asked for it'}")
+                problems.append(f"{info.name}: {'twice' if info.name in seen else 'not wanted'}")
                 continue
             seen.add(info.name)
             reader = archive.extractfile(info)
@@ -103,7 +103,7 @@ def check_archive(path: Path, shards: ShardFolder) -> None:
     problems += [f"{name}: missing" for name in gone]
     if problems:
         listed = "\n  ".join(problems[:10])
-        raise RunError(f"{path}: {len(problems)} of {len(wanted)} files are not what the server takes:\n  {listed}")
+        raise RunError(f"{path}: {len(problems)} of {len(wanted)} files are not what the server accepts:\n  {listed}")
 
 
 def png_problems(data: bytes, size: tuple[int, int]) -> Iterator[str]:
@@ -118,8 +118,8 @@ def png_problems(data: bytes, size: tuple[int, int]) -> Iterator[str]:
     if (file_format, mode) != ("PNG", "P"):
         yield f"is {file_format} of mode {mode}; wanted a PNG of mode P"
     elif palette is None or palette != voc_colours().flatten()[: len(palette)].tolist() or len(palette) < 3 * 21:
-        yield "has another palette than VOC's"
+        yield "has a palette other than VOC's"
     if label_HW.shape[:2] != size:
-        yield f"is {label_HW.shape[:2]}, the image {size} (height, width)"
+        yield f"is {label_HW.shape[:2]}, but the image is {size} (height, width)"
     if label_HW.max() > len(VOC_CLASSES):
         yield f"holds class id {label_HW.max()}; wanted 0..{len(VOC_CLASSES)}"

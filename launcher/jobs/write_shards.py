@@ -50,8 +50,8 @@ def write_clips(
 def write(
     source: "Source", out: Path, split: str, masks: bool, shards: int, workers: int | None, may_lack_classes: bool
 ) -> bool:
-    """Write one split in worker processes, unless it is there, made of the same files with the same options; say what
-    it holds, and what about its samples one has to know.
+    """Write one split in worker processes, unless it already exists, made of the same files with the same options;
+    print what it holds, and remarks about its samples.
 
     Returns:
         Whether it was written now.
@@ -65,7 +65,7 @@ def write(
     if there:
         if supervision == "label" and not may_lack_classes:  # it may have been written with leave to lack some
             check_every_class_has_an_image(Index.load(out / split), str(out / split))
-        print(f"{out / split}: is there already, made of the same files with the same options")
+        print(f"{out / split}: already exists, made of the same files with the same options")
     else:
         write_split(
             source,
@@ -99,8 +99,8 @@ def warn_of_copies(source: "Labelled") -> None:
 
 
 def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int | None) -> None:
-    """Write the splits of one table, {name: part}, all or none: what cannot be read in the last one is not to leave
-    others that stand in the way when the command runs again. Those that a killed write finished stay.
+    """Write the splits of one table, {name: part}, all or none: if one of them fails, the others are removed, so that
+    the command can be run again. Splits that a killed command finished are kept.
 
     Raises:
         DataError: see write_split; a split that is there, made of something else, is told before anything is written.
@@ -118,7 +118,7 @@ def write_parts(parts: Mapping[str, Part], out: Path, shards: int, workers: int 
     except Exception:
         for folder in written:
             shutil.rmtree(folder)
-            print(f"{folder}: removed again, for the splits of one table are written together")
+            print(f"{folder}: removed again: the splits of one table are written all or none")
         raise
 
 
@@ -156,7 +156,7 @@ def write_held_out(
 
     if source.has_masks and not masks:
         count = sum(row.mask is not None for row in source.rows)
-        print(f"{count} images have a mask, which only --masks reads, for metrics of maps")
+        print(f"{count} images have a mask; pass --masks to store them, for metrics of CAMs and masks")
     kept, held = source, {split: source}
     if shares:
         kept, held = hold_out(source, shares, seed=seed, masked=masks, skip=skip_unmasked)
@@ -166,13 +166,13 @@ def write_held_out(
             if part.lacking:
                 print(
                     f"{out / name}: {len(part.lacking)} of {len(part)} images are labelled {part.any_class} and have "
-                    "no mask: they are left out, and are in no other split"
+                    "no mask: they are left out of all splits"
                 )
     of_split = {name: replace(part, with_masks=masks) for name, part in held.items()}
     if shares:
         of_split[split] = kept
         if "tune" in held and not masks:
-            print("'tune' has no masks: it is label-only, and chooses the gate alone")
+            print("'tune' has no masks: it can choose the gate, but no threshold")
     # what is held out is judged, not learned: it may lack a class
     parts = {name: Part(one, one.with_masks, may_lack_classes or name != split) for name, one in of_split.items()}
     write_parts(parts, out, shards, workers)

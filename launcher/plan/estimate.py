@@ -148,14 +148,14 @@ def assumed_of(config: Config, gpu: Gpu, trained: int, processes: int) -> list[s
     """
     found = []
     if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
-        found.append(f"the teacher {config.teacher} is not there: a ResNet-50 with PCM in its place")
+        found.append(f"the teacher {config.teacher} does not exist: a ResNet-50 with PCM is assumed")
     for section, named in (("model", config.model), ("partner", config.partner)):
         found += name_absent(named, section) if named is not None else []
     if processes > 1:
         found.append(f"exchanging {trained / 1e9:.2f} GB of gradients between the processes costs nothing")
     return [
         *found,
-        f"one operator takes its FLOPs at the peak or its bytes at the memory's speed, whichever is more, at "
+        "an operator takes the time of its FLOPs or of its memory traffic, whichever is longer, at "
         f"{UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet of {gpu.title}",
         "all losses on, as in the last step; loader fast enough, nobody else on the GPU",
     ]

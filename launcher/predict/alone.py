@@ -60,13 +60,13 @@ def describe_weights(method: Method) -> tuple[dict[str, Tensor], str]:
 
 
 def read_safetensors(path: Path) -> tuple[Facts, Method]:
-    """Raises RunError if it is no file of `wsss export`, or one from before these could predict."""
+    """Raises RunError if it is not a file of `wsss export`, or one from before these could predict."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: is no file of `wsss export` ({error})") from error
+        raise RunError(f"{path}: is not a file of `wsss export` ({error})") from error
     facts = read_facts(metadata, path)
     config = facts.config
     maps = {kind: (decode(w), decode(b)) for kind, (w, b) in json.loads(metadata["maps"]).items()}

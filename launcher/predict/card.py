@@ -48,10 +48,10 @@ def write_folder(run: Path, out: Path, name: str, form: str | None, **options: A
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"--hub {name}: wanted OWNER/NAME, of letters, digits, '-', '_' and '.'")
     if out.is_file():
-        raise RunError(f"{out}: is a file; a model for a hub is a folder, name one")
+        raise RunError(f"{out}: is a file; wanted a folder, for a model on a hub")
     file = out / f"model{FORMATS.get(form or 'safetensors', '')}"
     if others := sorted(str(path) for path in out.glob("model.*") if path != file):
-        raise RunError(f"{out}: holds {', '.join(others)} already; take another folder, or remove it")
+        raise RunError(f"{out}: already holds {', '.join(others)}; choose another folder, or remove it")
     written = export(run, file, form or "safetensors", **options)
     write_whole(out / CARD, make_card(run, name, written))
     return written

@@ -89,7 +89,7 @@ def check(wishes: Wishes, clips: bool) -> None:
         if value not in known:
             raise ConfigError(f"--{name} {value}: wanted {' or '.join(known)}")
     if wishes.view == "squash" and wishes.scale is not None:
-        raise ConfigError("--scale is not of squashed frames; leave it out, or --view squash")
+        raise ConfigError("--scale has no effect on squashed frames; leave it out, or --view squash")
     of_clips = {"every": wishes.every_s, "smooth": wishes.smooth_s, "normalise": wishes.normalise}
     if given := [name for name, value in of_clips.items() if value is not None and not clips]:
         raise ConfigError(f"--{given[0]} is for clips, and SOURCE holds none; leave it out")
@@ -204,5 +204,5 @@ def read_kept(path: Path) -> np.ndarray:
         except DataError as error:
             raise ConfigError(f"--ignore: {error}") from error
     if not kept_HW.any():
-        raise ConfigError(f"--ignore {path}: is nowhere black, so that nothing is left; paint black what is to be kept")
+        raise ConfigError(f"--ignore {path}: has no black area, so nothing is left; paint the area that counts black")
     return kept_HW

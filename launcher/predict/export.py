@@ -72,7 +72,7 @@ def export(
         else:
             kinds = json.loads(facts["kinds"])
             network = graph.Graph(method, kinds)
-            print("following the network through any size; a deep one takes minutes", flush=True)
+            print("tracing the network for all image sizes; a deep one takes minutes", flush=True)
             program = graph.capture(network, str(run))
             with appearing(out) as temporary:
                 worst = graph.write(network, program, temporary, facts, side=of.config.data.image_size, out=out)
@@ -100,11 +100,11 @@ def format_of(out: Path, form: str | None) -> str:
     """One of FORMATS; raises ConfigError if the name of the file says another one, or none."""
     by_name = {suffix: known for known, suffix in FORMATS.items()}.get(out.suffix)
     if form is None and by_name is None:
-        raise ConfigError(f"--out {out}: its end says no format; wanted {', '.join(FORMATS.values())}")
+        raise ConfigError(f"--out {out}: its ending names no format; wanted {', '.join(FORMATS.values())}")
     if form not in (None, *FORMATS):
         raise ConfigError(f"--format {form}: wanted {' or '.join(FORMATS)}")
     if form is not None and form != by_name:
-        raise ConfigError(f"--out {out}: a file of --format {form} ends in {FORMATS[form]}, by which it is known again")
+        raise ConfigError(f"--out {out}: a file of --format {form} must end in {FORMATS[form]}")
     return form or str(by_name)
 
 

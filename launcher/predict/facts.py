@@ -80,7 +80,7 @@ def gather_facts(run: Run, checkpoint: str, network: Network, licence: str | Non
 def read_facts(facts: Mapping[str, str], path: Path) -> Facts:
     """The metadata of an exported file. Raises RunError if it says too little to predict with."""
     if "config" not in facts:
-        raise RunError(f"{path}: does not say how its network was trained; write it anew with `wsss export RUN --out`")
+        raise RunError(f"{path}: does not say how its network was trained; write it again with `wsss export RUN --out`")
     size = json.loads(facts["train_size"])
     return Facts(
         config=check_content(json.loads(facts["config"]), path, HERE),

@@ -50,7 +50,7 @@ def capture(graph: Graph, place: str) -> ExportedProgram:
     """The graph of any batch and any size of at least LEAST cells; raises RunError for a network that has none."""
     student = graph.reader.student
     if why := getattr(student, "no_graph", ""):
-        raise RunError(f"{place}: cannot be written as one graph of any size: {why}; take --format safetensors")
+        raise RunError(f"{place}: cannot be written as one graph for all image sizes: {why}; take --format safetensors")
     stride = student.stride
     rows, columns = Dim("rows", min=LEAST), Dim("columns", min=LEAST)
     image = torch.zeros(2, 3, 3 * stride, 5 * stride)
@@ -70,8 +70,8 @@ def telling(graph: Graph, place: str | Path) -> Iterator[None]:
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{place}: {type(graph.reader.student).__name__} cannot be written as one graph of any size ({why}); take "
-            "--format safetensors"
+            f"{place}: {type(graph.reader.student).__name__} cannot be written as one graph for all image sizes "
+            f"({why}); take --format safetensors"
         ) from error
 
 
@@ -137,16 +137,16 @@ class GraphNetwork(nn.Module):
         if min(height, width) < LEAST * self.stride:
             raise RunError(
                 f"{self.place}: an image or a scale of it is {height} x {width} px (height x width) for the network, "
-                f"whose graph takes {LEAST * self.stride} and more; choose a larger --scale, or its run"
+                f"whose graph takes {LEAST * self.stride} or more; choose a larger --scale, or use its run"
             )
         logits_BK, *maps = self.run(image)
         return Outputs(logits_BK, logits_BK.new_empty(0), maps[0], maps=dict(zip(self.kinds, maps, strict=True)))
 
     def grad_cam_layer(self, index: int) -> nn.Module:
-        raise ValueError(f"{self.place} has no gradients: they are read from its run, or its safetensors")
+        raise ValueError(f"{self.place} gives no gradients; use its run, or its safetensors")
 
     def reading_attention(self) -> NoReturn:
-        raise ValueError(f"{self.place} has no attention: it is read from its run, or its safetensors")
+        raise ValueError(f"{self.place} gives no attention; use its run, or its safetensors")
 
 
 class GraphMethod(Method):
@@ -174,7 +174,7 @@ def open_torch(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # a zip of others, a newer schema, no zip: it has a type for each
-        raise RunError(f"{path}: is no file of `wsss export` ({str(error).strip().splitlines()[0]})") from error
+        raise RunError(f"{path}: is not a file of `wsss export` ({str(error).strip().splitlines()[0]})") from error
     opened: dict[torch.device, Callable[[Tensor], Sequence[Tensor]]] = {}
 
     def run(image: Tensor) -> Sequence[Tensor]:
@@ -198,7 +198,7 @@ def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[T
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no type
-        raise RunError(f"{path}: is no file of `wsss export` ({str(error).strip().splitlines()[0]})") from error
+        raise RunError(f"{path}: is not a file of `wsss export` ({str(error).strip().splitlines()[0]})") from error
 
     def run(image: Tensor) -> Sequence[Tensor]:
         found = session.run(None, {"image": image.float().cpu().numpy()})

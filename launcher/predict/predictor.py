@@ -54,8 +54,8 @@ def array_of(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         return upright(rgb_of(image), orientation_of(image))
     if not isinstance(image, np.ndarray):
         raise ValueError(
-            f"image is a {type(image).__name__}; wanted one picture, file or (H, W, 3) uint8 RGB array: of several, "
-            "predict each, or `wsss predict`"
+            f"image is a {type(image).__name__}; wanted one picture, file or (H, W, 3) uint8 RGB array: for several, "
+            "call predict for each, or use `wsss predict`"
         )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.shape} {image.dtype}; wanted (H, W, 3) uint8 RGB")
@@ -76,6 +76,6 @@ def load(path: str | Path, *, device: str = "auto", **options: Any) -> Predictor
     """
     known = [field.name for field in fields(Wishes)]
     if unknown := sorted({*options} - {*known}):
-        raise ConfigError(f"{unknown[0]}: no option of wsss.load; there are {', '.join(known)}")
+        raise ConfigError(f"{unknown[0]}: wsss.load has no such option; there are {', '.join(known)}")
     model = load_model(Path(path), device)
     return Predictor(model, settle(model, Wishes(**options), clips=False))

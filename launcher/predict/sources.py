@@ -97,7 +97,10 @@ def files_of(source: str, out: Path) -> tuple[Path, list[Path]]:
             looked_for = " ".join((*IMAGES, *CLIPS))
             raise RunError(f"{source}: no images or clips (looked for {looked_for}); it holds {holds or 'nothing'}")
         if odd := ", ".join(f"{others[ending]} {ending}" for ending in OTHER_PICTURES if others[ending]):
-            print(f"{source}: left out, since it is not read: {odd}; convert them (`magick IN OUT.png`)", flush=True)
+            print(
+                f"{source}: left out, since these formats are not read: {odd}; convert them (`magick IN OUT.png`)",
+                flush=True,
+            )
         return path, files
     if path.is_file():
         if path.suffix.lower() not in (*IMAGES, *CLIPS):
@@ -111,7 +114,7 @@ def files_of(source: str, out: Path) -> tuple[Path, list[Path]]:
         files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
         files = [file for file in files if file.suffix.lower() in (*IMAGES, *CLIPS) and not is_below(file, out)]
         if not files:
-            raise RunError(f"{source}: no image or clip fits this pattern; put it in quotes if the shell changes it")
+            raise RunError(f"{source}: no image or clip matches this pattern; put it in quotes if the shell changes it")
         return fixed, files
     there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, there, n=1)

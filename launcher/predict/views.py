@@ -176,8 +176,8 @@ def maps_of(
     values = [x.float().cpu().numpy() for x in (cam_BKhw, probs_BK, strength_BK)]
     if not all(np.isfinite(x).all() for x in values):
         raise RunError(
-            f"{model.place}: its scores are NaN or infinite; the network is broken: take an earlier checkpoint, or "
-            "train.precision ieee"
+            f"{model.place}: its scores are NaN or infinite; the network is broken: use an earlier checkpoint, or "
+            "train.precision=ieee"
         )
     return [Looked(*of_frame) for of_frame in zip(*values, strict=True)]
 

@@ -74,7 +74,7 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
     if processes is not None and started > 1 and processes != started:  # before it waits for partners
         raise ConfigError(
             f"launch.processes is {processes}, but WORLD_SIZE is {started}: start it with `wsss train`, which ignores "
-            "what the surroundings say of other processes, or set launch.processes to what you start"
+            "such variables, or set launch.processes to the number that you start"
         )
     # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers joins them. New torch
     # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
@@ -96,7 +96,7 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
         raise ConfigError(
             f"launch.processes is {wanted}, but the launcher started {started} and Accelerate joined "
             f"{accelerator.num_processes}: start it with `wsss train`, which prints the right launch command, or set "
-            "launch.processes to what you start"
+            "launch.processes to the number that you start"
         )
     if (settings is not None) != uses_zero(accelerator):
         raise ConfigError(

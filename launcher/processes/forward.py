@@ -88,7 +88,7 @@ class Stopping:
             minutes = (now - self.began) / 60
             tell(f"asked to stop {minutes:.0f} min ago; the step, its save or an evaluation is still running")
         if now - self.began > STOP_S:
-            tell(f"asked to stop {STOP_S / 60:.0f} min ago, and still there: killed; the last checkpoint stands")
+            tell(f"asked to stop {STOP_S / 60:.0f} min ago and still running: killed; the last checkpoint is intact")
         if at_once or now - self.began > STOP_S or now - self.alone_since > ALONE_S:
             kill_all(self.process)
 

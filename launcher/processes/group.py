@@ -96,7 +96,10 @@ def join_group(backend: str, timeout: timedelta) -> None:
     coming = min(timeout, GROUP_TIMEOUT)
     if not os.environ.get(LAUNCHED) and os.environ.get("LOCAL_RANK", "0") == "0":
         minutes = coming.total_seconds() / 60
-        message = f"obeys RANK={rank} WORLD_SIZE={world_size}: waits for the others at {host}:{port}, {minutes:.0f} min"
+        message = (
+            f"using RANK={rank} WORLD_SIZE={world_size} from the environment: waiting up to {minutes:.0f} min for the "
+            f"others at {host}:{port}"
+        )
         print(message, file=sys.stderr, flush=True)
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = dist.TCPStore(host, port, world_size, is_master=is_master, timeout=coming, multi_tenant=True)

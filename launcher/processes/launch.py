@@ -71,7 +71,7 @@ def launch(config: Config, module: str, arguments: Sequence[str], *, verbose: bo
         await_address(str(config.launch.main_address))
         tell(
             f"machine {config.launch.machine_rank} of {config.launch.machines}: waiting for the others at "
-            f"{config.launch.main_address}:{config.launch.port}, half an hour at most; SIGTERM or Ctrl-C ends it",
+            f"{config.launch.main_address}:{config.launch.port}, half an hour at most; SIGTERM or Ctrl-C ends the wait",
         )
     return run_and_forward(argv, effective(environment))
 
@@ -111,12 +111,12 @@ def await_address(name: str) -> None:
             waited_s = time.monotonic() - began
             if waited_s > NAME_S:
                 raise ConfigError(
-                    f"launch.main_address: '{name}' has no address ({error}) after {waited_s:.0f} s; wanted that of "
-                    "machine 0 as this machine reaches it"
+                    f"launch.main_address: '{name}' has no address ({error}) after {waited_s:.0f} s; wanted the "
+                    "address at which this machine reaches machine 0"
                 ) from error
             if said == began:
                 said = time.monotonic()
-                tell(f"launch.main_address '{name}' has no address yet ({error}); waiting for one for {NAME_S:.0f} s")
+                tell(f"launch.main_address '{name}' has no address yet ({error}); waiting up to {NAME_S:.0f} s for one")
             time.sleep(LOOK_UP_EVERY_S)
 
 

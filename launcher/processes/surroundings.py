@@ -137,8 +137,8 @@ def require_ours() -> None:
         place = Path(found.origin).resolve() if found is not None and found.origin else None
         if place is None or place.parents[1] != ROOT:
             raise ConfigError(
-                f"{place or name}: another package of the name '{name}' is in the place of ours; install wsss into an "
-                f"environment of its own (python -m venv), or uninstall that one and install wsss again"
+                f"{place or name}: another package called '{name}' was found instead of ours; install wsss into an "
+                "environment of its own (python -m venv), or uninstall that one and install wsss again"
             )
 
 

@@ -52,7 +52,7 @@ def read_zero(config: Config) -> dict[str, Any] | None:
         raise ConfigError(f"launch.zero: {zero} asks for stage {stage!r}; wanted 1 or 2 (launch.zero=0 is DDP)")
     for key, place in OURS.items():
         if settings.get(key, "auto") != "auto":
-            raise ConfigError(f"launch.zero: {zero} sets {key}; leave it out, this run's is made from {place}")
+            raise ConfigError(f"launch.zero: {zero} sets {key}; leave it out, since the run sets it from {place}")
     for key in ("offload_optimizer", "offload_param"):
         if settings["zero_optimization"].get(key, {}).get("device", "none") != "none":
             raise ConfigError(f"launch.zero: {zero} sets {key}, which checkpoints here cannot gather; leave it out")
@@ -65,12 +65,14 @@ def settings_for(config: Config, processes: int) -> dict[str, Any] | None:
     if zero is None:
         return None
     if config.train.precision == "fp16":
-        raise ConfigError("launch.zero: DeepSpeed trains no float16 here; set train.precision=bf16, or launch.zero=0")
+        raise ConfigError(
+            "launch.zero: float16 is not supported with DeepSpeed; set train.precision=bf16, or launch.zero=0"
+        )
     accumulate, images = config.train.accumulate, config.data.global_batch_size
     if images % (processes * accumulate):
         raise ConfigError(
-            f"data.global_batch_size is {images}, which {processes} processes with train.accumulate {accumulate} "
-            "cannot share out evenly"
+            f"data.global_batch_size is {images}, which cannot be divided evenly over {processes} processes with "
+            f"train.accumulate {accumulate}"
         )
     autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}  # [] = gradients stay float32
     return {

@@ -26,8 +26,8 @@ TEXTS = ("texts", "other_texts")  # options of a model whose classifier is made 
 def build_network(named: Named, class_set: ClassSet, section: str = "model") -> Network:
     """The network of `model:` or `partner:`, the section of the config of which errors speak.
 
-    Its weights may be those of a run, of a checkpoint or of an exported file: what fits whole is taken, the backbone
-    must fit, and all else is taken only where the classes are the same. `Network.origin` says what was.
+    Its initial weights may be a run, a checkpoint or an exported file. The backbone must fit; other parts are loaded
+    only if they fit completely and the classes are the same. `Network.origin` says which parts were loaded.
 
     Raises:
         ConfigError: no such model, or weights that do not fit it.
@@ -50,9 +50,10 @@ def build_network(named: Named, class_set: ClassSet, section: str = "model") -> 
 
 @contextmanager
 def must_be_possible(named: Named, section: str) -> Iterator[None]:
-    """What torch or Python says of numbers that no layer can have, as a ValueError that names the options which are not
-    at their defaults. What depends on values that are not there (NotImplementedError) stays as it is, and so does a
-    fault: where no option was given, or in a network of another package, which tells bad options by ValueErrors."""
+    """Turn errors of torch or Python about impossible sizes into a ValueError that names the options that are not at
+    their defaults. Other errors pass unchanged: NotImplementedError (from tensors without values), and what must be a
+    bug, since no option was given or the network is another package's, which reports bad options by ValueErrors
+    itself."""
     try:
         yield
     except NotImplementedError:
@@ -68,15 +69,15 @@ def must_be_possible(named: Named, section: str) -> Iterator[None]:
 
 
 def refuse_other_texts(named: Named, start: Start) -> None:
-    """Raise ValueError if a network is to know its classes by other texts than the one that it begins with."""
+    """Raise ValueError if a network has other texts for its classes than the one that its weights come from."""
     if start.model is None or start.model.name != named.name:
         return
     wanted, given = (options_of(drop_weights(one), MODELS) for one in (named, start.model))
     for option in TEXTS:
         if wanted.get(option) != given.get(option):
             raise ValueError(
-                f"model.{option} is {list(wanted[option])}, {start.place} has {list(given[option])}, which it would "
-                "begin with: give the same, or as model.weights the file that that one began with"
+                f"model.{option} is {list(wanted[option])}, but {start.place} was trained with {list(given[option])}: "
+                f"use those, or set model.weights to the file that {start.place} began from"
             )
 
 
@@ -97,7 +98,7 @@ def build_method(config: Config, class_set: ClassSet, teacher: Run | None = None
         method = METHODS[config.method.name](student, *collaborators, **options_of(config.method, METHODS))
         if method.compares_pairs and config.data.pairs is None:
             raise ValueError(
-                "method.time_weight compares neighbouring frames: wanted data.pairs, how far they are apart"
+                "method.time_weight compares neighbouring frames: wanted data.pairs, the distance of two frames"
             )
     return method
 
@@ -110,7 +111,7 @@ def load_teacher(teacher: Run, class_set: ClassSet) -> Frozen:
     """
     known = teacher.class_set.classes
     if known != class_set.classes:
-        raise RunError(f"teacher {teacher} knows the classes {known}, the data {class_set.classes}")
+        raise RunError(f"teacher {teacher} was trained on the classes {known}, but the data has {class_set.classes}")
     return Frozen(load_trained(teacher).method.student)
 
 
@@ -142,5 +143,5 @@ def load_trained(run: Run, checkpoint: Path | None = None) -> Trained:
 
 
 def drop_weights(named: Named) -> Named:
-    """The network without its initial weights: a checkpoint has them all."""
+    """The network's options without its initial weights, since a checkpoint has all weights."""
     return named.model_copy(update=dict.fromkeys(weights_options(named)))

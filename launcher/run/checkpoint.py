@@ -1,4 +1,4 @@
-"""What a step_NNNNNNN/ folder holds, and how it gets there whole.
+"""What a step_NNNNNNN/ folder holds, and how it is written completely or not at all.
 
     model.safetensors  the method's parameters and buffers: the student, projections, heads; never a teacher. With
                        train.ema_decay it is their average: whoever reads a run gets that
@@ -62,7 +62,7 @@ def save(
 ) -> Path:
     """Write RUN/step_NNNNNNN/ under a temporary name, then rename. Every rank must call it.
 
-    Older checkpoints go after the new one stands; see prune.
+    Older checkpoints are removed once the new one is complete; see prune.
 
     Args:
         method: not wrapped for data parallelism; equal on all ranks.
@@ -98,7 +98,7 @@ def to_host(state: Any) -> Any:
 
 
 def explain_disk(error: Exception, run: Path) -> str:
-    """Why a save failed. safetensors and torch.save tell no errno: the free space has to."""
+    """Why a save failed. safetensors and torch.save give no errno, so the free space is reported."""
     if isinstance(error, OSError):
         return tell_refusal(error, run)
     return (
@@ -113,8 +113,8 @@ def write(
     world_size: int,
     ema_decay: float | None,
 ) -> None:
-    """One checkpoint: all bytes on the disk under a hidden name before it gets its own. The hidden name is the same at
-    every try, for `prune` to find what a killed process left.
+    """Write one checkpoint: all bytes are on the disk under a hidden name before it gets its own. The hidden name is
+    always the same, so that `prune` finds what a killed process left.
 
     Args:
         models: {file: weights}.
@@ -165,10 +165,11 @@ def prune(run: Path, *, keep: int, keep_best: str | None) -> None:
 
 
 def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
-    """Load a checkpoint into an unwrapped method and its optimizer, wherever they are, to go on; returns its step.
+    """Load a checkpoint into an unwrapped method and its optimizer, on any device, to continue training; returns its
+    step.
 
     Args:
-        average: gets the averaged weights; of a run that had none, its weights, as at a beginning.
+        average: gets the averaged weights or, if the run had none, its weights, as at the start of a run.
 
     Raises:
         RunError: it is of another method or model, or holds more than tensors and numbers.
@@ -179,7 +180,7 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, aver
     try:
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RunError(f"{folder / OPTIMIZER}: is no optimizer state of tensors and numbers: {error}") from error
+        raise RunError(f"{folder / OPTIMIZER}: is not an optimizer state of tensors and numbers: {error}") from error
     try:
         optimizer.load_state_dict(state)
     except ValueError as error:
@@ -191,11 +192,11 @@ def load_method(method: nn.Module, folder: Path, file: str = MODEL) -> None:
     """Load a checkpoint's parameters into an unwrapped method, strictly: those that are read, or another file's.
 
     Raises:
-        RunError: the checkpoint is of another method or model, or its file is no safetensors file.
+        RunError: the checkpoint is of another method or model, or its file is not a safetensors file.
     """
     try:
         method.load_state_dict(load_file(folder / file))
     except RuntimeError as error:
         raise RunError(f"{folder}: belongs to another method or model than its config says: {error}") from error
     except SafetensorError as error:
-        raise RunError(f"{folder / file}: is no safetensors file: {error}") from error
+        raise RunError(f"{folder / file}: is not a safetensors file: {error}") from error

@@ -19,7 +19,7 @@ LONGEST = 4000  # characters of a message
 
 
 class NotingFailure:
-    """Inside, an exception that passes is noted in RUN/failure.json by the first process that it ends.
+    """Context in which the first process that ends with an exception records it in RUN/failure.json.
 
     Args:
         run: the run's folder.
@@ -59,12 +59,12 @@ def note_failure(
     rank: int | None = None,
     next_command: str | None = None,
 ) -> None:
-    """Write RUN/failure.json, unless another process was first: what ends the others follows from that.
+    """Write RUN/failure.json, unless another process was first: later errors are consequences of the first.
 
     Args:
         kind: name of the exception, or `exit`.
         step: steps done.
-        next_command: what to do; None = the command that goes on.
+        next_command: what to do; None = the command that continues the run.
     """
     content = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -80,15 +80,15 @@ def note_failure(
 
 
 def note_exit(run: Path, code: int) -> None:
-    """What the launcher of a run knows where its processes ended and none of them said why."""
+    """Record what the launcher knows if the processes of a run ended and none of them recorded why."""
     with suppress(OSError):
         if run.is_dir() and find_holder(run) is None:  # who trains it is another start of it, which goes on
-            said = f"its processes ended with code {code}, and none of them noted why; see what they printed"
+            said = f"its processes ended with code {code}, and none of them recorded why; see their output"
             note_failure(run, kind="exit", message=f"{said}. A process that needs too much memory is killed silently")
 
 
 def clear_failure(run: Path) -> None:
-    """A run that begins, or goes on, has not failed yet."""
+    """Remove RUN/failure.json: a run that starts or continues has not failed yet."""
     with suppress(OSError):
         os.unlink(run / FAILURE)
 
@@ -103,5 +103,5 @@ def read_failure(run: Path) -> dict[str, Any] | None:
 
 
 def continue_command(run: Path) -> str:
-    """The command that goes on with a run from its last checkpoint."""
+    """The command that continues a run from its last checkpoint."""
     return shlex.join(["wsss", "train", str(run / "config.yaml")])

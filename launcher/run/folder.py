@@ -28,12 +28,13 @@ def run_folder(config: Config) -> Path:
 
 
 class Run:
-    """What lies in runs/NAME, read once.
+    """The contents of runs/NAME, read once.
 
     Attributes:
         folder: of the run.
-        config: what it was trained with, for this machine: neither the machines nor the ZeRO stage of the training are
-            needed to read a run. `overrides`, section.key=value, are for what is read from a run afterwards.
+        config: what it was trained with, adapted to this machine: reading a run needs neither the machines nor the ZeRO
+            stage of its training. `overrides` (section.key=value) change options for what is done with the run
+            afterwards.
         about: run.json: class set, data and teacher by identity, commit, versions, processes, time of the start.
 
     Raises:
@@ -59,8 +60,8 @@ class Run:
 
     @property
     def teacher(self) -> Path | None:
-        """The run that it learnt from: where its config says, seen from here, else at that name in the folder of runs
-        that it lies in itself, so that a run can be read from any folder. None where it had no teacher."""
+        """The run that it learned from: at the path in its config, or else under that name in the folder of runs that
+        contains this run, so that a run can be read from any working folder. None if it had no teacher."""
         named = self.config.teacher
         if named is None or named.is_absolute() or is_run(named):
             return named
@@ -72,7 +73,7 @@ class Run:
         return ClassSet(name=self.about["class_set"], classes=tuple(self.about["classes"]))
 
     def checkpoint(self) -> Path:
-        """The newest complete checkpoint; of a run that is being trained, the one that was when this was first asked.
+        """The newest complete checkpoint; for a run that is being trained, the newest one at the first call.
 
         Raises:
             RunError: there is none.
@@ -81,7 +82,7 @@ class Run:
         return self._checkpoint
 
     def at(self, checkpoint: str) -> "Run":
-        """The same run with this checkpoint in place of the newest: what another process began with."""
+        """The same run with this checkpoint in place of the newest: the one that another process started with."""
         self._checkpoint = self.folder / checkpoint
         return self
 
@@ -100,7 +101,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:
-    """{split: folder of shards}: of the split that is named, or of those of val and tune that the config has.
+    """{split: folder of shards} for the named split, or for those of val and tune that the config has.
 
     Raises:
         ConfigError: the config has no such split, or neither val nor tune where none is named.
@@ -110,10 +111,10 @@ def split_folders(config: Config, only: str | None = None) -> dict[str, Place]:
     found = {name: folder for name in wanted if (folder := folders.get(name)) is not None}
     has = ", ".join(name for name, folder in folders.items() if folder)
     if missing := [name for name in wanted if name not in found]:
-        raise ConfigError(f"--split {missing[0]}: this run has {has}")
+        raise ConfigError(f"--split {missing[0]}: this run has only {has}")
     if not found:
         raise ConfigError(
-            f"this run has neither data.val nor data.tune, only {has}: name it with --split, or give the place of "
-            "another as data.val=FOLDER"
+            f"this run has neither data.val nor data.tune, only {has}: name it with --split, or give another folder, "
+            "data.val=FOLDER"
         )
     return found

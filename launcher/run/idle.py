@@ -1,9 +1,8 @@
-"""Options that have no effect beside the others of a config.
+"""Options that have no effect because of other options of a config.
 
-Where the result would be taken for what it is not, they are refused; where another option only turns their part off, as
-an ablation or a run without validation does, they are told in a line. What weighs 0 is off with all its options, which
-the docstring of its method says.
-"""
+They are refused if they would make the user misread the result. If another option just switches off their part, as in
+an ablation or without validation, a line reports them. A term with weight 0 is off with all its options, as the
+docstring of its method says."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ NOTHING: tuple[Any, ...] = (None, (), {})  # also says that an option is left ou
 
 
 class Rule(NamedTuple):
-    """Options that have no effect where a config is so, in words."""
+    """Options that have no effect if a condition on the config holds, and the reason in words."""
 
     options: tuple[str, ...]
     idle: Callable[[Config], bool]
@@ -44,7 +43,7 @@ def is_never_recorded(config: Config) -> bool:
 
 
 REFUSED = (
-    Rule(("teacher",), lambda c: not METHODS[c.method.name].needs_teacher, "the method reads none"),
+    Rule(("teacher",), lambda c: not METHODS[c.method.name].needs_teacher, "the method does not use one"),
     Rule(("data.min_crop",), looks_at("two"), "the method looks at two views, which are cropped by data.scale"),
     Rule(("data.scale",), looks_at("plain"), "the method looks at one view, which is cropped by data.min_crop"),
     Rule(("data.pixel_batch_size",), lambda c: c.data.pixel is None, "there is no data.pixel"),
@@ -66,9 +65,13 @@ TOLD = (
         "no data.val",
     ),
     Rule(
-        ("data.val_part",), lambda c: c.train.eval_every is None, "the one evaluation counts all: no train.eval_every"
+        ("data.val_part",),
+        lambda c: c.train.eval_every is None,
+        "the only evaluation uses all images, since there is no train.eval_every",
     ),
-    Rule(("train.graph",), is_never_recorded, "steps are recorded on GPUs without ZeRO, and not of every method"),
+    Rule(
+        ("train.graph",), is_never_recorded, "steps are recorded only on GPUs, without ZeRO, and not for every method"
+    ),
     Rule(("train.decay_all",), lambda c: c.train.weight_decay == 0, "train.weight_decay is 0"),
     Rule(("launch.max_restarts",), lambda c: process_count(c) == 1, "there is one process"),
     Rule(("launch.main_address",), lambda c: c.launch.machines == 1, "there is one machine"),
@@ -77,14 +80,18 @@ TOLD = (
     Rule(("method.attended", "method.agree_from"), of_method("walk_steps", 0), "method.walk_steps is 0"),
     Rule(("cam.layers",), lambda c: not {"grad", "layer"} & {*c.cam.kinds}, "no kind of cam.kinds reads layers"),
     Rule(("segment.mean_field", "segment.crf_classes"), lambda c: not c.segment.crf, "segment.crf is false"),
-    Rule(("segment.batch_size",), lambda c: c.segment.size == "native", "images of their own sizes come one by one"),
+    Rule(
+        ("segment.batch_size",),
+        lambda c: c.segment.size == "native",
+        "images of different sizes are processed one by one",
+    ),
     Rule(
         ("segment.rule",), lambda c: len(c.segment.scales) == 1 and not c.segment.flip, "there is one view to segment"
     ),
     Rule(
         ("refine.cues",),
         lambda c: not {*c.refine.cues} <= {step.name for step in c.refine.chain},
-        "of a refiner that is not in refine.chain",
+        "it is for a refiner that is not in refine.chain",
     ),
     Rule(
         ("refine.bg_threshold",),
@@ -113,7 +120,8 @@ READS = {  # command on a trained run: options of its config, or beginnings of t
 
 
 def refuse_unread(command: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError for overrides of a trained run that a command does not read: what it was trained with stays.
+    """Raise ConfigError for overrides of a trained run that a command does not read, since what was trained does not
+    change.
 
     Args:
         command: of READS.
@@ -122,12 +130,12 @@ def refuse_unread(command: str, overrides: Sequence[str]) -> None:
         key = override.partition("=")[0]
         of_weights = key.endswith("weights") and key.startswith(("model.", "partner."))
         if of_weights or not f"{key}.".startswith(READS[command]):
-            because = "has the weights of the run" if of_weights else f"reads {', '.join(READS[command])}"
+            because = "uses the weights of the run" if of_weights else f"reads only {', '.join(READS[command])}"
             raise ConfigError(f"{override}: has no effect: `wsss {command}` {because}; leave it out")
 
 
 def refuse_idle(config: Config, *sections: str) -> None:
-    """Raise ConfigError for options of REFUSED that are set and have no effect; says all of them.
+    """Raise ConfigError, naming all of them, for options of REFUSED that are set and have no effect.
 
     Args:
         sections: that are looked at, such as `cam`; none = all.
@@ -146,7 +154,7 @@ def name_idle(config: Config, *sections: str) -> str:
     for rule, option in find_idle(config, TOLD, sections):
         found.setdefault(rule.because, []).append(option)
     said = "; ".join(f"{', '.join(options)} ({because})" for because, options in found.items())
-    return f"without effect here: {said}" if said else ""
+    return f"no effect here: {said}" if said else ""
 
 
 def name_unreached(config: Config) -> str:
@@ -158,7 +166,7 @@ def name_unreached(config: Config) -> str:
         if name.endswith("_from") and isinstance(step, int) and step >= config.train.steps > 0
     }
     said = ", ".join(f"method.{name} {step}" for name, step in late.items())
-    return f"after the last step, {config.train.steps}, so that it is never reached: {said}" if said else ""
+    return f"never reached, since the last step is {config.train.steps}: {said}" if said else ""
 
 
 def find_idle(config: Config, rules: tuple[Rule, ...], sections: tuple[str, ...]) -> Iterator[tuple[Rule, str]]:
@@ -170,7 +178,7 @@ def find_idle(config: Config, rules: tuple[Rule, ...], sections: tuple[str, ...]
 
 
 def is_set(config: Config, option: str) -> bool:
-    """Whether a config says something else of an option than nothing, or what it would be if left out."""
+    """Whether an option is set to something other than nothing or its default."""
     section, _, name = option.partition(".")
     inside = getattr(config, section)
     if not name:
@@ -189,6 +197,6 @@ def default_of(config: Config, option: str) -> Any:
 
 
 def unset(config: Config, option: str) -> Any:
-    """What an override sets an option to for it to be left out."""
+    """The value for an override that has the same effect as leaving the option out."""
     default = None if "." not in option else default_of(config, option)
     return [] if isinstance(default, tuple) and default and isinstance(default[0], str) else default

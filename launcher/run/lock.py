@@ -15,8 +15,8 @@ LOCK, LOCK_WAIT_S = ".lock", 20.0
 
 
 def find_holder(run: Path) -> str | None:
-    """Which process trains in a run's folder, as it wrote; None if none does. Not for the process that does: it would
-    let go of its lock.
+    """The process that trains in a run's folder, as recorded in its lock; None if there is none. Must not be called by
+    that process itself: it would release its lock.
 
     Raises:
         OSError: there are no locks here.
@@ -35,10 +35,11 @@ def find_holder(run: Path) -> str | None:
 def only_writer(
     run: Path, wait_s: float = LOCK_WAIT_S, *, work: str = "trained", remedy: str = "give this run another name"
 ) -> Iterator[None]:
-    """Hold a run's folder against a second training; the kernel lets go of it when this process ends, however.
+    """Lock a run's folder against a second training; the kernel releases the lock when this process ends, however it
+    ends.
 
     Args:
-        work, remedy: what another process does with the folder, and what to do if it is not to be ended.
+        work, remedy: for the message: what the other process does with the folder, and what to do instead of ending it.
 
     Raises:
         RunError: another process still holds it after wait_s, or the folder cannot be written.
@@ -61,7 +62,7 @@ def only_writer(
         if held is None:
             print(
                 f"{run}: this file system has no locks (mount it with them: flock on Lustre, lockd on NFS), so nothing "
-                "keeps a second training out of this folder: start none",
+                "prevents a second training in this folder: do not start one",
                 file=sys.stderr,
                 flush=True,
             )

@@ -14,10 +14,9 @@ LOG = "train.log"
 
 
 class Tee:
-    """A stream that also writes its whole lines to a file, opened to append; all else is as of the stream.
+    """A stream that also appends its complete lines to a file; in everything else it behaves like the stream.
 
-    Of a line that was written over, as a progress bar is, the last state stays.
-    """
+    Of a line that is overwritten, such as a progress bar, the last state is kept."""
 
     def __init__(self, stream: Any, descriptor: int) -> None:
         self.stream, self.descriptor, self.begun = stream, descriptor, ""
@@ -43,7 +42,8 @@ def write_line(descriptor: int, line: str) -> None:
 
 @contextmanager
 def keep_log(run: Path) -> Iterator[None]:
-    """Inside, what is printed to stdout and stderr also goes to RUN/train.log, and so does the error that ends it."""
+    """Context in which everything printed to stdout and stderr also goes to RUN/train.log, as does the error that ends
+    it."""
     try:
         descriptor = os.open(run / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What `model.weights` means where it is a run, a checkpoint or an exported student: networks of ours to begin with."""
+"""What `model.weights` means if it is a run, a checkpoint or an exported student, that is, one of our own networks."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ STUDENT = "student."  # begins the names of a checkpoint that are the student's
 
 
 class Start(NamedTuple):
-    """A student to begin with.
+    """A trained student that a network starts from.
 
     Attributes:
-        classes: that it knows; None where nothing says which.
-        model: the network that it is of, by its config; None where nothing says which.
+        classes: those it was trained on; None if unknown.
+        model: config of its network; None if unknown.
         state: {name: tensor} under its own names.
     """
 
@@ -54,11 +54,11 @@ def name_absent(named: Named, section: str) -> list[str]:
         value, name = options[option], str(of.get(option) or "").removeprefix("tu-")
         if value == "timm" and not is_fetched(name):
             found.append(
-                f"{section}.{option}: the weights of '{name}' can be downloaded, for they are not in this machine's "
-                f"cache; without a network give a file, {section}.{option}=PATH"
+                f"{section}.{option}: the weights of '{name}' must be downloaded, since they are not in this machine's "
+                f"cache; without internet give a file, {section}.{option}=PATH"
             )
         elif value not in (None, "timm") and not Path(value).exists():
-            found.append(f"{section}.{option}: {value}, which is not here, will be there")
+            found.append(f"{section}.{option}: {value} does not exist; it is assumed to be there")
     return found
 
 
@@ -83,7 +83,7 @@ def find_weights(named: Named) -> Path | None:
         return folder / steps.MODEL
     if path.suffix in (".pt2", ".onnx") and path.is_file():
         raise ConfigError(
-            f"model.weights: {path} is a graph, from which no training begins; give its run or a .safetensors"
+            f"model.weights: {path} is a graph, from which training cannot start; give its run or a .safetensors"
         )
     return path if path.is_file() else None
 
@@ -98,7 +98,8 @@ def is_exported(file: Path) -> bool:
 
 
 def read_start(named: Named) -> Start | None:
-    """The student that a network begins with; None where its weights are none of ours, see weights.load_weights.
+    """The student that a network starts from; None if the weights are not from one of our networks, see
+    weights.load_weights.
 
     Raises:
         ConfigError: see find_weights; a checkpoint without a student.

@@ -1,4 +1,4 @@
-"""What became of runs: state, step, loss, time left, reason, from what lies in their folders."""
+"""The state of runs, from the files in their folders: state, step, loss, time left, reason."""
 
 import dataclasses
 import statistics
@@ -23,11 +23,11 @@ HEADINGS = ("run", "state", "step", "loss", "left", "reason")
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """What became of one run.
+    """The state of one run.
 
     Attributes:
-        state: running; finished; failed (an error, see reason); stopped (it was asked to); killed (it ended without a
-            word); unknown (its files, or its file system, do not say).
+        state: running; finished; failed (an error, see reason); stopped (as requested); killed (it ended without a
+            message); unknown (its files or file system do not tell).
         step, steps: the last one that was logged or saved, and how many there are to do; None = not known.
         loss: as last logged.
         left_s: seconds to the last step at the recent pace, validation left out; None unless it runs.
@@ -47,7 +47,7 @@ class Status:
 
 
 def read_statuses(folder: Path) -> list[Status]:
-    """Of the run in a folder and those below it, those too that failed before they had a config.
+    """States of the run in a folder and of those below it, including those that failed before they had a config.
 
     Raises:
         RunError: there is none.
@@ -95,7 +95,7 @@ def read_state(run: Path, *, done: bool) -> tuple[str, str]:
     status = read_wanted(run)["status"] if (run / WANTED).is_file() else None
     if status == "KILLED":
         return "stopped", f"it was asked to; next: {continue_command(run)}"
-    return "killed", f"it ended without a word, as by kill -9; next: {continue_command(run)}"
+    return "killed", f"it ended without a message, as after kill -9; next: {continue_command(run)}"
 
 
 def read_progress(run: Path) -> tuple[int | None, float | None, float | None]:

@@ -1,4 +1,4 @@
-"""The checkpoints in a run's folder: which there are, which are complete, damaged, newest, best."""
+"""The checkpoints in a run's folder: which exist, and which are complete, damaged, newest or best."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def find_best(folders: list[Path], metric: str) -> Path | None:
 
 
 def read_figures(folder: Path) -> dict[str, float | None]:
-    """What evaluation found of a checkpoint; {} if nobody has evaluated it, or what it found is damaged."""
+    """The metrics of a checkpoint; {} if it has not been evaluated or its file is damaged."""
     path = folder / FIGURES
     try:
         return read_json(path) if path.is_file() else {}
@@ -51,8 +51,7 @@ def write_figures(folder: Path, figures: Mapping[str, float | None]) -> None:
 def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
     """The newest checkpoint whose every byte is as it was written; None if there is none. Every rank must call it.
 
-    One that is not is renamed to step_NNNNNNN.damaged, with a printed reason.
-    """
+    A checkpoint that was changed is renamed to step_NNNNNNN.damaged, and the reason is printed."""
     found = None
     if accelerator.is_main_process:
         for folder in reversed(step_folders(run)):
@@ -63,7 +62,7 @@ def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            print(f"{folder}: {reason}; set aside as {aside.name}, the one before it is tried", flush=True)
+            print(f"{folder}: {reason}; moved to {aside.name}; trying the one before it", flush=True)
     return from_first_rank(found, accelerator)
 
 
@@ -82,7 +81,7 @@ def find_damage(folder: Path) -> str | None:
         except DataError as error:
             return str(error)
         if digest != state["sha256"].get(name):
-            return f"the bytes of {name} are not those that were written"
+            return f"the bytes of {name} have changed since they were written"
     return None
 
 

@@ -89,7 +89,9 @@ def require_same_images(study: Study, row: Row, found: Mapping[int, Mapping[str,
         folders.setdefault(images_of(evaluation), run_of(study, row.run, seed))
     if len(folders) > 1:
         said = "; ".join(f"{folder} on images of fingerprint {one}" for one, folder in folders.items())
-        raise RunError(f"row '{row.name}': its runs were evaluated on other images ({said}): evaluate them on the same")
+        raise RunError(
+            f"row '{row.name}': its runs were evaluated on different images ({said}): evaluate them on the same"
+        )
 
 
 def images_of(evaluation: Mapping[str, Any]) -> str:

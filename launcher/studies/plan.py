@@ -57,7 +57,10 @@ def mask_commands(study: Study, training: str, masks: str, seed: int, extra: Seq
     """The masks of the training split that another training learns from: those of the row that makes them."""
     rows = [row for row in study.rows if row.run == training and row.source == masks]
     if not rows:
-        raise ConfigError(f"masks: no row reads '{masks}' of training '{training}', so nobody says how they are made")
+        raise ConfigError(
+            f"no row of this study uses masks '{masks}' of training '{training}', so it is undefined how to make them; "
+            "add a row"
+        )
     yield from reading_commands(study, rows[0], seed, extra, splits=("train",))
 
 

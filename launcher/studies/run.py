@@ -67,4 +67,4 @@ def execute_here(command: Command) -> None:
     """Run one `wsss` command as its own process. Raises RunError if it fails."""
     print("wsss " + shlex.join(command), flush=True)
     if code := run_below([sys.executable, "-m", "launcher", *command], {**os.environ, **find_ours()}):
-        raise RunError(f"`wsss {shlex.join(command)}` ended with {code}; fix it and run the study again")
+        raise RunError(f"`wsss {shlex.join(command)}` ended with code {code}; fix it and run the study again")

@@ -113,7 +113,7 @@ class Study(Section):
     def _names_exist(self) -> "Study":
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
-            raise ValueError(f"two rows have one name: {sorted(n for n in set(names) if names.count(n) > 1)}")
+            raise ValueError(f"two rows have the same name: {sorted(n for n in set(names) if names.count(n) > 1)}")
         if self.control is not None and self.control not in names:
             raise ValueError(f"control: there is no row '{self.control}'; there are {names}")
         wanted = [(f"row '{row.name}'", row.run) for row in self.rows]

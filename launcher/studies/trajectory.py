@@ -37,7 +37,7 @@ def compare_with_log(run: Path, log: LogName) -> dict[str, list[tuple[int, float
         for name, value in line.items():
             ours.setdefault(name, {})[int(line["step"])] = value
     if not ours:
-        raise RunError(f"{run}: nothing is logged here yet; begin the run with `wsss train`")
+        raise RunError(f"{run}: nothing is logged here yet; start the run with `wsss train`")
     logs = read_log(log)
     found: dict[str, list[tuple[int, float, float | None]]] = {}
     for columns, table, factor in ((PERCENT, logs["miou"], 100), (LOSSES, logs["losses"], 1)):

@@ -82,7 +82,7 @@ class Delivery:
         held = take_lock(file.fileno(), of_process=True)
         if held is False:
             file.close()
-            raise Busy(f"another process sends {self.run}")
+            raise Busy(f"another process is sending {self.run}")
         self.lock = file
         self.dead = self.dead and held is True  # without locks nobody knows whether its process is gone
         self.sent = read_sent(self.run, self.sink.name)
@@ -109,7 +109,10 @@ class Delivery:
             if self.sink.link:
                 warn(f"{self.sink.title} shows {self.run}: {self.sink.link}")
             if later is not None:
-                warn(f"{self.sink.title} does not take all parameters, tags or data sets of {self.run} now: {later}")
+                warn(
+                    f"{self.sink.title} does not accept all parameters, tags or data sets of {self.run} at present: "
+                    f"{later}"
+                )
         self.connected, self.rewound = True, False
 
     def rewind(self) -> bool:
@@ -195,7 +198,7 @@ class Delivery:
             self.refuse(f"file {path}", error)
         except Aside as error:
             if not self.sent["aside"]:  # of the others their number is told at the end
-                warn(f"{self.sink.title} does not take the file {path}, it is set aside: {error}")
+                warn(f"{self.sink.title} does not accept the file {path}, which is kept for later: {error}")
             aside[line["file"]] = {"line": line, "why": " ".join(str(error).split())[:300]}
         if known is not None or aside != self.sent["aside"]:
             self.save(aside=aside)
@@ -232,7 +235,7 @@ class Delivery:
         """Leave out what the sink will never take; it is reported once and remembered."""
         if what in self.sent["refused"]:
             return
-        warn(f"{self.sink.title} refuses {what} of {self.run}, it is left out there: {why}")
+        warn(f"{self.sink.title} refuses {what} of {self.run}, which is left out there: {why}")
         self.save(refused={**self.sent["refused"], what: str(why)})
 
     def save(self, **changes: Any) -> None:
@@ -241,4 +244,4 @@ class Delivery:
 
     def stop_if_abandoned(self) -> None:
         if self.abandoned.is_set():
-            raise Abandoned(f"{self.run}: stopped on the way")
+            raise Abandoned(f"{self.run}: stopped before everything was sent")

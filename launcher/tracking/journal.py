@@ -58,7 +58,10 @@ class Journal:
             self.held.clear()
         except OSError as error:
             if not waited:
-                warn(f"cannot write {self.path} ({error}); the run continues, its lines wait in memory for a place")
+                warn(
+                    f"cannot write {self.path} ({error}); the run continues, its lines are kept in memory until they "
+                    "can be written"
+                )
             while len(self.held) > HELD:
                 self.held.popleft()
                 self.lost += 1
@@ -84,7 +87,7 @@ def repair(path: Path) -> None:
         with path.with_name(f"{path.name}.damaged").open("ab") as file:
             file.writelines(damaged)
         write_whole(path, b"".join(line for line in whole if is_line(line)))
-        warn(f"{path}: {len(damaged)} lines are no JSON; they are now in {path.name}.damaged, the others stay")
+        warn(f"{path}: {len(damaged)} lines are not JSON; they were moved to {path.name}.damaged, the others stay")
 
 
 def is_line(line: bytes) -> bool:
@@ -121,8 +124,8 @@ def read_lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], in
                 yield json.loads(line), start
             except ValueError as error:
                 raise RunError(
-                    f"{path}: the line that ends at byte {start} is no JSON ({error}): something changed it; fix "
-                    "or remove this line"
+                    f"{path}: the line that ends at byte {start} is not JSON ({error}): something changed it; fix or "
+                    "remove this line"
                 ) from error
 
 

@@ -59,7 +59,7 @@ def describe(about: Mapping[str, Any], experiment_id: str, run_id: str) -> str:
         if about.get(name):
             lines.append(f"- {name}: {about[name]}")
     if "again" in about:
-        lines.append(f"- go on with it: `{about['again']}`")
+        lines.append(f"- continue it: `{about['again']}`")
     if files := about.get("files"):
         links = [f"[{name}]({link_run(experiment_id, run_id, f'/artifacts/{name}')})" for name in files]
         lines.append(f"- files: {', '.join(links)}")

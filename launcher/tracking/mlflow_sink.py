@@ -139,7 +139,10 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
     if found is None:
         return client.create_experiment(name, artifact_location=artifacts)
     if artifacts is not None and not str(found.artifact_location).startswith(artifacts):
-        warn(f"MLflow keeps the files of '{name}' in {found.artifact_location}, as before the runs were moved")
+        warn(
+            f"MLflow still keeps the files of '{name}' in {found.artifact_location}, where they were before the runs "
+            "were moved"
+        )
     return found.experiment_id
 
 

@@ -14,7 +14,7 @@ SINKS: dict[str, type[Sink]] = {"mlflow": MlflowSink, "tensorboard": Tensorboard
 def make_sink(name: str) -> Sink:
     """Raises RunError if there is no sink of this name."""
     if name not in SINKS:
-        raise RunError(f"tracking: no sink '{name}'; there are {', '.join(SINKS)}")
+        raise RunError(f"tracking: there is no tracker '{name}'; choose one of {', '.join(SINKS)}")
     return SINKS[name]()
 
 

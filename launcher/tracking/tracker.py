@@ -151,7 +151,7 @@ class RunTracker:
         try:
             change_wanted(self.run, about={**read_wanted(self.run).get("about", {}), **about})
         except (OSError, Damaged) as error:
-            warn(f"cannot write {self.run / WANTED} ({error}); the description of the run in its sinks lacks this")
+            warn(f"cannot write {self.run / WANTED} ({error}); the description of the run in its trackers lacks this")
         self.wake()
 
     def wake(self) -> None:
@@ -172,11 +172,11 @@ class RunTracker:
             if status is not None:
                 change_wanted(self.run, status=status, reason=reason)
         except OSError as error:
-            warn(f"cannot write {self.run / WANTED} ({error}); no sink will learn that the run is {status}")
+            warn(f"cannot write {self.run / WANTED} ({error}); trackers will not show that the run is {status}")
         for journal in (self.metrics, self.files):
             journal.flush()
             if lost := journal.lost + len(journal.held):
-                warn(f"{journal.path}: the disk did not take {lost} lines, they are lost")
+                warn(f"{journal.path}: {lost} lines could not be written and are lost")
         for sender in self.senders:
             sender.close()
         until = time.monotonic() + CLOSE_S

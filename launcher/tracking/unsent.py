@@ -105,7 +105,7 @@ def report_unsent(run: Path, sink: Sink) -> bool:
     lines, files, state = count_unsent(run, sink.name)
     if lines or files or state:
         later = typed("track", "sync", run)
-        warn(f"{sink.title} lacks {lines} lines of metrics and {files} files of {run}; later: {later}")
+        warn(f"{sink.title} lacks {lines} lines of metrics and {files} files of {run}; to send them later: {later}")
         aside = read_sent(run, sink.name)["aside"]
         for file in list(aside)[:LISTED]:
             warn(f"set aside: {file}: {aside[file]['why']}")
@@ -119,4 +119,7 @@ def explain(run: Path, sink: Sink, error: Exception) -> str:
     if isinstance(error, Busy):
         return f"{error}; it also sends what this one wrote"
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{sink.title} does not take the metrics of {run} ({text[:300]}); the run continues, with them in its folder"
+    return (
+        f"{sink.title} does not accept the metrics of {run} ({text[:300]}); the run continues and keeps them in its "
+        "folder"
+    )

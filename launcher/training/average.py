@@ -1,4 +1,5 @@
-"""The exponential moving average of a run's weights: what validation judges, and what readers of a checkpoint get."""
+"""The exponential moving average of a run's weights, which validation evaluates and which a checkpoint gives its
+readers."""
 
 import copy
 from collections.abc import Iterator
@@ -12,27 +13,27 @@ FEW = 0.01  # of an average, that its beginning may still be at the end
 
 
 def name_beginning(decay: float | None, steps: int) -> str:
-    """A line where the average of a whole run is still in part the weights that it began with; '' where it is not."""
+    """A line that warns if the average over a whole run still contains much of the initial weights; '' if not."""
     share = 0.0 if decay is None else decay**steps
     if share <= FEW or not steps:
         return ""
     return (
-        f"train.ema_decay {decay:g}: after {steps} steps the average is still to {100 * share:.0f} % the weights that "
-        f"it began with; {FEW ** (1 / steps):.3g} leaves {100 * FEW:.0f} % of them"
+        f"train.ema_decay {decay:g}: after {steps} steps {100 * share:.0f} % of the average is still the initial "
+        f"weights; {FEW ** (1 / steps):.3g} leaves {100 * FEW:.0f} % of them"
     )
 
 
 class Average:
-    """A copy of a method whose weights follow it.
+    """A copy of a method whose weights are the moving average of the method's.
 
         average <- average + (1 - decay) (weights - average)        after each update
 
-    Saved buffers of floats, as the statistics of BatchNorm, are averaged alike: they belong to the averaged weights.
-    Counts are copied. All of it stays on the device and waits for nothing.
+    Saved float buffers, such as BatchNorm statistics, are averaged too, since they belong to the averaged weights.
+    Counts are copied. Everything stays on the device, without waiting.
 
     Args:
-        method: at its initial weights, with which the average begins; not wrapped. A frozen teacher is not copied.
-        decay: in (0, 1); 1 / (1 - decay) updates are what it remembers.
+        method: with its initial weights, with which the average begins; not wrapped. A frozen teacher is not copied.
+        decay: in (0, 1); the average spans about 1 / (1 - decay) updates.
 
     Source: Polyak and Juditsky 1992; the form of torch.optim.swa_utils.
     """
@@ -43,10 +44,10 @@ class Average:
         self.move = get_ema_multi_avg_fn(decay)
 
     def follow(self, method: nn.Module, left_out: Tensor | None = None) -> None:
-        """Move after an update.
+        """Update the average after an update of the weights.
 
         Args:
-            left_out: scalar, 1 where the update was left out and counts for nothing, else 0; None = none ever is.
+            left_out: scalar, 1 if the update was skipped and does not count, else 0; None = no update is ever skipped.
         """
         pairs = self.pairs(method)
         averages, weights = (list(side) for side in zip(*(p for p in pairs if p[0].is_floating_point()), strict=True))
@@ -60,7 +61,8 @@ class Average:
 
     @contextmanager
     def in_place_of(self, method: nn.Module) -> Iterator[None]:
-        """The method has the averaged weights inside, in its own tensors, which a CUDA graph or an engine may know."""
+        """Inside this context the method has the averaged weights, in its own tensors, which a CUDA graph or an engine
+        may refer to."""
         self.swap(method)
         try:
             yield
@@ -74,5 +76,5 @@ class Average:
             weight.copy_(kept)
 
     def pairs(self, method: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """(average, weight) of all that a checkpoint holds, detached."""
+        """(average, weight) for everything that a checkpoint holds, detached."""
         return list(zip(self.method.state_dict().values(), method.state_dict().values(), strict=True))

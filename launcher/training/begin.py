@@ -1,4 +1,4 @@
-"""What a run says of itself: its config.yaml and run.json, and what its trackers show beside figures."""
+"""What a run records about itself: its config.yaml and run.json, and what trackers show besides metrics."""
 
 import json
 import re
@@ -29,11 +29,11 @@ STUDENT = "student.safetensors"  # in the run's folder, for tracking.model
 def begin_run(
     inputs: Inputs, about: dict[str, Any], found: Path | None, said: Sequence[str], headlines: Mapping[str, str]
 ) -> Tracker:
-    """Write the run's config.yaml and run.json, and begin to track it or go on with that.
+    """Write the run's config.yaml and run.json, and start or continue its tracking.
 
     Args:
         about: where the run came from, see collect_provenance.
-        found: the checkpoint that it goes on from.
+        found: the checkpoint from which it continues.
         said: what the user typed: the config's file and the overrides.
         headlines: see validate.headline_names.
     """
@@ -78,14 +78,13 @@ def begin_run(
 
 
 def place_in_study(config: Config) -> dict[str, str]:
-    """Tags by which runs are grouped: a study names its runs STUDY/ROW_seedN, and whoever has no study names them
-    alike."""
+    """Tags for grouping runs, from names of the form STUDY/ROW_seedN, as studies use them."""
     study, _, name = config.name.rpartition("/")
     return {"wsss.study": study, "wsss.row": re.sub(r"_seed\d+$", "", name), "wsss.seed": str(config.train.seed)}
 
 
 def describe(config: Config, run: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What there is to say of a run in words, see RunTracker.tell."""
+    """A description of a run, see RunTracker.tell."""
     data, train = config.data, config.train
     network = config.model.options.get("timm_name", "")
     val = f", validated on {data.val}" if data.val else ""
@@ -100,8 +99,8 @@ def describe(config: Config, run: Path, about: dict[str, Any]) -> dict[str, Any]
 
 
 def offer_model(config: Config, tracker: Tracker) -> None:
-    """Export the student of a finished run, of its best checkpoint if train.keep_best says what is best, and show it
-    as a model. What goes wrong ends no run that is done."""
+    """Export the student of a finished run (of its best checkpoint, if train.keep_best is set) and register it as a
+    model. An error here does not fail a run that is done."""
     run, best = run_folder(config), config.train.keep_best
     assert config.tracking.model is not None
     try:
@@ -109,6 +108,6 @@ def offer_model(config: Config, tracker: Tracker) -> None:
         export(run, run / STUDENT, checkpoint=checkpoint)
     except (RunError, ConfigError, DataError) as error:
         later = f"{typed('export', run)} --out FILE"
-        print(f"tracking.model: the student is not exported ({error}); later: {later}", flush=True)
+        print(f"tracking.model: the student was not exported ({error}); to do it later: {later}", flush=True)
         return
     tracker.model(run / STUDENT, config.tracking.model, "best" if checkpoint else "newest")

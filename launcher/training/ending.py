@@ -1,4 +1,4 @@
-"""The last words of a training: what it wrote, its headline beside its teacher's, and the command to type next."""
+"""What a training prints at its end: what it wrote, its main metric next to its teacher's, and the next command."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from wsss.methods import METHODS
 
 
 def describe_end(config: Config, seconds: float, teacher: Run | None) -> str:
-    """Of a training that made its last step, as its folder states it, and that of its teacher, if it has one."""
+    """The final lines of a training that made its last step, from its folder and that of its teacher, if it has one."""
     run = run_folder(config)
     last = steps.folder_of(run, config.train.steps)
     lines = [f"done in {format_duration(seconds)}: {last}; metrics in metrics.jsonl, this text in {LOG}"]
@@ -28,7 +28,7 @@ def describe_end(config: Config, seconds: float, teacher: Run | None) -> str:
 
 
 def find_logged(config: Config, figures: Mapping[str, float | None]) -> str:
-    """The name in the log of the figure to quote; "" where there is none."""
+    """The log's name of the metric to quote; "" if there is none."""
     kinds = ("seg", *config.cam.kinds, LABELS)
     names = [name_logged(kind, name) for kind in kinds for name, figure in FIGURES.items() if figure.leads]
     return next((name for name in names if figures.get(name) is not None), "")
@@ -41,7 +41,8 @@ def say_logged(name: str, figures: Mapping[str, float | None]) -> str:
 
 
 def say_teacher(teacher: Run | None, config: Config) -> str:
-    """The same of the teacher, as its own training ended; "" where there is none, or it was judged on other images."""
+    """The same for the teacher, as its own training ended; "" if there is none, or if it was evaluated on other
+    images."""
     if teacher is None or teacher.config.data.val != config.data.val:
         return ""
     figures = steps.read_figures(steps.folder_of(teacher.folder, teacher.config.train.steps))
@@ -50,7 +51,7 @@ def say_teacher(teacher: Run | None, config: Config) -> str:
 
 
 def name_next(config: Config) -> str:
-    """The command that reads what was trained."""
+    """The command to run next on what was trained."""
     run, method, data = run_folder(config), METHODS[config.method.name], config.data
     if method.segments or "seg" in config.cam.kinds:
         split = "val" if data.val else "tune" if data.tune else "train"

@@ -1,8 +1,7 @@
-"""What a run takes of its machine: step time, waiting for data, memory, utilisation. Read where the run logs and the
-host waits for the device anyway, so that no step waits for it.
+"""How a run uses its machine: step time, waiting for data, memory, utilisation. They are read when the run logs and the
+host waits for the device anyway, so that no step waits for them.
 
-Names are MLflow's own where it has one, so that they stand on its page of system metrics.
-"""
+Names are MLflow's own if it has one, so that they appear on its page of system metrics."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from shards.batches.batch import Batch
 
 
 class Gauges:
-    """Of this process and its device, since the last look."""
+    """Use of this process and its device since the last reading."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -25,18 +24,18 @@ class Gauges:
         psutil.cpu_percent()  # the first call only begins to measure
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time until it came counts as waiting for data."""
+        """The next batch; the time until it arrives counts as waiting for data."""
         asked = time.perf_counter()
         batch = next(batches)
         self.waited_s += time.perf_counter() - asked
         return batch
 
     def leave_out(self, seconds: float | None = None) -> None:
-        """Time that was no training: these seconds, or all until now."""
+        """Leave out time that was not training: this number of seconds, or everything up to now."""
         self.began = time.perf_counter() if seconds is None else self.began + seconds
 
     def read(self, steps: int, images: float) -> dict[str, float]:
-        """What the steps since the last look took, by the names of the log.
+        """Values for the steps since the last reading, by their names in the log.
 
         Args:
             images: of all processes.

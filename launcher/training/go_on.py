@@ -1,4 +1,4 @@
-"""A run gone on with: more steps of the same run, or a new run from where another one stands."""
+"""Continuing a run: more steps of the same run (extend), or a new run from another one's checkpoint (fork)."""
 
 import json
 import shutil
@@ -29,24 +29,24 @@ FORKED = ("parent", "extended")  # what run.json says of a run's past, which eve
 
 
 def require_own_name(given: Path, config: Config) -> None:
-    """Raise RunError if `given` is a run and `config`, read from it, would train in the folder of another name, as that
-    of a copy does: its config.yaml says what the run was called when it began."""
+    """Raise RunError if `given` is a run whose config would train in another folder. That happens with a copied run:
+    its config.yaml still has the name that the run began with."""
     folder = run_folder(config)
     if is_run(given) and given.resolve() != folder.resolve():
         here = RUNS.resolve()
         name = given.resolve().relative_to(here) if given.resolve().is_relative_to(here) else "NAME"
         raise RunError(
-            f"{given}: its {CONFIG} says name: {config.name}, so that it would go on in {folder}; to go on in this "
+            f"{given}: its {CONFIG} says name: {config.name}, so it would continue in {folder}; to continue in this "
             f"folder give name={name}" + (f", once it lies at {RUNS / 'NAME'}" if name == "NAME" else "")
         )
 
 
 def extend_run(config: Config, *, write: bool = True) -> str:
-    """Let a run have config.train.steps, more than it had; says so. It must be what a run of so many steps would have
-    been from its first one.
+    """Extend a run to config.train.steps steps; returns a line about it. Refused unless the result equals a run that
+    had this number of steps from the beginning.
 
     Args:
-        write: note it in the run's config.yaml and run.json; False = check alone.
+        write: record it in the run's config.yaml and run.json; False = only check.
 
     Raises:
         RunError: there is no such run, it is being trained, has as many steps, its learning rate depends on their
@@ -57,13 +57,13 @@ def extend_run(config: Config, *, write: bool = True) -> str:
     before, after = run.config.train.steps, config.train.steps
     if after <= before:
         raise RunError(
-            f"--extend {after}: {run} has {before} steps; give more, or go on to these with `wsss train {folder}`"
+            f"--extend {after}: {run} has {before} steps; give more, or continue to these with `wsss train {folder}`"
         )
     if config.train.power or run.config.train.power:
         raise RunError(
-            f"--extend {after}: the learning rate of {run} falls with train.steps (train.power "
+            f"--extend {after}: the learning rate of {run} depends on train.steps (train.power "
             f"{run.config.train.power:g}), so its {before} steps are not the first ones of {after}. --fork NAME "
-            f"train.steps={after} begins a new run where it stands, at the rate that {after} steps have there"
+            f"train.steps={after} starts a new run from its checkpoint, at the rate that {after} steps have there"
         )
     as_it_was = config.model_copy(update={"train": config.train.model_copy(update={"steps": before})})
     Inputs(as_it_was).check()  # before anything is written: other settings are refused, and the run stays as it is
@@ -81,21 +81,21 @@ def extend_run(config: Config, *, write: bool = True) -> str:
 
 
 def as_begun(config: Config) -> Config:
-    """A config with as many steps as its run has, before it is extended."""
+    """The config with the number of steps that its run had before it is extended."""
     steps_of_run = Run(run_folder(config)).config.train.steps
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps_of_run})})
 
 
 def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
-    """Begin the run of `config` with the newest checkpoint of another one, its optimizer and its step; says how it goes
-    on. run.json keeps where it comes from.
+    """Start the run of `config` from the newest checkpoint of another run, with its optimizer state and its step;
+    returns a line about it. run.json records the parent.
 
     Args:
-        write: copy the checkpoint; False = check alone.
+        write: copy the checkpoint; False = only check.
 
     Raises:
-        RunError: no such run, no sound checkpoint, or there is a run of the new name; no step is left; or what the
-            checkpoint holds is not of this config.
+        RunError: no such run, no intact checkpoint, a run of the new name exists, no step is left, or the checkpoint
+            does not fit this config.
         ConfigError: an option that the checkpoint's weights or the optimizer's state would overrule.
     """
     run, folder = Run(parent), run_folder(config)
@@ -105,18 +105,20 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
     if is_run(folder) or steps.checkpoints(folder):
         raise RunError(f"--fork: {folder} exists; continue it with `wsss train {folder}`, or give another name")
     if config.train.steps <= step:
-        raise RunError(f"--fork: {checkpoint} is after {step} steps, train.steps is {config.train.steps}: give more")
+        raise RunError(
+            f"--fork: {checkpoint} already has {step} steps, and train.steps is {config.train.steps}: give more"
+        )
     for name in OF_OPTIMIZER:
         then, now = getattr(run.config.train, name), getattr(config.train, name)
         if then != now:
             raise ConfigError(
-                f"--fork: train.{name} {then} -> {now} would not take effect: the optimizer's state brings its own; "
-                f"begin with the weights alone: model.weights={parent}"
+                f"--fork: train.{name} {then} -> {now} would not take effect: the optimizer's state keeps the old "
+                f"value; start from the weights alone: model.weights={parent}"
             )
     if (classes := Inputs(config).class_set.classes) != run.class_set.classes:
         raise RunError(
-            f"--fork: {parent} knows the classes {', '.join(run.class_set.classes)}, data.train {', '.join(classes)}; "
-            f"begin with the weights alone: model.weights={parent}"
+            f"--fork: {parent} was trained on the classes {', '.join(run.class_set.classes)}, but data.train has "
+            f"{', '.join(classes)}; start from the weights alone: model.weights={parent}"
         )
     of_config = config.model_copy(update={"model": drop_weights(config.model)})
     load_method(build_method(of_config, run.class_set), checkpoint)
@@ -133,7 +135,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
 
 
 def refuse_other_beginning(section: str, then: Named | None, now: Named | None, parent: Path) -> None:
-    """Raise ConfigError if a network of a fork is to begin with anything else than its parent's checkpoint.
+    """Raise ConfigError if a network of a fork is given initial weights other than its parent's checkpoint.
 
     Args:
         section: of the config.
@@ -147,13 +149,13 @@ def refuse_other_beginning(section: str, then: Named | None, now: Named | None, 
         if before != after:
             raise ConfigError(
                 f"--fork: {section}.{option} {before} -> {after} would not take effect: the checkpoint of {parent} has "
-                f"all weights; leave it as it was, or begin a run of its own, without --fork"
+                "all weights; leave it as it was, or start a run without --fork"
             )
 
 
 def refuse_lost_beginning(folder: Path, step: int) -> None:
-    """Raise RunError if a run is a fork, and no checkpoint is left from which it can make this step: from its own
-    beginning it would be another run.
+    """Raise RunError if a run is a fork and has no checkpoint left from which this step can be computed: from step 0 it
+    would be a different run.
 
     Args:
         step: 1-based.
@@ -161,14 +163,14 @@ def refuse_lost_beginning(folder: Path, step: int) -> None:
     about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
     if (parent := about.get("parent")) is not None:
         raise RunError(
-            f"{folder}: began after step {parent['step']} of {parent['run']}, and no checkpoint of its own is left "
-            f"from which step {step} can be made: `wsss replay {parent['run']}` repeats the steps of its parent, a "
-            "new fork begins there"
+            f"{folder}: was forked after step {parent['step']} of {parent['run']}, and has no checkpoint left from "
+            f"which step {step} can be computed: `wsss replay {parent['run']}` repeats the steps of its parent, from "
+            "which you can fork again"
         )
 
 
 def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """All of a checkpoint but its figures, which are of another run."""
+    """Copy a checkpoint without its figures.json, which belongs to the other run."""
     temporary = folder / f".{checkpoint.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns(steps.FIGURES))

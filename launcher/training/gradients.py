@@ -1,4 +1,4 @@
-"""What happens to the gradient of a step, and what is drawn in it."""
+"""The gradient of a step (averaging, clipping, non-finite values), and the seed of a step's random numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from launcher.processes.group import rank_count
 
 
 class SharedGradient:
-    """The gradient of all parameters as one tensor, so that its mean over the ranks is one exchange after the backward
-    pass. DDP exchanges it in parts meanwhile, by hooks that a replayed graph does not call, and in another order in the
-    first step of a process than in later ones (D-159).
+    """The gradients of all parameters in one tensor, so that averaging over the ranks is one exchange after the
+    backward pass. DDP exchanges parts during the backward pass instead, by hooks that a replayed graph does not call,
+    and in the first step of a process in another order than later (D-159).
 
     Args:
         parameters: of one type and device. Their gradients are views of that tensor from now on and must stay so:
@@ -34,12 +34,14 @@ class SharedGradient:
 
 
 def poison_gradient(loss: Tensor) -> Tensor:
-    """The loss, but with NaN for gradient if its value is not finite: then every rank sees it after the reduction."""
+    """The loss, but with NaN gradients if its value is not finite, so that every rank notices it after the
+    reduction."""
     return loss * (1 + 0 * loss.detach())
 
 
 def clip_gradients(optimizer: Any, parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Length of the whole gradient; scales it in place to at most `max_norm`. DeepSpeed updates the weights, too."""
+    """Norm of the whole gradient, which is scaled in place to at most `max_norm`. With DeepSpeed this also updates the
+    weights."""
     if isinstance(optimizer, zero.ZeroOptimizer):
         return optimizer.clip_and_step()
     if max_norm is None:
@@ -48,5 +50,5 @@ def clip_gradients(optimizer: Any, parameters: list[nn.Parameter], max_norm: flo
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Key whatever randomness a method draws on the device by (seed, step, rank): resuming needs no state of it."""
+    """Seed a method's random numbers on the device by (seed, step, rank), so that resuming needs no generator state."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))

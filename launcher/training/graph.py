@@ -2,9 +2,8 @@
 
 A step of M-SEE launches about 3,000 kernels of some microseconds each, and the host takes longer to launch them than
 the device to compute them. A graph is recorded once for each phase of the method and each shape of batch, and from then
-on replayed on new values. It computes the same kernels in the same order. What processes tell each other stays outside:
-see gradients.SharedGradient.
-"""
+on replayed on new values. It runs the same kernels in the same order. Communication between processes stays outside:
+see gradients.SharedGradient."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ class GraphedGradient:
     Args:
         gradient: (batch, step) -> losses; adds to the gradients of the parameters, whose tensors must stay the same:
             optimizer.zero_grad(set_to_none=False).
-        phase_of: step -> what else the losses depend on; see Method.phase.
+        phase_of: step -> key of everything else that the losses depend on; see Method.phase.
     """
 
     def __init__(self, gradient: Gradient, phase_of: Callable[[int], Hashable]) -> None:
@@ -91,7 +90,7 @@ def tensors_of(batch: Mapping[str, Any]) -> list[Tensor]:
 
 
 def is_recorded(config: TrainConfig, method: Method, *, device: str, processes: int, zero: bool) -> bool:
-    """Whether a run records its steps: asked for and on GPUs, the method says which of them are alike, and nothing
-    inside a step talks to other processes, as DeepSpeed's engine (`zero`) and joined BatchNorm do."""
+    """Whether a run records its steps: if requested, on GPUs, if the method defines phases, and if nothing inside a
+    step communicates with other processes, as DeepSpeed's engine (`zero`) and SyncBatchNorm do."""
     joined = config.sync_norm and processes > 1 and any(isinstance(part, _BatchNorm) for part in method.modules())
     return config.graph and device == "cuda" and not zero and not joined and type(method).phase is not Method.phase

@@ -1,4 +1,4 @@
-"""What a run reads: opened once, checked before anything trains, and as batches."""
+"""The data that a run reads: opened once, checked before training, and turned into batches."""
 
 import hashlib
 import json
@@ -40,14 +40,14 @@ FREE_TO_CHANGE = (
 
 
 class Inputs:
-    """All that a run reads: its data, its masks, its teacher. Each is opened when it is first needed, and then kept."""
+    """Everything that a run reads: data, masks, teacher. Each is opened when it is first needed, and then kept."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @cached_property
     def train(self) -> ShardFolder:
-        """The folder of data.train, which must hold masks if, and only if, the method learns from masks that lie there.
+        """The folder of data.train, which must hold masks if and only if the method learns from masks stored there.
 
         Raises:
             DataError: it holds masks that the method must not see, or none where it needs them.
@@ -89,7 +89,7 @@ class Inputs:
 
     def compare_masks(self, *, rank: int, ranks: int) -> None:
         """Compare the bytes of one rank's share of data.masks with what was written; raises DataError if they differ.
-        A flipped bit that still decodes would be trained on."""
+        Otherwise a flipped bit that still decodes would be used for training."""
         if self.masks is not None:
             self.masks.compare(self.masks.names[rank::ranks])
 
@@ -112,8 +112,8 @@ class Inputs:
 
     @cached_property
     def learns_from(self) -> dict[str, str]:
-        """{what: its identity} of all but data.train that the run learns from. Paths alone would not tell: a teacher
-        may be trained on, masks may be made anew."""
+        """{what: its identity} of everything besides data.train that the run learns from. Paths are not enough: a
+        teacher may be trained further, masks may be made again."""
         found = {}
         if self.teacher is not None:
             folder = self.teacher.checkpoint()
@@ -132,7 +132,7 @@ class Inputs:
         return found
 
     def check(self) -> None:
-        """Open everything, so that what is wrong is said before any process starts to train.
+        """Open everything, so that errors are reported before any process starts to train.
 
         Raises:
             ConfigError: the package of a tracker is not installed, train.keep_best names a figure that validation does
@@ -190,15 +190,15 @@ class Inputs:
 
 
 def run_to_go_on_with(folder: Path) -> Run | None:
-    """The run that was begun in a folder. Where its config or run.json is damaged, that is set aside: its checkpoints
-    may be sound, and the training that now begins writes both anew."""
+    """The run that was begun in a folder. If its config or run.json is damaged, it is moved aside: the checkpoints may
+    be intact, and the training that now starts writes both files again."""
     if not is_run(folder):
         return None
     try:
         return Run(folder)
     except Damaged as error:
         name = CONFIG if str(error).startswith(f"{folder / CONFIG}:") else ABOUT
-        set_aside(folder / name, f"{error}; the run's settings and data are not compared with those of its beginning")
+        set_aside(folder / name, f"{error}; the run's settings and data are not compared with those that it began with")
         return None
 
 
@@ -209,11 +209,10 @@ def open_with_masks(folder: Place | None) -> ShardFolder | None:
 def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict[str, str]) -> None:
     """Raise RunError if the run was begun on other data, or with other settings that change its weights.
 
-    Data, a teacher and initial weights are known by their content: where they lie, and what the run is called, may
-    change (D-96).
+    Data, teacher and initial weights are compared by content: their place, and the name of the run, may change (D-96).
 
     Args:
-        config: what it shall go on with.
+        config: with which it is to be continued.
         fingerprint: of data.train.
         learns_from: see Inputs.learns_from.
     """

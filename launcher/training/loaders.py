@@ -57,7 +57,7 @@ def make_pixel_loader(config: Config, shards: ShardFolder, *, rank: int, ranks: 
 
 
 def choose_augment(config: Config) -> Transform:
-    """What the method's batches are made with: one view of an image, or two."""
+    """The augmentation for the method's batches: one view of an image, or two."""
     if METHODS[config.method.name].views == "two":
         return TwoViews(size=config.data.image_size, scale=config.data.scale, flip=config.data.flip)
     return Augment(size=config.data.image_size, min_crop=config.data.min_crop, flip=config.data.flip)

@@ -1,8 +1,7 @@
-"""What float16 needs: a loss scaled up before its gradients are taken, by as much as none of them overflows.
+"""Loss scaling for float16: the loss is multiplied by the largest factor with which no gradient overflows.
 
 Gradients under 6e-8 are zero in float16. The scale doubles after GROWTH updates without an overflow; an overflow halves
-it, and its update is left out. All of it stays on the device.
-"""
+it, and its update is skipped. Everything stays on the device."""
 
 from collections.abc import Callable
 
@@ -15,10 +14,10 @@ KEY = "loss_scale"
 
 
 class LossScale:
-    """The scale of a run, kept in the optimizer's first group, and so in each checkpoint.
+    """The scale of a run. It is kept in the optimizer's first group, so that checkpoints contain it.
 
-    torch's own GradScaler asks the device after each update whether there was an overflow, and takes a loss that is
-    not finite for one.
+    torch's GradScaler, instead, waits for the device after each update to learn of an overflow, and treats a non-finite
+    loss as one.
 
     Attributes:
         state: (3) scale, updates since it last changed, updates that were left out; changed in place, for a CUDA graph
@@ -52,8 +51,8 @@ class LossScale:
             reduce: (tensor, "sum") -> its sum over the ranks.
 
         Returns:
-            Scalar bool, equal on all ranks: it is no overflow that is at fault, but a loss, or the scale can be made no
-            smaller.
+            Scalar bool, equal on all ranks: the cause is not an overflow but a non-finite loss, or the scale cannot be
+            reduced further.
         """
         scale, since, left_out = self.state.unbind()
         at_fault = (reduce(self.bad_losses, "sum") > 0) | (bad_gradient & (scale <= 1))

@@ -1,4 +1,4 @@
-"""The message when the memory of a GPU ends."""
+"""The message when a GPU runs out of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from launcher.run.failure import NotingFailure
 
 @contextmanager
 def memory_explained(config: Config, failure: NotingFailure) -> Iterator[None]:
-    """Inside is the training; raises RunError where the memory ends, with what can be done about it."""
+    """Context for the training; raises RunError when the GPU runs out of memory, with what can be done about it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -37,6 +37,6 @@ def explain_memory(error: torch.OutOfMemoryError, config: Config, step: int) -> 
     advice += [f"train.precision={half}"] if train.precision in ("ieee", "tf32") and half != "ieee" else []
     advice += ["train.graph=false (a graph keeps memory of its own)"] if train.graph else []
     return RunError(
-        f"step {step + 1}: the memory of the GPU ended ({said}){peak}. Start again, from the last checkpoint, with "
-        f"{', or '.join(advice)}; or use more GPUs, a smaller data.image_size, or end what else runs on this GPU"
+        f"step {step + 1}: the GPU ran out of memory ({said}){peak}. Start again, from the last checkpoint, with "
+        f"{', or '.join(advice)}; or use more GPUs, a smaller data.image_size, or end other programs on this GPU"
     )

@@ -1,4 +1,4 @@
-"""What is said when a loss or gradient stops being finite, put together from all ranks."""
+"""The message when a loss or gradient is not finite, collected from all ranks."""
 
 import math
 import shlex
@@ -20,7 +20,7 @@ class NotFinite(RunError):
     """A loss or gradient is not finite.
 
     Attributes:
-        next_command: what shows where it begins.
+        next_command: the command that shows where it originates.
     """
 
     def __init__(self, message: str, next_command: str) -> None:
@@ -42,7 +42,7 @@ class Micro(NamedTuple):
 
 
 class Culprit(NamedTuple):
-    """What one rank has to say about the bad step."""
+    """One rank's report about the bad step."""
 
     rank: int
     losses: list[dict[str, float]]  # per micro-batch
@@ -54,7 +54,8 @@ class Culprit(NamedTuple):
 
 
 def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelerator") -> str:
-    """What was not finite where, and what to do: all of it on rank 0, one line on the others. Every rank must call it.
+    """The error that says what was not finite, where, and what to do: complete on rank 0, one line on the others. Every
+    rank must call it.
 
     Args:
         bad_step: the first one that was not finite, equal on all ranks.

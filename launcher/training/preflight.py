@@ -20,9 +20,9 @@ from wsss.models.dry_run import refuse_lone_cell
 
 
 def preflight(config: Config) -> int:
-    """Find in one process what would otherwise stop all of them, some of it after hours: wrong data, a missing teacher,
-    weights that do not fit, state that the processes would not share, a kind of CAM that the method does not have, a
-    batch that they cannot share. Weights that must be downloaded are, before several processes want them at once.
+    """Find, in one process, errors that would otherwise stop all of them, some after hours: wrong data, a missing
+    teacher, weights that do not fit, buffers that would differ between processes, a kind of CAM that the method does
+    not have, a batch that cannot be divided. Weights are downloaded here, before several processes need them at once.
 
     Returns:
         How many processes train: what launch.processes says, else as many GPUs as the batch divides into.
@@ -34,7 +34,7 @@ def preflight(config: Config) -> int:
     inputs = Inputs(config)
     inputs.check()
     if not config.tracking.to and "to" not in config.tracking.model_fields_set:
-        print("metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
+        print("metrics are written only to the run's folder; for MLflow: pip install 'wsss[mlflow]'", file=sys.stderr)
     method = build_method(config, inputs.class_set, inputs.teacher)
     check_begun(method)
     check_image_size(method, config.data.image_size)
@@ -49,7 +49,8 @@ def preflight(config: Config) -> int:
 
 
 def check_images(method: Method, images: int) -> None:
-    """Raise ValueError if the method, or a network that it trains, cannot learn from so many images at a time."""
+    """Raise ValueError if the method, or a network that it trains, cannot learn from this number of images at a
+    time."""
     method.check_images(images)
     for module in method.modules():
         if isinstance(module, Network):
@@ -57,7 +58,7 @@ def check_images(method: Method, images: int) -> None:
 
 
 def check_begun(method: Method) -> None:
-    """Raise ConfigError if a network of the method was not given what it never learns."""
+    """Raise ConfigError if a network of the method lacks a part that is not trained, such as encoded texts."""
     with user_error_as(ConfigError):
         for module in method.modules():
             if isinstance(module, Network):
@@ -118,7 +119,7 @@ def choose_processes(config: Config, method: Method) -> int:
 
 
 def check_share(config: Config, method: Method, processes: int, accumulate: int | None = None) -> int:
-    """Images of one process and micro-batch. Raises ValueError if the batch cannot be shared out so.
+    """Images of one process and micro-batch. Raises ValueError if the batch cannot be divided like this.
 
     Args:
         accumulate: micro-batches of an update; None: the config's.
@@ -134,7 +135,7 @@ def check_share(config: Config, method: Method, processes: int, accumulate: int 
     try:
         check_images(method, images)
         if config.data.pairs and images % 2:
-            raise ValueError("data.pairs: these are no pairs of frames; wanted an even number")
+            raise ValueError("data.pairs: these do not form pairs of frames; wanted an even number")
         check_norms(config, method, images, processes)
         if config.data.pixel is not None:
             of_images = f"data.pixel_batch_size: {config.data.pixel_batch_size} images"

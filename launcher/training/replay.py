@@ -1,9 +1,8 @@
-"""`wsss replay RUN --step N`: one step of a run again, exactly, with everything about it on the page.
+"""`wsss replay RUN --step N`: computes one step of a run again, exactly, and prints everything about it.
 
 The newest checkpoint before the step is loaded, the steps between are trained and not saved, and the step itself is run
-without an update, each rank on its own samples, with every operation watched. Processes are as many as the run had:
-then it is the same arithmetic, bit for bit.
-"""
+without an update, each rank on its own samples, with every operation watched. The number of processes is that of the
+run, so that the arithmetic is the same, bit for bit."""
 
 import math
 import sys
@@ -37,7 +36,7 @@ from shards.batches.batch import Batch
 
 
 def read_settings(run: Run) -> tuple[Config, int]:
-    """A run's config for as many processes as trained it, and how many these are."""
+    """A run's config with the number of processes that trained it, and this number."""
     processes = int(run.about["processes"])
     launch = run.config.launch.model_copy(update={"processes": processes})
     return run.config.model_copy(update={"launch": launch}), processes
@@ -48,7 +47,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
 
     Args:
         step: 1-based, as in metrics.jsonl.
-        rank: whose account is printed; None = all.
+        rank: the rank whose report is printed; None = all.
 
     Raises:
         RunError: the run has no such step, it is a fork and no checkpoint before it is left, or a step before it is not
@@ -94,13 +93,13 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
 
 
 def find_checkpoint_before(run: Path, step: int) -> Path | None:
-    """The newest good checkpoint from which a step can be reached; None = it must begin anew."""
+    """The newest intact checkpoint from which a step can be reached; None = start from the beginning."""
     found = [folder for folder in steps.checkpoints(run) if steps.step_number(folder) < step]
     return next((folder for folder in reversed(found) if steps.find_damage(folder) is None), None)
 
 
 def repeat_step(update: Update, batches: Iterator[Batch], step: int) -> list[str]:
-    """Run a step on this rank alone, without an update; what there is to say about it."""
+    """Run a step on this rank alone, without an update; returns the report about it."""
     method, accelerator = update.plain_method, update.accelerator
     update.prepare(step)
     update.window = LossWindow()
@@ -127,7 +126,7 @@ def repeat_step(update: Update, batches: Iterator[Batch], step: int) -> list[str
 
 
 def measure_gradients(method: nn.Module) -> dict[str, float]:
-    """Length of the gradient of each part, by the first two names of its parameters, and of all."""
+    """Norm of the gradient of each part (the first two names of its parameters), and of everything."""
     squares: dict[str, float] = defaultdict(float)
     for name, parameter in method.named_parameters():
         if parameter.grad is not None:

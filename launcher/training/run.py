@@ -55,9 +55,9 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
         The trained method, not wrapped.
 
     Raises:
-        ConfigError, DataError, RunError: what the user can fix, nearly all of it before the first step.
-        Stopped: SIGTERM came; all ranks have stopped after the same step, and its checkpoint is written; or this one
-            waited for a batch that did not come.
+        ConfigError, DataError, RunError: something that the user can fix, nearly always before the first step.
+        Stopped: after SIGTERM: either all ranks have stopped after the same step with a checkpoint, or this one was
+            waiting for a batch that did not arrive.
     """
     run, began = run_folder(config), time.monotonic()
     inputs = Inputs(config)
@@ -125,7 +125,8 @@ class Ended:
 
 @contextmanager
 def closing_with_reason(tracker: Tracker) -> Iterator[Ended]:
-    """Inside, a training sets how it ended; then the tracker is told, of an exception why."""
+    """Context in which a training sets how it ended; afterwards this is reported to the tracker, with the reason of an
+    exception."""
     ended = Ended()
     try:
         yield ended
@@ -140,13 +141,14 @@ def closing_with_reason(tracker: Tracker) -> Iterator[Ended]:
 
 
 def fit(trainer: Trainer, run: Path) -> str:
-    """Trainer.fit; FINISHED, or KILLED where it was asked to stop. Raises Stopped if it waited in vain then."""
+    """Trainer.fit; returns FINISHED, or KILLED if it was asked to stop. Raises Stopped if it was then waiting for a
+    batch that did not arrive."""
     try:
         return "FINISHED" if trainer.fit() else "KILLED"
     except WaitsInVain as vain:
         raise Stopped(
-            f"{run}: asked to stop while it waited for a batch after step {trainer.step}, which did not come: "
-            "ended without a new checkpoint; run the same command to resume from the last one"
+            f"{run}: asked to stop while waiting for a batch that did not arrive after step {trainer.step}: ended "
+            "without a new checkpoint; run the same command to resume from the last one"
         ) from vain
 
 
@@ -154,7 +156,7 @@ def build_method_and_optimizer(inputs: Inputs, accelerator: Accelerator) -> tupl
     """The method with its initial weights, equal on all ranks, and its optimizer.
 
     Raises:
-        ConfigError: the method cannot learn from as many images as a process has at a time.
+        ConfigError: the method cannot learn from the number of images that a process has at a time.
     """
     config = inputs.config
     torch.manual_seed(config.train.seed)
@@ -197,7 +199,7 @@ def make_trainer(
     asked_to_stop: Callable[[], bool],
     tracker: Tracker,
 ) -> Trainer:
-    """The trainer of a run, for `wsss train` and for those who repeat a step of it."""
+    """The trainer of a run, for `wsss train` and `wsss replay`."""
     config = inputs.config
     return Trainer(
         config=config.train,

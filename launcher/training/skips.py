@@ -27,11 +27,12 @@ class Skips:
         self.fresh: list[Skip] = []  # of this rank since the last count
 
     def collect(self, batch: dict[str, Any]) -> None:
-        """Keep what a micro-batch of this rank says of replaced samples."""
+        """Record the replaced samples of one of this rank's micro-batches."""
         self.fresh += [skip for skip in batch.get("skipped", ()) if skip]
 
     def count(self, step: int) -> dict[str, float]:
-        """Add up all ranks, print what is new and return the figure for the log. Called by all ranks at one step.
+        """Add up the counts of all ranks, print what is new and return the metric for the log. Called by all ranks at
+        the same step.
 
         Raises:
             RunError: on every rank, more different samples than the limit, with their list.

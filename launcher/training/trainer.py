@@ -1,4 +1,4 @@
-"""The training loop: what happens between the updates of a run, and when. It knows nothing of the science."""
+"""The training loop: what happens between the updates of a run, and when. It knows nothing about the method."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +30,9 @@ class Trainer:
         resume_from: the checkpoint to go on from (see steps.newest_good); None = begin at step 0.
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
         lr_at: step (0-based) -> learning rate.
-        evaluate: step -> figures on rank 0 (None: does not exist), {} elsewhere; called by all ranks; None = never.
+        evaluate: step -> metrics on rank 0 (None: has no value), {} on other ranks; called by all ranks; None = never.
         show_untrained: called by all ranks before the first step of a run that is begun; None = never.
-        asked_to_stop: has this process been asked to stop? All ranks then stop after the same step.
+        asked_to_stop: whether this process has been asked to stop; all ranks then stop after the same step.
         global_batch_size: images per step, for the rate.
         skips: counts damaged samples.
     """
@@ -114,18 +114,18 @@ class Trainer:
             self.save()
             self.run_evaluation()
         elif done_before and self.accelerator.is_main_process:
-            print(f"{self.run}: all {self.step} steps were done already")
+            print(f"{self.run}: all {self.step} steps are already done")
         return True
 
     def is_due(self, every: int | None) -> bool:
-        """Is it time, after this step? Always at the last one."""
+        """Whether something is due after this step; always after the last one."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
     def is_evaluation_due(self) -> bool:
         return self.evaluate is not None and self.is_due(self.config.eval_every)
 
     def must_stop(self) -> bool:
-        """Has any rank been asked to stop? All get the same answer, since all ask after the same steps."""
+        """Whether any rank has been asked to stop. All get the same answer, since all ask after the same steps."""
         return any_rank(self.asked_to_stop())
 
     def train_step(self, batches: Iterator[Batch]) -> None:
@@ -133,7 +133,7 @@ class Trainer:
         self.update(batches, self.step)
 
     def log(self) -> str:
-        """Send the mean losses of the steps since the last log; the one place where the host waits for the device."""
+        """Send the mean losses of the steps since the last log; the only place where the host waits for the device."""
         self.update.stop_if_not_finite()
         metrics = self.update.read_window(self.global_batch_size) | self.skips.count(self.step)
         metrics["train/lr"] = self.update.lr_at(self.step - 1)
@@ -190,7 +190,7 @@ class Trainer:
         self.update.begin()
 
     def resume(self) -> None:
-        """Load the checkpoint to go on from, and evaluate it if the run ended before it did."""
+        """Load the checkpoint to continue from, and evaluate it if the run ended before doing so."""
         if self.resume_from is None:
             return
         if self.accelerator.is_main_process:

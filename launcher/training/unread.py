@@ -1,4 +1,4 @@
-"""Parameters that a step does not read: told at the first step, on one process too."""
+"""Parameters that a step does not use: reported at the first step, even with a single process."""
 
 from torch import Tensor, nn
 
@@ -9,8 +9,8 @@ SHOWN = 5  # names in a message
 
 
 def refuse_unread(method: nn.Module, loss: Tensor) -> None:
-    """Refuse a method whose loss leaves out trainable parameters. DDP would end in its second step without their names,
-    ZeRO would not know their state, and one process would train to its end without them (D-94).
+    """Refuse a method whose loss leaves out trainable parameters. Otherwise DDP would fail in its second step without
+    naming them, ZeRO would lack their state, and a single process would silently leave them untrained (D-94).
 
     Args:
         method: not wrapped for data parallelism.
@@ -30,7 +30,7 @@ def refuse_unread(method: nn.Module, loss: Tensor) -> None:
 
 
 def name_origins(method: nn.Module) -> list[str]:
-    """A line for each of its networks that began as a part of another one of ours."""
+    """A line for each of its networks that has parts loaded from another network of ours."""
     parts = method.named_modules()
     return [f"{name or 'network'} {part.origin}" for name, part in parts if getattr(part, "origin", "")]
 

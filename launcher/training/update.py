@@ -26,17 +26,17 @@ from wsss.methods.base import Method
 
 
 class Update:
-    """What a step does to the weights. `begin` comes after a checkpoint is loaded, if there is one.
+    """The update of the weights in a step. Call `begin` after a checkpoint, if any, is loaded.
 
     Args:
         run: the run's folder, for messages.
         lr_at: step (0-based) -> learning rate.
 
     Attributes:
-        plain_method: the method itself; `method` is what the step calls, wrapped where processes talk inside it.
+        plain_method: the method itself; `method` is what the step calls: wrapped, if processes communicate inside it.
         average: of the weights; None = there is none.
         window: losses since the last log.
-        gauges: time spent on what.
+        gauges: use of the machine, see gauges.py.
         bad_step: first step (1-based) that was not finite, or 0; on the device.
     """
 
@@ -71,7 +71,7 @@ class Update:
         self.gauges = Gauges(accelerator.device)
 
     def begin(self) -> None:
-        """Make what depends on the optimizer's state: a scale of the loss is part of it."""
+        """Create what depends on the optimizer's state, which includes the scale of the loss."""
         if self.config.precision == "fp16":
             self.loss_scale = LossScale(self.optimizer, self.accelerator.device)
 
@@ -79,7 +79,7 @@ class Update:
         """One optimizer update from `accumulate` micro-batches.
 
         Raises:
-            RunError: on a CPU, whose values are there at once, a loss or gradient that is not finite.
+            RunError: a loss or gradient is not finite, on a CPU, where values are available at once.
         """
         self.prepare(step)
         for micro, batch in enumerate(self.micro_batches(batches)):
@@ -103,7 +103,7 @@ class Update:
             self.stop_if_not_finite()
 
     def prepare(self, step: int) -> None:
-        """Set all that depends on the number of the step alone."""
+        """Set everything that depends only on the number of the step."""
         seed_step(self.config.seed, step, self.accelerator.process_index)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step) * group.get("lr_factor", 1.0)
@@ -133,7 +133,7 @@ class Update:
         return losses
 
     def precision(self) -> AbstractContextManager:
-        """Of the forward pass; DeepSpeed's engine enters its own (see zero_settings)."""
+        """Context of the forward pass's precision; DeepSpeed's engine enters its own (see zero_settings)."""
         zeroed = zero.uses_zero(self.accelerator)
         return nullcontext() if zeroed else in_precision(self.config.precision, self.accelerator.device.type)
 
@@ -150,7 +150,7 @@ class Update:
             self.loss_scale.see(values["loss"])
 
     def guard(self, step: int, grad_norm: Tensor) -> None:
-        """Forbid this and all further updates from the first gradient on that is not finite.
+        """Prevent this and all later updates once a gradient is not finite.
 
         Gradients are equal on all ranks here, so all ranks decide alike. The fused optimizer skips the update
         on the device; the host looks when it logs, and finds the weights of the last good step.
@@ -162,14 +162,15 @@ class Update:
         self.optimizer.optimizer.found_inf = (left_out | (self.bad_step > 0)).float()
 
     def stop_if_not_finite(self) -> None:
-        """Raises RunError on all ranks if a step since the last look was not finite; here the host waits."""
+        """Raise RunError on all ranks if a step since the last check was not finite; here the host waits for the
+        device."""
         seen, self.window.unchecked = self.window.unchecked, []
         if bad_step := int(self.bad_step.item()):
             said = explain_nonfinite(bad_step, seen, self.run, self.accelerator)
             raise NotFinite(said, replay_command(self.run, bad_step))
 
     def read_window(self, images: int) -> dict[str, float]:
-        """Mean losses and gauges of the steps since this was asked last.
+        """Mean losses and gauges of the steps since the last call.
 
         Args:
             images: of a step.

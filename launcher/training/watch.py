@@ -1,4 +1,4 @@
-"""Where NaN and infinity come from: every operation of a forward and backward pass, looked at as it runs."""
+"""Finds where NaN and infinity come from: checks every operation of a forward and backward pass as it runs."""
 
 import sys
 from collections.abc import Iterable
@@ -16,9 +16,10 @@ KINDS = {"NaN": torch.isnan, "infinity": torch.isinf}
 
 
 class Watch(TorchDispatchMode):
-    """Inside, note the first operation that makes a NaN, and the first that makes an infinity, of finite numbers.
+    """Context that records the first operation that makes a NaN, and the first that makes an infinity, from finite
+    numbers.
 
-    An infinity may be meant, as in a mask before a softmax; a NaN hardly ever is. Use it inside
+    An infinity may be intended, as in a mask before a softmax; a NaN hardly ever is. Use it inside
     `torch.autograd.set_detect_anomaly(True, check_nan=False)`: then the backward pass knows its forward lines.
 
     Attributes:

@@ -8,12 +8,12 @@ from launcher.training.nonfinite import Micro
 
 
 class LossWindow:
-    """Their sums, on the device and without waiting for it.
+    """Sums of losses, on the device and without waiting for it.
 
     Attributes:
         sums: {loss: its sum over the micro-batches of this rank}.
         batches: how many these are.
-        unchecked: what this rank saw since somebody last looked whether all was finite.
+        unchecked: this rank's micro-batches since the last check that everything is finite.
     """
 
     def __init__(self) -> None:

@@ -37,7 +37,9 @@ def view_of(
     }
     for name, array in view.more.items():
         if name in sample:
-            raise DataError(f"{type(transform).__name__} gives '{name}', which every sample has: rename it")
+            raise DataError(
+                f"{type(transform).__name__} gives '{name}', a name that every sample already has: rename it"
+            )
         sample[name] = torch.from_numpy(np.array(array))
     if view.mask_SS is not None:
         sample["mask"] = torch.from_numpy(np.array(view.mask_SS))
@@ -87,7 +89,7 @@ class TrainSamples(Dataset):
                     raise SampleError(
                         f"{len(self.damaged)} damaged samples, data.max_skipped allows {self.max_skipped}:\n  {listed}"
                     ) from error
-        raise DataError(f"{self.shards.folder}: no sound sample is left")
+        raise DataError(f"{self.shards.folder}: all samples are damaged")
 
     def view(self, epoch: int, number: int, shown: int) -> Batch:
         """The view of sample `shown` at the place of `number`."""

@@ -81,11 +81,14 @@ class Neighbours:
             found.sort()
             gaps = [after[0] - before[0] for before, after in pairwise(found)]
             if 0 in gaps:
-                raise DataError(f"{where}: two frames of the clip '{clip}' have the number {found[gaps.index(0)][0]}")
+                raise DataError(
+                    f"{where}: two frames of the clip '{clip}' have the number {found[gaps.index(0)][0]}; number them "
+                    "differently"
+                )
             nearest = min([*gaps, *([] if nearest is None else [nearest])], default=None)
         if nearest is None:
             raise DataError(
-                f"{where}: data.pairs wants two frames of a clip, and there are none; write shards of clips, or of a "
+                f"{where}: data.pairs needs two frames of one clip, but there are none; write shards of clips, or of a "
                 "table with --frame-column"
             )
         if nearest > within:

@@ -153,7 +153,7 @@ def span_of(info: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo], path: P
         seen.add(aim)
         target = files[aim]
     if not target.isreg() or target.issparse():
-        raise DataError(f"{path}: member '{name}' is no plain file ({target.type!r}); pack it again without it")
+        raise DataError(f"{path}: member '{name}' is not a plain file ({target.type!r}); pack it again without it")
     return Blob(str(path.absolute()), name, target.offset_data, target.size)
 
 
@@ -168,7 +168,9 @@ def check_end(path: Path, members: list[tarfile.TarInfo]) -> None:
         block = file.read(BLOCK)
     if block != bytes(BLOCK):
         last = f"its last member '{members[-1].name}'" if members else "the start"
-        raise DataError(f"{path}: no end of a tar after {last}, at byte {at}: cut short or damaged; fetch it again")
+        raise DataError(
+            f"{path}: the end of the tar is missing after {last}, at byte {at}: cut short or damaged; fetch it again"
+        )
 
 
 def is_wanted(name: str) -> bool:

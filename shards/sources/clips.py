@@ -202,7 +202,7 @@ def videos_below(folder: Path) -> dict[str, Path]:
             continue
         name = plain(path.stem)
         if name in files:
-            raise DataError(f"{folder}: two videos go by the name '{name}': {files[name]} and {path}")
+            raise DataError(f"{folder}: two videos have the name '{name}': {files[name]} and {path}")
         files[name] = path
     return files
 

@@ -77,7 +77,7 @@ def find_files(roots: Sequence[Path]) -> Files:
             known = annotations if name == "" else images.setdefault(place, {})
             other = known.setdefault(name or place, blob)
             if other != blob:
-                raise DataError(f"{place}: the same file is there twice: {other} and {blob}; name one with --root")
+                raise DataError(f"{place}: the same file occurs twice: {other} and {blob}; name one with --root")
     for archive in archives:
         for place, name, blob in of_coco(list_archive(archive)):
             known = annotations if name == "" else images.setdefault(place, {})
@@ -166,8 +166,8 @@ def check_instances(content: Any, where: str, *, regions: bool = True) -> None:
     for image in content["images"] if regions else ():
         if image["height"] * image["width"] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
             raise DataError(
-                f"{where}: image {image['id']} is said to have {image['height']} x {image['width']} pixels; no image "
-                "of that size is read: correct its height and width"
+                f"{where}: image {image['id']} is listed with {image['height']} x {image['width']} pixels, a size that "
+                "cannot be read: correct its height and width"
             )
 
 

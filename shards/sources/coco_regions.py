@@ -82,7 +82,7 @@ def decompressed(text: str, where: str) -> list[int]:
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise DataError(f"{where}: counts {shown(text)} are no run-length code (letter {letter!a})")
+            raise DataError(f"{where}: counts {shown(text)} are not a run-length code (letter {letter!a})")
         number |= (bits & 31) << shift
         shift += 5
         if bits & 32:

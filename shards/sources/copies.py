@@ -22,11 +22,12 @@ def describe_copies(source: Labelled) -> str:
     if not same:
         return ""
     otherwise = sum(len({row.image_label for row in rows}) > 1 for rows in same)
-    labelled = f", of {otherwise} the labels differ" if otherwise else ""
+    labelled = f" ({otherwise} of them with different labels)" if otherwise else ""
     first, second = same[0][:2]
     return (
-        f"{len(same)} images are there more than once{labelled}, first '{first.key}' and '{second.key}': in different "
-        "groups they may be learned from in one split and judged in another; remove the copies, or give them one group"
+        f"{len(same)} images occur more than once{labelled}, first '{first.key}' and '{second.key}': in different "
+        "groups, one copy may be used for training and the other for evaluation; remove the copies, or give them one "
+        "group"
     )
 
 

@@ -37,8 +37,8 @@ def parse_shares(text: str, default: str, split: str) -> dict[str, float]:
                 "splits, such as val=0.2,tune=0.15"
             )
         if name in shares or name == split:
-            other = "twice" if name in shares else "as what is held out and in --split"
-            raise DataError(f"--hold-out {text}: '{name}' is named {other}; give each part a name of its own")
+            other = "twice" if name in shares else "in --hold-out and in --split"
+            raise DataError(f"--hold-out {text}: '{name}' is named {other}; give each part its own name")
         shares[name] = number
     if sum(shares.values()) > MOST + 1e-9:
         raise DataError(

@@ -120,7 +120,8 @@ class Frames:
             if not inside_HW.any():
                 raise DataError(
                     f"{frame.image}: a polygon of annotation {number} covers no pixel of {frame.size} (height, width): "
-                    "it lies outside, is too small, or is in shares of the image; correct or remove it"
+                    "it lies outside, is too small, or its coordinates are fractions of the image; correct or remove "
+                    "it"
                 )
             mask_HW |= inside_HW
         return Sample(

@@ -205,9 +205,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
     try:
         form = re.compile(pattern)
     except re.error as error:
-        raise DataError(f"--group-pattern '{pattern}' is no regular expression: {error}") from error
+        raise DataError(f"--group-pattern '{pattern}' is not a regular expression: {error}") from error
     if not form.groups:
-        raise DataError(f"--group-pattern '{pattern}' has no group; put what names the scene into brackets")
+        raise DataError(f"--group-pattern '{pattern}' has no group; put the part that names the scene in parentheses")
     return form
 
 

@@ -108,7 +108,7 @@ def refuse_joined(counts: Mapping[str, int], where: str) -> None:
     for one, count in sorted(counts.items()):
         if between := separator_of(one, counts):
             raise DataError(
-                f"{where}: '{one}' in {count} rows reads as several names that other rows have alone; say "
+                f"{where}: '{one}' in {count} rows looks like several names that other rows have on their own; give "
                 f"--separator '{between}', or list the names that are classes with --classes"
             )
 

@@ -190,8 +190,8 @@ def read_labelled(
             frame = Frame(group, frame_number(fields, frame_column, place))
             if (first := seen.setdefault(frame, key)) != key:
                 raise DataError(
-                    f"{place}: frame {frame.number} of '{group}' is row '{first}' already; give each clip a group "
-                    "of its own, or number its frames on"
+                    f"{place}: frame {frame.number} of '{group}' is already in row '{first}'; give each clip its own "
+                    "group, or continue the numbering"
                 )
             row = replace(row, frame=frame)
         read.append(row)

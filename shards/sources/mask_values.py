@@ -30,12 +30,12 @@ def parse_mask_values(text: str | None, class_set: ClassSet) -> dict[int, int] |
             level = "-1"
         elif not equals or not level.isascii() or not level.isdigit() or int(level) > 255:
             raise DataError(
-                f"{OPTION} {text}: '{part}' is no LEVEL=NAME, such as 0={BACKGROUND},255={class_set.classes[0]}"
+                f"{OPTION} {text}: '{part}' is not LEVEL=NAME, such as 0={BACKGROUND},255={class_set.classes[0]}"
             )
         if name not in ids:
-            raise DataError(f"{OPTION} {text}: '{name}' is no class; wanted one of {', '.join(ids)}")
+            raise DataError(f"{OPTION} {text}: '{name}' is not a class; wanted one of {', '.join(ids)}")
         if int(level) in found:
-            raise DataError(f"{OPTION} {text}: level {part.partition('=')[0].strip()} is there twice")
+            raise DataError(f"{OPTION} {text}: level {part.partition('=')[0].strip()} occurs twice")
         found[int(level)] = ids[name]
     other = found.pop(-1, None)
     return found if other is None else {**dict.fromkeys(range(256), other), **found}

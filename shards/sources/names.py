@@ -71,7 +71,7 @@ class Names(Generic[File]):
             found = known
         if len(found) > 1:
             raise DataError(
-                f"{where}: '{name}' may be {found[0]} or {found[1]} in {self.place}: two images go by the name; give "
+                f"{where}: '{name}' may be {found[0]} or {found[1]} in {self.place}: two images have this name; give "
                 "the path with its ending, or rename one"
             )
         return found[0] if found else None
@@ -112,8 +112,7 @@ def keys_of(names: Sequence[str], where: str) -> list[str]:
             keys[number] += "_" + hashlib.sha256(bare.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         if keys[number] in first:
             raise DataError(
-                f"{where}: '{first[keys[number]]}' and '{name}' would both have the key '{keys[number]}': two samples "
-                "need two names; rename one"
+                f"{where}: '{first[keys[number]]}' and '{name}' would both have the key '{keys[number]}'; rename one"
             )
         first[keys[number]] = name
     return keys

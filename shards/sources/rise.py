@@ -36,7 +36,9 @@ def read_rise(
             return f"camera{field_of(row, 'camera_id', where)}"
         match = NAME.match(row["file_name"])
         if match is None:
-            raise DataError(f"{where}: wanted a name CAMERA-VIEW-YYYY-MM-DD-... to know its day; use --group-by clip")
+            raise DataError(
+                f"{where}: the name does not say the day; wanted CAMERA-VIEW-YYYY-MM-DD-...; or use --group-by clip"
+            )
         return f"camera{match[1]}_{match[2]}"
 
     return read_clips(metadata, videos, source="rise", group_of=group_of, frames=frames, **options)

@@ -164,6 +164,6 @@ def read_groups(path: Path) -> dict[str, str]:
         hint = "wanted columns key and group, or json {key: group}"
         name = without_ending(plain(key))
         if name in groups:
-            raise DataError(f"{where} is there twice, with and without its ending; remove one of its rows")
+            raise DataError(f"{where} occurs twice, with and without its ending; remove one of its rows")
         groups[name] = cell_of(row if isinstance(row, Mapping) else {"group": row}, "group", where, hint)
     return groups

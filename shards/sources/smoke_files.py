@@ -54,7 +54,7 @@ class Folders:
             if file.is_file():
                 return file, plain(cell)
         except (OSError, ValueError) as error:
-            raise DataError(f"{where}: {shown(cell)} is no path ({error})") from error
+            raise DataError(f"{where}: {shown(cell)} is not a path ({error})") from error
         also = f" or {self.root / folder}" if inside and folder else ""
         raise DataError(
             f"{where}: {file}: file is missing; wanted a path below {self.root}{also}{self.near(cell, folder)}"

@@ -44,24 +44,28 @@ def table_at(root: Path, path: Path | str, *, folders: bool = False) -> Path:
     if not found:
         if folder := next((place for place in places if place.is_dir()), None):
             raise DataError(f"{folder}: is a folder; wanted a file: a table of labels or a list of names")
-        raise DataError(f"{places[0]}: file is missing; {path} is neither below the root of the images nor here")
+        raise DataError(
+            f"{places[0]}: file is missing; {path} is neither below the root of the images nor in the working folder"
+        )
     return found[0]
 
 
 def text_of(data: bytes, where: str) -> str:
     """Bytes of a text file -> text. Raises DataError unless they are UTF-8."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
-        raise DataError(f"{where}: is UTF-16 or no text; wanted UTF-8: save it anew as UTF-8")
+        raise DataError(f"{where}: is UTF-16 or not text; wanted UTF-8: save it again as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{where}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file anew as UTF-8"
+            f"{where}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file again as UTF-8"
         ) from error
     if "\ufeff" in text:
         line = text.count("\n", 0, text.index("\ufeff")) + 1
-        raise DataError(f"{where}: line {line}: a byte order mark inside of the text, as of two files put together")
+        raise DataError(
+            f"{where}: line {line}: a byte order mark inside the text, as when two files were joined; remove it"
+        )
     return text
 
 
@@ -226,7 +230,7 @@ def check_writable(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {shown(text)} holds half a character; write it anew") from error
+        raise DataError(f"{where}: {shown(text)} holds half a character; write it again") from error
 
 
 def csv_rows(text: str, where: str) -> list[tuple[int, dict[str, str]]]:
@@ -252,7 +256,7 @@ def csv_rows(text: str, where: str) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{where}: line {reader.line_num}: {error}; wanted a csv with a header") from error
     header = lines[0][1]
     if len(set(header)) < len(header):
-        raise DataError(f"{where}: two columns of its header have one name: {header}; rename one")
+        raise DataError(f"{where}: two columns of its header have the same name: {header}; rename one")
     for number, row in lines[1:]:
         if len(row) != len(header):
             raise DataError(

@@ -73,7 +73,7 @@ def find_files(roots: Sequence[Path], cache: Path) -> Files:
         for kind, name, blob in of_voc(files):
             other = found.setdefault(kind, {}).setdefault(name, blob)
             if other != blob:
-                raise DataError(f"{kind} '{name}' is there twice: {other} and {blob}; name one folder with --root")
+                raise DataError(f"{kind} '{name}' occurs twice: {other} and {blob}; name one folder with --root")
     unpacked = [path for path in archives if path.name.lower().endswith(COMPRESSED)]
     for archive in archives:
         plain = repacked(archive, is_small, cache) if archive in unpacked else archive
@@ -81,7 +81,7 @@ def find_files(roots: Sequence[Path], cache: Path) -> Files:
         for kind, name, blob in of_voc(list_archive(plain)):
             other = of_archive.setdefault((kind, name), blob)
             if other != blob and kind == "image":
-                raise DataError(f"{kind} '{name}' is there twice: {other} and {blob}; take one out")
+                raise DataError(f"{kind} '{name}' occurs twice: {other} and {blob}; remove one")
             found.setdefault(kind, {}).setdefault(name, blob)
     return Files(of_kind=found, roots=tuple(roots), repacked=tuple(unpacked))
 
@@ -136,6 +136,6 @@ def id_of(line: str, files: Files, where: str) -> str:
     is_mask = any(mask in files[kind] for kind in ("augmented mask", "mask"))
     if mask != found and (is_mask or mask in images):
         raise DataError(
-            f"{where}: '{line}' has the image '{found}' next to the mask of '{mask}'; wanted a pair of one id"
+            f"{where}: '{line}' pairs the image '{found}' with the mask of '{mask}'; wanted the same id for both"
         )
     return found if is_mask else name

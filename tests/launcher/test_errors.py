@@ -15,17 +15,17 @@ def test_a_partner_that_is_late_or_gone_is_one_line_that_says_where_to_look(text
     with pytest.raises(SystemExit) as end, report_user_errors():
         raise RuntimeError(text)
     said = capsys.readouterr().err
-    assert end.value.code == 2 and said.count("\n") == 1 and f"({reason}" in said and "that stands above" in said
+    assert end.value.code == 2 and said.count("\n") == 1 and f"({reason}" in said and "it is printed above" in said
 
 
 @pytest.mark.parametrize(
     ("allocate", "said"),
     [
-        (lambda: bytearray(2**60), "the memory ends (no room left): lower the sizes"),
-        (lambda: np.zeros(2**60, np.uint8), "the memory ends (Unable to allocate 1.00 EiB for an array"),
+        (lambda: bytearray(2**60), "out of memory (no room left): lower the sizes"),
+        (lambda: np.zeros(2**60, np.uint8), "out of memory (Unable to allocate 1.00 EiB for an array"),
         (
             lambda: torch.empty(2**60, dtype=torch.uint8),
-            "the memory ends (1,152,921,504.6 GB at once): lower the sizes",
+            "out of memory (1,152,921,504.6 GB at once): lower the sizes",
         ),
     ],
 )

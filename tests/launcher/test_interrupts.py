@@ -91,7 +91,11 @@ def test_a_command_ends_with_one_line_and_nothing_goes_on_below_it(command, how,
         process.send_signal(number)  # the second one ends it at once
     said = process.communicate(timeout=30)[1]
     assert process.returncode == code
-    assert said.split("\n") == ["", f"stopped by {name}; what was finished stays, the same command does the rest", ""]
+    assert said.split("\n") == [
+        "",
+        f"stopped by {name}; what is finished is kept, and the same command does the rest",
+        "",
+    ]
     assert len(below) >= (how == "works") and not psutil.wait_procs(below, timeout=30)[1]
 
 
@@ -122,7 +126,11 @@ def test_a_study_leaves_it_to_its_command_to_end_and_to_tell(command, number, co
     os.killpg(process.pid, number)  # as a terminal does
     printed, said = process.communicate(timeout=30)
     assert process.returncode == code and printed == ""
-    assert said.split("\n") == ["", f"stopped by {name}; what was finished stays, the same command does the rest", ""]
+    assert said.split("\n") == [
+        "",
+        f"stopped by {name}; what is finished is kept, and the same command does the rest",
+        "",
+    ]
     assert len(below) >= 2 and not psutil.wait_procs(below, timeout=30)[1]
 
 

@@ -113,7 +113,7 @@ def test_lost_output_is_a_failure_where_it_was_the_product(words, code, in_tmp):
         process = start(COMMAND, *words, stdout=full, stderr=subprocess.PIPE)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    assert ("what this command had to print is lost: [Errno 28]" in said) == (words == ["bench", "0"])
+    assert ("this command's output could not be written: [Errno 28]" in said) == (words == ["bench", "0"])
 
 
 def test_nothing_changes_where_output_works(in_tmp):

@@ -19,15 +19,15 @@ def test_what_was_written_is_kept_in_notes_and_then_in_one_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.tar", "a-1.tar", DIGESTS]
     assert {name: kept.bytes for name, kept in read_digests(tmp_path).items()} == {"a-0.tar": 3, "a-1.tar": 5}
     one.write_bytes(b"onE")
-    assert find_change(one) == "its sha256 is not that of what was written: bytes have changed"
+    assert find_change(one) == "its sha256 differs from what was written: its bytes have changed"
     two.write_bytes(b"thre")
-    assert find_change(two) == "has 4 bytes, 5 were written"
+    assert find_change(two) == "has 4 bytes, but 5 were written"
     written.write_bytes(b"four")
     publish_noted(written, two)  # written anew: the note is newer
     assert find_change(two) == ""
     two.write_bytes(b"fouR")  # before the note became part of the file: what was written counts
     write_digests(tmp_path, ["a-1.tar"])
-    assert find_change(two).startswith("its sha256 is not") and not list(tmp_path.glob(".*"))
+    assert find_change(two).startswith("its sha256 differs") and not list(tmp_path.glob(".*"))
     assert json.loads((tmp_path / DIGESTS).read_text())["a-1.tar"][0] == 4
     written.write_bytes(b"five!")
     publish_noted(written, f"file://{tmp_path}/b.tar")
@@ -63,7 +63,7 @@ def test_a_shard_of_a_url_is_held_as_a_copy_that_is_what_was_written(tmp_path, m
         pass
     gone = f"file://{tmp_path}/b.tar"
     with (
-        pytest.raises(DataError, match="b.tar: is missing, or shards.json, .*; run it again"),
+        pytest.raises(DataError, match="b.tar: this file, or shards.json .* is missing; run it again"),
         held_here(gone, "run it again"),
     ):
         pass

@@ -106,6 +106,6 @@ def test_each_refusal_is_told_by_its_own_cause(tmp_path):
         assert remedy in told(number) and "make room" not in told(number)
     assert told(errno.EPIPE) == "[Errno 32] Broken pipe: '" + str(tmp_path / "x") + "'"
     (tmp_path / "runs").symlink_to("/nonexistent/scratch")
-    assert "runs is a link to /nonexistent/scratch, which is not there" in told(errno.EEXIST, tmp_path / "runs/a")
+    assert "runs is a link to /nonexistent/scratch, which does not exist" in told(errno.EEXIST, tmp_path / "runs/a")
     (tmp_path / "file").touch()
     assert "file is a file, not a folder" in told(errno.ENOTDIR, tmp_path / "file/a/b")

@@ -48,7 +48,7 @@ def test_what_a_folder_does_not_hold_is_told(scenes, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="val: has no shard 'val-00012.tar'"):
         folder.numbers_of("val-00012.tar")
     monkeypatch.setattr(ShardFolder, "about", lambda self, number: {"regions": {"chimney": [[1, 2]]}})
-    with pytest.raises(SampleError, match=f"'{folder.keys[0]}': its regions are no named boxes"):
+    with pytest.raises(SampleError, match=f"'{folder.keys[0]}': its regions are not named boxes"):
         folder.regions(0)
     for data, said in (
         (b"{", "its json does not parse (JSONDecodeError)"),

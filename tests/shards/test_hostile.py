@@ -158,7 +158,7 @@ def grown(shard, name, row):
 
 
 WRONG_SIZE = f"{SHARD}: .* the index says"
-MOVED = "does not lie where the index says"
+MOVED = "is not where the index says"
 CASES = {
     # a tar cut at every kind of place
     "cut: to nothing": (cut(lambda s: 0), "open", WRONG_SIZE),
@@ -177,10 +177,10 @@ CASES = {
     # flipped bits, and zeros
     "flipped: a name in a header": (flip("jpg", -512), "read", MOVED),
     "flipped: a size in a header": (flip("jpg", -512 + 132), "read", MOVED),
-    "flipped: a checksum": (flip("jpg", -512 + 150), "verify", "sha256 is not the index's"),
+    "flipped: a checksum": (flip("jpg", -512 + 150), "verify", "sha256 differs from the index"),
     "flipped: the image's first byte": (flip("jpg", 0), "read", "image does not decode"),
-    "flipped: a pixel that still decodes": (flip("jpg", 650), "verify", "sha256 is not the index's"),
-    "flipped: the json": (flip("json", 0), "verify", "sha256 is not the index's"),
+    "flipped: a pixel that still decodes": (flip("jpg", 650), "verify", "sha256 differs from the index"),
+    "flipped: the json": (flip("json", 0), "verify", "sha256 differs from the index"),
     "zeros over a header": (zero_header, "read", MOVED),
     # files
     "shard: missing": (lambda folder: (folder / SHARD).unlink(), "open", f"{SHARD}: missing"),
@@ -254,16 +254,16 @@ def test_hostile_data_are_named_and_never_fewer_without_a_word(case, folder, sou
         ),
         (with_member(name="../../../evil.jpg"), r"others have .*evil\.jpg.*each has a json"),
         (with_member(name="/etc/passwd.json"), "sample '/etc/passwd': json"),
-        (with_member(type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is no plain file"),
-        (with_member(type=tarfile.GNUTYPE_SPARSE), "is no plain file"),
-        (with_member(type=tarfile.DIRTYPE, name="folder"), "is no plain file"),
+        (with_member(type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is not a plain file"),
+        (with_member(type=tarfile.GNUTYPE_SPARSE), "is not a plain file"),
+        (with_member(type=tarfile.DIRTYPE, name="folder"), "is not a plain file"),
         (compressed, "damaged header at byte 0"),
         (flip("jpg", -512 + 150), "damaged header"),
         (flip("json", 0), "json: index: Invalid JSON"),
         (rewrite(lambda m: [(k, {**v, "json": b"[" * 9999}) for k, v in m], True), "json: index: Invalid JSON"),
         (rewrite(lambda m: [(k, {**v, "json": b'{"group": 3}'}) for k, v in m], True), "json: group"),
         (rewrite(lambda m: [(m[0][0], {"jpg": b"x"}), *m[1:]], True), r"has members .*others have"),
-        (rewrite(lambda m: [*m, m[0]], True), "two samples have one key"),
+        (rewrite(lambda m: [*m, m[0]], True), "two samples have the same key"),
         (rewrite(lambda m: [("a b", m[0][1]), *m[1:]], True), "unusable keys"),
         (rewrite(lambda m: [], True), "wanted equal, non-empty lists"),
     ],

@@ -63,7 +63,7 @@ def damage_flip(path):
     ("damage", "message"),
     [
         (damage_cut, "bytes; the index says"),
-        (damage_flip, "sha256 is not the index's"),
+        (damage_flip, "sha256 differs from the index"),
         (lambda path: path.unlink(), "missing"),
         (lambda path: shutil.copy(path, path.with_name("extra.tar")), "extra.tar: not in the index"),
     ],

@@ -50,11 +50,13 @@ def test_what_is_not_the_images_own_is_refused(images, content, tmp_path):
     refused(images, tmp_path, rf"{NAME}: is missing; ask again", remedy="ask again")
     first, second = (key for key, _ in content)
     write_tar(tmp_path / NAME, content[:1])
-    refused(images, tmp_path, rf"{NAME}: holds 1 samples, the images 2; remove this shard")
+    refused(images, tmp_path, rf"{NAME}: holds 1 samples, but there are 2 images; remove this shard")
     write_tar(tmp_path / NAME, content[::-1])
-    refused(images, tmp_path, rf"{NAME}: holds '{second}', the images have '{first}': it belongs to other image shards")
+    refused(
+        images, tmp_path, rf"{NAME}: holds '{second}' where the images have '{first}': it belongs to other image shards"
+    )
     write_tar(tmp_path / NAME, [*content, ("more", content[0][1])])
-    refused(images, tmp_path, r"holds 'more', the images have 'no more'")
+    refused(images, tmp_path, r"holds 'more' where the images have 'no more'")
     write_tar(tmp_path / NAME, [content[0], (second, {"json": b"{}"})])
     refused(images, tmp_path, rf"{NAME}: sample '{second}' has no a.npy, only 'json'; do it", remedy="do it")
 
@@ -66,11 +68,11 @@ def test_a_member_that_is_there_twice_is_refused(images, content, tmp_path):
             info = tarfile.TarInfo(name)
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
-    refused(images, tmp_path, rf"{NAME}: '{first}.a.npy' is there twice")
+    refused(images, tmp_path, rf"{NAME}: '{first}.a.npy' occurs twice")
 
 
 def test_a_mask_that_a_reordered_tar_gives_to_another_image_is_refused(images, tmp_path):
     for shard in images.index.shards:
         write_tar(tmp_path / shard.name, [(key, {"png": b"x"}) for key in shard.keys[::-1]])
-    with pytest.raises(DataError, match="holds '.*', the images have '"):
+    with pytest.raises(DataError, match="holds '.*' where the images have '"):
         MaskFolder(tmp_path, images)(0)

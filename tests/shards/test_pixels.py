@@ -135,8 +135,8 @@ def test_an_orientation_that_is_none_is_upright(monkeypatch, value, orientation)
         (encoded(Image.new("RGBA", (3, 1))), "mask has mode RGBA"),
         (encoded(Image.new("LA", (3, 1))), "mask has mode LA"),
         (png(np.array([[1]]), 16), "mask has mode I;16"),
-        (encoded(Image.fromarray(GREY), "JPEG"), "mask is no PNG but JPEG; wanted a PNG"),
-        (encoded(Image.fromarray(GREY), "TIFF"), "mask is no PNG but TIFF"),
+        (encoded(Image.fromarray(GREY), "JPEG"), "mask is not a PNG but JPEG; wanted a PNG"),
+        (encoded(Image.fromarray(GREY), "TIFF"), "mask is not a PNG but TIFF"),
         (b"\x89PNG\r\n\x1a\n" + bytes(9), "mask does not decode"),
     ],
 )
@@ -181,9 +181,9 @@ def test_grey_levels_count_by_colour_and_few_bits_by_what_they_store(data, level
     [
         (encoded(Image.new("RGB", (3, 1), (1, 2, 3))), "m.png: mask is a colour image"),
         (palette_png([[0, 1]], [(0, 0, 0), (9, 0, 0)]), "mask is a colour image"),
-        (png(np.array([[0, 1, 3]]), 2), r"has 2 bits and the values \[0, 1, 3\]; wanted two of them"),
+        (png(np.array([[0, 1, 3]]), 2), r"has 2 bits and the values \[0, 1, 3\]; wanted only two values"),
         (png(np.array([[[9] * 3]]), 16, 2), "mask has mode RGB of 16 bits"),
-        (encoded(Image.fromarray(GREY), "JPEG"), "mask is no PNG but JPEG"),
+        (encoded(Image.fromarray(GREY), "JPEG"), "mask is not a PNG but JPEG"),
     ],
 )
 def test_a_mask_of_other_than_grey_levels_is_refused(data, message):

@@ -82,8 +82,11 @@ def test_a_failure_that_passes_is_tried_again_and_changes_nothing(store, scenes,
     [
         ("503", "not fetched after 9 tries in . s; last error: .*503.*check the store and the network"),
         ("403", "not fetched after 1 try in 0 s; last error: .*403.*check the address and the credentials"),
-        ("flipped", "not fetched after 9 tries .*WrongBytes: its sha256 is not the index's"),
-        ("cut without a length", r"not fetched after 9 tries .*WrongBytes: \d+ bytes came, the index says \d+"),
+        ("flipped", "not fetched after 9 tries .*WrongBytes: its sha256 differs from the index"),
+        (
+            "cut without a length",
+            r"not fetched after 9 tries .*WrongBytes: \d+ bytes arrived, but the index states \d+",
+        ),
     ],
 )
 def test_a_failure_that_stays_is_told_with_address_tries_and_reason(store, cached, fault, message):
@@ -225,7 +228,9 @@ def test_a_process_that_hangs_while_it_fetches_is_told(store, monkeypatch):
     wanted, own = first_wanted(store), Cache.from_environment()
     hanging = os.open(own.part(wanted), os.O_RDWR | os.O_CREAT)
     assert cache.try_lock(hanging, cache.fcntl.LOCK_EX, own.part(wanted))
-    with pytest.raises(DataError, match=r"another process fetches it .* 0 of \d+ bytes have come, and none for 0 s"):
+    with pytest.raises(
+        DataError, match=r"another process is fetching it .* 0 of \d+ bytes have arrived, none in the last 0 s"
+    ):
         own.open(wanted)
     release(hanging)
 
@@ -267,7 +272,7 @@ def test_a_limit_that_cannot_hold_is_told_once_and_reading_goes_on(store, cached
     monkeypatch.setenv("WSSS_CACHE_GB", "0.00001")
     shards = ShardFolder(f"{store.url}/train")
     assert shards.image(0).shape == shards.image(len(shards) - 1).shape == (32, 32, 3)
-    assert caplog.text.count("limit of 0.0 GB, which does not hold: raise WSSS_CACHE_GB") == 1
+    assert caplog.text.count("limit of 0.0 GB, which cannot be kept: raise WSSS_CACHE_GB") == 1
 
 
 @pytest.mark.parametrize(
@@ -316,7 +321,9 @@ def test_verify_reads_every_shard_of_a_url(store, cached):
     assert verify(f"{store.url}/train").num_samples == 48
     release(Cache.from_environment().open(first_wanted(store)))  # whatever the cache holds
     store.faults = {"00000.tar": ["403"]}
-    with pytest.raises(DataError, match="1 of 12 shards are not what was written:\n  train-00000.tar: .*403"):
+    with pytest.raises(
+        DataError, match="1 of 12 shards have changed since they were written:\n  train-00000.tar: .*403"
+    ):
         verify(f"{store.url}/train")
 
 
@@ -389,7 +396,7 @@ def test_a_reader_that_has_waited_for_another_one_has_less_patience_left(store, 
 def test_a_trickle_is_no_answer(store, monkeypatch):
     monkeypatch.setattr(remote, "SILENCE_S", 0.0)
     monkeypatch.setattr(remote, "SLOWEST", 1e12)
-    with pytest.raises(DataError, match="not fetched after 9 tries .*bytes came in .*as good as none"):
+    with pytest.raises(DataError, match="not fetched after 9 tries .*bytes arrived in .*the store is too slow"):
         ShardFolder(f"{store.url}/train").image(0)
 
 

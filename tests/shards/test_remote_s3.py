@@ -89,7 +89,7 @@ def test_credentials_that_are_refused_are_told_at_once(status, code, monkeypatch
     monkeypatch.setattr(remote, "LONGEST_WAIT_S", 0.05)
     with answering(handler) as url:
         point_at(url, monkeypatch, AWS_SESSION_TOKEN="old")
-        with pytest.raises(DataError, match=r"not fetched after 1 try .*\(an expired token, a clock that is wrong"):
+        with pytest.raises(DataError, match=r"not fetched after 1 try .*\(an expired token, a wrong clock"):
             ShardFolder("s3://bucket/train")
 
 

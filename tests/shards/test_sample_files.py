@@ -89,5 +89,5 @@ def test_a_mask_of_another_size_names_the_orientation_that_may_be_why():
 
 
 def test_masks_that_count_the_classes_in_another_order_are_told_by_names():
-    with pytest.raises(DataError, match=r"mask shows 1 \(cat\), label says 2 \(dog\); .* give --classes in its order"):
+    with pytest.raises(DataError, match=r"mask shows 1 \(cat\), label says 2 \(dog\); .* give --classes in that order"):
         members_of(sample(image_label=(2,), mask=mask_of(1)), TWO, "pixel")

@@ -104,7 +104,7 @@ def test_duplicate_keys_are_refused(tmp_path):
         def __getitem__(self, index: int) -> Sample:
             return super().__getitem__(index % 19)
 
-    for num_shards, message in ((1, "'train-00000.jpg' is there twice"), (20, "keys appear twice: .'train-00000'")):
+    for num_shards, message in ((1, "'train-00000.jpg' occurs twice"), (20, "keys appear twice: .'train-00000'")):
         with pytest.raises(DataError, match=message):
             write_split(Twice(split="train", num_images=20, size=32), tmp_path, "train", "label", num_shards=num_shards)
         assert list(tmp_path.glob("[!.]*")) == []
@@ -154,7 +154,7 @@ def test_a_tar_is_whole_before_it_gets_its_name(tmp_path):
 
 
 def test_a_disk_that_takes_no_shard_is_told_and_a_source_that_fails_is_not_the_disk(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"gone/x.tar: cannot be written: .*a folder of this path is not there"):
+    with pytest.raises(DataError, match=r"gone/x.tar: cannot be written: .*a folder in this path does not exist"):
         write_tar(tmp_path / "gone/x.tar", [])
 
     def fails():

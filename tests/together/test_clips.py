@@ -58,7 +58,7 @@ def test_a_student_learns_over_time_and_resumes_bit_equal(clips, monkeypatch):
     assert digest(train(clips("name=cut"))) == whole
     for wrong, error, message in (
         ("data.pairs=null", ConfigError, "compares neighbouring frames: wanted data.pairs"),
-        ("train.accumulate=8", ConfigError, "1 images at a time, which are no pairs"),
+        ("train.accumulate=8", ConfigError, "1 images at a time, which do not form pairs"),
         ("data.train=scenes/train", DataError, "scenes/train: no shards here"),
     ):
         with pytest.raises(error, match=message):
@@ -67,9 +67,9 @@ def test_a_student_learns_over_time_and_resumes_bit_equal(clips, monkeypatch):
 
 def test_pairs_that_contradict_other_settings_are_refused(tmp_path, scenes):
     yaml = write_tiny_yaml(tmp_path, scenes, "distill")
-    with pytest.raises(ConfigError, match="a damaged frame's replacement is of another clip"):
+    with pytest.raises(ConfigError, match="a damaged frame would be replaced by a frame of another clip"):
         load_config(yaml, ["data.pairs=2", "data.max_skipped=1"])
-    with pytest.raises(ConfigError, match="shuffle_teacher: in pairs the next image is of the same clip"):
+    with pytest.raises(ConfigError, match="shuffle_teacher: with data.pairs the next image is from the same clip"):
         load_config(yaml, ["data.pairs=2", "method.shuffle_teacher=true"])
     paired, single = load_config(yaml, ["data.pairs=2"]), load_config(yaml, [])
     method = build_without_values(single, ClassSet(name="smoke", classes=("smoke",)))

@@ -157,7 +157,10 @@ def test_a_plain_install_trains_infers_and_refines(plain, in_tmp, tiny_config, s
     config = tiny_config("classify", "train.steps=2")
     assert config.tracking.to == ()
     preflight(config)
-    assert "metrics go to the run's folder alone; for MLflow: pip install 'wsss[mlflow]'" in capsys.readouterr().err
+    assert (
+        "metrics are written only to the run's folder; for MLflow: pip install 'wsss[mlflow]'"
+        in capsys.readouterr().err
+    )
     preflight(tiny_config("classify", "tracking.to=[]"))
     assert "pip install" not in capsys.readouterr().err  # it was asked for
     train(config)

@@ -97,7 +97,7 @@ def test_refining_with_other_settings_or_unknown_kinds_is_refused(run):
     refine(run, ["val"], RefineConfig(workers=1, cams=("grad",), chain=()))
     with pytest.raises(RunError, match="made with other settings .threshold: 0.3, now 0.5"):
         refine(run, ["val"], RefineConfig(workers=1, cams=("grad",), chain=(), threshold=0.5))
-    with pytest.raises(RunError, match="'saliency'. not among the inferred kinds"):
+    with pytest.raises(RunError, match="'saliency'. are not among the inferred kinds"):
         refine(run, ["val"], RefineConfig(workers=1, cams=("saliency",), chain=()))
     with pytest.raises(RunError, match="no CAMs here; run `wsss infer"):
         refine(run, ["train"], RefineConfig(workers=1))
@@ -157,7 +157,7 @@ def test_evaluation_and_report(run):
 
 def test_figures_need_cams_and_truth_first(in_tmp, tiny_config):
     train(tiny_config("classify", "train.steps=0"))
-    with pytest.raises(RunError, match="no CAMs of 'val' here"):
+    with pytest.raises(RunError, match="no CAMs or masks of 'val' here"):
         evaluate(RUNS / "teacher")
     with pytest.raises(RunError, match="no run with metrics"):
         write_report(RUNS)
@@ -248,5 +248,5 @@ def test_shards_of_other_classes_are_refused(run, scenes, tmp_path):
     folder = shutil.copytree(scenes / "val", tmp_path / "fog")
     index = ShardFolder(folder).index.model_copy(update={"classes": ("fog",)})
     index.save(folder)
-    with pytest.raises(RunError, match=r"has the classes \('fog',\); .* was trained on \('smoke',\)"):
+    with pytest.raises(RunError, match=r"has the classes \('fog',\), but .* was trained on \('smoke',\)"):
         infer(run, "fog", folder)

@@ -123,7 +123,7 @@ def test_a_pickle_that_runs_code_is_refused_as_optimizer_state(tmp_path, raw):
     folder = checkpoint.save(tmp_path / "run", 1, method, optimizer, OneProcess(), keep=1)
     mark = tmp_path / "mark"
     write_bomb(folder / steps.OPTIMIZER, mark, raw)
-    with pytest.raises(RunError, match=r"optimizer.pt: is no optimizer state of tensors and numbers"):
+    with pytest.raises(RunError, match=r"optimizer.pt: is not an optimizer state of tensors and numbers"):
         checkpoint.load(folder, method, optimizer)
     assert not mark.exists()
 
@@ -134,7 +134,7 @@ def test_a_pickle_that_runs_code_is_refused_as_model(tmp_path, raw):
     folder = checkpoint.save(tmp_path / "run", 1, method, torch.optim.AdamW(method.parameters()), OneProcess(), keep=1)
     mark = tmp_path / "mark"
     write_bomb(folder / steps.MODEL, mark, raw)
-    with pytest.raises(RunError, match=r"model.safetensors: is no safetensors file"):
+    with pytest.raises(RunError, match=r"model.safetensors: is not a safetensors file"):
         checkpoint.load_method(method, folder)
     assert not mark.exists()
 

@@ -82,7 +82,7 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     assert fixed["sources"]["class_map"]["untuned"] == "data.tune is not set"
     untuned = evaluate(pets_run, ["data.tune=pets/with"])["sources"]["class_map"]["untuned"]
     assert untuned.startswith(
-        "none of these maps for the split tune; `wsss infer runs/teacher --split tune data.tune=pets/with` makes"
+        "there are no such maps of the split tune; `wsss infer runs/teacher --split tune data.tune=pets/with` makes"
     )
     infer(pets_run, "tune", in_tmp / "pets/with")
     report = evaluate(pets_run, ["data.tune=pets/with"])
@@ -102,8 +102,8 @@ def test_tune_chooses_one_threshold_with_masks_and_a_gate_without(pets_run, in_t
     few = f"{source['tuned']['threshold']:.2f}, rests on {shown} images, which is chance)"
     assert said[1].startswith("threshold 0.30 ") and said[1].endswith(f"the one tuned for class_map, {few}")
     assert said[2].startswith("gate 0.50 ")
-    assert "what was tuned rests on" in format_evaluation(report) and report["tune"]["best"] is None
-    assert "what was tuned rests on" in write_report(RUNS).read_text()
+    assert "tuned values rest on" in format_evaluation(report) and report["tune"]["best"] is None
+    assert "tuned values rest on" in write_report(RUNS).read_text()
 
     infer(pets_run, "tune", in_tmp / "pets/without", overwrite=True)
     report = evaluate(pets_run, ["data.tune=pets/without"])

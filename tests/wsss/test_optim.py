@@ -72,16 +72,16 @@ def test_the_classifier_of_frozen_features_learns_at_a_rate_of_its_own():
     assert by_name == {name: 10 if name == "student.head.weight" else 2 for name in by_name}
     assert is_of_head("student.head.weight") and not is_of_head("student.backbone.head.weight")
     assert {group["lr_factor"] for group in parameter_groups(method, 0.01, new_lr_factor=2)} == {2}
-    with pytest.raises(ValueError, match="head_lr_factor is about a classifier; this method trains none"):
+    with pytest.raises(ValueError, match="head_lr_factor has no effect: this method trains no classifier"):
         parameter_groups(nn.Linear(2, 2), 0.01, head_lr_factor=10)
 
 
 def test_a_rate_of_layers_that_are_not_trained_is_told():
-    with pytest.raises(ValueError, match="this method trains none of its layers: set it to 1"):
+    with pytest.raises(ValueError, match="this method trains no layer of a backbone; set it to 1"):
         parameter_groups(FrozenFeatures(tiny_frozen(), attended=1), 0.01, layer_decay=0.9)
-    with pytest.raises(ValueError, match="none is trained but the classifier, which train.head_lr_factor is about"):
+    with pytest.raises(ValueError, match="is the classifier, whose rate train.head_lr_factor sets"):
         parameter_groups(tiny_cnn(), 0.01, new_lr_factor=2, head_lr_factor=10)
-    with pytest.raises(ValueError, match="new_lr_factor is about layers without initial weights; here none is trained"):
+    with pytest.raises(ValueError, match="new_lr_factor has no effect: the only new layer that is trained, if any"):
         parameter_groups(nn.ModuleDict({"backbone": nn.Linear(2, 2)}), 0.01, new_lr_factor=2)
     assert parameter_groups(tiny_cnn(), 0.01, new_lr_factor=2)
 
@@ -89,5 +89,5 @@ def test_a_rate_of_layers_that_are_not_trained_is_told():
 def test_layers_of_what_is_no_backbone_are_told():
     for part in (nn.Linear(2, 2), {"backbone": nn.Linear(2, 2)}, {"other": tiny_vit().backbone}):
         module = nn.ModuleDict(part) if isinstance(part, dict) else part
-        with pytest.raises(ValueError, match="layer_decay is about the layers of a backbone of timm"):
+        with pytest.raises(ValueError, match="layer_decay has no effect: this method has no timm backbone"):
             parameter_groups(module, 0.01, layer_decay=0.9)

@@ -164,7 +164,7 @@ def test_it_runs_in_float32_under_autocast_and_takes_other_types(image):
 
 
 def test_parameters_of_another_shape_are_told(image):
-    with pytest.raises(ValueError, match=r"parameters \(4, 7\) of 4 images; wanted \(4, 8\): brightness, contrast"):
+    with pytest.raises(ValueError, match=r"parameters \(4, 7\) for 4 images; wanted \(4, 8\): brightness, contrast"):
         photometric(image, parameters(4)[:, :7])
-    with pytest.raises(ValueError, match=r"parameters \(1, 8\) of 4 images"):
+    with pytest.raises(ValueError, match=r"parameters \(1, 8\) for 4 images"):
         photometric(image, parameters(1))

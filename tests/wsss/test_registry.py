@@ -62,7 +62,7 @@ def test_a_package_that_cannot_be_imported_is_told_when_its_name_is_read_and_har
 
 def test_what_is_of_the_wrong_kind_is_told(tmp_path, monkeypatch):
     install(monkeypatch, tmp_path, "others", {"wsss.methods": "number = math:pi", "wsss.models": "number = math:pi"})
-    with pytest.raises(ValueError, match=r"'number' of package 'others' 0.1 \(math:pi\) is 3.14.*wanted a class of"):
+    with pytest.raises(ValueError, match=r"'number' of package 'others' 0.1 \(math:pi\) is 3.14.*wanted a subclass of"):
         METHODS["number"]
     with pytest.raises(ValueError, match="wanted a function"):
         MODELS["number"]
@@ -75,7 +75,7 @@ def test_a_metric_that_is_not_whole_is_told(tmp_path, monkeypatch):
     install(monkeypatch, tmp_path, "others", {"wsss.metrics": "h = others_m:Half\nn = math:pi"}, {"others_m": source})
     with pytest.raises(ValueError, match=r"'h' of package 'others' .* \(Half\) lacks heading, merge, update"):
         METRICS["h"]
-    with pytest.raises(ValueError, match="wanted a class of Metric"):
+    with pytest.raises(ValueError, match="wanted a subclass of Metric"):
         METRICS["n"]
 
 

@@ -1,4 +1,4 @@
-"""AffinityNet's loss: affinities of neighbouring pixels against their seeds."""
+"""AffinityNet's loss: predicted affinities of neighbouring positions compared with the seeds."""
 
 from collections.abc import Mapping
 
@@ -17,20 +17,21 @@ def affinity_loss(
     totals: Mapping[str, Tensor] | None = None,
     shares: int = 1,
 ) -> dict[str, Tensor]:
-    """Log-likelihood of which pairs belong together, over the pairs of the whole batch.
+    """Negative log-likelihood of which pairs belong together, over the pairs of the whole batch.
 
         bg  = -mean log(a + 1e-5)        pairs of two background positions
         fg  = -mean log(a + 1e-5)        pairs of two positions of one class
         neg = -mean log(1 - a + 1e-5)    pairs of two positions of different label
         loss = bg / 4 + fg / 4 + neg / 2
 
-    A pair with a 255 counts nowhere; a mean is a sum over (count + 1e-5), so that no pairs give 0.
+    A pair with a 255 does not count; a mean is a sum divided by (count + 1e-5), so it is 0 without pairs.
 
     Args:
         affinity_BOP: from pair_affinity, with the same radius.
         label_Bhw: {0, k, 255} on the grid of its features.
-        totals: pairs of each kind (see count_pairs) of the whole batch of which this is one of `shares` parts: the mean
-            of a loss over the parts is then that of the whole batch. None: this is all of it.
+        totals: number of pairs of each kind (see count_pairs) in the whole batch, of which this is one of `shares`
+            parts; the mean of the loss over the parts is then the loss of the whole batch. None = this is the whole
+            batch.
 
     Returns:
         Scalars `loss`, `bg_loss`, `fg_loss`, `neg_loss`.
@@ -44,7 +45,8 @@ def affinity_loss(
     if affinity_BOP.shape != kinds["bg"].shape:
         raise ValueError(
             f"affinities {tuple(affinity_BOP.shape)} for labels {tuple(label_Bhw.shape)}: wanted "
-            f"{tuple(kinds['bg'].shape)}; resize the labels to the grid of the features, and use one radius"
+            f"{tuple(kinds['bg'].shape)}; resize the labels to the grid of the features, and use the same radius for "
+            "both"
         )
     totals = {kind: chosen.sum() for kind, chosen in kinds.items()} if totals is None else totals
     a = at_least_float32(affinity_BOP)
@@ -58,8 +60,8 @@ def affinity_loss(
 
 
 def pair_kinds(label_Bhw: Tensor, radius: int) -> dict[str, Tensor]:
-    """Which pairs are of two background positions (`bg`), of two of one class (`fg`), of different labels (`neg`):
-    (B, O, P) bool. Raises ValueError as pair_views does."""
+    """Masks (B, O, P) bool of the pairs of two background positions (`bg`), of two positions of one class (`fg`), and
+    of different labels (`neg`). Raises ValueError as pair_views does."""
     origin_B1rc, *neighbours = (view[:, None] for view in pair_views(label_Bhw, radius))
     first, second = origin_B1rc.flatten(2), torch.cat(neighbours, dim=1).flatten(2)
     certain = (first != IGNORE_INDEX) & (second != IGNORE_INDEX)

@@ -1,11 +1,11 @@
-"""Cross-architecture consistency: how far a student's feature map is from a teacher's.
+"""Cross-architecture consistency: the distance between a student's and a teacher's feature map.
 
     distance(S, T),   S (B, D, N) and T (B, D', N): B images, D and D' channels, N = h * w positions
 
 A level says what is compared: it turns each map into vectors, (B, D, N) -> (..., n), n entries each. A metric says how
 two sets of vectors differ, as a mean over them. DISTANCES holds the pairs that make sense and, under `legacy.`, the
-published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All carry gradient to
-both sides; a frozen teacher comes in without a graph.
+published forms; LOGIT_DISTANCES compares class logits (B, K), K classes. All have gradients with respect to both sides;
+the tensors of a frozen teacher have no graph.
 
 Source: smoke paper, Eq. 3.2-3.3 and Tables 4.7, 4.9, in the forms of D-05 and D-21.
 """
@@ -48,18 +48,21 @@ def alignment_distance(
     """Distance between two feature maps, in float32 or better also under autocast.
 
     Args:
-        standardise: first give each channel of both maps zero mean and unit variance over its positions, so
-            that the metric sees the pattern and not the scale.
+        standardise: first give each channel of both maps zero mean and unit variance over its positions, so that the
+            metric compares the pattern and not the scale.
         tau: temperature > 0 of channel_softmax: tau^2 distance(S / tau, T / tau).
 
     Returns:
         Scalar >= 0. Equal maps give 0, except channel_pairs always and the cosines where a vector is 0.
 
     Raises:
-        ValueError: shapes that do not fit; no such level and metric; tau out of place; standardise with pooled.
+        ValueError: shapes that do not fit; no such level and metric; a tau that the level does not use; standardise
+            with pooled.
     """
     if (level, metric) not in DISTANCES:
-        raise ValueError(f"no alignment of level '{level}' and metric '{metric}'; there are {name_levels(DISTANCES)}")
+        raise ValueError(
+            f"there is no alignment of level '{level}' and metric '{metric}'; choose one of {name_levels(DISTANCES)}"
+        )
     check_shapes(student_BDN, teacher_BDN, level)
     check_takes_temperature(level, tau)
     check_takes_standardise(level, standardise)
@@ -73,7 +76,7 @@ def alignment_distance(
 
 
 def bernoulli_kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: float = 1.0) -> Tensor:
-    """Divergence of the student's class probabilities from the teacher's, each class by itself.
+    """KL divergence of the student's class probabilities from the teacher's, for each class on its own.
 
         tau^2 mean_bk [p log(p / q) + (1 - p) log((1 - p) / (1 - q))],   p = sigmoid(t / tau),  q = sigmoid(s / tau)
 
@@ -95,7 +98,8 @@ def bernoulli_kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: f
 
 
 def check_shapes(student_BDN: Tensor, teacher_BDN: Tensor, level: str) -> None:
-    """Raise ValueError unless the maps fit: (B, D, N) alike, or with other D at the levels of ANY_CHANNELS."""
+    """Raise ValueError unless both maps have the same shape (B, D, N); at the levels of ANY_CHANNELS their D may
+    differ."""
     student, teacher = tuple(student_BDN.shape), tuple(teacher_BDN.shape)
     if level in ANY_CHANNELS:
         fits, wanted = student[::2] == teacher[::2], "B and N: resize the grid first"
@@ -115,13 +119,17 @@ def check_takes_temperature(level: str, tau: float) -> None:
     """Raise ValueError unless tau is 1 or the level has a temperature."""
     check_temperature(tau)
     if tau != 1 and level not in TEMPERED:
-        raise ValueError(f"tau is {tau} at the level '{level}'; only {', '.join(TEMPERED)} have one: leave it at 1")
+        raise ValueError(
+            f"tau is {tau} at the level '{level}'; only {', '.join(TEMPERED)} have a temperature: leave it at 1"
+        )
 
 
 def check_takes_standardise(level: str, standardise: bool) -> None:
-    """Raise ValueError if standardise takes away what a level compares."""
+    """Raise ValueError if standardise removes what a level compares."""
     if standardise and level == "pooled":
-        raise ValueError("standardise makes every spatial mean 0, and pooled compares those: choose another level")
+        raise ValueError(
+            "standardise makes every spatial mean 0, and level 'pooled' compares these means: choose another level"
+        )
 
 
 def name_levels(pairs: dict[tuple[str, str], Distance]) -> str:
@@ -167,7 +175,7 @@ def channel_log_softmax(x_BDN: Tensor) -> Tensor:
 
 
 def gram(x_BDN: Tensor) -> Tensor:
-    """vec(X_b X_b^T / N), (B, D D): how channels vary together."""
+    """vec(X_b X_b^T / N), (B, D D): how the channels vary together."""
     return (x_BDN @ x_BDN.transpose(1, 2) / x_BDN.shape[2]).flatten(1)
 
 

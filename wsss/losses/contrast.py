@@ -1,4 +1,4 @@
-"""ToCo's contrasts: patch tokens that belong together, and class tokens of crops that show an object.
+"""ToCo's contrastive losses: of patch tokens that belong together, and of class tokens of crops that show an object.
 
 Shapes: B images, D channels, h x w token grid of N = h * w positions, H x W pixels, G global views, M crops (the
 global views among them), n local crops of s x s pixels.
@@ -17,7 +17,8 @@ EPS = 1e-4  # joins the negatives and the number of positives of class_token_con
 
 
 def pair_mask(label_Bhw: Tensor) -> Tensor:
-    """Which positions (row-major) show the same: (B, N, N) uint8, 1 same label, 0 different, 255 ignored.
+    """Which pairs of positions (row-major) have the same label: (B, N, N) uint8, 1 same label, 0 different, 255
+    ignored.
 
     Two background positions are a positive pair; a position with itself, or with an ignored one, is ignored.
     """
@@ -36,8 +37,8 @@ def patch_token_contrast(features_BDhw: Tensor, pairs_BNN: Tensor, *, group_size
 
     Args:
         pairs_BNN: see pair_mask.
-        group_size: consecutive images whose pairs are counted together; L is the mean over the groups. None = the
-            whole batch. With a group size, L does not depend on how the images are spread over processes.
+        group_size: consecutive images whose pairs are counted together; L is the mean over the groups. None = the whole
+            batch. With a group size, L does not depend on how the images are distributed over processes.
 
     Returns:
         Scalar in [0, 1]; 0.5 where no pair is known.
@@ -55,7 +56,8 @@ def patch_token_contrast(features_BDhw: Tensor, pairs_BNN: Tensor, *, group_size
 
 
 def class_token_contrast(student_BMD: Tensor, teacher_BGD: Tensor, flags_BM: Tensor, *, temperature: float) -> Tensor:
-    """Pulls the class tokens of positive crops to those of the global views, away from negative crops.
+    """Pulls the class tokens of positive crops towards those of the global views, and pushes those of negative crops
+    away.
 
         a_gm = t_g . s_m / temperature,   n_g = log(sum_neg e^a_gm + 1e-4)
         L = mean_images mean_g [ -sum_pos log sigmoid(a_gm - n_g) - log sigmoid(-n_g) ] / (|pos| + 1e-4)
@@ -65,7 +67,7 @@ def class_token_contrast(student_BMD: Tensor, teacher_BGD: Tensor, flags_BM: Ten
     Args:
         student_BMD: projected class tokens of all crops of an image, global views and local crops.
         teacher_BGD: those of its global views.
-        flags_BM: 1 positive, 0 negative. An image without a positive one has a loss of the order 1e4.
+        flags_BM: 1 positive, 0 negative. An image without a positive crop has a loss of the order of 1e4.
 
     Returns:
         Scalar > 0, in float32 or better.
@@ -95,25 +97,25 @@ def check_contrast(temperature: float, momentum: float = 0.0) -> None:
 
 
 def check_crops(height: int, width: int, *, crop_size: int, crop_num: int, stride: int = 1) -> tuple[int, int]:
-    """Rows and columns of the corners that crops of an image may have.
+    """Number of rows and columns in which the corner of a crop may be.
 
     Args:
         stride: pixels per patch, the least side of a crop.
 
     Raises:
-        ValueError: there are fewer than crops are wanted, or less than one patch in a crop.
+        ValueError: fewer places than wanted crops, or a crop smaller than one patch.
     """
     if crop_num < 0 or crop_size < stride:
         raise ValueError(
-            f"method.crop_px is {crop_size}, method.crop_num {crop_num}; wanted crops of {stride} px, one patch, or "
-            "more, and 0 or more of them"
+            f"method.crop_px is {crop_size}, method.crop_num {crop_num}; wanted a crop_px of {stride} (one patch) or "
+            "more and a crop_num of 0 or more"
         )
     margin = crop_size // 2
     rows, columns = (max(side - 2 * margin, 0) for side in (height, width))
     if rows * columns < max(crop_num, 1):
         raise ValueError(
-            f"method.crop_px is {crop_size}: a {height} x {width} image has {rows * columns} places for crops of "
-            f"{crop_size} px, {crop_num} crops are wanted: use a larger data.image_size or smaller crops"
+            f"method.crop_px is {crop_size}: an image of {height} x {width} px has {rows * columns} places for crops "
+            f"of this size, but method.crop_num is {crop_num}: use a larger data.image_size or smaller crops"
         )
     return rows, columns
 
@@ -121,8 +123,8 @@ def check_crops(height: int, width: int, *, crop_size: int, crop_num: int, strid
 def draw_crops(certainty_BHW: Tensor, seed_B: Tensor, *, crop_size: int, crop_num: int) -> Tensor:
     """Corners of crops whose centres are not certain foreground, drawn uniformly and without replacement.
 
-    An image with fewer than `crop_num` such centres draws from all of its corners. Its draw depends on its own seed
-    and certainty alone, and is the same on a CPU and on a GPU.
+    An image with fewer than `crop_num` such centres draws from all of its corners. The draw of an image depends only on
+    its own seed and certainty, and is the same on CPU and GPU.
 
     Args:
         certainty_BHW: 0 certain background, 1 uncertain, 2 certain foreground.
@@ -133,7 +135,7 @@ def draw_crops(certainty_BHW: Tensor, seed_B: Tensor, *, crop_size: int, crop_nu
         lie in [0, H - 2m) x [0, W - 2m).
 
     Raises:
-        ValueError: the image has fewer corners than crops are wanted.
+        ValueError: the image has fewer places than wanted crops.
     """
     margin = crop_size // 2
     rows, columns = check_crops(*certainty_BHW.shape[1:], crop_size=crop_size, crop_num=crop_num)
@@ -147,7 +149,7 @@ def draw_crops(certainty_BHW: Tensor, seed_B: Tensor, *, crop_size: int, crop_nu
 
 
 def crop_flags(certainty_BHW: Tensor, corner_Bn2: Tensor, *, crop_size: int, threshold: float = 0.2) -> Tensor:
-    """(B, n) float32: 1 a crop that may show an object, 0 one of background.
+    """(B, n) float32: 1 for a crop that may show an object, 0 for one of background.
 
     A crop is background where its mean certainty (0, 1 or 2 per pixel) is at most `threshold`. Sums come from an
     integral image, exact in int64.

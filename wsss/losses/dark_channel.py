@@ -1,4 +1,4 @@
-"""Dark channel prior: haze and smoke lift the darkest of a place's colours, so dark places hold none.
+"""Dark channel prior: haze and smoke brighten even the darkest colour channel of a place, so dark places show none.
 
 Shapes: B images, H x W pixels, h x w attention grid.
 """
@@ -16,7 +16,7 @@ def dark_channel(image_B3HW: Tensor, *, window_px: int = 15) -> Tensor:
     """min over RGB and over a window centred on each pixel, (B, H, W) in [0, 1]; the window is cut off at the border.
 
     Args:
-        image_B3HW: RGB in [0, 1], before any mean and deviation are taken out.
+        image_B3HW: RGB in [0, 1], before normalisation by mean and deviation.
         window_px: side of the square window, odd.
 
     Raises:
@@ -41,7 +41,7 @@ def dark_channel_loss(attention_Bhw: Tensor, image_B3HW: Tensor, *, window_px: i
     """mean over images and positions of a (1 - d): attention where the image is dark.
 
     a is the attention and d the dark channel resized to its grid, both min-max normalised per image. A constant map
-    becomes 0: constant attention costs nothing and gets no gradient; with a constant dark channel the loss is mean a.
+    becomes 0: constant attention has loss 0 and no gradient; with a constant dark channel the loss is mean a.
 
     Args:
         attention_Bhw: last layer's attention from the class token to the patches, averaged over heads.

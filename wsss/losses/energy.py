@@ -1,4 +1,4 @@
-"""Dense energy: a segmentation pays for pixels that are near, of like colour and in different classes.
+"""Dense energy: penalises pixels that are near each other and similar in colour but have different classes.
 
 The sum over all pairs of pixels is exact and not normalised: see gaussian_sum.
 
@@ -37,9 +37,9 @@ def dense_energy(
 ) -> Tensor:
     """Energy of the class probabilities S at `scale` times the image's size, as a mean over images.
 
-        E = -1/B sum_bki S'_ki G_i (A S')_ki,    S' = S inside the box, 0 outside
-        A_ij = exp(-|p_i - p_j|^2 / (2 (scale sigma_xy)^2) - |I_i - I_j|^2 / (2 sigma_rgb^2)),   j = i included
-        G_i = max(0, 1 - max_k S_ki), 1 where the label is 255: what is labelled and sure pays nothing
+        E = -1/B sum_bki S'_ki G_i (A S')_ki, S' = S inside the box, 0 outside A_ij = exp(-|p_i - p_j|^2 / (2 (scale
+        sigma_xy)^2) - |I_i - I_j|^2 / (2 sigma_rgb^2)), j = i included G_i = max(0, 1 - max_k S_ki), 1 where the label
+        is 255: labelled, confident pixels are not penalised
 
     The published filter, a permutohedral lattice, returns about 0.5 to 0.6 of this sum in the same direction (golden
     `energy`). Neither that factor nor the published weight 1e-7 is in here.
@@ -47,14 +47,15 @@ def dense_energy(
     Args:
         image_B3HW: RGB in [0, 1]; gets no gradient.
         seg_logits_BChw: resized to (H, W) before the softmax.
-        label_BHW: class ids, of which only 255 is read.
+        label_BHW: class ids, of which only 255 matters.
         box_B4: valid rectangle (y0, y1, x0, x1) in pixels, half-open.
         sigma_rgb: in 1/255 of the colour range. sigma_xy: in pixels of (H, W).
         gate: False takes G = 1.
         gradient: with respect to S, G held constant. "published": -2 G (A S') / B. "true": -(G (A S') + A (G S')) / B,
             the derivative; its filter runs over 2 C maps.
-        grid: above 0, A is that of a bilateral grid on CPUs: pixels in a cell of `grid` sigmas of each colour and a
-            tenth of that of each coordinate are alike (see gaussian_sum_on_grid). GPUs take every pixel.
+        grid: if above 0, CPUs use a bilateral grid for A: pixels are treated as equal if they share a cell that is
+            `grid` sigmas wide in each colour and a tenth of that in each coordinate (see gaussian_sum_on_grid). GPUs
+            use every pixel.
 
     Returns:
         Scalar <= 0 in float32 or better.
@@ -142,7 +143,7 @@ def check_shapes(image_B3HW: Tensor, seg_logits_BChw: Tensor, label_BHW: Tensor)
     if channels != 3 or label_BHW.shape != (batch, height, width) or seg_logits_BChw.shape[0] != batch:
         raise ValueError(
             f"dense_energy: image {tuple(image_B3HW.shape)}, seg_logits {tuple(seg_logits_BChw.shape)}, label "
-            f"{tuple(label_BHW.shape)}; wanted (B, 3, H, W), (B, C, h, w), (B, H, W) of the same B, H, W"
+            f"{tuple(label_BHW.shape)}; wanted (B, 3, H, W), (B, C, h, w), (B, H, W) with the same B, H, W"
         )
 
 
@@ -151,7 +152,7 @@ def core_size(height: int, width: int, scale: float) -> tuple[int, int]:
     size = int(height * scale), int(width * scale)
     if min(size) < 1:
         raise ValueError(
-            f"dense_energy: {height} x {width} pixels have nothing left at scale {scale}; wanted a method.energy_scale "
-            f"of {1 / min(height, width):.2g} or more"
+            f"dense_energy: nothing is left of {height} x {width} pixels at scale {scale}; wanted a "
+            f"method.energy_scale of {1 / min(height, width):.2g} or more"
         )
     return size

@@ -27,8 +27,9 @@ def segmentation_loss(
     0 without such a pixel.
 
     Args:
-        labelled: labelled pixels of the whole batch of which this is one of `shares` parts: the mean of L over the
-            parts is then that of the whole batch, however its labelled pixels are spread. None: this is all of it.
+        labelled: number of labelled pixels in the whole batch, of which this is one of `shares` parts; the mean of L
+            over the parts is then the loss of the whole batch, however its labelled pixels are distributed. None = this
+            is the whole batch.
     """
     seg_logits_BCHW = resize(seg_logits_BChw.float(), mask_BHW.shape[-2:])
     total = F.cross_entropy(seg_logits_BCHW, mask_BHW.long(), ignore_index=IGNORE_INDEX, reduction="sum")
@@ -41,14 +42,15 @@ def count_labelled(mask: Tensor) -> Tensor:
 
 
 def balanced_segmentation_loss(seg_logits_BChw: Tensor, label_BHW: Tensor, group_size: int | None = None) -> Tensor:
-    """Cross-entropy in which background and foreground weigh the same however large they are.
+    """Cross-entropy in which background and foreground have equal weight, however large they are.
 
         L = 1/2 mean over pixels of label 0 + 1/2 mean over pixels of labels 1..K
 
     The scores are resized to the label; 255 does not count. A half without pixels is 0 (published: NaN).
 
     Args:
-        group_size: images whose pixels share a mean; the loss is then averaged over groups. null = all images.
+        group_size: number of images whose pixels are averaged together; the loss is the mean over such groups. null =
+            all images.
 
     Source: ToCo (D-76, 6; golden segloss).
     """

@@ -1,4 +1,4 @@
-"""Which patches belong together, learnt from a label map.
+"""A loss that trains features to tell which patches belong together, from a label map.
 
 Shapes: B images, E channels, N = h * w patches.
 """
@@ -18,11 +18,11 @@ def affinity_logits(fused_BEhw: Tensor) -> Tensor:
 
 
 def dense_pair_loss(logits_BNN: Tensor, label_Bhw: Tensor, group_size: int | None = None) -> Tensor:
-    """Log-likelihood of which patches have one label, both kinds of pairs with equal weight.
+    """Negative log-likelihood of which patches have the same label; both kinds of pairs have equal weight.
 
         L = -1/2 mean over equal pairs of log sigmoid(z) - 1/2 mean over others of log sigmoid(-z)
 
-    A pair with a 255, and a patch with itself, count nowhere; a half without pairs is 0.
+    A pair with a 255, and a patch with itself, do not count; a half without pairs is 0.
 
     Args:
         label_Bhw: {0, k, 255} on the grid of the patches.

@@ -1,4 +1,4 @@
-"""M-SEE: where another scale of the image sees a class better, and how features learn from that scale there.
+"""M-SEE: finds where another scale of the image shows a class better, and lets features learn from that scale there.
 
     tokens of scale j -> scale_cams (Eq. 1) -> thresholds (Eq. 2) -> fires -> reliable_regions (Eq. 3-4)
     -> feature_distance (Eq. 5-6) -> region_loss (Eq. 7), summed over the scales
@@ -11,7 +11,7 @@ An example of one present class on a 2 x 2 grid, with the scales 1.5 and then 0.
     0.9 0.1     0.7 0.8     1 1    1.5: 1.5 / 3 = 0.5           1 0        1 1        1 0        0 1
     0.5 0.0     0.2 0.6     1 0    0.5: 1.7 / 3 = 0.567         0 0        0 1        0 0        0 1
 
-What carries gradient is the caller's choice: detach the tokens of a scale to make it a teacher.
+Gradients flow wherever the caller lets them: detach the tokens of a scale to make it a teacher.
 
 Source: M-SEE, Eq. 1-7, in the readings of D-44; golden `msee`.
 """
@@ -98,7 +98,7 @@ def fires(cam_BPhw: Tensor, threshold: Tensor) -> Tensor:
 
     A map that is constant over the region equals its mean up to the order of the sum, and does not fire (D-91).
 
-    A threshold (B,) is for the largest map of the image, one (B, P) for each map, any of which may exceed its own.
+    With thresholds (B,) the largest map of an image is compared; with (B, P) each map with its own, and one is enough.
     """
     if threshold.ndim == 1:
         return cam_BPhw.amax(dim=1) > threshold[:, None, None] + MARGIN
@@ -125,7 +125,7 @@ def reliable_regions(fires_Bhw: Sequence[Tensor], valid_Bhw: Tensor, *, region_m
 
 
 def feature_distance(tokens_BDhw: Tensor, scale_BDxy: Tensor, *, form: DistanceForm, beta: float) -> Tensor:
-    """Eq. 5-6: how far each token of the original image is from the other scale's, which is resized to its grid.
+    """Eq. 5-6: distance of each token of the original image from that of the other scale, which is resized to its grid.
 
         huber(d) = d^2 / (2 beta) if d <= beta, d - beta / 2 beyond
 
@@ -156,8 +156,8 @@ def region_loss(
 
     Args:
         reduction: `mean`: sum(B l) / (sum B + 1); `sum`: sum(B l), as published.
-        group_size: consecutive images that are counted together, of which the mean is taken over groups; None = the
-            whole batch. See patch_token_contrast.
+        group_size: number of consecutive images that are summed together; the result is the mean over these groups.
+            None = the whole batch. See patch_token_contrast.
 
     Raises:
         ValueError: the batch does not divide into groups.

@@ -1,6 +1,6 @@
 """Consistency over time: two neighbouring frames have the same map where nothing moves between them.
 
-Smoke moves, what stands behind it does not: a map that flickers on a still background is wrong in one of two frames.
+Smoke moves and its background does not: a map that changes on a still background is wrong in one of two frames.
 
 Shapes: P pairs of frames, C channels, h x w grid of tokens, H x W pixels.
 """
@@ -22,7 +22,7 @@ def still_tokens(first_P3HW: Tensor, second_P3HW: Tensor, grid: Sequence[int], t
         m_n = [ mean over the pixels and colours of token n of |I - J| <= threshold ]
 
     Args:
-        first_P3HW, second_P3HW: RGB in [0, 1], seen with the same crop and flip.
+        first_P3HW, second_P3HW: RGB in [0, 1], with the same crop and flip.
         grid: (h, w).
         threshold: in [0, 1]. Noise of a camera with a deviation of s gives a mean of 1.13 s.
     """
@@ -31,22 +31,22 @@ def still_tokens(first_P3HW: Tensor, second_P3HW: Tensor, grid: Sequence[int], t
 
 
 def still_loss(first_PChw: Tensor, second_PChw: Tensor, still_Phw: Tensor) -> Tensor:
-    """How far the maps of two frames are apart where nothing moves.
+    """Distance between the maps of two frames where nothing moves.
 
         z = (x - mean) / sqrt(variance + 1e-6)    over the positions of both frames, each channel of a pair by itself
         L = mean over pairs of  sum_n m_n mean_c (z_nc - z'_nc)^2 / max(sum_n m_n, 1)
 
-    The maps are standardised, with a gradient through mean and variance, since their scale is free: a cosine does not
-    see it, and a loss on the maps as they are would fall if they shrank. For the same reason both sides carry a
-    gradient: no constant map is rewarded, and neither frame is the better teacher (D-156).
+    The maps are standardised, with a gradient through mean and variance. Otherwise the loss could be reduced by
+    shrinking the maps, whose scale is arbitrary. Both sides have a gradient, since neither frame is the better teacher
+    (D-156).
 
     Args:
         first_PChw, second_PChw: any real maps.
         still_Phw: bool, see still_tokens.
 
     Returns:
-        Scalar >= 0 in float32 or better; 0 where the maps are equal at all still tokens, and where there are none. Maps
-        without relation have about 2.
+        Scalar >= 0 in float32 or better; 0 where the maps are equal at all still tokens, and where there are none.
+        Unrelated maps give about 2.
 
     Raises:
         ValueError: shapes that do not fit.

@@ -1,4 +1,4 @@
-"""AffinityNet: which neighbouring positions belong together, and cams that walk between them.
+"""AffinityNet: pairs of neighbouring positions, their affinities, and CAMs propagated by a random walk.
 
 Shapes: B images, K classes, n of them in one image, D channels, h x w grid of N = h * w positions, O offsets,
 P positions that have all O neighbours inside the grid; a pair is (from, to) with to = from + offset.
@@ -15,7 +15,7 @@ EPS = 1e-5
 
 
 def pair_offsets(radius: int) -> list[tuple[int, int]]:
-    """(dy, dx) of the neighbours closer than the radius, one of each opposite two: 34 for radius 5, 22 for 4.
+    """(dy, dx) of the neighbours closer than the radius, one of each two opposite ones: 34 for radius 5, 22 for 4.
 
     Raises:
         ValueError: radius below 2, which has no neighbours.
@@ -28,7 +28,7 @@ def pair_offsets(radius: int) -> list[tuple[int, int]]:
 
 
 def window(height: int, width: int, radius: int) -> tuple[int, int]:
-    """Rows and columns of the positions that are `from`: rows 0.., columns radius - 1...
+    """Number of rows and columns of the `from` positions, which begin at row 0 and column radius - 1.
 
     Raises:
         ValueError: the grid has no position with all its neighbours inside.
@@ -62,7 +62,7 @@ def pair_indices(height: int, width: int, radius: int, device: torch.device | No
 def pair_affinity(features_BDhw: Tensor, radius: int) -> Tensor:
     """exp(-mean_c |f_from - f_to|) of every pair, in float32 or better.
 
-    Shifted views in place of indices: an indexed read has a backward pass that adds in no fixed order on a GPU.
+    It uses shifted views instead of indices, since the backward pass of indexing adds in no fixed order on a GPU.
 
     Returns:
         (B, O, P) in (0, 1].
@@ -89,7 +89,7 @@ def pair_views(x: Tensor, radius: int) -> list[Tensor]:
 
 
 def transition_matrix(affinity_OP: Tensor, size: tuple[int, int], *, radius: int = 5, beta: float = 16.0) -> Tensor:
-    """Share T_ij of position i in position j after one step, in float32 or better.
+    """T_ij, the share of position i in position j after one step, in float32 or better.
 
         W = affinity of each pair both ways, 1 on the diagonal, 0 elsewhere;   T = W^beta / column sums
 
@@ -111,7 +111,7 @@ def transition_matrix(affinity_OP: Tensor, size: tuple[int, int], *, radius: int
     if affinity_OP.shape[-2:] != to_OP.shape:
         raise ValueError(
             f"affinities {tuple(affinity_OP.shape)} for a grid of {size[0]} x {size[1]} and radius {radius}: wanted "
-            f"{tuple(to_OP.shape)} offsets and positions; take the radius and the grid that they were computed with"
+            f"{tuple(to_OP.shape)} offsets and positions; use the radius and the grid that they were computed with"
         )
     strength = at_least_float32(affinity_OP) ** beta
     walk = torch.eye(size[0] * size[1], dtype=strength.dtype, device=strength.device)
@@ -122,7 +122,8 @@ def transition_matrix(affinity_OP: Tensor, size: tuple[int, int], *, radius: int
 
 
 def random_walk(cam_nhw: Tensor, walk_NN: Tensor) -> Tensor:
-    """cam' = cam T, the cam a row vector: every position becomes a mean over those that it is tied to.
+    """cam' = cam T, with the CAM as a row vector: every position becomes a weighted mean of the positions similar to
+    it.
 
     Args:
         cam_nhw: (n, h, w) or (B, n, h, w); walk_NN: (N, N) or (B, N, N) from transition_matrix.

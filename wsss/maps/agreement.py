@@ -1,4 +1,5 @@
-"""Attention of frozen layers that corrects maps: which layers agree with what is learnt, and maps that walk along them.
+"""Attention of frozen layers that corrects maps: which layers agree with a learned affinity, and propagation along
+them.
 
 Shapes: L layers, B images, P maps of an image, N = h * w patches.
 """
@@ -11,7 +12,7 @@ EPS = 1e-8
 
 
 def agreeing_attention(attention_LBNN: Tensor, affinity_BNN: Tensor | None) -> Tensor:
-    """The mean of the layers whose attention is nearer to the learnt affinity than layers are on average, (B, N, N).
+    """Mean attention of the layers that are nearer to the learned affinity than the average layer, (B, N, N).
 
         s_l = mean_ij |A_ij - a_l,ij|,   kept: s_l <= mean_l s_l
 

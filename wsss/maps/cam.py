@@ -1,4 +1,4 @@
-"""Class activation maps: where a classifier sees a class.
+"""Class activation maps (CAMs): where a classifier sees a class.
 
 Shapes: B images, K classes, D channels, L layers, h x w feature grid, H x W pixels.
 A raw map has any range; a `cam` is in [0, 1].
@@ -55,7 +55,7 @@ def maps_of_present(features_BDhw: Tensor, weight_BPD: Tensor) -> Tensor:
 
 
 def packed_rows(weight_KD: Tensor, present_BP: Tensor) -> Tensor:
-    """The rows of a classifier without bias of the classes that each image shows.
+    """The weight rows of a classifier for the classes that each image shows; the classifier has no bias.
 
     Args:
         weight_KD: all rows.
@@ -68,7 +68,7 @@ def packed_rows(weight_KD: Tensor, present_BP: Tensor) -> Tensor:
 
 
 def fuse_layers(raw_of_layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Raw maps of several layers -> one cam: each normalised and resized, averaged, and normalised again.
+    """Raw maps of several layers -> one CAM: each is normalised and resized; their mean is normalised again.
 
     Args:
         raw_of_layers: L maps (B, K, h, w), whose grids may differ.
@@ -92,15 +92,16 @@ def view_maps(
     """Raw maps of all kinds and the class probabilities of one view, from a single forward pass.
 
     Args:
-        maps_of: Outputs -> {kind: raw map}, as a Method gives them; those BESIDE come from gradients or attention.
+        maps_of: Outputs -> {kind: raw map}, see Method.maps_of; the kinds in BESIDE come from gradients or attention
+            instead.
         layers: of the gradient kinds.
 
     Returns:
         {kind: (B, K, h, w), or one such map per layer} and (B, K) in [0, 1].
 
     Raises:
-        ValueError: a kind that this method does not have; lists those that there are. Or attention of a network that
-            has none.
+        ValueError: a kind that this method does not have (lists those that it has), or attention of a network without
+            it.
     """
     maps: dict[str, Raw] = {}
     by_gradient = [kind for kind in kinds if kind in GRADIENT_KINDS]
@@ -119,7 +120,7 @@ def view_maps(
     unknown = [kind for kind in kinds if kind not in maps]
     if unknown:
         known = sorted({*GRADIENT_KINDS, *maps, *([ATTENTION] if has_attention(network) else [])})
-        raise ValueError(f"cam.kinds: {unknown} not among {known}, the kinds of this method")
+        raise ValueError(f"cam.kinds: {unknown} are not among the kinds of this method, {known}")
     return {kind: maps[kind] for kind in kinds}, out.cls_logits_BK.float().sigmoid()
 
 

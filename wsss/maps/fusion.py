@@ -1,9 +1,9 @@
-"""Several scales and the mirror image, fused into one map: of CAMs and of segmentation logits.
+"""CAMs or segmentation logits of several scales and of the mirror image, fused into one map.
 
 Shapes: B images, P maps per image (classes, all or packed), C = K + 1 classes with background 0, h x w grid of one
 scale, H x W pixels of the fused map.
 
-A view is what one scale gives of one kind (see scales.py). The fusions turn the mirror's map round themselves.
+A view is the map of one kind at one scale (see scales.py). The functions here flip the map of the mirror image back.
 """
 
 import math
@@ -32,12 +32,12 @@ RULES: dict[Rule, tuple[Fold, Fold]] = {"voc": ("sum", "max"), "coco": ("max", "
 
 @dataclass(frozen=True)
 class CamRule:
-    """How one cam is made of several views of an image.
+    """How several views of an image are fused into one CAM.
 
     Attributes:
-        scales: of the image; each is a view.
-        flip: whether every scale is seen mirrored, too.
-        fuse: `mean` of views that are normalised one by one, or `toco`: see mean_of_cams, sum_of_relus.
+        scales: of the image; each gives one view.
+        flip: whether the mirror image is used at every scale, too.
+        fuse: `mean`: the mean of separately normalised views, see mean_of_cams; `toco`: see sum_of_relus.
         pad: how a scaled side becomes a multiple of the stride: see scaled_views.
     """
 
@@ -98,9 +98,9 @@ def fuse_cams(
 
 
 def mean_of_cams(views: Iterable[View], size: Sequence[int] | None, kind: str) -> Tensor:
-    """Each view normalised by itself, resized and averaged; raises ValueError where there is none.
+    """Each view is normalised separately and resized, then all are averaged; raises ValueError without a view.
 
-    The mean is not normalised again, so a place that only one scale sees stays weak.
+    The mean is not normalised again, so a place that is active at one scale only stays weak.
 
     Source: smoke paper, section 4.2 (scales 0.5, 1, 1.5, 2); D-09.
     """
@@ -145,7 +145,8 @@ def fuse_seg_logits(views: Iterable[tuple[Tensor, ...]], size: Sequence[int], *,
     Args:
         views: per scale (B, C, h, w) logits; of the mirrored image too, where there is one.
         size: (H, W).
-        flips, scales: how the two flips of a scale, then the scales, are folded: RULES has those of VOC and COCO.
+        flips, scales: how the two flips of a scale, and then the scales, are combined: RULES has the rules of VOC and
+            COCO.
 
     Raises:
         ValueError: no view.
@@ -163,7 +164,7 @@ def fold_views(
     scales: Fold,
     activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Every view brought to `size` (None = that of the first), its flips folded, then the scales.
+    """Resize every view to `size` (None = that of the first), combine its flips, then the scales.
 
     Raises:
         ValueError: no view.
@@ -184,7 +185,7 @@ def fold_views(
 def cams_of_present(
     views: Sequence[ScaledView], kinds: Sequence[str], present_BP: Tensor, size: Sequence[int], fuse: Fuse
 ) -> dict[str, Tensor]:
-    """{kind: cam (B, P, *size)} of the classes that each image shows, of those of `kinds` that the views have."""
+    """{kind: CAM (B, P, *size)} of the classes that each image shows, for those of `kinds` that the views have."""
     return {
         kind: fuse_cams([pack_view(view.maps[kind], present_BP) for view in views], size, fuse=fuse)
         for kind in kinds
@@ -193,7 +194,7 @@ def cams_of_present(
 
 
 def pack_view(view: View, present_BP: Tensor) -> View:
-    """A view of the classes that each image shows alone; see packed."""
+    """A view with only the classes that each image shows; see packed."""
     return tuple(
         [packed(layer, present_BP) for layer in raw] if isinstance(raw, list) else packed(raw, present_BP)
         for raw in view

@@ -42,7 +42,7 @@ def gradient_maps(
 
 @contextmanager
 def recording(modules: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
-    """The output of each module in one forward pass inside, whose graph begins at the first module that runs."""
+    """Record the output of each module in one forward pass; the graph begins at the first module that runs."""
     found: dict[int, Tensor] = {}
     activations: list[Tensor] = []
 
@@ -67,7 +67,7 @@ def recording(modules: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
 def class_maps(
     network: "Network", image: Tensor, scores_BQ: Tensor, activations: Sequence[Tensor], kinds: Sequence[str]
 ) -> dict[str, list[Tensor]]:
-    """{kind: L maps (B, Q, h, w)}, detached: one of each column of scores that were computed from `activations`."""
+    """{kind: L maps (B, Q, h, w)}, detached: one map per column of `scores`, which were computed from `activations`."""
     maps = [network.as_map(activation.detach().float(), image) for activation in activations]
     found: dict[str, list[list[Tensor]]] = {kind: [[] for _ in maps] for kind in kinds}
     for score_B in scores_BQ.unbind(1):

@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement (PAR): maps that flow between pixels of like colour until they end where the image does.
+"""Pixel-adaptive refinement (PAR): spreads maps between pixels of similar colour, so that they end at image edges.
 
 Shapes: B images, C maps, h x w pixels, N neighbours = 8 per dilation: dilation by dilation, row by row, not the pixel
 itself. A neighbour beyond the border is the pixel at the border.
@@ -26,14 +26,14 @@ MOST_ITERATIONS = 1000  # of a refinement; each takes as long as the first
 def pixel_adaptive_refinement(
     image_B3hw: Tensor, masks_BChw: Tensor, *, dilations: Sequence[int] = DILATIONS, num_iter: int = 10
 ) -> Tensor:
-    """Let the maps flow along the image, num_iter times; all maps of an image share one set of weights.
+    """Refine the maps along the image in num_iter iterations; all maps of an image share one set of weights.
 
     The weights of a pixel sum to 1.01, so the maps grow by 1.01 each time.
 
     Args:
         image_B3hw: RGB in [0, 1]. The result does not change with contrast: colour differences are measured in standard
             deviations of each pixel's own neighbourhood.
-        masks_BChw: any C >= 1 and any range; maps of another size are first brought to (h, w), corners on corners.
+        masks_BChw: any C >= 1 and any range; maps of another size are first resized to (h, w) with aligned corners.
 
     Returns:
         (B, C, h, w) in float32 or better, with gradient to the maps.
@@ -49,7 +49,7 @@ def pixel_adaptive_refinement(
 
 
 def neighbour_weights(image_B3hw: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """How much of each neighbour a pixel takes up, (B, N, h, w) >= 0, sum over N 1.01; float32 or better, no gradient.
+    """Weight of each neighbour of a pixel, (B, N, h, w) >= 0, sum over N 1.01; float32 or better, no gradient.
 
         a_n = -mean_rgb (|I_n - I_0| / (std_n I + 1e-8) / 0.3)^2,   std over the N neighbours, unbiased
         p_n = -(r_n / (std r + 1e-8) / 0.3)^2,                      r_n = distance in pixels
@@ -86,15 +86,14 @@ def propagate(
         weight_BNhw: from neighbour_weights with the same dilations.
 
     Raises:
-        ValueError: maps and weights of another number of images, neighbours or size; num_iter below 0 or
-            above 1,000.
+        ValueError: maps and weights that differ in images, neighbours or size; num_iter below 0 or above 1,000.
     """
     batch, _, height, width = masks_BChw.shape
     wanted = (batch, 8 * len(dilations), height, width)
     if weight_BNhw.shape != wanted:
         raise ValueError(
             f"par: weights {tuple(weight_BNhw.shape)} for maps {tuple(masks_BChw.shape)}, {len(dilations)} dilations; "
-            f"wanted {wanted}: take the weights of the same images, at the size of the maps, with the same dilations"
+            f"wanted {wanted}: use the weights of the same images, at the size of the maps, with the same dilations"
         )
     check_iterations(num_iter)
     if triton_serves(masks_BChw) and not (torch.is_grad_enabled() and masks_BChw.requires_grad):
@@ -105,8 +104,8 @@ def propagate(
 
 
 def propagate_by_views(masks_BChw: Tensor, weight_BNhw: Tensor, dilations: Sequence[int], num_iter: int) -> Tensor:
-    """propagate on any device, with a gradient: the sum grows view by view over one padded tensor, so nothing of size
-    C x N is stored."""
+    """propagate on any device, with a gradient. It adds up one neighbour after the other, as views of one padded
+    tensor, so nothing of size C x N is stored."""
     weights = weight_BNhw.split(1, dim=1)
     for _ in range(num_iter):
         total_BChw = torch.zeros_like(masks_BChw)
@@ -134,7 +133,7 @@ def neighbour_offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def position_weights(dilations: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0.01 softmax_n p, (N, 1, 1). Made on the device: a copy from the host would make it wait."""
+    """0.01 softmax_n p, (N, 1, 1), computed on the device, since a copy from the host would make it wait."""
     cell_8 = torch.arange(8, device=device)
     cell_8 = cell_8 + (cell_8 >= 4)  # of the 3 x 3 cells, the middle one left out; corners are even
     corner_8 = 1 + (math.sqrt(2) - 1) * (cell_8 % 2 == 0).to(torch.float64)
@@ -144,7 +143,7 @@ def position_weights(dilations: tuple[int, ...], dtype: torch.dtype, device: tor
 
 
 def check_refinement(num_iter: int, dilations: Sequence[int]) -> None:
-    """Raise ValueError for what no refinement can be made with."""
+    """Raise ValueError unless the options of a refinement are valid."""
     check_iterations(num_iter)
     check_dilations(dilations)
 
@@ -159,4 +158,4 @@ def check_dilations(dilations: Sequence[int]) -> None:
 
 def check_iterations(num_iter: int) -> None:
     if not 0 <= num_iter <= MOST_ITERATIONS:
-        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 to {MOST_ITERATIONS}, and 10 is usual")
+        raise ValueError(f"par: num_iter is {num_iter}; wanted 0 to {MOST_ITERATIONS} (10 is usual)")

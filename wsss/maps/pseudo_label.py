@@ -32,7 +32,7 @@ def seed_label(
         m in between               255
         m > fg_threshold           its class
 
-    With both thresholds equal there is no in between. An image without any class is background.
+    With equal thresholds nothing is in between. An image without any class is background.
 
     Args:
         box_B4: valid rectangle (y0, y1, x0, x1) in cells of the cam, half-open: 255 outside. None: all is valid.
@@ -58,7 +58,8 @@ def cam_label(cam_1PHW: Tensor, present_1P: Tensor, size: Sequence[int], thresho
 
 
 def certainty(cam_BPHW: Tensor, *, bg_threshold: float, fg_threshold: float) -> Tensor:
-    """How sure the strongest class is: 0 background if m <= bg_threshold, 2 foreground if m >= fg_threshold, else 1.
+    """Certainty of the strongest class: 0 (background) if m <= bg_threshold, 2 (foreground) if m >= fg_threshold, else
+    1.
 
     Returns:
         (B, H, W) int64.
@@ -84,13 +85,13 @@ def refined_label(
     dilations: Sequence[int] = DILATIONS,
     num_iter: int = 10,
 ) -> Tensor:
-    """Label map of cams that compete with a constant background and are refined along the image.
+    """Label map of CAMs that compete with a constant background score and are refined along the image.
 
     For t in (bg_threshold, fg_threshold), at 1 / down_scale of the size: softmax of [t, cams], PAR, back to the full
     size, argmax. A class that wins against fg_threshold is the label; where background wins against both it is 0; the
     rest, and what is outside the box, is 255. An image without any class is background inside its box.
 
-    PAR is linear in its maps, so both thresholds and all images are one run of 2 (P + 1) maps.
+    PAR is linear in its maps, so both thresholds are refined together, as 2 (P + 1) maps.
 
     Args:
         image_B3HW: RGB in [0, 1], of the size of the cams.
@@ -112,7 +113,10 @@ def refined_label(
         )
     small = height // down_scale, width // down_scale
     if min(small) < 1:
-        raise ValueError(f"refined_label: {height} x {width} pixels have nothing left at 1 / down_scale {down_scale}")
+        raise ValueError(
+            f"refined_label: nothing is left of {height} x {width} pixels at 1/{down_scale} of their size; choose a "
+            "smaller down_scale"
+        )
     probs_BTQhw = scores_with_background(
         resize(at_least_float32(cam_BPHW), small), present_BP, (bg_threshold, fg_threshold)
     ).softmax(2)
@@ -137,7 +141,7 @@ def scores_with_background(cam_BPhw: Tensor, present_BP: Tensor, thresholds: Seq
 
 
 def class_ids(index: Tensor, present_BP: Tensor) -> Tensor:
-    """(B, ...) of 0 background, p + 1 packed channel p -> the same of 0 background, channel + 1 of its class."""
+    """Packed ids (0 background, p + 1 for packed channel p) -> class ids (0 background, channel + 1); (B, ...)."""
     ids_BQ = torch.cat([torch.zeros_like(present_BP[:, :1]), present_BP + 1], dim=1)
     return ids_BQ.gather(1, index.flatten(1)).view_as(index)
 

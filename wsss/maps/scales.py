@@ -1,9 +1,8 @@
-"""What a network sees of an image at several scales and in the mirror.
+"""Maps of an image at several scales, and of its mirror image.
 
 Shapes: B images, K classes, h x w grid of one scale, H x W pixels.
 
-A view is what one scale gives of one kind: (map,) or (map, map of the mirrored image), each at its own grid.
-"""
+A view holds the maps of one kind at one scale: (map,) or (map, map of the mirror image), each on its own grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
@@ -28,7 +27,7 @@ class ScaledView(NamedTuple):
     scores: tuple[Tensor, ...]
 
     def at_one_layer(self, kind: str) -> tuple[Tensor, ...]:
-        """The view of a kind that is read at one layer, as all are but the gradient kinds."""
+        """The view of a kind that has a single layer; only gradient kinds have several."""
         return cast(tuple[Tensor, ...], self.maps[kind])
 
 
@@ -67,7 +66,7 @@ def scaled_views(
 
 
 def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
-    """Bring images (B, 3, H, W) to one scale by the rule `pad`, all but the padding itself."""
+    """Resize images (B, 3, H, W) to one scale by the rule `pad`; padding itself is done elsewhere."""
     height, width = image.shape[-2:]
     if pad == "resize":
         return resize(image, [max(round(side * scale / stride), 1) * stride for side in (height, width)])
@@ -78,35 +77,34 @@ def scale_image(image: Tensor, scale: float, stride: int, pad: Pad) -> Tensor:
 
 
 def check_scales(option: str, scales: Sequence[float], side: int, stride: int) -> None:
-    """Raise ValueError unless images of this side have a patch to show at each scale, unpadded, and no scale is beyond
+    """Raise ValueError unless images of this side have at least one whole patch at each scale, and no scale exceeds
     LARGEST.
 
     Args:
-        option: where the scales stand in the config.
+        option: the config key of the scales.
         stride: pixels per patch.
     """
     for scale in scales:
         if scale > LARGEST:
-            raise ValueError(f"{option} has {scale:g}; wanted {LARGEST:g} or less, of an image's sides")
+            raise ValueError(f"{option} has {scale:g}; wanted at most {LARGEST:g} times the sides of an image")
         if not scale > 0 or max(int(scale * side), 1) < stride:
             raise ValueError(
-                f"{option} has {scale:g}, at which images of {side} px have {max(int(scale * side), 0)}, less than one "
-                f"patch of {stride}; wanted {stride / side:.2g} or more, or a larger data.image_size"
+                f"{option} has {scale:g}, at which images of {side} px shrink to {max(int(scale * side), 0)} px, less "
+                f"than one patch of {stride} px; wanted {stride / side:.2g} or more, or a larger data.image_size"
             )
 
 
 def take_part(raw: Raw, way: int, ways: int) -> Raw:
-    """Take the share of one of `ways` views that went through the network as one batch."""
+    """The part of one of `ways` views that went through the network as one batch."""
     return [layer.chunk(ways)[way] for layer in raw] if isinstance(raw, list) else raw.chunk(ways)[way]
 
 
 def map_padded(view_maps: ViewMaps, image: Tensor, stride: int) -> tuple[Mapping[str, Raw], Tensor]:
     """Map images of any size; also gives their class scores.
 
-    Where the sides are multiples of the stride, maps are as they come, on their grid. Otherwise the image is padded at
-    the bottom and the right by repeating its last row and column up to the next multiple (at most stride - 1 px, so
-    that no black edge is seen and ImageNet statistics hold), the maps are brought to the padded size and cut to (H, W).
-    """
+    If the sides are multiples of the stride, the maps stay on their own grid. Otherwise the image is padded at the
+    bottom and the right by repeating its last row and column up to the next multiple (at most stride - 1 px, so that no
+    black edge is seen and ImageNet statistics hold), the maps are brought to the padded size and cut to (H, W)."""
     height, width = image.shape[-2:]
     below, right = -height % stride, -width % stride
     if not below and not right:

@@ -9,7 +9,7 @@ from wsss.maps.cam import Raw, ViewMaps
 
 
 def sliding_window(view: ViewMaps, *, window_px: int, step_px: int, stride: int, batch_size: int = 16) -> ViewMaps:
-    """Maps of frames larger than the window, from overlapping windows, as if the network saw the whole frame.
+    """Maps of frames larger than the window, blended from overlapping windows.
 
     Raw maps of the windows are averaged with a weight that falls linearly from a window's middle to its border, so
     that no window begins or ends abruptly, and only then normalised over the frame. A class probability is the
@@ -27,7 +27,7 @@ def sliding_window(view: ViewMaps, *, window_px: int, step_px: int, stride: int,
     if window_px % stride or step_px % stride or not 0 < step_px <= window_px:
         raise ValueError(
             f"cam.window_px {window_px} and cam.step_px {step_px} must be multiples of the network's stride {stride}, "
-            "and the step between it and the window"
+            "and the step at most the window"
         )
 
     def of_frame(image: Tensor) -> tuple[Mapping[str, Raw], Tensor]:

@@ -30,7 +30,7 @@ OURS: dict[str, type[Method]] = {
 
 def no_method(thing: object) -> str:
     """What is wrong with what a package offers as a method; "" if nothing."""
-    return "" if inspect.isclass(thing) and issubclass(thing, Method) else f"is {thing!r}; wanted a class of Method"
+    return "" if inspect.isclass(thing) and issubclass(thing, Method) else f"is {thing!r}; wanted a subclass of Method"
 
 
 METHODS = Registry("wsss.methods", OURS, no_method)

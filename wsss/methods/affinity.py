@@ -1,4 +1,4 @@
-"""AffinityNet: which neighbouring positions belong together, learnt from seeds that are certain."""
+"""AffinityNet: learns from confident seeds which neighbouring positions belong to the same class."""
 
 import copy
 from collections.abc import Hashable
@@ -17,8 +17,9 @@ from wsss.models.affinity_net import AffinityNet
 class Affinity(Method):
     """L = bg / 4 + fg / 4 + neg / 2 over the pairs of positions within a radius; see affinity.affinity_loss.
 
-    batch["mask"] holds the seeds: a class where a CAM is sure of it, 0 where it is sure of none, 255 between (refined
-    masks with refine.bg_threshold). Each cell of the grid takes the label of its middle pixel.
+    batch["mask"] holds the seeds: a class where its CAM is confident, 0 (background) where all CAMs are confidently
+    low, and 255 (ignored) in between. These are refined masks made with refine.bg_threshold. Each cell of the grid
+    takes the label of its middle pixel.
 
     Args:
         radius: pairs closer than this many cells, >= 2.
@@ -36,7 +37,9 @@ class Affinity(Method):
     def __init__(self, student: AffinityNet, *, radius: int = 5) -> None:
         super().__init__()
         if radius < 2:
-            raise ValueError(f"method.radius is {radius}; wanted 2 or more, else no two positions are a pair")
+            raise ValueError(
+                f"method.radius is {radius}; wanted 2 or more, since a smaller radius has no pairs of positions"
+            )
         if not isinstance(student, AffinityNet):
             raise ValueError(f"model: method affinity trains an affinity_net, not a {type(student).__name__}")
         self.student = student
@@ -70,7 +73,7 @@ class Affinity(Method):
 
     @torch.no_grad()
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the features of images of this size, without any weight."""
+        """(h, w) of the features for images of this size; computed on a copy of the network that has no weights."""
         if size not in self.grids:
             (weightless,) = self.weightless
             features_BDhw = weightless(torch.empty(1, 3, *size, device="meta"))
@@ -79,6 +82,6 @@ class Affinity(Method):
 
     @torch.no_grad()
     def affinities(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """What the random walk needs of images in [0, 1]: (B, O, P) in [0, 1], and the grid (h, w)."""
+        """Affinities for the random walk, from images in [0, 1]: (B, O, P) in [0, 1], and the grid (h, w)."""
         features_BDhw = self.student(image)
         return pair_affinity(features_BDhw, self.radius), (features_BDhw.shape[-2], features_BDhw.shape[-1])

@@ -1,4 +1,4 @@
-"""Classification by image labels: how a teacher is trained, and the baseline of every student."""
+"""Classification by image labels: used to train a teacher, and as the baseline of every student."""
 
 from collections.abc import Hashable
 
@@ -26,8 +26,8 @@ class Classify(Method):
         super().__init__()
         if dark_weight < 0 or (dark_weight and type(student) is not ViT):
             raise ValueError(
-                f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit: the attention of "
-                f"a {type(student).__name__} is not read in training"
+                f"method.dark_weight is {dark_weight}; wanted >= 0, and 0 unless the model is a vit: training does not "
+                f"read the attention of a {type(student).__name__}"
             )
         if dark_weight and isinstance(student, ViT):
             student.refuse_without_attention()

@@ -1,4 +1,4 @@
-"""What both forms of cross-architecture consistency share: the student's projection and the term that it is trained by.
+"""What both forms of cross-architecture consistency share: the student's projection, and the loss that trains it.
 
 Shapes: B images, K classes, D channels of the student, T of the target, h x w patch grid, N = h * w.
 """
@@ -36,21 +36,23 @@ class Consistency(Method):
         align_loss = distance(project(patches), target)                                          (Eq. 3.1-3.3)
         project(F) = W_p F + b_p at every position
 
-    CAM kind `project`: the projected map read as the teacher's class map, which is what the consistency trains. It
-    is there wherever the target can be read as class maps.
+    CAM kind `project`: the projected features, which the loss trains to equal the teacher's class map. It exists if the
+    projected features can be read as class maps.
 
     Args:
         align_weight: lambda of Eq. 3.4, >= 0. At 0 the term is not computed: the control at an equal schedule.
         target: the teacher tensor: its `class_map` (T = K) or last `features`; of a PCM teacher also its map without
             the module, `no_pcm`, and its random channel `background`, alone or behind the class map as published.
         level, metric, standardise, tau: see align.alignment_distance. The level `logits` compares class logits.
-        project: `student`: one trained projection into the target's channels; `both`: one trained on either side, as
-            the paper's text says, which lets both shrink the loss by collapsing; `none`: channels as they are, for
-            levels that compare maps of different widths.
-        project_dim: channels that both sides are brought to; null = the target's own. With project `student` the
-            target then goes through a fixed random orthonormal map, so that it stays what it is.
-        shuffle_teacher: align with the map of the next image that the process has at a time: a control, which can
-            teach only what maps have in common. One image at a time is refused, since it would meet its own map.
+        project: `student`: a trained projection of the student into the target's channels; `both`: a trained projection
+            on either side, as in the paper's text, with which both sides can reduce the loss by collapsing; `none`: no
+            projection, for levels that can compare maps with different numbers of channels.
+        project_dim: number of channels to which both sides are brought; null = that of the target. With project
+            `student`, a fixed random orthonormal map brings the target to it, so that nothing trained changes the
+            target.
+        shuffle_teacher: a control: align each image with the teacher's map of the next image in the batch, so that the
+            student can only learn what all maps have in common. A batch of one image is refused, since it would get its
+            own map.
 
     Raises:
         ValueError: options that do not go together, or a target that this teacher does not have.
@@ -108,7 +110,7 @@ class Consistency(Method):
             return
         if (self.level, self.metric) not in DISTANCES:
             raise ValueError(
-                f"method.level '{self.level}' knows no metric '{self.metric}'; there are {name_levels(DISTANCES)}"
+                f"method.level '{self.level}' has no metric '{self.metric}'; choose one of {name_levels(DISTANCES)}"
             )
         if project == "none" and self.level not in ANY_CHANNELS:
             raise ValueError(
@@ -118,7 +120,7 @@ class Consistency(Method):
         check_takes_standardise(self.level, self.standardise)
 
     def align_loss(self, student: Outputs, teacher: Outputs) -> Tensor:
-        """The alignment of one batch; the teacher's side keeps whatever graph it comes with."""
+        """The alignment loss of one batch. The teacher's side is not detached here."""
         if self.level in LOGIT_DISTANCES:
             logits = self.shuffled(teacher.cls_logits_BK)
             tempered = {"tau": self.tau} if self.level in TEMPERED else {}
@@ -148,12 +150,12 @@ class Consistency(Method):
             )
 
     def shuffled(self, of_images: Tensor) -> Tensor:
-        """The teacher's tensor of another image for each, where the control asks for it."""
+        """The teacher's tensors, shifted by one image if shuffle_teacher is set."""
         self.check_images(len(of_images))
         return of_images.roll(1, dims=0) if self.shuffle_teacher else of_images
 
     def without_alignment(self) -> Tensor:
-        """The alignment's part in the loss of a step without it: 0, see left_out."""
+        """The alignment's part in the loss of a step that does not compute it: 0, see left_out."""
         return left_out(module for module in (self.project, self.project_target) if module is not None)
 
     def projected_maps(self, out: Outputs, teacher: Network) -> dict[str, Tensor]:
@@ -186,16 +188,17 @@ def target_map(target: Target, teacher: Outputs) -> Tensor:
 
 
 def refuse_missing(target: Target, tensors: Collection[str]) -> None:
-    """Raise ValueError unless these tensors of a teacher have all parts of a target."""
+    """Raise ValueError unless the teacher gives all tensors that the target is made of."""
     if missing := [part for part in target.split("+") if part not in tensors]:
         raise ValueError(
-            f"method.target: the teacher has no {missing}, it has {sorted(tensors)}; 'no_pcm' needs a teacher of model "
+            f"method.target: the teacher gives no {missing}, only {sorted(tensors)}; 'no_pcm' needs a teacher of model "
             "pcm, 'background' one with background: true"
         )
 
 
 def orthonormal(dim: int, width: int) -> nn.Conv2d:
-    """A fixed map of `dim` to `width` channels with orthonormal rows or columns: it keeps angles as far as it can."""
+    """A fixed linear map from `dim` to `width` channels with orthonormal rows or columns, so that it preserves angles
+    as far as possible."""
     layer = nn.Conv2d(dim, width, kernel_size=1, bias=False)
     nn.init.orthogonal_(layer.weight)
     return layer.requires_grad_(False)

@@ -15,8 +15,8 @@ class CoTrain(Consistency):
 
         L = L_cls(student) + L_cls(partner) + align_weight * align_loss(student, partner)
 
-    One module holds both networks, so that DDP or DeepSpeed wraps and steps them as one: two engines under one loss
-    train only the first. What is read afterwards is the student.
+    One module holds both networks, so that DDP or DeepSpeed wraps and updates them together (of two engines under one
+    loss only the first is trained). Afterwards the student is used.
 
     CAM kinds: `grad`, `layer`, `class_map` and `project`, of the student.
 

@@ -18,23 +18,22 @@ class Distill(Consistency):
 
     With align_weight 0 the teacher is not run and the projection stays random: the control at an equal schedule.
 
-    The time loss asks the map of two neighbouring frames to be equal where nothing moves between them. It is of the map
-    that the alignment trains, and of the class map where there is no alignment. It wants batches of pairs (data.pairs).
+    The time loss makes the maps of two neighbouring frames equal where nothing moves between them. It uses the map that
+    the alignment trains or, without alignment, the class map. It needs batches of pairs (data.pairs).
 
     CAM kinds: `grad`, `layer`, `class_map` (the student's classifier on its patches), and `project`.
 
     Args:
         time_weight: of losses.still.still_loss, >= 0; 0 does not compute it.
-        still: difference of colour up to which a token is still, in [0, 1].
+        still: colour difference up to which a token counts as still, in [0, 1].
         options: of Consistency.
 
     Raises:
         ValueError: time_weight or still out of range, or options that do not go together.
 
     Source: smoke paper, section 3.2. Differs from the published code, where the target has a second channel that
-    nothing trains (D-02) and where channel counts that differ meet a random layer (D-03). The time loss is of this
-    project (D-156); the paper names video as future work.
-    """
+    nothing trains (D-02) and where a random layer joins different numbers of channels (D-03). The time loss is our own
+    (D-156); the paper names video as future work."""
 
     needs_teacher: ClassVar[bool] = True
 
@@ -66,7 +65,7 @@ class Distill(Consistency):
         return losses
 
     def time_loss(self, out: Outputs, image_B3HW: Tensor) -> Tensor:
-        """Of a batch whose images 2i and 2i + 1 are neighbouring frames."""
+        """The time loss of a batch in which images 2i and 2i + 1 are neighbouring frames."""
         map_BChw = out.class_map_BKhw if self.align_weight == 0 else self.student_map(out)
         still_Phw = still_tokens(image_B3HW[::2], image_B3HW[1::2], map_BChw.shape[-2:], self.still)
         return still_loss(map_BChw[::2], map_BChw[1::2], still_Phw)
@@ -75,7 +74,7 @@ class Distill(Consistency):
         super().check_images(images)
         if self.compares_pairs and images % 2:
             raise ValueError(
-                f"method.time_weight: a process has {images} images at a time, which are no pairs; wanted an even "
+                f"method.time_weight: a process has {images} images at a time, which do not form pairs; wanted an even "
                 "number"
             )
 

@@ -29,19 +29,19 @@ class FrozenFeatures(Method):
 
         loss = cls + seg_weight seg + pair_weight pair
 
-    The pseudo label of a step: maps of the classes that an image shows, normalised; carried along the frozen attention
-    of the blocks that agree with the decoder's affinity (from `agree_from` on; before, of all); against two constant
-    backgrounds through PAR. The maps are Grad-CAM of CLIP's texts, or those of the learnt classifier. seg is the
-    balanced cross-entropy of the decoder, pair teaches which patches of its fused features belong together. With texts
-    there is no cls.
+    The pseudo label of a step is made in three stages. (1) Maps of the classes that an image shows, normalised:
+    Grad-CAM of CLIP's text scores, or of the learned classifier if there are no texts. (2) These maps are propagated
+    along the frozen attention; from step `agree_from` on, only along the blocks whose attention agrees with the
+    decoder's affinity. (3) PAR refines them against two constant background scores. seg is the balanced cross-entropy
+    of the decoder; pair trains its fused features to tell which patches belong together. With texts there is no cls.
 
     Args:
         student: see FrozenNet.
         seg_weight, pair_weight: >= 0.
-        seg_from: first step (0-based) with both: before, the classifier learns alone.
-        attended: last blocks whose attention is read, 0 = no walk.
-        walk_steps: of the walk; 0 to 100.
-        agree_from: first step that chooses blocks by the learnt affinity.
+        seg_from: first step (0-based) with seg and pair; before it only the classifier is trained.
+        attended: number of last blocks whose attention is used; 0 = no propagation.
+        walk_steps: steps of the propagation, 0 to 100.
+        agree_from: first step that chooses blocks by the learned affinity.
         bg_threshold, fg_threshold: see refined_label.
         group_size: images over which a loss counts pixels and pairs: the batch of a process must be a multiple of it.
             null = the whole batch of the process, whose loss then depends on the number of processes.
@@ -87,7 +87,9 @@ class FrozenFeatures(Method):
             )
         check_refinement(par_iterations, par_dilations)
         if student.by_text and seg_from > 0:
-            raise ValueError(f"method.seg_from is {seg_from}; with model.texts nothing learns before: wanted 0")
+            raise ValueError(
+                f"method.seg_from is {seg_from}; wanted 0, since with model.texts nothing is trained before that step"
+            )
         self.student = student
         self.seg_weight, self.pair_weight, self.seg_from = seg_weight, pair_weight, seg_from
         self.attended, self.walk_steps, self.agree_from = attended, walk_steps, agree_from
@@ -117,13 +119,13 @@ class FrozenFeatures(Method):
         return {"loss": loss + self.pair_weight * losses["pair_loss"], **losses}
 
     def classifier_alone(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a step before the decoder learns."""
+        """The losses of a step before the decoder is trained."""
         cls_logits_BK = self.student.classify(self.student.encode(batch["image"]))
         cls_loss = classification_loss(cls_logits_BK, batch["image_label"])
         return {"loss": cls_loss + left_out(self.student.decoder), "cls_loss": cls_loss}
 
     def look(self, batch: Batch) -> tuple[Encoded, Tensor]:
-        """What the frozen ViTs see, and the raw maps (B, P, h, w) of the classes that each image shows."""
+        """The frozen ViTs' features, and the raw maps (B, P, h, w) of the classes that each image shows."""
         image, present_BP = batch["image"], batch["present"]
         student = self.student
         if not student.by_text:
@@ -159,7 +161,7 @@ class FrozenFeatures(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Draw the strongest map before and the pseudo label after refinement, as the last steps have them."""
+        """The strongest map before refinement and the pseudo label after it, as in the last steps of training."""
         whole = {**batch, "box": whole_box(batch["image"])}
         seen, raw_BPhw = self.look(whole)
         affinity_BNN = affinity_logits(self.student.decode(seen.depths)[0])

@@ -1,7 +1,8 @@
-"""What a step of ToCo and M-SEE looks at: views of a photograph, and the main view at several scales.
+"""The inputs of a step of ToCo and M-SEE: views of an image, and the main view at several scales.
 
-`Views` are the images of a step, a `Look` is the main view at one scale, and `Seen` is all that losses read. An example
-of one image of 2 x 2 patches that shows class 1 of K = 3 (present = [[1]]), with a single scale:
+`Views` are the images of a step, a `Look` is what the network gives for the main view at one scale, and `Seen` is
+everything that the losses read. An example with one image of 2 x 2 patches that shows class 1 of K = 3 (present =
+[[1]]), and a single scale:
 
     raw map    of the mirror image    fused: ReLU of the larger,    certainty, thresholds    seed label
                                       the mirror turned round       0.25 and 0.7
@@ -41,13 +42,13 @@ class Views:
     """What a step looks at; all images (B, 3, H, W) in [0, 1].
 
     Attributes:
-        main: the view that everything but the contrast of class tokens is made of.
+        main: the view that is used for everything except the contrast of class tokens.
         view2: a second global view of the same photograph.
-        local: what local crops are cut from: the pixels of `main` under other colours, perhaps mirrored.
-        guide: what the pseudo label's edges follow.
+        local: the image from which local crops are cut: `main` with other colours, sometimes mirrored.
+        guide: the image whose edges the pseudo label follows.
         box: (B, 4) valid rectangle of `main`.
         mirrored: (B) bool, where `local` is mirrored relative to `main`.
-        seed: (B) int64, of the draw of local crops.
+        seed: (B) int64, for drawing the local crops.
         image_label_BK: multi-hot.
         present_BP: the same as channels, padded with -1.
     """
@@ -68,8 +69,9 @@ class Look:
     """One scale of the main view.
 
     Attributes:
-        features: patch tokens (B, D, h, w) that the classifiers read, by classifier: `aux`, and `final` where needed.
-        maps: packed raw maps (B, P, h, w) by classifier, of the view and of its mirror image; {} where none are fused.
+        features: the patch tokens (B, D, h, w) that each classifier reads: `aux`, and `final` if needed.
+        maps: packed raw maps (B, P, h, w) by classifier, of the view and of its mirror image; {} if this scale is not
+            fused.
     """
 
     features: dict[str, Tensor]
@@ -78,20 +80,20 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the passes of one step gave, for the losses and for pictures.
+    """Results of the forward passes of one step, for the losses and for pictures.
 
     Attributes:
         views: of the photographs, with their labels.
         step: of training, 0-based.
-        main, view2: tokens of the global views, with their graph; `view2` None where no loss reads it.
+        main, view2: tokens of the global views, with their graph; `view2` is None if no loss reads it.
         valid_Bhw: which tokens of the main view lie in its box.
         looks: by scale.
         rows: see rows_of_present.
-        cams: fused cams (B, P, H, W) in [0, 1] by classifier, as far as the step needs them.
+        cams: fused CAMs (B, P, H, W) in [0, 1] by classifier, those that the step needs.
         seg_logits_BChw: of the decoder, with their graph; None where no loss reads them.
         cls_logits_BK, aux_logits_BK: of the final and of the auxiliary classifier, with their graph.
         label_BHW: pseudo label; None where no loss reads it.
-        watched: scalars without a graph that losses add, to be logged.
+        watched: detached scalars that losses add for logging.
     """
 
     views: Views
@@ -110,7 +112,7 @@ class Seen:
 
 
 def make_views(batch: Batch, *, toco_compat: bool = False) -> Views:
-    """Colour the views of the loader, whose geometry is done, as it drew (see photometric)."""
+    """The loader's views, already cropped and flipped, with the colour changes that it drew (see photometric)."""
     image, view2 = batch["image"], batch["view2"].to(batch["image"].dtype) / 255
     sources, colours = torch.stack([image, view2, image], dim=1), batch["photometric"]
     main, view2, local = photometric(sources.flatten(0, 1), colours.flatten(0, 1)).unflatten(0, (-1, 3)).unbind(1)
@@ -122,7 +124,7 @@ def make_views(batch: Batch, *, toco_compat: bool = False) -> Views:
 
 
 def make_plain_views(batch: Batch) -> Views:
-    """Take the images as they are in place of all views."""
+    """The unchanged images in place of all views."""
     image = batch["image"]
     seed_B = torch.zeros(len(image), dtype=torch.int64, device=image.device)
     labels = batch["image_label"], batch["present"]
@@ -140,11 +142,12 @@ def see(
     teachers: Sequence[float],
     teacher_grad: bool,
 ) -> Seen:
-    """Make all passes of the global views: with gradients at scale 1, without at the others and in the mirror.
+    """Run all forward passes of the global views: with gradients at scale 1, without at other scales and for mirror
+    images.
 
     Args:
         reads: what the losses of this step read.
-        label_from: the classifier whose fused cam the pseudo label is made of, later: `aux` or `final`.
+        label_from: the classifier whose fused CAM the pseudo label will be made from: `aux` or `final`.
         cam_scales, teachers, teacher_grad: see look_at_scales.
     """
     size, both = len(views.main), "view2" in reads
@@ -184,7 +187,7 @@ def draw_scales(seen: Seen) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def rows_of_present(student: ToCoNet, present_BP: Tensor) -> dict[str, Tensor]:
-    """{classifier: its rows of the classes that each image shows, (B, P, D)}."""
+    """{classifier: its weight rows for the classes that each image shows, (B, P, D)}."""
     heads = {"aux": student.aux_head, "final": student.head}
     return {name: packed_rows(head.weight.flatten(1), present_BP) for name, head in heads.items()}
 
@@ -200,12 +203,12 @@ def look_at_scales(
     teachers: Sequence[float] = (),
     teacher_grad: bool = False,
 ) -> dict[float, Look]:
-    """Look at the main view at every scale of the fused maps and of the teachers, in as few passes as they need.
+    """Run the main view at every scale of the fused maps and of the teachers, in as few passes as possible.
 
     Args:
         main: tokens of the main view at scale 1, which are not computed again.
         rows: see rows_of_present.
-        classifiers: `aux`, `final` or both: whose maps are needed; () = only the teachers are looked at.
+        classifiers: those whose maps are needed, `aux`, `final` or both; () = only the teachers' scales are run.
         cam_scales: scales of the maps, each also seen in the mirror.
         teachers: scales whose final tokens are needed.
         teacher_grad: with their graph, in a pass of their own.
@@ -233,7 +236,7 @@ def look_at(
     names: Sequence[str],
     mirror: bool,
 ) -> Look:
-    """Look at one scale, in one pass of what is not known yet; maps are made of `rows`."""
+    """Run one scale, in one pass for what is not computed yet; maps are computed with `rows`."""
     images = [*([view] if known is None else []), *([view.flip(-1)] if mirror else [])]
     read = features_of(student, torch.cat(images), names) if images else {}
     features = known or {name: of_images[: len(view)] for name, of_images in read.items()}

@@ -14,9 +14,9 @@ from wsss.models.base import Network
 class Mixed(Method):
     """L = L_cls(images with labels) + pixel_weight * (L_cls + L_pixel)(images with masks)
 
-    L_pixel is the cross-entropy of [0, class map] against the mask: the classifier at every patch is asked for the
-    class of the patch, so the mask reaches the network through a CAM that has a gradient. The published attempt cut it
-    there (D-42), which is why it failed.
+    L_pixel is the cross-entropy of [0, class map] against the mask: the classifier is trained to predict the class of
+    every patch, so the masks train the network through its CAM. The published attempt cut the gradient there (D-42),
+    which is why it failed.
 
     CAM kinds: `class_map`, `grad`, `layer`.
 
@@ -54,5 +54,6 @@ class Mixed(Method):
 
 
 def with_zero_background(class_map_BKhw: Tensor) -> Tensor:
-    """Class scores with a background whose score is 0: for one class, softmax then is the sigmoid of its score."""
+    """Class scores preceded by a background with score 0; for one class the softmax is then the sigmoid of its
+    score."""
     return torch.cat([torch.zeros_like(class_map_BKhw[:, :1]), class_map_BKhw], dim=1)

@@ -1,4 +1,4 @@
-"""M-SEE on ToCo: where another scale of the image sees a class better, the features learn from that scale.
+"""M-SEE on ToCo: where another scale of the image shows a class better, the features learn from those of that scale.
 
 Shapes: see toco.py and regions.py.
 """
@@ -33,13 +33,14 @@ class MSEE(ToCo):
 
         msee = sum over scales of region_loss(distance(F, F_scale), B_scale)                     (Eq. 1-7)
 
-    The other scales' tokens are the teachers; those of ToCo's fused maps (0.5 and 1.5) are taken from there and cost
-    nothing.
+    The tokens of the other scales are the teachers. Those of the scales of ToCo's fused maps (0.5 and 1.5) are computed
+    anyway.
 
     Args:
-        scales: of the teachers, first priority first: a position learns from the first whose map fires there.
+        scales: of the teachers, in order of priority: a position learns from the first scale whose map is active there.
         msee_weight: of the loss.
-        msee_from: first step (0-based) with it; null = that of the segmentation, whose regions set the thresholds.
+        msee_from: first step (0-based) with this loss; null = seg_from, since the thresholds come from regions of the
+            segmentation.
         classes: thresholds over all foreground (`agnostic`) or for each class (`per_class`).
         present_only: regions of the segmentation only of classes that the image label names.
         teacher_grad: gradients also through the teachers, in passes of their own.
@@ -47,8 +48,8 @@ class MSEE(ToCo):
         beta: of the smooth L1.
         reduction: see regions.region_loss; `sum` is the literal Eq. 7.
         region_masks: false = everywhere inside the image ("without B" of Table 4).
-        scale_cls_weight: of the classification losses of the teachers' images, which the text can be read to ask for;
-            only together with teacher_grad.
+        scale_cls_weight: of classification losses at the teachers' scales, as one can read the paper's text; only
+            together with teacher_grad.
         options: ToCo's.
 
     Raises:
@@ -76,7 +77,10 @@ class MSEE(ToCo):
     ) -> None:
         super().__init__(student, **options)
         if not scales or 1.0 in scales or len(set(scales)) < len(scales) or min(scales) <= 0:
-            raise ValueError(f"method.scales is {scales}; wanted different scales other than 1, first priority first")
+            raise ValueError(
+                f"method.scales is {scales}; wanted different scales other than 1, the one with the highest priority "
+                "first"
+            )
         if beta <= 0:
             raise ValueError(f"method.beta is {beta}; wanted > 0")
         if scale_cls_weight and not teacher_grad:
@@ -110,7 +114,7 @@ class MSEE(ToCo):
         return torch.stack(parts).sum()
 
     def scale_cls_loss(self, seen: Seen) -> Tensor:
-        """Both classifiers' losses of the image at every scale of the teachers (D-44, h)."""
+        """The losses of both classifiers at all of the teachers' scales (D-44, h)."""
         return torch.stack([self.cls_loss_at(scale, seen) for scale in self.scales]).sum()
 
     def cls_loss_at(self, scale: float, seen: Seen) -> Tensor:
@@ -134,7 +138,7 @@ class MSEE(ToCo):
         return reliable_regions(fired, seen.valid_Bhw, region_masks=self.region_masks)
 
     def draw(self, seen: Seen) -> dict[str, Tensor]:
-        """Draw what ToCo draws, and where each scale teaches."""
+        """ToCo's pictures, and the region that each scale teaches."""
         if not self.schedule.uses("msee", seen.step):
             return super().draw(seen)
         regions_JBhw = self.regions(seen).float()

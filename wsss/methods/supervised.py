@@ -14,8 +14,8 @@ from wsss.models.segmentation import foreground_probabilities
 class Supervised(Method):
     """L = cross-entropy of every labelled pixel. CAM kind: `seg`, the softmax probability of each class.
 
-    The masks are human truth where data.train is a folder of pixel shards, or the refined masks of a weakly supervised
-    run where data.masks names them: the same loss then is stage 3 of the classic pipeline.
+    The masks are human truth if data.train is a folder of pixel shards, or the refined masks of a weakly supervised run
+    if data.masks names them; the latter is stage 3 of the classic pipeline.
 
     Raises:
         ValueError: the network gives no segmentation scores.
@@ -46,7 +46,7 @@ class Supervised(Method):
 
 
 def seg_logits_of(out: Outputs) -> Tensor:
-    """The scores (B, C, h, w) of a segmentation network; raises ValueError if it is none."""
+    """The scores (B, C, h, w) of a segmentation network; raises ValueError for another network."""
     if out.seg_logits_BChw is None:
         raise ValueError("model: gives no segmentation scores; choose setr, segmenter, deeplab, smp or sam_decoder")
     return out.seg_logits_BChw

@@ -16,10 +16,10 @@ class Term:
         name: it is logged as NAME_loss.
         weight: in the total; at 0 it is never computed.
         start: first step (0-based) that computes it.
-        compute: what the step has seen -> scalar.
-        reads: what the step must see for it.
+        compute: Seen (results of the step's forward passes) -> scalar loss.
+        reads: the results that it needs.
         teachers: scales of the main view whose final tokens it reads.
-        trains: modules of the method, by name, that only such terms give a gradient to.
+        trains: names of the method's modules that get a gradient only from terms that list them.
 
     Raises:
         ValueError: a weight or a start below 0.
@@ -35,7 +35,9 @@ class Term:
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.start < 0:
-            raise ValueError(f"method: {self.name} has weight {self.weight} and begins at {self.start}; wanted >= 0")
+            raise ValueError(
+                f"method: {self.name} has weight {self.weight} and starts at step {self.start}; wanted both >= 0"
+            )
 
 
 class Schedule:
@@ -45,11 +47,11 @@ class Schedule:
         self.terms = {term.name: term for term in terms}
 
     def add(self, *terms: Term) -> None:
-        """Terms behind those that are there; one of a known name takes its place."""
+        """Append terms; a term with a known name replaces the old one in its place."""
         self.terms |= {term.name: term for term in terms}
 
     def uses(self, name: str, step: int) -> bool:
-        """Does this step compute the term of this name?"""
+        """Whether this step computes the term of this name."""
         return self.terms[name].weight > 0 and step >= self.terms[name].start
 
     def at(self, step: int) -> list[Term]:
@@ -65,6 +67,6 @@ class Schedule:
         return list(dict.fromkeys(scale for term in self.at(step) for scale in term.teachers))
 
     def untrained_at(self, step: int) -> list[str]:
-        """The modules that a term trains, but none of this step."""
+        """The modules that some term trains, but none of this step's terms."""
         trained = {module for term in self.at(step) for module in term.trains}
         return [m for m in dict.fromkeys(m for term in self.terms.values() for m in term.trains) if m not in trained]

@@ -1,4 +1,4 @@
-"""ToCo: one ViT learns to classify, to see in its tokens what its maps are sure of, and to segment.
+"""ToCo: one ViT learns to classify, to separate its tokens by what its confident maps say, and to segment.
 
 Shapes: B images, K foreground classes, P classes of an image (packed: the channels of `present`, padded with -1),
 D channels, N = h * w patches, H x W pixels, n local crops.
@@ -42,32 +42,34 @@ class ToCo(Method):
 
         loss = cls + cls_aux + w_ptc ptc + w_ctc ctc + w_seg seg + w_energy energy
 
-    A step encodes the main and the second view once with gradients, and the local crops; all else that ToCo
-    describes (the teacher's view of class tokens, the map at scale 1, the segmentation) is read from these tokens,
-    which is the same mathematics since the encoder is deterministic. Maps are computed for the classes that an image
-    shows. What a phase does not weigh is not computed.
+    A step encodes the main view, the second view and the local crops once each, with gradients. Everything else that
+    ToCo describes (the teacher's view of class tokens, the map at scale 1, the segmentation) is computed from these
+    tokens, with the same result, since the encoder is deterministic. Maps are computed only for the classes that an
+    image shows. Losses that have no weight at a step are not computed.
 
     Args:
         student: see ToCoNet.
-        cam_scales: of the fused maps; each is seen mirrored as well. 1.0 is among them.
-        bg_threshold, fg_threshold: a map's values up to the one are background, above the other foreground.
+        cam_scales: of the fused maps; the mirror image is used at each, too. 1.0 must be among them.
+        bg_threshold, fg_threshold: map values up to the first are background, above the second foreground.
         ptc_weight, ctc_weight, seg_weight, energy_weight: of the losses.
         contrast_from: first step (0-based) with ptc and ctc.
         seg_from: first step with seg and energy.
-        aux_labels_before: first step whose pseudo labels come from the final classifier; before, from the auxiliary.
+        aux_labels_before: before this step, pseudo labels come from the auxiliary classifier; from it on, from the
+            final one.
         crop_num, crop_px: local crops.
         temperature: of class token contrast.
         momentum: of the teacher's projection head, which follows the student's.
         projection_dim, bottleneck, projection_out: widths of these heads.
-        group_size: images over which a loss counts its pixels and pairs (the published two of one GPU): the batch of a
-            process must be a multiple of it. null = the whole batch of the process.
+        group_size: number of images over which a loss averages its pixels and pairs (in the published code two, the
+            batch of one GPU); the batch of a process must be a multiple of it. null = the whole batch of the process.
         energy_scale: resolution of the energy relative to the view.
-        energy_grid: on CPUs pixels whose colours differ by less than so many sigmas are alike in the energy's sum; 1
-            takes a tenth of the time; its gradient has a cosine over 0.999 with that of 0, every pixel (D-106).
+        energy_grid: on CPUs the energy treats pixels as equal if their colours differ by less than this many sigmas; 1
+            takes a tenth of the time, with a gradient whose cosine with the exact one (0, every pixel) is over 0.999
+            (D-106).
         energy_gain: strength of the exact kernel that equals the published lattice (D-52).
         par_iterations: of the pixel-adaptive refinement.
-        toco_compat: the published handling of boxes: of the main view before its own flip, in pixels on the patch
-            grid, and local crops rated by the unmirrored map.
+        toco_compat: handle boxes as the published code does: those of the main view before its flip, in pixels but used
+            on the patch grid; and rate local crops by the unmirrored map.
 
     Raises:
         ValueError: options that contradict each other.
@@ -118,7 +120,8 @@ class ToCo(Method):
             )
         if 1.0 not in cam_scales:
             raise ValueError(
-                f"method.cam_scales is {cam_scales}; 1.0 must be among them: its pass is the training pass"
+                f"method.cam_scales is {cam_scales}; 1.0 must be among them: the pass at this scale is the one that is "
+                "trained"
             )
         check_contrast(temperature, momentum)
         check_energy(energy_scale, energy_grid)
@@ -184,7 +187,7 @@ class ToCo(Method):
         return {"loss": total, **parts, **seen.watched}
 
     def see(self, views: Views, step: int) -> Seen:
-        """All that the terms of this step read."""
+        """Everything that the terms of this step read."""
         reads = self.schedule.reads_at(step)
         label_from = "final" if step >= self.aux_labels_before else "aux"
         seen = see(
@@ -208,7 +211,8 @@ class ToCo(Method):
         return classification_loss(seen.aux_logits_BK, seen.views.image_label_BK)
 
     def patch_contrast_loss(self, seen: Seen) -> Tensor:
-        """Pulls tokens of one class together and those of different classes apart, where the auxiliary map is sure."""
+        """Pulls tokens of one class together and tokens of different classes apart, where the auxiliary map is
+        confident."""
         cam_BPhw = resize(seen.cams["aux"], seen.main.grid)
         label_Bhw = seed_label(
             cam_BPhw,
@@ -261,12 +265,12 @@ class ToCo(Method):
         )
 
     def segmentation_loss(self, seen: Seen) -> Tensor:
-        """Learns the pseudo label, background and foreground weighed alike."""
+        """Cross-entropy with the pseudo label; background and foreground have equal weight."""
         assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
         return balanced_segmentation_loss(seen.seg_logits_BChw, seen.label_BHW, self.group_size)
 
     def energy_loss(self, seen: Seen) -> Tensor:
-        """Keeps neighbours of one colour in one class; in the units of the published loss."""
+        """Keeps neighbouring pixels of one colour in one class; scaled like the published loss."""
         assert seen.seg_logits_BChw is not None and seen.label_BHW is not None
         views = seen.views
         energy = dense_energy(

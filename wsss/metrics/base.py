@@ -42,7 +42,7 @@ class Metric(ABC):
 def no_metric(thing: object) -> str:
     """What is wrong with what a package offers as a metric; "" if nothing."""
     if not (inspect.isclass(thing) and issubclass(thing, Metric)):
-        return f"is {thing!r}; wanted a class of Metric"
+        return f"is {thing!r}; wanted a subclass of Metric"
     lacking = [name for name in ("heading", "meaning") if not isinstance(getattr(thing, name, None), str)]
     lacking += sorted(thing.__abstractmethods__)
     return f"({thing.__name__}) lacks {', '.join(lacking)}" if lacking else ""

@@ -77,9 +77,9 @@ def count(score_HW: Tensor, truth_HW: Tensor, class_id: int = 1, thresholds: np.
 def check_scores(scores: Tensor, truth_HW: Tensor) -> None:
     """Raise ValueError unless scores (..., H, W) have the truth's size and no NaN."""
     if scores.shape[-2:] != truth_HW.shape:
-        raise ValueError(f"scores {tuple(scores.shape)} and truth {tuple(truth_HW.shape)} must have one size")
+        raise ValueError(f"scores {tuple(scores.shape)} and truth {tuple(truth_HW.shape)} must have the same size")
     if scores.isnan().any():
-        raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN: no threshold parts them")
+        raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN: no threshold can be applied")
 
 
 def at_or_above(bins: Tensor) -> Tensor:

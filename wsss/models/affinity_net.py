@@ -18,13 +18,13 @@ from wsss.tensors import resize
 
 
 class AffinityHead(nn.Module):
-    """Three stages of a CNN -> features whose differences say what belongs together.
+    """Three stages of a CNN -> features whose differences tell which positions belong together.
 
         f = f9 [elu(f8_s(stage_s)) for the three stages s], all on the grid of the middle one (16 pixels per cell)
 
     Args:
         stage_dims: channels of the stages.
-        widths: channels that each gives.
+        widths: channels to which each stage is reduced.
         affinity_dim: D.
 
     Raises:
@@ -98,7 +98,7 @@ def build_affinity_net(
     """AffinityNet on a timm CNN by name: resnet101 in the smoke paper. Options as in build_pcm.
 
     Args:
-        num_classes: K; what belongs together does not depend on it.
+        num_classes: K; has no effect on the affinities.
 
     Raises:
         ValueError: timm has no such model, it has no three stages that fit, or the weights do not fit.

@@ -1,4 +1,4 @@
-"""What every image classifier of this package gives.
+"""The interface of all image classifiers in this package.
 
 Shapes: B images, K foreground classes, D feature channels, h x w feature grid, H x W pixels.
 """
@@ -26,7 +26,8 @@ class Outputs:
         cls_logits_BK: image-level class scores before the sigmoid.
         patches_BDhw: the last feature map (patch tokens of a ViT after its final norm; last stage of a CNN).
         class_map_BKhw: the classifier applied at every position, before any normalisation.
-        further_logits: (B, K) scores of further classifiers, for networks with several; each is trained by the labels.
+        further_logits: (B, K) scores of further classifiers, for networks that have several; all are trained with the
+            labels.
         maps: further raw maps (B, K, h, w) by CAM kind, for networks that have maps of their own.
         seg_logits_BChw: class scores of every position with background first, for segmentation networks.
     """
@@ -56,8 +57,8 @@ torch.export.register_dataclass(Outputs)  # a network can be exported as it is
 class Network(nn.Module):
     """An image classifier with feature maps. Takes RGB images in [0, 1] and normalises them itself.
 
-    Each network has its own mean and standard deviation, those its initial weights were trained with, so that a
-    student and a teacher of different origin can look at one batch.
+    Each network has its own mean and standard deviation, those of its initial weights, so that a student and a teacher
+    of different origin can read the same batch.
 
     Args:
         feature_dim: D, the channels of `patches_BDhw`.
@@ -69,12 +70,12 @@ class Network(nn.Module):
         ValueError: a deviation that is not above 0.
 
     Attributes:
-        num_classes: K, of the class map; a head may give more, or be no layer (see clip.TextHead).
+        num_classes: K, of the class map; a head may give more, or may not be a layer (see clip.TextHead).
         unread: names of parameters that no output depends on; they are frozen, see dry_run.py.
         map_names: of Outputs.maps.
         shift_px: pixels by which an image is moved to the upper left before the backbone reads it (see reach.py).
-        origin: which parts it has of another network of ours, in words; "" where it has none.
-        no_graph: why it cannot be exported as one graph of any size, in words; "" where nothing is known against it.
+        origin: in words, which parts were loaded from another network of ours; "" if none were.
+        no_graph: in words, why it cannot be exported as one graph for all image sizes; "" if no reason is known.
     """
 
     mean: Tensor
@@ -107,7 +108,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError if it takes no images of so many pixels; it says which it takes."""
+        """Raise ValueError if images of this size cannot be used; it says which sizes can."""
         if min(height, width) < self.stride:
             raise ValueError(
                 f"images of {height} x {width} px are smaller than one cell of this {type(self).__name__}; wanted "
@@ -115,16 +116,16 @@ class Network(nn.Module):
             )
 
     def check_images(self, images: int) -> None:
-        """Raise ValueError if it cannot be trained on so many images at a time."""
+        """Raise ValueError if it cannot be trained on this number of images at a time."""
 
     def check_begun(self) -> None:
-        """Raise ValueError if it cannot be trained as it is: what it does not learn was not given."""
+        """Raise ValueError if a part that is not trained was not given either."""
 
     def grad_cam_layer(self, index: int) -> nn.Module:
         """The layer whose output Grad-CAM weighs; index as in a list of blocks or stages, -1 the last.
 
         Raises:
-            ValueError: there is no such layer; of a network that has no such method, none at all.
+            ValueError: there is no such layer, or the network does not define this method.
         """
         raise ValueError(
             f"a {type(self).__name__} names no layers for Grad-CAM (its methods grad_cam_layer and as_map); leave grad "
@@ -136,7 +137,8 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def reading_attention(self) -> AbstractContextManager[list[AttentionInput]]:
-        """A list that gets, of each forward pass inside, what the last block's attention reads. It is for attention_of.
+        """A context with a list that collects, for each forward pass, the inputs of the last block's attention, for
+        attention_of.
 
         Raises:
             ValueError: there is no attention to read.
@@ -151,11 +153,11 @@ class Network(nn.Module):
 def check_deviation(std: Sequence[float]) -> None:
     """Raise ValueError unless images can be divided by it."""
     if min(std) <= 0:
-        raise ValueError(f"model.std is {tuple(std)}; wanted three deviations above 0, of images in [0, 1]")
+        raise ValueError(f"model.std is {tuple(std)}; wanted three values above 0, for images in [0, 1]")
 
 
 def require_counts(**options: int) -> None:
-    """Raise ValueError for an option of the model, by name, of which there must be one or more."""
+    """Raise ValueError, naming the option, unless these options of the model are 1 or more."""
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"model.{name} is {value}; wanted 1 or more")
@@ -164,5 +166,7 @@ def require_counts(**options: int) -> None:
 def layer_at(layers: Any, index: int) -> Any:
     """A module of a list or nn.Sequential by its number. Raises ValueError if there is none of this number."""
     if not -len(layers) <= index < len(layers):
-        raise ValueError(f"cam.layers: no layer {index}; this network has {len(layers)}, counted from 0 on or -1 back")
+        raise ValueError(
+            f"cam.layers: no layer {index}; this network has {len(layers)}, numbered from 0, or backwards from -1"
+        )
     return layers[index]

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP from a folder, and what they make of texts.
+"""CLIP and SigLIP from a folder, and their embeddings of texts.
 
 Shapes: B images, K classes, P prompts, T templates, E embedding channels, D token channels, h x w patch grid.
 """
@@ -59,7 +59,8 @@ class Clip:
         return int(self.model.config.vision_config.patch_size)
 
     def side(self, size: int | None) -> int:
-        """S; None = what this CLIP was trained at. Raises ValueError if it is no multiple of the patch size."""
+        """S; None = the size that this CLIP was trained at. Raises ValueError unless it is a multiple of the patch
+        size."""
         size = int(self.model.config.vision_config.image_size) if size is None else size
         if size < self.patch_size or size % self.patch_size:
             raise ValueError(f"size is {size}; wanted a multiple of {self.patch_size}, this CLIP's patch size")
@@ -68,7 +69,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Encoded prompts: unit embeddings (P, E), and which class each speaks for (P, K), all zero for a negative one."""
+    """Encoded prompts: unit embeddings (P, E), and the class of each, one-hot (P, K); all zero for a negative
+    prompt."""
 
     embedding_PE: Tensor
     class_of_PK: Tensor
@@ -84,7 +86,7 @@ def check_folder(folder: str | Path) -> tuple[str, ...]:
 
 
 def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """A CLIP or SigLIP from a local folder; the network is never asked.
+    """A CLIP or SigLIP from a local folder; nothing is downloaded.
 
     Raises:
         MissingPackage: transformers is not installed.
@@ -101,27 +103,27 @@ def check_prompts(positive: Sequence[Sequence[str]], negative: Sequence[str]) ->
     """All prompts, in order.
 
     Raises:
-        ValueError: a class without a prompt, fewer than two prompts, one that is empty, or one that is there twice.
+        ValueError: a class without a prompt, fewer than two prompts, an empty prompt, or one that occurs twice.
     """
     prompts = [*(prompt for of_class in positive for prompt in of_class), *negative]
     said = f"prompts {list(map(list, positive))} against {list(negative)}"
     if not all(positive) or len(prompts) < 2:
-        raise ValueError(f"{said}: wanted one per class, and two")
+        raise ValueError(f"{said}: wanted at least one per class, and two or more in all")
     words = [" ".join(prompt.lower().split()) for prompt in prompts]
     if not all(words):
         raise ValueError(f"{said}: one is empty; wanted words")
     if twice := sorted({word for word in words if words.count(word) > 1}):
-        raise ValueError(f"{said}: '{twice[0]}' is there twice, and would stand against itself; wanted it once")
+        raise ValueError(f"{said}: '{twice[0]}' is listed twice and would compete with itself; list it once")
     return prompts
 
 
 @torch.no_grad()
 def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequence[str]) -> Prompts:
-    """Text -> unit embeddings. A prompt's is the mean of its unit embeddings in each of TEMPLATES, made unit again.
+    """Text -> unit embeddings. That of a prompt is the normalised mean of its unit embeddings in all TEMPLATES.
 
     Args:
         positive: the prompts of each class.
-        negative: prompts of what no class is; without any prompt to stand against, a map would be 1 everywhere.
+        negative: prompts for other things; without any competing prompt, a map would be 1 everywhere.
 
     Raises:
         ValueError: see check_prompts; or a prompt with too many tokens.
@@ -133,7 +135,7 @@ def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequ
     tokens = clip.tokenizer(texts, return_tensors="pt", **padding).to(clip.device)
     length = tokens["input_ids"].shape[1]
     if length > longest:
-        raise ValueError(f"the longest prompt has {length} tokens, CLIP reads {longest}; shorten it")
+        raise ValueError(f"the longest prompt has {length} tokens, but CLIP reads at most {longest}; shorten it")
     if clip.is_siglip:  # trained on padded texts, without a mask
         embedding_PE = clip.model.text_model(input_ids=tokens["input_ids"]).pooler_output
     else:
@@ -147,12 +149,13 @@ def encode_prompts(clip: Clip, positive: Sequence[Sequence[str]], negative: Sequ
 
 
 class TextHead(nn.Module):
-    """What fixed texts say of CLIP's features: the log odds of each class's text against all other texts.
+    """A classifier of CLIP's features by fixed texts: the log odds of each class's text against all other texts.
 
         z_p = scale <W x, t_p> / |W x|,   logit_k = z_k - log sum_{p != k} exp z_p
 
-    so that sigmoid(logit_k) is the softmax over the texts, those of the classes first. x are features after CLIP's
-    last norm, W its projection; |W x|^2 = x^T G x with G = W^T W, so that what is kept has no size of its own.
+    so that sigmoid(logit_k) is the softmax over the texts, those of the classes first. x are features after CLIP's last
+    norm, W its projection; |W x|^2 = x^T G x with G = W^T W, so that the stored tensors do not depend on the size E of
+    the embedding.
 
     Args:
         feature_dim: D.
@@ -176,7 +179,7 @@ class TextHead(nn.Module):
 
     @torch.no_grad()
     def read(self, clip: Clip, classes: Sequence[str], others: Sequence[str]) -> None:
-        """Take texts and projection of a CLIP.
+        """Encode the texts with a CLIP, and store them with its projection.
 
         Raises:
             ValueError: a SigLIP, a CLIP of another width, or see encode_prompts.
@@ -187,7 +190,7 @@ class TextHead(nn.Module):
         if projection_ED.shape[1] != self.text_PD.shape[1]:
             raise ValueError(
                 f"this CLIP projects features of {projection_ED.shape[1]} channels, the network has "
-                f"{self.text_PD.shape[1]}; give the CLIP whose image encoder the network is"
+                f"{self.text_PD.shape[1]}; give the CLIP that the network's image encoder comes from"
             )
         embedding_PE = encode_prompts(clip, [[name] for name in classes], others).embedding_PE
         self.text_PD.copy_(clip.model.logit_scale.exp() * embedding_PE @ projection_ED)

@@ -1,5 +1,5 @@
-"""Any timm network with a last feature map, a CNN or a pyramid of transformer stages, as an image classifier whose head
-is a map; and the single stages of a CNN.
+"""Any timm network that ends with a feature map (a CNN, or a transformer with stages) as an image classifier whose head
+is applied at every position; and the single stages of a CNN.
 
 Shapes: B images, K classes, D channels, h x w feature grid.
 """
@@ -34,7 +34,7 @@ class CNN(Network):
 
     Args:
         backbone: of timm; its features are (B, D, h, w), or (B, h, w, D) where it says so (`output_fmt`).
-        whole_cells: refuse images whose sides are no multiples of the stride.
+        whole_cells: refuse images whose sides are not multiples of the stride.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CNN(Network):
 
 
 def is_of_one_size(timm_name: str) -> bool:
-    """Whether timm makes this network for images of one size alone, unless strict_img_size=False tells it otherwise."""
+    """Whether timm builds this network for a single image size only, unless it gets strict_img_size=False."""
     return timm.models.is_model_in_modules(name_at_timm(timm_name), OF_ONE_SIZE)
 
 
@@ -114,8 +114,8 @@ def create_stages(
     Args:
         weights, options: see create_backbone.
         output_stride: pixels per cell of the last stage.
-        dilated: whether the convolutions behind a removed stride are dilated, which keeps the spacing that their
-            filters were trained at.
+        dilated: whether the convolutions after a removed stride are dilated, which keeps the spacing with which their
+            filters were trained.
 
     Raises:
         ValueError: timm has no such model, it gives no such stages or grid, or the weights do not fit.
@@ -123,7 +123,10 @@ def create_stages(
     options = {"output_stride": output_stride, **options}
     backbone = create_backbone(timm_name, weights, options, head=HEAD, wanted=DILATED)
     if not hasattr(backbone, "prune_intermediate_layers"):
-        raise ValueError(f"model.timm_name: timm gives no single stages of '{timm_name}'; choose another CNN: resnet50")
+        raise ValueError(
+            f"model.timm_name: timm cannot give the single stages of '{timm_name}'; choose another CNN, such as "
+            "resnet50"
+        )
     backbone.prune_intermediate_layers(count, prune_norm=True, prune_head=True)  # else they train without a gradient
     if not dilated:
         undilate(backbone)
@@ -139,7 +142,7 @@ def create_stages(
 
 
 def undilate(module: nn.Module) -> None:
-    """Set every convolution's dilation to 1 and its padding to what keeps its grid."""
+    """Set every convolution's dilation to 1, and its padding such that its grid stays the same."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d) and conv.dilation != (1, 1) and not isinstance(conv.padding, str):
             down, right = (padding // d for padding, d in zip(conv.padding, conv.dilation, strict=True))
@@ -163,12 +166,12 @@ def build_cnn(
         num_classes: K.
         weights: null = random, 'timm' = timm's pretrained weights (downloads), else a path, loaded strictly.
         output_stride: pixels per cell of the class map, 8, 16 or 32; the last stages are dilated to get there. null =
-            the stride that the network has by itself, also of those that timm cannot dilate (Swin, PVT, NextViT);
-            images are then multiples of it in size.
+            the network's own stride, also for networks that timm cannot dilate (Swin, PVT, NextViT); the sides of
+            images must then be multiples of it.
         mean, std: RGB normalisation; null = what timm states for this name.
         timm_options: further arguments of timm's constructor.
-        shift_px: pixels by which images are moved to the upper left, so that maps lie where they look; 0 as published,
-            see reach.py.
+        shift_px: pixels by which images are moved to the upper left, so that maps are at the place that they depend on;
+            0 as published, see reach.py.
 
     Raises:
         ValueError: timm has no such model, it has no map of one stride for images of any size, or the weights do not
@@ -185,7 +188,9 @@ def build_cnn(
         features = features_of(backbone.eval(), torch.zeros(1, 3, *TRIED_PX))
     if not isinstance(features, Tensor) or features.ndim != 4:
         gives = f"features {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-        raise ValueError(f"model.timm_name: '{timm_name}' gives {gives}, no map (1, D, h, w): choose {any_size}")
+        raise ValueError(
+            f"model.timm_name: '{timm_name}' gives {gives} instead of a map (1, D, h, w): choose {any_size}"
+        )
     stride = output_stride or TRIED_PX[0] // features.shape[-2]
     wanted = (1, backbone.num_features, *(side // stride for side in TRIED_PX))
     if features.shape != wanted:

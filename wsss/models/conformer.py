@@ -1,4 +1,4 @@
-"""Conformer: a CNN and a transformer side by side that feed each other; with TransCAM, its attention-refined CAM.
+"""Conformer: a CNN and a transformer side by side that exchange features; with TransCAM, its attention-refined CAM.
 
 Shapes: B images, K classes, D channels, N patches (T = N + 1 tokens, class token first), h x w grid, H x W pixels.
 """
@@ -21,8 +21,9 @@ CONV_STRIDE = 16  # of the last convolutional map
 class DualBackbone(nn.Module):
     """The two branches without classifiers; parameters are named as in the published checkpoints.
 
-    Three stages of depth / 3 blocks whose maps have strides 4, 8 and 16 and ever twice the channels. The last block
-    keeps stride 16, where the published one goes on to 32 before it pools, so that map and patches share a grid.
+    Three stages of depth / 3 blocks, whose maps have strides 4, 8 and 16 and double their channels each time. The last
+    block keeps stride 16, while the published one goes to 32 before pooling, so that map and patches have the same
+    grid.
 
     Source: Peng et al. 2021 (Conformer), section 3 and Table 1.
     """

@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block that can leave its attention with `attention`."""
+    """A pre-norm transformer block that can add its attention to an AttentionMean."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -126,8 +126,8 @@ class FCUUp(nn.Module):
 class ConvTransBlock(nn.Module):
     """Two convolution blocks and a transformer block, coupled both ways. The first may halve the map.
 
-    The class token, which no map feeds, is added to itself: the published network does so, and its weights expect it.
-    """
+    The class token gets nothing from the map and is added to itself: the published network does so, and its weights
+    expect it."""
 
     def __init__(
         self, in_dim: int, out_dim: int, block: Block, *, embed_dim: int, coupling: int, stride: int, last: bool

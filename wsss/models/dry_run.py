@@ -1,4 +1,5 @@
-"""One forward pass of a new network on a small black image: does it run, what can Grad-CAM read, what is never read."""
+"""One forward pass of a new network on a small black image: whether it runs, whether Grad-CAM works, and which
+parameters are never used."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -26,9 +27,9 @@ def try_network(
 ) -> None:
     """Refuse a network that cannot run, and freeze the parameters that none of its outputs depends on.
 
-    Nothing can train such a parameter (ConvNeXt's head.norm behind a 1x1 classifier), and DDP and ZeRO wait for the
-    gradient of every one that is trainable (D-94). `network.unread` names them. Draws no random numbers, changes no
-    buffer; the images are 64 px or two cells wide.
+    Such a parameter (for example ConvNeXt's head.norm with a 1x1 classifier) cannot be trained, and DDP and ZeRO wait
+    for the gradient of every trainable parameter (D-94). `network.unread` names them. Draws no random numbers, changes
+    no buffer; the images are 64 px or two cells wide.
 
     Args:
         name: timm's, for the error.
@@ -37,7 +38,7 @@ def try_network(
         grad_cam: whether maps are read from gradients, at `grad_cam_layer(-1)`.
 
     Raises:
-        ValueError: it cannot run, or its layer for Grad-CAM is not there or says nothing about the class scores.
+        ValueError: it cannot run, or its layer for Grad-CAM does not exist or has no influence on the class scores.
     """
     side, was_training = stride * math.ceil(max(SIDE_PX, 2 * stride) / stride), network.training
     seen: list[Any] = []
@@ -58,9 +59,9 @@ def try_network(
 
 
 def refuse_lone_cell(network: Network, side: int) -> None:
-    """Raise ValueError if a BatchNorm that trains would get one cell of one image of side x side px, as behind a mean
-    over the image: it has no deviation to divide by. Draws no random numbers, changes no buffer; leaves the network in
-    eval mode."""
+    """Raise ValueError if a trained BatchNorm would get a single value per channel from one image of side x side px,
+    for example after a mean over the image: it would have no deviation to divide by. Draws no random numbers, changes
+    no buffer; leaves the network in eval mode."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     cells: list[int] = []
     handles = [
@@ -76,15 +77,15 @@ def refuse_lone_cell(network: Network, side: int) -> None:
             handle.remove()
     if 1 in cells:
         raise ValueError(
-            f"a BatchNorm of this {type(network).__name__} gets one cell of one image of {side} px, over which it "
-            "cannot normalise; wanted two or more images per process and micro-batch"
+            f"for one image of {side} px a BatchNorm of this {type(network).__name__} sees a single value per channel, "
+            "which it cannot normalise; wanted two or more images per process and micro-batch"
         )
 
 
 @contextmanager
 def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str = OTHERS) -> Iterator[None]:
-    """Whatever goes wrong inside is a ValueError that names the network: timm's are made for other uses than ours, and
-    say so by any error.
+    """Turn any error inside into a ValueError that names the network: timm's networks fail in many ways when used as
+    here.
 
     Args:
         key: of the config.
@@ -98,12 +99,12 @@ def must_run(name: str, kind: str, *, key: str = "model.timm_name", instead: str
 
 
 def refuse_deaf_layer(network: Network, seen: list[Any], out: Outputs, image: Tensor) -> None:
-    """Raise ValueError unless the layer of Grad-CAM gave one map of which the class scores are made."""
+    """Raise ValueError unless the layer for Grad-CAM gave one map on which the class scores depend."""
     if len(seen) != 1 or not isinstance(seen[0], Tensor):
         raise ValueError(f"its last layer for Grad-CAM ran {len(seen)} times, or gives no tensor")
     as_map = network.as_map(seen[0], image)
     if as_map.ndim != 4 or len(as_map) != 1:
-        raise ValueError(f"its last layer for Grad-CAM gives {tuple(as_map.shape)}, no map")
+        raise ValueError(f"its last layer for Grad-CAM gives {tuple(as_map.shape)}, which is not a map")
     if seen[0].grad_fn not in set(graph_of([out.cls_logits_BK])):
         raise ValueError("its class scores do not depend on its last layer for Grad-CAM")
 

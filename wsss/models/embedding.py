@@ -19,7 +19,7 @@ class Embedded(NamedTuple):
     Attributes:
         tokens_BND: prefix tokens first.
         grid: (h, w) patches.
-        rotary: what each block needs to know of positions besides; () = nothing.
+        rotary: rotary positions for each block; () = none.
     """
 
     tokens_BND: Tensor
@@ -51,7 +51,8 @@ def embed_rotary(vit: Any, image: Tensor, grid: tuple[int, int]) -> Embedded:
 
 
 def embed_patches(proj: nn.Conv2d, image: Tensor) -> Tensor:
-    """A convolution of stride = kernel, (B, N, D). On a GPU as a product: three channels leave its kernels idle."""
+    """A convolution with stride = kernel size, (B, N, D). On a GPU it is computed as a matrix product, which is faster
+    for three channels."""
     if not image.is_cuda:
         return proj(image).flatten(2).transpose(1, 2)
     rows, columns = proj.kernel_size
@@ -62,7 +63,7 @@ def embed_patches(proj: nn.Conv2d, image: Tensor) -> Tensor:
 def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Position table for another patch grid: bicubic (a = -0.75), half-pixel centres, no antialias.
 
-    timm's own resampling antialiases, which changes what the published baseline computes even when enlarging.
+    timm's own resampling uses antialiasing, which differs from the published baseline even when enlarging.
 
     Args:
         table_1ND: (1, old[0] * old[1], D) without prefix tokens.

@@ -1,4 +1,5 @@
-"""One or two frozen ViTs, a classifier of what they see, and a small decoder: all that is trained.
+"""One or two frozen ViTs, a classifier of their features, and a small decoder, the only part that is trained besides
+it.
 
 Shapes: B images, K foreground classes, C = K + 1, D channels, E decoder channels, L blocks, N = h * w patches.
 """
@@ -27,13 +28,13 @@ OF_SECOND = {  # what build_vit calls its options -> what the config calls those
 
 
 class Encoded(NamedTuple):
-    """What the frozen ViTs see.
+    """Features of the frozen ViTs.
 
     Attributes:
         depths: patches (B, D, h, w) after the blocks that the decoder reads, of each ViT, on the grid of the first.
         cls_BD, patches_BDhw: class token and patches of the first ViT after its norm.
         attention_LBNN: of its last blocks from patch to patch, a mean over heads; rows sum to 1 or less (the rest goes
-            to prefix tokens). None where it was not asked for.
+            to prefix tokens). None if it was not requested.
     """
 
     depths: list[Tensor]
@@ -47,12 +48,12 @@ class FrozenNet(Network):
 
         fused = W [W_1 x_1, ..., W_L x_L],   seg = W_seg blocks(fused)
 
-    x_l are patches after the blocks `layers` of each encoder. The classifier is learnt, a 1x1 one without bias of which
-    each channel reads its largest patch (max_pooled), or it is CLIP's own: `text` on the class token, never trained.
-    CAM kinds: `class_map`, `grad` and `attention` of the first encoder, `seg`.
+    x_l are patches after the blocks `layers` of each encoder. The classifier is either learned, 1x1 without bias on the
+    maximum of each channel over the patches (max_pooled), or CLIP's own: `text`, on the class token, never trained. CAM
+    kinds: `class_map`, `grad` and `attention` of the first encoder, `seg`.
 
     Args:
-        encoders: see build_vit; what the first one sees is classified, and its grid is that of all.
+        encoders: see build_vit; the features of the first one are classified, and all use its grid.
         layers: depths as in a list of blocks.
         dim, blocks, heads: of the decoder.
         text: None = the classifier is learnt.
@@ -89,7 +90,7 @@ class FrozenNet(Network):
 
     @property
     def first(self) -> Any:
-        """The ViT whose grid is that of all and whose features are classified."""
+        """The ViT whose features are classified and whose grid all use."""
         return self.encoders[0]
 
     @property
@@ -100,8 +101,8 @@ class FrozenNet(Network):
     def check_begun(self) -> None:
         if self.by_text and not self.head.text_PD.any():
             raise ValueError(
-                "model.texts: nothing has read them; give model.text_weights, the folder of the CLIP whose image "
-                "encoder model.weights is, or as model.weights a run that was trained with them"
+                "model.texts: no CLIP has encoded them; give model.text_weights, the folder of the CLIP whose image "
+                "encoder model.weights is, or model.weights=RUN, a run that was trained with these texts"
             )
 
     def train(self, mode: bool = True) -> "FrozenNet":
@@ -193,17 +194,17 @@ def build_frozen(
         timm_name, weights, timm_options: of the first ViT, with a class token; see build_vit. CLIP's image
             encoder is vit_base_patch16_clip_quickgelu_224.openai.
         second, second_weights, second_options: of another one beside it, such as vit_base_patch14_dinov2; null = none.
-        texts: what each class is called, in the order of the classes: the first ViT is CLIP's image encoder, and its
-            texts classify. () = a classifier is learnt.
-        other_texts: what else an image may show; read with `texts` alone.
-        text_weights: folder of that CLIP in Hugging Face format, for its texts and its projection. null = they come
-            with a checkpoint.
+        texts: names of the classes, in their order. The first ViT is then CLIP's image encoder, and the embedded texts
+            are the classifier. () = a classifier is learned.
+        other_texts: what else an image may show; used only with `texts`.
+        text_weights: folder of that CLIP in Hugging Face format, for encoding the texts and for its projection. null =
+            a checkpoint has them.
         layers: depths that the decoder reads of each; () = every block of the shallower one.
         decoder_dim, decoder_blocks, decoder_heads: of the decoder.
 
     Raises:
-        ValueError: see build_vit; a depth that a ViT does not have, heads that do not divide the channels, texts that
-            are not one of each class, or another CLIP than the first ViT is of.
+        ValueError: see build_vit; a depth that a ViT does not have, heads that do not divide the channels, a number of
+            texts other than of classes, or a CLIP to which the first ViT does not belong.
         MissingPackage: texts without transformers.
     """
     encoders = [build_vit(1, timm_name=timm_name, weights=weights, timm_options=timm_options)]
@@ -213,12 +214,14 @@ def build_frozen(
             encoders.append(build_vit(1, timm_name=second, weights=second_weights, timm_options=second_options))
     elif second_weights is not None or second_options:
         raise ValueError(
-            "model.second_weights and second_options are of a second ViT: name it, model.second=NAME, or leave these "
-            "out, too: model.second_weights=null model.second_options=null"
+            "model.second_weights and second_options belong to a second ViT: name it with model.second=NAME, or leave "
+            "them out: model.second_weights=null model.second_options=null"
         )
     depth = min(len(encoder.blocks) for encoder in encoders)
     if not all(-depth <= layer < depth for layer in layers) or len({n % depth for n in layers}) < len(layers):
-        raise ValueError(f"model.layers is {layers}; wanted depths of {depth} blocks, -1 the last, each once")
+        raise ValueError(
+            f"model.layers is {layers}; wanted different blocks between {-depth} and {depth - 1}, where -1 is the last"
+        )
     if decoder_dim < 1 or decoder_blocks < 0:
         raise ValueError(f"model: wanted decoder_dim ({decoder_dim}) >= 1 and decoder_blocks ({decoder_blocks}) >= 0")
     if decoder_heads < 1 or decoder_dim % decoder_heads:
@@ -226,7 +229,7 @@ def build_frozen(
     text = None
     if texts:
         if len(texts) != num_classes:
-            raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one of each")
+            raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one per class")
         with speaking_of({"prompts": "model.texts and other_texts"}):
             check_prompts([[name] for name in texts], other_texts)
         text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
@@ -236,16 +239,18 @@ def build_frozen(
             refuse_other_clip(encoders[0], clip.model, text_weights)
     elif text_weights is not None:
         raise ValueError(
-            "model.text_weights is given without model.texts; name the classes in their order, or leave it out, too: "
-            "model.text_weights=null"
+            "model.text_weights is given without model.texts; name the classes there in their order, or leave "
+            "text_weights out: model.text_weights=null"
         )
     decoder: dict[str, Any] = {"dim": decoder_dim, "blocks": decoder_blocks, "heads": decoder_heads}
     return FrozenNet(encoders, num_classes, layers=layers or range(-depth, 0), text=text, **decoder)
 
 
 def refuse_other_clip(encoder: Any, clip: Any, folder: str) -> None:
-    """Raise ValueError unless a CLIP's image encoder ends with the norm of the ViT, hence is the same network."""
+    """Raise ValueError unless the last norm of a CLIP's image encoder equals that of the ViT, so that both are the same
+    network."""
     if not torch.allclose(encoder.backbone.norm.weight, clip.vision_model.post_layernorm.weight, atol=1e-3):
         raise ValueError(
-            f"model.text_weights: {folder} is of another CLIP than model.weights; its texts say nothing of that ViT"
+            f"model.text_weights: {folder} is another CLIP than the one that model.weights comes from, so its text "
+            "embeddings do not fit that ViT; give both from one CLIP"
         )

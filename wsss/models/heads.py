@@ -1,4 +1,4 @@
-"""What ToCo puts on top of its encoder: a decoder of patches, and a projection of class tokens.
+"""ToCo's heads: a decoder of patches, and a projection of class tokens.
 
 Shapes: B images, D encoder channels, C classes with background, h x w patch grid, n tokens, E outputs.
 """
@@ -37,8 +37,8 @@ class ProjectionHead(nn.Module):
 
         x <- mlp(x),   x <- x / ||x||,   z_e = x . v_e / ||v_e||
 
-    The MLP has three linear layers with GELU between them. The rows v_e have no length of their own (published: weight
-    normalisation with its gain fixed to 1), so z is a cosine in [-1, 1].
+    The MLP has three linear layers with GELU between them. The rows v_e are normalised (published: weight normalisation
+    with its gain fixed to 1), so z is a cosine in [-1, 1].
 
     Raises:
         ValueError: a width below 1.
@@ -67,9 +67,8 @@ class ProjectionHead(nn.Module):
 
 
 def follower_of(student: nn.Module) -> nn.Module:
-    """A copy that `move_towards` moves. Its weights are buffers under the names that they have in the student: saved
-    like these and trained by nobody, and ZeRO, which would throw away what is changed outside of its optimizer, leaves
-    them alone."""
+    """A copy for `move_towards`. Its weights are buffers with the same names as in the student: they are saved, but not
+    trained, and ZeRO, which discards changes of weights that its optimizer did not make, does not touch buffers."""
     teacher = copy.deepcopy(student)
     for module in teacher.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

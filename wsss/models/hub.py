@@ -1,4 +1,4 @@
-"""The hub that pretrained weights are fetched from, on machines that cannot reach it."""
+"""The Hugging Face hub as a source of pretrained weights, on machines that cannot reach it."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from huggingface_hub.utils import get_session
 
 
 def answers() -> bool:
-    """Whether the hub answers at all, by the proxies of this machine, within HF_HUB_ETAG_TIMEOUT (10 s)."""
+    """Whether the hub answers, through this machine's proxies, within HF_HUB_ETAG_TIMEOUT (10 s)."""
     answered: list[bool] = []
 
     def ask() -> None:
@@ -28,8 +28,8 @@ def answers() -> bool:
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Inside, what is fetched from the hub comes from its cache where the hub does not answer, or fails at once: by
-    itself it asks six times for each file, which takes most of a minute.
+    """If the hub does not answer, files are taken from its cache, or fetching fails at once; without this, its library
+    tries six times for each file, which takes most of a minute.
 
     Raises:
         OSError: the hub does not answer, and the cache does not have all of it.
@@ -47,8 +47,8 @@ def without_waiting() -> Iterator[None]:
 
 
 def explain_cache() -> str:
-    """How a machine that cannot reach the hub gets what another one has fetched."""
+    """How to bring files from the hub to a machine that cannot reach it."""
     return (
         f"copy the cache of a machine that has fetched it to {constants.HF_HUB_CACHE} (HF_HUB_CACHE names another "
-        "folder; HF_HUB_OFFLINE=1 takes what lies there without asking the hub)"
+        "folder; HF_HUB_OFFLINE=1 uses what is there without asking the hub)"
     )

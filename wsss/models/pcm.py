@@ -1,4 +1,4 @@
-"""A CNN whose class maps are spread over places that look alike: the pixel correlation module (PCM).
+"""A CNN whose class maps are spread over similar places: the pixel correlation module (PCM).
 
 Shapes: B images, K classes, D channels, N = h * w positions, h x w feature grid, H x W pixels.
 """
@@ -22,7 +22,7 @@ BACKGROUND_SEED = 0
 
 
 def affinity_of(features_BDhw: Tensor) -> Tensor:
-    """How much every position takes from every other, in float32 or better.
+    """The share that every position takes from every other one, in float32 or better.
 
         g_i = f_i / (|f_i| + 1e-5),   a_ij = relu(g_i . g_j),   A_ij = a_ij / (sum_i a_ij + 1e-5)
 

@@ -30,7 +30,7 @@ def check_files(folder: str | Path, files: Sequence[str], what: str, example: st
         found = "a file" if folder.exists() else "no such folder"
     raise ValueError(
         f"{folder}: {', '.join(gone)} missing (found: {found}); put {', '.join(files)} of {what} in Hugging Face "
-        f"format there (such as {example}, copied from a machine with network). A folder with pytorch_model.bin alone "
+        f"format there (such as {example}, copied from a machine with internet). A folder with pytorch_model.bin alone "
         "is converted by transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     )
 
@@ -89,7 +89,7 @@ def load_folder(folder: str | Path, kinds: Mapping[str, str], what: str) -> Any:
     wrong = {name: sorted(map(str, found.get(name) or ())) for name in ("missing_keys", "mismatched_keys")}
     if any(wrong.values()):
         raise ValueError(
-            f"{folder}: model.safetensors is of another network than config.json says: "
+            f"{folder}: model.safetensors belongs to another network than config.json describes: "
             + ", ".join(f"{len(names)} {name.replace('_', ' ')} {names[:3]}" for name, names in wrong.items())
         )
     return model.eval()
@@ -105,4 +105,4 @@ def load_tokenizer(folder: str | Path, name: str, what: str) -> Any:
 
 def unreadable(folder: str | Path, what: str, error: Exception) -> ValueError:
     """What to tell about files that transformers cannot read."""
-    return ValueError(f"{folder}: not {what} that transformers can read ({error}); fetch its files again")
+    return ValueError(f"{folder}: transformers cannot read this as {what} ({error}); fetch its files again")

@@ -47,5 +47,7 @@ def middle(weight_N: Tensor) -> float:
 def check_shift(shift_px: int, stride: int) -> int:
     """shift_px, or ValueError if it is more than a cell."""
     if abs(shift_px) >= stride:
-        raise ValueError(f"model.shift_px is {shift_px}; wanted less than a cell of {stride} pixels either way")
+        raise ValueError(
+            f"model.shift_px is {shift_px}; wanted less than one cell, {stride} pixels, in either direction"
+        )
     return shift_px

@@ -28,10 +28,10 @@ class SegmentationNetwork(Network):
         self.num_classes = num_classes
 
     def grad_cam_layer(self, index: int) -> nn.Module:
-        raise ValueError("a segmentation network has no Grad-CAM layer: read kind 'seg'")
+        raise ValueError("a segmentation network has no Grad-CAM layer; use kind 'seg'")
 
     def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
-        raise ValueError("a segmentation network has no Grad-CAM layer: read kind 'seg'")
+        raise ValueError("a segmentation network has no Grad-CAM layer; use kind 'seg'")
 
 
 def segmentation_outputs(seg_logits_BChw: Tensor, patches_BDhw: Tensor) -> Outputs:

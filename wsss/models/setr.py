@@ -56,7 +56,7 @@ class SETR(SegmentationNetwork):
             (patch_size, spread * 2 ** len(widths), "model.patch_size and spread * 2 ** (number of model.widths)"),
         ):
             if whole < part or whole % part:
-                raise ValueError(f"{names} are {whole} and {part}; wanted a multiple of the second as the first")
+                raise ValueError(f"{names} are {whole} and {part}; wanted the first to be a multiple of the second")
         super().__init__(feature_dim=widths[-1], stride=patch_size, num_classes=num_classes, mean=mean, std=std)
         self.patch_embed = nn.Conv2d(3, hidden_dim, kernel_size=patch_size, stride=patch_size)
         self.side = image_size // patch_size

@@ -84,7 +84,7 @@ def build_smp(
         import segmentation_models_pytorch as smp
     architectures = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name not in NOT_OURS]
     if architecture not in architectures:
-        raise ValueError(f"model.architecture: '{architecture}' is none of {', '.join(architectures)}")
+        raise ValueError(f"model.architecture: there is no '{architecture}'; choose one of {', '.join(architectures)}")
     check_encoder(encoder, smp.encoders.get_encoder_names())
     check_options(options or {}, smp.MODEL_ARCHITECTURES_MAPPING[architecture], of_timm=encoder.startswith(TIMM))
     of_any_size = {"strict_img_size": False} if is_of_one_size(encoder.removeprefix(TIMM)) else {}
@@ -99,7 +99,10 @@ def build_smp(
         ):
             load_of_timm(model.encoder.model, encoder.removeprefix(TIMM), weights, of_any_size)
     elif weights == "timm":
-        raise ValueError(f"model.weights: '{encoder}' is none of timm's; give a file, or a tu-NAME as model.encoder")
+        raise ValueError(
+            f"model.weights: '{encoder}' is not an encoder of timm; give a file of weights, or an encoder of timm, "
+            "model.encoder=tu-NAME"
+        )
     elif weights is not None:
         load_weights(model.encoder, weights, head=HEADS)
     known: Any = (IMAGENET_MEAN, IMAGENET_STD) if about is None else (about.mean, about.std)
@@ -117,11 +120,12 @@ def load_of_timm(features: nn.Module, timm_name: str, weights: str, options: Map
 
 
 def check_options(options: Mapping[str, Any], architecture: Callable, *, of_timm: bool) -> None:
-    """Raise ValueError for an option that would be without effect: what is ours to say, or what nothing reads."""
+    """Raise ValueError for an option that would have no effect: one that is set here, or that the architecture does not
+    have."""
     known = set(inspect.signature(architecture).parameters) - OURS - {"kwargs"}
     for name in options:
         if name in OURS or (name not in known and not of_timm):
-            raise ValueError(f"model.options: '{name}' is none of {', '.join(sorted(known))}")
+            raise ValueError(f"model.options: there is no '{name}'; choose from {', '.join(sorted(known))}")
 
 
 def check_encoder(name: str, known: Sequence[str]) -> None:
@@ -130,4 +134,6 @@ def check_encoder(name: str, known: Sequence[str]) -> None:
     if timm.is_model(name.removeprefix(TIMM)) if of_timm else name in known:
         return
     near = difflib.get_close_matches(name, [TIMM + one for one in timm.list_models()] if of_timm else known, n=5)
-    raise ValueError(f"model.encoder: there is no '{name}'; near: {', '.join(near) or 'none'}; tu-NAME is one of timm")
+    raise ValueError(
+        f"model.encoder: there is no '{name}'; near: {', '.join(near) or 'none'}; tu-NAME names an encoder of timm"
+    )

@@ -113,10 +113,12 @@ class ViT(Network):
     def refuse_without_attention(self) -> None:
         """Raise ValueError where there is no attention to read."""
         if self.backbone.cls_token is None:
-            raise ValueError("this ViT has no class token, whose attention is wanted; choose one that has")
+            raise ValueError(
+                "this ViT has no class token, whose attention is needed; choose one that has a class token"
+            )
         attention = type(self.blocks[-1].attn)
         if attention not in (Attention, AttentionRope, EvaAttention):
-            raise ValueError(f"the weights of {attention.__name__} are not read; choose a plain ViT")
+            raise ValueError(f"the attention weights of {attention.__name__} cannot be read; choose a plain ViT")
 
     def read(self, tokens_BND: Tensor, grid: tuple[int, int]) -> Outputs:
         """Tokens after the last block -> Outputs."""
@@ -191,11 +193,12 @@ def build_vit(
     if not isinstance(backbone, VisionTransformer | Eva) or not has_positions:
         raise ValueError(
             f"model.timm_name: '{timm_name}' is a {type(backbone).__name__}, not {plain}; a network whose map gets "
-            "coarser from stage to stage (Swin, PVT, ConvNeXt) is a model cnn with output_stride: null"
+            "coarser from stage to stage (Swin, PVT, ConvNeXt) needs model.name=cnn with output_stride: null"
         )
     if type(backbone.patch_embed) is not PatchEmbed:
         raise ValueError(
-            f"model.timm_name: '{timm_name}' makes its patches by {type(backbone.patch_embed).__name__}; choose {plain}"
+            f"model.timm_name: '{timm_name}' makes its patches with {type(backbone.patch_embed).__name__}; choose "
+            f"{plain}"
         )
     vit = ViT(backbone, num_classes, *normalisation(backbone, mean, std), checkpointing=checkpointing)
     try_network(vit, timm_name, stride=vit.stride)

@@ -1,4 +1,4 @@
-"""Where the weights come from that a network begins with: timm, a file, or another network of ours."""
+"""Initial weights of a network: from timm, from a file, or from another network of ours."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,16 +18,16 @@ HUB = "hf-hub:"  # before OWNER/NAME: what the network is stands there, so a net
 
 
 def name_at_timm(timm_name: str) -> str:
-    """The architecture alone, without the hub and owner before it and the tag of its weights behind it."""
+    """The architecture's name, without hub and owner before it and without the tag of the weights after it."""
     return timm_name.rpartition("/")[2].partition(".")[0]
 
 
 @contextmanager
 def speaking_of(options: Mapping[str, str]) -> Iterator[None]:
-    """A ValueError inside speaks of options of the config by other names: those of a second network.
+    """Rename options of the config in the text of a ValueError, for a second network whose options have other names.
 
     Args:
-        options: {as it is said inside: as the config has it}.
+        options: {name in the error: name in the config}.
     """
     try:
         yield
@@ -64,9 +64,8 @@ def create_backbone(
         reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
         if timm_name.startswith(HUB):
             raise ValueError(
-                f"model.timm_name: {timm_name} cannot be built: {reason}. What it is stands on the hub: fetch it once "
-                f"where there is a network (`hf download OWNER/NAME`), {explain_cache()}, or take timm's own name "
-                "for it"
+                f"model.timm_name: {timm_name} cannot be built: {reason}. Its description is on the hub: fetch it once "
+                f"where there is internet (`hf download OWNER/NAME`), {explain_cache()}, or use timm's own name for it"
             ) from error
         if weights == "timm" and not isinstance(error, AssertionError | TypeError):
             raise ValueError(f"model.weights: timm: {explain_download(timm_name)} ({reason})") from error
@@ -101,9 +100,9 @@ def explain_download(timm_name: str) -> str:
     if about is None or not about.hf_hub_id:
         return f"there are no pretrained weights of '{timm_name}' at a known place; give a file, model.weights=PATH"
     return (
-        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Where there is a network: "
-        f"`hf download {about.hf_hub_id} model.safetensors` (https://huggingface.co/{about.hf_hub_id}). Put the file "
-        f"anywhere and name it: model.weights=PATH/model.safetensors; or {explain_cache()}"
+        f"the pretrained weights of '{timm_name}' cannot be downloaded here. Fetch them where there is internet, with "
+        f"`hf download {about.hf_hub_id} model.safetensors` or from https://huggingface.co/{about.hf_hub_id}; then "
+        f"give the file, model.weights=PATH/model.safetensors, or {explain_cache()}"
     )
 
 
@@ -143,11 +142,11 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
 def load_parts(
     network: nn.Module, state: Mapping[str, Tensor], where: str, *, only_backbone: bool
 ) -> tuple[list[str], list[str]]:
-    """Load of another network of ours the parts, such as `backbone` and `head`, that fit whole by names and shapes.
+    """Load those parts of another network of ours, such as `backbone` and `head`, whose names and shapes all fit.
 
     Args:
         state: {name: tensor} of the other network.
-        only_backbone: leave all else as it is, as where the classes are others.
+        only_backbone: leave all other parts unchanged, for other classes.
 
     Returns:
         The parts that were taken, and those that were not.
@@ -181,8 +180,8 @@ def load_parts(
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """{name: tensor} of a weights file; dicts in a dict are entered at 'state_dict' or 'model'. Raises ValueError for a
-    file of anything else."""
+    """{name: tensor} of a weights file; if it is nested in a dict, its entry 'state_dict' or 'model' is used. Raises
+    ValueError for a file of anything else."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

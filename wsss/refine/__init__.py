@@ -3,7 +3,7 @@ are their options in the YAML.
 
     image:  (H, W, 3) uint8 RGB
     scores: (n, H, W) float32 in [0, 1], one map per class that the image may show, n >= 1
-    cue:    for those of which `takes_cue` a third argument: what was computed once of the image for this refiner
+    cue: a third argument for refiners that have one (`takes_cue`): what was computed once for the image
 
 `run_chain` (wsss.refine.chain) checks that each gives scores in [0, 1]; `mask_of` ends every chain and turns scores
 into a mask.

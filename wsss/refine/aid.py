@@ -1,4 +1,4 @@
-"""Scores joined with what a text says of the same classes: maps of CLIP, of SigLIP or of a concept.
+"""Scores combined with maps of the same classes that come from texts: those of CLIP, SigLIP or SAM 3.
 
 Shapes: n score maps, H x W pixels, h x w grid of the maps.
 """
@@ -21,7 +21,7 @@ def clip_aid(
     mode: Literal["product", "mean", "replace"] = "product",
     weight: float = WEIGHT,
 ) -> np.ndarray:
-    """Join scores c with maps q that CLIP, SigLIP or a concept gave of the same classes, w = weight.
+    """Combine scores c with maps q of the same classes from CLIP, SigLIP or SAM 3; w = weight.
 
         product: c^(1-w) q^w,   mean: (1-w) c + w q,   replace: q
 
@@ -32,11 +32,11 @@ def clip_aid(
         (n, H, W) float32 in [0, 1].
 
     Raises:
-        ValueError: another number of maps than of scores, or a weight outside [0, 1] or beside `replace`.
+        ValueError: different numbers of maps and scores, a weight outside [0, 1], or a weight together with `replace`.
     """
     if len(maps_nhw) != len(scores_nHW):
         raise ValueError(
-            f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose those of the same classes"
+            f"{len(maps_nhw)} maps of texts for {len(scores_nHW)} classes; choose cues of the same classes"
         )
     check_aid(mode=mode, weight=weight)
     if len(scores_nHW) == 0:
@@ -51,7 +51,7 @@ def clip_aid(
 
 
 def check_aid(*, mode: str, weight: float) -> None:
-    """Raise ValueError for options of clip_aid that fit no image."""
+    """Raise ValueError for invalid options of clip_aid."""
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}; wanted a number in [0, 1]")
     if mode == "replace" and weight != WEIGHT:

@@ -1,4 +1,4 @@
-"""A chain of refiners, one after another, each of which keeps the contract: scores in [0, 1] of the same size."""
+"""A chain of refiners, one after another. Each must return scores in [0, 1] of the same size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,8 @@ def run_chain(
         refined_nHW = step.refine(image_HW3, scores_nHW, *cue)
         if refined_nHW.shape != scores_nHW.shape:
             raise ValueError(
-                f"refiner '{step.name}' gave scores {refined_nHW.shape} for {scores_nHW.shape}; wanted the same shape"
+                f"refiner '{step.name}' made scores of shape {refined_nHW.shape} out of {scores_nHW.shape}; wanted the "
+                "same shape"
             )
         if refined_nHW.size and not (refined_nHW.min() >= -TOLERANCE and refined_nHW.max() <= 1 + TOLERANCE):
             low, high = float(refined_nHW.min()), float(refined_nHW.max())

@@ -1,4 +1,4 @@
-"""What a text says about every patch of an image, by CLIP or SigLIP.
+"""How well a text matches every patch of an image, by CLIP or SigLIP.
 
 Shapes: B images, K classes, P prompts, E embedding channels, D token channels, N tokens (CLIP's with the class token
 first), h x w patch grid, S side of CLIP's square input.
@@ -27,8 +27,8 @@ def clip_maps(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, siz
 
     The softmax runs over the prompts of all classes and the negative ones, so a map is a probability and not the
     min-max of one similarity, which shows a peak on every image. CLIP's scale (100) makes it nearly a vote. SigLIP was
-    trained to say of each pair of image and text whether they belong together: its maps know no other prompt, negative
-    ones change nothing, and they may be small everywhere.
+    trained to decide for each pair of image and text whether they match: its maps do not depend on the other prompts,
+    so negative ones have no effect, and they may be small everywhere.
 
     Args:
         images: (H, W, 3) uint8 RGB, of any sizes.
@@ -52,7 +52,7 @@ def clip_maps(clip: Clip, images: Sequence[np.ndarray], prompts: Prompts, *, siz
 
 
 def fit(clip: Clip, images: Sequence[np.ndarray], size: int | None) -> Tensor:
-    """Images squashed to S x S (bicubic with antialias, as CLIP's own), normalised as CLIP wants: (B, 3, S, S)."""
+    """Images squashed to S x S (bicubic with antialias, as CLIP does) and normalised for CLIP: (B, 3, S, S)."""
     square_B3SS = squash(images, clip.side(size), "bicubic", clip.device).clamp(0, 1)
     norm = (SIGLIP_MEAN, SIGLIP_STD) if clip.is_siglip else (CLIP_MEAN, CLIP_STD)
     mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in norm)
@@ -76,12 +76,12 @@ def patch_embeddings(clip: Clip, image_B3SS: Tensor) -> Tensor:
 
         x <- x + W_o W_v LN_1(x),   x <- x + MLP(LN_2(x)),   embedding = W_proj LN_post(x)
 
-    Only the class token of the last block was trained to meet a text. A patch's own output there is a mixture of
-    other patches that its query happens to find; its value is what it hands to the class token, so that path keeps
-    its place and stays in the space that the projection reads.
+    Only the class token of the last block was trained to match texts. A patch's normal output there is a mixture of
+    other patches; its value vector is what it contributes to the class token. This path keeps the patch's position and
+    stays in the space that the projection expects.
 
-    SigLIP has no class token: after its blocks, one query pools all tokens into what meets a text. That pooling is
-    given one token at a time, which leaves the token's own value.
+    SigLIP has no class token: after its blocks, one query pools all tokens into the vector that is compared with texts.
+    Here this pooling gets one token at a time, which gives the token's own value.
 
     Source: MaskCLIP (Zhou, Loy & Dai 2022, section 3.2), in its form for ViTs with residual and MLP.
     """

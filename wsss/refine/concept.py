@@ -1,4 +1,4 @@
-"""Where SAM 3 finds a concept that is named in words; `clip_aid` (aid.py) joins its maps with scores as it does CLIP's.
+"""Where SAM 3 finds a concept that is named in words; `clip_aid` (aid.py) combines these maps with scores, like CLIP's.
 
 Shapes: B images, K classes, P prompts, N tokens of a prompt, h x w grid of the maps, S side of SAM 3's square input.
 """
@@ -18,7 +18,7 @@ from wsss.refine.clip import squash
 
 FILES = (*WEIGHTS, *CLIP_TOKENS)
 KINDS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # the published SAM 3 is that of videos
-WHAT, EXAMPLE = "a SAM 3", "facebook/sam3, whose licence asks for a consent first"
+WHAT, EXAMPLE = "a SAM 3", "facebook/sam3, whose licence you must accept first"
 TOKENS = 32  # of a prompt that SAM 3 reads
 
 
@@ -63,7 +63,7 @@ def load_concept(folder: str | Path, device: str | torch.device = "cpu") -> Conc
 
     Raises:
         MissingPackage: transformers is not installed.
-        ValueError: a file is missing or unreadable, or of another network, or transformers knows no SAM 3.
+        ValueError: a file is missing, unreadable or of another network, or this version of transformers has no SAM 3.
     """
     import_transformers()
     check_concept(folder)
@@ -73,7 +73,7 @@ def load_concept(folder: str | Path, device: str | torch.device = "cpu") -> Conc
 
 @torch.no_grad()
 def encode_concepts(concept: Concept, prompts: Sequence[Sequence[str]]) -> ConceptPrompts:
-    """Text -> what SAM 3 looks for.
+    """Encode texts as prompts for SAM 3.
 
     Args:
         prompts: of each class; an image shows the class where it shows any of these.
@@ -88,7 +88,9 @@ def encode_concepts(concept: Concept, prompts: Sequence[Sequence[str]]) -> Conce
     tokens = tokens.to(concept.model.device)
     ids_PN, seen_PN = tokens["input_ids"], tokens["attention_mask"]
     if ids_PN.shape[1] > TOKENS:
-        raise ValueError(f"the longest prompt has {ids_PN.shape[1]} tokens, SAM 3 reads {TOKENS}; shorten it")
+        raise ValueError(
+            f"the longest prompt has {ids_PN.shape[1]} tokens, but SAM 3 reads at most {TOKENS}; shorten it"
+        )
     features_PND = concept.model.get_text_features(input_ids=ids_PN, attention_mask=seen_PN).pooler_output
     owners = [number for number, of_class in enumerate(prompts) for _ in of_class]
     return ConceptPrompts(features_PND, seen_PN, owners, len(prompts))
@@ -98,7 +100,7 @@ def encode_concepts(concept: Concept, prompts: Sequence[Sequence[str]]) -> Conce
 def concept_maps(
     concept: Concept, images: Sequence[np.ndarray], prompts: ConceptPrompts, *, map_size: int | None = None
 ) -> Tensor:
-    """Where each class's prompts are found, times whether the image shows them.
+    """Maps of where the prompts of each class are found, multiplied by the probability that the image shows them.
 
         map_k = max over the prompts p of class k of sigmoid(presence_p) * sigmoid(semantic_p)
 
@@ -106,7 +108,7 @@ def concept_maps(
 
     Args:
         images: (H, W, 3) uint8 RGB, of any sizes.
-        map_size: h = w, by the mean of what lies in a cell; None = SAM 3's own grid (288).
+        map_size: h = w, averaged over each cell; None = SAM 3's own grid (288).
 
     Returns:
         (B, K, h, w) float32 in [0, 1].

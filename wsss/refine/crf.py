@@ -35,7 +35,7 @@ def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
         (n + 1, H, W) float64, summing to 1.
 
     Raises:
-        ValueError: gamma <= 0, with which a class that is nowhere would be no less likely than a background.
+        ValueError: gamma <= 0, with which a class with score 0 everywhere would not be less likely than the background.
 
     Source: smoke paper, Table 4.11c (its "scaling factor"; D-80).
     """
@@ -51,17 +51,17 @@ def check_gamma(gamma: float) -> None:
 
 
 def check_crf(*, gamma: float, by: By | None, **field: Any) -> None:
-    """Raise ValueError for options of dense_crf that fit no image."""
+    """Raise ValueError for invalid options of dense_crf."""
     check_gamma(gamma)
     check_mean_field(**field)
 
 
 def choose_sum(by: By | None, device: str = "cpu") -> By:
-    """How `mean_field` sums over pixels where nothing is said: on GPUs exactly; else by the lattice of pydensecrf, or
-    exactly where that is not installed.
+    """The default way in which `mean_field` sums over pixels: exactly on GPUs; on CPUs with the lattice of pydensecrf,
+    or exactly if that is not installed.
 
     Args:
-        device: type of the one that the work is done on.
+        device: type of the device that does the work.
 
     Raises:
         MissingPackage: the lattice is wanted, and pydensecrf is not installed.
@@ -75,7 +75,7 @@ def choose_sum(by: By | None, device: str = "cpu") -> By:
 
 
 def remedy() -> str:
-    """What a user can do to have the lattice."""
+    """How a user can get the lattice."""
     if sys.version_info >= NO_LATTICE:
         newest = f"{NO_LATTICE[0]}.{NO_LATTICE[1] - 1}"
         return f"it builds on Python {newest} and older"
@@ -83,24 +83,24 @@ def remedy() -> str:
 
 
 def check_mean_field(*, iterations: int, **kernels: float) -> None:
-    """Raise ValueError for numbers that no mean field can be made with.
+    """Raise ValueError for options with which the mean field cannot be computed sensibly.
 
-    Iterations above 1,000: the field has settled within tens, and each takes as long as the first. A kernel narrower
-    than 0.01 sees no neighbour and is the same at any width, but its features leave the integers of pydensecrf, which
-    ends the process. A weight below 0 would part what looks alike; above 1e6, where nothing is left of a unary of at
-    most 12, it leaves float32.
+    Iterations are limited to 1,000: the field converges within tens of them. Kernel widths are at least 0.01: a
+    narrower kernel reaches no neighbour anyway, but overflows the integers of pydensecrf, which ends the process. A
+    weight below 0 would separate similar pixels; one above 1e6 overflows float32, and long before that the unary term,
+    at most 12, has no influence.
 
     Args:
         kernels: of mean_field, by name: widths (..._sxy, ..._srgb) and weights (..._weight).
     """
     if not 1 <= iterations <= MOST_ITERATIONS:
-        raise ValueError(f"iterations is {iterations}; wanted 1 to {MOST_ITERATIONS}, and 5 to 10 are usual")
+        raise ValueError(f"iterations is {iterations}; wanted 1 to {MOST_ITERATIONS} (5 to 10 are usual)")
     for name, value in kernels.items():
         if name.endswith("_weight"):
             if not 0 <= value <= HEAVIEST:
-                raise ValueError(f"{name} is {value}; wanted 0, which leaves its kernel out, to {HEAVIEST:g}")
+                raise ValueError(f"{name} is {value}; wanted 0 to {HEAVIEST:g}, where 0 leaves its kernel out")
         elif not value >= NARROWEST:
-            raise ValueError(f"{name} is {value}; wanted {NARROWEST} or more, and 1 to 150 are usual")
+            raise ValueError(f"{name} is {value}; wanted {NARROWEST} or more (1 to 150 are usual)")
 
 
 def mean_field(
@@ -139,8 +139,8 @@ def mean_field(
     _, height, width = probs_CHW.shape
     if image_HW3.shape != (height, width, 3) or image_HW3.dtype != np.uint8:
         raise ValueError(
-            f"image {image_HW3.shape} {image_HW3.dtype} and probabilities {probs_CHW.shape}: "
-            "wanted a (H, W, 3) uint8 image and (C, H, W) of one size"
+            f"image {image_HW3.shape} {image_HW3.dtype} and probabilities {probs_CHW.shape}: wanted a (H, W, 3) uint8 "
+            "image and (C, H, W) of the same size"
         )
     widths = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
     weights = {"gaussian_weight": gaussian_weight, "bilateral_weight": bilateral_weight}
@@ -166,7 +166,7 @@ def lattice_mean_field(
     bilateral_srgb: float,
     bilateral_weight: float,
 ) -> np.ndarray:
-    """mean_field of probabilities that are at least PROBABLE by pydensecrf, which sums over a permutohedral lattice."""
+    """mean_field by pydensecrf, which sums over a permutohedral lattice; for probabilities of at least PROBABLE."""
     import pydensecrf.densecrf as crf
     from pydensecrf.utils import unary_from_softmax
 
@@ -181,14 +181,14 @@ def lattice_mean_field(
 
 
 def lattice_bytes(height: int, width: int, classes: int) -> int:
-    """Memory that pydensecrf takes for an image at most, background among the classes. Its library ends the process
-    where it gets none. Measured on 1 and 4 million pixels: 216 to 641 bytes a pixel for two classes, the most on noise,
-    and 80 for each further class (D-171)."""
+    """The most memory that pydensecrf takes for an image; the background counts as a class. If it gets no memory, the
+    library ends the process. Measured on 1 and 4 million pixels: 216 to 641 bytes a pixel for two classes, the most on
+    noise, and 80 for each further class (D-171)."""
     return height * width * (600 + 80 * classes)
 
 
 def proposed_classes(probs_CHW: Tensor | np.ndarray, *, floor: float = PROPOSED_FROM) -> list[int]:
-    """Classes that a CRF has to look at: background, and those that the model gives a chance somewhere.
+    """Classes that a CRF has to consider: the background, and those that are probable somewhere in the image.
 
     A class is proposed where it is the likeliest of any pixel or where its probability reaches `floor` anywhere.
 
@@ -208,7 +208,7 @@ def proposed_classes(probs_CHW: Tensor | np.ndarray, *, floor: float = PROPOSED_
 
 
 def left_out_mass(probs_CHW: Tensor | np.ndarray, class_ids: Sequence[int]) -> float:
-    """R, the mean over the pixels of the probability of all but these classes, in [0, 1]."""
+    """R, the probability of all other classes, averaged over the pixels, in [0, 1]."""
     kept_HW = torch.as_tensor(probs_CHW)[list(class_ids)].sum(dim=0)
     return max(0.0, float(1 - kept_HW.mean()))
 
@@ -220,10 +220,10 @@ def mean_field_of_proposed(
 
         Q_c = (1 - r) Q'_c for proposed c, with r the mass of the others at the pixel;   Q_c = p_c for the others
 
-    How far from the full run depends on the mass that is left out, R = the mean of r over the pixels, which the full
-    run takes away and which may have decided. On random soft scenes of up to 21 classes the labels (argmax) differed at
-    fewer than R / 2 + 0.002 of the pixels (4.1 % at R = 0.10), and the marginals by sum_c |dQ_c| / 2 < 2 R + 0.01 on
-    the mean: measured, not proven. So R belongs beside every figure of such masks; see left_out_mass.
+    The difference from a CRF of all classes depends on the mass that is left out, R = the mean of r over the pixels. On
+    random soft scenes of up to 21 classes the labels (argmax) differed at fewer than R / 2 + 0.002 of the pixels (4.1 %
+    at R = 0.10), and the marginals by sum_c |dQ_c| / 2 < 2 R + 0.01 on the mean: measured, not proven. So R should be
+    reported with every metric of such masks; see left_out_mass.
 
     Building the lattice is a fixed cost, so 3 of 21 classes are 2.2 to 2.6 times as fast, 3 of 81 7 times (`wsss bench
     crf`).

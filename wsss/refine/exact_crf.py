@@ -1,4 +1,4 @@
-"""The dense CRF's mean field with exact sums over all pairs of pixels: torch alone, on any device.
+"""The dense CRF's mean field with exact sums over all pairs of pixels, in torch, on any device.
 
 Shapes: C classes, H x W pixels, N = H W of them row by row.
 """
@@ -32,7 +32,7 @@ def exact_mean_field(
     many minutes, and of a tenth of a second on a GPU.
 
     Args:
-        probs_CHW: positive, of the precision in which everything is computed.
+        probs_CHW: positive; their dtype is the precision of the computation.
 
     Returns:
         (C, H, W), summing to 1.

@@ -1,4 +1,4 @@
-"""Proposals of SAM, SAM 2 or SAM 3 through transformers; see `sam_proposals` for those of segment-anything.
+"""Proposals of SAM, SAM 2 or SAM 3 through transformers; for segment-anything see `sam_proposals`.
 
 Shapes: M proposals, H x W pixels of the image, P points, S side of the network's square input.
 """
@@ -77,10 +77,11 @@ def load_prompted(folder: str | Path, device: str | torch.device = "cpu") -> Pro
 
 @torch.no_grad()
 def prompted_proposals(sam: Prompted, image_HW3: np.ndarray, options: ProposalOptions) -> np.ndarray:
-    """What `sam_proposals` gives, (M, H, W) bool: of one SAM's weights the same masks.
+    """Proposals as from `sam_proposals`, (M, H, W) bool; with the same weights of SAM, the masks are the same.
 
-    Not by the mask-generation pipeline of transformers, which scales the points of SAM 2 and SAM 3 as if the image
-    kept its aspect, so that they miss the lower part of a wide image, and looks for duplicates once over all crops.
+    It does not use the mask-generation pipeline of transformers. That scales the points of SAM 2 and SAM 3 as if the
+    image kept its aspect ratio, so that they miss the lower part of a wide image, and it removes duplicates only once,
+    over all crops.
 
     Raises:
         ValueError: no (H, W, 3) uint8 image.
@@ -110,13 +111,14 @@ def prompted_proposals(sam: Prompted, image_HW3: np.ndarray, options: ProposalOp
 def masks_of_points(
     sam: Prompted, crop_HW3: np.ndarray, points_per_side: int, options: ProposalOptions
 ) -> tuple[Tensor, Tensor]:
-    """Three masks per point of a grid, those that the network rates well and that a shifted threshold hardly changes.
+    """Three masks per point of a grid, of which those are kept that the network rates well and that a shifted threshold
+    hardly changes.
 
     Args:
         points_per_side: of this crop's grid.
 
     Returns:
-        (M, H, W) bool at the size of the crop, and the IoU (M,) that the network expects of each.
+        (M, H, W) bool at the size of the crop, and the IoU (M,) that the network predicts for each.
     """
     device, size = sam.model.device, crop_HW3.shape[:2]
     image_13SS, (height, width) = prepare(sam, crop_HW3)
@@ -143,7 +145,7 @@ def masks_of_points(
 
 
 def prepare(sam: Prompted, crop_HW3: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-    """A crop as the network wants it, (1, 3, S, S), and the height and width in it that are no padding."""
+    """A crop as input of the network, (1, 3, S, S), and its height and width without the padding."""
     height, width = sam.side, sam.side
     if sam.keeps_aspect:
         scale = sam.side / max(crop_HW3.shape[:2])
@@ -188,7 +190,7 @@ def boxes_of(masks_MHW: Tensor) -> Tensor:
 
 
 def cut_off(boxes_M4: Tensor, crop: tuple[int, int, int, int], height: int, width: int) -> Tensor:
-    """(M,) whether a side of a box lies at an edge of its crop that is no edge of the image."""
+    """(M,) whether a side of a box is at an edge of its crop that is not an edge of the image."""
     at_crop, at_image = (
         (boxes_M4 - torch.tensor(edges, device=boxes_M4.device)).abs() <= EDGE_PX
         for edges in (crop, (0, 0, width, height))

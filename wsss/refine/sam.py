@@ -1,4 +1,4 @@
-"""SAM-enhanced refinement: a seed takes the shape of the Segment Anything proposals that agree with it.
+"""SAM-enhanced refinement: a seed is replaced by the Segment Anything proposals that agree with it.
 
 Shapes: M proposals, n score maps, H x W pixels, P = H * W.
 """
@@ -25,10 +25,10 @@ BLOCK = 1 << 18  # pixels whose masks are floats at one time
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalOptions:
-    """How a whole image is asked for masks, by a grid of points, and which of these are kept.
+    """How masks of a whole image are made from a grid of points, and which of them are kept.
 
     Attributes:
-        points_per_side: the grid has its square of points; 1 to 256.
+        points_per_side: the grid has the square of this number of points; 1 to 256.
         points_per_batch: prompts decoded together; memory only (about 9.6 GB at 256 with ViT-B).
         pred_iou, stability: a mask below either is dropped.
         box_nms: masks whose boxes overlap more are duplicates.
@@ -36,8 +36,7 @@ class ProposalOptions:
         min_area_px: smaller holes are filled and smaller islands dropped, see `drop_small_regions`.
 
     Raises:
-        ValueError: more points or layers than an image can be asked for in a sensible time, or no point is left for the
-            smallest crops.
+        ValueError: too many points or layers for a reasonable time, or no point is left for the smallest crops.
 
     Source: smoke paper's code, with the 32 points of its best row (D-81).
     """
@@ -55,7 +54,7 @@ class ProposalOptions:
         if not 1 <= self.points_per_side <= MOST_POINTS or not 0 <= self.crop_layers <= MOST_LAYERS:
             raise ValueError(
                 f"points_per_side is {self.points_per_side}, crop_layers {self.crop_layers}; wanted 1 to {MOST_POINTS} "
-                f"points, of which there are the square, and 0 to {MOST_LAYERS} layers, the last with 4^layers crops"
+                f"points per side and 0 to {MOST_LAYERS} crop layers (layer i has 4^i crops)"
             )
         wanted = self.crop_points_downscale**self.crop_layers
         if self.points_per_side < wanted:
@@ -72,8 +71,8 @@ def sam_proposals(sam: "Sam", image_HW3: np.ndarray, options: ProposalOptions) -
         image_HW3: uint8 RGB.
 
     Returns:
-        (M, H, W) bool; M may be 0. An image so thin that nothing of a side would be left at SAM's own size is made
-        wider by repeating its border.
+        (M, H, W) bool; M may be 0. An image so thin that one side would vanish at SAM's input size is widened by
+        repeating its border.
 
     Raises:
         ValueError: no (H, W, 3) uint8 image.
@@ -85,7 +84,8 @@ def sam_proposals(sam: "Sam", image_HW3: np.ndarray, options: ProposalOptions) -
         from segment_anything.utils.amg import MaskData
 
     class Generator(SamAutomaticMaskGenerator):
-        """The published one, which fails at crops without a pixel, and where no crop of a picture gives a mask."""
+        """The published generator, corrected: that one fails on crops without a pixel, and if no crop of an image has a
+        mask."""
 
         def _process_crop(self, image: np.ndarray, crop_box: list[int], *more: Any) -> Any:
             size = crop_box[3] - crop_box[1], crop_box[2] - crop_box[0]
@@ -125,8 +125,7 @@ def check_image(image_HW3: np.ndarray) -> None:
 def drop_small_regions(mask_HW: np.ndarray, min_area_px: int) -> np.ndarray:
     """Fill holes and drop islands below an area; neighbours may touch at a corner, and the largest island stays.
 
-    segment_anything does the same with OpenCV and then looks for duplicates once more, which a union does not need.
-    """
+    segment_anything does the same with OpenCV and then removes duplicates again, which a union does not need."""
     from scipy import ndimage  # type: ignore[import-untyped]
 
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
@@ -165,7 +164,7 @@ def unpack(data: bytes) -> np.ndarray:
         magic, *shape = HEADER.unpack_from(data)
         bits = np.frombuffer(zlib.decompress(data[HEADER.size :]), dtype=np.uint8)
     except (struct.error, zlib.error) as error:
-        raise ValueError(f"{len(data)} bytes are no packed masks ({error}); write the cues again") from error
+        raise ValueError(f"{len(data)} bytes are not packed masks ({error}); write the cues again") from error
     count = int(np.prod(shape, dtype=np.int64))
     if magic != MAGIC or len(bits) != -(-count // 8):
         raise ValueError(f"packed masks: {magic!r}, shape {shape} and {len(bits)} bytes do not fit; write them again")
@@ -205,7 +204,7 @@ def sam_enhance(
     if proposals_MHW.dtype != bool or proposals_MHW.shape[1:] != scores_nHW.shape[1:]:
         raise ValueError(
             f"proposals are {proposals_MHW.shape} {proposals_MHW.dtype}, scores {scores_nHW.shape}: wanted bool masks "
-            "of one size with the scores; compute the cues from these shards"
+            "of one size, each with a score; compute the cues from these shards"
         )
     check_enhance(strategy=strategy, seed_threshold=seed_threshold, min_iou=min_iou, max_area=max_area)
     seeds_nHW = scores_nHW >= seed_threshold
@@ -242,12 +241,12 @@ def unite(valid_nM: np.ndarray, masks_MP: np.ndarray) -> np.ndarray:
 
 
 def split_pixels(pixels: int) -> list[slice]:
-    """Slices over the pixels, so that hundreds of masks of a large frame are not all floats at once."""
+    """Slices over the pixels, so that hundreds of masks of a large frame are not converted to floats at once."""
     return [slice(first, first + BLOCK) for first in range(0, pixels, BLOCK)]
 
 
 def check_enhance(*, strategy: Strategy, seed_threshold: float, min_iou: float, max_area: float) -> None:
-    """Raise ValueError for options of sam_enhance that fit no image."""
+    """Raise ValueError for invalid options of sam_enhance."""
     for name, value in (("seed_threshold", seed_threshold), ("min_iou", min_iou), ("max_area", max_area)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; wanted a number in [0, 1]")

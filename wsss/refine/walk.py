@@ -1,4 +1,4 @@
-"""Random walk: scores spread to the places that AffinityNet ties them to.
+"""Random walk: spreads scores to the positions that AffinityNet connects.
 
 Shapes: n score maps, H x W pixels, h x w grid of the affinities, O offsets, P positions (see maps.affinity).
 """
@@ -17,7 +17,7 @@ MOST_LOG_T = 10  # a thousand steps
 
 @dataclass(frozen=True)
 class AffinityCue:
-    """What AffinityNet says of one image.
+    """AffinityNet's output for one image.
 
     Attributes:
         affinity_OP: pair_affinity of the image, in [0, 1]; float16 is enough to store.
@@ -41,16 +41,16 @@ def random_walk_refine(
 ) -> np.ndarray:
     """Scores -> scores after 2^log_t steps of the walk, (n, H, W) float32 in [0, 1].
 
-    Scores are averaged over the cells of the affinity's grid, walk there, and come back bilinearly. Taking the steps
-    one by one equals multiplying by T^(2^log_t) and needs n N^2 operations each, where squaring T needs N^3.
+    Scores are averaged over the cells of the affinity's grid, propagated there, and resized back bilinearly. Single
+    steps give the same as multiplying by T^(2^log_t), and take n N^2 operations each, while squaring T takes N^3.
 
     Args:
         scores_nHW: in [0, 1], of the image's size.
         beta: sharpens the affinities, > 0.
         log_t: 0 to 10; the published walks have 2 to 256 steps.
-        rescale: divide each map by its maximum. Every step takes means, so it lowers the peak of a map, and more so
-            of a small object; one threshold for all images wants peaks of one height. A map of zeros stays zero.
-            False leaves the values as they are after the walk.
+        rescale: divide each map by its maximum. Every step averages and so lowers the peaks, most of all those of small
+            objects; one threshold for all images needs peaks of equal height. A map of zeros stays zero. False leaves
+            the values unchanged.
 
     Raises:
         ValueError: sizes that do not fit, scores or affinities that are not finite, beta <= 0, log_t out of range.
@@ -61,7 +61,7 @@ def random_walk_refine(
         raise ValueError(f"scores {scores_nHW.shape} for an image {image_HW3.shape}: wanted (n, H, W) of its size")
     check_walk(beta=beta, log_t=log_t, rescale=rescale)
     if not (np.isfinite(scores_nHW).all() and np.isfinite(cue.affinity_OP).all()):
-        raise ValueError("scores and affinities must be finite; look at the network that gave them")
+        raise ValueError("scores and affinities must be finite; check the network that gave them")
     if len(scores_nHW) == 0:
         return scores_nHW
     affinity_OP = torch.from_numpy(cue.affinity_OP.astype(np.float32))
@@ -77,8 +77,9 @@ def random_walk_refine(
 
 
 def check_walk(*, beta: float, log_t: int, rescale: bool) -> None:
-    """Raise ValueError for options of random_walk_refine that fit no image."""
+    """Raise ValueError for invalid options of random_walk_refine."""
     if beta <= 0 or not 0 <= log_t <= MOST_LOG_T:
         raise ValueError(
-            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t 0 to {MOST_LOG_T}: there are 2^log_t steps"
+            f"beta is {beta}, log_t {log_t}; wanted beta above 0, and log_t from 0 to {MOST_LOG_T} (the walk takes "
+            "2^log_t steps)"
         )

@@ -13,7 +13,7 @@ from wsss.registry import Registry
 
 def no_cue(thing: object) -> str:
     """What is wrong with what a package offers as a cue; "" if nothing."""
-    return "" if inspect.isclass(thing) and issubclass(thing, Cue) else f"is {thing!r}; wanted a class of Cue"
+    return "" if inspect.isclass(thing) and issubclass(thing, Cue) else f"is {thing!r}; wanted a subclass of Cue"
 
 
 OURS: dict[str, type[Cue]] = {"sam": SamCue, "clip": ClipCue, "concept": ConceptCue, "walk": WalkCue}

@@ -51,7 +51,7 @@ class ClipCue(MapsCue):
         smoke = tuple(classes) == ("smoke",)
         if self.positive and len(classes) != 1:
             raise RunError(
-                f"--positive is for data of one class; these have {len(classes)}, which speak for themselves"
+                f"--positive needs data with one class; with {len(classes)} classes their names are the prompts"
             )
         positive: list[Sequence[str]] = [self.positive or (SMOKE_PROMPTS if smoke else (name,)) for name in classes]
         negative: Sequence[str] = self.negative or (SMOKE_NEGATIVES if smoke else SCENE_NEGATIVES)

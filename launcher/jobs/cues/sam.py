@@ -74,7 +74,10 @@ class SamCue(Cue):
             raise RunError(f"--by {self.by}: choose one of {', '.join(PACKAGES)}")
         by_transformers = self.by == "transformers"
         if by_transformers and self.variant is not None:
-            raise RunError(f"--variant {self.variant} is for segment_anything; the folder says itself what it is")
+            raise RunError(
+                f"--variant {self.variant} is for segment_anything; a folder for transformers says itself which SAM it "
+                "is"
+            )
         if by_transformers and self.weights.is_file():
             raise RunError(f"{self.weights}: a file; --by transformers reads a folder (config.json, model.safetensors)")
         if not by_transformers and self.weights.is_dir():

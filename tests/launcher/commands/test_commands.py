@@ -91,7 +91,7 @@ def test_each_path_of_each_command_refuses_a_url_of_which_nothing_would_be_found
             try:
                 about[0].callback([url] if "list" in str(kind) else url)
             except DataError as error:
-                assert str(error).startswith("s3://b/x: this must lie on this machine")
+                assert str(error).startswith("s3://b/x: must be a local path")
             except TypeError:  # there is no callback
                 lax.append(f"{function.__name__} {name}")
     assert lax == [] and looked_at > 40
@@ -112,7 +112,7 @@ def test_a_folder_of_runs_that_is_a_url_is_refused_by_each_command(monkeypatch):
     monkeypatch.setattr("launcher.__main__.RUNS", Path("s3://b/runs"))
     for line in (["study", "list"], ["study", "report", "demo_clips"]):
         error = CliRunner().invoke(app, line).exception
-        assert isinstance(error, DataError) and str(error).startswith("s3://b/runs: this must lie"), error
+        assert isinstance(error, DataError) and str(error).startswith("s3://b/runs: must be a local path"), error
 
 
 def test_the_version_is_said():
@@ -137,7 +137,7 @@ def test_shards_are_written_verified_and_described(in_tmp, wsss_here):
     said = wsss(*command, cwd=in_tmp)
     assert "split 'train', supervision 'label', 12 images" in said
     said, code = wsss_here(*command)
-    assert "d/train: is there already, made of the same files with the same options\nd/train: split 'train'" in said
+    assert "d/train: already exists, made of the same files with the same options\nd/train: split 'train'" in said
     assert code == 0
     said, code = wsss_here("shards", "verify", "d/train")
     assert "12 shards, 12 samples, every byte as written" in said and code == 0
@@ -177,8 +177,8 @@ def test_no_mask_is_read_without_masks_and_none_of_what_is_kept(in_tmp, wsss_her
     wanted = ("shards", command, "--root", "frames", "--labels", "labels.csv", "--split", "train", "--workers", 1)
     wanted += ("--image-folder", "", "--hold-out", "tune=0.3")
     said, code = wsss_here(*wanted, "--out", "without")
-    assert code == 0 and "12 images have a mask, which only --masks reads" in said and "'pixel'" not in said
-    assert "'tune' has no masks: it is label-only, and chooses the gate alone" in said
+    assert code == 0 and "12 images have a mask; pass --masks" in said and "'pixel'" not in said
+    assert "'tune' has no masks: it can choose the gate, but no threshold" in said
     said, code = wsss_here(*wanted, "--out", "with", "--masks")
     assert code == 0 and "split 'tune', supervision 'pixel', 3 images" in said
     assert "split 'train', supervision 'label', 9 images" in said
@@ -199,7 +199,7 @@ def test_frames_without_a_mask_are_left_out_where_that_is_asked_for_and_counted(
     assert code == 2 and "--skip-unmasked" in said
     wanted += ("--masks", "--skip-unmasked")
     said, code = wsss_here(*wanted, "--out", "d", "--split", "train", "--hold-out", "val=0.25")
-    assert code == 0 and "d/val: 1 of 4 images are labelled" in said and "in no other split" in said
+    assert code == 0 and "d/val: 1 of 4 images are labelled" in said and "they are left out of all splits" in said
     assert "split 'val', supervision 'pixel', 3 images" in said
     assert "split 'train', supervision 'label', 12 images" in said
     said, code = wsss_here(*wanted, "--out", "all", "--split", "val")
@@ -215,7 +215,7 @@ def test_own_frames_without_masks_become_a_label_only_tune(in_tmp, wsss_here):
     (in_tmp / "labels.csv").write_text("\n".join(rows))
     wanted = ("shards", "smoke", "--root", "frames", "--labels", "labels.csv", "--out", "d", "--split", "train")
     said, code = wsss_here(*wanted, "--hold-out", 0.3, "--workers", 1)
-    assert code == 0 and "it is label-only, and chooses the gate alone" in said
+    assert code == 0 and "it can choose the gate, but no threshold" in said
     assert "split 'tune', supervision 'label', 3 images" in said
 
 
@@ -271,23 +271,23 @@ def test_a_dry_run_checks_and_prints_the_launch_command(in_tmp, wsss_here, tiny_
     [
         (
             "images --root r --separator +",
-            "--separator without effect: there are no --labels, folders are the classes; l",
+            "--separator has no effect: there are no --labels, folders are the classes; l",
         ),
-        ("images --root r --hold-out-seed 3", "--hold-out-seed without effect: there is no --hold-out; leave it out"),
-        ("images --root r --skip-unmasked", "--skip-unmasked without effect: there are no --masks; leave it out"),
-        ("images --root r --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it out"),
-        ("images --root r --drop-others", "--drop-others without effect: there are no --classes; leave it out"),
-        ("smoke --root r --labels l --mask-values 0=a", "--mask-values without effect: there are no --masks; leave it"),
+        ("images --root r --hold-out-seed 3", "--hold-out-seed has no effect: there is no --hold-out; leave it out"),
+        ("images --root r --skip-unmasked", "--skip-unmasked has no effect: there are no --masks; leave it out"),
+        ("images --root r --mask-values 0=a", "--mask-values has no effect: there are no --masks; leave it out"),
+        ("images --root r --drop-others", "--drop-others has no effect: there are no --classes; leave it out"),
+        ("smoke --root r --labels l --mask-values 0=a", "--mask-values has no effect: there are no --masks; leave it"),
         (
             "ijmond-frames --annotations a --images i --crops grid --negatives 1",
-            "--negatives without effect: --crops is",
+            "--negatives has no effect: --crops is",
         ),
         (
             "ijmond-frames --annotations a --images i --crops none --window 64 --stride 8",
-            "--window, --stride without effect: --crops is none; leave them out",
+            "--window, --stride have no effect: --crops is none; leave them out",
         ),
-        ("coco14 --no-masks --paint order", "--paint without effect: there are no masks; leave it out"),
-        ("coco14 --annotations a --images i --year 2014", "--year without effect: --annotations is one file; leave it"),
+        ("coco14 --no-masks --paint order", "--paint has no effect: there are no masks; leave it out"),
+        ("coco14 --annotations a --images i --year 2014", "--year has no effect: --annotations is one file; leave it"),
     ],
 )
 def test_an_option_of_shards_without_effect_is_refused(tmp_path, monkeypatch, capsys, line, said):

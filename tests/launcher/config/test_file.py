@@ -93,7 +93,7 @@ def test_overrides_are_yaml_and_reach_into_sections_lists_and_options(path):
         ("train=null", "run.yaml: train: got None"),
         ("name=../up", "'../up' must be made of letters"),
         ("launch.zero=3", "run.yaml: launch.zero: got 3; wanted 0, 1, 2 or a DeepSpeed JSON such as"),
-        ("launch.zero=s3://b/z.json", "run.yaml: launch.zero: s3://b/z.json: this must lie on this machine"),
+        ("launch.zero=s3://b/z.json", "run.yaml: launch.zero: s3://b/z.json: must be a local path"),
         ("cam.kinds=[]", "kinds is empty"),
         ("cam.kinds=[grad, seg, grad]", "cam: kinds names 'grad' twice; leave one out"),
         ("cam.scales=[1.0, 0.5, 1]", "cam: scales names 1.0 twice"),
@@ -156,7 +156,7 @@ def test_unreadable_files_are_told(tmp_path):
     with pytest.raises(ConfigError, match="gone.yaml: config file is missing"):
         load_config(tmp_path / "gone.yaml")
     bad = tmp_path / "bad.yaml"
-    twice = "not YAML: the key 'steps' is there twice; remove one\n.* line 3, column 3"
+    twice = "not YAML: the key 'steps' occurs twice; remove one\n.* line 3, column 3"
     for text, message in (
         ("train:\n  steps: 1\n  steps: 2", twice),
         ("a: [", "not YAML"),

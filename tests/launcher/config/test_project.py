@@ -45,10 +45,10 @@ def test_names_and_places_are_changed_and_nothing_else():
 
 def test_nothing_of_a_folder_is_replaced(in_tmp):
     (in_tmp / "teacher.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds teacher.yaml already; take another folder"):
+    with pytest.raises(ConfigError, match=r"already holds teacher.yaml; choose another folder"):
         write_project(in_tmp, "demo")
     assert (in_tmp / "teacher.yaml").read_text() == "mine" and not (in_tmp / "data.md").exists()
     with pytest.raises(
-        ConfigError, match="--from cats: there is no such start; there are demo, frames, classes, voc, coco"
+        ConfigError, match="--from cats: there is no such start; choose one of demo, frames, classes, voc, coco"
     ):
         write_project(in_tmp / "new", "cats")

@@ -88,7 +88,7 @@ def test_a_place_of_outputs_that_cannot_be_is_told(monkeypatch):
     assert states(places.outputs()) == ["ok"]
     monkeypatch.setenv("WSSS_OUTPUTS", "http://store/runs")
     (found,) = places.outputs()
-    assert found.state == "fail" and "store of objects" in found.found
+    assert found.state == "fail" and "object store" in found.found
 
 
 def test_an_mlflow_server_that_does_not_answer_is_a_warning(monkeypatch):

@@ -71,7 +71,7 @@ def test_a_split_without_smoke_has_false_alarms_and_says_why_it_has_nothing_else
 def test_an_image_whose_mask_says_nothing_is_counted_nowhere_and_that_is_said(run, lacking):
     folder = run(smoke=2, clear=2, **{lacking: 1})
     report = evaluate(folder)
-    said = "1 of 5 images count in no metric of maps: their masks are ignored everywhere, or lack the class"
+    said = "1 of 5 images are left out of all metrics of maps: their masks are ignored everywhere, or lack the class"
     assert said in format_evaluation(report) and said in write_report(RUNS).read_text()
     with (folder / "per_image.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -134,7 +134,7 @@ def test_a_folder_of_which_a_killed_job_could_not_say_what_it_makes_is_not_begun
     assert find_sources(tmp_path, "val") == find_sources(tmp_path, "val") == []
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 4 and all(
-        "not begun, it has no job.json: left out; run the command that" in one for one in told
+        "left out: its job never started (no job.json); run that command" in one for one in told
     )
     (tmp_path / "cams/val/val-00000.tar").touch()
     with pytest.raises(RunError, match="cams/val: has no job.json, so nothing says how it was made"):

@@ -106,7 +106,7 @@ def test_the_best_of_label_maps_is_chosen_on_tune(run, place):
     assert report["tune"]["best"] == max(of_tune, key=of_tune.__getitem__)
     said = format_evaluation(report)
     assert f"best on tune: {report['tune']['best']}: mIoU {100 * max(of_tune.values()):.1f} there, on val " in said
-    assert "not among them, for want of its outputs of tune: segments.cam" in said
+    assert "not compared, since there are no outputs for tune: segments.cam" in said
     page = write_report(run).read_text()
     best = report["tune"]["best"]
     assert f"best on tune{', too' if best == report['headline']['source'] else f': {best}'}: mIoU" in page
@@ -154,7 +154,7 @@ def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
     shutil.rmtree(copy / "segments@crf")
     other = next(path for path in (copy / "segments/val").glob("*.tar") if path.name != gone.name)
     shutil.copy(other, copy / "segments/val" / gone.name)
-    with pytest.raises(DataError, match="its sha256 is not that of what was written"):
+    with pytest.raises(DataError, match="its sha256 differs from what was written"):
         evaluate(copy)
     (copy / "segments/val/shards.json").unlink()  # as in folders from before
     with pytest.raises(DataError, match="belongs to other image shards"):

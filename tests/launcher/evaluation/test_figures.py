@@ -53,8 +53,8 @@ def test_an_interval_of_few_groups_says_how_many_and_one_group_has_none():
             "val/grad/per_image_iou",
             "where: evaluation gives no metric 'val/grad/per_image_iou'; nearest are val/",
         ),
-        ("val/cam/false_alarm_area", "less is better"),
-        ("val/cam/chimney_area", "less is better"),
+        ("val/cam/false_alarm_area", "lower is better"),
+        ("val/cam/chimney_area", "lower is better"),
         ("nonsense", "nearest are val/cam/per_image_iou, val/cam/recall"),
     ],
 )

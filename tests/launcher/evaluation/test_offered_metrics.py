@@ -88,7 +88,7 @@ def test_an_evaluation_has_them_at_each_threshold_and_shows_them_where_it_shows_
 def test_without_its_package_a_metric_is_told(tiny_config):
     evaluation = {"sources": {}, "dataset": {"images": 2}, "metrics": [{"name": "own"}]}
     (note,) = collect_notes(evaluation, "smoke")
-    assert note == "not shown, for the package that offers it is not installed: own"
+    assert note == "not shown, since the package that offers them is not installed: own"
     with pytest.raises(ConfigError, match="metrics.0.name: there is no 'own'; no installed package offers any"):
         tiny_config("classify", "evaluate.metrics=[{name: own}]")
 
@@ -123,7 +123,7 @@ def test_the_best_checkpoint_may_be_chosen_by_one_of_which_more_is_better(offere
         check_keep_best(tiny_config("classify", WANTED, f"train.keep_best={name}"), SMOKE, None)
 
     check("val/class_map/own")
-    with pytest.raises(ConfigError, match="of which less is better"):
+    with pytest.raises(ConfigError, match="for which lower is better"):
         check("val/class_map/misses")
     with pytest.raises(ConfigError, match="evaluation gives no metric 'val/class_map/own'"):
         check_keep_best(tiny_config("classify", "train.keep_best=val/class_map/own"), SMOKE, None)
@@ -138,7 +138,9 @@ def test_what_cannot_be_counted_is_refused(offered, tiny_config, scenes):
     ):
         with pytest.raises((ConfigError, ValueError), match=message):
             tiny_config("classify", f"evaluate.metrics={metrics}")
-    with pytest.raises(ConfigError, match="'miou' is a metric of wsss itself; let its package choose another name"):
+    with pytest.raises(
+        ConfigError, match="'miou' is a metric of wsss itself; ask the author of its package to choose another name"
+    ):
         check_metrics(tiny_config("classify", "evaluate.metrics=[{name: miou}]"), None)
     with pytest.raises(ConfigError, match="evaluate.metrics: .*train holds no masks to count own on"):
         check_metrics(tiny_config("classify", WANTED), ShardFolder(Path(scenes) / "train"))

@@ -154,9 +154,9 @@ def test_the_chance_of_an_average_precision_is_the_share_of_the_images():
 def test_figures_of_everything_or_of_nothing_are_told():
     assert "everywhere" in explain_degenerate({"threshold": 0.0, "per_image_iou": 0.14}, "smoke")
     assert "everywhere" in explain_degenerate({"threshold": 0.1, "false_alarm_area": 0.95}, "smoke")
-    assert "nowhere" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
+    assert "never" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
     of_classes = {"background": 0.7, "cat": 0.0, "dog": None}
-    assert explain_degenerate({"class_iou": of_classes}, "the class") == "no class is predicted right anywhere"
+    assert explain_degenerate({"class_iou": of_classes}, "the class") == "no class is ever predicted correctly"
     assert explain_degenerate({"class_iou": {**of_classes, "cat": 0.1}}, "the class") == ""
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
     assert (

@@ -83,7 +83,7 @@ def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it
     assert describe_best(report, ("class_map", "tuned")) == shorter
     assert describe_best(report, ("class_map", "fixed")) == describe_best(report, ("grad", "tuned")) == [first, use]
     report["sources"]["segments"] = report["sources"]["grad"]
-    assert describe_best(report)[1] == "  not among them, for want of its outputs of tune: segments"
+    assert describe_best(report)[1] == "  not compared, since there are no outputs for tune: segments"
     report["sources"]["class_map"]["tuned"] = {"threshold": 0.01, "per_image_iou": 0.1}
     assert describe_best(report) == []  # nothing was found
 

@@ -17,7 +17,10 @@ from launcher.training.preflight import preflight
 from wsss.methods.classify import Classify
 
 WRONG = [
-    ("cam.kinds=[foo]", r"cam\.kinds: \['foo'\] not among \['attention', 'class_map', 'grad', 'layer', 'project'\]"),
+    (
+        "cam.kinds=[foo]",
+        r"cam\.kinds: \['foo'\] are not among .* \['attention', 'class_map', 'grad', 'layer', 'project'\]",
+    ),
     ("cam.layers=[9]", r"cam\.layers: no layer 9; this network has 2"),
     ("cam.window_px=50", r"cam\.window_px 50 .* must be multiples of the network's stride 8"),
     ("cam.step_px=3 cam.window_px=16", r"cam\.step_px 3 must be multiples"),
@@ -66,7 +69,7 @@ def test_a_scale_at_which_nothing_is_left_of_an_image_is_told_before_a_run(in_tm
 
 
 def test_masks_that_no_network_gives_and_empty_scales_claim_nothing(run, scenes):
-    with pytest.raises(RunError, match="ViT gives no segmentation"):
+    with pytest.raises(RunError, match="ViT does not segment"):
         segment(run, "val", scenes / "val")
     assert not (run / "segments").exists()
 
@@ -75,7 +78,7 @@ def test_masks_that_no_network_gives_and_empty_scales_claim_nothing(run, scenes)
     ("wrong", "message"),
     [
         ({"chain": (Named(name="crf", iterations=0),)}, r"iterations is 0; wanted 1 to 1000"),
-        ({"cams": ("class_map", "foo")}, r"\['foo'\] not among the inferred kinds"),
+        ({"cams": ("class_map", "foo")}, r"\['foo'\] are not among the inferred kinds"),
     ],
 )
 def test_a_chain_that_cannot_run_claims_no_folder(run, wrong, message):

@@ -116,7 +116,7 @@ def test_classes_other_than_smoke_speak_for_themselves(clip_folder):
     assert settings.prompts(["smoke"]) == ([SMOKE_PROMPTS], SMOKE_NEGATIVES)
     mine = ClipCue(weights=clip_folder, positive=["haze", "fog"], negative=["a boat"])
     assert mine.prompts(["smoke"]) == ([["haze", "fog"]], ["a boat"])
-    with pytest.raises(RunError, match="--positive is for data of one class; these have 2"):
+    with pytest.raises(RunError, match="--positive needs data with one class; with 2 classes"):
         mine.prompts(["cat", "dog"])
 
 
@@ -225,7 +225,7 @@ def test_damaged_proposals_are_reported_with_their_place(images, sam_file, tmp_p
     frames = ShardFolder(images)
     keys = frames.index.shards[0].keys
     write_tar(folder / "val-00000.tar", [(key, {"masks": b"no masks"}) for key in keys], publish_noted)
-    with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*no packed masks"):
+    with pytest.raises(DataError, match=rf"'{keys[0]}' is damaged .*not packed masks"):
         next(read_cues(frames, folder, "val-00000.tar"))
 
 

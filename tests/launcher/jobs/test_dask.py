@@ -61,7 +61,9 @@ def test_cams_and_masks_have_the_bytes_of_this_machine_alone(dask, run, scenes, 
 
 def test_a_worker_as_another_environment_has_it_is_refused(dask, tmp_path, monkeypatch):
     monkeypatch.setattr(dask_workers, "describe", lambda: {**describe(), "torch": "0.1"})
-    with pytest.raises(RunError, match=r"Dask worker tcp://.*: is not as this command: torch 2.* there, 0.1 here; end"):
+    with pytest.raises(
+        RunError, match=r"Dask worker tcp://.*: differs from this command: torch 2.* there, 0.1 here; end"
+    ):
         list(pool.run_pool(partial(touch, tmp_path), ["a", "b"], workers=1, label="test"))
     assert not list(tmp_path.iterdir())
 
@@ -157,7 +159,7 @@ def test_a_cluster_without_a_worker_is_waited_for_with_a_line(monkeypatch, capsy
 @pytest.mark.parametrize(
     ("reason", "kind", "said"),
     [
-        (None, RunError, "the Dask scheduler is gone, or was started anew; finished shards stay"),
+        (None, RunError, "the Dask scheduler is gone or was restarted; finished shards are kept"),
         (ModuleNotFoundError("No module named 'launcher'"), RunError, "cannot load its work .*No module named"),
         (type("KilledWorker", (Exception,), {})("x"), ImageError, "a.tar: every worker that tried it died"),
     ],
@@ -179,7 +181,7 @@ def test_workers_of_several_threads_and_without_our_files_are_refused(tmp_path, 
         Errand(len, describe(), str(tmp_path)).check()
     worker.state.nthreads = 1
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnfitWorker, match="gone'.*this command's file system"):
+    with pytest.raises(UnfitWorker, match="gone'.*this command's folder"):
         Errand(len, describe(), str(tmp_path / "gone")).check()
     Errand(len, describe(), str(tmp_path / "gone")).check(at_a_distance=True)
 

@@ -81,7 +81,7 @@ def check_only_the_bad_shard_is_missing(shards, folder):
 def test_infer_names_the_image_that_fails_and_writes_all_other_shards(failing, pets, batch_size):
     key, _ = bad_of(pets)
     said = (
-        rf"infer val: 1 of 3 shards failed, all others are written:\n  .*sample '{key}': IndexError: too white .*\.py:"
+        rf"infer val: 1 of 3 shards failed, all others were written:\n  .*sample '{key}': IndexError: too white .*\.py:"
     )
     for _ in range(2):  # a second start fails alike, and changes nothing
         with pytest.raises(RunError, match=said):

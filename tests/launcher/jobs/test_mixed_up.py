@@ -58,7 +58,7 @@ def test_a_job_stops_where_another_one_begins_its_folder_anew_with_other_setting
 
     monkeypatch.setattr(refine_job, "try_chain", lambda *_: 0)
     monkeypatch.setattr(refine_job, "refined_samples", late)
-    with pytest.raises(RunError, match="was removed, or begun anew with other settings, while this job wrote"):
+    with pytest.raises(RunError, match="was removed, or restarted with other settings, while this job wrote"):
         refine(run, ["val"], settings())
     assert json.loads((begun[0] / "job.json").read_text())["threshold"] == 0.9
     assert not (begun[0] / "val-00002.tar").exists()
@@ -69,7 +69,7 @@ def test_cams_of_weights_that_were_trained_anew_are_told_from_the_old_ones(run, 
     train_anew(run)
     with pytest.raises(RunError, match=r"cams/val: made with other settings \(weights: .*, now '"):
         infer(run, "val", scenes / "val")
-    with pytest.raises(RunError, match="cams/val: made by other weights than step_0000002 has now; infer"):
+    with pytest.raises(RunError, match="cams/val: made with other weights than step_0000002 has now; infer"):
         evaluate(run, NO_TUNE)
     del said["weights"]  # of before this was said: nobody knows
     (run / "cams/val/job.json").write_text(json.dumps(said))
@@ -114,5 +114,5 @@ def test_a_threshold_is_not_tuned_on_the_images_that_are_judged(run, scenes):
 
 
 def test_a_shard_is_published_only_where_its_folder_is_what_it_was(tmp_path):
-    with pytest.raises(RunError, match="was removed, or begun anew"):
+    with pytest.raises(RunError, match="was removed, or restarted"):
         over_shards.output.require_still(tmp_path / "gone", "0" * 64)

@@ -116,14 +116,14 @@ def test_a_folder_that_another_process_begins_meanwhile_is_compared(tmp_path, mo
 
 def test_other_settings_are_named_by_their_option_with_what_to_do(tmp_path):
     jobs.open_output(tmp_path, {"cam": {"kinds": ["grad"], "scales": [1.0]}})
-    with pytest.raises(RunError, match=r"\(cam.scales: \[1.0\], now \[1.0, 2.0\]\); --overwrite makes it anew, --name"):
+    with pytest.raises(RunError, match=r"\(cam.scales: \[1.0\], now \[1.0, 2.0\]\); --overwrite replaces it, --name"):
         jobs.open_output(tmp_path, {"cam": {"kinds": ["grad"], "scales": [1.0, 2.0]}})
 
 
 def test_a_folder_that_does_not_say_what_made_it_is_told(tmp_path):
     (tmp_path / "job.json").write_text('{"thres')
     (tmp_path / "a.tar").touch()
-    with pytest.raises(RunError, match=r"job.json: is no JSON .* remove the folder"):
+    with pytest.raises(RunError, match=r"job.json: is not JSON .* remove the folder"):
         jobs.open_output(tmp_path, {})
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file/out: cannot be written: .*/file is a file, not a folder"):
@@ -147,7 +147,7 @@ def test_a_folder_without_a_shard_whose_description_a_power_cut_took_is_begun_an
     (tmp_path / "job.json").write_text(left)
     jobs.open_output(tmp_path, {"threshold": 0.6})
     assert jobs.read_made_of(tmp_path) == {"threshold": 0.6}
-    assert "set aside as job.json.damaged" in capsys.readouterr().err
+    assert "moved to job.json.damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
@@ -224,7 +224,7 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
     monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     free[:] = [20_000]  # a shard has two images of 32 x 32 pixels: 12 need more, which the first image tells
     with pytest.raises(
-        RunError, match=r"12 shards are missing, of about 0\.0 MB: 0\.1 MB are wanted, 0\.0 MB are free"
+        RunError, match=r"12 shards are missing, of about 0\.0 MB each: 0\.1 MB are needed, 0\.0 MB are free"
     ):
         refine(run, ["val"], settings)
     assert not list((run / "masks/grad+threshold/val").glob("*.tar"))
@@ -233,7 +233,7 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
     for path in sorted(out.glob("*.tar"))[:3]:
         path.unlink()
     free[:] = [20_000]  # three take about 30 kB, as those that are there tell
-    with pytest.raises(RunError, match=r"3 shards are missing, .* what is finished stays"):
+    with pytest.raises(RunError, match=r"3 shards are missing, .* what is finished is kept"):
         refine(run, ["val"], settings)
     assert len(list(out.glob("*.tar"))) == 9
 
@@ -271,13 +271,13 @@ def test_a_bit_that_flips_in_a_finished_shard_and_still_decodes_is_found_told_an
         whole = path.read_bytes()
         at = whole.index(b"NUMPY") + 200  # in the scores
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises((DataError, RunError), match=r"val-00003\.tar: its sha256 is not that of what was written"):
+        with pytest.raises((DataError, RunError), match=r"val-00003\.tar: its sha256 differs from what was written"):
             again(run)
         path.write_bytes(whole)
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     path.write_bytes(flipped)
     infer(run, "val", Run(run).config.data.val)
-    assert path.read_bytes() == whole and "set aside as val-00003.tar.damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole and "moved to val-00003.tar.damaged" in capsys.readouterr().err
     assert (run / "cams/val/val-00003.tar.damaged").read_bytes() == flipped
 
 

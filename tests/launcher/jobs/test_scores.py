@@ -84,11 +84,11 @@ def test_scores_that_are_no_numbers_are_refused_by_file_where_they_are_read(imag
 
 def test_too_few_too_many_other_and_foreign_samples_are_told(images, tmp_path):
     content = members(images)
-    with pytest.raises(DataError, match=r"val-00000.tar: holds 1 samples, the images 2"):
+    with pytest.raises(DataError, match=r"val-00000.tar: holds 1 samples, but there are 2 images"):
         read(images, tmp_path, content[:1])
-    with pytest.raises(DataError, match="holds 'more', the images have 'no more'"):
+    with pytest.raises(DataError, match="holds 'more' where the images have 'no more'"):
         read(images, tmp_path, [*content, ("more", content[0][1])])
-    with pytest.raises(DataError, match="holds 'val-.*', the images have 'val-"):
+    with pytest.raises(DataError, match="holds 'val-.*' where the images have 'val-"):
         read(images, tmp_path, content[::-1])
     with pytest.raises(DataError, match=r"has classes \(7,\), wanted 1 to 1"):
         read(images, tmp_path, members(images, (7,)))

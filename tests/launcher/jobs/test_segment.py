@@ -263,7 +263,7 @@ def test_shards_of_other_classes_and_networks_that_do_not_segment_are_refused(ru
 
     config = job.Run(run).config
     stand_in_for_a_run(job, monkeypatch, lambda _: config, Photographs.class_set, Segmenting(Blind()))
-    with pytest.raises(RunError, match="Blind gives no segmentation"):
+    with pytest.raises(RunError, match="Blind does not segment"):
         segment(run, "val", pets / "val")
     assert not list((run / "segments/val").glob("*.tar"))
 

@@ -52,7 +52,7 @@ def test_a_share_is_that_of_a_task_of_srun_and_of_nobody_else(environ, share):
 
 @pytest.mark.parametrize("number", ["4", "-1", "x"])
 def test_numbers_that_fit_no_step_are_told(number):
-    with pytest.raises(RunError, match=rf"SLURM_PROCID='{number}' of '4' tasks: wanted 0 and up to one less"):
+    with pytest.raises(RunError, match=rf"SLURM_PROCID='{number}' of '4' tasks: wanted 0 to one less"):
         own_share(environ={"SLURM_PROCID": number, "SLURM_NTASKS": "4"})
 
 
@@ -75,7 +75,7 @@ def test_four_tasks_of_srun_refine_each_its_shards_and_leave_none_out(run, monke
         srun(monkeypatch, number, 4)
         refine(run, ["val"], CRF, name="four")
         assert (out / names[5]).exists() == (number >= 1)
-    with pytest.raises(RunError, match=r"--overwrite in each of 4 tasks \(srun\) would remove what the others make"):
+    with pytest.raises(RunError, match=r"--overwrite in each of 4 tasks \(srun\) would remove what the others write"):
         refine(run, ["val"], CRF, name="four", overwrite=True)
     assert len(tars(out)) == 12
 
@@ -97,7 +97,7 @@ def test_two_processes_of_this_machine_write_what_one_does(run, scenes):
 def test_what_is_not_shared_out_is_done_by_the_first_task_alone(run, monkeypatch, tmp_path):
     srun(monkeypatch, 1, 2)
     ended = CliRunner().invoke(app, ["evaluate", str(run)])
-    assert ended.exit_code == 0 and "evaluate: the first of 2 tasks (srun) does it alone" in ended.stderr
+    assert ended.exit_code == 0 and "evaluate: only the first of 2 tasks (srun) does this" in ended.stderr
     assert not (run / "evaluation.json").exists()
     arguments = ["shards", "synthetic", "--out", str(tmp_path / "s"), "--split", "train", "--images", "2"]
     assert CliRunner().invoke(app, arguments).exit_code == 0 and not (tmp_path / "s").exists()

@@ -329,10 +329,10 @@ def test_weights_that_are_not_here_are_among_what_is_assumed(nowhere, tmp_path, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = load_config(find_shipped("voc/frozen_vitb"), ["model.text_weights=gone"])
     first, second, texts = name_absent(config.model, "model")
-    assert "the weights of 'vit_base_patch16_clip_quickgelu_224.openai' can be downloaded" in first
-    assert "without a network give a file, model.second_weights=PATH" in second
-    assert texts == "model.text_weights: gone, which is not here, will be there"
-    of_student = "  - model.weights: the weights of 'deit_tiny_patch16_224' can be downloaded"
+    assert "the weights of 'vit_base_patch16_clip_quickgelu_224.openai' must be downloaded" in first
+    assert "without internet give a file, model.second_weights=PATH" in second
+    assert texts == "model.text_weights: gone does not exist; it is assumed to be there"
+    of_student = "  - model.weights: the weights of 'deit_tiny_patch16_224' must be downloaded"
     assert of_student in format_plan(plan_of("smoke_mini/student"))
     cached = tmp_path / "models--timm--vit_base_patch14_reg4_dinov2.lvd142m"
     (cached / "snapshots/a1").mkdir(parents=True)

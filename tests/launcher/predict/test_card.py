@@ -56,7 +56,7 @@ def test_a_licence_that_a_hub_knows_is_its_front_matter(run):
     front, text = front_and_text(Path("hub"))
     assert front["license"] == "cc-by-nc-4.0" and "license_name" not in front and "model-index" not in front
     assert "The run was not evaluated" in text
-    with pytest.raises(RunError, match="hub: holds hub/model.safetensors already; take another folder"):
+    with pytest.raises(RunError, match="hub: already holds hub/model.safetensors; choose another folder"):
         write_folder(run, Path("hub"), "me/plumes", "torch", kind="project")
 
 
@@ -64,7 +64,7 @@ def test_a_name_or_a_place_that_does_not_fit_is_told(run):
     with pytest.raises(ConfigError, match="--hub plumes: wanted OWNER/NAME"):
         write_folder(run, Path("hub"), "plumes", None)
     Path("hub").write_text("")
-    with pytest.raises(RunError, match="hub: is a file; a model for a hub is a folder"):
+    with pytest.raises(RunError, match="hub: is a file; wanted a folder"):
         write_folder(run, Path("hub"), "me/plumes", None)
 
 

@@ -85,7 +85,7 @@ def test_run_safetensors_pt2_and_onnx_give_the_same_masks(run):
             ConfigError, match="--kind grad: .* class_map, project; grad, layer, attention need its run"
         ):
             wsss.load(file, kind="grad")
-        with pytest.raises(RunError, match=r"8 x 80 px .* takes 16 and more"):
+        with pytest.raises(RunError, match=r"8 x 80 px .* takes 16 or more"):
             wsss.load(file, view="whole", scale=0.5).predict(noise((16, 160)))
     with pytest.raises(ConfigError, match=r"--device cuda: student.onnx runs on the CPU"):
         load_model(files[2], "cuda")
@@ -105,9 +105,9 @@ def test_a_run_whose_maps_need_gradients_says_what_to_take_instead(run):
 @pytest.mark.parametrize(
     ("out", "form", "message"),
     [
-        ("a.bin", None, "--out a.bin: its end says no format; wanted .safetensors, .pt2, .onnx"),
+        ("a.bin", None, "--out a.bin: its ending names no format; wanted .safetensors, .pt2, .onnx"),
         ("a.onnx", "jit", "--format jit: wanted safetensors or torch or onnx"),
-        ("a.onnx", "torch", "--out a.onnx: a file of --format torch ends in .pt2"),
+        ("a.onnx", "torch", "--out a.onnx: a file of --format torch must end in .pt2"),
     ],
 )
 def test_a_format_that_does_not_fit_the_name_is_told(run, out, form, message):
@@ -118,7 +118,7 @@ def test_a_format_that_does_not_fit_the_name_is_told(run, out, form, message):
 @pytest.mark.parametrize("name", ["a.pt2", "a.onnx"])
 def test_a_file_that_is_none_of_ours_is_told(in_tmp, name):
     Path(name).write_text("?")
-    with pytest.raises(RunError, match=f"{name}: is no file of `wsss export`"):
+    with pytest.raises(RunError, match=f"{name}: is not a file of `wsss export`"):
         load_model(Path(name))
 
 

@@ -123,7 +123,7 @@ def test_a_bad_frame_is_named_counted_and_skipped(frames, capsys):
 
 def test_a_picture_of_what_is_ignored_must_fit_the_frames(frames):
     Image.fromarray(np.full((48, 40), 255, np.uint8)).save("all.png")
-    with pytest.raises(ConfigError, match="all.png: is nowhere black"):
+    with pytest.raises(ConfigError, match="all.png: has no black area"):
         predict(["frames"], frames, Path("out"), Wishes(ignore=Path("all.png")))
     ignore = np.zeros((48, 40), np.uint8)
     ignore[:10] = 255
@@ -175,7 +175,7 @@ def test_a_damaged_line_of_the_rows_is_set_aside_and_its_frames_are_done_again(f
     predict(["frames"], frames, Path("out"), OPEN)
     Path("out/.rows/images.jsonl").write_bytes(b"\0" * 40 + b"\n")
     predict(["frames"], frames, Path("out"), OPEN)
-    assert len(rows()) == 6 and "set aside" in capsys.readouterr().err
+    assert len(rows()) == 6 and "moved to" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told(frames, monkeypatch):

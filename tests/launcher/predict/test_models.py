@@ -68,16 +68,16 @@ def test_what_python_asks_for_and_does_not_exist_is_told(run):
             ValueError, match=f"image is a {type(several).__name__}; wanted one picture, file or .*array"
         ):
             model.predict(several)
-    with pytest.raises(ConfigError, match="gait: no option of wsss.load; there are kind, threshold, gate"):
+    with pytest.raises(ConfigError, match="gait: wsss.load has no such option; there are kind, threshold, gate"):
         wsss.load(run, gait=0.3)
 
 
 def test_a_file_that_cannot_predict_is_told(run):
     save_file({}, "old.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it anew"):
+    with pytest.raises(RunError, match="old.safetensors: does not say how its network was trained; write it again"):
         load_model(Path("old.safetensors"))
     Path("no.safetensors").write_text("?")
-    with pytest.raises(RunError, match="no.safetensors: is no file of `wsss export`"):
+    with pytest.raises(RunError, match="no.safetensors: is not a file of `wsss export`"):
         load_model(Path("no.safetensors"))
     with pytest.raises(RunError, match="runs/none: no run here"):
         load_model(Path("runs/none"))
@@ -118,7 +118,7 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
         ({"refine": "sam"}, "--refine sam: needs what `wsss cues` computes; wanted none or crf"),
         ({"refine": "magic"}, "--refine magic: there is no such refiner; wanted none or crf"),
         ({"view": "all"}, "--view all: wanted auto or squash or windows or whole"),
-        ({"view": "squash", "scale": 0.5}, "--scale is not of squashed frames"),
+        ({"view": "squash", "scale": 0.5}, "--scale has no effect on squashed frames"),
         ({"scale": 0.0}, "--scale 0: wanted more than 0"),
         ({"scale": 8.5}, "--scale 8.5: wanted up to 8"),
         ({"scale": math.inf}, "--scale inf: wanted more than 0"),

@@ -33,7 +33,7 @@ def test_a_folder_means_the_images_and_clips_below_it_by_name(frames):
 def test_pictures_of_a_folder_that_are_not_read_are_told(frames, capsys):
     (frames / "frames/cam1/c.GIF").write_bytes(b"GIF89a")
     assert "cam1_c" not in keys("frames")
-    assert "frames: left out, since it is not read: 1 .gif; convert them" in capsys.readouterr().out
+    assert "frames: left out, since these formats are not read: 1 .gif; convert them" in capsys.readouterr().out
 
 
 def test_globs_lists_stdin_and_files_mean_the_same_once(frames, monkeypatch):
@@ -70,7 +70,7 @@ def test_outputs_inside_of_the_source_are_not_predicted(frames):
     [
         ("frame", "frame: no such file or folder; near: frames"),
         ("frames/cam2/notes.docx", "notes.docx: is neither image nor clip by its ending; wanted .jpg"),
-        ("frames/*.gif", r"no image or clip fits this pattern"),
+        ("frames/*.gif", r"no image or clip matches this pattern"),
         ("empty", r"empty: no images or clips \(looked for .jpg .*\); it holds 2 .raw"),
         ("-", "stdin lists nothing"),
     ],

@@ -135,7 +135,7 @@ def test_each_machine_gets_its_number_and_the_address_of_the_first(tiny_config):
         (["launch.machine_rank=1"], "machine_rank is 1 of 1 machines"),
         (
             ["launch.machines=2", "launch.main_address=a", "launch.port=1", "launch.processes=3"],
-            "processes is 3, the number over all machines; wanted a multiple of 2",
+            "processes is 3, which counts those of all machines; wanted a multiple of 2",
         ),
         (["launch.zero=4"], "launch.zero"),
     ],

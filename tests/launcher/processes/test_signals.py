@@ -160,7 +160,7 @@ def test_a_child_that_does_not_stop_is_killed_in_the_end_and_the_wait_is_told(be
     until(lambda: gone(tmp_path))
     said = (tmp_path / "stderr").read_text()
     assert "asked to stop; waiting for the step to end" in said and "the step, its save or an evaluation" in said
-    assert "and still there: killed; the last checkpoint stands" in said
+    assert "and still running: killed; the last checkpoint is intact" in said
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -191,7 +191,7 @@ def test_without_a_home_the_caches_folder_is_asked_for(monkeypatch):
 
     monkeypatch.delenv("WSSS_CACHE", raising=False)
     monkeypatch.setattr(Path, "expanduser", homeless)
-    with pytest.raises(DataError, match=r"no place \(Could not determine .*; name a folder, WSSS_CACHE"):
+    with pytest.raises(DataError, match=r"no place for .* \(Could not determine .*; name a folder with WSSS_CACHE"):
         Cache.from_environment()
 
 
@@ -217,7 +217,7 @@ def test_a_sink_that_cannot_be_imported_ends_no_run(in_tmp, tiny_config, monkeyp
         monkeypatch.setattr(f"launcher.tracking.{place}.load_mlflow", broken)
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 1.0)
     train(tiny_config("classify", "train.steps=2"))
-    assert "MLflow does not take the metrics of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err
+    assert "MLflow does not accept the metrics of runs/teacher (RuntimeError: Could not" in capsys.readouterr().err
 
 
 def test_a_foreign_package_of_one_of_our_names_is_told_with_its_place(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_a_foreign_package_of_one_of_our_names_is_told_with_its_place(tmp_path, 
     foreign.touch()
     found, stray = surroundings.find_spec, SimpleNamespace(origin=str(foreign))
     monkeypatch.setattr(surroundings, "find_spec", lambda name: stray if name == "shards" else found(name))
-    with pytest.raises(ConfigError, match=f"{foreign}: another package of the name 'shards' .* environment of its own"):
+    with pytest.raises(ConfigError, match=f"{foreign}: another package called 'shards' .* environment of its own"):
         require_ours()
 
 

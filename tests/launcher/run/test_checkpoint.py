@@ -73,7 +73,7 @@ def test_a_flipped_byte_makes_a_resume_fall_back_and_say_why(tmp_path, trained, 
     data[place] ^= 1
     (bad / file).write_bytes(data)
     assert steps.newest_good(tmp_path, OneProcess()) == good
-    assert "step_0000002: " in (said := capsys.readouterr().out) and "set aside as step_0000002.damaged" in said
+    assert "step_0000002: " in (said := capsys.readouterr().out) and "moved to step_0000002.damaged" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000001", "step_0000002.damaged"]
     assert steps.newest_complete(tmp_path) == good
 
@@ -84,7 +84,7 @@ def test_a_damaged_model_is_not_used_unseen(tmp_path, trained):
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    with pytest.raises(RunError, match="the bytes of model.safetensors are not those that were written"):
+    with pytest.raises(RunError, match="the bytes of model.safetensors have changed since they were written"):
         steps.refuse_damaged(folder)
     renamed = save(tmp_path, 1, trained).rename(tmp_path / "step_0000003")
     with pytest.raises(RunError, match="step_0000003: state.json says step 1; remove it"):
@@ -96,15 +96,15 @@ def test_a_file_of_a_checkpoint_that_is_something_else_is_told(tmp_path, trained
     path = folder / "optimizer.pt"
     others = torch.optim.AdamW([{"params": [weight]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}])
     for content, message in (
-        ({"place": path}, "is no optimizer state of tensors and numbers"),  # an object of a class
-        (None, "is no optimizer state of tensors and numbers"),
+        ({"place": path}, "is not an optimizer state of tensors and numbers"),  # an object of a class
+        (None, "is not an optimizer state of tensors and numbers"),
         (others.state_dict(), "belongs to a method with other trained parameters"),
     ):
         path.write_bytes(b"") if content is None else torch.save(content, path)
         with pytest.raises(RunError, match=f"step_0000001/optimizer.pt: {message}"):
             checkpoint.load(folder, *trained)
     (folder / "model.safetensors").write_bytes(b"none")
-    with pytest.raises(RunError, match="step_0000001/model.safetensors: is no safetensors file"):
+    with pytest.raises(RunError, match="step_0000001/model.safetensors: is not a safetensors file"):
         checkpoint.load(folder, *trained)
 
 
@@ -166,7 +166,7 @@ def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(
 
     monkeypatch.setattr("launcher.run.steps.sha256_of", fails)
     assert steps.newest_good(tmp_path, OneProcess()).name == "step_0000001"
-    assert "unreadable (Input/output error); set aside" in capsys.readouterr().out
+    assert "unreadable (Input/output error); moved to" in capsys.readouterr().out
 
 
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):

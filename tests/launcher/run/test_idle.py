@@ -41,7 +41,11 @@ def test_every_rule_is_of_options_that_there_are():
 @pytest.mark.parametrize(
     ("shipped", "overrides", "said"),
     [
-        ("smoke/vitb", ["teacher=runs/x"], "teacher has no effect: the method reads none; leave it out (teacher=null)"),
+        (
+            "smoke/vitb",
+            ["teacher=runs/x"],
+            "teacher has no effect: the method does not use one; leave it out (teacher=null)",
+        ),
         (
             "voc/msee_vitb",
             ["data.min_crop=0.5"],
@@ -103,9 +107,9 @@ def test_what_would_be_taken_for_what_it_is_not_is_refused(shipped, overrides, s
         (
             "voc/msee_vitb",
             ["data.val_part=9", "train.eval_every=null"],
-            "data.val_part (the one evaluation counts all: no",
+            "data.val_part (the only evaluation uses all images",
         ),
-        ("smoke/vitb", [CPU], "train.graph (steps are recorded on GPUs without ZeRO, and not of every method)"),
+        ("smoke/vitb", [CPU], "train.graph (steps are recorded only on GPUs, without ZeRO, and not for every method)"),
         ("own/msee", ["train.weight_decay=0"], "train.decay_all (train.weight_decay is 0)"),
         ("own/classify", [CPU, "launch.max_restarts=2"], "launch.max_restarts (there is one process)"),
         ("own/classify", ["launch.main_address=here"], "launch.main_address (there is one machine)"),
@@ -126,9 +130,17 @@ def test_what_would_be_taken_for_what_it_is_not_is_refused(shipped, overrides, s
             ["segment.crf=false", "segment.crf_classes=proposed"],
             "segment.crf_classes (segment.crf is false)",
         ),
-        ("voc/msee_vitb", ["segment.batch_size=4"], "segment.batch_size (images of their own sizes come one by one)"),
+        (
+            "voc/msee_vitb",
+            ["segment.batch_size=4"],
+            "segment.batch_size (images of different sizes are processed one by one)",
+        ),
         ("own/msee", ["segment.rule=coco"], "segment.rule (there is one view to segment)"),
-        ("own/classify", ["refine.cues={sam: cues/sam}"], "refine.cues (of a refiner that is not in refine.chain)"),
+        (
+            "own/classify",
+            ["refine.cues={sam: cues/sam}"],
+            "refine.cues (it is for a refiner that is not in refine.chain)",
+        ),
         (
             "own/classify",
             ["refine.bg_threshold=0.4"],
@@ -138,7 +150,7 @@ def test_what_would_be_taken_for_what_it_is_not_is_refused(shipped, overrides, s
 )
 def test_what_another_option_turns_off_is_told(shipped, overrides, said):
     line = name_idle(load_config(ROOT / f"configs/{shipped}.yaml", overrides))
-    assert line.startswith("without effect here: ") and said in line
+    assert line.startswith("no effect here: ") and said in line
     section = said.split(".")[0]
     assert name_idle(load_config(ROOT / f"configs/{shipped}.yaml", overrides), section) and not name_idle(
         load_config(ROOT / f"configs/{shipped}.yaml", overrides), "model"
@@ -147,7 +159,7 @@ def test_what_another_option_turns_off_is_told(shipped, overrides, said):
 
 def test_a_part_of_the_method_that_begins_after_the_last_step_is_told():
     short = load_config(ROOT / "configs/voc/msee_vitb.yaml", ["train.steps=2001", "train.warmup_steps=0"])
-    said = "after the last step, 2001, so that it is never reached: method.seg_from 2001"
+    said = "never reached, since the last step is 2001: method.seg_from 2001"
     assert name_unreached(short) == said
     for steps in (0, 2002):
         overrides = [f"train.steps={steps}", "train.warmup_steps=0"]
@@ -177,6 +189,6 @@ def test_a_command_on_a_trained_run_refuses_what_it_does_not_read(command, reads
     refuse_unread(command, reads)
     for other in others:
         with pytest.raises(
-            ConfigError, match=rf"^{re.escape(other)}: has no effect: `wsss {command}` (reads|has the w)"
+            ConfigError, match=rf"^{re.escape(other)}: has no effect: `wsss {command}` (reads|uses the w)"
         ):
             refuse_unread(command, [*reads, other])

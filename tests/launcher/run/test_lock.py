@@ -41,7 +41,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_reason_and_nothing_is_
         name, said = "n" * 300, "File name too long.*choose a shorter name"
     elif how == "link":
         runs.symlink_to("/nonexistent/scratch/runs")
-        said = "runs is a link to /nonexistent/scratch/runs, which is not there"
+        said = "runs is a link to /nonexistent/scratch/runs, which does not exist"
     elif how == "file":
         runs.touch()
         said = "runs is a file, not a folder"

@@ -151,13 +151,15 @@ def test_frozen_encoders_are_a_backbone_and_texts_are_those_that_were_asked_for(
     network = build_network(named(run, run), PETS)
     student = load_trained(Run(run)).method.student
     assert equal(network, student, "encoders") and network.origin.startswith(f"begins with {run}")
-    with pytest.raises(ConfigError, match="model.texts: nothing has read them"):
+    with pytest.raises(ConfigError, match="model.texts: no CLIP has encoded them"):
         frozen("smoke")
     monkeypatch.setattr(FrozenNet, "check_begun", lambda _: None)
     run = frozen("smoke")
     build_network(named(run, run), SMOKE)
     for changed, said in (("texts", "'plume'"), ("other_texts", "'sky'")):
-        with pytest.raises(ConfigError, match=rf"model.{changed} is \[{said}\], {run}/step_.* has \['"):
+        with pytest.raises(
+            ConfigError, match=rf"model.{changed} is \[{said}\], but {run}/step_.* was trained with \['"
+        ):
             build_network(named(run, run, **{changed: [said.strip("'")]}), SMOKE)
 
 

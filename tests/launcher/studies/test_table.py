@@ -232,7 +232,7 @@ def test_a_study_runs_once_what_its_rows_share_and_lays_the_paper_beside_it(tiny
     report["dataset"]["fingerprint"] = "another"
     path.write_text(json.dumps(report))
     with pytest.raises(
-        RunError, match="row 'lambda_1': its runs were evaluated on other images .*_seed1 on .* another"
+        RunError, match="row 'lambda_1': its runs were evaluated on different images .*_seed1 on .* another"
     ):
         format_study("tiny", tiny)
     other = run_of(tiny, "lambda_1", 0) / "evaluation.json"

@@ -45,8 +45,8 @@ def test_a_place_for_files_that_cannot_be_written_keeps_neither_figures_nor_the_
     tracker.log({"train/loss": 0.5}, 1)
     assert not tracker.close("FINISHED")
     said = capsys.readouterr().err
-    assert said.count("does not take the file") == 1 and "does not take the figures" not in said
-    assert f"MLflow lacks 0 lines of metrics and 3 files of {folder}; later: wsss track sync" in said
+    assert said.count("does not accept the file") == 1 and "does not accept the figures" not in said
+    assert f"MLflow lacks 0 lines of metrics and 3 files of {folder}; to send them later: wsss track sync" in said
     assert stored(folder).info.status == "FINISHED" and stored(folder).data.metrics == {"train/loss": 0.5}
     assert count_unsent(folder, "mlflow") == (0, 3, False)
     assert not sync(folder)  # says what is left, and ends

@@ -158,13 +158,15 @@ def test_a_sink_that_fails_ends_no_run_and_the_others_get_everything(folder, mon
     monkeypatch.setattr("launcher.tracking.tracker.CLOSE_S", 0.1)
     assert not tracker.close()
     said = capsys.readouterr().err
-    assert said.count("Broken does not take the metrics of") == 1 and "OSError: nobody there" in said
-    assert f"Broken lacks 5 lines of metrics and 0 files of {folder}; later: wsss track sync {folder}" in said
+    assert said.count("Broken does not accept the metrics of") == 1 and "OSError: nobody there" in said
+    assert (
+        f"Broken lacks 5 lines of metrics and 0 files of {folder}; to send them later: wsss track sync {folder}" in said
+    )
     assert read_events(folder) == read_folder(folder)
     assert count_unsent(folder, "mlflow")[:2] == (0, 0)
     assert not sync(folder)
     out = capsys.readouterr().out
-    assert "Broken does not take" in out and f"{folder}: sent 0 points and 0 files to TensorBoard" in out
+    assert "Broken does not accept" in out and f"{folder}: sent 0 points and 0 files to TensorBoard" in out
     assert not any(count_unsent(folder, "mlflow")) and not any(count_unsent(folder, "tensorboard"))
 
 

@@ -116,7 +116,7 @@ def test_a_half_written_last_line_is_dropped_and_any_other_is_an_error(run):
     path.write_text('{"step": 1}\n{"step": 2, "tra')
     assert read_metrics(run) == [{"step": 1}]
     path.write_text('{"step": 1, "tra\n{"step": 2}\n')
-    with pytest.raises(RunError, match=r"metrics.jsonl: the line that ends at byte \d+ is no JSON"):
+    with pytest.raises(RunError, match=r"metrics.jsonl: the line that ends at byte \d+ is not JSON"):
         read_metrics(run)
 
 

@@ -58,8 +58,8 @@ def test_what_an_absent_mlflow_missed_is_sent_later_and_only_once(run, monkeypat
     tracker.artifact(run / "config.yaml")
     assert not tracker.close()
     said = capsys.readouterr().err
-    assert said.count("MLflow does not take the metrics of") == 1
-    assert f"MLflow lacks 5 lines of metrics and 2 files of {run}; later: wsss track sync {run}" in said
+    assert said.count("MLflow does not accept the metrics of") == 1
+    assert f"MLflow lacks 5 lines of metrics and 2 files of {run}; to send them later: wsss track sync {run}" in said
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)

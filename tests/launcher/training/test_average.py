@@ -144,6 +144,6 @@ def test_an_update_that_float16_leaves_out_does_not_count(in_tmp, tiny_config, m
 
 def test_an_average_that_is_mostly_its_beginning_is_told():
     said = name_beginning(0.999, 200)  # 0.999 ** 200 is 0.819, 0.977 ** 200 is 0.0095
-    assert said.startswith("train.ema_decay 0.999: after 200 steps the average is still to 82 % the weights")
+    assert said.startswith("train.ema_decay 0.999: after 200 steps 82 % of the average is still the initial weights")
     assert said.endswith("; 0.977 leaves 1 % of them")
     assert not any(name_beginning(*case) for case in ((None, 200), (0.999, 6000), (0.999, 0), (0.5, 7)))

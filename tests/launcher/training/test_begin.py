@@ -75,7 +75,7 @@ def test_a_finished_run_offers_its_student(in_tmp, tiny_config, monkeypatch, cap
         monkeypatch.setattr(begin, "export", fail)
         begin.offer_model(config, offered)
         assert len(offered.models) == 1
-        said = f"the student is not exported ({error}); later: wsss export {TEACHER} --out FILE"
+        said = f"the student was not exported ({error}); to do it later: wsss export {TEACHER} --out FILE"
         assert said in capsys.readouterr().out
 
 

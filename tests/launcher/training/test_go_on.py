@@ -59,7 +59,7 @@ def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config)
     assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and "started" in about
     for run in (TEACHER, RUNS / "fork"):
         assert_equal(run, RUNS / "whole", 4)
-    with pytest.raises(RunError, match="has 4 steps; give more, or go on to these with `wsss train runs/teacher`"):
+    with pytest.raises(RunError, match="has 4 steps; give more, or continue to these with `wsss train runs/teacher`"):
         extend_run(config("train.steps=4"))
 
 
@@ -80,7 +80,7 @@ def test_a_copy_of_a_run_does_not_go_on_in_the_folder_of_the_original(config, mo
         assert end.value.code == code
     shown = capsys.readouterr()
     assert (
-        "says name: teacher, so that it would go on in runs/teacher; to go on in this folder give name=copy"
+        "says name: teacher, so it would continue in runs/teacher; to continue in this folder give name=copy"
         in shown.err
     )
     assert "runs/copy: 2 -> 4 steps" in shown.out and (TEACHER / "config.yaml").read_bytes() == before
@@ -88,7 +88,7 @@ def test_a_copy_of_a_run_does_not_go_on_in_the_folder_of_the_original(config, mo
 
 def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config):
     train(config("train.steps=2", "train.power=1.0", "name=falling"))
-    with pytest.raises(RunError, match=r"rate of runs/falling falls .* --fork NAME train.steps=4"):
+    with pytest.raises(RunError, match=r"rate of runs/falling depends on .* --fork NAME train.steps=4"):
         extend_run(config("train.steps=4", "train.power=1.0", "name=falling"))
     said = fork_run(RUNS / "falling", config("train.steps=4", "train.power=1.0", "name=longer"), write=False)
     assert not (RUNS / "longer").exists()
@@ -104,7 +104,7 @@ def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config
             RunError,
             "--fork: runs/teacher exists; continue it with `wsss train ru",
         ),
-        (["name=new"], RunError, "step_0000002 is after 2 steps, train.steps is 2: give more"),
+        (["name=new"], RunError, "step_0000002 already has 2 steps, and train.steps is 2: give more"),
         (
             ["name=new", "train.steps=4", "train.weight_decay=0.5"],
             ConfigError,
@@ -121,7 +121,11 @@ def test_a_run_whose_rate_depends_on_its_steps_is_not_extended_but_forked(config
             ConfigError,
             "model.timm_name resnet10t -> resnet10t.c3_in1k would not take effect",
         ),
-        (["name=new", "train.steps=4", "data.train=pets/train"], RunError, "knows the classes smoke, .* cat, dog"),
+        (
+            ["name=new", "train.steps=4", "data.train=pets/train"],
+            RunError,
+            "was trained on the classes smoke, .* cat, dog",
+        ),
     ],
 )
 def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_tmp, overrides, kind, message):
@@ -136,8 +140,8 @@ def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_t
     [
         (["--extend", "4", "--dry-run"], 0, "runs/teacher: 2 -> 4 steps"),
         (["--fork", "new", "--dry-run", "train.steps=4"], 0, "runs/new: continues after step 2 of runs/teacher"),
-        (["--fork", "new", "--extend", "4"], 2, "give one; a fork of more steps takes train.steps=4"),
-        (["--extend", "4", "train.steps=5"], 2, "--extend 4 says train.steps; leave the override out"),
+        (["--fork", "new", "--extend", "4"], 2, "give only one; for a fork with more steps add train.steps=4"),
+        (["--extend", "4", "train.steps=5"], 2, "--extend 4 already sets train.steps; remove that override"),
         (["--fork", "new", "train.steps=4", "data.workers=99"], 2, "cannot feed 1 ranks x 99 workers"),
         (["--extend", "4", "data.workers=99"], 2, "cannot feed 1 ranks x 99 workers"),
         (["--extend", "4", "train.lr=1.0"], 2, "was begun with other settings (train.lr: 0.001 -> 1.0)"),
@@ -159,8 +163,10 @@ def test_a_fork_without_a_checkpoint_does_not_begin_as_another_run(config, tmp_p
     lower = config("train.steps=4", "train.lr=1e-4", "train.save_every=1", "train.keep=9", "name=lower")
     fork_run(TEACHER, lower)
     train(lower)
-    lost = "runs/lower: began after step 2 of runs/teacher, and no checkpoint of its own is left from which step "
-    with pytest.raises(RunError, match=f"{lost}2 can be made: `wsss replay runs/teacher` repeats the steps of its pa"):
+    lost = "runs/lower: was forked after step 2 of runs/teacher, and has no checkpoint left from which step "
+    with pytest.raises(
+        RunError, match=f"{lost}2 can be computed: `wsss replay runs/teacher` repeats the steps of its pa"
+    ):
         replay_here(RUNS / "lower", 2)
     replay_here(RUNS / "lower", 3)
     for folder in (RUNS / "lower").glob("step_*"):

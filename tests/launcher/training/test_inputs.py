@@ -105,7 +105,7 @@ def test_masks_are_looked_up_once(run, scenes, opened):
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     inputs.compare_masks(rank=0, ranks=2)
     place = re.escape(str(path))
-    told = rf"1 of 12 mask shards are not what was written:\n  {place}: its sha256 is not .*\nrun the command that made"
+    told = rf"1 of 12 mask shards have changed since .*:\n  {place}: its sha256 differs .*\nrun the command that made"
     with pytest.raises(DataError, match=told):
         inputs.compare_masks(rank=1, ranks=2)
     with pytest.raises(DataError, match=told):
@@ -170,16 +170,14 @@ def test_one_cell_of_one_image_is_refused_before_a_step_where_batch_norm_trains(
         check_share(config, method, processes)
         assert all(module.training for module in method.modules() if isinstance(module, Network))
         return
-    told = f"images over {processes} processes x 1 micro-batches: a BatchNorm of this {whose} gets one cell"
+    told = f"images over {processes} processes x 1 micro-batches: for one image .* a BatchNorm of this {whose} sees"
     with pytest.raises(ValueError, match=told):
         check_share(config, method, processes)
 
 
 def test_so_is_that_of_the_images_with_masks(tiny_config):
     config = tiny_config("mixed", "data.pixel=few", "data.pixel_batch_size=1", CELL)
-    with pytest.raises(
-        ValueError, match="data.pixel_batch_size: 1 images over .* a BatchNorm of this CNN gets one cell"
-    ):
+    with pytest.raises(ValueError, match="data.pixel_batch_size: 1 images over .* .*a BatchNorm of this CNN sees"):
         check_share(config, Mixed(tiny_cnn()), 1)
 
 
@@ -199,7 +197,7 @@ def test_images_that_do_not_fit_into_memory_are_told_before_a_step(tiny_config, 
     ("overrides", "told"),
     [
         (["launch.zero=gone.json"], "launch.zero: gone.json is no readable DeepSpeed JSON"),
-        (["launch.zero=1", "train.precision=fp16"], "launch.zero: DeepSpeed trains no float16 here"),
+        (["launch.zero=1", "train.precision=fp16"], "launch.zero: float16 is not supported with DeepSpeed"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_told_before_processes_start(in_tmp, tiny_config, overrides, told):

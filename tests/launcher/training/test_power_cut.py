@@ -58,7 +58,7 @@ def test_lines_of_metrics_that_are_none_are_taken_out_and_the_others_stay(half_d
     first, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + LEFT[how] + b"\n" + b"".join(rest))
     train(tiny_config("classify", "train.steps=2", "train.eval_every=2"))
-    assert "metrics.jsonl: 1 lines are no JSON; they are now in metrics.jsonl.damaged" in capsys.readouterr().err
+    assert "metrics.jsonl: 1 lines are not JSON; they were moved to metrics.jsonl.damaged" in capsys.readouterr().err
     assert [line["time"] for line in read_metrics(half_done)] == [line["time"] for line in before]
     assert (half_done / "metrics.jsonl.damaged").read_bytes() == LEFT[how] + b"\n"
 
@@ -75,7 +75,7 @@ def test_a_damaged_evaluation_is_named_by_the_report(run):
 
     evaluate(run)
     (run / "evaluation.json").write_bytes(b"")
-    with pytest.raises(Damaged, match="evaluation.json: is empty, as a power cut"):
+    with pytest.raises(Damaged, match="evaluation.json: is empty, as after a power cut"):
         write_report(run)
 
 

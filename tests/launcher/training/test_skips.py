@@ -70,7 +70,7 @@ def test_a_budget_that_is_too_small_ends_the_run_with_the_list(damaged):
         batches(folder, 2)
     assert all(f"'{key}'" in str(told.value) for key in keys)
     garbage(folder, range(48))
-    with pytest.raises(DataError, match="train: no sound sample is left"):
+    with pytest.raises(DataError, match="train: all samples are damaged"):
         batches(folder, 48, steps=1)
 
 

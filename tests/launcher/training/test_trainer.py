@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(in_tmp, tiny_config, 
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert digest(train(tiny_config("classify", *settings))) == whole
-    assert "set aside as step_0000006.damaged" in capsys.readouterr().out
+    assert "moved to step_0000006.damaged" in capsys.readouterr().out
     assert without_clock(read_metrics(RUNS / "teacher")) == without_clock(read_metrics(RUNS / "whole"))
 
 
@@ -204,8 +204,8 @@ def test_a_step_at_which_the_figure_does_not_exist_is_not_the_best(in_tmp, tiny_
         ("val/miou", "evaluation gives no metric 'val/miou'; nearest are .*val/class_map/pooled_iou"),
         ("val/class_map/per_image_oiu", "nearest are val/class_map/per_image_iou, "),
         ("val/grad/pooled_iou", "nearest are val/class_map/pooled_iou"),  # no kind of cam.kinds
-        ("val/class_map/false_alarm_area", "of which less is better"),
-        ("val/class_map/chimney_area", "of which less is better"),
+        ("val/class_map/false_alarm_area", "for which lower is better"),
+        ("val/class_map/chimney_area", "for which lower is better"),
     ],
 )
 def test_a_best_of_a_figure_that_will_not_be_there_is_refused_before_the_first_step(in_tmp, tiny_config, figure, said):
@@ -255,7 +255,7 @@ def test_a_finished_run_is_not_trained_again(in_tmp, tiny_config, capsys):
     first = digest(train(tiny_config("classify")))
     assert digest(train(tiny_config("classify"))) == first
     said = capsys.readouterr().out
-    assert "all 4 steps were done already" in said and "damaged samples" not in said
+    assert "all 4 steps are already done" in said and "damaged samples" not in said
 
 
 def test_other_settings_in_the_same_folder_are_refused(in_tmp, tiny_config):
@@ -312,7 +312,7 @@ def test_sigterm_while_no_batch_comes_ends_the_run_with_its_last_checkpoint(in_t
         time.sleep(100)
 
     monkeypatch.setattr(Inputs, "batches_from", lambda self, step, **ranks: watch(stalls(self, step, **ranks), 480.0))
-    with pytest.raises(Stopped, match="waited for a batch after step 3, which did not come"):
+    with pytest.raises(Stopped, match="waiting for a batch that did not arrive after step 3"):
         train(tiny_config("classify", "train.steps=20"))
     run = RUNS / "teacher"
     assert [path.name for path in checkpoints(run)] == ["step_0000002"]
@@ -449,6 +449,6 @@ def test_a_gpu_whose_memory_ends_is_told_with_what_to_do(in_tmp, tiny_config, mo
 
     losses = Classify.forward
     monkeypatch.setattr(Classify, "forward", full)
-    with pytest.raises(RunError, match=r"step 3: the memory of the GPU ended \(CUDA out of memory\. .*" + advice):
+    with pytest.raises(RunError, match=r"step 3: the GPU ran out of memory \(CUDA out of memory\. .*" + advice):
         train(tiny_config("classify", *overrides))
     assert json.loads((RUNS / "teacher/failure.json").read_text())["step"] == 2

@@ -283,7 +283,7 @@ def test_mask_shards_that_are_missing_or_of_other_images_are_told(train, tmp_pat
         MaskFolder(tmp_path, train)
     for shard in train.index.shards:
         write_tar(tmp_path / shard.name, [("other", {"png": encode_mask(np.zeros((2, 2), dtype=np.uint8))})])
-    with pytest.raises(DataError, match=f"holds 'other', the images have '{train.keys[0]}': it belongs to other"):
+    with pytest.raises(DataError, match=f"holds 'other' where the images have '{train.keys[0]}': it belongs to other"):
         MaskFolder(tmp_path, train)(0)
 
 
@@ -350,5 +350,5 @@ def test_what_a_transform_gives_beside_the_view_joins_the_batch(train):
 
 
 def test_a_transform_cannot_replace_what_every_sample_has(train):
-    with pytest.raises(DataError, match="gives 'box', which every sample has"):
+    with pytest.raises(DataError, match="gives 'box', a name that every sample already has"):
         view_of(train, 0, also(box=np.zeros(4)), np.random.default_rng(0))

@@ -99,7 +99,7 @@ def test_neighbours_are_drawn_evenly_and_anew_in_each_epoch():
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        ([None, Frame("a", 1), Frame("b", 1)], "here: data.pairs wants two frames of a clip, and there are none"),
+        ([None, Frame("a", 1), Frame("b", 1)], "here: data.pairs needs two frames of one clip, but there are none"),
         ([Frame("a", 1), Frame("a", 9)], "here: frames of a clip are 8 apart or more; data.pairs is 5: raise it"),
         ([Frame("a", 1), Frame("a", 2), Frame("a", 2)], "here: two frames of the clip 'a' have the number 2"),
     ],

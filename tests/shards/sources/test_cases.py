@@ -120,8 +120,8 @@ def test_what_nobody_can_know_is_refused_with_its_place(case, arguments, message
     ("table", "message"),
     [
         ("extra_cell.csv", "extra_cell.csv: line 2: 3 cells .*the header has 2: .'image', 'label'."),
-        ("latin1.csv", "latin1.csv: line 2: byte 0xf6 is not UTF-8; save the file anew as UTF-8"),
-        ("utf16.csv", "utf16.csv: is UTF-16 or no text; wanted UTF-8"),
+        ("latin1.csv", "latin1.csv: line 2: byte 0xf6 is not UTF-8; save the file again as UTF-8"),
+        ("utf16.csv", "utf16.csv: is UTF-16 or not text; wanted UTF-8"),
         ("key_to_label.json", "key_to_label.json: row 'a': is 1; wanted an object with 'label' and 'group'"),
         ("items_list.json", r"items_list.json: its 'items' are .*; wanted an object \{key: row\}"),
         ("int_keys.json", "int_keys.json: row 0: its key is 1; wanted text"),

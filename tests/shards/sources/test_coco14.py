@@ -247,7 +247,7 @@ def test_splits_of_other_classes_are_refused(tmp_path):
 def test_a_second_run_keeps_what_is_there_and_another_order_is_refused(tmp_path):
     arguments = ("--root", unpacked(tmp_path / "coco", coco_files(2014)), "--out", tmp_path / "out", "--split", "val")
     shards_coco14(*arguments)
-    assert "val: is there already" in shards_coco14(*arguments)
+    assert "val: already exists, made of" in shards_coco14(*arguments)
     shards_coco14(*arguments, "--paint", "order", fails="exists already, made of something else (source")
 
 
@@ -301,7 +301,7 @@ def test_the_same_image_in_two_folders_is_refused(tmp_path):
         files_of([{"id": 7, "file_name": "1.jpg"}], images, "here")
     (found,) = files_of([{"id": 7, "file_name": "a/train2017/1.jpg"}], images, "here")
     assert found.path == str(tmp_path / "a/train2017/1.jpg")
-    with pytest.raises(DataError, match="train2017: the same file is there twice"):
+    with pytest.raises(DataError, match="train2017: the same file occurs twice"):
         find_files([tmp_path])
 
 
@@ -321,7 +321,7 @@ def test_the_same_image_in_two_folders_is_refused(tmp_path):
         ({"size": [6, 8], "counts": []}, "its 0 counts sum to 0"),
         ({"size": [6, 8], "counts": [24.0, 24]}, "counts are .*; wanted whole numbers"),
         ({"size": [6, 8], "counts": "0"}, "its 1 counts sum to 0"),
-        ({"size": [6, 8], "counts": "~"}, "are no run-length code"),
+        ({"size": [6, 8], "counts": "~"}, "are not a run-length code"),
         ({"size": [6, 8], "counts": "o"}, "end in the middle of a number"),
         ({"size": [8, 6], "counts": [48]}, "wanted polygons, or size .6, 8. and counts"),
     ],
@@ -397,7 +397,7 @@ def test_names_keep_their_folders_and_each_image_its_file(tmp_path):
         (lambda c: c["images"].insert(0, 7), r"images\[0\] is 7; wanted an object with id, file_name"),
         (lambda c: c["images"][0].update(height="6"), r"images\[0\] \(id 100\): height is '6'; wanted a whole number"),
         (lambda c: c["images"][0].update(width=0), "width is 0; wanted a whole number of pixels"),
-        (lambda c: c["images"][0].update(width=10**9, height=10**9), "image 100 is said to have 1000000000 x 10000000"),
+        (lambda c: c["images"][0].update(width=10**9, height=10**9), "image 100 is listed with 1000000000 x 10000000"),
         (lambda c: c["images"][0].update(file_name=None), "file_name is None; wanted a path"),
         (lambda c: c["annotations"][0].update(image_id=[100]), r"\(id 10\): image_id is \[100\]; wanted the id"),
         (lambda c: c["annotations"][0].update(iscrowd="0"), "annotation 10: iscrowd is '0'; wanted 0 or 1"),

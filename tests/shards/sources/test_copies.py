@@ -22,6 +22,6 @@ def table(tmp_path):
 def test_images_that_are_one_file_are_told_where_that_can_be_wrong(table):
     assert describe_copies(table((b"xx", "g", (1,)), (b"xy", "h", (1,)), (b"xx", "g", (1,)))) == ""  # in one group
     said = describe_copies(table((b"xx", "g", (1,)), (b"yy", "h", (1,)), (b"xx", "h", (1,)), (b"z", "i", ())))
-    assert said.startswith("1 images are there more than once, first 'k0' and 'k2': in different groups")
+    assert said.startswith("1 images occur more than once, first 'k0' and 'k2': in different groups")
     said = describe_copies(table((b"xx", "g", (1,)), (b"xx", "g", ()), (b"yy", "h", ()), (b"yy", "i", ())))
-    assert said.startswith("2 images are there more than once, of 1 the labels differ, first 'k0' and 'k1'")
+    assert said.startswith("2 images occur more than once (1 of them with different labels), first 'k0' and 'k1'")

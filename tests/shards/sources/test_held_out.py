@@ -142,7 +142,7 @@ def test_shares_are_read_and_what_is_none_is_refused():
         with pytest.raises(DataError, match="wanted a share between 0 and 1, or several .* val=0.2,tune=0.15"):
             parse_shares(wrong, "val", "train")
     for twice in ("val=0.2,val=0.1", "0.2,val=0.1", "train=0.2"):
-        with pytest.raises(DataError, match="give each part a name of its own"):
+        with pytest.raises(DataError, match="give each part its own name"):
             parse_shares(twice, "val", "train")
     with pytest.raises(DataError, match="holds out 95% of the rows; wanted 90% at most"):
         parse_shares("val=0.5,tune=0.45", "val", "train")

@@ -108,7 +108,7 @@ def test_groups_come_from_a_column_or_a_pattern(pets):
     write_csv(pets, "image,labels,group", ["photos/a.jpg,cat,one", "photos/b.jpg,dog,two"])
     assert read(pets, "t.csv").source.groups() == ["one", "two"]
     assert read(pets, "t.csv", group_pattern=r"photos/(.)").source.groups() == ["a", "b"]
-    wrong = {r"cam(\d)": "row 'photos/a.jpg': does not match", "x": "no group", "(": "no regular"}
+    wrong = {r"cam(\d)": "row 'photos/a.jpg': does not match", "x": "no group", "(": "is not a regular"}
     for pattern, message in wrong.items():
         with pytest.raises(DataError, match=message):
             read(pets, "t.csv", group_pattern=pattern)
@@ -169,7 +169,7 @@ def test_what_only_a_crowd_shows_is_in_no_label_and_wrong_annotations_are_told(p
 
 def test_names_that_another_separator_joins_are_no_class(pets):
     write_csv(pets, "image;labels", ["photos/a.jpg;cat,dog", "photos/b.jpg;cat", "photos/c.jpg;dog"])
-    with pytest.raises(DataError, match="'cat,dog' in 1 rows reads as several names .*--separator ','"):
+    with pytest.raises(DataError, match="'cat,dog' in 1 rows looks like several names .*--separator ','"):
         read(pets, "t.csv", None)
     with pytest.raises(DataError, match="'cat,dog' in 1 .several names. --separator ','"):
         read(pets, "t.csv", ("cat", "dog"))
@@ -206,7 +206,7 @@ def test_the_command_writes_both_splits_counts_every_class_and_keeps_groups_apar
     more = ("--labels", "test.csv", "--out", pets / "out", "--split", "more", "--may-lack-classes")
     shards_images("--root", pets, *more)
     assert ShardFolder(pets / "out/more").index.class_counts() == {"person": 0, "dog": 0, "cat": 1}
-    assert "is there already" in shards_images("--root", pets, *more)
+    assert "already exists, made of" in shards_images("--root", pets, *more)
     with pytest.raises(DataError, match="out/more: no image is labelled person, dog among 1"):
         shards_images("--root", pets, *more[:-1])  # as it would have been refused the first time
 
@@ -220,8 +220,8 @@ def test_splits_of_one_table_are_written_all_or_none(pets):
     assert not (pets / "out/new").exists()
     shutil.rmtree(pets / "out/train")  # as if the command had been killed before it wrote the second one
     said = shards_images(*arguments, "--split", "train")
-    assert "out/val: is there already, made of the same files" in said and "out/train: is there" not in said
-    assert shards_images(*arguments, "--split", "train").count("is there already") == 2
+    assert "out/val: already exists, made of the same files" in said and "out/train: already" not in said
+    assert shards_images(*arguments, "--split", "train").count("already exists, made of") == 2
     shutil.rmtree(pets / "out")
     whole = (pets / f"photos/{damaged}.jpg").read_bytes()
     (pets / f"photos/{damaged}.jpg").write_bytes(whole[:100])
@@ -249,11 +249,11 @@ def test_masks_of_several_classes_are_read_for_the_held_out_split_alone(pets):
     for number, key in enumerate(tune.keys):
         assert {*np.unique(tune.mask(number))} - {0} == {*IDS[key.removeprefix("photos_")]}
     said = shards_images(*arguments[:-3], "--out", pets / "no_masks", "--split", "train")
-    assert "5 images have a mask, which only --masks reads" in said
+    assert "5 images have a mask; pass --masks" in said
     (pets / "masks/photos/a.png").unlink()
     with pytest.raises(DataError, match="1 of 5 frames labelled with a class have no mask, first 'photos_a'"):
         shards_images(*arguments, "--split", "val2")
-    with pytest.raises(DataError, match="--hold-out 0.5: 'val' is named as what is held out and in --split"):
+    with pytest.raises(DataError, match="--hold-out 0.5: 'val' is named in --hold-out and in --split"):
         shards_images(*arguments, "--split", "val", "--hold-out", 0.5)
 
 
@@ -264,7 +264,7 @@ def test_what_is_left_out_of_folders_of_classes_and_copies_are_told(pets, capsys
     (pets / "sorted/dog/2.webp").write_bytes(b"?")
     said = shards_images("--root", pets / "sorted", "--out", pets / "out", "--split", "train")
     assert "1 files whose name ends with none of .jpg, .jpeg, .png are left out, first dog/2.webp" in said
-    assert "1 images are there more than once, of 1 the labels differ, first 'cat_1' and 'dog_1'" in said
+    assert "1 images occur more than once (1 of them with different labels), first 'cat_1' and 'dog_1'" in said
 
 
 def test_one_folder_alone_is_no_label(pets):

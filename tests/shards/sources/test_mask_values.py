@@ -33,11 +33,11 @@ def test_levels_are_classes_by_their_names(mode):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0=background,255", "'255' is no LEVEL=NAME, such as 0=background,255=cat"),
-        ("256=cat", "'256=cat' is no LEVEL=NAME"),
-        ("0=background,255=cats", "'cats' is no class; wanted one of background, ignore, cat, dog"),
-        ("0=background,255=cat,255=dog", "level 255 is there twice"),
-        ("other=background,other=dog", "level other is there twice"),
+        ("0=background,255", "'255' is not LEVEL=NAME, such as 0=background,255=cat"),
+        ("256=cat", "'256=cat' is not LEVEL=NAME"),
+        ("0=background,255=cats", "'cats' is not a class; wanted one of background, ignore, cat, dog"),
+        ("0=background,255=cat,255=dog", "level 255 occurs twice"),
+        ("other=background,other=dog", "level other occurs twice"),
     ],
 )
 def test_a_wrong_option_is_told(text, message):

@@ -51,7 +51,7 @@ def test_the_end_of_a_path_is_enough_where_it_is_allowed_and_only_one_file_has_i
 
 
 def test_a_name_that_may_be_two_files_is_refused_with_both():
-    with pytest.raises(DataError, match="list: 'a' may be a.jpg or a.png in here: two images go by the name"):
+    with pytest.raises(DataError, match="list: 'a' may be a.jpg or a.png in here: two images have this name"):
         names("a.jpg", "a.png").find("a", "list")
 
 

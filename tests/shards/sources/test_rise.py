@@ -87,7 +87,9 @@ def test_a_day_on_both_sides_is_refused(metadata, tmp_path):
 def test_a_name_without_a_day_and_a_name_not_listed_are_told(metadata, tmp_path):
     write_mp4(tmp_path / "videos/plain.mp4", 3)
     metadata.write_text(json.dumps([{**ROWS[0], "file_name": "plain"}]))
-    with pytest.raises(DataError, match="video 'plain': wanted a name CAMERA-VIEW-YYYY-MM-DD.*--group-by clip"):
+    with pytest.raises(
+        DataError, match="video 'plain': the name does not say the day; wanted CAMERA-VIEW-YYYY-MM-DD.*--group-by clip"
+    ):
         read_rise(metadata, tmp_path / "videos")
     (tmp_path / "some.txt").write_text("other\n")
     with pytest.raises(DataError, match="1 names are not in the metadata, first 'other'; its first is 'plain'"):
@@ -106,7 +108,7 @@ def test_a_list_may_name_the_files_of_the_clips(metadata, tmp_path):
 
 def test_two_videos_of_one_name_are_told(metadata, tmp_path):
     write_mp4(tmp_path / "videos/copy" / f"{ROWS[0]['file_name']}.mp4", 3)
-    with pytest.raises(DataError, match="two videos go by the name '0-7-2019-02-03"):
+    with pytest.raises(DataError, match="two videos have the name '0-7-2019-02-03"):
         read_rise(metadata, tmp_path / "videos")
 
 

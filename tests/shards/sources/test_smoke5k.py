@@ -104,7 +104,7 @@ def test_coloured_lossy_and_wrongly_sized_masks_are_told(root):
     with pytest.raises(DataError, match="1_10.png: mask is a colour image"):
         source[0]
     Image.fromarray(np.zeros((6, 8), dtype=np.uint8)).save(root / "gt/1_10.png", format="JPEG")
-    with pytest.raises(DataError, match="1_10.png: mask is no PNG"):
+    with pytest.raises(DataError, match="1_10.png: mask is not a PNG"):
         source[0]
     for size in (20, 40):
         (root / "gt/1_10.png").write_bytes((root / "gt/1_11.png").read_bytes()[:size])
@@ -165,5 +165,5 @@ def test_folders_are_part_of_a_name_and_groups_come_once(root):
     with pytest.raises(DataError, match="'1_10' is listed twice"):
         read_smoke5k(root, groups=root / "g.csv")
     (root / "g.csv").write_text("key,group\n1_10,a\n1_10.png,b\n")
-    with pytest.raises(DataError, match="'1_10.png' is there twice, with and without its ending"):
+    with pytest.raises(DataError, match="'1_10.png' occurs twice, with and without its ending"):
         read_smoke5k(root, groups=root / "g.csv")

@@ -156,7 +156,9 @@ def test_the_original_archives_give_the_bytes_of_the_unpacked_tree(tmp_path):
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["test", "train", "val"]
     made = json.loads((tmp_path / "b/train/made_of.json").read_text())["source"]
     assert made["masks_from"] == {"mask": 1, "SBD mask": 3}
-    assert shards_voc12("--root", raw, "--out", tmp_path / "b", "--may-lack-classes").count("is there already") == 3
+    assert (
+        shards_voc12("--root", raw, "--out", tmp_path / "b", "--may-lack-classes").count("already exists, made of") == 3
+    )
 
 
 def test_augmented_masks_may_lie_in_a_zip_beside_a_tar(tmp_path):
@@ -263,7 +265,7 @@ def test_what_cannot_be_had_is_told(tmp_path):
 
 def test_the_same_file_in_two_folders_is_refused(tmp_path):
     root = unpacked(tmp_path, {**augmented("a/SegmentationClassAug"), **augmented("b/SegmentationClassAug")})
-    with pytest.raises(DataError, match="augmented mask '2007_000001' is there twice: .*a/Seg.* and .*b/Seg"):
+    with pytest.raises(DataError, match="augmented mask '2007_000001' occurs twice: .*a/Seg.* and .*b/Seg"):
         find_files([root], tmp_path)
 
 
@@ -301,7 +303,7 @@ def test_a_second_run_keeps_what_is_there_and_another_source_is_refused(tmp_path
     arguments = ("--root", root, "--out", tmp_path / "out", "--split", "val")
     shards_voc12(*arguments)
     before = (tmp_path / "out/val/index.json").stat().st_mtime_ns
-    assert "val: is there already" in shards_voc12(*arguments)
+    assert "val: already exists, made of" in shards_voc12(*arguments)
     assert (tmp_path / "out/val/index.json").stat().st_mtime_ns == before
     (root / f"VOCdevkit/VOC2012/SegmentationClass/{VAL}.png").write_bytes(encode_mask(mask_of((5,), 2)))
     shards_voc12(*arguments, fails="exists already, made of something else (source")
@@ -362,7 +364,7 @@ def test_a_list_holds_ids_with_dots_and_blanks_and_pairs_of_paths(tmp_path):
         ("frame_1.7", "have no image, first 'frame_1.7'"),
         ("img -1", "have no image, first 'img -1'"),
         ("img\nJPEGImages/img.jpg", "'img' is listed twice"),
-        ("img.jpg frame_1.png", "has the image 'img' next to the mask of 'frame_1'; wanted a pair of one id"),
+        ("img.jpg frame_1.png", "pairs the image 'img' with the mask of 'frame_1'; wanted the same id"),
         ("VOC2007/JPEGImages/img.jpg", "have no image, first 'VOC2007/JPEGImages/img.jpg'"),
         (b"\xff\xfei\0m\0g\0", "mine.txt: is UTF-16"),
         ("", "mine.txt: lists no name"),
@@ -381,9 +383,9 @@ def test_images_may_be_pngs_and_one_id_has_one_image(tmp_path):
     source = read_voc12(find_files([unpacked(tmp_path / "one", tree)], tmp_path), "val")
     assert source[0].image.startswith(b"\xff\xd8") and source[0].image_label == (1,)
     tree["JPEGImages/a.jpg"] = picture(0)
-    with pytest.raises(DataError, match="image 'a' is there twice: .*a.jpg and .*a.png"):
+    with pytest.raises(DataError, match="image 'a' occurs twice: .*a.jpg and .*a.png"):
         find_files([unpacked(tmp_path / "two", tree)], tmp_path)
-    with pytest.raises(DataError, match="image 'a' is there twice"):
+    with pytest.raises(DataError, match="image 'a' occurs twice"):
         find_files([as_tar(tmp_path / "VOC.tar", tree)], tmp_path)
 
 

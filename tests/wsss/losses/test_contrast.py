@@ -256,7 +256,9 @@ def test_the_hash_is_splitmix64s():
 
 @pytest.mark.parametrize(("crop_size", "crop_num", "places"), [(8, 2, 0), (20, 1, 0), (4, 17, 16)])
 def test_an_image_too_small_for_its_crops_is_told(crop_size, crop_num, places):
-    with pytest.raises(ValueError, match=f"a 8 x 8 image has {places} places for crops of {crop_size} px"):
+    with pytest.raises(
+        ValueError, match=f"an image of 8 x 8 px has {places} places for .* method.crop_num is {crop_num}"
+    ):
         draw_crops(torch.zeros(1, 8, 8), torch.zeros(1).long(), crop_size=crop_size, crop_num=crop_num)
 
 

@@ -226,5 +226,5 @@ def test_mistakes_are_named():
     for grid in (-1.0, 0.05, math.nan):
         with pytest.raises(ValueError, match="wanted 0 for every pixel, or 0.1 or more"):
             dense_energy(image, logits, label, box, grid=grid)
-    with pytest.raises(ValueError, match="8 x 8 pixels have nothing left at scale 0.1"):
+    with pytest.raises(ValueError, match="nothing is left of 8 x 8 pixels at scale 0.1"):
         dense_energy(image, logits, label, box, scale=0.1)

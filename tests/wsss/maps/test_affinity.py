@@ -189,7 +189,7 @@ def test_bad_cues_are_refused():
     with pytest.raises(ValueError, match=r"scores \(1, 20, 16\)"):
         random_walk_refine(image, scores.transpose(0, 2, 1), cue_of(5))
     for options in ({"beta": 0.0}, {"log_t": -1}, {"log_t": 11}):
-        with pytest.raises(ValueError, match=r"beta is \S+, log_t \S+; wanted beta above 0, and log_t 0 to 10"):
+        with pytest.raises(ValueError, match=r"beta is \S+, log_t \S+; wanted beta above 0, and log_t from 0 to 10"):
             random_walk_refine(image, scores, cue_of(5), **options)
     with pytest.raises(ValueError, match="finite"):
         random_walk_refine(image, scores * np.nan, cue_of(5))

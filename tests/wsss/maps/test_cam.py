@@ -92,7 +92,7 @@ def test_one_forward_pass_serves_all_kinds():
 def test_an_unknown_kind_lists_those_there_are():
     vit = tiny_vit().eval()
     known = r"\['attention', 'class_map', 'grad', 'layer'\]"
-    with pytest.raises(ValueError, match=rf"cam.kinds: \['project'\] not among {known}"):
+    with pytest.raises(ValueError, match=rf"cam.kinds: \['project'\] are not among the kinds of this method, {known}"):
         view_maps(vit, Classify(vit).maps_of, torch.rand(1, 3, 32, 32), ["project"])
 
 
@@ -146,7 +146,7 @@ def other_vit():
         (tiny_cnn, "a CNN has no attention to read"),
         (tiny_segmenter, "a Segmenter has no attention to read"),
         (partial(tiny_vit, class_token=False), "no class token"),
-        (other_vit, "weights of OtherAttention are not read"),
+        (other_vit, "weights of OtherAttention cannot be read"),
     ],
 )
 def test_a_network_without_such_attention_is_told(network, reason):
@@ -280,5 +280,5 @@ def test_the_probability_of_a_frame_is_that_of_its_most_suspicious_window():
 def test_windows_off_the_networks_grid_are_refused():
     with pytest.raises(ValueError, match="must be multiples of the network's stride 16"):
         sliding_window(lambda image: ({}, image), window_px=500, step_px=256, stride=16)
-    with pytest.raises(ValueError, match="the step between"):
+    with pytest.raises(ValueError, match="the step at most the window"):
         sliding_window(lambda image: ({}, image), window_px=512, step_px=528, stride=16)

@@ -198,5 +198,5 @@ def test_mistakes_are_named():
             call(cam, three, **good)
     with pytest.raises(ValueError, match="resize the cams to the image first"):
         refined_label(torch.rand(1, 3, 8, 8), cam, present, box, **good)
-    with pytest.raises(ValueError, match="4 x 4 pixels have nothing left"):
+    with pytest.raises(ValueError, match="nothing is left of 4 x 4 pixels"):
         refined_label(torch.rand(1, 3, 4, 4), cam, present, box, down_scale=5, **good)

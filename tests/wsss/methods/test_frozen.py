@@ -164,7 +164,7 @@ def test_texts_come_with_a_checkpoint(clip):
     image = torch.rand(1, 3, 16, 16)
     assert torch.equal(known(image).cls_logits_BK, empty(image).cls_logits_BK)
     empty.check_begun()
-    with pytest.raises(ValueError, match="model.texts: nothing has read them; give model.text_weights"):
+    with pytest.raises(ValueError, match="model.texts: no CLIP has encoded them; give model.text_weights"):
         by_text(clip, weights=None, text_weights=None).check_begun()
 
 
@@ -173,18 +173,18 @@ def test_what_does_not_fit_is_told(clip, tmp_path):
         FrozenFeatures(tiny_vit())
     with pytest.raises(ValueError, match=r"attended \(3\) in \[0, 2\]"):
         FrozenFeatures(tiny_frozen(), attended=3)
-    wrong = {"depths of 2 blocks": {"layers": (5,)}, "a divisor": {"decoder_heads": 3}}
+    wrong = {"different blocks between -2 and 1": {"layers": (5,)}, "a divisor": {"decoder_heads": 3}}
     wrong |= {"entries for 1 classes": {"texts": ("a", "b")}, "without model.texts": {"text_weights": "x"}}
     wrong |= {"gone.pth: weights file is missing": {"second_weights": "gone.pth"}}
     wrong |= {"model.second: timm has no 'vit_tiny_patch16'; near": {"second": "vit_tiny_patch16"}}
     wrong |= {"model.second: timm cannot build .* with .*depth=x": {"second_options": {"depth": "x"}}}
     wrong |= {"model.texts and other_texts .*: one is empty; wanted words": {"texts": (" ",)}}
-    wrong |= {"'the sky' is there twice, and would stand against itself": {"texts": ("The  sky",)}}
+    wrong |= {"'the sky' is listed twice and would compete with itself": {"texts": ("The  sky",)}}
     wrong |= {"decoder_dim .0. >= 1": {"decoder_dim": 0}, "decoder_blocks .-1. >= 0": {"decoder_blocks": -1}}
     for said, options in wrong.items():
         with pytest.raises(ValueError, match=said):
             tiny_frozen(**options)
-    alone = "are of a second ViT: name it, model.second=NAME, or leave .* model.second_weights=null model.second_optio"
+    alone = "belong to a second ViT: name it with model.second=NAME, or leave .*=null model.second_options=null"
     with pytest.raises(ValueError, match=alone):
         build_frozen(1, timm_name="vit_tiny_patch16_224", timm_options={"depth": 1}, second_weights="x")
     for options, said in (({"par_iterations": -1}, "num_iter is -1"), ({"par_dilations": ()}, "dilations are ()")):
@@ -192,11 +192,11 @@ def test_what_does_not_fit_is_told(clip, tmp_path):
             FrozenFeatures(tiny_frozen(), attended=2, **options)
         with pytest.raises(ValueError, match=re.escape(said)):
             ToCo(tiny_toco(), **options)
-    with pytest.raises(ValueError, match="with model.texts nothing learns before: wanted 0"):
+    with pytest.raises(ValueError, match="wanted 0, since with model.texts nothing is trained before"):
         FrozenFeatures(by_text(clip), attended=2)
     with pytest.raises(ValueError, match="config.json, model.safetensors, vocab.json, merges.txt missing"):
         by_text(clip, text_weights=str(tmp_path))
-    with pytest.raises(ValueError, match="of another CLIP than model.weights"):
+    with pytest.raises(ValueError, match="is another CLIP than the one that model.weights comes from"):
         state = load_file(clip[1])
         save_file({**state, "norm.weight": state["norm.weight"] + 1}, tmp_path / "other.safetensors")
         by_text(clip, weights=str(tmp_path / "other.safetensors"))

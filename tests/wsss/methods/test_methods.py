@@ -167,7 +167,7 @@ def test_without_a_weight_nothing_is_compared_over_time():
 
 
 def test_pairs_are_wanted_whole_and_weights_in_their_range():
-    with pytest.raises(ValueError, match="a process has 3 images at a time, which are no pairs"):
+    with pytest.raises(ValueError, match="a process has 3 images at a time, which do not form pairs"):
         build("distill", time_weight=1.0).check_images(3)
     build("distill", time_weight=1.0, still=0.0).check_images(4)
     for options in ({"time_weight": -1.0}, {"still": 2.0}, {"still": -0.1}):
@@ -222,7 +222,7 @@ def test_a_teacher_follows_the_images_to_their_device():
 
 
 def test_what_a_teacher_does_not_have_is_named():
-    with pytest.raises(ValueError, match=r"no \['background'\], it has \['class_map', 'features'\]"):
+    with pytest.raises(ValueError, match=r"no \['background'\], only \['class_map', 'features'\]"):
         build("distill", target="class_map+background")
     with pytest.raises(ValueError, match=r"method.project_dim is 0; wanted 1 or more, or null"):
         build("distill", project_dim=0)
@@ -285,7 +285,9 @@ def test_a_shuffled_teacher_of_one_image_at_a_time_is_refused_since_it_would_be_
 
 @pytest.mark.parametrize("level", ["legacy.logits", "global"])
 def test_a_temperature_that_a_level_does_not_have_is_refused_at_once(level):
-    with pytest.raises(ValueError, match=rf"tau is 2.0 at the level '{level}'; only channel_softmax, logits have one"):
+    with pytest.raises(
+        ValueError, match=rf"tau is 2.0 at the level '{level}'; only channel_softmax, logits have a temperature"
+    ):
         Distill(tiny_vit(), Frozen(tiny_cnn()), level=level, tau=2.0)
     Distill(tiny_vit(), Frozen(tiny_cnn()), level="logits", tau=2.0)
 

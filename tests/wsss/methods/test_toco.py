@@ -177,7 +177,10 @@ def test_options_that_contradict_each_other_are_refused():
         ToCo(tiny_toco(3), cam_scales=(0.5, 1.5))
     with pytest.raises(ValueError, match="bg_threshold"):
         ToCo(tiny_toco(3), bg_threshold=0.8)
-    for options, said in (({"ptc_weight": -0.2}, "ptc has weight -0.2"), ({"seg_from": -1}, "seg .* begins at -1")):
+    for options, said in (
+        ({"ptc_weight": -0.2}, "ptc has weight -0.2"),
+        ({"seg_from": -1}, "seg .* starts at step -1"),
+    ):
         with pytest.raises(ValueError, match=said):
             ToCo(tiny_toco(3), **options)
     for size in ({"decoder_dim": 0}, {"dilation": 0}):

@@ -147,7 +147,7 @@ def test_sums_at_every_threshold_are_those_of_the_masks():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (torch.zeros(1, 2, 3), r"scores \(1, 2, 3\) and truth \(2, 2\) must have one size"),
+        (torch.zeros(1, 2, 3), r"scores \(1, 2, 3\) and truth \(2, 2\) must have the same size"),
         (torch.full((1, 2, 2), torch.nan), "4 of 4 scores are NaN"),
     ],
 )

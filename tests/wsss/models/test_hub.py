@@ -29,7 +29,7 @@ def offline(monkeypatch, tmp_path):
 
 def test_weights_are_refused_without_waiting_and_what_to_do_is_said(offline, tmp_path):
     wanted = (
-        f"model.weights=PATH/model.safetensors; or copy the cache .* to {tmp_path}/cache .*{offline} does not answer"
+        f"model.weights=PATH/model.safetensors, or copy the cache .* to {tmp_path}/cache .*{offline} does not answer"
     )
     with pytest.raises(ValueError, match=wanted):
         build_cnn(1, timm_name=NAME, weights="timm")

@@ -123,7 +123,9 @@ def test_what_a_pyramid_cannot_is_told():
         ):
             METHODS[method](swin)
     for build in (build_vit, build_toco):
-        with pytest.raises(ValueError, match="is a SwinTransformer, not a ViT .* model cnn with output_stride: null"):
+        with pytest.raises(
+            ValueError, match="is a SwinTransformer, not a ViT .* needs model.name=cnn with output_stride: null"
+        ):
             build(1, timm_name="swin_tiny_patch4_window7_224", timm_options=dict(SWIN))
 
 
@@ -140,8 +142,8 @@ def test_what_a_pyramid_cannot_is_told():
             {"output_stride": None},
             "does not run as a network of 64 x 128 px .* of any size, such",
         ),
-        ("mvitv2_tiny", {"output_stride": None}, r"gives features \(1, 8, 768\), no map"),
-        ("crossvit_tiny_240", {"output_stride": None}, "gives a list, no map"),
+        ("mvitv2_tiny", {"output_stride": None}, r"gives features \(1, 8, 768\) instead of a map"),
+        ("crossvit_tiny_240", {"output_stride": None}, "gives a list instead of a map"),
         ("resnet10t", {"output_stride": 32, "timm_options": {"output_stride": 8}}, "wanted .* null for its own"),
     ],
 )

@@ -61,5 +61,7 @@ def test_content_moves_to_the_upper_left_and_edges_are_repeated():
 
 
 def test_a_shift_of_a_cell_or_more_is_refused():
-    with pytest.raises(ValueError, match="model.shift_px is -16; wanted less than a cell of 16 pixels either way"):
+    with pytest.raises(
+        ValueError, match="model.shift_px is -16; wanted less than one cell, 16 pixels, in either direction"
+    ):
         build_cnn(2, timm_name="resnet10t", shift_px=-16)

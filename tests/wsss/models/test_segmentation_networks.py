@@ -98,9 +98,9 @@ def test_the_class_map_is_the_logit_of_the_softmax_probability(build, cell_px, d
 def test_they_can_be_frozen_and_have_no_grad_cam_layer(build, cell_px, dim):
     network = build()
     assert not Frozen(network)(torch.rand(1, 3, 32, 32)).seg_logits_BChw.requires_grad
-    with pytest.raises(ValueError, match="no Grad-CAM layer: read kind 'seg'"):
+    with pytest.raises(ValueError, match="no Grad-CAM layer; use kind 'seg'"):
         network.grad_cam_layer(-1)
-    with pytest.raises(ValueError, match="no Grad-CAM layer: read kind 'seg'"):
+    with pytest.raises(ValueError, match="no Grad-CAM layer; use kind 'seg'"):
         network.as_map(torch.rand(1), torch.rand(1))
 
 

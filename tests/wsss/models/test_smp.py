@@ -59,7 +59,7 @@ def test_initial_weights_are_a_file_and_nothing_is_downloaded(smp, tmp_path, mon
     assert all(torch.equal(value, donor[key]) for key, value in started.backbone.state_dict().items())
     with pytest.raises(ValueError, match="belong to another network"):
         build_smp(1, architecture="segformer", encoder="mit_b1", weights=str(tmp_path / "mit_b0.pth"))
-    with pytest.raises(ValueError, match="model.weights: 'mit_b0' is none of timm's; give a file"):
+    with pytest.raises(ValueError, match="model.weights: 'mit_b0' is not an encoder of timm; give a file"):
         build_smp(1, architecture="fpn", encoder="mit_b0", weights="timm")
     whole = timm.create_model("convnext_atto", num_classes=7)
     torch.save(whole.state_dict(), tmp_path / "atto.pth")
@@ -77,7 +77,7 @@ def test_initial_weights_are_a_file_and_nothing_is_downloaded(smp, tmp_path, mon
 @pytest.mark.parametrize(
     ("architecture", "encoder", "message"),
     [
-        ("dpt", "resnet18", "model.architecture: 'dpt' is none of unet, .*segformer"),
+        ("dpt", "resnet18", "model.architecture: there is no 'dpt'; choose one of unet, .*segformer"),
         ("unet", "resnet19", "model.encoder: there is no 'resnet19'; near: resnet18"),
         ("unet", "tu-convnext_ato", "there is no 'tu-convnext_ato'; near: tu-convnext_atto"),
         ("linknet", "mit_b0", "model.encoder: 'mit_b0' does not run as a linknet encoder .*not supported for Linknet"),
@@ -92,7 +92,9 @@ def test_images_that_it_cannot_take_are_told(smp):
     network = build_smp(1, architecture="upernet", encoder="resnet18", options=SMALL["upernet"])
     with pytest.raises(ValueError, match="images of 64 x 70 px; this decoder takes .* multiples of 32"):
         network(torch.rand(2, 3, 64, 70))
-    with pytest.raises(ValueError, match="a BatchNorm of this SMP gets one cell of one image of 512 px, over which it"):
+    with pytest.raises(
+        ValueError, match="for one image of 512 px a BatchNorm of this SMP sees a single value per channel"
+    ):
         refuse_lone_cell(network, 512)  # of the image's mean, whatever its size
 
 
@@ -102,6 +104,6 @@ def test_images_that_it_cannot_take_are_told(smp):
 )
 def test_an_option_without_effect_is_told(smp, encoder, option):
     with pytest.raises(
-        ValueError, match=f"model.options: '{option}' is none of decoder_attention_type, decoder_channel"
+        ValueError, match=f"model.options: there is no '{option}'; choose from decoder_attention_type, decoder_channel"
     ):
         build_smp(1, architecture="unet", encoder=encoder, options={option: 1})

@@ -182,11 +182,13 @@ def test_the_dark_channel_prior_trains_the_attention():
     (gradient,) = torch.autograd.grad(losses["dark_loss"], vit.backbone.blocks[-1].attn.qkv.weight)
     assert gradient.abs().sum() > 0
     for other in (tiny_cnn(), tiny_toco()):
-        with pytest.raises(ValueError, match="unless the model is a vit: the attention of a (CNN|ToCoNet) is not read"):
+        with pytest.raises(
+            ValueError, match="unless the model is a vit: training does not read the attention of a (CNN|ToCoNet)"
+        ):
             Classify(other, dark_weight=0.5)
     without = tiny_vit(class_token=False, global_pool="avg")
     Classify(without)
-    with pytest.raises(ValueError, match="no class token, whose attention is wanted"):
+    with pytest.raises(ValueError, match="no class token, whose attention is needed"):
         Classify(without, dark_weight=0.5)
 
 

@@ -36,5 +36,5 @@ def test_the_refiner_that_leaves_the_range_or_the_size_is_named():
             run_chain(steps, image, scores, {})
     with pytest.raises(ValueError, match="from -0.5 to 0.25"):  # too low at one place alone
         run_chain([Step("low", lambda _, scores: 0.5 - scores, False)], image, scores, {})
-    with pytest.raises(ValueError, match=r"refiner 'cut' gave scores \(1, 1, 2\) for \(1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"refiner 'cut' made scores of shape \(1, 1, 2\) out of \(1, 2, 2\)"):
         run_chain([Step("cut", lambda _, scores: scores[:, :1], False)], image, scores, {})

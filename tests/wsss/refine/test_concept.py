@@ -66,7 +66,7 @@ def test_its_maps_refine_scores_as_clips_do():
 def test_prompts_that_sam_3_cannot_read_are_refused(concept):
     with pytest.raises(ValueError, match="wanted one or more per class"):
         encode_concepts(concept, [["smoke"], []])
-    with pytest.raises(ValueError, match=r"has \d+ tokens, SAM 3 reads 32; shorten it"):
+    with pytest.raises(ValueError, match=r"has \d+ tokens, but SAM 3 reads at most 32; shorten it"):
         encode_concepts(concept, [["very " * 30]])
 
 

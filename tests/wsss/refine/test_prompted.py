@@ -135,7 +135,9 @@ def test_a_folder_says_which_files_are_wanted_and_what_was_found(folders, tmp_pa
     state = load_file(folders["sam2"] / "model.safetensors")
     state.pop("mask_decoder.iou_token.weight")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"another network than config.json says: 1 missing keys \['mask_decoder.iou_"):
+    with pytest.raises(
+        ValueError, match=r"another network than config.json describes: 1 missing keys \['mask_decoder.iou_"
+    ):
         load_prompted(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     with pytest.raises(ValueError, match="model_type is 'resnet'; wanted a SAM, SAM 2 or SAM 3, one of sam, sam2"):
