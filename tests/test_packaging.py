@@ -34,7 +34,10 @@ def test_the_dockerfile_installs_everything_from_what_is_not_ignored():
 
 
 def test_ci_runs_the_oldest_and_the_newest_python():
-    (job,) = read_yaml(".github/workflows/ci.yml")["jobs"].values()
+    jobs = read_yaml(".github/workflows/ci.yml")["jobs"]
+    job, oldest = jobs["test"], jobs["oldest"]
+    assert oldest["steps"][1]["with"] == {"python-version": PYTHONS[0]}
+    assert "--resolution lowest-direct" in oldest["steps"][2]["run"]
     tested = job["strategy"]["matrix"]["python"]
     assert (tested[0], tested[-1]) == (PYTHONS[0], PYTHONS[-1]) and set(tested) <= set(PYTHONS)
     assert job["steps"][-1] == {"run": ".ci/run"}

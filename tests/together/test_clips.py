@@ -108,7 +108,7 @@ def test_drawn_clips_and_numbered_frames_come_from_the_command(tmp_path, monkeyp
             "3": Frame("v1", 25),
         }
     table(7, 7, 0, 25)
-    assert "row '1.jpg': frame 7 of 'v0' is row '0.jpg' already" in str(wsss("smoke", *given, "--out", "e"))
+    assert "row '1.jpg': frame 7 of 'v0' is already in row '0.jpg'" in str(wsss("smoke", *given, "--out", "e"))
     for wrong in ("late", "1_000", "1.5", 10**20):
         table(7, wrong, 0, 25)
         assert f"'at' is '{wrong}'; wanted the number of the frame" in str(wsss("smoke", *given, "--out", "e"))

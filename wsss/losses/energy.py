@@ -37,9 +37,9 @@ def dense_energy(
 ) -> Tensor:
     """Energy of the class probabilities S at `scale` times the image's size, as a mean over images.
 
-        E = -1/B sum_bki S'_ki G_i (A S')_ki, S' = S inside the box, 0 outside A_ij = exp(-|p_i - p_j|^2 / (2 (scale
-        sigma_xy)^2) - |I_i - I_j|^2 / (2 sigma_rgb^2)), j = i included G_i = max(0, 1 - max_k S_ki), 1 where the label
-        is 255: labelled, confident pixels are not penalised
+        E = -1/B sum_bki S'_ki G_i (A S')_ki,    S' = S inside the box, 0 outside
+        A_ij = exp(-|p_i - p_j|^2 / (2 (scale sigma_xy)^2) - |I_i - I_j|^2 / (2 sigma_rgb^2)),   j = i included
+        G_i = max(0, 1 - max_k S_ki), 1 where the label is 255: labelled, confident pixels are not penalised
 
     The published filter, a permutohedral lattice, returns about 0.5 to 0.6 of this sum in the same direction (golden
     `energy`). Neither that factor nor the published weight 1e-7 is in here.
@@ -49,7 +49,8 @@ def dense_energy(
         seg_logits_BChw: resized to (H, W) before the softmax.
         label_BHW: class ids, of which only 255 matters.
         box_B4: valid rectangle (y0, y1, x0, x1) in pixels, half-open.
-        sigma_rgb: in 1/255 of the colour range. sigma_xy: in pixels of (H, W).
+        sigma_rgb: in 1/255 of the colour range.
+        sigma_xy: in pixels of (H, W).
         gate: False takes G = 1.
         gradient: with respect to S, G held constant. "published": -2 G (A S') / B. "true": -(G (A S') + A (G S')) / B,
             the derivative; its filter runs over 2 C maps.

@@ -68,9 +68,9 @@ class Method(nn.Module):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """{name: scalar int64}: what the method's losses are means over, if not images: for example labelled pixels or
         pairs. The launcher averages the losses of the parts of a step with equal weights, however many pixels each part
-        has. So such a mean must be computed as the sum over the part, divided by batch["totals"][name] (the count over
-        the whole step) and multiplied by batch["shares"] (the number of parts). Then the loss of a step does not depend
-        on the number of processes and micro-batches.
+        has. So such a mean must be computed as the sum over the part, divided by the `name` of batch["totals"] (the
+        count over the whole step) and multiplied by batch["shares"] (the number of parts). Then the loss of a step does
+        not depend on the number of processes and micro-batches.
 
         Args:
             batch: as the loader gives it, on the host, its images not yet floats.

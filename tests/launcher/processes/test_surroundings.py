@@ -150,7 +150,7 @@ def test_files_of_the_working_folder_or_the_users_path_are_not_run_instead_of_ou
     done = subprocess.run(argv, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert "gone.yaml: config file is missing" in done.stderr and "mine" not in done.stderr + done.stdout
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(studies.RunError, match="ended with 2"):
+    with pytest.raises(studies.RunError, match="ended with code 2"):
         studies.execute_here(["train", "gone.yaml"])
 
 

@@ -134,7 +134,7 @@ def test_a_name_in_a_list_may_lack_the_ending_that_the_table_has(table):
     assert selected(table, ["c", "photos/b", "photos/a"]) == ["c", "photos/b.PNG", "photos/a.jpg"]
     with pytest.raises(DataError, match="list.txt: 'photos/a.jpg' is listed twice"):
         selected(table, ["photos/a", "photos/a.jpg"])
-    with pytest.raises(DataError, match=r"'a' may be a.jpg or a.png in .*t.csv: two images go by the name"):
+    with pytest.raises(DataError, match=r"'a' may be a.jpg or a.png in .*t.csv: two images have this name"):
         selected(table, ["a"], rows={"a.jpg": {}, "a.png": {}})
 
 
@@ -168,5 +168,7 @@ def test_a_folder_where_a_table_is_wanted_is_no_missing_file(tmp_path):
     (tmp_path / "Annotations").mkdir()
     with pytest.raises(DataError, match="Annotations: is a folder; wanted a file: a table of labels"):
         table_at(tmp_path, "Annotations")
-    with pytest.raises(DataError, match="labels.csv: file is missing; .*neither below the root of the images nor here"):
+    with pytest.raises(
+        DataError, match="labels.csv: file is missing; .*neither below the root of the images nor in the working folder"
+    ):
         table_at(tmp_path, "labels.csv")
