@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -95,7 +94,6 @@ def write_sam2(folder: Path) -> Path:
 
 def write_sam3(folder: Path) -> Path:
     """A random SAM 3 in the publisher's format, that of a video model with detector and tracker, and its tokenizer."""
-    pytest.importorskip("transformers", minversion="5", reason="SAM 3 is in transformers since 5")
     from support.clips import write_clip_tokens
     from transformers import Sam3VideoConfig, Sam3VideoModel
 

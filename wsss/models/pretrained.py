@@ -73,7 +73,7 @@ def load_folder(folder: str | Path, kinds: Mapping[str, str], what: str) -> Any:
     network: Any = getattr(transformers, name, None)
     if network is None:
         raise ValueError(
-            f"{folder}: transformers {transformers.__version__} has no {name}; pip install -U 'transformers>=5,<6'"
+            f"{folder}: transformers {transformers.__version__} has no {name}; pip install -U 'transformers>=5.12,<6'"
         )
     logging.disable_progress_bar()  # a bar per process for a second's work
     before = logging.get_verbosity()
