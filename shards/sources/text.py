@@ -155,8 +155,8 @@ def select_rows(
         column: COLUMN, whose cells are names of splits, or COLUMN=NAME where the table calls this split NAME.
 
     Raises:
-        DataError: a list and a column; see listed_rows and rows_of_split; or neither, and a column `split` says that
-            some of the rows are of other splits.
+        DataError: a list and a column; see listed_rows and rows_of_split; or neither, and a column `split` says
+            anything but this split.
     """
     if only is not None and column is not None:
         raise DataError(f"--list {only} and --split-column {column} both say which rows to take; give one")
@@ -164,11 +164,12 @@ def select_rows(
         return listed_rows(rows, only, where)
     if column is not None:
         return rows_of_split(rows, where, *((column, split) if "=" not in column else column.split("=", 1)))
-    said = Counter(str(row[SPLIT]).strip() for row in rows.values() if isinstance(row, dict) and SPLIT in row)
-    if split in said and len(said) > 1:
+    said = Counter(str(row.get(SPLIT, "") if isinstance(row, dict) else "").strip() for row in rows.values())
+    if set(said) != {split} and any(name.lower() not in EMPTY for name in said):
+        column = SPLIT if split in said else f"{SPLIT}=NAME"
         raise DataError(
-            f"{where}: its column '{SPLIT}' says {counted(said)}: take the rows of '{split}' alone with --split-column "
-            f"{SPLIT}, or all of them after that column has another name"
+            f"{where}: its column '{SPLIT}' says {counted(said)}; wanted only '{split}': take the rows of one of them "
+            f"with --split-column {column}, or all after that column has another name"
         )
     return rows
 

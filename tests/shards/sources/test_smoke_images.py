@@ -77,8 +77,10 @@ def test_a_column_says_of_which_split_a_row_is(frames):
         for split, column in (("train", "split"), ("val", "split=valid"))
     ]
     assert keys == [[f"frame{n}" for n in range(4)], [f"frame{n}" for n in range(4, 8)]]
-    with pytest.raises(DataError, match="'train' in 4 rows, 'valid' in 4 rows: take the rows of 'train' alone"):
+    with pytest.raises(DataError, match="'train' in 4 rows, 'valid' in 4 rows; wanted only 'train'"):
         read_table(frames, "t.csv", split="train")  # else what is judged on would be learned from
+    with pytest.raises(DataError, match="wanted only 'val': .*--split-column split=NAME"):
+        read_table(frames, "t.csv", split="val")
 
 
 @pytest.mark.parametrize(

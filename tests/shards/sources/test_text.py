@@ -148,8 +148,15 @@ def test_a_list_that_names_paths_in_another_way_is_told_which(table):
 def test_a_column_of_splits_selects_rows_and_is_never_passed_over(table):
     assert selected(table, column="split") == ["photos/a.jpg", "c"]
     assert selected(table, split="dev", column="split=val") == ["photos/b.PNG"]
-    with pytest.raises(DataError, match="says 'train' in 2 rows, 'val' in 1 rows: take the rows of 'val' alone with"):
+    wanted = "says 'train' in 2 rows, 'val' in 1 rows; wanted only '{}': .* with --split-column {}, or all after"
+    with pytest.raises(DataError, match=wanted.format("val", "split")):
         selected(table, split="val")
+    with pytest.raises(DataError, match=wanted.format("dev", "split=NAME")):
+        selected(table, split="dev")  # what the table calls otherwise: all rows would be judged on, or learned from
+    with pytest.raises(DataError, match="says 'train' in 1 rows; wanted only 'val'"):
+        selected(table, split="val", rows={"a": {"split": "train"}})
+    with pytest.raises(DataError, match="says '' in 2 rows, 'val' in 1 rows; wanted only 'val'"):
+        selected(table, split="val", rows={"a": ["cat"], "b": {"split": ""}, "c": {"split": "val"}})
     with pytest.raises(DataError, match="says 'train' in 2 rows, 'val' in 1 rows, and nowhere 'dev'; say --split-col"):
         selected(table, split="dev", column="split")
     with pytest.raises(DataError, match="row 'a': no 'part'; .*see --split-column"):
@@ -160,8 +167,8 @@ def test_a_column_of_splits_selects_rows_and_is_never_passed_over(table):
 
 def test_rows_are_all_of_a_split_that_no_column_names(table):
     assert selected(table, ["c"]) == ["c"]  # a list says enough
-    assert selected(table, split="all") == list(PATHS)
-    assert selected(table, rows={"a": ["cat"], "b": {"split": "train"}}) == ["a", "b"]
+    assert selected(table, rows={"a": ["cat"], "b": {"split": None}, "c": {"split": "NaN"}}) == ["a", "b", "c"]
+    assert selected(table, rows={"a": {"split": "train"}, "b": {"split": " train"}}) == ["a", "b"]
 
 
 def test_a_folder_where_a_table_is_wanted_is_no_missing_file(tmp_path):
