@@ -84,8 +84,8 @@ def sums_by_group(sums: Sequence[np.ndarray], groups: Sequence[str]) -> tuple[li
 
 
 def resampled_mious(runs: Sequence[np.ndarray], *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """(runs, R) mIoU when whole groups (photographs, videos) are drawn anew with replacement, the same for all runs; NaN
-    where no labelled pixel is.
+    """(runs, R) mIoU when whole groups (photographs, videos) are drawn anew with replacement, the same for all runs;
+    NaN where no labelled pixel is.
 
         mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
 
