@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
-SETS = ("layers", "scales", "cam_scales", "par_dilations")  # lists of numbers that must not repeat, as in lists of names
+SETS = ("layers", "scales", "cam_scales", "par_dilations")  # lists of numbers that must not repeat, like lists of names
 
 
 LARGEST = 65_536  # number of a network: widths, depths and sizes are a tenth of it (D-180)
