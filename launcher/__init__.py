@@ -1,1 +1,1 @@
-"""Running it at scale: Accelerate, MLflow, checkpoints, jobs, reports, the `wsss` command."""
+"""Running at scale: Accelerate, trackers, checkpoints, jobs, reports, the `wsss` command."""

@@ -1,4 +1,4 @@
-"""The `wsss` command. Each subcommand is one short call into a room; heavy imports wait until one is chosen."""
+"""The `wsss` command. Each subcommand is one short call into a room, and imports heavy packages only when it runs."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ COMMANDS = (
     *(evaluate, report, study, trajectory),
     *(doctor, status, replay, export, track, bench),
 )
-ORDER = [  # of `wsss --help`: in which a user works
+ORDER = [  # in `wsss --help`: the order in which a user works
     *("init", "shards", "plan", "train"),
     *("infer", "cues", "refine", "segment", "pack-voc", "predict"),
     *("evaluate", "report", "study", "trajectory"),
@@ -45,12 +45,12 @@ ORDER = [  # of `wsss --help`: in which a user works
 ]
 
 
-# Their product lies in files, so that it is no failure where what they say of it is lost.
+# Their results are in files, so losing their output is not a failure.
 WORK = {"init", "train", "infer", "cues", "refine", "segment", "predict", "evaluate", "report", "study"}
 
 
 class InOrderOfWork(typer.core.TyperGroup):
-    """Lists commands and groups of commands in one order; Typer by itself lists all groups behind the commands."""
+    """Lists commands and groups of commands in one order; Typer would list all groups after the commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=ORDER.index)
@@ -79,7 +79,7 @@ def options(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What comes before a subcommand."""
+    """Options before a subcommand."""
     require_here(RUNS)
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     from launcher.streams import lost_output
 
     for name in set(os.environ) - set(without_accelerate(os.environ)):
-        del os.environ[name]  # the config says what they would
+        del os.environ[name]  # the config decides instead
     with ending_in_time(), report_user_errors():
         require_ours()
         if found := forget_group():

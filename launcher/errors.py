@@ -10,13 +10,13 @@ from traceback import extract_tb
 
 from launcher.streams import outlive_output
 
-# Set for processes that `launch` started: a file that says that the run was stopped; next to it FILE.errors for what
-# the launcher of several processes would bury below its own account.
+# Set for processes that `launch` started: path of a file whose existence says that the run was stopped. FILE.errors
+# beside it holds errors that the launcher of several processes would bury in its own output.
 LAUNCHED = "WSSS_LAUNCHED"
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong. The message says file, key, got, wanted."""
+    """The configuration is wrong. The message names file, key, what was got and what was wanted."""
 
 
 class RunError(RuntimeError):
@@ -29,7 +29,7 @@ class ImageError(RunError):
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Whatever fails inside as an ImageError that says where; what is not an image's fault stays as it is."""
+    """Turn an error inside the block into an ImageError that says where; errors not caused by an image are kept."""
     try:
         yield
     except (ConfigError, RunError):
@@ -48,7 +48,7 @@ def naming(where: str) -> Iterator[None]:
 
 
 def place_of(error: Exception) -> str:
-    """Where an error arose, FILE:LINE; if that is a library, also from which line of other code. "" if nothing says."""
+    """Where an error was raised, FILE:LINE; if that is in a library, also the line that called it. "" if not known."""
     frames = extract_tb(error.__traceback__)
     code = [frame for frame in frames if "site-packages" not in frame.filename]
     ends = dict.fromkeys(f"{os.path.basename(one.filename)}:{one.lineno}" for one in (*frames[-1:], *code[-1:]))
@@ -57,8 +57,8 @@ def place_of(error: Exception) -> str:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """End the process with code 2 and one message, no traceback, for an error that the user can fix. First thing in
-    every process that is started as a program: from here on no print can end it."""
+    """End the process with code 2 and one message, without a traceback, for an error that the user can fix. The first
+    call in every program: from here on no print can end it."""
     outlive_output()
     try:
         yield
@@ -73,13 +73,13 @@ def report_user_errors() -> Iterator[None]:
         message = f"error{rank}: {said or without_traceback(str(error))}"
         print(message, file=sys.stderr, flush=True)
         if mark := os.environ.get(LAUNCHED):
-            with suppress(OSError), open(f"{mark}.errors", "a") as file:  # who launched us may be gone
+            with suppress(OSError), open(f"{mark}.errors", "a") as file:  # the launching process may be gone
                 file.write(f"{message}\n")
         sys.exit(2)
 
 
 def explain_machine(error: Exception) -> str | None:
-    """What a disk refuses or a machine lacks, by its own cause; None for what may be a mistake of ours."""
+    """A message for an error of the disk or the machine, found by its cause; None if it may be a bug of ours."""
     from shards.batches.waiting import explain_loader
     from shards.files import OF_THE_MACHINE, tell_refusal
 
@@ -91,7 +91,7 @@ def explain_machine(error: Exception) -> str | None:
 
 
 def explain_memory(error: Exception) -> str | None:
-    """What a refused allocation means, of Python, numpy or torch; None for any other error."""
+    """A message for a failed allocation of Python, numpy or torch; None for any other error."""
     text = without_traceback(str(error))
     of_torch = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", text)
     if not isinstance(error, MemoryError) and not of_torch and type(error).__name__ != "OutOfMemoryError":
@@ -101,7 +101,7 @@ def explain_memory(error: Exception) -> str | None:
 
 
 def meets_file(error: OSError) -> bool:
-    """Whether a folder was to be made, or looked into, where a file has its name."""
+    """Whether a folder was to be made, or looked into, at a path that is a file."""
     if not isinstance(error, FileExistsError | NotADirectoryError) or error.filename is None:
         return False
     path = Path(os.fsdecode(error.filename))
@@ -109,7 +109,7 @@ def meets_file(error: OSError) -> bool:
 
 
 def explain_partner(error: Exception) -> str | None:
-    """What gloo means when another process of the run is late or gone; None for any other error."""
+    """A message for gloo's error when another process of the run is late or gone; None for any other error."""
     text = str(error)
     if not isinstance(error, RuntimeError) or "gloo/transport" not in text:
         return None
@@ -122,7 +122,7 @@ def explain_partner(error: Exception) -> str | None:
 
 @contextmanager
 def user_error_as(kind: type[Exception]) -> Iterator[None]:
-    """A ValueError of the science, which knows no user, as one that is reported without a traceback."""
+    """Turn a ValueError of `wsss` into an error that is reported without a traceback."""
     try:
         yield
     except ValueError as error:
@@ -130,7 +130,7 @@ def user_error_as(kind: type[Exception]) -> Iterator[None]:
 
 
 def without_traceback(message: str) -> str:
-    """A loader process packs its traceback into the message; what it had to say begins at its last error's name."""
+    """A loader process's message without the traceback in it: the text from the last error's name on."""
     if "Original Traceback" not in message:
         return message
     return re.split(r"^[\w.]+Error: ", message.strip(), flags=re.MULTILINE)[-1]

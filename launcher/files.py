@@ -1,5 +1,5 @@
-"""Where runs lie, and the configs that ship; how a file is written whole (see shards.files), and what becomes of a
-damaged one."""
+"""Where runs are, and the configs that ship with the package; what happens to damaged files. Writing whole files:
+shards.files."""
 
 import json
 import os
@@ -48,16 +48,16 @@ __all__ = [
 Given = TypeVar("Given", Path, Path | None, list[Path])
 
 RUNS = Path(os.environ.get("WSSS_RUNS") or "runs")
-OUTPUTS = "WSSS_OUTPUTS"  # where jobs write, if not into their run
+OUTPUTS = "WSSS_OUTPUTS"  # folder or URL into which jobs write instead of their run
 URL_AS_PATH = re.compile(r"([a-z][a-z0-9+.]+:)/(.*)")
-HERE = Path("configs")  # where somebody works who has changed the project's, or has some of their own
+HERE = Path("configs")  # changed or own configs in the working folder
 PACKAGED, BESIDE = Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs"
 SHIPPED = PACKAGED if PACKAGED.is_dir() else BESIDE  # as installed from a wheel, and in a checkout
 
 
 def find_shipped(named: str | Path) -> Path:
-    """The file that a path, or a name such as demo/teacher, means: itself, else one in ./configs, else one that ships
-    with the package. Where there is none, the path as it is."""
+    """The file that a path, or a name such as demo/teacher, means: the path itself, else a file in ./configs, else one
+    that ships with the package. If there is none, the path unchanged."""
     path = Path(named)
     inside = path.relative_to(HERE) if path.parts[:1] == HERE.parts else path
     names = (inside, Path(f"{inside}.yaml"))
@@ -66,7 +66,7 @@ def find_shipped(named: str | Path) -> Path:
 
 
 def list_shipped(pattern: str) -> dict[str, Path]:
-    """{name: file} of the YAMLs in ./configs and of those that ship, by their path there, such as demo/teacher."""
+    """{name: file} of the YAMLs in ./configs and of those that ship; a name is a path there, such as demo/teacher."""
     found: dict[str, Path] = {}
     for folder in (SHIPPED, HERE):  # the nearer one wins
         found |= {str(path.relative_to(folder).with_suffix("")): path for path in folder.glob(f"{pattern}.yaml")}
@@ -74,20 +74,20 @@ def list_shipped(pattern: str) -> dict[str, Path]:
 
 
 class Damaged(DataError):
-    """A file that a run keeps for itself is empty or no JSON, as a power cut may leave it."""
+    """A file of a run is damaged, for example empty or not JSON, as a power cut may leave it."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a file.
 
     Raises:
-        Damaged: it is none; names the file.
+        Damaged: it holds anything else; names the file.
     """
     return parse_json(path.read_bytes(), path)
 
 
 def find_json(place: Place) -> dict[str, Any] | None:
-    """The same of a file here or at a URL; None if there is none. Raises Damaged, or DataError if a store fails."""
+    """The same for a file here or at a URL; None if there is none. Raises Damaged, or DataError if a store fails."""
     if isinstance(place, Path) and not is_there(place):
         return None
     data = read_if_there(place)
@@ -106,7 +106,7 @@ def parse_json(data: bytes, path: Place) -> dict[str, Any]:
 
 
 def set_aside(path: Place, why: object) -> bool:
-    """Rename a damaged file to NAME.damaged, in place of an older one, and say so; returns False, since it is gone."""
+    """Rename a damaged file to NAME.damaged, replacing an older one, and say so; returns False: the file is gone."""
     aside = f"{name_of(path)}.damaged"
     try:
         if isinstance(path, Path):
@@ -114,7 +114,7 @@ def set_aside(path: Place, why: object) -> bool:
         else:
             rename_at(path, aside)
         print(f"{why}; moved to {aside}; a new file is started", file=sys.stderr, flush=True)
-    except FileNotFoundError:  # another process of the run has done so
+    except FileNotFoundError:  # another process of the run has done it
         pass
     except OSError as error:
         print(f"{why}; could not be moved aside ({error})", file=sys.stderr, flush=True)
@@ -122,8 +122,7 @@ def set_aside(path: Place, why: object) -> bool:
 
 
 def require_here(path: Given) -> Given:
-    """The path, paths, or None. Raises DataError if a URL was given, of which Path has made s3:/bucket: nobody looks
-    there."""
+    """The path, paths, or None, unchanged. Raises DataError for a URL, which Path turns into a local s3:/bucket."""
     for one in path if isinstance(path, list) else [path]:
         if found := URL_AS_PATH.match(str(one)):
             raise DataError(
@@ -134,22 +133,22 @@ def require_here(path: Given) -> Given:
 
 
 def typed(*words: object) -> str:
-    """A `wsss` command as it is typed in a shell, whatever characters its folders have."""
+    """A `wsss` command as it is typed in a shell, with quotes where needed."""
     return shlex.join(["wsss", *map(str, words)])
 
 
 def place_run(path: Path) -> Path:
-    """The folder of a run, or something in it: `runs/...`, as configs and pages name it, lies below RUNS."""
+    """The path of a run's folder, or of something in it: `runs/...` in configs and on pages means a path below RUNS."""
     require_here(path)
     return RUNS.joinpath(*path.parts[1:]) if path.parts[:1] == ("runs",) and not path.exists() else path
 
 
 def place_outputs(path: Path) -> Place:
-    """Where what jobs write at a path of a run lies: there, or at the same path below the folder or URL that
-    WSSS_OUTPUTS names, in place of the folder of runs.
+    """Where jobs write the outputs for a path of a run: there, or, if WSSS_OUTPUTS names a folder or URL, at the same
+    path below that instead of below the folder of runs.
 
     Raises:
-        DataError: WSSS_OUTPUTS is no place, or the run lies in no folder of runs.
+        DataError: WSSS_OUTPUTS is not a valid place, or the run is not in a folder of runs.
     """
     asked = os.environ.get(OUTPUTS, "").strip()
     if not asked:
@@ -164,7 +163,7 @@ def place_outputs(path: Path) -> Place:
 
 
 def place_masks(place: object) -> Place:
-    """Mask shards: at a URL, in a folder, or, where they are those of a run, where its outputs lie."""
+    """The place of mask shards: a URL, a folder or, if they belong to a run, where its outputs are."""
     found = place_of(place)  # type: ignore[arg-type]
     if is_url(found):
         return found
@@ -173,6 +172,6 @@ def place_masks(place: object) -> Place:
 
 
 def root_of(run: Path) -> Path:
-    """The folder of runs that a run lies in, wherever one stands: RUNS, or the next one above it that is named so."""
+    """The folder of runs that contains a run: the nearest folder above it that is RUNS or named `runs`; else RUNS."""
     above, ours = run.absolute().parents, RUNS.absolute()
     return next((path for path in above if path == ours or path.name == "runs"), ours)

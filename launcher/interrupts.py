@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in time, whatever it is doing: one line, exit code 130 or 143."""
+"""Ctrl-C and SIGTERM end a command in time, whatever it is doing, with one line and exit code 130 or 143."""
 
 import atexit
 import multiprocessing
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-GRACE_S = 2.0  # that a command has to end in order
+GRACE_S = 2.0  # how long a command may take to end normally
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
@@ -20,18 +20,17 @@ came: list[int] = []  # signals that asked this command to end
 
 
 class Interrupted(KeyboardInterrupt):
-    """Python ends a process by SIGINT, whatever its exit code, once `exec` has seen a plain KeyboardInterrupt."""
+    """Raised instead of a plain KeyboardInterrupt, which ends a Python process by SIGINT, whatever its exit code."""
 
 
 @contextmanager
 def ending_in_time() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM kill the worker processes and raise KeyboardInterrupt, and the process ends with the
-    block. The exception alone may be lost, in a destructor or in C code that imports; or what it ends waits for a
-    thread or a store. So the process ends GRACE_S later in any case, and at the second signal at once: what a command
-    writes is whole or absent.
+    """Inside the block, SIGINT and SIGTERM kill the worker processes and raise KeyboardInterrupt; the process ends with
+    the block. The exception may be lost in a destructor or in importing C code, or the cleanup may wait for a thread or
+    a store. So the process ends after GRACE_S in any case, and at once at a second signal; every file that a command
+    writes is complete or absent.
 
-    A signal that is ignored, as below nohup, or that somebody else handles stays so. In another thread than the main
-    one nothing changes.
+    A signal that is ignored, as below nohup, or handled by others remains so. Outside the main thread nothing changes.
     """
     ours: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
@@ -43,7 +42,7 @@ def ending_in_time() -> Iterator[None]:
     except BaseException:
         if not came:
             raise
-        atexit._run_exitfuncs()  # what may lie in TMPDIR; to take all modules apart would last seconds
+        atexit._run_exitfuncs()  # cleans up TMPDIR; a normal exit would take seconds to unload all modules
         end_now()
     finally:
         for number in ours if not came else []:
@@ -65,15 +64,14 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: torch's C++ aborts where an exception comes out of an import that it asked
-    for."""
+    """Whether a module is being imported: torch's C++ aborts if an exception leaves an import that it requested."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None
 
 
 def hush(_: Any) -> None:
-    """What destructors and threads say that this breaks."""
+    """Drop the messages of destructors and threads that the interruption breaks."""
 
 
 def end_later() -> NoReturn:

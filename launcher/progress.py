@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing off rank 0."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; only on rank 0."""
 
 import os
 import sys
@@ -9,14 +9,14 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_EVERY_S = 15.0
-LINE_WORDS = 100  # signs in a line that is looked at while it goes by
+LINE_WORDS = 100  # characters of a line that is read while it scrolls by
 
 
 class Progress:
-    """Count up to `total` and say how fast it goes and how long it will take.
+    """Counts up to `total`, and shows the rate and the time left.
 
     Args:
-        initial: what was done before, by an earlier process.
+        initial: number done before, by an earlier process.
         enabled: False on all ranks but the first.
     """
 
@@ -31,7 +31,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=initial, desc=label, unit=unit, **size) if terminal else None
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count; the last `note` stays next to the bar and in the plain lines."""
+        """Count; the last `note` remains next to the bar and in the plain lines."""
         self.done += amount
         self.note = note or self.note
         if self.bar is not None:
@@ -42,7 +42,7 @@ class Progress:
             say(self.line(), file=sys.stderr)
 
     def say(self, words: str) -> None:
-        """See the function of this name; nothing off rank 0."""
+        """See the function of this name; only on rank 0."""
         if self.enabled:
             say(words, file=sys.stderr)
 
@@ -60,20 +60,20 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
-            sys.stderr.flush()  # its end of line, before what is said next on stdout
+            sys.stderr.flush()  # its end of line, before the next output on stdout
 
 
 def say(words: str, *, file: Any = None) -> None:
-    """A line of its own on stdout, or another stream, that leaves a bar whole if one stands on the terminal: whatever
-    is said while something goes on is said by this."""
+    """Print a line on stdout, or another stream, without breaking a bar on the terminal. All messages during long work
+    use it."""
     stream = sys.stdout if file is None else file
-    with tqdm.external_write_mode(file=stream):  # a bar is drawn again only after this line went out
+    with tqdm.external_write_mode(file=stream):  # the bar is drawn again only after this line was written
         stream.write(f"{words}\n")
         stream.flush()
 
 
 def fit_words(words: Sequence[str]) -> str:
-    """As many of these words as a line takes, the first ones in any case."""
+    """As many of these words as fit into a line, but always the first."""
     line = words[0]
     for more in words[1:]:
         if len(line) + len(more) + 2 > LINE_WORDS:
@@ -83,10 +83,11 @@ def fit_words(words: Sequence[str]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """H:MM:SS, or M:SS below an hour, as bars have it."""
+    """H:MM:SS, or M:SS below an hour, as in bars."""
     return tqdm.format_interval(round(seconds))
 
 
 def terminal_size() -> dict[str, Any]:
-    """Of a bar on a terminal that does not say its own, as below `docker exec -t`: tqdm would show nothing there."""
+    """The size of a bar on a terminal that does not know its own size, as below `docker exec -t`, where tqdm would show
+    nothing."""
     return {} if all(os.get_terminal_size(sys.stderr.fileno())) else {"ncols": 80, "nrows": 24}

@@ -1,4 +1,4 @@
-"""Output that ends nothing: where the terminal is gone, `tee` is dead or the disk under the log is full, it is lost."""
+"""Output that cannot end a program: if the terminal or `tee` is gone, or the log's disk is full, it is lost instead."""
 
 import contextlib
 import io
@@ -7,14 +7,15 @@ import select
 import sys
 from typing import Any
 
-BUSY_S = 5.0  # that a pipe which takes nothing just now is waited for, where writing to it does not wait by itself
+BUSY_S = 5.0  # how long to wait for a full pipe in non-blocking mode
 
 
 class Lossy(io.RawIOBase):
-    """A file descriptor to which writing always succeeds; what it does not take is dropped, the next is tried again.
+    """A file descriptor to which writing always succeeds: what it does not accept is dropped, and later writes are
+    tried again.
 
     Attributes:
-        error: the last one.
+        error: the last error.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -44,10 +45,10 @@ class Lossy(io.RawIOBase):
 
 
 def outlive_output() -> None:
-    """From now on nothing that is printed to stdout or stderr can end this process; doing it twice changes nothing."""
+    """From now on, printing to stdout or stderr cannot end this process; a second call changes nothing."""
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
-        if stream is None:  # it was closed before we were started
+        if stream is None:  # it was closed before this process started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif raw_of(stream) is None:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # no descriptor: text in memory
@@ -58,7 +59,7 @@ def outlive_output() -> None:
                 options = {key: getattr(stream, key) for key in ("line_buffering", "write_through")}
                 errors = (
                     "backslashreplace" if stream.errors == "strict" else stream.errors
-                )  # what ASCII has no sign for
+                )  # for characters that are not ASCII
                 setattr(sys, name, io.TextIOWrapper(lossy, stream.encoding, errors, **options))
 
 

@@ -1,10 +1,10 @@
-"""The cache of remote files: named by their sha256, verified before they get that name, least recently used out.
+"""The cache of remote files, which are named by their sha256 and verified before they get that name.
 
     WSSS_CACHE     its folder; default ~/.cache/wsss. A local disk: network file systems may lack locks.
-    WSSS_CACHE_GB  its size limit in GB; default 50. The least recently used files make room.
+    WSSS_CACHE_GB  its size limit in GB; default 50. The least recently used files are removed first.
 
 Data sets whose shards have equal names never mix, and a second run finds what the first one fetched. Locks (flock) make
-it safe for any number of processes: one fetches, the others wait for it, and what a process has open is not evicted.
+it safe for any number of processes: one fetches, the others wait for it, and files that a process has open are kept.
 """
 
 import fcntl
@@ -25,13 +25,13 @@ from shards.tars import sha256_of
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.05  # while another process fetches what this one waits for
-STUCK_S = 340.0  # without a byte: that process is stopped or its disk hangs; one that tries has given up before
-LOCK_S = 60.0  # what is done under the lock of the whole folder is short
+STUCK_S = 340.0  # without a byte: that process is stopped or its disk hangs; while trying, it gives up earlier
+LOCK_S = 60.0  # for the lock of the whole folder, under which only short work is done
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A remote file, and what it must be."""
+    """A remote file, with the size and hash that it must have."""
 
     url: str
     bytes: int
@@ -43,7 +43,7 @@ class Cache:
     """A folder of verified files.
 
     Attributes:
-        limit: of its size, in bytes. Files in use stay even where they alone are more.
+        limit: of its size, in bytes. Files in use are kept even if they exceed it.
     """
 
     folder: Path
@@ -51,13 +51,13 @@ class Cache:
 
     @staticmethod
     def from_environment() -> "Cache":
-        """As WSSS_CACHE and WSSS_CACHE_GB say; raises DataError if the folder or the number cannot be."""
+        """The cache that WSSS_CACHE and WSSS_CACHE_GB describe; raises DataError if folder or number is not usable."""
         asked = os.environ.get("WSSS_CACHE") or "~/.cache/wsss"
         if is_url(asked):
             raise DataError(f"WSSS_CACHE is {asked}, a URL; name a folder on a local disk")
         try:
             folder = Path(asked).expanduser()
-        except RuntimeError as error:  # a user that is a number, without HOME
+        except RuntimeError as error:  # a user without a name and without HOME
             raise DataError(
                 f"there is no place for the cache of remote shards ({error}); name a folder with WSSS_CACHE"
             ) from error
@@ -75,7 +75,7 @@ class Cache:
         return Cache(folder=folder, limit=limit)
 
     def open(self, wanted: Wanted) -> int:
-        """A descriptor of the file, fetched if it is not there. Close it with `release`: until then it stays.
+        """A descriptor of the file, fetched if it is not there. The file is kept until `release` closes it.
 
         Raises:
             DataError: not fetched after several tries, or the cache cannot be read or written.
@@ -95,7 +95,7 @@ class Cache:
             waits.once()
 
     def held(self, wanted: Wanted) -> int | None:
-        """The file if it is there, locked against eviction and marked as used now."""
+        """The file if it is there, locked against removal and marked as just used."""
         path = self.folder / wanted.sha256
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -113,8 +113,11 @@ class Cache:
         return descriptor
 
     def fetch(self, wanted: Wanted, waited_s: float = 0.0) -> int | None:
-        """Fetch, check, and take in the file, which has been waited for so long; None if another process does so now,
-        or has just done."""
+        """Fetch, check and store the file; None if another process is doing this or has just done it.
+
+        Args:
+            waited_s: how long this process has already waited for it.
+        """
         path, part = self.folder / wanted.sha256, self.part(wanted)
         try:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
@@ -143,11 +146,11 @@ class Cache:
         return descriptor
 
     def part(self, wanted: Wanted) -> Path:
-        """The file while it comes; its lock says who fetches it."""
+        """The file while it is being fetched; the process that fetches it holds its lock."""
         return self.folder / f".{wanted.sha256}.part"
 
     def make_room(self, size: int) -> None:
-        """Remove the least recently used files that nobody has open, until `size` more bytes keep to the limit."""
+        """Remove the least recently used files that are not open, until `size` more bytes fit within the limit."""
         with exclusive(self.folder / ".lock"):
             files = sorted(self.files())
             total = sum(size_of_file for _, size_of_file, _ in files)
@@ -168,7 +171,7 @@ class Cache:
                     yield stat.st_mtime, stat.st_size, path
 
     def drop_if_damaged(self, wanted: Wanted) -> bool:
-        """Whether the file's bytes rotted in the cache; then it is removed, and the next `open` fetches it again."""
+        """Whether the file's bytes changed in the cache; then it is removed, and the next `open` fetches it again."""
         path = self.folder / wanted.sha256
         if path.is_file() and sha256_of(path) == wanted.sha256:
             return False
@@ -177,7 +180,7 @@ class Cache:
 
 
 class Patience:
-    """Waits while another process fetches a file, and loses patience when no byte has come for STUCK_S."""
+    """Waits while another process fetches a file; raises an error if no byte has arrived for STUCK_S."""
 
     def __init__(self, part: Path, wanted: Wanted) -> None:
         self.part, self.wanted = part, wanted
@@ -198,12 +201,12 @@ class Patience:
             )
 
     def waited_s(self) -> float:
-        """Since the last byte."""
+        """Seconds since the last byte."""
         return time.monotonic() - self.since
 
 
 def try_lock(descriptor: int, kind: int, path: Path) -> bool:
-    """Take a lock, if it is free. Raises DataError where the file system has none."""
+    """Take a lock if it is free. Raises DataError if the file system has no locks."""
     try:
         held = take_lock(descriptor, kind)
     except OSError as error:
@@ -214,21 +217,21 @@ def try_lock(descriptor: int, kind: int, path: Path) -> bool:
 
 
 def release(descriptor: int) -> None:
-    """Give up a file: unlocked by name, since a fork may have a copy of the descriptor, which would keep the lock."""
+    """Unlock and close a file; closing is not enough, since a fork's copy of the descriptor would keep the lock."""
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 def is_still(descriptor: int, path: Path) -> bool:
-    """Whether the file is the one of this name, not one renamed or removed between opening and locking."""
+    """Whether the file still has this name, and was not renamed or removed between opening and locking."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
 
 
 def remove_unused(path: Path) -> bool:
-    """Remove a file unless a process holds its lock."""
+    """Remove a file unless a process holds its lock; returns whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -244,7 +247,7 @@ def remove_unused(path: Path) -> bool:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """One process and thread at a time; what is done inside is short."""
+    """Let one process and thread at a time do short work inside the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with suppress(PermissionError):  # other users may have another umask

@@ -1,8 +1,8 @@
-"""What jobs wrote, by its bytes: OUT/shards.json holds size and sha256 of every output shard, as index.json does of
-image shards. So a bit that flipped is found also where the member still decodes.
+"""OUT/shards.json holds size and sha256 of every output shard of a job, as index.json does for image shards. So a
+flipped bit is found even if the member still decodes.
 
-Whoever writes a shard leaves a hidden note beside it, before the shard gets its name; when all are there the notes
-become shards.json. OUT is a folder, or a URL, whose shards are read from verified copies.
+The writer of a shard puts a hidden note beside it before the shard gets its name; when all shards exist, the notes
+become shards.json. OUT is a folder or a URL; shards at a URL are read from verified copies.
 """
 
 import json
@@ -23,14 +23,14 @@ DIGESTS = "shards.json"
 
 
 class Written(NamedTuple):
-    """What a shard was when it was written."""
+    """Size and sha256 of a shard as it was written."""
 
     bytes: int
     sha256: str
 
     @staticmethod
     def of(content: Any) -> "Written":
-        """Raises ValueError or TypeError for what is none: the sha256 becomes the name of a copy."""
+        """Check and convert; raises ValueError or TypeError if it is none (the sha256 becomes a copy's name)."""
         size, sha256 = content
         if not isinstance(size, int) or not SHA256.fullmatch(sha256):
             raise ValueError(content)
@@ -42,12 +42,12 @@ def note_path(path: Place) -> Place:
 
 
 def read_now(path: Place) -> Written:
-    """Raises DataError if the file cannot be read."""
+    """Size and sha256 of a file as it is now. Raises DataError if it cannot be read."""
     return Written(size_of(path), sha256_at(path))
 
 
 def publish_noted(temporary: Path, path: Place) -> None:
-    """Give a shard that was just written its name, here or at a URL, after its note: none is there without one."""
+    """Give a shard that was just written its name, here or at a URL, after its note, so that none lacks a note."""
     write_at(note_path(path), json.dumps(read_now(temporary)))
     if isinstance(path, Path):
         publish(temporary, path)
@@ -56,7 +56,7 @@ def publish_noted(temporary: Path, path: Place) -> None:
 
 
 def find_written(path: Place) -> Written | None:
-    """What a shard was when it was written; None where nobody kept it, as before there was shards.json."""
+    """Size and sha256 of a shard as it was written; None if not recorded, as in folders of old versions."""
     note = look_at(note_path(path))
     with suppress(ValueError, TypeError):
         return Written.of(json.loads(note))
@@ -64,8 +64,8 @@ def find_written(path: Place) -> Written | None:
 
 
 def find_all_written(folder: Place, names: Sequence[str]) -> dict[str, Written]:
-    """What these shards were, of those of which it is known, in a few looks at the folder."""
-    there = list_names(folder)  # first: what is no note any more is in shards.json then
+    """{shard: its size and sha256 as written}, for those recorded; it reads the folder only a few times."""
+    there = list_names(folder)  # first, since notes that have gone by then are in shards.json
     kept = read_digests(folder)
     found = {
         name: find_written(join(folder, name)) if name_of(note_path(join(folder, name))) in there else kept.get(name)
@@ -75,7 +75,7 @@ def find_all_written(folder: Place, names: Sequence[str]) -> dict[str, Written]:
 
 
 def read_digests(folder: Place) -> dict[str, Written]:
-    """{shard: what it was}; {} where there is no shards.json, or a damaged one."""
+    """{shard: its size and sha256 as written}; {} if shards.json is missing or damaged."""
     path = join(folder, DIGESTS)
     if not isinstance(path, Path):
         return parse(look_at(path))
@@ -97,7 +97,7 @@ def parse(content: bytes) -> dict[str, Written]:
 
 
 def look_at(path: Place) -> bytes:
-    """A small file; nothing where there is none or it cannot be read. Raises DataError if a store does not answer."""
+    """A small file; empty if there is none or it cannot be read. Raises DataError if a store does not answer."""
     try:
         return read_if_there(path) or b""
     except OSError:
@@ -105,8 +105,8 @@ def look_at(path: Place) -> bytes:
 
 
 def find_change(path: Place) -> str:
-    """How a shard's bytes are not those that were written; "" if they are, or nobody knows. Raises DataError as
-    read_now."""
+    """How a shard's bytes differ from those that were written; "" if they do not or it is not known. Raises DataError
+    as read_now does."""
     written = find_written(path)
     if written is None:
         return ""
@@ -119,7 +119,7 @@ def find_change(path: Place) -> str:
 
 
 def write_digests(folder: Place, names: Sequence[str]) -> None:
-    """Make shards.json of the notes, and of the files themselves where there is none."""
+    """Make shards.json from the notes, and from the files themselves where a note is missing."""
     before, written = read_digests(folder), find_all_written(folder, names)
     now = {name: written.get(name) or read_now(join(folder, name)) for name in names}
     if now != before:
@@ -130,20 +130,19 @@ def write_digests(folder: Place, names: Sequence[str]) -> None:
 
 
 def want(url: Place, written: Written) -> Wanted:
-    """A shard of a URL, as the cache is asked for it."""
+    """A shard at a URL, in the form in which the cache is asked for it."""
     return Wanted(url=str(url), bytes=written.bytes, sha256=written.sha256)
 
 
 @contextmanager
 def held_here(path: Place, remedy: str, *, written: Written | None = None) -> Iterator[Path]:
-    """A shard as a file of this machine, as long as the block lasts: itself, or of a URL a copy that is what was
-    written.
+    """A shard as a local file for the block: the shard itself, or a verified copy of one at a URL.
 
     Args:
-        written: what it was, where that is known and its copy need not be read once more.
+        written: its size and sha256, if already known.
 
     Raises:
-        DataError: it does not come, or nobody knows what it was.
+        DataError: it cannot be fetched, or its size and sha256 are not recorded.
     """
     if isinstance(path, Path):
         yield path

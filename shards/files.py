@@ -1,7 +1,7 @@
-"""Files that are whole or absent, also after a power cut; locks; and what to do about what a disk refuses.
+"""Files that are complete or absent, also after a power cut; locks; advice on errors of the disk.
 
 File systems without locks (Lustre without flock, NFS without lockd), without sync of folders (SMB, sshfs, some FUSE) or
-without hard links (FAT, SMB, gcsfuse) are used as they are: the promises that need these are then weaker.
+without hard links (FAT, SMB, gcsfuse) work, too, with weaker guarantees.
 """
 
 import errno
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system without this call
+NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # from a file system without this call
 NO_LOCKS = {*NOT_OFFERED, errno.ENOLCK}
 NO_LINKS = {*NOT_OFFERED, errno.EPERM, errno.EMLINK, errno.EXDEV}
 NOT_FOR_FOLDERS = {*NOT_OFFERED, errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
@@ -39,14 +39,14 @@ REMEDIES = {
     errno.ENFILE: "too many files are open on this machine",
 }
 
-OF_THE_MACHINE = {  # never for a mistake of ours
+OF_THE_MACHINE = {  # never caused by a bug of ours
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
     *(errno.ELOOP, errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENFILE),
 }
 
 
 def tell_refusal(error: OSError, path: Path | None) -> str:
-    """Why the disk refuses a path, and what to do, each by its own cause; None where it is not known which path."""
+    """Why the disk refuses a path, and what to do about this cause. `path` is None if it is not known."""
     parts = () if path is None else (path, *path.parents)
     for part in reversed(parts):
         if os.path.islink(part) and not os.path.exists(part):
@@ -63,7 +63,7 @@ def tell_refusal(error: OSError, path: Path | None) -> str:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Of a file its bytes, of a folder its names; where the file system does not offer that, it is left out."""
+    """Force a file's bytes, or a folder's names, onto the disk, if the file system supports it."""
     refused = NOT_FOR_FOLDERS if path.is_dir() else NOT_OFFERED
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -82,14 +82,14 @@ def take_lock(
     """Lock an open file.
 
     Args:
-        wait_s: for another process that holds it.
-        of_process: a POSIX record lock, which child processes do not inherit, in place of a flock.
+        wait_s: how long to wait for another process that holds it.
+        of_process: take a POSIX record lock, which child processes do not inherit, instead of a flock.
 
     Returns:
-        Whether it is held now; None where the file system has no locks.
+        Whether it is held now; None if the file system has no locks.
 
     Raises:
-        OSError: anything else is wrong.
+        OSError: any other problem.
     """
     call, deadline = (fcntl.lockf if of_process else fcntl.flock), time.monotonic() + wait_s
     while True:
@@ -107,10 +107,10 @@ def take_lock(
 
 
 def link_or_move(temporary: Path, path: Path) -> None:
-    """Give a file its name unless another one has it, in one step where there are hard links.
+    """Give a file its name unless another file has it, in one step if there are hard links.
 
     Raises:
-        FileExistsError: another one has it.
+        FileExistsError: another file has it.
     """
     try:
         os.link(temporary, path)
@@ -125,11 +125,11 @@ def link_or_move(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A hidden name in the folder of `path` for the block to write to; the file takes its own name, in place of an
-    older one, when the block succeeds and its bytes are on the disk. When the block fails, nothing of it stays.
+    """A hidden name in the folder of `path` for the block to write to. When the block succeeds and its bytes are on the
+    disk, the file gets its own name, replacing an older one; if the block fails, the file is removed.
 
     Raises:
-        OSError: the disk does not take it, or the block wrote no file; `path` is as it was before.
+        OSError: the disk does not accept it, or the block wrote no file; `path` is as it was before.
     """
     with temporary_name(path) as temporary:
         yield temporary
@@ -137,10 +137,10 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is never seen half written; text as UTF-8.
+    """Write a file, complete or not at all; text as UTF-8.
 
     Raises:
-        OSError: the disk does not take it; the file is as it was before.
+        OSError: the disk does not accept it; the file is as it was before.
     """
     with appearing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -148,7 +148,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
-    """A hidden name in the folder of `path` that no other process has; what bears it at the end is removed."""
+    """A hidden name in the folder of `path` that no other process uses; a file left under it is removed at the end."""
     temporary = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -158,7 +158,7 @@ def temporary_name(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a file or folder its name, once its bytes are on the disk; a file takes the place of an older one."""
+    """Give a file or folder its name, once its bytes are on the disk; a file replaces an older one."""
     sync_to_disk(temporary)
     temporary.replace(path)
     sync_to_disk(path.parent)

@@ -1,4 +1,4 @@
-"""The samples of one folder of shards by number, wherever it lies."""
+"""The samples of one folder of shards by number, local or remote."""
 
 import json
 import os
@@ -25,14 +25,14 @@ REGIONS = TypeAdapter(dict[str, list[Box]])
 
 WINDOW = 8  # shards whose samples are mixed with each other: bounds open files and, for remote shards, the cache
 OPEN_FILES = 4 * WINDOW
-OPEN_REMOTE = 2 * WINDOW  # what is open is not evicted
+OPEN_REMOTE = 2 * WINDOW  # number of open remote shards, which the cache keeps
 
 
 class ShardFolder:
     """The samples of one folder of shards by number, 0..N-1 in index order.
 
-    Local shards are read where they lie. Of a URL the index is fetched now and each shard whole when first read, into
-    the cache of shards.cache.
+    Local shards are read in place. From a URL, the index is fetched now, and each shard as a whole when it is first
+    read, into the cache of shards.cache.
 
     Raises:
         DataError: no index, a shard missing or cut short, or masks where there must be none.
@@ -89,7 +89,7 @@ class ShardFolder:
         return f"{self.path_of(self.shard_of[number])}: sample '{self.keys[number]}'"
 
     def read(self, number: int, extension: str) -> bytes:
-        """One member's bytes: one positioned read.
+        """One member's bytes, by one positioned read.
 
         Raises:
             DataError: the shard is gone, unreadable, or not the one that was indexed.
@@ -117,7 +117,7 @@ class ShardFolder:
         return self._decoded(number, "jpg", decode_image)
 
     def mask(self, number: int) -> np.ndarray:
-        """(H, W) uint8 class ids, 255 = ignore. Raises DataError for label-only shards and ids that are no class."""
+        """(H, W) uint8 class ids, 255 = ignore. Raises DataError for label-only shards and unknown class ids."""
         if self.index.supervision != "pixel":
             raise DataError(f"{self.where(number)}: these shards are label-only, there is no mask to read")
         mask_HW = self._decoded(number, "png", decode_mask)
@@ -125,11 +125,11 @@ class ShardFolder:
         return mask_HW
 
     def about(self, number: int) -> dict[str, Any]:
-        """What the sample's json says: its label, size, source, group and, in pixel shards, regions."""
+        """The sample's json: its label, size, source, group and, in pixel shards, regions."""
         return self._decoded(number, "json", decode_about)
 
     def regions(self, number: int) -> dict[str, list[Box]]:
-        """Named boxes of a sample in pixel shards, {} where there are none."""
+        """Named boxes of a sample in pixel shards; {} if there are none."""
         try:
             return REGIONS.validate_python(self.about(number).get("regions", {}))
         except ValidationError as error:
@@ -145,7 +145,7 @@ class ShardFolder:
         raise DataError(f"{self.folder}: has no shard '{shard_name}'")
 
     def prefetch(self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]) -> None:
-        """Fetch in the background what comes after the window of shards that this sample is in; local: nothing to do.
+        """Fetch in the background what comes after this sample's window of shards; does nothing for local shards.
 
         Args:
             order_of: epoch -> the shards in its order.
@@ -157,7 +157,7 @@ class ShardFolder:
     def following(
         self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]
     ) -> tuple[tuple[int, int], list[int]]:
-        """The window of shards that a sample is in, as (epoch, number), and the shards of it and of the next one."""
+        """A sample's window of shards, as (epoch, number), and the shards of this window and of the next."""
         order = order_of(epoch)
         window = int(np.flatnonzero(order == self.shard_of[number])[0]) // WINDOW
         following = order[window * WINDOW : (window + 2) * WINDOW].tolist()  # first what is left of this window
@@ -189,12 +189,12 @@ class ShardFolder:
             os.close(descriptor)
 
     def _decoded(self, number: int, extension: str, decode: Callable[[bytes, str], Decoded]) -> Decoded:
-        """A member, decoded. Where it is damaged in the cache but not in the index's account, from a new copy."""
+        """A member, decoded; if its copy in the cache is damaged, from a new copy."""
         try:
             return decode(self.read(number, extension), self.where(number))
         except DataError:
             shard_number = int(self.shard_of[number])
-            if self.cache is None or shard_number not in self._files:  # the shard itself did not come
+            if self.cache is None or shard_number not in self._files:  # the shard itself could not be fetched
                 raise
             if not self.cache.drop_if_damaged(self._wanted(shard_number)):
                 raise
@@ -203,7 +203,7 @@ class ShardFolder:
 
 
 def close_all(files: Mapping[int, int]) -> None:
-    """Close descriptors. A lock of the cache ends with the last copy of its descriptor: a fork's end is not ours."""
+    """Close descriptors. A lock of the cache ends with the last copy of its descriptor, so a fork may close its own."""
     for descriptor in files.values():
         os.close(descriptor)
 
@@ -213,7 +213,7 @@ def verify_command(folder: Place) -> str:
 
 
 def check_size(folder: Path, shard: Shard) -> None:
-    """Raise DataError unless the shard is there, readable and as long as the index says."""
+    """Raise DataError unless the shard exists, is readable and has the length in the index."""
     path = folder / shard.name
     size = path.stat().st_size if path.is_file() else None
     if size != shard.bytes:

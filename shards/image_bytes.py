@@ -1,4 +1,4 @@
-"""Images and masks as the bytes of a file, read and written; whatever a decoder raises becomes a SampleError."""
+"""Images and masks as bytes of a file, decoded and encoded; any error of a decoder becomes a SampleError."""
 
 import io
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     """Encoded image -> (H, W, 3) uint8 RGB. EXIF rotation is not applied: masks are drawn on the stored pixels.
 
     Raises:
-        SampleError: the bytes are no complete image, one of a mode that RGB cannot show (see pixels.rgb_of), or one of
+        SampleError: the bytes are not a complete image, its mode cannot be shown in RGB (see pixels.rgb_of), or it has
             so many pixels that it must be an attack.
     """
     return decoded(data, where, "image", rgb_of)
@@ -38,10 +38,10 @@ def decode_mask(data: bytes, where: str, palette: Palette = "ids") -> np.ndarray
     """Encoded palette or grey PNG -> (H, W) uint8 class ids.
 
     Args:
-        palette: whose colours a palette must have, see pixels.ids_of.
+        palette: which colours a palette must have, see pixels.ids_of.
 
     Raises:
-        SampleError: the bytes are no complete PNG, or its values are no class ids (colours, 16 bits, another palette).
+        SampleError: not a complete PNG, or its values are not class ids (colours, 16 bits, another palette).
     """
     return decoded(data, where, "mask", partial(ids_of, palette=palette))
 
@@ -52,13 +52,13 @@ def decode_grey(data: bytes, where: str) -> np.ndarray:
 
 
 def decoded(data: bytes, where: str, what: str, read: Callable[[Image.Image], Decoded]) -> Decoded:
-    """What `read` makes of an encoded image; whatever the decoder raises becomes a SampleError with its place."""
+    """The result of `read` on an encoded image; any error of the decoder becomes a SampleError that says where."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return read(image)
     except PixelError as error:
         raise SampleError(f"{where}: {what} {error}") from error
-    except Exception as error:  # a decoder raises whatever the first wrong byte leads to
+    except Exception as error:  # decoders raise many types for wrong bytes
         raise SampleError(
             f"{where}: {what} does not decode ({len(data)} bytes: {reason(error)}); replace or remove it"
         ) from error
@@ -70,13 +70,13 @@ def header_of(data: bytes, where: str) -> tuple[tuple[int, int], int]:
 
 
 def turn_upright(data: bytes, where: str) -> bytes:
-    """An encoded image -> a JPEG whose pixels lie as viewers show it; the bytes themselves if they do already."""
+    """An encoded image -> a JPEG whose stored pixels are upright; the bytes themselves if they already are."""
     _, orientation = header_of(data, where)
     return data if orientation == 1 else encode_image(upright(decode_image(data, where), orientation))
 
 
 def reason(error: BaseException) -> str:
-    """Why an image does not decode; the same words in every process (PIL's have an address of memory in them)."""
+    """Why an image does not decode, in the same words in every process (PIL's contain a memory address)."""
     if isinstance(error, UnidentifiedImageError):
         return "not a known image format"
     return str(error) or type(error).__name__

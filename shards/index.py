@@ -1,7 +1,7 @@
-"""index.json: what a folder of shards holds, and where each member's bytes lie.
+"""index.json: what a folder of shards holds, and where each member's bytes are.
 
-Reading goes through the index and never through a blind stream: a truncated shard is found before the
-first step instead of quietly giving fewer samples, and any sample is one positioned read.
+Shards are read through the index, never as a blind stream: a truncated shard is found before the first step instead of
+silently giving fewer samples, and any sample takes one positioned read.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")  # becomes a file's name in the cache
 
 
 class Shard(BaseModel):
-    """One tar file. The lists run over its samples in the order of the file."""
+    """One tar file. Each list has an entry per sample, in the order of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class Shard(BaseModel):
     groups: list[str]
     image_labels: list[list[int]]
     members: dict[str, list[tuple[int, int]]]  # extension -> (offset, size) of each sample's member
-    frames: list[Frame | None] | None = None  # each sample's place in its clip; None where no sample has one
+    frames: list[Frame | None] | None = None  # each sample's place in its clip; None if no sample has one
 
     @model_validator(mode="after")
     def _consistent(self) -> "Shard":
@@ -108,7 +108,7 @@ class Index(BaseModel):
 
     @property
     def image_bytes(self) -> dict[str, int]:
-        """{key: bytes of its image}."""
+        """{key: size of its image in bytes}."""
         sizes: dict[str, int] = {}
         for shard in self.shards:
             sizes |= {key: size for key, (_, size) in zip(shard.keys, shard.members["jpg"], strict=True)}
@@ -116,13 +116,13 @@ class Index(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when any byte of any shard, the classes or the supervision change."""
+        """16 hex digits that change with any byte of any shard, the classes or the supervision."""
         content = [self.schema_version, self.classes, self.supervision, [shard.sha256 for shard in self.shards]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @staticmethod
     def of(class_set: ClassSet, split: str, supervision: Supervision, shards: Iterable[Shard]) -> "Index":
-        """The index of these shards; raises DataError if they do not go together (a key twice, say)."""
+        """The index of these shards; raises DataError if they do not fit together (for example, a key occurs twice)."""
         try:
             return Index(
                 class_set=class_set.name,
@@ -142,7 +142,7 @@ class Index(BaseModel):
         """Read and check FOLDER/index.json, here or at a URL.
 
         Raises:
-            DataError: not there, not JSON, or not an index (the first wrong place is named).
+            DataError: missing, not JSON, or not an index (names the first wrong place).
         """
         folder = place_of(folder)
         if not isinstance(folder, Path):
@@ -161,14 +161,14 @@ class Index(BaseModel):
 
     @staticmethod
     def parse(content: bytes, where: str) -> "Index":
-        """The index in these bytes; raises DataError if they are none."""
+        """The index in these bytes; raises DataError if they are not an index."""
         try:
             return Index.model_validate_json(content)
         except ValidationError as error:
             raise DataError(f"{where}: {first_line(error)}; write the shards again") from error
 
     def class_counts(self) -> dict[str, int]:
-        """How many images each class is in."""
+        """{class: number of images that show it}."""
         counts = dict.fromkeys(self.classes, 0)
         for shard in self.shards:
             for label in shard.image_labels:
@@ -178,11 +178,11 @@ class Index(BaseModel):
 
 
 def name_shared(one: Index, other: Index, name: str) -> str:
-    """What a split shares with another one of this name, in words; "" for nothing.
+    """What a split shares with another one of this name, in words; "" if nothing.
 
-    Splits of which one judges what the other one has chosen or taught share no groups and, where groups were given
-    otherwise, no images. An image is known by its key and the number of its bytes; where most of the keys that both
-    have stand for other bytes, as 0001 does in two folders, it is by chance.
+    Two splits must share no groups and no images if one evaluates what was learned or chosen on the other. An image is
+    recognised by its key and its size in bytes; if most of the common keys have other sizes, as 0001 in two folders
+    does, the keys are equal by chance.
     """
     if groups := sorted(one.groups & other.groups):
         return f"shares {len(groups)} groups with {name}, first '{groups[0]}'"
@@ -203,7 +203,7 @@ def first_line(error: ValidationError) -> str:
 
 
 def check_every_class_has_an_image(index: Index, where: str) -> None:
-    """Raise DataError if a class has no positive image, since nothing could be learned of it."""
+    """Raise DataError if a class has no positive image, since nothing could be learned about it."""
     without = [name for name, count in index.class_counts().items() if count == 0]
     if index.split == "test" and len(without) == len(index.classes):
         raise DataError(

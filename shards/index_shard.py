@@ -1,4 +1,4 @@
-"""A finished tar read once, for its place in the index."""
+"""A finished tar read once, to enter it in the index."""
 
 from pathlib import Path
 
@@ -10,14 +10,13 @@ from shards.tars import Span, sha256_of, shown, tar_members, unreadable
 
 
 def index_shard(path: Path, name: str | None = None) -> Shard:
-    """Read a finished shard once and say what it holds.
+    """Read a finished shard once and return its entry in the index.
 
     Args:
-        name: of the shard, where the file has another one, as in the cache.
+        name: of the shard, if its file has another name, as in the cache.
 
     Raises:
-        DataError: the tar is damaged, a sample lacks a member that others have, or its json does not say its group and
-            label.
+        DataError: the tar is damaged, a sample lacks a member that others have, or its json lacks group or label.
     """
     rows: dict[str, dict[str, Span]] = {}
     about: dict[str, About] = {}

@@ -1,6 +1,6 @@
-"""Machine-made masks that lie next to image shards: tars of the same names, written by a refinement job.
+"""Machine-made masks next to image shards: tars with the same names, written by a refinement job.
 
-Label-only shards hold no mask, and these do not change that: a config that trains on them names their folder.
+The image shards remain label-only; a config that trains on these masks names their folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from shards.tars import Span
 
 
 class MaskFolder:
-    """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png. Of a URL each shard is fetched
-    when first read, or before, and compared then.
+    """The mask of each sample of `shards`, from FOLDER/SHARDNAME.tar, member KEY.png. From a URL, each shard is fetched
+    and compared when it is first read, or earlier.
 
     Raises:
-        DataError: a tar is missing; when read: damaged, of other samples, or with ids that are no class.
+        DataError: a tar is missing; when read: it is damaged, belongs to other samples, or has unknown class ids.
     """
 
     def __init__(self, folder: Place, shards: ShardFolder) -> None:
@@ -39,10 +39,10 @@ class MaskFolder:
             )
         self._written = find_all_written(folder, self.names) if is_url(folder) else {}
         self.prefetching = Prefetch(Cache.from_environment()) if is_url(folder) else None
-        self._spans: dict[str, dict[int, dict[str, Span]]] = {}  # of the shards that were read so far
+        self._spans: dict[str, dict[int, dict[str, Span]]] = {}  # of the shards read so far
 
     def compare(self, names: Sequence[str]) -> None:
-        """Raise DataError for those of these shards whose bytes are no longer those that were written."""
+        """Raise DataError if any of these shards has other bytes than were written; lists all that do."""
         changes = {} if is_url(self.folder) else {name: find_change(join(self.folder, name)) for name in names}
         told = [f"{join(self.folder, name)}: {change}" for name, change in changes.items() if change]
         if told:
@@ -53,7 +53,7 @@ class MaskFolder:
             )
 
     def prefetch(self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]) -> None:
-        """As ShardFolder.prefetch, of the masks."""
+        """As ShardFolder.prefetch, for the masks."""
         if self.prefetching is not None:
             window, following = self.shards.following(epoch, number, order_of)
             names = (self.names[shard] for shard in following)

@@ -1,7 +1,7 @@
-"""What jobs write next to image shards: one tar per image shard, of the same name, with members KEY.EXTENSION of its
-samples in its order.
+"""Reads the tars that jobs write next to image shards: one per image shard, with the same name, and with members
+KEY.EXTENSION of the same samples in the same order.
 
-The one reader of such tars. CAMs, cues, label maps and masks are what its callers decode of the bytes.
+It is the only reader of such tars; its callers decode the bytes as CAMs, cues, label maps or masks.
 """
 
 import os
@@ -26,12 +26,12 @@ def members_next_to(
     """(number, {extension: bytes}) of every sample of the image shard `name`, from FOLDER/name, one at a time.
 
     Args:
-        extensions: that every sample must have; others come along.
-        remedy: ends the errors.
+        extensions: extensions that every sample must have; others are returned, too.
+        remedy: ends the error messages.
 
     Raises:
-        DataError: the tar is missing or damaged, not what was written, holds other samples than the image shard or in
-            another order, or a sample lacks an extension.
+        DataError: the tar is missing, damaged or changed since it was written, holds other samples than the image shard
+            or in another order, or a sample lacks an extension.
     """
     path = join(folder, name)
     with held_here(path, remedy) as here:
@@ -44,10 +44,10 @@ def members_next_to(
 def sample_next_to(
     shards: ShardFolder, folder: Place, number: int, extensions: Collection[str], *, remedy: str = AGAIN
 ) -> dict[str, bytes]:
-    """{extension: bytes} of one sample alone; of the others in its shard only the headers are read, here.
+    """{extension: bytes} of one sample; of the others in its shard only headers are read.
 
     Raises:
-        DataError: as members_next_to.
+        DataError: as members_next_to does.
     """
     name = shards.index.shards[shards.shard_of[number]].name
     path = join(folder, name)
@@ -59,10 +59,10 @@ def sample_next_to(
 def spans_next_to(
     shards: ShardFolder, name: str, path: Place, here: Path, extensions: Collection[str], *, remedy: str = AGAIN
 ) -> dict[int, dict[str, Span]]:
-    """{number: {extension: (offset, size)}} of every sample; only the headers are read. Raises as members_next_to.
+    """{number: {extension: (offset, size)}} of every sample; only headers are read. Raises as members_next_to does.
 
     Args:
-        path: of the shard, which is read `here`.
+        path: of the shard, for messages; `here` is the local file that is read.
     """
     return dict(group_by_sample(tar_spans(require_file(here, remedy)), shards, name, path, extensions, remedy))
 
@@ -92,7 +92,7 @@ def group_by_sample(
     extensions: Collection[str],
     remedy: str,
 ) -> Iterator[tuple[int, dict[str, Value]]]:
-    """(number, {extension: value}) of the samples in a tar's (key, extension, value), compared with the images'."""
+    """(number, {extension: value}) of the samples in a tar's (key, extension, value), compared with the image shard."""
     numbers, done = shards.numbers_of(name), 0
     for key, of_sample in groupby(members, key=lambda member: member[0]):
         wanted = shards.keys[numbers[done]] if done < len(numbers) else "no more"

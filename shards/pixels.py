@@ -1,4 +1,4 @@
-"""Which modes of images and masks are taken and what their values mean; every other mode is refused with a conversion.
+"""Which modes of images and masks are accepted, and what their values mean; for others the error names a conversion.
 
 image   1, L, P, RGB, CMYK, YCbCr of at most 8 bits a channel; with alpha only if every pixel is opaque
 mask    PNG: 1, L of 1 to 8 bits (the stored number is the class id), P (see ids_of)
@@ -18,14 +18,14 @@ Palette = Literal["ids", "voc"]
 
 
 class PixelError(ValueError):
-    """What is wrong with an image's or a mask's mode, and what to do."""
+    """An image or a mask has a wrong mode; the message says what to do."""
 
 
 def rgb_of(image: Image.Image) -> np.ndarray:
     """Opened image -> (H, W, 3) uint8 RGB.
 
     Raises:
-        PixelError: a mode whose conversion would lose what it shows, or several frames.
+        PixelError: a mode whose conversion would lose information, or several frames.
     """
     check_single(image)
     if has_16_bits(image):
@@ -51,13 +51,13 @@ def ids_of(image: Image.Image, palette: Palette) -> np.ndarray:
     """Opened mask -> (H, W) uint8 class ids.
 
     Grey values are ids as they are stored, also with 1, 2 or 4 bits. A palette's indices are ids unless its colours
-    contradict:
+    contradict them:
 
         ids   refused if a used entry is darker than entry 0, the background, or has VOC's colour of another id
         voc   the colours of PASCAL VOC count, wherever they are in the palette; a grey ramp holds ids; others refused
 
     Raises:
-        PixelError: no PNG, another mode, or a palette that says something else than the indices.
+        PixelError: not a PNG, another mode, or a palette that contradicts the indices.
     """
     values_HW = stored_values(image)
     if image.mode != "P":
@@ -95,12 +95,12 @@ def ids_of(image: Image.Image, palette: Palette) -> np.ndarray:
 
 
 def grey_of(image: Image.Image) -> np.ndarray:
-    """Opened mask of grey levels -> (H, W) uint8: 0..255, or the ids 0 and 1 (and 255) where it holds no other value.
+    """Opened mask of grey levels -> (H, W) uint8: 0..255, or the ids 0 and 1 (and 255) if it has no other value.
 
-    Palettes count by their colours, VOC's own by their ids; a colour image passes if its channels are equal.
+    Palettes are read by their colours, VOC's own by its ids; a colour image is accepted if its channels are equal.
 
     Raises:
-        PixelError: no PNG, another mode, colours, or fewer than 8 bits with more than two values.
+        PixelError: not a PNG, another mode, colours, or fewer than 8 bits with more than two values.
     """
     if image.format == "PNG" and image.mode == "RGB" and not has_16_bits(image):
         image_HW3 = np.asarray(image)
@@ -170,7 +170,7 @@ def rawmode_of(image: Image.Image) -> str:
 
 
 def has_16_bits(image: Image.Image) -> bool:
-    """More than 8 bits a channel, also where Pillow would cut them to 8 without a word."""
+    """Whether it has more than 8 bits a channel, also if Pillow would silently cut them to 8."""
     rawmode = rawmode_of(image)
     return image.mode.startswith(("I", "F")) or (";16" in rawmode and not rawmode.startswith("BGR"))  # BGR;16 is 5-6-5
 
@@ -184,16 +184,16 @@ def bits_of(image: Image.Image) -> int:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where there is none or nothing readable, as viewers take it."""
+    """The EXIF orientation, 1 (upright) to 8; 1 if there is none or it is not readable, as in viewers."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises whatever the first wrong byte leads to
+    except Exception:  # Pillow raises many types for wrong bytes
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def upright(image_HW3: np.ndarray, orientation: int) -> np.ndarray:
-    """Stored pixels (H, W, 3) -> as viewers show them under this EXIF orientation, (H, W, 3) or (W, H, 3)."""
+    """Stored pixels (H, W, 3) -> pixels as viewers show them with this EXIF orientation, (H, W, 3) or (W, H, 3)."""
     if orientation >= 5:
         image_HW3 = image_HW3.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -205,7 +205,7 @@ def upright(image_HW3: np.ndarray, orientation: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def voc_colours() -> np.ndarray:
-    """(256, 3) RGB that PASCAL VOC paints class ids with: bit j of a colour is bit 3(7-j)+channel of the id."""
+    """(256, 3) RGB, PASCAL VOC's colours of class ids: bit j of a colour is bit 3(7-j)+channel of the id."""
     ids = np.arange(256)
     rgb_N3 = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):

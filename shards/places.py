@@ -1,7 +1,7 @@
-"""What lies here or at a URL, by one set of verbs: looked at, listed, written whole, set aside, removed.
+"""Files in a folder or at a URL: looked up, listed, written whole, moved aside, removed, by the same functions.
 
-At a URL a file appears whole or not at all, as stores of objects promise it; other protocols are refused for what is to
-be written. All raise DataError if a store fails, or does not allow it.
+At a URL a file appears complete or not at all, as object stores guarantee; other protocols are refused for writing. All
+functions raise DataError if a store fails or does not permit it.
 """
 
 import time
@@ -18,13 +18,13 @@ from shards.tars import sha256_of
 
 Result = TypeVar("Result")
 
-STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # that show no half an object
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # which never show half an object
 CHUNK = 1 << 22  # bytes
-FORGOTTEN_S = 24 * 3600.0  # after which nobody still sends the parts of a file
+FORGOTTEN_S = 24 * 3600.0  # nobody sends the parts of a file for longer
 
 
 def require_store(place: Place) -> None:
-    """Raise DataError for a URL of which nobody promises that its files appear whole."""
+    """Raise DataError for a URL without the guarantee that files appear whole."""
     protocol, url, _ = str(place).partition("://")
     if is_url(place) and url and protocol not in STORES:
         raise DataError(
@@ -34,17 +34,17 @@ def require_store(place: Place) -> None:
 
 
 def everywhere(place: Place) -> Place:
-    """The place as it is called in every working directory."""
+    """The place, valid in every working directory."""
     return place.absolute() if isinstance(place, Path) else place
 
 
 def is_there(place: Place) -> bool:
-    """Whether there is a file."""
+    """Whether the file exists."""
     return place.is_file() if isinstance(place, Path) else ask(place, lambda store, path: store.info(path)) is not None
 
 
 def size_of(place: Place) -> int:
-    """Bytes of a file. Raises DataError or OSError if it is not there."""
+    """Size of a file in bytes. Raises DataError or OSError if it does not exist."""
     if isinstance(place, Path):
         return place.stat().st_size
     about = ask(place, lambda store, path: store.info(path))
@@ -54,7 +54,7 @@ def size_of(place: Place) -> int:
 
 
 def sha256_at(place: Place) -> str:
-    """Of all bytes of a file, of which a store's are read and not kept. Raises DataError if it is not there."""
+    """sha256 of a file; bytes from a store are read but not kept. Raises DataError if it does not exist."""
     if isinstance(place, Path):
         return sha256_of(place)
 
@@ -72,25 +72,25 @@ def sha256_at(place: Place) -> str:
 
 
 def list_names(folder: Place) -> set[str]:
-    """The names of the files in a folder; none where there is no such folder."""
+    """The names of the files in a folder; none if the folder does not exist."""
     if isinstance(folder, Path):
         return {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
     return {name_of(found.rstrip("/")) for found in ask(folder, lambda store, path: store.ls(path, detail=False)) or ()}
 
 
 def find_places(folder: Place, pattern: str) -> list[Place]:
-    """What lies below a folder and matches a pattern such as cams*/val, by name."""
+    """Everything below a folder that matches a pattern such as cams*/val, sorted by name."""
     if isinstance(folder, Path):
         return sorted(folder.glob(pattern))
 
     def below(store: Any, path: str) -> list[str]:
         return [found.removeprefix(path).rstrip("/") for found in store.glob(f"{path}/{pattern}")]
 
-    return sorted(f"{folder}{found}" for found in ask(folder, below) or ())  # a path may say less than its URL
+    return sorted(f"{folder}{found}" for found in ask(folder, below) or ())  # a path may lack parts of its URL
 
 
 def read_if_there(place: Place) -> bytes | None:
-    """A small file, whole; None if there is none. Raises OSError if a disk does not give it."""
+    """A small file as a whole; None if there is none. Raises OSError if a disk cannot read it."""
     if not isinstance(place, Path):
         return ask(place, lambda store, path: store.cat_file(path))
     try:
@@ -100,7 +100,7 @@ def read_if_there(place: Place) -> bytes | None:
 
 
 def write_at(place: Place, content: str | bytes, *, tries: int | None = None) -> None:
-    """A small file, whole, in place of an older one. Raises OSError if a disk does not take it."""
+    """Write a small file as a whole, replacing an older one. Raises OSError if a disk does not accept it."""
     if isinstance(place, Path):
         write_whole(place, content)
         return
@@ -109,7 +109,7 @@ def write_at(place: Place, content: str | bytes, *, tries: int | None = None) ->
 
 
 def create_at(place: Place, content: str) -> None:
-    """A small file, whole. Raises FileExistsError if another process has made one of this name, and as write_at."""
+    """Write a small new file as a whole. Raises FileExistsError if another process made it, and as write_at does."""
     if isinstance(place, Path):
         with temporary_name(place) as temporary:
             temporary.write_text(content)
@@ -131,7 +131,7 @@ def create_at(place: Place, content: str) -> None:
 
 
 def upload(here: Path, url: str) -> None:
-    """A file of this machine to a URL, where it appears whole."""
+    """Send a local file to a URL, where it appears as a whole."""
     size = here.stat().st_size
 
     def send(store: Any, path: str) -> None:
@@ -145,13 +145,13 @@ def upload(here: Path, url: str) -> None:
 
 
 def rename_at(url: str, name: str) -> None:
-    """Give a file of a store another name in its folder, unless another process has."""
+    """Give a file in a store another name in its folder, unless another process has done it."""
     target = file_system(str(join(parent_of(url), name)))[1]
     ask(url, lambda store, path: store.mv(path, target), done="renamed")
 
 
 def remove(place: Place) -> None:
-    """A file, if it is there."""
+    """Remove a file, if it exists."""
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
     else:
@@ -159,16 +159,16 @@ def remove(place: Place) -> None:
 
 
 def remove_below(url: str) -> None:
-    """Whatever a store has below a URL."""
+    """Remove everything in a store below a URL."""
     ask(url, lambda store, path: store.rm(path, recursive=True), done="removed")
 
 
 def forget_parts(url: str) -> None:
-    """Have S3 drop the parts of files that killed writers began to send below a URL: nobody sees them, and they cost
-    money. What cannot be dropped stays."""
+    """Make S3 drop the parts of unfinished files that killed writers sent below a URL, which are invisible but cost
+    money. Parts that cannot be dropped are left."""
     if url.partition("://")[0] not in ("s3", "s3a"):
         return
-    with suppress(Exception):  # a store without such uploads, or that does not let us list them
+    with suppress(Exception):  # a store without such uploads, or that does not permit listing them
         store, path = file_system(url)
         bucket, _, prefix = path.partition("/")
         for begun in store.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/").get("Uploads", []):
@@ -179,10 +179,10 @@ def forget_parts(url: str) -> None:
 def ask(
     url: str, what: Callable[[Any, str], Result], *, done: str = "fetched", tries: int | None = None
 ) -> Result | None:
-    """What a store answers, asked again where that can help; None where what is read or removed is not there.
+    """A store's answer, asked again if that can help; None if what is to be read or removed does not exist.
 
     Raises:
-        DataError: it failed for good.
+        DataError: it failed finally.
     """
 
     def once() -> Result | None:

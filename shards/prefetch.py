@@ -1,4 +1,4 @@
-"""Remote files on their way into the cache before they are wanted."""
+"""Remote files fetched into the cache before they are needed."""
 
 import os
 import threading
@@ -11,14 +11,14 @@ from shards.schema import DataError
 
 
 class Prefetch:
-    """Fetches in the background what will be wanted next; one thread, which ends with its list or on a newer one."""
+    """Fetches in the background what is needed next, in one thread that ends with its list or at a newer list."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.asked: tuple[int, Any] | None = None  # process and its newest list: a fork inherits no thread
+        self.asked: tuple[int, Any] | None = None  # process and its newest list, since a fork inherits no thread
 
     def ask(self, name: Any, files: Iterable[Wanted]) -> None:
-        """Fetch these files in their order, unless the list of this name is the newest already."""
+        """Fetch these files in their order, unless the newest list already has this name."""
         mine = (os.getpid(), name)
         if self.asked != mine:
             self.asked = mine
@@ -28,7 +28,7 @@ class Prefetch:
         for wanted in files:
             if self.asked != mine:
                 return
-            with suppress(DataError):  # the reader who wants it will ask again, and tell
+            with suppress(DataError):  # the reader that needs it asks again, and reports the error
                 descriptor = self.cache.held(wanted)
                 if descriptor is None:
                     descriptor = self.cache.fetch(wanted)

@@ -1,4 +1,4 @@
-"""Remote files: any fsspec URL; fetched with patience, checked, and reported where it fails for good.
+"""Remote files at any fsspec URL: fetched with retries, checked, and reported if that fails finally.
 
 Credentials come from where the store's library looks for them (AWS_..., ~/.aws), never from the URL.
 """
@@ -16,18 +16,18 @@ from urllib.parse import urlsplit
 from shards.schema import DataError
 from shards.tars import sha256_of
 
-log = logging.getLogger(__name__)  # of warnings, which without a handler go to stderr
+log = logging.getLogger(__name__)  # for warnings, which go to stderr without a handler
 
 Place = Path | str  # a local folder or file; or a URL, as text, since Path would make s3:/a of s3://a
 Result = TypeVar("Result")
 
-TRIES = 9  # of one file: with the waits below, a store may be away for three minutes
-PATIENCE_S = 240.0  # no try of a file begins later; the order of all limits is in docs/decisions.md, D-102
+TRIES = 9  # for one file; with the waits below, a store may be away for three minutes
+PATIENCE_S = 240.0  # no try for a file begins later; the order of all limits is in docs/decisions.md, D-102
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # the n-th wait is FIRST 2^(n-1) s and at most LONGEST, plus up to 1 s
-CONNECT_S, SILENCE_S = 20, 60  # a server that says nothing for so long has failed this try
-SLOWEST = 1000.0  # bytes per second, over SILENCE_S; with fewer a try has failed
-LONGEST_TEXT = 500  # characters of an error; some libraries list all places that they looked at
-PACKAGES = {  # that fsspec needs for a protocol, as pip knows them
+CONNECT_S, SILENCE_S = 20, 60  # a try fails if the server is silent for so long
+SLOWEST = 1000.0  # bytes per second, over SILENCE_S; a slower try fails
+LONGEST_TEXT = 500  # characters of an error; some libraries list all places that they tried
+PACKAGES = {  # names on PyPI of the packages that fsspec needs for a protocol
     **dict.fromkeys(("s3", "s3a"), "'wsss[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
@@ -35,15 +35,15 @@ PACKAGES = {  # that fsspec needs for a protocol, as pip knows them
 
 
 class WrongBytes(Exception):
-    """Something came, but not what the index says."""
+    """The bytes that arrived differ from what the index says."""
 
 
 class TooSlow(Exception):
-    """So few bytes come that a file would take for ever."""
+    """Bytes arrive so slowly that a file would take forever."""
 
 
 def place_of(text: Place) -> Place:
-    """A URL as it is, anything else as a path. Raises DataError for what is neither, or a URL with a password."""
+    """A URL unchanged, anything else as a path. Raises DataError for what is neither, or a URL with a password."""
     if isinstance(text, Path):
         return text
     if not isinstance(text, str) or not text:
@@ -73,7 +73,7 @@ def join(folder: Place, name: str) -> Place:
 
 
 def absolute(place: Place) -> str:
-    """A place as text that means the same in every working directory."""
+    """A place as text, valid in every working directory."""
     return str(place.resolve()) if isinstance(place, Path) else place
 
 
@@ -86,7 +86,7 @@ def parent_of(place: Place) -> Place:
 
 
 def read_bytes(url: str) -> bytes:
-    """A small file, whole. Raises DataError after the last try, of which none takes longer than PATIENCE_S."""
+    """A small file as a whole. Raises DataError after the last try; no try begins after PATIENCE_S."""
 
     def once() -> bytes:
         filesystem, path = file_system(url)
@@ -101,10 +101,10 @@ def download(
     """Fetch a file and check it.
 
     Args:
-        waited_s: that it has been waited for already: so much less patience is left.
+        waited_s: how long this process has already waited for it, which is subtracted from PATIENCE_S.
 
     Raises:
-        DataError: after the last try (TRIES), or when patience ends.
+        DataError: after the last try (TRIES), or after PATIENCE_S.
     """
     from fsspec.callbacks import Callback
 
@@ -136,7 +136,7 @@ def download(
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Made anew in each process, as its connections must be."""
+    """The fsspec file system of a URL, and the path in it. Each process makes its own, since connections require it."""
     from fsspec.config import conf
     from fsspec.core import url_to_fs
 
@@ -146,7 +146,7 @@ def file_system(url: str) -> tuple[Any, str]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-        # trust_env: http_proxy, https_proxy and no_proxy are obeyed, as by curl and MLflow
+        # trust_env: use http_proxy, https_proxy and no_proxy, as curl and MLflow do
         asked = {**conf.get("http", {}), **conf.get(protocol, {})}.get("client_kwargs", {})
         options = {"client_kwargs": {"timeout": timeout, "trust_env": True, **asked}}
     elif protocol in ("s3", "s3a"):
@@ -154,17 +154,20 @@ def file_system(url: str) -> tuple[Any, str]:
         asked = {**conf.get("s3", {}), **conf.get(protocol, {})}.get("config_kwargs", {})
         options = {"config_kwargs": {**waits, **asked}, "use_listings_cache": False}
     elif protocol in ("gs", "gcs"):
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each try, of which ours tells
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback for each try; we report them
     return url_to_fs(url, **options)
 
 
 def patiently(
     url: str, once: Callable[[], Result], tries: int | None = None, waited_s: float = 0.0, *, done: str = "fetched"
 ) -> Result:
-    """Do it, so that it is `done`; where trying again can help, again with growing waits, each told in the log.
+    """Call `once`; if trying again can help, try again after growing waits, each reported in the log.
+
+    Args:
+        done: what `once` does, as a participle for messages.
 
     Raises:
-        DataError: it failed for good; names the URL, the number of tries and the last error.
+        DataError: it failed finally; names the URL, the number of tries and the last error.
     """
     from tenacity import (
         RetryCallState,
@@ -208,14 +211,14 @@ def patiently(
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether trying again cannot help: not there, not allowed, no library for it, no room on the disk."""
+    """Whether trying again cannot help: missing, not permitted, no library for it, no room on the disk."""
     status, code = answer_of(error)
     passes = status in (408, 425, 429) or code in PASSING_CODES
     refused = not passes and (status is not None and 400 <= status < 500)
-    # s3fs gives an answer that it has no name for, as 400 for an expired token, as this errno
+    # s3fs turns answers that it does not know, such as 400 for an expired token, into this errno
     refused = refused or (status is None and isinstance(error, OSError) and error.errno == errno.EINVAL)
     kinds = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)
-    nobody = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")  # of botocore
+    nobody = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")  # from botocore
     return refused or nobody or isinstance(error, kinds) or is_full(error)
 
 
@@ -223,7 +226,7 @@ PASSING_CODES = ("RequestTimeout", "RequestTimeoutException", "SlowDown", "Throt
 
 
 def answer_of(error: BaseException | None) -> tuple[int | None, str]:
-    """(HTTP status, the store's own code) of a store's answer, as its library tells it of this error or its cause."""
+    """(HTTP status, the store's own code) of a store's answer, from its library's error or the cause of that."""
     for name in ("status", "status_code", "code"):  # of aiohttp, Azure, gcsfs
         if isinstance(status := getattr(error, name, None), int):
             return status, str(getattr(error, "error_code", None) or "")  # of Azure

@@ -1,9 +1,9 @@
 """A sample as the files of a tar shard, checked before they are written.
 
-KEY.jpg   the image as its owner published it (JPEG; other formats are encoded once)
+KEY.jpg   the image as published (JPEG; other formats are encoded once)
 KEY.json  {"image_label": [class ids], "size": [H, W], "source": ..., "group": ...}; "remarks" if any, and
           "frame": [clip, number] of a frame of a clip
-KEY.png   the mask: class ids, 255 = ignore. Only in shards whose supervision is `pixel`, whose json has "regions"
+KEY.png   the mask: class ids, 255 = ignore. Only in shards with supervision `pixel`, whose json also has "regions"
 """
 
 import json
@@ -34,8 +34,8 @@ def members_of(sample: Sample, class_set: ClassSet, supervision: Supervision) ->
     """{extension: bytes} of a sample in a shard.
 
     Raises:
-        DataError: key unusable, label outside the class set, image that does not decode, mask missing,
-            not wanted, of another size, with a class id that does not exist or without a class of the label.
+        DataError: an unusable key, a label outside the class set, an image that does not decode, or a mask that is
+            missing, not wanted, of another size, with an unknown class id or without a class of the label.
     """
     where = f"{sample.source}: sample '{sample.key}'"
     if not KEY_PATTERN.fullmatch(sample.key):
@@ -66,10 +66,10 @@ def members_of(sample: Sample, class_set: ClassSet, supervision: Supervision) ->
 def checked_mask(
     sample: Sample, size: tuple[int, int], orientation: int, class_set: ClassSet, where: str
 ) -> np.ndarray:
-    """The mask of a sample whose image has this size and EXIF orientation: (H, W), ids that exist, those of its label.
+    """The mask of a sample whose image has this size and EXIF orientation: (H, W), known class ids that fit its label.
 
     Raises:
-        DataError: it has none, or it is another one.
+        DataError: there is no mask, or it is not like this.
     """
     place = f" ({sample.mask_place})" if sample.mask_place else ""
     if sample.mask is None:

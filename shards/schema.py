@@ -1,4 +1,4 @@
-"""What a sample is, in all that writes, reads and checks data.
+"""What a sample is, for all code that writes, reads and checks data.
 
 Foreground class ids are 1..K, 0 is background; channel k-1 of a multi-hot image label is class k.
 """
@@ -11,24 +11,24 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 IGNORE_INDEX = 255
-"""Of pixels that are not labelled. wsss.tensors has its own, since neither room imports the other."""
+"""Value of pixels without a label. wsss.tensors has its own, since neither package imports the other."""
 MAX_CLASSES = 254  # a class id is a byte, 0 is background and 255 ignored
 Supervision = Literal["label", "pixel"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in pixels, half-open
 
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_\-]+")  # no dot: WebDataset cuts the key at the first one; no slash: no paths
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_\-]+")  # no dot, at which WebDataset ends the key; no slash, so no paths
 
 
 class DataError(ValueError):
-    """The user's data are not what they should be. The message says where, got, wanted, what to do."""
+    """The user's data is wrong. The message says where, what was got, what was wanted, and what to do."""
 
 
 class DiskError(DataError):
-    """The disk refuses what is written, which is no sample's fault: it would refuse all others, too."""
+    """The disk does not accept what is written. It is not the sample's fault: all others would be refused, too."""
 
 
 class SampleError(DataError):
-    """The bytes of one sample are no image, mask or description. The others are not touched: it may be left out."""
+    """The bytes of one sample are not an image, mask or description. Others are not affected, so it may be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class ClassSet:
     """The foreground classes of a dataset, in the order of their ids 1..K.
 
     Raises:
-        DataError: more classes than a mask of bytes can name.
+        DataError: more classes than the bytes of a mask can hold.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ClassSet:
 
 
 def hint_at_order(found: Sequence[str], wanted: Sequence[str]) -> str:
-    """What to do where shards have the wanted classes in another order, which gives them other ids; "" otherwise."""
+    """What to do if shards have the wanted classes in another order, and so with other ids; "" otherwise."""
     same = found != wanted and sorted(found) == sorted(wanted)
     return f": the same names in another order; write the shards again with --classes {','.join(wanted)}" * same
 
@@ -74,7 +74,7 @@ SMOKE = ClassSet(name="smoke", classes=("smoke",))
 
 
 class Frame(NamedTuple):
-    """Where an image stands in a film: frames of one clip follow each other by their numbers, which may have gaps."""
+    """The place of an image in a clip, whose frames follow each other by their numbers, which may have gaps."""
 
     clip: str
     number: int
@@ -84,13 +84,13 @@ class Frame(NamedTuple):
 class Sample:
     """One image with what is known about it.
 
-    `group` names the video, scene or frame that the image is cut from: splits never share one.
-    `regions` are named boxes (chimneys, say) that evaluation measures false activation on. They are
-    positional knowledge like a mask, so they too may only be written to `pixel` shards.
-    `frame` is the image's place in its clip; None = it is of none, or nobody said.
-    `hidden` are classes of the label that no pixel of the mask shows, since others lie over them.
+    `group` names the video, scene or frame from which the image was cut; splits never share one.
+    `regions` are named boxes, such as chimneys, on which evaluation measures false activation. Like a mask they say
+    where something is, so they may only be written to `pixel` shards.
+    `frame` is the image's place in its clip; None = not part of a clip, or not known.
+    `hidden` are classes of the label that no pixel of the mask shows, since others cover them.
     `mask_place` is the mask's file, or where one was looked for. `remarks` ({what: detail}) are things that the user
-    has to hear of although the sample is taken; they are written to its json, counted and said at the end.
+    should know although the sample is accepted; they are written to its json, counted and reported at the end.
     """
 
     key: str
@@ -118,7 +118,7 @@ def check_image_label(image_label: Sequence[int], class_set: ClassSet, where: st
 
 
 def check_class_ids(mask_HW: np.ndarray, class_set: ClassSet, where: str) -> None:
-    """Raise DataError unless a mask holds ids 0..K or 255 only."""
+    """Raise DataError unless a mask holds only ids 0..K and 255."""
     wrong_HW = (mask_HW > class_set.num_fg_classes) & (mask_HW != IGNORE_INDEX)
     if wrong_HW.any():
         raise DataError(
@@ -129,7 +129,7 @@ def check_class_ids(mask_HW: np.ndarray, class_set: ClassSet, where: str) -> Non
 
 
 def check_size_of_mask(mask_size: tuple[int, ...], size: tuple[int, int], where: str, orientation: int) -> None:
-    """Raise DataError unless both are the same (height, width); says if the image's EXIF orientation may be why."""
+    """Raise DataError unless both (height, width) are equal; says if the image's EXIF orientation may be the cause."""
     if mask_size != size:
         turned = (
             f"; its EXIF orientation is {orientation}: viewers show it turned, see --exif" if orientation != 1 else ""
@@ -138,12 +138,12 @@ def check_size_of_mask(mask_size: tuple[int, ...], size: tuple[int, int], where:
 
 
 def classes_in(mask_HW: np.ndarray) -> tuple[int, ...]:
-    """The image label of a mask: the foreground class ids that it shows, sorted."""
+    """The image label of a mask: its foreground class ids, sorted."""
     return tuple(sorted(set(np.unique(mask_HW).tolist()) - {0, IGNORE_INDEX}))
 
 
 class Source(Protocol):
-    """Where samples come from: a lazy sequence that can be sent to worker processes."""
+    """A lazy sequence of samples that can be sent to worker processes."""
 
     @property
     def class_set(self) -> ClassSet: ...
@@ -153,19 +153,19 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def groups(self) -> list[str]:
-        """The group of each sample, known without reading an image."""
+        """The group of each sample, without reading an image."""
         ...
 
 
 @runtime_checkable
 class Traceable(Protocol):
-    """A source that knows whether it would give the same samples as one of an earlier process."""
+    """A source that can tell whether it would give the same samples as one in an earlier process."""
 
     def identity(self) -> dict[str, Any] | None:
-        """Plain values (json) that differ whenever a sample, its bytes or its place could differ; None = unknown."""
+        """Plain values (json) that differ whenever a sample, its bytes or its place could differ; None = not known."""
         ...
 
 
 def identity_of(source: Source) -> dict[str, Any] | None:
-    """What a source says that it is made of; None if it does not say it."""
+    """The identity that a source states; None if it does not state one."""
     return source.identity() if isinstance(source, Traceable) else None

@@ -1,4 +1,4 @@
-"""Reading tar shards, whatever their bytes: what was written, or a DataError. Never fewer members without a word.
+"""Reading tar shards, whatever bytes they hold: the result is what was written, or a DataError, never fewer members.
 
 A shard is plain files one after another and two empty blocks at the end, as WebDataset writes it. Everything else
 that tar files can hold (links, sparse files, compression) is refused, and nothing is ever unpacked to disk.
@@ -15,7 +15,7 @@ from shards.schema import DataError
 
 BLOCK = tarfile.BLOCKSIZE  # bytes
 END = 2 * BLOCK  # bytes of zeros that end a tar
-LONGEST_NAME = 1 << 16  # bytes; of the extended header of a name that is too long for a plain one
+LONGEST_NAME = 1 << 16  # bytes of an extended header, for a name that is too long for a plain one
 Span = tuple[int, int]  # offset and size of a member's bytes
 
 
@@ -23,7 +23,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, Span, bytes]]:
     """(key, extension, (offset, size), bytes) of each member of a tar shard.
 
     Raises:
-        DataError: unreadable, no tar, damaged, or ending early, be it between two members.
+        DataError: unreadable, not a tar, damaged, or cut short, even between two members.
     """
     for name, span, file in walk(path):
         key, _, extension = name.partition(".")
@@ -38,7 +38,7 @@ def tar_spans(path: Path) -> Iterator[tuple[str, str, Span]]:
 
 
 def walk(path: Path) -> Iterator[tuple[str, Span, BinaryIO]]:
-    """(name, (offset, size), the file, which stands at that offset) of each member."""
+    """(name, (offset, size), the file, positioned at that offset) of each member."""
     try:
         with path.open("rb") as file:
             size, at, long_name = os.fstat(file.fileno()).st_size, 0, None
@@ -79,7 +79,7 @@ def read_exactly(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 def next_header(path: Path, file: BinaryIO, at: int) -> tarfile.TarInfo | None:
-    """The header of the member at byte `at`; None at a sound end, where nothing but zeros follows."""
+    """The header of the member at byte `at`; None at a valid end, where only zeros follow."""
     file.seek(at)
     block = file.read(BLOCK)
     if len(block) == BLOCK and block.count(0) < BLOCK:
@@ -105,7 +105,7 @@ def next_header(path: Path, file: BinaryIO, at: int) -> tarfile.TarInfo | None:
 
 
 def name_in(path: Path, at: int, records: bytes) -> str:
-    """The name in an extended header, which holds records 'LENGTH path=NAME' of LENGTH bytes with the line's end."""
+    """The name in an extended header, whose records are 'LENGTH path=NAME', of LENGTH bytes including the newline."""
     length, _, rest = records.partition(b" ")
     value = rest.removeprefix(b"path=").removesuffix(b"\n")
     if not length.isdigit() or length != str(len(records)).encode() or len(rest) - len(value) != len(b"path=\n"):
@@ -114,12 +114,13 @@ def name_in(path: Path, at: int, records: bytes) -> str:
 
 
 def shown(name: str) -> str:
-    """A name that nobody has checked, as it may be printed."""
+    """An unchecked name in a form that is safe to print."""
     return ascii(name if len(name) <= 80 else name[:77] + "...")
 
 
 def is_header_of(header: bytes, name: str, size: int) -> bool:
-    """Whether this block announces a member of this name and size. Compares bytes alone: it runs for every read."""
+    """Whether this block is the header of a member with this name and size. It only compares bytes, as it runs for
+    every read."""
     named = header[: tarfile.LENGTH_NAME].rstrip(b"\0") == name.encode()[: tarfile.LENGTH_NAME]
     return named and header[124:136].strip(b"\0 ").lstrip(b"0") == b"%o" % size
 

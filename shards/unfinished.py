@@ -1,7 +1,7 @@
-"""A split while it is being written: what of it outlives a kill, and who may write.
+"""A split while it is being written: what survives a kill, and who may write.
 
-It lies in the hidden folder OUT/.SPLIT.DIGEST.tmp, the digest being of all that its bytes depend on. Next to each
-finished shard lies a note of its sha256. The next write of the same content compares and keeps the shards; one of
+It is in the hidden folder OUT/.SPLIT.DIGEST.tmp, where the digest covers everything that its bytes depend on. Beside
+each finished shard is a note of its sha256. The next write of the same content checks and keeps the shards; a write of
 other content removes them.
 """
 
@@ -28,10 +28,10 @@ MADE_OF = "made_of.json"
 
 @contextmanager
 def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Path]:
-    """A folder next to `final` that takes its name when the block succeeds.
+    """A folder next to `final` that gets its name when the block succeeds.
 
-    When the block fails, finished shards stay for the next write of the same content; without content all is removed.
-    Folders of writes of other content, which were interrupted, are removed: the caller holds the lock.
+    If the block fails, finished shards are kept for the next write of the same content; without `content`, all is
+    removed. Folders of interrupted writes of other content are removed, since the caller holds the lock.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = final.with_name(f".{final.name}.{digest}.tmp")
@@ -44,7 +44,7 @@ def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Pa
         write_whole(folder / MADE_OF, json.dumps(content, indent=1) + "\n")
     try:
         yield folder
-        for left_over in folder.glob(".*"):  # notes, and parts of shards whose writer was killed
+        for left_over in folder.glob(".*"):  # notes, and parts of shards of killed writers
             left_over.unlink(missing_ok=True)
         publish(folder, final)
     except BaseException:
@@ -55,7 +55,7 @@ def temporary_folder(final: Path, content: dict[str, Any] | None) -> Iterator[Pa
 
 @contextmanager
 def hold_lock(final: Path) -> Iterator[None]:
-    """Keep other processes from writing the same split. A killed process's lock is free again at once.
+    """Prevent other processes from writing the same split. The lock of a killed process is free at once.
 
     Raises:
         DataError: another process holds it, or the file system has no locks.
@@ -77,9 +77,9 @@ def hold_lock(final: Path) -> Iterator[None]:
             raise DataError(f"{final}: {holder} is writing it; wait for it, or end it and start again")
         if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
             break
-        os.close(lock)  # its last holder removed it after we had opened it
+        os.close(lock)  # its last holder removed it after it was opened here
     try:
-        with suppress(OSError):  # a full disk, of which what is written next says where and how much
+        with suppress(OSError):  # a full disk, which the next write reports
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
@@ -89,7 +89,7 @@ def hold_lock(final: Path) -> Iterator[None]:
 
 
 def note_path(path: Path) -> Path:
-    """Where the index of a finished shard is kept until the whole split is there."""
+    """The file that keeps the index of a finished shard until the whole split is finished."""
     return path.with_name(f".{path.name}.json")
 
 
@@ -98,7 +98,7 @@ def save_note(path: Path, shard: Shard) -> None:
 
 
 def find_finished_shard(path: Path) -> Shard | None:
-    """What an interrupted write recorded of this shard, if its bytes are still those."""
+    """What an interrupted write recorded about this shard, if its bytes are still the same."""
     try:
         shard = Shard.model_validate_json(note_path(path).read_text())
     except (FileNotFoundError, ValidationError):

@@ -1,4 +1,4 @@
-"""Every byte of a folder of shards against its index."""
+"""Every byte of a folder of shards compared with its index."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,17 +13,17 @@ from shards.remote import Place, download, place_of
 from shards.schema import DataError
 from shards.tars import sha256_of
 
-TRIES = 2  # of one shard: who verifies wants to know now
+TRIES = 2  # for one shard, since the user of `verify` waits for the result
 
 
 def verify(folder: Place, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map) -> Index:
-    """Check every byte of a shard folder against its index. Of a URL, every shard is fetched anew.
+    """Compare every byte of a shard folder with its index. From a URL, every shard is fetched again.
 
     Args:
-        run: like `map`; a process pool's version reads shards in parallel.
+        run: like `map`; that of a process pool reads shards in parallel.
 
     Raises:
-        DataError: lists every shard that is missing, of another size, changed, or other than the index says.
+        DataError: lists every shard that is missing, has another size, has changed, or differs from the index.
     """
     folder = place_of(folder)
     index = Index.load(folder)
@@ -41,7 +41,7 @@ def verify(folder: Place, run: Callable[[Callable[[Any], Any], Iterable[Any]], I
 
 
 def problem_of(folder: Place, shard: Shard) -> str:
-    """What is wrong with a shard; nothing said if it is as written."""
+    """What is wrong with a shard; "" if it is as it was written."""
     try:
         return difference(folder / shard.name, shard) if isinstance(folder, Path) else remote_problem(folder, shard)
     except DataError as error:
@@ -62,7 +62,7 @@ def difference(path: Path, shard: Shard) -> str:
 
 
 def remote_problem(folder: str, shard: Shard) -> str:
-    """The same of a remote shard, fetched anew whatever is cached. Raises DataError if it does not come."""
+    """The same for a remote shard, fetched again even if it is cached. Raises DataError if it cannot be fetched."""
     with TemporaryDirectory(dir=Cache.from_environment().folder) as here:
         path = Path(here) / shard.name
         download(f"{folder}/{shard.name}", path, shard.bytes, shard.sha256, tries=TRIES)

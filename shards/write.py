@@ -1,6 +1,6 @@
-"""Sources -> tar shards. A split appears under its final name whole and checked, or not at all.
+"""Sources -> tar shards. A split appears under its final name complete and checked, or not at all.
 
-A write of a source that says what it is made of (`identity`) may be killed: the next identical one goes on with the
+If a source says what it is made of (`identity`), its write may be killed: the next identical one continues with the
 finished shards. OUT/SPLIT/made_of.json then says what the split was made of.
 """
 
@@ -24,7 +24,7 @@ from shards.unfinished import MADE_OF, find_finished_shard, hold_lock, save_note
 
 DEFAULT_SHARDS = 32
 ALREADY = "exists already; remove it or choose another --out"
-SWEEP_S = 10.0  # that another process may look at a new file for
+SWEEP_S = 10.0  # how long to wait for the lock of a new file, which a sweeping process may hold briefly
 
 
 def write_split(
@@ -39,19 +39,19 @@ def write_split(
 ) -> Index:
     """Write OUT/SPLIT/: the shards and their index.
 
-    Samples are dealt to the shards in a fixed pseudo-random order, so that neighbours of one video are spread
-    and reading a few shards sees every kind of sample.
+    Samples are distributed over the shards in a fixed pseudo-random order, so that the frames of a video are spread and
+    a few shards hold samples of every kind.
 
     Args:
-        source: the samples. With supervision `label` they must carry no mask.
-        num_shards: at most this many; never more than there are samples.
+        source: the samples. With supervision `label` they must have no mask.
+        num_shards: at most this many, and never more than there are samples.
         may_lack_classes: write label-only shards without a positive image of some class, to be joined with others;
-            training refuses them as they are.
-        run: like `map`; a process pool's version writes shards in parallel. The bytes do not depend on it.
+            training refuses them by default.
+        run: like `map`; that of a process pool writes shards in parallel. The bytes do not depend on it.
 
     Raises:
-        DataError: empty split; a group that another split in OUT holds; a class without a positive image in a
-            label-only split; OUT/SPLIT exists or is being written; or a sample that is not what it should be.
+        DataError: an empty split; a group that another split in OUT has; a class without a positive image in a
+            label-only split; OUT/SPLIT exists or is being written; or an invalid sample.
     """
     final = out / split
     if len(source) == 0:
@@ -73,13 +73,13 @@ def write_split(
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise DataError if a split is there already."""
+    """Raise DataError if a split already exists."""
     if folder.exists():
         raise DataError(f"{folder}: {ALREADY}")
 
 
 def identify_write(source: Source, split: str, supervision: Supervision, num_shards: int) -> dict[str, Any] | None:
-    """All that the bytes of a write depend on; None if the source does not say what it is."""
+    """Everything that the bytes of a write depend on; None if the source states no identity."""
     made_of = identity_of(source)
     if made_of is None:
         return None
@@ -96,7 +96,7 @@ def identify_write(source: Source, split: str, supervision: Supervision, num_sha
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that make the bytes, as far as they are installed."""
+    """Versions of the installed packages that influence the bytes."""
     found = {}
     for name in ("numpy", "pillow", "webdataset", "av"):
         with suppress(PackageNotFoundError):
@@ -105,10 +105,10 @@ def versions() -> dict[str, str]:
 
 
 def is_written(source: Source, out: Path, split: str, supervision: Supervision, num_shards: int) -> bool:
-    """Whether OUT/SPLIT is there and was made of this source in this way, by whatever versions of the packages.
+    """Whether OUT/SPLIT exists and was made of this source in this way, by any versions of the packages.
 
     Raises:
-        DataError: it is there, but made of something else, with all that differs; or it or the source does not say.
+        DataError: it exists but was made of something else (names what differs), or it or the source does not say.
     """
     final = out / split
     if not final.exists():
@@ -133,13 +133,13 @@ def is_written(source: Source, out: Path, split: str, supervision: Supervision, 
 
 
 def flat(content: dict[str, Any]) -> dict[str, Any]:
-    """What identify_write gives but for the versions, in one level."""
+    """The result of identify_write without versions, as a flat dict."""
     kept = {name: one for name, one in content.items() if name not in ("source", "versions")}
     return {**kept, **{f"source's {name}": one for name, one in (content.get("source") or {}).items()}}
 
 
 class ShardRows(NamedTuple):
-    """One shard to write, of these rows of a source."""
+    """One shard to write from these rows of a source."""
 
     path: Path
     rows: list[int]
@@ -149,7 +149,7 @@ class ShardRows(NamedTuple):
 
 
 def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Shard:
-    """Write the samples of these rows to one tar; the bytes depend on nothing else (no times, no user names)."""
+    """Write the samples of these rows to one tar; its bytes depend on nothing else (no times, no user names)."""
     path, rows = task
     finished = find_finished_shard(path)
     if finished is not None:
@@ -165,15 +165,15 @@ def write_shard(source: Source, supervision: Supervision, task: ShardRows) -> Sh
 def write_tar(
     path: Path, samples: Iterable[tuple[str, dict[str, bytes]]], publish: Callable[[Path, Path], None] = publish
 ) -> None:
-    """Write (key, {extension: bytes}) samples as a WebDataset tar that is whole or absent.
+    """Write (key, {extension: bytes}) samples as a WebDataset tar that is complete or absent.
 
-    The temporary file is locked until it has its name, so that sweep_unfinished knows those of killed writers.
+    The temporary file is locked until it has its name, so that sweep_unfinished recognises those of killed writers.
 
     Args:
         publish: gives the finished temporary file its name.
 
     Raises:
-        DiskError: the disk does not take it. What fails while the samples are made comes as it is.
+        DiskError: the disk does not accept it. Errors from making the samples are passed on unchanged.
     """
     import webdataset
 
@@ -187,7 +187,7 @@ def write_tar(
                     with report_full_disk(path):
                         tar.write({"__key__": key, **members})
             except BaseException:
-                with suppress(Exception):  # else Python does it once the file is closed, and prints that it failed
+                with suppress(Exception):  # else Python does it after the file is closed, and prints an error
                     tar.close()
                 raise
             with report_full_disk(path):
@@ -197,10 +197,10 @@ def write_tar(
 
 
 def open_locked(temporary: Path) -> BinaryIO:
-    """A new file to write, which nobody sweeps while it is open."""
+    """A new file to write, which is not swept while it is open."""
     while True:
         file = temporary.open("wb")
-        with suppress(OSError):  # a file system without locks: nothing is swept there either
+        with suppress(OSError):  # a file system without locks, where nothing is swept
             take_lock(file.fileno(), wait_s=SWEEP_S)
         if temporary.exists():
             return file
@@ -208,7 +208,7 @@ def open_locked(temporary: Path) -> BinaryIO:
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Remove the temporary tars of writers that were killed; those of living ones, here or elsewhere, are locked."""
+    """Remove the temporary tars of killed writers; those of running writers, here or elsewhere, are locked."""
     for temporary in folder.glob(".*.tar.*.tmp"):
         with suppress(OSError), temporary.open("r+b") as file:
             if take_lock(file.fileno()):
@@ -217,7 +217,7 @@ def sweep_unfinished(folder: Path) -> None:
 
 @contextmanager
 def report_full_disk(path: Path) -> Iterator[None]:
-    """What the disk refuses inside as a DiskError with the free space. What fails while samples are made is not it."""
+    """Turn errors of the disk inside the block into a DiskError with the free space; not errors from making samples."""
     try:
         yield
     except OSError as error:
@@ -225,7 +225,7 @@ def report_full_disk(path: Path) -> Iterator[None]:
 
 
 def remarks_of(folder: Path) -> list[str]:
-    """What the samples of a written split have been remarked on: each remark with its count and its first sample."""
+    """The remarks on the samples of a written split, each with its count and its first sample."""
     samples = ShardFolder(folder)
     found: dict[str, list[str]] = {}
     for number, key in enumerate(samples.keys):
@@ -235,7 +235,7 @@ def remarks_of(folder: Path) -> list[str]:
 
 
 def check_groups(groups: set[str], out: Path, split: str) -> None:
-    """Raise DataError if another split in OUT holds one of these groups: its frames would leak into this split."""
+    """Raise DataError if another split in OUT has one of these groups: its frames would leak into this split."""
     for other in sorted(path.parent for path in out.glob(f"[!.]*/{INDEX_NAME}")):
         shared = sorted(groups & Index.load(other).groups)
         if shared:
@@ -246,7 +246,7 @@ def check_groups(groups: set[str], out: Path, split: str) -> None:
 
 
 def check_classes(class_set: ClassSet, out: Path, split: str) -> None:
-    """Raise DataError if another split in OUT has other classes: their ids would not mean the same."""
+    """Raise DataError if another split in OUT has other classes, whose ids would have another meaning."""
     for other in sorted(path.parent for path in out.glob(f"[!.]*/{INDEX_NAME}")):
         classes = Index.load(other).classes
         if classes != class_set.classes:

@@ -1,1 +1,1 @@
-"""Measurements of the machine and of speed claims, each a ratio within one run."""
+"""Measurements of the machine and of speed claims; each claim is a ratio within one run."""

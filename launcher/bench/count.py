@@ -1,7 +1,7 @@
-"""A step counted without computing: FLOPs, traffic, launches, what is kept for the backward pass.
+"""A step counted without computing it: FLOPs, memory traffic, launches, and what is kept for the backward pass.
 
-Counted on fake tensors, which have shape, type and device and no values. So nothing needs memory or time, and what the
-step would launch on a GPU is nearly what it launches here.
+It is counted on fake tensors, which have shape, type and device but no values, so it needs hardly any memory or time.
+The launches are nearly those on a GPU.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +17,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from wsss.tensors import as_on_gpu
 
-PAIRS = "pairs"  # the kernel of our own that sums over all pairs of pixels: half precision whatever train.precision
-ATTENTION = "attention"  # in float32, for which there is no TF32
+PAIRS = "pairs"  # our kernel that sums over all pairs of pixels: half precision whatever train.precision is
+ATTENTION = "attention"  # in float32, for which TF32 does not exist
 
 
 def count_flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """torch's own count, and the attention of CPUs, of which torch counts nothing."""
+    """torch's own count, plus attention on CPUs, which torch does not count."""
     name = func._overloadpacket.__name__
     if name == "_scaled_dot_product_flash_attention_for_cpu":
         return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
@@ -39,7 +39,7 @@ class Counted:
     Attributes:
         ops: (FLOPs, bytes read and written, type of number: bf16, float32, ATTENTION or PAIRS) of each launch; float16
             counts as bf16.
-        kept_bytes: that the forward pass keeps for the backward pass, parameters left out.
+        kept_bytes: bytes that the forward pass keeps for the backward pass, without parameters.
     """
 
     ops: list[tuple[int, int, str]] = field(default_factory=list)
@@ -75,14 +75,14 @@ class Counter(TorchDispatchMode):
         kind = "bf16" if outputs[0].dtype in (torch.bfloat16, torch.float16) else "float32"
         if name == "gaussian_sum":
             kind = PAIRS
-        elif flops and "attention" in name and kind == "float32":  # of one head: the sum where there is no Triton
+        elif flops and "attention" in name and kind == "float32":  # with one head: the sum over pairs without Triton
             kind = PAIRS if args[0].shape[1] == 1 else ATTENTION
         self.found.ops.append((flops, traffic, kind))
         return out
 
 
 def is_view(func: Any) -> bool:
-    """Whether an operator only names memory that is there."""
+    """Whether an operator only gives a new name to existing memory."""
     returns = func._schema.returns
     aliases = any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
     return func.is_view or aliases or func._overloadpacket.__name__ == "_unsafe_view"  # which does not say so
@@ -90,13 +90,13 @@ def is_view(func: Any) -> bool:
 
 @contextmanager
 def keeping(found: Counted, but_not: set[int]) -> Iterator[None]:
-    """Add up what is kept for the backward pass, each storage once; storages of `but_not` are there anyway."""
+    """Add up what is kept for the backward pass, each storage once, without the storages in `but_not`."""
     seen: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in but_not:
-            seen[storage._cdata] = storage  # held, so that no other gets its place
+            seen[storage._cdata] = storage  # kept alive, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -105,12 +105,12 @@ def keeping(found: Counted, but_not: set[int]) -> Iterator[None]:
 
 
 def count_step(loss_of: Callable[[], Tensor], there: set[int], *, backward: bool = True) -> Counted:
-    """Forward and backward of a step.
+    """Count forward and backward pass of a step.
 
     Args:
         loss_of: the forward pass, on fake or meta tensors.
         there: `storage_ids` of parameters and buffers.
-        backward: False = the forward pass alone.
+        backward: False = only the forward pass.
     """
     with as_on_gpu(), Counter() as counter:
         with keeping(counter.found, there):

@@ -1,4 +1,4 @@
-"""`wsss bench crf`: the dense CRF on proposed classes against all classes."""
+"""`wsss bench crf`: the dense CRF on the proposed classes compared with all classes."""
 
 import time
 from typing import Any
@@ -12,10 +12,10 @@ from wsss.tensors import resize
 
 
 def crf_ratio(*, classes: int, shown: int, images: int, height: int = 375, width: int = 500) -> dict[str, Any]:
-    """How many times as fast the CRF is on background and the proposed classes alone, and what that changes.
+    """How many times as fast the CRF is on only background and the proposed classes, and what that changes.
 
-    On images of noisy regions whose first `shown` classes the model is fairly sure of, with ToCo's settings for
-    segmentation, both ways in turn on one core.
+    Both are run in turn on one core, with ToCo's settings for segmentation, on images of noisy regions in which the
+    model is fairly sure of the first `shown` classes.
 
     Returns:
         {"classes", "proposed": mean number, "all_s", "proposed_s": seconds per image, "ratio",
@@ -46,7 +46,7 @@ def crf_ratio(*, classes: int, shown: int, images: int, height: int = 375, width
 def crf_scene(
     rng: np.random.Generator, classes: int, shown: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image of flat noisy regions, and (classes, H, W) probabilities of a coarse and unsure segmentation of it."""
+    """An image of flat noisy regions, and (classes, H, W) probabilities of a coarse, unsure segmentation."""
     y_HW, x_HW = np.mgrid[:height, :width] / max(height, width)
     region_HW = np.zeros((height, width), dtype=np.int64)
     for class_id in range(1, shown + 1):

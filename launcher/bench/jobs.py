@@ -1,6 +1,6 @@
-"""Shards per second of a job here, in this machine's processes, and over Dask workers of this machine; what each costs.
+"""Shards per second of a job in this process, in several processes, and over Dask workers of this machine.
 
-The work of a shard is the exact CRF of a few small images, as `wsss refine` does it, without files.
+The work of a shard is the exact CRF of a few small images, as in `wsss refine`, without files.
 """
 
 import json
@@ -26,11 +26,11 @@ from launcher.jobs.pool import as_they_come, spawned_pool
 from wsss.extras import is_installed
 from wsss.refine.crf import mean_field
 
-START_S = 120.0  # that a scheduler may take to say where it is
+START_S = 120.0  # how long a scheduler may take to report its address
 
 
 def refine_a_shard(images: int, side_px: int, number: int) -> float:
-    """The CRF of so many images of noise; returns a number that depends on all of it."""
+    """The CRF of this many images of noise; returns a number that depends on all results."""
     rng, total = np.random.default_rng(number), 0.0
     options = MeanFieldConfig(iterations=2, by="exact").model_dump()
     for _ in range(images):
@@ -41,14 +41,14 @@ def refine_a_shard(images: int, side_px: int, number: int) -> float:
 
 
 def measure(*, shards: int, images: int, side_px: int, workers: Sequence[int] = (1, 2)) -> dict[str, Any]:
-    """{"here": shards/s, "pool": {workers: shards/s}, "dask": the same, "overhead": {"pool", "dask": what a shard takes
-    longer with one worker than here, as a share of it}}; without `dask` where it is not installed.
+    """{"here": shards/s, "pool": {workers: shards/s}, "dask": the same, "overhead": {"pool", "dask": how much longer a
+    shard takes with one worker than here, as a share of the time here}}; without `dask` if it is not installed.
 
     Raises:
-        RunError: a scheduler that does not come, or results that differ.
+        RunError: the scheduler does not start, or results differ.
     """
     work = partial(refine_a_shard, images, side_px)
-    torch.set_num_threads(1)  # as each worker has
+    torch.set_num_threads(1)  # as in each worker
     work(0)
     began = time.perf_counter()
     wanted = [work(number) for number in range(shards)]
@@ -75,7 +75,7 @@ def rate(
     workers: int,
     outcome_of: Callable[..., Any] | None = None,
 ) -> float:
-    """Shards per second, once every worker has loaded what it needs. Raises RunError if a result is another."""
+    """Shards per second, after every worker has loaded what it needs. Raises RunError if results differ."""
     options = () if outcome_of is None else (outcome_of,)
     list(as_they_come(executor, work, range(4 * workers), *options))
     began = time.perf_counter()
@@ -88,7 +88,8 @@ def rate(
 
 @contextmanager
 def loopback_cluster(workers: int) -> Iterator[str]:
-    """The address of a scheduler on this machine with so many workers of one thread, which end with the block."""
+    """The address of a scheduler on this machine with this many workers of one thread, all of which end with the
+    block."""
     from launcher.processes.surroundings import find_ours
 
     with TemporaryDirectory() as folder:
@@ -115,7 +116,7 @@ def loopback_cluster(workers: int) -> Iterator[str]:
 
 
 def format_rates(found: dict[str, Any]) -> str:
-    """What `measure` found, as text."""
+    """The result of `measure` as text."""
     lines = [f"in this process      {found['here']:8.2f} shards/s"]
     for engine, name in (("pool", "processes"), ("dask", "Dask workers")):
         for count, per_s in found.get(engine, {}).items():

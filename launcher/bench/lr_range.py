@@ -1,4 +1,4 @@
-"""`wsss bench lr-range`: what learning rate a method takes, measured before a run."""
+"""`wsss bench lr-range`: which learning rate suits a method, measured before a run."""
 
 import itertools
 import json
@@ -31,10 +31,10 @@ def lr_range(config: Config, *, low: float = 1e-7, high: float = 1.0, steps: int
         lr_t = low (high / low)^(t / (steps - 1)),   smoothed_t = (sum_i 0.9^(t-i) loss_i) / (sum_i 0.9^(t-i))
 
     It ends early when the smoothed loss exceeds four times its minimum. For the suggested rate see `suggest`. Writes
-    RUN/lr_range.json and lr_range.svg; no checkpoint, nothing that a training of the run would go on from.
+    RUN/lr_range.json and lr_range.svg, but no checkpoint, so that a training of the run begins from the start.
 
     Returns:
-        {"lr": [...], "loss": [...], "smoothed": [...], "suggested": lr or None, "reason": why that one, or why none}
+        {"lr": [...], "loss": [...], "smoothed": [...], "suggested": lr or None, "reason": why this one, or why none}
 
     Source: Smith 2017; smoke paper, section 4.2 (1e-7 to 100 in 100 steps, chose 1e-4).
     """
@@ -75,15 +75,15 @@ def suggest(lr: list[float], loss: list[float], smoothed: list[float]) -> tuple[
     """(a tenth of the rate at which the smoothed loss was lowest before it first clearly rose, or None; why).
 
     Clearly means by more than four standard deviations of the smoothed loss, estimated from the median distance of
-    neighbouring losses. The steepest place, which is often taken, follows the noise of single batches: under AdamW it
-    lay a hundred times above rates that train (D-95).
+    neighbouring losses. The steepest point, which is often used, follows the noise of single batches: with AdamW it was
+    a hundred times higher than rates that train (D-95).
     """
-    settled = len(lr) // 5  # the first means are of few losses
+    settled = len(lr) // 5  # the first means are over few losses
     lr, loss, smoothed = lr[settled:], loss[settled:], smoothed[settled:]
     if len(lr) < 2:
         return None, "the loss was not finite from the start, or at once four times as high; lower --low"
     spread = statistics.median(abs(b - a) for a, b in itertools.pairwise(loss)) / (0.6745 * math.sqrt(2))
-    clear = 4 * spread * math.sqrt(0.1 / 1.9)  # what a mean with weights 0.9^n leaves of a spread
+    clear = 4 * spread * math.sqrt(0.1 / 1.9)  # the spread of a mean with weights 0.9^n
     highest, lowest = smoothed[0], 0
     for n, value in enumerate(smoothed):
         if value < smoothed[lowest]:

@@ -1,8 +1,8 @@
-"""`wsss bench msee-step`: one M-SEE training step as the papers describe it, against the one that ships.
+"""`wsss bench msee-step`: one M-SEE training step as the papers describe it, compared with the shipped one.
 
-`plain_losses` is the reference: each forward pass that the papers name is one call of the network, maps
-are of all classes, and images, thresholds and crops are taken one after the other. It must give the same losses and
-gradients as MSEE.losses, and costs more.
+`plain_losses` is the reference: each forward pass that the papers name is one call of the network, maps are made for
+all classes, and images, thresholds and crops are processed one after another. It must give the same losses and
+gradients as MSEE.losses, at a higher cost.
 
 Shapes: B images, K classes, n local crops, h x w patches, H x W pixels.
 """
@@ -64,14 +64,14 @@ def compare(
     """Run both steps on the same weights and inputs, check that they agree, and measure them.
 
     Args:
-        energy_scale, energy_grid: of the dense energy, which both steps compute alike. With a grid of 0 its sum over
-            all pairs of pixels takes half of a small network's step on a CPU, and hides what is compared.
+        energy_scale, energy_grid: of the dense energy, which both steps compute in the same way. With a grid of 0, its
+            sum over all pairs of pixels takes half of a small network's step on a CPU and hides the comparison.
 
     Returns:
         flops_ratio, time_ratio, memory_ratio (shipped over plain), and per step: flops, seconds, peak_bytes.
 
     Raises:
-        RuntimeError: losses or gradients that differ.
+        RuntimeError: losses or gradients differ.
     """
     options = {"energy_scale": energy_scale, "energy_grid": energy_grid}
     method = make_method(timm_name, image_px, timm_options, classes, **options)
@@ -83,7 +83,7 @@ def compare(
     }
 
     def run(step: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        method.load_state_dict(start)  # both move the teacher's head
+        method.load_state_dict(start)  # both steps change the teacher's head
         method.followed = None
         method.zero_grad(set_to_none=True)
         losses = step()
@@ -94,7 +94,7 @@ def compare(
     results = {name: (run(step), gradients(method)) for name, step in steps.items()}
     check_equal(*results["plain"], *results["shipped"])
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):  # one after the other, so that whatever else the machine does meets both
+    for _ in range(repeats):  # in turns, so that other load of the machine affects both
         for name, step in steps.items():
             begin = time.perf_counter()
             run(step)
@@ -111,7 +111,7 @@ def compare(
 
 
 def measured(run: Callable[[], Any]) -> dict[str, float]:
-    """Counted FLOPs and the peak of memory above the start, of one run each."""
+    """Counted FLOPs, and the peak of memory above that at the start; one run for each."""
     with FlopCounterMode(display=False) as counter:
         run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -134,10 +134,10 @@ def check_equal(
     ours: dict[str, Tensor],
     our_gradients: dict[str, Tensor],
 ) -> None:
-    """Raise RuntimeError where losses differ by more than 1e-4 of themselves or gradients by 1e-3 of their length."""
+    """Raise RuntimeError if losses differ by more than 1e-4 of their value or gradients by 1e-3 of their length."""
     if plain.keys() - ours.keys() or plain_gradients.keys() != our_gradients.keys():
         raise RuntimeError(f"the two steps give other parts: {sorted(plain)} and {sorted(ours)}")
-    for name in sorted(plain, key=lambda name: name == "loss"):  # the parts first: they say more
+    for name in sorted(plain, key=lambda name: name == "loss"):  # the parts first, since they say more
         value = plain[name]
         if not torch.allclose(value, ours[name], rtol=1e-4, atol=1e-6):
             raise RuntimeError(f"{name}: plain {value.item()}, shipped {ours[name].item()}")
@@ -158,7 +158,7 @@ def counted_on_meta(timm_name: str = "vit_base_patch16_224", image_px: int = 448
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """What `compare` found, and the count of `counted_on_meta` under vit_base_448, as lines."""
+    """The result of `compare`, with that of `counted_on_meta` under vit_base_448, as lines of text."""
     lines = [
         f"{found['network']}, {found['image_px']} px, {found['images']} images, {found['classes']} classes, "
         f"energy at {found['energy_scale']} on a grid of {found['energy_grid']:g}, "

@@ -1,4 +1,4 @@
-"""M-SEE's step written plainly, one image and one term after the other, to compare the shipped step with."""
+"""M-SEE's step written plainly, one image and one term after another, as a reference for the shipped step."""
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from wsss.tensors import IGNORE_INDEX, resize
 
 
 def plain_losses(method: MSEE, views: Views) -> dict[str, Tensor]:
-    """The losses of one step with all of its terms, teachers without gradient. Arguments as in MSEE.losses."""
+    """The losses of one step with all terms; teachers without gradient. Arguments as in MSEE.losses."""
     student, image_label_BK = method.student, views.image_label_BK
     size, num_classes = image_label_BK.shape
     everything_BK = torch.arange(num_classes).expand(size, -1)
@@ -123,7 +123,7 @@ def resized(image: Tensor, scale: float) -> Tensor:
 
 
 def plain_label(method: MSEE, views: Views, cam_BKHW: Tensor, i: int) -> Tensor:
-    """(1, H, W) pseudo label of one image, its thresholds one after the other."""
+    """(1, H, W) pseudo label of one image, one threshold after another."""
     present = torch.nonzero(views.image_label_BK[i]).flatten()[None]
     one = slice(i, i + 1)
     high, low = (

@@ -1,4 +1,4 @@
-"""What the cases of `wsss bench all` share: a device, its clock, methods with random weights and batches there."""
+"""What the cases of `wsss bench all` share: device, clock, methods with random weights, and batches."""
 
 import statistics
 import time
@@ -28,7 +28,7 @@ class Stage:
     """A device and the sizes of things on it.
 
     Attributes:
-        smoke: toy sizes, each thing once: that the cases run, on a CPU.
+        smoke: toy sizes, and everything only once, to test on a CPU that the cases run.
     """
 
     device: torch.device
@@ -50,8 +50,8 @@ class Stage:
             torch.cuda.synchronize()
 
     def clock(self, call: Callable[[], Any], repeats: int = 20, warm: int = 4) -> dict[str, float]:
-        """Median milliseconds of a call on the device and on the host, and the peak of memory: where the host takes
-        longer, it is bound by launches."""
+        """Median milliseconds of a call on the device and on the host, and peak memory. If the host takes longer, the
+        call is limited by launches."""
         repeats, warm = (1, 1) if self.smoke else (repeats, warm)
         for _ in range(warm):
             call()
@@ -105,7 +105,7 @@ class Stage:
         return method.to(self.device).train(), on(self.device, batch)
 
     def second_view(self, images: int, px: int) -> dict[str, Tensor]:
-        """What methods that look at two views read besides; image i shows 1 + i % 3 classes."""
+        """Further inputs of methods with two views; image i shows 1 + i % 3 classes."""
         present = torch.full((images, 3), -1)
         for image in range(images):
             present[image, : 1 + image % 3] = torch.arange(1 + image % 3)
@@ -120,7 +120,7 @@ class Stage:
         }
 
     def gradient(self, method: Method, precision: Precision, *, graph: bool) -> Gradient:
-        """A step's forward and backward pass; `graph`: recorded as one CUDA graph, without effect elsewhere."""
+        """A step's forward and backward pass; `graph`: recorded as one CUDA graph, on CUDA devices only."""
 
         def plain(batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
             with in_precision(precision, self.device.type):
@@ -133,10 +133,10 @@ class Stage:
     def update(
         self, method: Method, batch: Mapping[str, Any], precision: Precision, *, graph: bool = False
     ) -> Callable[[], None]:
-        """A whole update: forward, backward, length of the gradient, fused AdamW that may be told to skip.
+        """A whole update: forward, backward, norm of the gradient, fused AdamW that can skip.
 
         Args:
-            graph: forward and backward recorded as one CUDA graph; without effect elsewhere.
+            graph: forward and backward pass recorded as one CUDA graph, on CUDA devices only.
         """
         graph = graph and self.cuda
         optimizer = torch.optim.AdamW(parameter_groups(method, 0.01), lr=1e-5, fused=True)
@@ -160,10 +160,10 @@ def on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def like_photographs(images: int, px: int, random: torch.Generator | None = None) -> Tensor:
-    """Random images with as many colours as photographs have, (B, 3, px, px) in [0, 1].
+    """Random images with about as many colours as photographs, (B, 3, px, px) in [0, 1].
 
-    Octaves of noise, mostly grey, each 0.6 times as strong as the one before: on a bilateral grid of one sigma they
-    have 0.35 as many cells as pixels, ten photographs of VOC 0.18 to 0.47.
+    Octaves of noise, mostly grey, each 0.6 times as strong as the one before. On a bilateral grid of one sigma they
+    fill 0.35 as many cells as they have pixels; ten photographs of VOC fill 0.18 to 0.47.
     """
     total, strength = torch.zeros(images, 3, px, px), 1.0
     for side in (2**n for n in range(2, px.bit_length())):

@@ -1,8 +1,8 @@
-"""`wsss bench all`: everything worth knowing of a machine, in order of worth, within a budget of minutes.
+"""`wsss bench all`: everything worth knowing about a machine, the most informative first, within a budget of minutes.
 
-Each case runs in a worker process that is replaced when a case hangs, crashes or runs out of memory. What a case found
-is a line of OUT/bench.jsonl as soon as it is there; OUT/bench.md is all of it, to read. A case that does not fit into
-the time that is left is skipped by name.
+Each case runs in a worker process that is replaced if the case hangs, crashes or runs out of memory. The result of a
+case is written at once as a line of OUT/bench.jsonl; OUT/bench.md is a readable version of all results. A case that
+does not fit into the time left is skipped and reported as such.
 """
 
 import json
@@ -19,15 +19,15 @@ from typing import Any
 from launcher.errors import ConfigError
 from launcher.files import write_whole
 
-RESULT = "result: "  # begins a worker's line that holds one
-PATIENCE = 3  # times its estimate, and a minute: so long a case may take
+RESULT = "result: "  # begins a worker's line with a result
+PATIENCE = 3  # a case may take this times its estimate, plus a minute
 
 
 def run_suite(out: Path, *, device: str, minutes: float, only: Sequence[str], smoke: bool) -> list[dict[str, Any]]:
     """Run the cases; returns their rows.
 
     Raises:
-        ConfigError: a case that there is not.
+        ConfigError: there is no such case.
     """
     from launcher.bench.cases import CASES
 
@@ -64,14 +64,14 @@ def start_worker(device: str, smoke: bool, errors: Any) -> subprocess.Popen:
 
 
 def ask(worker: subprocess.Popen, name: str, seconds: float) -> dict[str, Any]:
-    """The worker's row of a case, or why there is none."""
+    """The worker's row for a case, or a row that says why there is none."""
     assert worker.stdin is not None and worker.stdout is not None
     try:
         print(name, file=worker.stdin, flush=True)
     except BrokenPipeError:
         return {"case": name, "died": f"the worker ended with {worker.wait()}"}
     until = time.monotonic() + seconds
-    said = select.poll()  # select.select takes no process that holds a thousand files
+    said = select.poll()  # select.select fails in a process with a thousand open files
     said.register(worker.stdout, select.POLLIN)
     while said.poll(1e3 * max(until - time.monotonic(), 0)):
         line = worker.stdout.readline()
@@ -83,7 +83,7 @@ def ask(worker: subprocess.Popen, name: str, seconds: float) -> dict[str, Any]:
 
 
 def work(device: str, smoke: bool) -> None:
-    """A worker: reads names of cases, writes a line for each."""
+    """The work of a worker: it reads names of cases and writes a line for each."""
     import torch
 
     from launcher.bench.cases import CASES
@@ -95,7 +95,7 @@ def work(device: str, smoke: bool) -> None:
         row: dict[str, Any] = {"case": name}
         try:
             row["found"] = CASES[name][1](stage)
-        except Exception as error:  # one case that fails must not keep the others from being measured
+        except Exception as error:  # a failed case must not prevent the others
             at = traceback.format_exc(limit=-3)
             row |= {"error": f"{type(error).__name__}: {error}"[:800], "at": at[-1200:]}
         if stage.cuda:
@@ -105,7 +105,7 @@ def work(device: str, smoke: bool) -> None:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Every row as a section; what a case found as a table where its findings have the same columns."""
+    """Every row as a section; results with the same columns as a table."""
     parts = ["# What `wsss bench all` found\n"]
     for row in rows:
         parts.append(f"\n## {row['case']}\n")

@@ -1,4 +1,4 @@
-"""What tracking takes of a step: the same loop with and without it, in turns, in one run."""
+"""The share of a step that tracking takes: the same loop with and without it, in turns, in one run."""
 
 import os
 import socket
@@ -18,19 +18,19 @@ from launcher.tracking.protocol import Tracker
 from launcher.tracking.sinks import make_sink
 from wsss.extras import is_installed
 
-BLOCK = 10  # steps in a row with tracking, then as many without; what else the machine does falls on both
+BLOCK = 10  # steps in a row with tracking, then as many without, so that other load of the machine affects both
 SETTLE_S = 0.1
 URI = "MLFLOW_TRACKING_URI"
 
 
 def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -> dict[str, Any]:
-    """Time tracked and untracked steps against those of TensorBoard and MLflow (a local store, no server, a silent one)
-    that are installed.
+    """Time steps with and without tracking, for TensorBoard and MLflow (a local store, an absent server, a silent
+    server), if they are installed.
 
     Args:
         steps: of each kind, for each place.
-        side_px: of the square images of the small network whose steps are timed; sets how long a step takes.
-        close_s: how long each tracker may wait at its end; is not part of a step.
+        side_px: side of the square images of the timed small network; it determines how long a step takes.
+        close_s: how long each tracker may wait at its end, which is not part of a step.
 
     Returns:
         for each place: share (time in `Tracker.log` per step time), ratio (median tracked step to median untracked
@@ -42,7 +42,7 @@ def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -
     found: dict[str, Any] = {"steps": steps, "log_every": log_every}
     waits_s, tracking.CLOSE_S = tracking.CLOSE_S, close_s
     try:
-        # a thread that nobody waits for may still write its store there
+        # an abandoned thread may still write its store there
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, serve_silence() as silent:
             places = [
                 ("local sqlite", "mlflow", f"sqlite:///{folder}/mlflow.db"),
@@ -65,11 +65,11 @@ def measure(*, steps: int, log_every: int, side_px: int, close_s: float = 5.0) -
 
 
 def time_loop(step: Callable[[], float], tracker: Tracker, *, steps: int, log_every: int) -> dict[str, float]:
-    """Blocks of steps with and without tracking in turns; times in milliseconds."""
+    """Time blocks of steps with and without tracking, in turns; in milliseconds."""
     logs_s, tracked_s, plain_s = [], [], []
     for number in range(2 * steps):
         if number % (2 * BLOCK) == BLOCK:
-            time.sleep(SETTLE_S)  # what the thread still has to send must not slow the untracked steps
+            time.sleep(SETTLE_S)  # else the thread would still be sending during the untracked steps
         started = time.perf_counter()
         loss = step()
         if number // BLOCK % 2:
@@ -115,7 +115,7 @@ def make_step(side_px: int) -> Callable[[], float]:
 
 @contextmanager
 def use_store(uri: str) -> Iterator[None]:
-    """MLflow's store for a while. Its own setting of the global state is undone as well."""
+    """Set MLflow's store inside the block, and restore MLflow's global state afterwards."""
     before = os.environ.get(URI)
     os.environ[URI] = uri
     try:
@@ -128,7 +128,7 @@ def use_store(uri: str) -> Iterator[None]:
 
 @contextmanager
 def serve_silence() -> Iterator[str]:
-    """A loopback server that takes connections and never says a word."""
+    """A loopback server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 

@@ -1,1 +1,1 @@
-"""One model per YAML section, read and written."""
+"""One model per YAML section; reading and writing configs."""

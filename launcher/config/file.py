@@ -17,8 +17,8 @@ from launcher.files import find_shipped, list_shipped
 
 
 class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2: 1e-4 is a float and `no` is a word (YAML 1.1 reads text and false), and a key that is there twice is an
-    error (PyYAML takes the last one)."""
+    """YAML 1.2: 1e-4 is a float and `no` is text (in YAML 1.1: text and false), and a key that occurs twice is an error
+    (PyYAML takes the last one)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -46,7 +46,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and check everything.
 
     Args:
-        path: of the file, or the name of one that ships, such as demo/teacher (see find_shipped).
+        path: of the file, or the name of a shipped one, such as demo/teacher (see find_shipped).
 
     Raises:
         ConfigError: file missing, not YAML, unknown key (with the nearest valid one), wrong type or value.
@@ -56,7 +56,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file, as they are written.
+    """The sections of a YAML file, as written.
 
     Raises:
         ConfigError: file missing, not YAML, or without sections.
@@ -75,16 +75,16 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def shipped_runs() -> list[str]:
-    """Names of the configs of runs that ship."""
+    """Names of the shipped configs of runs."""
     return [name for name in list_shipped("*/*") if name.split("/")[0] not in ("accelerate", "kubernetes", "studies")]
 
 
 def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str]) -> Config:
-    """The Config of a file's sections, with overrides, all options written out.
+    """The Config of a file's sections with overrides, all options written out.
 
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a wrong type or value; names the file, and the
-            overrides without which there would be no such problem.
+            overrides that cause the problem.
     """
     config, problems = validate(content, overrides)
     if config is None:
@@ -94,7 +94,7 @@ def check_content(content: dict[str, Any], path: Path, overrides: Sequence[str])
 
 
 def validate(content: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Config | None, list[str]]:
-    """(Config, []) of a file's sections with overrides, or (None, what is wrong with it)."""
+    """(Config, []) of a file's sections with overrides, or (None, problems)."""
     changed = copy.deepcopy(dict(content))
     for override in overrides:
         apply_override(changed, override)
@@ -102,12 +102,12 @@ def validate(content: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Conf
         return Config.model_validate_json(json.dumps(changed)), []
     except ValidationError as error:
         return None, [explain_problem(problem, Config) for problem in error.errors()]
-    except TypeError as error:  # a date or a binary: YAML knows types that no option has
+    except TypeError as error:  # a date or a binary: YAML has types that no option has
         return None, [f"{error}; put quotes around it"]
 
 
 def blame(problem: str, content: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """The overrides that a problem comes from, in words: those without which it is gone; "" if it is the file's own."""
+    """The overrides that cause a problem, in words: those without which it is gone; "" if the file itself has it."""
     if problem in validate(content, ())[1]:
         return ""
     others = [[*overrides[:n], *overrides[n + 1 :]] for n in range(len(overrides))]
@@ -118,7 +118,7 @@ def blame(problem: str, content: Mapping[str, Any], overrides: Sequence[str]) ->
 
 
 def still(problem: str, content: Mapping[str, Any], overrides: Sequence[str]) -> bool:
-    """Whether there is this problem with these overrides, which may build on one that is not among them."""
+    """Whether this problem occurs with these overrides, one of which may need another that is left out."""
     try:
         return problem in validate(content, overrides)[1]
     except ConfigError:
@@ -129,7 +129,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     """Set one dotted key in place.
 
     Raises:
-        ConfigError: not of the form section.key=value, or a part of the path is no section.
+        ConfigError: not of the form section.key=value, or a part of the path is not a section.
     """
     dotted, equals, text = override.partition("=")
     parts = dotted.split(".")
@@ -152,7 +152,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def index_of(part: str, place: Any, override: str) -> int:
-    """A part of an override's path as the index of a list that the file writes out."""
+    """A part of an override's path as an index of a list in the file."""
     if isinstance(place, list) and part.isdigit() and int(part) < len(place):
         return int(part)
     raise ConfigError(
@@ -161,7 +161,7 @@ def index_of(part: str, place: Any, override: str) -> int:
 
 
 def resolve(config: Config) -> Config:
-    """Write out the defaults of the chosen model, method, refiners and metrics, so that the saved config says all."""
+    """Write out the defaults of the chosen model, method, refiners and metrics, so the saved config is complete."""
     from wsss.methods import METHODS
     from wsss.metrics.base import METRICS
     from wsss.models import MODELS
@@ -184,7 +184,7 @@ def resolve(config: Config) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The config in a form that load_config reads back to the same."""
+    """The config as YAML, from which load_config reads the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 

@@ -1,6 +1,6 @@
-"""Things that a config chooses by name, with options that are the keyword-only arguments of their functions.
+"""Things that a config chooses by name; their options are the keyword-only arguments of their functions.
 
-So adding an option is a change in one file: its function's.
+So a new option is a change in one file, that of its function.
 """
 
 import difflib
@@ -13,15 +13,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
-SETS = ("layers", "scales", "cam_scales", "par_dilations")  # number lists that name things, as words do
+SETS = ("layers", "scales", "cam_scales", "par_dilations")  # lists of numbers that must not repeat, like lists of names
 
 
 LARGEST = 65_536  # number of a network: widths, depths and sizes are a tenth of it (D-180)
 
 
 class Section(BaseModel):
-    """A part of a config. A list that names things has each of them once: a second one would weigh it double, or make
-    it anew, in silence."""
+    """A part of a config. A list that names things must name each once: a second time would silently count it twice or
+    make it again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -64,7 +64,7 @@ def check_named(place: str, named: Named, table: Mapping[str, Callable]) -> None
 
 @contextmanager
 def naming_place(place: str) -> Iterator[None]:
-    """A ValueError of the science with the place in the config that it speaks of."""
+    """Add the place in the config to a ValueError of `wsss`."""
     try:
         yield
     except ValueError as error:
@@ -72,7 +72,7 @@ def naming_place(place: str) -> Iterator[None]:
 
 
 def refuse_huge(place: str, value: Any) -> None:
-    """Raise ValueError for a number of a network, also inside lists and mappings, that no layer can have."""
+    """Raise ValueError for a number, also inside lists and mappings, that is too large for any layer."""
     if isinstance(value, Mapping):
         for name, inside in value.items():
             refuse_huge(f"{place}.{name}", inside)
@@ -87,7 +87,7 @@ def refuse_huge(place: str, value: Any) -> None:
 def options_model(function: Callable) -> type[BaseModel]:
     """A strict model with one field per keyword-only argument of a function or constructor.
 
-    A constructor that takes **options hands them to its base class, so it has that one's arguments as well.
+    A constructor that takes **options passes them to its base class, so it has the arguments of that, too.
     """
     fields: dict[str, Any] = {}
     targets = [base.__init__ for base in inspect.getmro(function)] if inspect.isclass(function) else [function]  # type: ignore[misc]
@@ -104,7 +104,7 @@ def options_model(function: Callable) -> type[BaseModel]:
 
 
 def options_of(named: Named, table: Mapping[str, Callable]) -> dict[str, Any]:
-    """The options as the function takes them (lists become tuples where it wants tuples)."""
+    """The options in the types of the function (lists become tuples where it takes tuples)."""
     model = options_model(table[named.name]).model_validate_json(json.dumps(named.options))
     return {name: getattr(model, name) for name in type(model).model_fields}
 
@@ -128,7 +128,7 @@ def explain_problem(problem: Any, model: type[BaseModel], prefix: tuple[str, ...
 
 
 def list_fields(model: type[BaseModel], location: Sequence[str]) -> Iterator[str]:
-    """The keys that are known at a place inside a config."""
+    """The known keys at a place inside a config."""
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):

@@ -1,4 +1,4 @@
-"""What a folder of somebody's own work begins with: configs that ship, named for that folder, and a note on data."""
+"""Shipped configs and a note on data, copied into a folder of the user's own and named for it."""
 
 import re
 from pathlib import Path
@@ -7,18 +7,19 @@ from launcher.errors import ConfigError
 from launcher.files import SHIPPED, write_whole
 
 STARTS = {"demo": "demo", "frames": "smoke_mini", "classes": "own", "voc": "voc", "coco": "coco"}
-"""What is begun with -> the folder of configs that ship for it."""
+"""Name of a start -> its folder of shipped configs."""
 
-OF_ITS_OWN_DATA = "# Result"  # a line of a config's head that says what was measured on other data
+OF_ITS_OWN_DATA = "# Result"  # begins the lines in a config's head about results on other data
 
 
 def write_project(folder: Path, start: str) -> list[Path]:
     """Write the configs and data.md of one of STARTS; returns their paths.
 
-    They are what ships, but for names and places: a config's run is `runs/NAME` of this folder, its data lie in `data`.
+    They are the shipped ones except for names and places: a config's run is `runs/NAME` in this folder, its data is in
+    `data`.
 
     Raises:
-        ConfigError: there is no such start, or a file of one of these names is there.
+        ConfigError: there is no such start, or a file with one of these names exists.
     """
     if start not in STARTS:
         raise ConfigError(f"--from {start}: there is no such start; choose one of {', '.join(STARTS)}")
@@ -33,7 +34,7 @@ def write_project(folder: Path, start: str) -> list[Path]:
 
 
 def adapt(text: str, source: str) -> str:
-    """A shipped config or note as one of a folder that holds nothing else."""
+    """A shipped config or note, with names and places for a folder of its own."""
     text = re.sub(rf"\bconfigs/{source}/|(?<=\bname[:=]){source}/|(?<=\bname: ){source}/", "", text)
     text = re.sub(rf"\b(data|runs)/{source}\b", r"\1", text)
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(OF_ITS_OWN_DATA))

@@ -1,5 +1,4 @@
-"""One YAML describes the whole run (whole.py): one frozen model per section; no inheritance or interpolation; unknown
-keys fail.
+"""The sections of a run's YAML: one frozen model for each; no inheritance or interpolation; unknown keys are errors.
 
 The options of a model, a method or a refiner are not here: see options.py.
 """
@@ -16,7 +15,7 @@ from wsss.extras import is_installed
 
 
 def check_zero(value: object) -> int | Path:
-    """A stage of DeepSpeed's ZeRO, or a JSON of DeepSpeed."""
+    """A stage of DeepSpeed's ZeRO, or the path of a DeepSpeed JSON."""
     if type(value) is int and 0 <= value <= 2:
         return value
     if isinstance(value, str | Path) and str(value):
@@ -32,9 +31,9 @@ Side = Annotated[int, Field(gt=0, le=16_384)]  # pixels (D-180)
 Scale = Annotated[float, Field(gt=0, le=8)]  # of an image's sides
 Workers = Annotated[int, Field(gt=0, le=1024)]  # processes of a machine
 Zero = Annotated[int | Path, PlainValidator(check_zero)]
-InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... lies where WSSS_RUNS says
+InRuns = Annotated[Path, AfterValidator(place_run)]  # runs/... is where WSSS_RUNS says
 Folder = Annotated[Place, PlainValidator(place_of)]  # of shards: a path, or a URL that fsspec knows
-Masks = Annotated[Place, PlainValidator(place_masks)]  # the same; those of a run lie where its outputs do
+Masks = Annotated[Place, PlainValidator(place_masks)]  # the same; those of a run are where its outputs are
 
 
 class DataConfig(Section):
@@ -96,7 +95,7 @@ class TrainConfig(Section):
 
 
 class LaunchConfig(Section):
-    """What `wsss train` starts and what the run asserts that it got."""
+    """What `wsss train` starts; the run checks that it got it."""
 
     processes: PositiveInt | None = None  # over all machines; null = one per GPU, or one without GPUs
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -197,7 +196,7 @@ Sink = Literal["mlflow", "tensorboard"]
 
 
 def default_sinks() -> tuple[Sink, ...]:
-    """MLflow where it is installed: a plain install trains without it, and keeps figures in the run's folder."""
+    """MLflow if it is installed: a plain install trains without it and keeps metrics in the run's folder."""
     return ("mlflow",) if is_installed("mlflow") else ()
 
 

@@ -1,5 +1,5 @@
-"""The whole config, and what of it must go together: options with what they are of, jobs with what they read, methods
-with data."""
+"""The whole config, and checks across its sections: options with models and methods, jobs with inputs, methods with
+data."""
 
 import re
 
@@ -50,7 +50,7 @@ class Config(Section):
 
 
 def check_options(config: Config) -> None:
-    """Raise ValueError for a network or a method that is not there, or an option that it has not."""
+    """Raise ValueError for a network or a method that does not exist, or an option that it does not have."""
     from wsss.methods import METHODS
     from wsss.models import MODELS
 
@@ -63,7 +63,7 @@ def check_options(config: Config) -> None:
 
 
 def check_jobs(config: Config) -> None:
-    """Raise ValueError for refiners, cues, a mean field or metrics with which no job could run."""
+    """Raise ValueError for refiners, cues, a mean field or metrics that would make a job fail."""
     from wsss.metrics.base import METRICS
     from wsss.refine import REFINERS, check_options, takes_cue
     from wsss.refine.crf import check_mean_field
@@ -85,7 +85,7 @@ def check_jobs(config: Config) -> None:
 
 
 def check_method(config: Config) -> None:
-    """Raise ValueError for a method without what it learns from, or with what it does not read."""
+    """Raise ValueError for a method without an input that it needs, or with one that it does not read."""
     from wsss.methods import METHODS
 
     name, method, data = config.method.name, METHODS[config.method.name], config.data

@@ -1,1 +1,1 @@
-"""What of this machine would stop a run, looked at before one starts."""
+"""Checks before a run starts: what on this machine would stop it."""

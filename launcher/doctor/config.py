@@ -1,4 +1,4 @@
-"""What a config asks for: its shards, weights, teacher and places, as `wsss train` looks at them before it starts."""
+"""What a config needs: shards, weights, teacher and places, checked as `wsss train` does before it starts."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a check found, and the table of all findings."""
+"""The result of one check, and the table of all results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class Finding:
     """One line of `wsss doctor`.
 
     Attributes:
-        state: ok; warn, a run may work, or not with every config; fail, none does.
-        what: was looked at.
-        found: there.
-        advice: what to do; empty where all is well.
+        state: ok; warn: a run may fail, or some configs do; fail: no run works.
+        what: what was checked.
+        found: what was found.
+        advice: what to do; empty if all is well.
     """
 
     state: State
@@ -28,18 +28,18 @@ Check = Callable[[], list[Finding]]
 
 
 def run_checks(checks: Sequence[Check]) -> list[Finding]:
-    """The findings of all checks, in order; a check that fails itself is a finding, too."""
+    """The findings of all checks, in order; a check that raises an error is a finding, too."""
     found: list[Finding] = []
     for check in checks:
         try:
             found += check()
-        except Exception as error:  # whatever it is, the others still say something
+        except Exception as error:  # an error in one check must not prevent the others
             found.append(Finding("fail", check.__name__.replace("_", " "), f"{type(error).__name__}: {error}"))
     return found
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
-    """A line for each; advice below what needs it; how many are wrong at the end."""
+    """A line for each finding, with advice below it if needed; at the end, how many are wrong."""
     width = max(len(finding.what) for finding in findings)
     lines = []
     for finding in findings:

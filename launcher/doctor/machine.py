@@ -28,7 +28,7 @@ def python() -> list[Finding]:
 
 
 def packages() -> list[Finding]:
-    """Each package that this installation asks for, against its bounds."""
+    """The installed versions of all required packages, compared with their bounds."""
     try:
         wanted = [Requirement(text) for text in requires("wsss") or []]
     except PackageNotFoundError:
@@ -80,7 +80,7 @@ def cores() -> list[Finding]:
 
 
 def shared_memory() -> list[Finding]:
-    """Where loader processes hand their batches over."""
+    """Where loader processes pass on their batches."""
     found = []
     if os.path.isdir("/dev/shm"):
         free_mb = shutil.disk_usage("/dev/shm").free / 1e6
@@ -99,7 +99,7 @@ def open_files() -> list[Finding]:
 
 
 def compiler() -> list[Finding]:
-    """Needed where a package has no wheel, and by DeepSpeed on CPUs."""
+    """A C compiler, which packages without a wheel and DeepSpeed on CPUs need."""
     names = [name for name in ("g++", "c++", "clang++") if shutil.which(name)]
     if names:
         return [Finding("ok", "compiler", names[0])]
@@ -107,7 +107,7 @@ def compiler() -> list[Finding]:
 
 
 def environment() -> list[Finding]:
-    """Variables of other tools: which are ignored, and proxies that swallow what stays on this machine."""
+    """Variables of other tools: those that are ignored, and proxies that would catch this machine's own connections."""
     ignored = sorted(set(os.environ) - set(without_accelerate(os.environ)))
     found = [Finding("ok", "variables", f"ignored: {', '.join(ignored)}" if ignored else "none that interfere")]
     proxies = [name for name in PROXIES if os.environ.get(name)]

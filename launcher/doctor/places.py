@@ -1,4 +1,4 @@
-"""Where runs and what jobs make of them are written, where they are shown, and whether processes find each other."""
+"""The folder of runs, WSSS_OUTPUTS, MLflow, ports, and whether two processes find each other."""
 
 import os
 import secrets
@@ -32,7 +32,7 @@ sys.exit(value.item() != 2)
 
 
 def runs_folder() -> list[Finding]:
-    """Can it be written and locked, and is there room?"""
+    """Whether it can be written to and locked, and has room."""
     folder, missing = RUNS, not RUNS.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def runs_folder() -> list[Finding]:
 
 
 def outputs() -> list[Finding]:
-    """The place that WSSS_OUTPUTS names, if it names one: can something be written there, and removed?"""
+    """Whether files can be written and removed at the place that WSSS_OUTPUTS names, if it is set."""
     asked = os.environ.get(OUTPUTS, "").strip()
     if not asked:
         return []
@@ -80,7 +80,7 @@ def outputs() -> list[Finding]:
 
 
 def mlflow() -> list[Finding]:
-    """The server that MLFLOW_TRACKING_URI names, if one is."""
+    """The server that MLFLOW_TRACKING_URI names, if it is set."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         return [Finding("ok", "MLflow", f"{uri or 'a database beside the runs'}")]
@@ -95,7 +95,7 @@ def mlflow() -> list[Finding]:
 
 
 def port() -> list[Finding]:
-    """Processes of one machine meet at a port of it."""
+    """A free port, at which the processes of one machine meet."""
     try:
         with socket.create_server(("127.0.0.1", 0)):
             return [Finding("ok", "ports", "free ones on 127.0.0.1")]
@@ -104,7 +104,7 @@ def port() -> list[Finding]:
 
 
 def two_processes() -> list[Finding]:
-    """Two processes add up a number, as a run of several does at every step."""
+    """Two processes add up a number, as those of a run do at every step."""
     with temporary_name(Path.cwd() / "doctor") if os.access(".", os.W_OK) else temporary_name(Path("/tmp/d")) as meet:
         environment = {**os.environ, **find_ours(), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", TWO_PROCESSES]

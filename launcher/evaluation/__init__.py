@@ -1,1 +1,1 @@
-"""Figures with their protocol, validation while training, pictures, galleries and the report."""
+"""Metrics with their protocol, validation during training, pictures, galleries and the report."""

@@ -1,4 +1,4 @@
-"""class_sums.npz: what a source's mIoU is made of, by group; two methods compared in mIoU on the same groups.
+"""class_sums.npz: the pixel sums behind a source's mIoU, per group; two methods compared in mIoU on the same groups.
 
 Shapes: G groups, C classes with background 0.
 """
@@ -19,14 +19,15 @@ CLASS_SUMS = "class_sums.npz"
 
 
 class GroupSums(NamedTuple):
-    """The names of the groups, and (G, 3, C) pixels hit, in the truth and predicted."""
+    """The names of the groups, and their (G, 3, C) pixels: hit, in the truth, predicted."""
 
     groups: list[str]
     sums_G3C: np.ndarray
 
 
 def write_class_sums(path: Path, measures: Mapping[tuple[str, str], Measure]) -> None:
-    """Write the sums of measures by (source, choice of threshold), of those that have some; remove the file of none."""
+    """Write the sums of the measures {(source, threshold choice): measure} that have some; without any, remove the
+    file."""
     held: dict[str, Any] = {}
     for (source, choice), measure in measures.items():
         if isinstance(measure, Confusion) and len(measure.sums):
@@ -40,7 +41,7 @@ def write_class_sums(path: Path, measures: Mapping[tuple[str, str], Measure]) ->
 
 
 def read_class_sums(run: Path, source: str, choice: str) -> GroupSums | None:
-    """The sums of a source; None where the evaluation has none. Raises Damaged."""
+    """The sums of a source; None if the evaluation has none. Raises Damaged."""
     path = run / CLASS_SUMS
     if not path.is_file():
         return None
@@ -55,8 +56,8 @@ def read_class_sums(run: Path, source: str, choice: str) -> GroupSums | None:
 def compare_mious(
     ours: Iterable[GroupSums | None], theirs: Iterable[GroupSums | None]
 ) -> tuple[float, float, float] | None:
-    """Difference in mIoU, low and high end of its 95 % bootstrap interval over groups, of runs (seeds) of two methods;
-    None where a run has no sums, there is none, or they are of other groups."""
+    """Difference in mIoU between the runs (seeds) of two methods, with the low and high end of its 95 % bootstrap
+    interval over groups; None if a method has no runs, a run has no sums, or the runs have different groups."""
     found: tuple[Sequence[GroupSums | None], ...] = [*ours], [*theirs]
     runs = [one for of_method in found for one in of_method]
     if not all(found) or None in runs or len({tuple(one.groups) for one in runs if one is not None}) > 1:

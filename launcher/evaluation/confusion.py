@@ -1,4 +1,4 @@
-"""Label maps of any number of classes counted over the images of a split.
+"""Label maps of any number of classes, counted over the images of a split.
 
 Shapes: C classes with background 0, T thresholds, H x W pixels.
 """
@@ -31,7 +31,7 @@ from wsss.metrics.counts import THRESHOLDS
 
 
 class Sums(Sequence[np.ndarray]):
-    """Of each image (3, C) int64, kept without its zeros: of COCO's 81 classes an image shows and is given a few."""
+    """(3, C) int64 of each image, stored without zeros: an image has only a few of COCO's 81 classes."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -63,12 +63,12 @@ class Sums(Sequence[np.ndarray]):
 
 @dataclass
 class Confusion(Measure):
-    """One confusion matrix of all images, and of each image what a bootstrap of mIoU needs.
+    """One confusion matrix of all images, and what a bootstrap of mIoU needs of each image.
 
     Attributes:
         keys, groups: the key and the group of each image.
-        labels: the class probabilities of the images, where the predictions have some.
-        sums: of each image pixels hit, in the truth, and predicted, of every class.
+        labels: the class probabilities of the images, if the predictions have some.
+        sums: pixels of every class in each image: hit, in the truth, predicted.
     """
 
     class_set: ClassSet
@@ -121,8 +121,8 @@ class Confusion(Measure):
         return self.labels.label_details(classes)
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """mIoU over the classes that the truth holds, its 95 % interval, IoU of every class. The class ids that were
-        counted are those of one threshold or of none, whatever is asked here."""
+        """mIoU over the classes in the truth, its 95 % interval, IoU of every class. `threshold` changes nothing: class
+        ids were counted, which were cut at one threshold or have none."""
         iou_C = class_iou(self.confusion_CC).tolist()
         return without_nan({
             "miou": mean_iou(self.confusion_CC),
@@ -137,10 +137,9 @@ class Confusion(Measure):
         })  # fmt: skip
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image: the share of its pixels with an object, the mean IoU over the classes of its objects, None
-        where its truth holds none, and the share on which an object is predicted wrongly; the same at every threshold,
-        see figures_at. Where there are class probabilities, these and the label of each class, see
-        ImageLabels.rows."""
+        """One row per image: the share of its pixels with an object, the mean IoU over the classes of its objects (None
+        if its truth shows none), and the share on which an object is wrongly predicted; the same at every threshold,
+        see figures_at. Class probabilities and labels are added if there are any, see ImageLabels.rows."""
         of_labels: Iterable[dict[str, Any]] = self.labels.rows(thresholds) if self.labels.keys else repeat({})
         for n, of_label in zip(range(len(self.keys)), of_labels, strict=False):
             key, group, (hit_C, truth_C, predicted_C) = self.keys[n], self.groups[n], self.sums[n]
@@ -156,10 +155,10 @@ class Confusion(Measure):
 
 @dataclass
 class ClassThresholds:
-    """Scores of several classes at every threshold: what one threshold for all of them is chosen by.
+    """Scores of several classes at every threshold, to choose one threshold for all of them.
 
     Attributes:
-        sums_T3C: of all images, see sums_at_thresholds.
+        sums_T3C: over all images, see sums_at_thresholds.
     """
 
     chooses_by: ClassVar[str] = "miou"

@@ -1,4 +1,4 @@
-"""What was predicted of splits, counted next to the truth in worker processes."""
+"""Predictions of splits compared with the truth, in worker processes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from shards.folder import ShardFolder
 from shards.places import everywhere
 from shards.remote import Place, absolute, join, place_of
 
-FEW_PREDICTIONS = 2000  # that many are counted faster in this process than others can be started
+FEW_PREDICTIONS = 2000  # fewer are counted here sooner than other processes would start
 
 
 Counted = TypeVar("Counted", bound=Tally)
@@ -24,7 +24,7 @@ Splits = Sequence[tuple[ShardFolder, Sequence[Source]]]
 
 
 class Task(NamedTuple):
-    """One output shard of a source to count by a new tally."""
+    """One output shard of a source, to be counted in a new tally."""
 
     source: Source
     images: Place
@@ -35,7 +35,7 @@ class Task(NamedTuple):
 
     @property
     def out(self) -> Place:
-        """Where what is counted lies."""
+        """The shard that is counted."""
         return self.source.folder
 
     def __str__(self) -> str:
@@ -45,10 +45,10 @@ class Task(NamedTuple):
 def count_predictions(
     splits: Splits, config: Config, *, at: Mapping[str, float] | None = None
 ) -> list[dict[str, Measure]]:
-    """What there is to report of predictions: {name of the source: its measure} of each split.
+    """The measures to report: {name of the source: its measure} for each split.
 
     Args:
-        at: {source: threshold}, of others evaluate.threshold.
+        at: {source: threshold}; evaluate.threshold for other sources.
 
     Raises:
         RunError, DataError: see count_all.
@@ -57,31 +57,31 @@ def count_predictions(
 
 
 def count_for_choice(splits: Splits, config: Config) -> list[dict[str, Chooser]]:
-    """What the thresholds of sources that have one are chosen by, on splits with masks; raises as count_all does."""
+    """Tallies to choose thresholds from, for sources that have one, on splits with masks; raises as count_all does."""
     return count_all(new_chooser, splits, config, {})
 
 
 def count_offered(
     splits: Splits, config: Config, *, at: Mapping[str, float] | None = None
 ) -> list[dict[str, OfferedMetrics]]:
-    """The metrics of packages (evaluate.metrics), of sources on splits with masks; see count_predictions."""
+    """The metrics of packages (evaluate.metrics) for sources on splits with masks; see count_predictions."""
     return count_all(NewOffered(config.evaluate.metrics), splits, config, at or {})
 
 
 def count_all(
     new: Callable[[Source, ShardFolder], Counted], splits: Splits, config: Config, at: Mapping[str, float]
 ) -> list[dict[str, Counted]]:
-    """Count every sample of every source once, in worker processes: {name of the source: its tally} of each split.
+    """Count every sample of every source once, in worker processes: {name of the source: its tally} for each split.
 
-    The tallies do not depend on the number of workers: shards are joined in their order.
+    The tallies do not depend on the number of workers: shards are joined in order.
 
     Args:
-        new: an empty tally of a source of these shards.
-        splits: image shards, and what was predicted of them.
-        at: {source: threshold}, of others evaluate.threshold.
+        new: gives an empty tally for a source of these shards.
+        splits: image shards, and the sources that predict them.
+        at: {source: threshold}; evaluate.threshold for other sources.
 
     Raises:
-        RunError: a shard of a source is missing, or the source is of other images.
+        RunError: a shard of a source is missing, or the source belongs to other images.
         DataError: shards that failed, each with its reason.
     """
     tasks = []

@@ -1,6 +1,6 @@
-"""The plots of a report: losses and validation over steps, figures over thresholds, classes beside each other.
+"""The plots of a report: losses and validation over steps, metrics over thresholds, classes side by side.
 
-A run keeps its colour in a plot, a kind of map its dashes. Figures are in percent, thresholds are not.
+In a plot, a run keeps its colour and a kind of map its dashes. Metrics are in percent, thresholds are not.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,21 +16,21 @@ from wsss.metrics.counts import THRESHOLDS
 
 Lines = dict[str, Line]
 Run = Mapping[str, Any]
-PERCENT = "percent"  # of what axes are
-NONE = float("nan")  # stands for a figure that does not exist
-MOST_BARS = 30  # of classes; of more those with the lowest figures
+PERCENT = "percent"  # the unit of axes
+NONE = float("nan")  # a metric that does not exist
+MOST_BARS = 30  # classes in a plot; of more, those with the lowest values
 
 
 def plot_runs(runs: Sequence[Run]) -> list[str]:
-    """SVG plots over all runs: every loss that was logged, validation over steps, and of each run's headline what its
-    threshold, its probabilities and its recall are worth."""
+    """SVG plots of all runs: every logged loss, validation over steps, and for each headline IoU and false alarms over
+    thresholds, precision over recall, and calibration."""
     one = name_class(run["classes"] for run in runs)
     losses = [(f"Training, {name}", lines) for name, lines in collect_losses(runs).items()]
     drawn = [svg for title, lines in losses for svg in plot_all(title, "step", lines, log_y=all_positive(lines))]
     plots: list[tuple[str, str, Lines]] = []
     plots.append(("IoU on val at the fixed threshold, over training", "step", collect_validation(runs)))
     plots.append(("Average precision of the image labels on val", "step", collect_validation(runs, of_labels=True)))
-    plots.append(("Per-image IoU on val, and of each image's best threshold", "threshold", collect_oracle(runs)))
+    plots.append(("Per-image IoU on val, and with each image's best threshold", "threshold", collect_oracle(runs)))
     plots.append(("Precision over recall of pixels on val", f"recall, {PERCENT}", collect_precision(runs)))
     alarms = collect_headlines(runs, "false_alarm_area")
     plots.append((f"False-alarm area on images without {one}", "threshold", alarms))
@@ -42,7 +42,7 @@ def plot_runs(runs: Sequence[Run]) -> list[str]:
 
 
 def plot_sources(runs: Sequence[Run]) -> list[str]:
-    """SVG plots of each run with several maps or masks: per-image IoU of all over the threshold."""
+    """SVG plots for each run with several maps or masks: per-image IoU of each over the threshold."""
     plots = {run["name"]: collect_thresholds(run, "per_image_iou") for run in runs}
     return [
         svg
@@ -53,7 +53,7 @@ def plot_sources(runs: Sequence[Run]) -> list[str]:
 
 
 def plot_classes(run: Run) -> str | None:
-    """A bar of each class: IoU of the headline, or average precision where there are no masks; None of one class."""
+    """A bar for each class: IoU of the headline, or average precision without masks; None if there is one class."""
     at = run["headline"].at
     of_labels = run["evaluation"].get("labels", {}).get("classes", {})
     figures = at.get("class_iou") or {name: about["average_precision"] for name, about in of_labels.items()}
@@ -68,7 +68,7 @@ def plot_classes(run: Run) -> str | None:
 
 
 def in_percent(lines: Lines, x_label: str = "") -> Lines:
-    """Lines of figures in [0, 1] in percent; their x, too, where its label says so."""
+    """Lines of metrics in [0, 1] in percent; their x, too, if its label says percent."""
     factor = 100 if x_label.endswith(PERCENT) else 1
     return {
         name: line._replace(
@@ -81,8 +81,8 @@ def in_percent(lines: Lines, x_label: str = "") -> Lines:
 
 
 def plot_all(title: str, x_label: str, lines: Lines, *, y_label: str = "", log_y: bool = False) -> Iterator[str]:
-    """Plots of MOST_LINES lines at most; none where no line has two points. Lines of one point, which are dots, are
-    left out where there are many."""
+    """Plots of at most MOST_LINES lines each; none if no line has two points. Lines of one point, which are dots, are
+    left out if there are many lines."""
     drawn = {name: line for name, line in lines.items() if line.points > 1}
     if not drawn:
         return
@@ -94,18 +94,18 @@ def plot_all(title: str, x_label: str, lines: Lines, *, y_label: str = "", log_y
 
 
 def collect_losses(runs: Iterable[Run]) -> dict[str, Lines]:
-    """{loss: lines of the runs that log it}: what is minimised, and every part of it that a method names."""
+    """{loss: lines of the runs that log it}: the minimised loss, and every part of it that a method names."""
     found: dict[str, Lines] = {}
     for colour, run in enumerate(runs):
         for name in dict.fromkeys(name for line in run["metrics"] for name in line):
             if name.startswith("train/") and name.endswith("loss"):
                 lines = found.setdefault(name.removeprefix("train/"), {})
                 lines[run["name"]] = over_steps(run, name, colour)
-    return dict(sorted(found.items(), key=lambda item: item[0] != "loss"))  # what is minimised comes first
+    return dict(sorted(found.items(), key=lambda item: item[0] != "loss"))  # the minimised loss comes first
 
 
 def collect_validation(runs: Iterable[Run], *, of_labels: bool = False) -> Lines:
-    """The leading figure of every kind of map that validation in training judged, or that of the image labels."""
+    """The leading metric of every kind of map in validation during training, or that of the image labels."""
     found: Lines = {}
     for colour, run in enumerate(runs):
         chosen = [(kind, name) for kind, name in run["logged"] if (kind == LABELS) == of_labels]
@@ -117,7 +117,8 @@ def collect_validation(runs: Iterable[Run], *, of_labels: bool = False) -> Lines
 
 
 def collect_calibration(runs: Iterable[Run]) -> Lines:
-    """How often a class is there over the probability that is said, and the line on which both are equal."""
+    """Share of cases in which a class is present over its predicted probability, and the line on which both are
+    equal."""
     found: Lines = {}
     for colour, run in enumerate(runs):
         if parts := run["evaluation"].get("labels", {}).get("reliability"):
@@ -128,8 +129,8 @@ def collect_calibration(runs: Iterable[Run]) -> Lines:
 
 
 def collect_oracle(runs: Sequence[Run]) -> Lines:
-    """Per-image IoU of each headline over the threshold, a dot at the one that was taken, and as a level line what each
-    image's own best threshold would give: the gap is what no threshold closes."""
+    """Per-image IoU of each headline over the threshold, with a dot at the one that was used, and a level line for each
+    image's own best threshold: no single threshold closes the gap."""
     found: Lines = {}
     oracles = {headline_name(run): run["source"].get("oracle_per_image_iou") for run in runs}
     for name, line in collect_headlines(runs, "per_image_iou").items():
@@ -141,7 +142,7 @@ def collect_oracle(runs: Sequence[Run]) -> Lines:
 
 
 def collect_precision(runs: Iterable[Run]) -> Lines:
-    """Precision over recall of each headline, over all thresholds, a dot at the one that was taken."""
+    """Precision over recall of each headline at all thresholds, with a dot at the one that was used."""
     recall, precision = (collect_headlines(runs, figure) for figure in ("recall", "precision"))
     found: Lines = {}
     for name, line in recall.items():
@@ -156,7 +157,7 @@ def headline_name(run: Run) -> str:
 
 
 def collect_headlines(runs: Iterable[Run], figure: str) -> Lines:
-    """A figure of each run's headline at every threshold; a dot at the threshold that was taken."""
+    """A metric of each run's headline at every threshold, with a dot at the one that was used."""
     found: Lines = {}
     for colour, run in enumerate(runs):
         name = run["headline"].source
@@ -166,7 +167,7 @@ def collect_headlines(runs: Iterable[Run], figure: str) -> Lines:
 
 
 def collect_thresholds(run: Run, figure: str) -> Lines:
-    """A figure of every source that has one at every threshold; NaN where it does not exist. Refined scores are
+    """A metric at every threshold, for the sources that have it; NaN where it does not exist. Refined scores are
     dashed."""
     found: Lines = {}
     for number, (source, figures) in enumerate(run["evaluation"]["sources"].items()):
@@ -177,7 +178,7 @@ def collect_thresholds(run: Run, figure: str) -> Lines:
 
 
 def over_steps(run: Run, name: str, colour: int, dash: int = 0) -> Line:
-    """A figure of the log over the steps at which it was logged."""
+    """A metric over the steps at which it was logged."""
     points = [(line["step"], line[name]) for line in run["metrics"] if name in line]
     return Line([step for step, _ in points], [value for _, value in points], colour, dash)
 

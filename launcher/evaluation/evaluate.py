@@ -1,7 +1,7 @@
-"""Predictions + truth -> figures, each with its protocol.
+"""Predictions + truth -> metrics, each with its protocol.
 
-Thresholds are chosen on the `tune` split (groups disjoint from training and validation) and reported on `val`;
-what the best threshold on `val` itself would give stands next to it, named as what it is.
+Thresholds are chosen on the `tune` split, whose groups are in neither training nor validation, and reported on `val`.
+The value at the threshold that is best on `val` itself is given, too, and named as such.
 """
 
 import json
@@ -28,14 +28,14 @@ from shards.folder import ShardFolder
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Write RUN/evaluation.json, RUN/per_image.csv and, of several classes, RUN/class_sums.npz from whatever CAMs and
-    masks of `val` are there. Where it holds no masks the figures are those of image labels alone.
+    """Write RUN/evaluation.json, RUN/per_image.csv and, for several classes, RUN/class_sums.npz from all CAMs and masks
+    of `val` that exist. If `val` has no masks, the metrics are those of image labels only.
 
     Args:
-        overrides: section.key=value, such as data.val=FOLDER where the data was moved.
+        overrides: section.key=value, such as data.val=FOLDER after the data was moved.
 
     Raises:
-        ConfigError: an override without effect, or evaluate.metrics without masks to count on.
+        ConfigError: an override without effect, or evaluate.metrics for a `val` without masks.
         RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
         DataError: shards that failed, each with its reason.
     """
@@ -56,7 +56,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def find_validated(run: Run) -> tuple[ShardFolder, list[Source]]:
-    """The run's `val`, and what was predicted of it that can be judged by what it knows. Raises as evaluate does."""
+    """The run's `val`, and the sources that can be judged by its masks or labels. Raises as evaluate does."""
     config = run.config
     if config.data.val is None:
         raise RunError(f"{run}: data.val is not set, so there is nothing to evaluate on")
@@ -78,8 +78,8 @@ def find_validated(run: Run) -> tuple[ShardFolder, list[Source]]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A source's measures, thresholds and metrics of packages, each by `fixed` and, where the tune split chose one,
-    `tuned`."""
+    """A source's measures, thresholds and metrics of packages, each for `fixed` and, if the tune split chose a
+    threshold, `tuned`."""
 
     measures: Mapping[str, Measure]
     thresholds: Mapping[str, float]
@@ -90,16 +90,16 @@ class Judged:
         return self.measures["fixed"]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per image, with what it is at each threshold."""
+        """One row per image, with its values at each threshold."""
         of_choices = (self.measures[choice].rows({choice: at}) for choice, at in self.thresholds.items())
         for rows in zip(*of_choices, strict=True):
             yield {name: value for row in rows for name, value in row.items()}
 
 
 def judge_sources(val: ShardFolder, sources: Sequence[Source], tuned: Tuned, config: Config) -> dict[str, Judged]:
-    """Every source by its name, counted once; where label maps are cut from several classes, at each threshold."""
+    """{source: judged}, each counted once; scores of several classes are counted once per threshold."""
     (fixed,) = count_predictions([(val, sources)], config)
-    at_tuned = fixed  # of one class counts hold every threshold
+    at_tuned = fixed  # counts of one class hold every threshold
     again = [source for source in sources if source.name in tuned.thresholds]
     if again and val.index.as_class_set().num_fg_classes > 1:
         (at_tuned,) = count_predictions([(val, again)], config, at=tuned.thresholds)
@@ -116,7 +116,7 @@ def judge_sources(val: ShardFolder, sources: Sequence[Source], tuned: Tuned, con
 def judge_offered(
     val: ShardFolder, wanted: Mapping[str, Sequence[Source]], tuned: Tuned, config: Config
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """{fixed or tuned: {source: figures of packages}}, counted anew at each threshold; nothing where none is wanted."""
+    """{fixed or tuned: {source: metrics of packages}}, counted once per threshold; empty if evaluate.metrics is."""
     found: dict[str, dict[str, dict[str, float | None]]] = {choice: {} for choice in wanted}
     for choice, sources in wanted.items() if config.evaluate.metrics else ():
         at = tuned.thresholds if choice == "tuned" else {}
@@ -128,7 +128,7 @@ def judge_offered(
 def make_report(
     run: Run, val: ShardFolder, sources: Sequence[Source], tuned: Tuned, judged: Mapping[str, Judged]
 ) -> dict[str, Any]:
-    """What evaluation.json holds."""
+    """The contents of evaluation.json."""
     config = run.config
     figures = {
         source.name: describe_source(source, judged[source.name], tuned.untuned.get(source.name, ""), run)
@@ -162,8 +162,8 @@ def make_report(
 
 
 def require_own(run: Run, source: Source) -> None:
-    """Raise RunError if a source was made by other weights than the run's checkpoint of this name holds, as where the
-    run was trained anew and its outputs, which may lie elsewhere, stayed."""
+    """Raise RunError if a source was made with other weights than the run's checkpoint of this name has now, for
+    example because the run was trained again and its old outputs were kept."""
     made_of = read_made_of(source.folder)
     now = identify_weights(run.folder / made_of["checkpoint"]).get("weights")
     if now and made_of.get("weights", now) != now:
@@ -174,8 +174,8 @@ UNGATED = ", maps of improbable classes included (`wsss predict` leaves them out
 
 
 def describe_source(source: Source, judged: Judged, untuned: str, run: Run) -> dict[str, Any]:
-    """The figures of a source at each threshold, what bounds them, how its predictions came about, and why it has no
-    tuned threshold ("" if it has one, or has no threshold at all)."""
+    """The metrics of a source at each threshold, their bounds, how its predictions were made, and why it has no tuned
+    threshold ("" if it has one, or has no threshold at all)."""
     cut = source.has_threshold and judged.fixed.reads_maps
     figures = {
         choice: ({"threshold": threshold} if cut else {})

@@ -1,6 +1,6 @@
-"""The figures of an evaluation as one table: how each is called, what it says, which way is better, where it is shown.
+"""The table of metrics: the heading and meaning of each, whether higher is better, and where it is shown.
 
-A new figure is an entry here, and the place that computes it. Figures are stored in [0, 1] and shown in percent.
+A new metric is an entry here and code that computes it. Metrics are stored in [0, 1] and shown in percent.
 """
 
 import difflib
@@ -11,25 +11,24 @@ from typing import Any, Literal
 
 from wsss.metrics.base import METRICS, Metric
 
-AREA = "_area"  # ends the name of the figure of a region, such as chimney_area
-GATED = "_gated"  # ends the name of its twin that predicts nothing where the classifier sees nothing
+AREA = "_area"  # ends the name of the metric of a region, such as chimney_area
+GATED = "_gated"  # ends the name of the version that predicts nothing where the classifier sees nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """How a figure is shown.
+    """How a metric is shown.
 
     Attributes:
         heading: of its column.
-        meaning: in one sentence. `{one}` in it and in `absent` is the class of a data set that has one.
+        meaning: in one sentence. `{one}`, here and in `absent`, is the class of a data set with one class.
         absent: why it may not exist.
-        higher_is_better: its direction.
-        leads: it answers "how good" and is plotted over the steps of training; that of maps has an interval
-            NAME_interval, drawn from NAME_groups groups.
-        headline: among the few that a line of training, the closing table and the report's first table show.
+        leads: it answers "how good" and is plotted over the steps of training; for maps it has an interval
+            NAME_interval over NAME_groups groups.
+        headline: one of the few that validation prints and the closing table and the report's first table show.
         in_training: logged by validation.
         measured_on: scores of one class, label maps of several, or image labels.
-        per_image: the mean of what per_image.csv states of every image, so runs are compared image by image.
+        per_image: the mean of a column of per_image.csv, so that runs are compared image by image.
     """
 
     heading: str
@@ -60,7 +59,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "miou": Figure(
         heading="mIoU",
-        meaning="mean IoU over the classes that the truth holds, background included, by one confusion matrix",
+        meaning="mean IoU over the classes in the truth, including the background, from one confusion matrix",
         absent="the truth holds no pixel",
         leads=True,
         headline=True,
@@ -83,19 +82,19 @@ FIGURES: dict[str, Figure] = {
     ),
     "mean_accuracy": Figure(
         heading="mean accuracy",
-        meaning="mean recall over the classes that the truth holds",
+        meaning="mean recall over the classes in the truth",
         absent="the truth holds no pixel",
         measured_on="label maps",
     ),
     "pooled_iou": Figure(
         heading="pooled IoU",
-        meaning="IoU of {one}, the pixels pooled over all images",
+        meaning="IoU of {one} over the pixels of all images together",
         absent="no image shows {one}",
         in_training=True,
     ),
     "fg_bg_miou": Figure(
         heading="fg/bg mIoU",
-        meaning="mean of the pooled IoU of {one} and of the background",
+        meaning="mean of the pooled IoU of {one} and that of the background",
         absent="no image shows {one}",
     ),
     "precision": Figure(
@@ -126,7 +125,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "average_precision": Figure(
         heading="average precision",
-        meaning="of the class probability over images; of several classes the mean over those that a label names",
+        meaning="how well images with {one} rank above others; with several classes, the mean over those in a label",
         absent="no image shows {one}",
         leads=True,
         headline=True,
@@ -135,40 +134,40 @@ FIGURES: dict[str, Figure] = {
     ),
     "class_f1": Figure(
         heading="class F1",
-        meaning="F1 of the images in which {one} is seen (p >= 0.5); of several classes the mean over those in a label",
+        meaning="F1 of predicting {one} where p >= 0.5; with several classes, the mean over those in a label",
         absent="no image shows {one}",
         in_training=True,
         measured_on="image labels",
     ),
     "accuracy": Figure(
         heading="image accuracy",
-        meaning="share of the images with all classes right (p >= 0.5)",
+        meaning="share of the images with every class right (p >= 0.5)",
         in_training=True,
         measured_on="image labels",
     ),
     "calibration_error": Figure(
         heading="calibration error",
-        meaning="how far class probabilities are from the share that is right, over ten parts of [0, 1]",
+        meaning="mean distance of class probabilities from the share of cases with the class, over ten bins of [0, 1]",
         higher_is_better=False,
         in_training=True,
         measured_on="image labels",
     ),
     "best_on_val": Figure(
         heading="best on val",
-        meaning="per-image IoU at the threshold that is best on the validation split itself: a bound, not a result",
+        meaning="per-image IoU at the one threshold that is best on the validation split: an upper bound, not a result",
         absent="no image shows {one}",
     ),
     "oracle_per_image_iou": Figure(
         heading="oracle",
-        meaning="per-image IoU, each image at its own best threshold: a bound, not a result",
+        meaning="per-image IoU with the best threshold for each image: an upper bound, not a result",
         absent="no image shows {one}",
     ),
 }
 
 
 def region_figure(region: str, *, gated: bool) -> Figure:
-    """The figure NAME_area of named boxes of the truth, such as chimneys, in which the class is predicted wrongly, or
-    its gated twin NAME_area_gated."""
+    """The metric NAME_area, the share of named boxes of the truth, such as chimneys, that is wrongly predicted; or its
+    gated version NAME_area_gated."""
     name = region.replace("_", " ")
     if gated:
         return Figure(
@@ -188,7 +187,7 @@ def region_figure(region: str, *, gated: bool) -> Figure:
 
 
 def offered_figure(metric: type[Metric]) -> Figure:
-    """The figure of a package's metric."""
+    """How a package's metric is shown."""
     return Figure(
         heading=metric.heading,
         meaning=metric.meaning.replace("{", "{{").replace("}", "}}"),
@@ -201,12 +200,12 @@ def offered_figure(metric: type[Metric]) -> Figure:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a figure of this name is in the table, or of a region."""
+    """Whether a metric of this name is in the table or belongs to a region."""
     return name in FIGURES or name.removesuffix(GATED).endswith(AREA)
 
 
 def find_figure(name: str) -> Figure | None:
-    """The figure of this name, be it in the table, of a region or of a package; None if there is none."""
+    """The metric of this name in the table, of a region or of a package; None if there is none."""
     if name in FIGURES:
         return FIGURES[name]
     if is_ours(name):
@@ -216,7 +215,7 @@ def find_figure(name: str) -> Figure | None:
 
 
 def get_figure(name: str) -> Figure:
-    """The figure of this name. Raises ValueError if there is none."""
+    """The metric of this name. Raises ValueError if there is none."""
     figure = find_figure(name)
     if figure is None:
         raise ValueError(f"there is no metric '{name}'; {hint_at(name, list(FIGURES))}")
@@ -224,13 +223,13 @@ def get_figure(name: str) -> Figure:
 
 
 def hint_at(wanted: str, known: Sequence[str]) -> str:
-    """The names that a wrong one is like; all of them if it is like none."""
+    """A hint at known names similar to a wrong one; all known names if none is similar."""
     return f"nearest are {', '.join(difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known)}"
 
 
 def order_figures(names: Iterable[str]) -> dict[str, Figure]:
-    """{name: figure} of those that are figures, in the order of the table, areas of regions after the false alarms,
-    those of packages last."""
+    """{name: figure} of the names that are metrics, in the order of the table, with areas of regions after the false
+    alarms and those of packages last."""
     found = {name: figure for name in sorted(set(names)) if (figure := find_figure(name))}
     order = list(FIGURES)
     after = order.index("false_alarm_area_gated")
@@ -242,7 +241,7 @@ def order_figures(names: Iterable[str]) -> dict[str, Figure]:
 
 
 def list_logged_figures(measured_on: str) -> list[str]:
-    """Those that validation logs and that should be high."""
+    """Names of the metrics that validation logs and for which higher is better."""
     return [
         name
         for name, figure in FIGURES.items()
@@ -251,7 +250,7 @@ def list_logged_figures(measured_on: str) -> list[str]:
 
 
 def without_nan(value: Any) -> Any:
-    """The value, or what is in its lists and dicts, with None for NaN: a figure that does not exist."""
+    """The value, with NaN replaced by None (the metric does not exist), also in its lists and dicts."""
     if isinstance(value, dict):
         return {name: without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -260,10 +259,10 @@ def without_nan(value: Any) -> Any:
 
 
 def require_known(wanted: str, known: Sequence[str], where: str) -> None:
-    """Raises ValueError unless a figure is among those that validation gives, and one that should be high.
+    """Raise ValueError unless validation gives a metric and higher is better for it.
 
     Args:
-        wanted, known: as they are logged, such as val/class_map/miou.
+        wanted, known: names in the log, such as val/class_map/miou.
         where: the config's key.
     """
     figure = find_figure(wanted.split("/")[-1])

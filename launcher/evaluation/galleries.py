@@ -1,4 +1,4 @@
-"""Galleries: a few fixed images with their maps next to them, while training and on the report."""
+"""Galleries: a few fixed images with their maps beside them, during training and in the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from shards.schema import ClassSet
 
 GALLERY = "gallery.jpg"
 TRUTH = "image, truth"  # heading of the first column
-MOST_PROBABLE = 3  # classes that a title names
+MOST_PROBABLE = 3  # number of classes that a title names
 
 Row = tuple[str, dict[str, np.ndarray]]  # title, {column: (H, W, 3) uint8}
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A picture of fixed images in rows, with what stands on it in words.
+    """A picture of fixed images in rows, and a description of it in words.
 
     Attributes:
         picture: as a data URI.
@@ -35,8 +35,8 @@ class Gallery:
 
 
 def draw_galleries(run: Run) -> list[Gallery]:
-    """The fixed validation images of a run with the truth and all of its CAMs and masks, and what the last evaluation
-    while training showed."""
+    """The fixed validation images of a run with the truth and all its CAMs and masks, and the gallery of its last
+    validation during training."""
     name, found = run.config.name, []
     if rows := draw_rows(run):
         titles = "; ".join(title for title, _ in rows)
@@ -44,14 +44,14 @@ def draw_galleries(run: Run) -> list[Gallery]:
         found.append(Gallery(name, encode_data_uri(lay_out_gallery(rows, run.class_set.classes)), len(rows[0][1]), alt))
     if (run.folder / GALLERY).is_file():
         with Image.open(run.folder / GALLERY) as sheet:
-            alt = f"The same images of {name} as its last evaluation while training saw them: truth and maps in columns"
-            title = f"{name}, last evaluation while training"
+            alt = f"The same images of {name} in its last validation during training: truth and maps in columns"
+            title = f"{name}, last validation during training"
             found.append(Gallery(title, encode_data_uri(sheet), max(sheet.width // TILE_PX, 1), alt))
     return found
 
 
 def draw_rows(run: Run) -> list[Row]:
-    """A row for each fixed validation image, a column for each source; [] where there is nothing to show."""
+    """A row for each fixed validation image, a column for each source; [] if there is nothing to show."""
     config, sources = run.config, find_sources(run.folder, "val")
     if config.data.val is None or config.evaluate.gallery == 0 or not sources:
         return []
@@ -68,8 +68,8 @@ def draw_rows(run: Run) -> list[Row]:
 
 
 def start_row(shards: ShardFolder, number: int, seen: str = "") -> Row:
-    """The row of one image: so far the image, with the outline of its truth where there are masks, under its key, the
-    classes of its label and what the network sees."""
+    """The row of one image, so far only with the image and, if there are masks, the outline of its truth; the title is
+    its key, the classes of its label and `seen`."""
     index = shards.index
     names = [name for name, is_there in zip(index.classes, shards.image_label_NK[number], strict=True) if is_there]
     title = f"{shards.keys[number]}: {', '.join(names) or 'none'}{f'  {seen}' if seen else ''}"
@@ -81,7 +81,7 @@ def start_row(shards: ShardFolder, number: int, seen: str = "") -> Row:
 
 
 def name_probable(class_set: ClassSet, probs: Sequence[float] | None) -> str:
-    """The most probable classes with their probabilities; "" where there are none."""
+    """The most probable classes with their probabilities; "" without probabilities."""
     if probs is None:
         return ""
     first = sorted(zip(probs, class_set.classes, strict=True), reverse=True)[:MOST_PROBABLE]
@@ -91,7 +91,7 @@ def name_probable(class_set: ClassSet, probs: Sequence[float] | None) -> str:
 
 
 def choose_gallery(shards: ShardFolder, count: int) -> set[int]:
-    """A fixed choice of samples, half of them with a class and half without, spread over the groups."""
+    """A fixed choice of samples spread over the groups, half of them with a class and half without."""
     shown = [n for n in range(len(shards)) if shards.image_label_NK[n].any()]
     clear = [n for n in range(len(shards)) if not shards.image_label_NK[n].any()]
     chosen: set[int] = set()
@@ -103,6 +103,6 @@ def choose_gallery(shards: ShardFolder, count: int) -> set[int]:
 
 
 def keep_gallery(picture: Image.Image, folder: Path) -> None:
-    """RUN/gallery.jpg, which the report shows: what no mask shard holds, such as regions and pseudo labels."""
+    """Write RUN/gallery.jpg for the report: it shows what no mask shard holds, such as regions and pseudo labels."""
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / GALLERY, quality=88)

@@ -1,4 +1,4 @@
-"""The one figure to quote of a run, and what to hold it against."""
+"""The metric to quote for a run, and what to compare it with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from launcher.evaluation.per_image import compare_images, read_ious
 from launcher.files import Damaged, read_json, typed
 from launcher.run.folder import EVALUATION, Run, is_run
 
-NEARLY_ALL = 0.95  # of the area: a mask that is so large says nothing
+NEARLY_ALL = 0.95  # share of the area; a larger mask says nothing
 
 
 def pick_headline(
     sources: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], tune: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """The one figure to quote of a run: {"source", "choice"}.
+    """The source and threshold choice whose metric is quoted for a run: {"source", "choice"}.
 
-    The masks that the network segmented itself, if there are any; otherwise the first kind of CAM, as `cam.kinds` names
-    them; otherwise what comes first. At the tuned threshold, if one was tuned on enough images (`tune`) and found
-    something, as predicting takes it (D-178).
+    The masks that the network segmented itself, if there are any; otherwise the first kind of CAM in `cam.kinds`;
+    otherwise the first source. At the tuned threshold, if one was tuned on enough images (`tune`) and found something,
+    the same choice as in prediction (D-178).
     """
     names = [name for name in ("segments", *kinds) if name in sources] or list(sources)
     tuned = sources[names[0]]["tuned"]
@@ -35,11 +35,11 @@ def pick_headline(
 
 @dataclass(frozen=True)
 class Headline:
-    """A run's figure to quote, as its evaluation states it.
+    """A run's metric to quote, from its evaluation.
 
     Attributes:
-        figure: its name; "" where the evaluation counted nothing.
-        at: all figures of its source at its threshold.
+        figure: its name; "" if the evaluation counted nothing.
+        at: all metrics of its source at its threshold.
     """
 
     run: Path
@@ -60,19 +60,19 @@ class Headline:
         return self.at.get(self.figure)
 
     def interval(self) -> str:
-        """[low, high] in percent; "" where there is none."""
+        """[low, high] in percent; "" if there is none."""
         groups = self.at.get(f"{self.figure}_groups")
         return format_interval(self.at.get(f"{self.figure}_interval"), groups=groups)
 
     def where(self) -> str:
-        """Of what, and at which threshold, in words."""
+        """The source and the threshold in words."""
         if "threshold" not in self.at:
             return "image labels" if self.figure == "average_precision" else self.source
         return f"{self.source}, threshold {self.at['threshold']:.2f} {self.choice}"
 
 
 def read_headline(run: Run) -> Headline | None:
-    """The headline of a run as evaluation.json states it; None without an evaluation. Raises Damaged."""
+    """The headline of a run from evaluation.json; None without an evaluation. Raises Damaged."""
     if not (run.folder / EVALUATION).is_file():
         return None
     evaluation = read_json(run.folder / EVALUATION)
@@ -83,17 +83,17 @@ def read_headline(run: Run) -> Headline | None:
 
 
 def find_leading(at: Mapping[str, Any]) -> str:
-    """The first figure that answers "how good"; "" if none does."""
+    """The first metric that answers "how good"; "" if none does."""
     return next((name for name, figure in order_figures(at).items() if figure.leads), "")
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What a headline is held against.
+    """What a headline is compared with.
 
     Attributes:
-        gap: difference to it and ends of its 95 % interval, where both were measured on the same images.
-        groups: that the interval was drawn from.
+        gap: difference to it and ends of its 95 % interval, if both were measured on the same images.
+        groups: number of groups behind the interval.
     """
 
     what: str
@@ -102,7 +102,7 @@ class Beside:
     groups: int | None = None
 
     def words(self) -> str:
-        """In percent: what, its figure and the difference to it."""
+        """Its name, its value and the difference to it, in percent."""
         gap = ""
         if self.gap:
             interval = format_interval(self.gap[1:], groups=self.groups, signed=True)
@@ -111,10 +111,10 @@ class Beside:
 
 
 class Known(NamedTuple):
-    """What is known of a run from elsewhere.
+    """What a study knows about a run.
 
     Attributes:
-        paper: what a paper states of its headline, in [0, 1].
+        paper: a paper's value for its headline, in [0, 1].
         control: the run that it is compared with.
     """
 
@@ -123,11 +123,11 @@ class Known(NamedTuple):
 
 
 def hold_against(headline: Headline, one: str, known: Known) -> list[Beside]:
-    """What a headline is held against: a control, the run's teacher, what nothing learned would give, and a paper. Runs
-    that were judged on other images are left out.
+    """What a headline is compared with: a control, the run's teacher, a prediction that learned nothing, and a paper.
+    Runs that were judged on other images are left out.
 
     Args:
-        one: what the class is called.
+        one: the name of the class in texts.
     """
     control, teacher = known.control, Run(headline.run).teacher
     others = {} if control is None or control.folder == headline.run else {f"control {control.config.name}": control}
@@ -139,8 +139,7 @@ def hold_against(headline: Headline, one: str, known: Known) -> list[Beside]:
 
 
 def compare(headline: Headline, what: str, other: Run) -> Beside | None:
-    """The headline of another run beside this one, with what it is of where that is something else; None where they are
-    not of the same figure and images."""
+    """The headline of another run, with its source if that differs; None unless metric and images are the same."""
     try:
         theirs = read_headline(other)
     except Damaged:  # the report on that run says so
@@ -162,8 +161,8 @@ def compare(headline: Headline, what: str, other: Run) -> Beside | None:
 
 
 def chance_of(headline: Headline, one: str) -> Beside | None:
-    """The same figure of what learned nothing: the class everywhere, of several classes the background, or the images
-    in any order; None if it is not known."""
+    """The same metric of a prediction that learned nothing: the class everywhere (of several classes: background), or
+    the images in any order; None if it is not known."""
     if headline.figure == "per_image_iou":
         everywhere = headline.evaluation["sources"][headline.source].get("curve", {}).get("per_image_iou", [None])[0]
         return None if everywhere is None else Beside(f"{one} everywhere", everywhere)
@@ -178,7 +177,7 @@ def chance_of(headline: Headline, one: str) -> Beside | None:
 
 
 def explain_degenerate(at: Mapping[str, Any], one: str) -> str:
-    """Why figures that exist say nothing of the maps: they are of everything, or of nothing; "" if they do."""
+    """Why metrics say nothing about the maps: everything or nothing is predicted; "" if they say something."""
     if at.get("false_alarm_area") is not None and at["false_alarm_area"] >= NEARLY_ALL:
         return f"{one} is predicted nearly everywhere"
     if at.get("threshold") == 0:
@@ -192,7 +191,7 @@ def explain_degenerate(at: Mapping[str, Any], one: str) -> str:
 
 
 def require_control(folder: Path) -> Run:
-    """The run that others are compared with. Raises RunError where it was not evaluated."""
+    """The run that others are compared with. Raises RunError if it was not evaluated."""
     run = Run(folder)
     if read_headline(run) is None:
         raise RunError(f"--control {folder}: this run was not evaluated; run `{typed('evaluate', folder)}` first")
@@ -200,7 +199,7 @@ def require_control(folder: Path) -> Run:
 
 
 def describe_headline(headline: Headline, one: str, known: Known) -> str:
-    """The headline in lines: figure, interval, what it is of, and what to hold it against."""
+    """The headline as lines of text: metric, interval, source, and what to compare it with."""
     if not headline.figure:
         return f"no metric of {headline.source}"
     said = f"{FIGURES[headline.figure].heading} {format_percent(headline.value)} {headline.interval()}".rstrip()

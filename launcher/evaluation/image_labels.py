@@ -1,4 +1,4 @@
-"""Class probabilities against image labels, of any number of classes: what there is to say without a mask.
+"""Class probabilities compared with image labels, for any number of classes: the metrics that need no mask.
 
 Shapes: N images, K classes.
 """
@@ -15,7 +15,7 @@ from launcher.evaluation.measure import Measure, Prediction, Truth
 from wsss.metrics import image_labels
 
 PRESENT_PROB = 0.5  # an image whose class probability is lower is predicted not to show the class
-HIGH = ("average_precision", "class_f1", "accuracy")  # of the figures of image labels those that should be high
+HIGH = ("average_precision", "class_f1", "accuracy")  # metrics of image labels for which higher is better
 
 
 @dataclass
@@ -24,8 +24,8 @@ class ImageLabels(Measure):
 
     Attributes:
         classes: names of the K classes.
-        probs, present: of each image, one after another, K probabilities, and whether its label names each class; flat
-            arrays, for of COCO's 40,137 images and 80 classes lists of numbers would take a hundred MB.
+        probs, present: K probabilities per image, and whether its label names each class, image after image; flat
+            arrays, since lists of numbers would take a hundred MB for COCO's 40,137 images and 80 classes.
     """
 
     reads_maps: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class ImageLabels(Measure):
     present: bytearray = field(default_factory=bytearray)
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
-        """Count one image. Raises ValueError unless there is a probability of each class; label maps have none."""
+        """Count one image. Raises ValueError unless every class has a probability; label maps have none."""
         if prediction.probs is None or len(prediction.probs) != len(truth.present):
             raise ValueError(f"{truth.key}: wanted a probability of each of {self.classes}, got {prediction.probs}")
         self.count(truth.key, truth.group, prediction.probs, truth.present)
@@ -58,7 +58,7 @@ class ImageLabels(Measure):
         return 0  # every image has a label
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """The figures of `classification`; no map is read, so no threshold counts."""
+        """The metrics of `classification`; no map is read, so the threshold changes nothing."""
         return {**self.classification(), "images": len(self.keys)} if self.keys else {}
 
     def classification(self) -> dict[str, float | None]:
@@ -73,7 +73,7 @@ class ImageLabels(Measure):
         return np.array(self.probs).reshape(shape), np.array(self.present, dtype=np.uint8).reshape(shape) > 0
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image: of each class p(NAME), its probability, and label(NAME), 1 where the label names it."""
+        """One row per image, with p(NAME), the probability, and label(NAME), 1 if the label names it, of each class."""
         prob_NK, present_NK = self.decisions()
         for n, key in enumerate(self.keys):
             row: dict[str, Any] = {"key": key, "group": self.groups[n]}
@@ -83,8 +83,8 @@ class ImageLabels(Measure):
 
 
 def label_figures(prob_NK: np.ndarray, present_NK: np.ndarray) -> dict[str, float | None]:
-    """Figures over all classes: means over those that a label names, the share of the images with every class named
-    right, and the calibration error of every decision. None where there is none."""
+    """Metrics over all classes: means over those that a label names, the share of the images with every class right,
+    and the calibration error over all decisions. None if a metric does not exist."""
     named = present_NK.any(axis=0).nonzero()[0]
     seen_NK = prob_NK >= PRESENT_PROB
     precision = [image_labels.average_precision(prob_NK[:, k], present_NK[:, k]) for k in named]
@@ -97,14 +97,15 @@ def label_figures(prob_NK: np.ndarray, present_NK: np.ndarray) -> dict[str, floa
 
 
 def mean_f1(prob_NK: np.ndarray, present_NK: np.ndarray, gate: float) -> float:
-    """Mean F1, over the classes that a label names, of the images in which a class is seen; NaN without a label."""
+    """F1 of predicting each class where its probability reaches the gate, as a mean over the classes that a label
+    names; NaN if none does."""
     named = present_NK.any(axis=0).nonzero()[0]
     f1 = [image_labels.f1(prob_NK[:, k] >= gate, present_NK[:, k]) for k in named]
     return float(np.mean(f1)) if f1 else float("nan")
 
 
 def label_details(prob_NK: np.ndarray, present_NK: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """{"classes": {name: figures and number of its images}, "reliability": see wsss.metrics.image_labels}."""
+    """{"classes": {name: its metrics and number of images}, "reliability": see wsss.metrics.image_labels}."""
     seen_NK = prob_NK >= PRESENT_PROB
     of_class = {
         name: {

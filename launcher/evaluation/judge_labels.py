@@ -1,4 +1,4 @@
-"""Validation by image labels alone, where the split holds no masks: class probabilities, and pictures of the CAMs."""
+"""Validation by image labels only, for a split without masks: class probabilities, and pictures of the CAMs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class LabelPart:
 
 
 class LabelJudge:
-    """See judge.Judge. CAMs are read of the images that are drawn alone."""
+    """See judge.Judge. Only the images that are drawn get CAMs."""
 
     keeps_gallery: ClassVar[bool] = False
 

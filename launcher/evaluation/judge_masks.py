@@ -1,11 +1,11 @@
 """Validation of a method that segments: mIoU of its masks and of its CAMs, counted on the device.
 
 Shapes: B images, K foreground classes, C = K + 1, P present classes of an image, S x S the squashed view, H x W pixels
-of an image as its owner published it.
+of an image at its own size.
 
-The protocol is ToCo's (D-77): the view squashed to data.image_size; `seg` single-scale, unflipped, argmax over
-all classes; `cam` and `aux_cam` over three scales and the mirror, times the image label, unless the config's `cam.fuse`
-says how they are fused. All are resized to the image's own size before they become class ids.
+The protocol is ToCo's (D-77): the image squashed to data.image_size; `seg` at a single scale, not mirrored, argmax over
+all classes; `cam` and `aux_cam` over three scales and the mirror image, times the image label, unless the config's
+`cam.fuse` says how they are fused. All are resized to the image's own size before they become class ids.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,11 +51,11 @@ class MaskPart:
     """Confusion matrices and label F1.
 
     Attributes:
-        confusion: (kinds, C, C) int64 of [truth, prediction], by KINDS.
-        f1: (3) float64, sum over the images of F1, their number, and that of those with a class in their label.
-        kinds: of KINDS, those that the network has.
+        confusion: (kinds, C, C) int64, [truth, prediction], in the order of KINDS.
+        f1: (3) float64: sum of F1 over the images, number of images, number of those with a class in their label.
+        kinds: those of KINDS that the network has.
         labels: class probabilities and labels of the images.
-        offered: the metrics of packages, by KINDS.
+        offered: the metrics of packages, in the order of KINDS.
     """
 
     confusion: Tensor
@@ -75,7 +75,7 @@ class MaskPart:
             metrics.extend(other.offered[kind])
 
     def count(self, truth_HW: Tensor, labels: Mapping[str, Tensor]) -> None:
-        """An image's label maps by their kinds."""
+        """Count an image's label maps, {kind: label map}."""
         self.kinds.update(labels)
         for kind, label_HW in labels.items():
             self.confusion[KINDS.index(kind)] += confusion_matrix(truth_HW, label_HW, self.confusion.shape[-1])
@@ -94,7 +94,7 @@ class MaskPart:
 class MaskJudge:
     """See judge.Judge."""
 
-    keeps_gallery: ClassVar[bool] = True  # regions and pseudo labels lie in no mask shard
+    keeps_gallery: ClassVar[bool] = True  # no mask shard holds regions and pseudo labels
 
     def __init__(self, config: Config, method: Method, shards: ShardFolder, accelerator: Accelerator) -> None:
         self.config, self.method, self.shards, self.accelerator = config, method, shards, accelerator
@@ -102,10 +102,10 @@ class MaskJudge:
 
     @torch.no_grad()
     def judge(self, numbers: Sequence[int], drawn: set[int]) -> MaskPart:
-        """Nothing waits for the device but the pictures, metrics of packages, and the end.
+        """See Judge.judge. The host waits for the device only for pictures, metrics of packages, and at the end.
 
         Raises:
-            RunError: the network gives NaN.
+            RunError: the network's logits are NaN or infinite.
         """
         self.method.eval()
         rule, device = judged_rule(self.config.cam), self.accelerator.device
@@ -161,13 +161,13 @@ class MaskJudge:
         )
 
     def own_pictures(self, batch: dict[str, Any], one: slice) -> dict[str, Tensor]:
-        """What the method shows of one image of a batch."""
+        """The method's own pictures of one image of a batch."""
         of_one = {name: batch[name][one] for name in ("image", "image_label", "present")}
         with in_precision(self.config.train.precision, self.accelerator.device.type):
             return {name: maps[0] for name, maps in self.method.pictures(of_one).items()}
 
     def count_labels(self, numbers: Sequence[int], probs: Sequence[Sequence[float]]) -> ImageLabels:
-        """Class probabilities of these images beside their labels."""
+        """Class probabilities of these images with their labels."""
         judged = ImageLabels(self.shards.index.classes)
         for number, probs_K in zip(numbers, probs, strict=True):
             present_K = self.shards.image_label_NK[number] > 0
@@ -175,7 +175,7 @@ class MaskJudge:
         return judged
 
     def read_views(self, image_B3SS: Tensor, rule: CamRule) -> tuple[ScaledView, list[ScaledView]]:
-        """The raw maps and class scores of a batch as it is, and of every scale of the rule."""
+        """Raw maps and class scores of a batch, unscaled and at every scale of the rule."""
         scales = list(dict.fromkeys([1.0, *rule.scales]))
         read = maps_reader(self.method.student, self.config.train.precision)
         stride = self.method.student.stride
@@ -190,14 +190,14 @@ class MaskJudge:
 
 
 def sum_f1(cls_logits_BK: Tensor, image_label_BK: Tensor) -> Tensor:
-    """See MaskPart.f1, of one batch."""
+    """MaskPart.f1 of one batch."""
     f1_B = label_f1(cls_logits_BK, image_label_BK)
     labelled = (image_label_BK > 0).any(dim=1).sum()
     return torch.stack([f1_B.sum(), f1_B.new_tensor(len(f1_B)), labelled.to(f1_B)])
 
 
 def draw_row(shards: ShardFolder, number: int, maps: dict[str, Tensor]) -> Row:
-    """The image with its truth, and every map over it: scores in [0, 1] as heat, int64 labels in their colours."""
+    """The image with its truth, and with every map: scores in [0, 1] as heat, int64 labels in their colours."""
     tile_HW3 = as_tile(shards.image(number))
     size = tile_HW3.shape[:2]
     title, tiles = start_row(shards, number)

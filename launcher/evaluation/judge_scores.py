@@ -1,4 +1,4 @@
-"""Validation of a method by the scores of its CAMs, as `wsss infer` would store them, at the fixed threshold."""
+"""Validation of a method by the scores of its CAMs, the same that `wsss infer` stores, at the fixed threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from wsss.methods.base import Method
 
 @dataclass
 class ScorePart:
-    """A measure of every kind of CAM, and the metrics of packages."""
+    """A measure for every kind of CAM, and the metrics of packages."""
 
     measures: dict[str, Measure]
     offered: dict[str, OfferedMetrics]

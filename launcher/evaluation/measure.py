@@ -1,7 +1,7 @@
-"""What is counted of one source of predictions, image by image. Processes fill their own and join them.
+"""Tallies of one source of predictions, image by image. Each process fills its own; then they are joined.
 
-thresholds.Thresholds of the scores of one class, confusion.Confusion of label maps of any classes,
-image_labels.ImageLabels of class probabilities where there are no masks; confusion.ClassThresholds chooses alone.
+thresholds.Thresholds counts scores of one class, confusion.Confusion label maps of any classes, and
+image_labels.ImageLabels class probabilities if there are no masks; confusion.ClassThresholds only chooses a threshold.
 """
 
 from abc import ABC, abstractmethod
@@ -15,14 +15,14 @@ from shards.schema import IGNORE_INDEX, Box
 
 
 class Truth(NamedTuple):
-    """What an image really shows.
+    """The truth about an image.
 
     Attributes:
-        group: photograph, video or scene: images of one group are drawn together in a bootstrap.
+        group: photograph, video or scene; a bootstrap draws images of one group together.
         mask_HW: class ids, 255 = ignore.
-        regions: named boxes in which a wrong prediction is measured on its own.
-        labelled: whether the image label names a class, be it in the mask or not.
-        present: of each class, whether the image label names it.
+        regions: named boxes in which wrong predictions are measured separately.
+        labelled: whether the image label names a class, in the mask or not.
+        present: for each class, whether the image label names it.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Truth(NamedTuple):
 
 
 def read_truth(shards: ShardFolder, number: int) -> Truth:
-    """The truth of a sample; of label-only shards its mask is ignored everywhere and never read."""
+    """The truth of a sample; for label-only shards, whose masks are never read, all of its mask is 255."""
     present = tuple(map(bool, shards.image_label_NK[number]))
     key, group = shards.keys[number], shards.groups[number]
     if shards.index.supervision == "label":
@@ -43,7 +43,7 @@ def read_truth(shards: ShardFolder, number: int) -> Truth:
 
 
 class Prediction(Protocol):
-    """What a source predicts of one image."""
+    """A source's prediction of one image."""
 
     @property
     def prob(self) -> float:
@@ -52,7 +52,7 @@ class Prediction(Protocol):
 
     @property
     def probs(self) -> tuple[float, ...] | None:
-        """Probability of each class; None of label maps."""
+        """Probability of each class; None for label maps."""
         ...
 
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
@@ -68,38 +68,38 @@ class Prediction(Protocol):
         ...
 
     def draw_on(self, tile_HW3: np.ndarray) -> np.ndarray:
-        """The image, scaled to be looked at, with the prediction on it: its mask, or its map where it has none."""
+        """The image, scaled for display, with the prediction on it: its mask, or its map if it has none."""
         ...
 
     def draw_map(self, tile_HW3: np.ndarray) -> np.ndarray | None:
-        """The same with its map; None of label maps."""
+        """The same with its map; None for label maps."""
         ...
 
 
 class Tally(Protocol):
-    """What counts the images of one source."""
+    """Counts the images of one source."""
 
     def add(self, prediction: Prediction, truth: Truth) -> None:
         """Count one image."""
         ...
 
     def extend(self, other: Any) -> None:
-        """Join what another process counted, of images after one's own."""
+        """Add what another process counted; its images come after one's own."""
         ...
 
 
 class Best(NamedTuple):
-    """The threshold that images choose, and the figure that they give at it, in [0, 1]."""
+    """The best threshold for some images, and their metric at it, in [0, 1]."""
 
     threshold: float
     value: float
 
 
 class Chooser(Tally, Protocol):
-    """What a threshold is chosen by.
+    """A tally that chooses a threshold.
 
     Attributes:
-        chooses_by: the figure that counts.
+        chooses_by: name of the metric that decides.
     """
 
     chooses_by: ClassVar[str]
@@ -110,10 +110,10 @@ class Chooser(Tally, Protocol):
 
 
 class Measure(ABC):
-    """A tally of which there are figures to report.
+    """A tally with metrics to report.
 
     Attributes:
-        reads_maps: whether it counts maps at all, and not probabilities alone.
+        reads_maps: whether it counts maps, not only probabilities.
     """
 
     reads_maps: ClassVar[bool] = True
@@ -121,7 +121,7 @@ class Measure(ABC):
     @property
     @abstractmethod
     def images_without_truth(self) -> int:
-        """Images whose mask says nothing: all of it is ignored, or it lacks the class that the image label names."""
+        """Number of images whose mask says nothing: all of it is 255, or it lacks the class of the image label."""
 
     @abstractmethod
     def add(self, prediction: Prediction, truth: Truth) -> None: ...
@@ -131,24 +131,23 @@ class Measure(ABC):
 
     @abstractmethod
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """Figures in [0, 1] at a threshold, which the predictions of label maps do not depend on; None where these
-        images give none."""
+        """Metrics in [0, 1] at a threshold, which changes nothing for label maps; None if a metric does not exist."""
 
     def bounds_and_curve(self) -> dict[str, Any]:
-        """What a threshold can do at all."""
+        """Bounds over all thresholds, and metrics at every threshold."""
         return {}
 
     @abstractmethod
     def classification(self) -> dict[str, float | None]:
-        """Figures of the class probabilities, see image_labels.label_figures; {} where there are none."""
+        """Metrics of the class probabilities, see image_labels.label_figures; {} if there are none."""
 
     @abstractmethod
     def decisions(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, K) probabilities, and whether the label, or the mask, shows each class."""
+        """(N, K) probabilities, and whether the label or the mask shows each class."""
 
     @abstractmethod
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """What stands behind them, by the names of the classes; see image_labels.label_details."""
+        """Metrics per class and reliability, see image_labels.label_details."""
 
     @abstractmethod
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:

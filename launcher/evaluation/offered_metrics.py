@@ -1,4 +1,4 @@
-"""Metrics that installed packages offer (evaluate.metrics), counted beside ours."""
+"""Metrics that installed packages offer (evaluate.metrics), counted along with ours."""
 
 import math
 import re
@@ -24,7 +24,7 @@ class OfferedMetrics:
 
     @classmethod
     def of(cls, wanted: Sequence[Named], classes: Sequence[str]) -> "OfferedMetrics":
-        """Empty ones."""
+        """An empty tally of the wanted metrics."""
         made: dict[str, Callable[..., Metric]] = {one.name: METRICS[one.name] for one in wanted}
         return cls({one.name: made[one.name](tuple(classes), **options_of(one, METRICS)) for one in wanted})
 
@@ -39,7 +39,7 @@ class OfferedMetrics:
             metric.merge(other.metrics[name])
 
     def figures(self) -> dict[str, float | None]:
-        """{name: what it gives}; None for nothing, NaN and infinity."""
+        """{name: its value}; None for no value, NaN and infinity."""
         found = {name: metric.compute() for name, metric in self.metrics.items()}
         return {
             name: None if value is None or not math.isfinite(value) else float(value) for name, value in found.items()
@@ -48,7 +48,7 @@ class OfferedMetrics:
 
 @dataclass(frozen=True)
 class NewOffered:
-    """(source, shards) -> empty metrics, in whatever process."""
+    """(source, shards) -> an empty tally; can be sent to worker processes."""
 
     wanted: tuple[Named, ...]
 
@@ -57,13 +57,13 @@ class NewOffered:
 
 
 def list_high(config: Config) -> list[str]:
-    """The names of those that should be high."""
+    """Names of the metrics for which higher is better."""
     return [one.name for one in config.evaluate.metrics if METRICS[one.name].higher_is_better]
 
 
 def check_metrics(config: Config, val: ShardFolder | None) -> None:
-    """Raise ConfigError if a metric has the name of one of ours, or none that a log takes, or if there are no masks to
-    count it on."""
+    """Raise ConfigError if a metric has the name of one of ours or one that a log does not allow, or if there are no
+    masks to count it on."""
     for one in config.evaluate.metrics:
         if is_ours(one.name) or not re.fullmatch(r"\w+", one.name):
             wrong = "a metric of wsss itself" if is_ours(one.name) else "not a name of letters, digits and '_'"

@@ -1,14 +1,11 @@
-"""One look for all pages: page.html, which each template extends. A page needs no other file and no network."""
+"""page.html, which the templates of all pages extend. A page needs no other file and no network."""
 
 from datetime import datetime, timezone
 from typing import Any
 
 
 def open_template(room: str, name: str) -> Any:
-    """A template of a room, such as launcher.studies, with page.html to extend.
-
-    A missing name in it is an error, and what is put into it is escaped.
-    """
+    """A template of a room, such as launcher.studies. A missing name in it is an error, and values are escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
     places = [PackageLoader(room, "."), PackageLoader("launcher.evaluation", ".")]

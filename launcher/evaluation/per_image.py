@@ -1,4 +1,4 @@
-"""per_image.csv: what a source's figure is of every image; two runs compared image by image."""
+"""per_image.csv: a source's values for every image; two runs compared image by image."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ Images = Mapping[str, tuple[str, float]]  # {key: (group, value)}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A table with the names of all rows as its header."""
+    """Write a table whose header names the columns of all rows."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with appearing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=names)
@@ -24,7 +24,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_rows(run: Path, source: str) -> Iterator[dict[str, str]]:
-    """The rows of a source; none where the run has no table."""
+    """The rows of a source; none if the run has no table."""
     if (run / PER_IMAGE).is_file():
         with (run / PER_IMAGE).open(newline="") as file:
             yield from (row for row in csv.DictReader(file) if row["source"] == source)
@@ -40,8 +40,8 @@ def read_ious(run: Path, source: str, choice: str) -> dict[str, tuple[str, float
 
 
 def compare_images(ours: Images, theirs: Images) -> tuple[float, float, float] | None:
-    """Mean difference on the images that both have, low and high end of its 95 % bootstrap interval over groups; None
-    where they share none."""
+    """Mean difference on the images that both have, with the low and high end of its 95 % bootstrap interval over
+    groups; None without shared images."""
     keys = [key for key in ours if key in theirs]
     if not keys:
         return None

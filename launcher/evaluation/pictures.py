@@ -1,4 +1,4 @@
-"""Pictures that people look at: overlays, outlines, galleries. PIL and colours, no files."""
+"""Overlays, outlines and galleries as pictures; no files."""
 
 import base64
 import io
@@ -14,16 +14,16 @@ from shards.schema import IGNORE_INDEX
 TILE_PX = 240  # longest side of a picture
 LABEL_PX = 18
 PAINT = 0.65  # opacity of a class's colour over the image
-TINT = 0.3  # the same where its border is drawn too
+TINT = 0.3  # the same if its border is drawn, too
 
 Colour = tuple[int, ...]
 TRUTH_COLOUR, MASK_COLOUR = (0, 229, 255), (255, 0, 200)
 DARK, LIGHT = (16, 16, 16), (255, 255, 255)
-TRUTH_PX, MASK_PX = 3, 2  # width of an outline on a tile of TILE_PX; another brightness runs along both its sides
+TRUTH_PX, MASK_PX = 3, 2  # width of an outline on a tile of TILE_PX, without its casing
 
 
 def as_tile(image_HW3: np.ndarray, longest_px: int = TILE_PX) -> np.ndarray:
-    """The image scaled to a longest side, so that lines drawn on it are as wide as they are meant to be seen."""
+    """The image scaled to a longest side, so that lines drawn on it keep their width when shown."""
     height, width = image_HW3.shape[:2]
     scale = longest_px / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -31,7 +31,7 @@ def as_tile(image_HW3: np.ndarray, longest_px: int = TILE_PX) -> np.ndarray:
 
 
 def at_tile(mask_HW: np.ndarray, tile_HW3: np.ndarray) -> np.ndarray:
-    """A mask at the size of a tile, class ids unmixed."""
+    """A mask at the size of a tile, by nearest neighbour."""
     height, width = tile_HW3.shape[:2]
     return np.asarray(Image.fromarray(mask_HW.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
 
@@ -46,8 +46,8 @@ def overlay_scores(image_HW3: np.ndarray, score_HW: np.ndarray) -> np.ndarray:
 
 
 def overlay_class_scores(image_HW3: np.ndarray, scores_nHW: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
-    """Score maps in [0, 1] of several classes over the image: at each pixel the colour of the class with the highest
-    score, the more opaque the higher it is."""
+    """Score maps in [0, 1] of several classes over the image: each pixel has the colour of the class with the highest
+    score; a higher score is more opaque."""
     if len(class_ids) == 0:
         return image_HW3.copy()
     colour_HW3 = class_colours()[np.array(class_ids)[scores_nHW.argmax(0)]]
@@ -63,21 +63,22 @@ def overlay_classes(image_HW3: np.ndarray, label_HW: np.ndarray, *, opacity: flo
 
 
 def draw_truth(image_HW3: np.ndarray, mask_HW: np.ndarray, *, several: bool) -> np.ndarray:
-    """A tile with the outline of the truth: of one class cyan and cased in dark, of several in their colours."""
+    """A tile with the outline of the truth: cyan with a dark casing for one class; for several, in their colours."""
     if several:
         return draw_class_outlines(image_HW3, mask_HW)
     return draw_cased_outline(image_HW3, mask_HW, TRUTH_COLOUR, TRUTH_PX, DARK)
 
 
 def draw_mask(image_HW3: np.ndarray, mask_HW: np.ndarray, *, several: bool) -> np.ndarray:
-    """A tile with the outline of a predicted mask: of one class magenta and cased in white, thinner than the truth."""
+    """A tile with the outline of a predicted mask: magenta with a white casing for one class, thinner than the truth;
+    for several, in their colours."""
     if several:
         return draw_class_outlines(image_HW3, mask_HW)
     return draw_cased_outline(image_HW3, mask_HW, MASK_COLOUR, MASK_PX, LIGHT)
 
 
 def draw_class_outlines(image_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
-    """The image with each class of the mask tinted and its border drawn in the class's colour; 255 stays as it is."""
+    """The image with each class of the mask tinted and outlined in the class's colour; 255 is left as it is."""
     image_HW3 = overlay_classes(image_HW3, np.where(mask_HW == IGNORE_INDEX, 0, mask_HW), opacity=TINT)
     for class_id in sorted({*np.unique(mask_HW).tolist()} - {0, IGNORE_INDEX}):
         image_HW3 = draw_cased_outline(image_HW3, mask_HW == class_id, class_colour(class_id), MASK_PX, LIGHT)
@@ -101,8 +102,8 @@ def as_css(colour: Colour) -> str:
 def draw_cased_outline(
     image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, width_px: int, casing: Colour
 ) -> np.ndarray:
-    """draw_outline with a pixel of another brightness along both sides, so that it is seen on any ground; wider on
-    larger tiles, which are scaled down to be shown."""
+    """draw_outline with a casing of one pixel along both sides, so that it is visible on any background; wider on
+    larger tiles, which are shown scaled down."""
     inside_HW = (mask_HW > 0) & (mask_HW < IGNORE_INDEX)
     width_px = max(round(width_px * max(mask_HW.shape) / TILE_PX), 1)
     cased_HW3 = draw_outline(image_HW3, grow(inside_HW), casing, width_px + 2)
@@ -110,7 +111,7 @@ def draw_cased_outline(
 
 
 def draw_outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, width_px: int = 1) -> np.ndarray:
-    """The image with the border of the mask (any class) drawn on it, also where the mask meets the image's edge."""
+    """The image with the border of the mask (any class), also where the mask touches the image's edge."""
     inside_HW = (mask_HW > 0) & (mask_HW < IGNORE_INDEX)
     within_HW = inside_HW
     for _ in range(width_px):
@@ -121,17 +122,17 @@ def draw_outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, wid
 
 
 def grow(mask_HW: np.ndarray, *, edge: bool = False) -> np.ndarray:
-    """A mask and all that touches it by a side; `edge`: what lies around the image counts as part of it."""
+    """A mask and all pixels that share a side with it; `edge`: the surroundings of the image count as mask."""
     padded = np.pad(mask_HW, 1, constant_values=edge)
     return mask_HW | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
 
 
 def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], classes: Sequence[str] = ()) -> Image.Image:
-    """One row per image, one column per picture of it, each as large as its tile allows; of several classes their
-    colours below.
+    """One row per image and one column per kind of picture, each as large as its tile allows; below, a legend if there
+    are several classes.
 
     Args:
-        rows: (title, {column: (H, W, 3) uint8}); the columns of the first row name them all.
+        rows: (title, {column: (H, W, 3) uint8}); the first row names all columns.
         classes: names in the order of their ids.
     """
     columns, font = list(rows[0][1]), ImageFont.load_default(size=13)
@@ -155,7 +156,7 @@ def lay_out_gallery(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], classe
 
 
 def lay_out_legend(names: Sequence[str], width: int, font: Any) -> list[tuple[int, int]]:
-    """Of each name where its entry begins, in pixels, and on which line, in lines of this width."""
+    """Where the entry of each name begins, in pixels, and its line; lines have this width."""
     places, left, line = [], 0, 0
     for name in names:
         entry = 18 + round(font.getlength(name)) + 14
@@ -167,7 +168,7 @@ def lay_out_legend(names: Sequence[str], width: int, font: Any) -> list[tuple[in
 
 
 def encode_data_uri(picture: Image.Image | np.ndarray) -> str:
-    """A picture that lives inside the page."""
+    """A picture as a data URI, embedded in the page."""
     buffer = io.BytesIO()
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     image.save(buffer, "JPEG", quality=88)

@@ -1,7 +1,7 @@
-"""Plots as SVG text for pages: lines, bars, intervals. Their text takes the colour of the page around them.
+"""Plots as SVG text for pages: lines, bars, intervals. Their text has the colour of the page's text.
 
-Pages are read on phones and in the dark: plots are as wide as a phone, their words stay words, and their colours stand
-out on white and on black (3:1 at least).
+Pages are read on phones and in dark mode: plots are as wide as a phone, their text remains text, and their colours have
+a contrast of at least 3:1 on white and on black.
 """
 
 import html
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 COLOURS = ("#3987e5", "#d9691f", "#27986a", "#c44e86", "#8467d7", "#a8861d", "#1f9aa0", "#7f7f7f")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 3)))
-MOST_LINES = 8  # in a plot: more cannot be told apart
+MOST_LINES = 8  # in a plot; more cannot be told apart
 INK = "#010203"  # stands for the colour of the page's text
 WIDTH_IN, PLOT_IN, ENTRY_IN, BAR_IN = 5.2, 2.6, 0.17, 0.21
 
@@ -23,9 +23,9 @@ class Line(NamedTuple):
     """A line of a plot.
 
     Attributes:
-        colour: number of its colour; None = by its place among the lines.
-        dash: number of its dashes.
-        mark: x of a dot on it; None = without one.
+        colour: number of its colour; None = its place among the lines.
+        dash: number of its dash pattern.
+        mark: x of a dot on it; None = no dot.
     """
 
     x: Sequence[float]
@@ -73,7 +73,7 @@ def plot_lines(
 
 
 def plot_bars(title: str, bars: Mapping[str, float]) -> str:
-    """{name: percent} as SVG text: a bar each, from top to bottom."""
+    """{name: percent} as SVG text: one bar for each, from top to bottom."""
     with figure_of(title, ", ".join(f"{name} {value:.1f}" for name, value in bars.items()), bars_in(len(bars))) as (
         _,
         axes,
@@ -105,16 +105,16 @@ def plot_intervals(title: str, rows: Mapping[str, tuple[float, float, float]]) -
 
 
 def bars_in(rows: int) -> float:
-    """Height of a plot with so many rows, in inches."""
+    """Height of a plot with this many rows, in inches."""
     return 0.95 + BAR_IN * rows
 
 
 @contextmanager
 def figure_of(title: str, words: str, height_in: float) -> Iterator[tuple[Any, Any, list[str]]]:
-    """A figure, its axes and a list that holds the SVG text of what was drawn, once the block is left.
+    """A figure, its axes, and a list that holds the SVG text when the block ends.
 
     Args:
-        words: what there is to hear for those who see no plot, besides the title.
+        words: what a screen reader says besides the title.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -135,7 +135,7 @@ def figure_of(title: str, words: str, height_in: float) -> Iterator[tuple[Any, A
 
 
 def as_part_of_a_page(text: str, title: str, words: str) -> str:
-    """An SVG file of matplotlib's as an element with a title and a label, in the page's own colour of text."""
+    """An SVG file of matplotlib as an element with a title and a label, in the colour of the page's text."""
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # the same in every plot of a page, and nothing refers to them

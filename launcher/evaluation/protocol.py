@@ -1,6 +1,6 @@
-"""The protocol line of a figure: split, scales, flip, refiners, CRF, thresholds, seed, checkpoint.
+"""The protocol line of a metric: split, scales, flip, refiners, CRF, thresholds, seed, checkpoint.
 
-Said from what a job's folder states of itself, not from what a config wants.
+It is read from what the job wrote in its folder, not from the config.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 
 from wsss.maps.fusion import DEFAULT_PAD, TOCO
 
-COMPETING = {  # whose maps a pixel is given to
+COMPETING = {  # the classes that compete for a pixel
     "all": "maps of all classes",
     "present": "maps of the classes of the image label alone",
 }
-UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said already
+UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said elsewhere
 
 
 def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
-    """How CAMs came about and, if they were refined, by what.
+    """How CAMs were made and, if they were refined, by what.
 
     Args:
         made_of: job.json of a folder of `wsss infer` or `wsss refine`.
@@ -37,8 +37,8 @@ def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
 
 
 def describe_chain(made_of: Mapping[str, Any]) -> str:
-    """The refiners in order, each with the options that were given and what its cues were made with, and the thresholds
-    of the stored masks."""
+    """The refiners in order, each with its given options and how its cues were made, and the thresholds of the stored
+    masks."""
     steps = [describe_refiner(step, made_of.get("cues", {}).get(step["name"])) for step in made_of["chain"]]
     refined = f"refined by {', then '.join(steps)}" if steps else "not refined"
     masks = f"stored masks at >= {made_of['threshold']:g}"
@@ -58,10 +58,10 @@ def describe_refiner(step: Mapping[str, Any], cues: Mapping[str, Any] | None) ->
 def describe_labels(
     made_of: Mapping[str, Any], extension: str, split: str, seed: int, left_out: Sequence[float] = ()
 ) -> str:
-    """How label maps of `wsss segment` came about; `extension` is png for masks, KIND.png for those of CAMs.
+    """How label maps of `wsss segment` were made; `extension` is png for masks, KIND.png for those of CAMs.
 
     Args:
-        left_out: of every image, the probability of the classes that a CRF of proposed classes did not look at.
+        left_out: for every image, the probability of the classes that a CRF of proposed classes ignores.
     """
     settings, squash = made_of["segment"], f"image squashed to {made_of['image_size']} px"
     if extension == "png":
@@ -83,8 +83,8 @@ def describe_labels(
 
 
 def describe_crf(settings: Mapping[str, Any], left_out: Sequence[float] = ()) -> str:
-    """With the mass that a CRF of proposed classes leaves out, on which it depends how far its masks are from those of
-    all classes."""
+    """The CRF, with the probability mass that a CRF of proposed classes leaves out: the more, the further its masks are
+    from those of all classes."""
     if not settings["crf"]:
         return "no CRF"
     said = f"CRF of {settings['crf_classes']} classes ({join_options(settings['mean_field'])})"
@@ -93,7 +93,7 @@ def describe_crf(settings: Mapping[str, Any], left_out: Sequence[float] = ()) ->
     if not left_out:
         return f"{said}, left-out mass not recorded"
     mean = sum(left_out) / len(left_out)
-    return f"{said}, left-out mass {100 * mean:.2f} % on the mean, {100 * max(left_out):.2f} % at most of an image"
+    return f"{said}, left-out mass {100 * mean:.2f} % on average, at most {100 * max(left_out):.2f} % of an image"
 
 
 def describe_origin(made_of: Mapping[str, Any], split: str, seed: int) -> str:

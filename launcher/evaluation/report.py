@@ -1,4 +1,4 @@
-"""Runs -> one HTML page: pictures, headlines, curves, figures with their protocol. The page needs no other file."""
+"""Runs -> one HTML page: pictures, headlines, curves, metrics with their protocol. The page needs no other file."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -40,11 +40,11 @@ def write_report(folder: Path, *, control: Path | None = None, look_up: LookUp =
 
     Args:
         control: the run that the others are compared with; None = that of `look_up`.
-        look_up: a headline -> what is known of it from elsewhere.
+        look_up: a headline -> what a study knows about its run.
 
     Raises:
-        RunError: no run with an evaluation there, or the control has none.
-        Damaged: an evaluation that cannot be read.
+        RunError: no run there, or the control, was evaluated.
+        Damaged: an evaluation cannot be read.
     """
     against = require_control(control) if control else None
     runs = sorted((Run(run) for run in find_runs(folder)), key=lambda run: run.about["started"])
@@ -74,10 +74,10 @@ def write_report(folder: Path, *, control: Path | None = None, look_up: LookUp =
 
 
 def describe_run(run: Run, headline: Headline, known: Known) -> dict[str, Any]:
-    """What the page says of one run."""
+    """What the page says about one run."""
     evaluation = headline.evaluation
     one = name_class([run.class_set.classes])
-    supervision = evaluation["dataset"].get("supervision", "pixel")  # of before it was said: with masks
+    supervision = evaluation["dataset"].get("supervision", "pixel")  # old evaluations do not say; they had masks
     kinds = choose_judge(METHODS[run.config.method.name], supervision).known_figures(run.config, run.class_set)
     about: dict[str, Any] = {
         "name": run.config.name,
@@ -101,7 +101,7 @@ def describe_run(run: Run, headline: Headline, known: Known) -> dict[str, Any]:
 
 
 def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
-    """The headline of a run, and what to hold it against."""
+    """The headline of a run, and what to compare it with."""
     heading = FIGURES[headline.figure].heading if headline.figure else "no metric"
     labels = headline.evaluation.get("classification", {}).get("average_precision")
     return {
@@ -116,7 +116,7 @@ def describe_card(headline: Headline, one: str, known: Known) -> dict[str, Any]:
 
 
 def describe_method(config: Config) -> str:
-    """The network, the method with the options that the config gives it, and the schedule, in one line."""
+    """The network, the method with its options in the config, and the schedule, in one line."""
     network = config.model.options.get("timm_name", config.model.name)
     return f"{network}; {describe_named(config.method)}; {config.train.steps} steps"
 
@@ -129,13 +129,13 @@ def describe_named(named: Named) -> str:
 
 
 def name_missing(run: Run) -> str:
-    """The commands after which a run without an evaluation is on the page; the first does only what is missing."""
+    """The commands that put a run without an evaluation on the page; the first does only what is missing."""
     makes = "segment" if METHODS[run.config.method.name].segments or "seg" in run.config.cam.kinds else "infer"
     return f"{typed(makes, run.folder)} && {typed('evaluate', run.folder)}"
 
 
 def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of each set of classes, which share their figures: one table, in words that fit the classes, and the
+    """The runs of each set of classes, which have the same metrics: one table, in words that fit the classes, and the
     strip of the run with the best headline."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -159,7 +159,7 @@ def group_runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def attach(run: Path, report: Path, *, send: bool) -> bool:
-    """Send the page to where the run is tracked, now or (`send` = False) when the run is synced; True: it is there."""
+    """Send the page to the trackers of the run, now or (`send` = False) when the run is synced; True: it was sent."""
     tracker = open_tracker(run, Run(run).config.tracking, send=send)
     tracker.artifact(report)
     return tracker.close(None)

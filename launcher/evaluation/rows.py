@@ -16,11 +16,11 @@ from launcher.evaluation.headline import explain_degenerate, find_leading
 from launcher.evaluation.table import describe_left_out, describe_tune, has_few_groups
 from wsss.metrics.base import METRICS
 
-CHOSEN = ("oracle_per_image_iou",)  # for the first table, besides the headline figures
+CHOSEN = ("oracle_per_image_iou",)  # in the first table, besides the headline metrics
 
 
 def tabulate_run(evaluation: Mapping[str, Any], headline: Mapping[str, str], one: str) -> list[dict[str, Any]]:
-    """The rows of a run; that of its headline is marked."""
+    """The rows of a run; the row of its headline is marked."""
     return [
         {**row, "is_headline": headline == {"source": source, "choice": row["choice"]}}
         for source, figures in evaluation["sources"].items()
@@ -29,7 +29,7 @@ def tabulate_run(evaluation: Mapping[str, Any], headline: Mapping[str, str], one
 
 
 def tabulate_source(source: str, figures: Mapping[str, Any], one: str) -> list[dict[str, Any]]:
-    """One row per threshold choice of a source; its figures are in percent, each with the reason if there is none."""
+    """One row per threshold choice of a source; metrics in percent, or why there is no value."""
     rows = []
     for choice in ("fixed", "tuned"):
         at = figures[choice]
@@ -57,7 +57,7 @@ def tabulate_figure(figure: Figure, value: float | None, one: str) -> dict[str, 
 
 
 def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The figures that any row has, in the order of the table of figures; those of the first table are `chosen`."""
+    """The metrics that any row has, in the order of the table of metrics; those of the first table are `chosen`."""
     columns, one = [], name_class([classes])
     for name, figure in order_figures(name for row in rows for name in row["figures"]).items():
         meaning, chosen = figure.meaning.format(one=one), figure.headline or name in CHOSEN
@@ -66,7 +66,7 @@ def describe_columns(classes: Sequence[str], rows: Iterable[Mapping[str, Any]]) 
 
 
 def collect_notes(evaluation: Mapping[str, Any], one: str) -> list[str]:
-    """Why headline figures and tuned thresholds do not exist, each reason once, which images count nowhere, which
+    """Why headline metrics and tuned thresholds do not exist (each reason once), which images are left out, which
     metrics of packages are not shown, and what tuned values and intervals are worth."""
     lacking: dict[str, dict[str, None]] = {}
     for source, figures in evaluation["sources"].items():

@@ -1,7 +1,7 @@
-"""What a run has predicted of a split: score maps, inferred or refined, and label maps.
+"""A run's predictions on a split: score maps, inferred or refined, and label maps.
 
-Each is a source of predictions: it says how they came about, reads them next to their image shards, and knows the
-measure that they need.
+Each is a source of predictions: it says how they were made, reads them along with their image shards, and knows which
+measure they need.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from wsss.refine.threshold import mask_of
 
 @dataclass(frozen=True)
 class ScorePrediction:
-    """Score maps of one kind, of the classes that the image may show; `threshold` makes class ids of them."""
+    """Score maps of one kind for the classes that the image may show; `threshold` turns them into class ids."""
 
     scores: Scores
     kind: str
@@ -46,7 +46,7 @@ class ScorePrediction:
         return self.scores.cls_probs
 
     def score_at(self, size: tuple[int, int]) -> np.ndarray:
-        # an image whose label says "nothing here" has no map at all under cam.classes = present
+        # with cam.classes = present, an image whose label names no class has no map
         return at_size(self.scores.maps[self.kind], size).max(0, initial=0)
 
     def maps_at(self, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -103,7 +103,7 @@ class Source(Protocol):
     Attributes:
         name: unique among the sources of a run.
         folder: RUN/.../SPLIT.
-        has_threshold: whether its predictions depend on the threshold that one reads them at.
+        has_threshold: whether its predictions depend on a threshold.
         again: what to do if it belongs to other images.
     """
 
@@ -120,11 +120,11 @@ class Source(Protocol):
     def again(self) -> str: ...
 
     def protocol(self, seed: int) -> str:
-        """How its predictions came about, in words."""
+        """How its predictions were made, in words."""
         ...
 
     def new_measure(self, class_set: ClassSet) -> Measure:
-        """An empty measure of what it gives."""
+        """An empty measure for its predictions."""
         ...
 
     def predictions(self, shards: ShardFolder, shard: str, threshold: float) -> Iterator[tuple[int, Prediction]]:
@@ -132,7 +132,7 @@ class Source(Protocol):
         ...
 
     def predict(self, shards: ShardFolder, number: int, threshold: float) -> Prediction:
-        """Of one sample, of which alone the bytes are read."""
+        """The prediction of one sample; only its bytes are read."""
         ...
 
 
@@ -189,30 +189,30 @@ class LabelSource:
 
 
 def measure_scores(class_set: ClassSet) -> Measure:
-    """An empty measure of scores: at every threshold of one class, at the fixed threshold of several."""
+    """An empty measure of scores: at every threshold for one class, at the fixed threshold for several."""
     return Thresholds() if class_set.num_fg_classes == 1 else Confusion(class_set)
 
 
 def new_measure(source: Source, shards: ShardFolder) -> Measure:
-    """An empty measure of a source: of its maps, or of its probabilities alone where the shards hold no masks."""
+    """An empty measure of a source: of its maps, or only of its probabilities if the shards hold no masks."""
     class_set = shards.index.as_class_set()
     return ImageLabels(class_set.classes) if shards.index.supervision == "label" else source.new_measure(class_set)
 
 
 def new_chooser(source: Source, shards: ShardFolder) -> Chooser:
-    """What the threshold of a source that has one is chosen by, on shards with masks."""
+    """An empty tally to choose the threshold of a source from, on shards with masks."""
     class_set = shards.index.as_class_set()
     return Thresholds() if class_set.num_fg_classes == 1 else ClassThresholds(class_set)
 
 
 def find_sources(run: Path, split: str) -> list[Source]:
-    """All that a run has inferred, refined and segmented of a split.
+    """All CAMs, refined scores and label maps of a run on a split.
 
-    A name is KIND of the run's own CAMs, KIND@SET of a further set, and either with +CHAIN once refined; `segments` or
-    segments@SET of label maps, with .cam or .aux_cam for those of CAMs.
+    The name is KIND for the run's own CAMs and KIND@SET for a further set, followed by +CHAIN if refined; `segments` or
+    segments@SET for label maps, followed by .cam or .aux_cam for those of CAMs.
 
     Raises:
-        RunError: two folders would have one name, and be counted as one.
+        RunError: two folders would have the same name.
     """
     found: list[Source] = []
     outputs = place_outputs(run)
@@ -232,7 +232,7 @@ def find_sources(run: Path, split: str) -> list[Source]:
 
 
 def read_made_of(folder: Place) -> dict[str, Any]:
-    """What the outputs of a job were made of. Raises RunError if the folder does not say."""
+    """job.json of a job's outputs: how they were made. Raises RunError if the folder has none."""
     content = jobs.read_made_of(folder)
     if content is None:
         raise RunError(f"{folder}: has no {jobs.JOB}, so nothing says how it was made; remove it and make it again")

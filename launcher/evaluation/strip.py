@@ -1,5 +1,5 @@
-"""The strip that a report begins with: images of a run, the worst, median and best, and false alarms, with their truth,
-map and mask."""
+"""The strip at the top of a report: the worst, median and best images of a run, and false alarms, with truth, map and
+mask."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,13 +19,13 @@ from shards.schema import IGNORE_INDEX
 
 SHOWN = 6
 RANKS = ("worst", "median", "best")
-ALARMS = 2  # images without a class that are shown besides
+ALARMS = 2  # false alarms that are shown besides
 STRIP_PX = 320
 
 
 def draw_strip(headline: Headline) -> dict[str, Any]:
-    """{"cards": pictures of SHOWN images, from worst to best, and after the worst of false alarms, "order": by what,
-    "alarms": what there is to say of these, "lacking": why there are no pictures}."""
+    """{"cards": pictures of SHOWN images, from worst to best, with false alarms after the worst, "order": what they are
+    sorted by, "alarms": a sentence about false alarms, "lacking": why there are no pictures}."""
     run = Run(headline.run)
     source = next((one for one in find_sources(run.folder, "val") if one.name == headline.source), None)
     ranked, order = rank_images(headline)
@@ -34,7 +34,7 @@ def draw_strip(headline: Headline) -> dict[str, Any]:
     worst = sum(rank == RANKS[0] for rank, _ in chosen)
     chosen[worst:worst] = [("alarm", alarm) for alarm in alarms[:ALARMS]]
     if source is None or not chosen or run.config.data.val is None:
-        lacking = "what it predicted is no longer here" if source is None else "no image of val names a class"
+        lacking = "its predictions are no longer here" if source is None else "no label of val names a class"
         return {"cards": [], "order": order, "alarms": "", "lacking": lacking}
     shards, cards = ShardFolder(run.config.data.val), []
     for rank, (key, said) in chosen:
@@ -46,8 +46,8 @@ def draw_strip(headline: Headline) -> dict[str, Any]:
 
 
 def rank_images(headline: Headline) -> tuple[list[tuple[str, str]], str]:
-    """[(key, what is said of it)] of the images that show a class, from the worst to the best, and by what: by IoU, and
-    without masks by the lowest probability of a class that the label names."""
+    """[(key, caption)] of the images that show a class, from the worst to the best, and what they are sorted by: IoU
+    or, without masks, the lowest probability of a class that the label names."""
     ious = read_ious(headline.run, headline.source, headline.choice)
     if ious:
         by_iou = sorted(ious, key=lambda key: (ious[key][1], key))
@@ -61,12 +61,13 @@ def rank_images(headline: Headline) -> tuple[list[tuple[str, str]], str]:
 
 
 def rank_alarms(headline: Headline) -> tuple[list[tuple[str, str]], str]:
-    """[(key, what is said of it)] of the images without a class on which one is predicted, the worst first: by the
-    area, and without masks by the highest probability from PRESENT_PROB on; and what to say of all of them."""
+    """[(key, caption)] of the images without a class on which one is predicted, the worst first, and a sentence about
+    all of them. The worst has the largest predicted area or, without masks, the highest probability (at least
+    PRESENT_PROB)."""
     classes, clear, found = headline.evaluation["dataset"]["classes"], 0, []
     for row in read_rows(headline.run, headline.source):
         area = row.get(f"false_area_{headline.choice}")
-        if area:  # there is none where the truth is not known
+        if area:  # empty if the truth is not known
             is_clear, worst = float(row["truth_area"]) == 0, float(area)
             prob = f", p {float(row['probability']):.2f}" if row.get("probability") else ""
             said, counts = f"{format_percent(worst)} %{prob}", worst > 0
@@ -83,7 +84,7 @@ def rank_alarms(headline: Headline) -> tuple[list[tuple[str, str]], str]:
 
 
 def choose_ranks(ranked: Sequence[Any]) -> list[tuple[str, Any]]:
-    """[(worst, median or best, entry)]: as many of each, all where there are no more than SHOWN."""
+    """[(worst, median or best, entry)]: equally many of each; all if there are no more than SHOWN."""
     each, total = SHOWN // len(RANKS), len(ranked)
     if total <= SHOWN:
         return [(RANKS[round(2 * n / max(total - 1, 1))], entry) for n, entry in enumerate(ranked)]
@@ -93,7 +94,7 @@ def choose_ranks(ranked: Sequence[Any]) -> list[tuple[str, Any]]:
 
 
 def draw_panels(shards: ShardFolder, number: int, prediction: Prediction) -> list[dict[str, str]]:
-    """Pictures of one image, each with a heading and with words for those who do not see it."""
+    """Pictures of one image, each with a heading and an alternative text."""
     classes = shards.index.classes
     several, image_HW3 = len(classes) > 1, shards.image(number)
     tile_HW3, what = as_tile(image_HW3, STRIP_PX), shards.keys[number]
@@ -118,7 +119,7 @@ def draw_panels(shards: ShardFolder, number: int, prediction: Prediction) -> lis
 
 
 def say_areas(mask_HW: np.ndarray, classes: Sequence[str]) -> str:
-    """Which classes a mask shows on how much of the image."""
+    """The classes of a mask, each with its share of the image."""
     known = mask_HW[mask_HW != IGNORE_INDEX]
     shares = [(name, (known == class_id).mean()) for class_id, name in enumerate(classes, start=1) if known.size]
     return ", ".join(f"{name} on {100 * share:.1f} %" for name, share in shares if share) or "nothing"

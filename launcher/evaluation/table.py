@@ -1,4 +1,4 @@
-"""The figures of an evaluation as text for the terminal."""
+"""An evaluation as text for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,15 +19,15 @@ from launcher.evaluation.formats import (
 )
 
 MARK = "*"
-MANY_CLASSES = 10  # of which more fill a screen
+MANY_CLASSES = 10  # more would fill a screen
 
 
 def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
-    """The headline figures of the headline's source in percent, at each threshold, how it came about, and why it has no
+    """The headline metrics of the headline's source in percent, at each threshold, how it was made, and why it has no
     tuned threshold or counts fewer images. The row of the headline is marked.
 
     Args:
-        every: of every source.
+        every: show every source.
     """
     dataset, headline = report["dataset"], report["headline"]
     one = name_class([dataset["classes"]])
@@ -60,14 +60,14 @@ def format_evaluation(report: Mapping[str, Any], *, every: bool = False) -> str:
 
 
 def tabulate_classes(evaluation: Mapping[str, Any], only: str | None = None) -> dict[str, Any] | None:
-    """The figures of every class by its name: of the image labels, and IoU of each source that has several classes,
-    at the tuned threshold where there is one.
+    """The metrics of every class: those of the image labels, and IoU of each source with several classes, at the tuned
+    threshold if there is one.
 
     Args:
-        only: the one source whose IoU is wanted.
+        only: the only source whose IoU is wanted.
 
     Returns:
-        {"headings": [...], "rows": [(name, [text, ...]), ...]}; None where there is one class alone.
+        {"headings": [...], "rows": [(name, [text, ...]), ...]}; None if there is only one class.
     """
     ious = {
         f"IoU {source}": (figures["tuned"] or figures["fixed"])["class_iou"]
@@ -88,7 +88,7 @@ def tabulate_classes(evaluation: Mapping[str, Any], only: str | None = None) -> 
 
 
 def format_classes(evaluation: Mapping[str, Any]) -> list[str]:
-    """The lines of tabulate_classes for the headline's source; of many classes the weakest alone, which is said."""
+    """The lines of tabulate_classes for the headline's source; of many classes only the weakest, with a note."""
     table = tabulate_classes(evaluation, evaluation["headline"]["source"])
     if table is None:
         return []
@@ -109,21 +109,21 @@ def format_classes(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def describe_labels(evaluation: Mapping[str, Any], one: str) -> str:
-    """How good the class probabilities are, in one line; "" where nothing was judged by them."""
+    """The metrics of the class probabilities in one line; "" if there are none."""
     found = evaluation.get("classification", {})
     figures = order_figures(found).items()
     return ", ".join(format_figure(figure, found[name], one, unit=" %") for name, figure in figures)
 
 
 def describe_left_out(dataset: Mapping[str, Any]) -> str:
-    """How many images count in no metric of maps, and why; "" if none."""
-    count = dataset.get("images_without_truth", 0)  # evaluations of before it was counted do not say
+    """How many images are left out of all metrics of maps, and why; "" if none."""
+    count = dataset.get("images_without_truth", 0)  # old evaluations do not say
     what = "their masks are ignored everywhere, or lack the class that the image label names"
     return f"{count} of {dataset['images']} images are left out of all metrics of maps: {what}" if count else ""
 
 
 def describe_tune(evaluation: Mapping[str, Any]) -> str:
-    """That thresholds or the gate were chosen on too few images to be trusted, or found nothing; "" otherwise."""
+    """A note if thresholds or the gate were chosen on too few images to be trusted, or found nothing; "" otherwise."""
     tune = evaluation.get("tune")
     tuned = {name: figures["tuned"] for name, figures in evaluation["sources"].items() if figures["tuned"]}
     if tune is None or not (tuned or evaluation.get("gate")):
@@ -139,11 +139,11 @@ def describe_tune(evaluation: Mapping[str, Any]) -> str:
 
 
 def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None = None) -> list[str]:
-    """Which of several sources is best on the tune split, what it is on `val`, and how to ask for it; [] where nothing
-    was chosen, or found.
+    """Which of several sources is best on the tune split, its metric on `val`, and the options that produce it; [] if
+    nothing was chosen or found.
 
     Args:
-        quoted: (source, choice) whose figure on `val` stands beside; it is not said again.
+        quoted: (source, choice) whose metric on `val` is shown beside this and not repeated.
     """
     tune = evaluation.get("tune") or {}
     best, values = tune.get("best"), tune.get("values", {})
@@ -169,11 +169,11 @@ def describe_best(evaluation: Mapping[str, Any], quoted: tuple[str, str] | None 
 
 
 def ask_for(name: str, chain: Sequence[Mapping[str, Any]], at: Mapping[str, Any]) -> str:
-    """The options that give the maps and masks of a source; "" of those with settings of their own.
+    """The options that produce the maps and masks of a source; "" for a set with its own settings.
 
     Args:
         chain: its refiners.
-        at: its figures at the threshold to cut it at.
+        at: its metrics at the threshold to use.
     """
     kind, refiners = name.partition("+")[0], "+".join(step["name"] for step in chain)
     if "threshold" not in at or "@" in kind or name not in (kind, f"{kind}+{refiners or 'threshold'}"):
@@ -187,18 +187,18 @@ def ask_for(name: str, chain: Sequence[Mapping[str, Any]], at: Mapping[str, Any]
 
 
 def has_few_groups(evaluation: Mapping[str, Any]) -> bool:
-    """Whether an interval of the evaluation comes from few groups."""
+    """Whether an interval of the evaluation rests on few groups."""
     fixed = [figures["fixed"] for figures in evaluation["sources"].values()]
     return any(is_few(at[name]) for at in fixed for name in at if name.endswith("_groups"))
 
 
 def name_unthresholded(at: Mapping[str, Any]) -> str:
-    """What figures without a threshold are of."""
+    """What metrics without a threshold were measured on."""
     return "image labels" if "average_precision" in at else "label maps"
 
 
 def format_figures(at: Mapping[str, Any], choice: str, one: str) -> str:
-    """The headline figures at one threshold, each with its interval or with the reason why it does not exist."""
+    """The headline metrics at one threshold, each with its interval or with the reason why it does not exist."""
     threshold = f"threshold {at['threshold']:.2f} ({choice})" if "threshold" in at else name_unthresholded(at)
     parts = []
     for name, figure in order_figures(at).items():

@@ -1,4 +1,4 @@
-"""Scores of one foreground class (smoke) measured at every threshold, image by image."""
+"""Scores of one foreground class (smoke), counted at every threshold, image by image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ class Thresholds(Measure):
     """Counts of every image at every threshold.
 
     Attributes:
-        probs: of each image the class probability.
-        labelled: of each image whether its label names the class.
+        probs: class probability of each image.
+        labelled: for each image, whether its label names the class.
         parts: counts of all images, in order, in one or more pieces.
-        region_parts, region_probs: {region: counts inside its boxes, and class probability} of the images with some.
+        region_parts, region_probs: {region: counts inside its boxes, or class probabilities} of the images with boxes.
     """
 
     chooses_by: ClassVar[str] = "per_image_iou"
@@ -54,19 +54,19 @@ class Thresholds(Measure):
         self.groups += other.groups
         self.probs += other.probs
         self.labelled += other.labelled
-        self.parts.append(join_parts(other.parts))  # one piece of a shard takes a fifth of those of its images
+        self.parts.append(join_parts(other.parts))  # one piece per shard takes a fifth of the memory of one per image
         for name, parts in other.region_parts.items():
             self.region_parts.setdefault(name, []).extend(parts)
             self.region_probs.setdefault(name, []).extend(other.region_probs[name])
 
     @property
     def counts(self) -> Counts:
-        """Of all images."""
+        """Counts of all images."""
         return join_parts(self.parts)
 
     @property
     def known_N(self) -> np.ndarray:
-        """Images whose mask says where the class is, or that it is nowhere."""
+        """Whether each image's mask says where the class is, or that it is nowhere."""
         counts = self.counts
         return counts.has_truth_N | (counts.is_clear_N & ~np.array(self.labelled, dtype=bool))
 
@@ -84,8 +84,8 @@ class Thresholds(Measure):
         return Best(float(THRESHOLDS[iou_T.argmax()]), float(iou_T.max()))
 
     def figures_at(self, threshold: float) -> dict[str, Any]:
-        """Areas are shares of the image. The threshold is taken to the nearest hundredth. Images without truth are left
-        out."""
+        """Metrics at a threshold, which is rounded to the nearest hundredth. Areas are shares of the image. Images
+        without truth are left out."""
         t, known_N = nearest(threshold), self.known_N
         counts, gated = (counts.take(known_N) for counts in (self.counts, gate(self.counts, self.probs)))
         shown_N = counts.has_truth_N
@@ -113,7 +113,7 @@ class Thresholds(Measure):
         return without_nan(figures)
 
     def bounds_and_curve(self) -> dict[str, Any]:
-        """What no honestly chosen threshold can pass, and the figures at every threshold."""
+        """Bounds that no honestly chosen threshold can exceed, and the metrics at every threshold."""
         counts, best = self.counts.take(self.known_N), self.best()
         shown = counts.take(counts.has_truth_N)
         mean_iou_T = metrics.iou_per_image(shown).mean(0) if len(shown) else np.full(len(THRESHOLDS), np.nan)
@@ -135,7 +135,7 @@ class Thresholds(Measure):
         })  # fmt: skip
 
     def classification(self) -> dict[str, float | None]:
-        """How well the class probabilities tell images with the class, by their label or mask, from images without."""
+        """How well the class probabilities separate images with the class (by label or mask) from those without."""
         return label_figures(*self.decisions())
 
     def label_details(self, classes: Sequence[str]) -> dict[str, Any]:
@@ -147,8 +147,8 @@ class Thresholds(Measure):
         return np.array(self.probs)[:, None], truth_N[:, None]
 
     def rows(self, thresholds: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-        """One row per image with its IoU and falsely predicted area at each of the named thresholds; None where the
-        image does not show the class, and where its truth is not known."""
+        """One row per image with its IoU and wrongly predicted area at each of the named thresholds. IoU is None if the
+        image does not show the class; both are None if its truth is not known."""
         counts, known_N = self.counts, self.known_N
         iou_NT, shown_N = metrics.iou_per_image(counts), counts.has_truth_N
         for n, key in enumerate(self.keys):
@@ -170,19 +170,19 @@ def gate(counts: Counts, probs: list[float]) -> Counts:
 
 
 def join_parts(parts: list[Counts]) -> Counts:
-    """All pieces as one, which also takes their place, so that they are joined once."""
+    """All pieces joined; the result replaces them in `parts`, so that they are joined only once."""
     if len(parts) > 1:
         parts[:] = [Counts.stack(parts)]
     return parts[0]
 
 
 def nearest(threshold: float) -> int:
-    """Number of the nearest of THRESHOLDS."""
+    """Index of the nearest of THRESHOLDS."""
     return int(np.abs(THRESHOLDS - threshold).argmin())
 
 
 def inside_boxes(boxes: list[Box], truth_HW: torch.Tensor) -> torch.Tensor:
-    """Truth that counts only the background pixels inside the boxes: all else is ignored."""
+    """Truth that counts only the background pixels inside the boxes; all others are 255."""
     region_HW = torch.zeros_like(truth_HW, dtype=torch.bool)
     for y0, y1, x0, x1 in boxes:
         region_HW[y0:y1, x0:x1] = True

@@ -1,4 +1,4 @@
-"""An evaluation sent to where its run is tracked: every figure, and the few that stand for it."""
+"""An evaluation sent to the trackers of its run: every metric, and a summary of a few."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from launcher.tracking.mlflow_pages import COLUMNS, SUMMARY
 from launcher.tracking.tracker import open_tracker
 from wsss.metrics.base import METRICS
 
-NO_NAME = r"[^\w\-. /]"  # what a tracker takes in no name
+NO_NAME = r"[^\w\-. /]"  # characters that no tracker allows in a name
 
 
 def track(run: Path, report: dict[str, Any]) -> None:
-    """Send the final figures to where the run is tracked."""
+    """Send the final metrics to the trackers of the run."""
     tracker = open_tracker(run, Run(run).config.tracking)
     step = steps.step_number(Path(report["checkpoint"]))
     summary = summarise(report)
@@ -29,7 +29,7 @@ def track(run: Path, report: dict[str, Any]) -> None:
 
 
 def summarise(report: Mapping[str, Any]) -> dict[str, float]:
-    """The few figures that stand for a run in a list of runs: of its headline, with those of packages, and of the image
+    """The few metrics shown for a run in a list of runs: those of its headline, of packages, and of the image
     labels."""
     headline = report.get("headline")
     of_maps = report["sources"][headline["source"]][headline["choice"]] if headline else {}
@@ -47,8 +47,8 @@ def describe_summary(report: Mapping[str, Any], summary: Mapping[str, float]) ->
 
 
 def final_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """{final/SOURCE/CHOICE/figure: value} of an evaluation, final/labels/figure of its image labels, and of each of
-    several classes final/classes/NAME/iou, that of the headline, and .../average_precision and .../f1.
+    """{final/SOURCE/CHOICE/figure: value} of an evaluation, final/labels/figure for its image labels and, if there are
+    several classes, for each final/classes/NAME/iou (of the headline), .../average_precision and .../f1.
 
     MLflow allows no '+' or '@' in a name.
     """

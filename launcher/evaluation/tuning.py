@@ -1,4 +1,4 @@
-"""What is chosen on the `tune` split: the threshold of each source's maps and, where it holds no masks, the gate."""
+"""What is chosen on the `tune` split: the threshold of each source's maps or, if the split has no masks, the gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,15 +22,15 @@ from wsss.metrics.counts import THRESHOLDS
 
 @dataclass
 class Tuned:
-    """What the tune split says.
+    """What was chosen on the tune split.
 
     Attributes:
-        thresholds: {source: threshold} of those that have one.
-        values: {source: its figure at that threshold, on the tune split}, of label maps without a threshold.
-        figure: which one that is; "" where there is none.
-        untuned: {source: why there is none} of the sources that could have one.
-        gate: of the class probabilities; None where nothing chose it.
-        shown: images of the split whose label names a class: what the choice rests on.
+        thresholds: {source: threshold} of the sources that have one.
+        values: {source: its metric on the tune split}, at that threshold; label maps have none.
+        figure: name of that metric; "" if there is none.
+        untuned: {source: why it has no threshold} of the sources that could have one.
+        gate: of the class probabilities; None if it was not chosen.
+        shown: number of images of the split whose label names a class: what the choice rests on.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -41,26 +41,25 @@ class Tuned:
     shown: int = 0
 
     def about(self, config: Config) -> dict[str, Any] | None:
-        """What evaluation.json says of the split; None where it chose nothing."""
+        """What evaluation.json says about the split; None if nothing was chosen."""
         if not (self.values or self.gate is not None):
             return None
         about = {"folder": str(config.data.tune), "images_shown": self.shown}
         return about | {"figure": self.figure, "values": self.values, "best": self.best(about)}
 
     def best(self, about: Mapping[str, Any]) -> str | None:
-        """The source with the highest figure on the tune split, the first of equals; None where it rests on few
-        images."""
+        """The source with the highest metric on the tune split, the first of equals; None if it rests on few images."""
         return None if rests_on_few(about) or not self.values else max(self.values, key=lambda name: self.values[name])
 
 
-LABELS_BY = "miou"  # label maps are compared by it; scores of several classes, too
+LABELS_BY = "miou"  # compares label maps, and scores of several classes
 NO_MAPS = (
     "there are no such maps of the split tune; `{}` makes its CAMs, and `wsss refine` with the same options its masks"
 )
 
 
 def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
-    """Choose what can be chosen for these sources of `val` on the run's tune split."""
+    """Choose thresholds, or the gate, for these sources of `val` on the run's tune split."""
     config = run.config
     named = {source.name for source in sources if source.has_threshold}
     missing = (
@@ -101,8 +100,8 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
 
 
 def best_gate(labels: Measure) -> float | None:
-    """The gate of the best mean F1 over the classes that a label names, of equally good ones the nearest to
-    PRESENT_PROB; None if no label names a class."""
+    """The gate with the best mean F1 over the classes that a label names; of equally good ones, the nearest to
+    PRESENT_PROB. None if no label names a class."""
     prob_NK, present_NK = labels.decisions()
     if not present_NK.any():
         return None
@@ -112,7 +111,7 @@ def best_gate(labels: Measure) -> float | None:
 
 
 def describe_gate(gate: float | None, measure: Measure, tuned_on: str) -> dict[str, Any] | None:
-    """What evaluation.json says of a tuned gate, with the class F1 of `val` at it; None without one."""
+    """What evaluation.json says about a tuned gate, with the class F1 of `val` at it; None without a gate."""
     if gate is None:
         return None
     return {"tuned": gate, "tuned_on": tuned_on, "class_f1": without_nan(mean_f1(*measure.decisions(), gate))}

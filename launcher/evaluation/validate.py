@@ -1,4 +1,4 @@
-"""Evaluation inside training: the validation split shared over the ranks, judged, put together, logged and shown."""
+"""Validation during training: the ranks share the images of the split; rank 0 joins their counts and logs them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +30,8 @@ from wsss.methods.base import Method
 def choose_judge(
     method: Method | type[Method], supervision: Supervision
 ) -> type[MaskJudge] | type[ScoreJudge] | type[LabelJudge]:
-    """A method that segments is judged by its masks, another by the scores of its CAMs, and any by image labels alone
-    where the validation split holds nothing else."""
+    """A method that segments is judged by its masks, any other by the scores of its CAMs; if the validation split has
+    no masks, all are judged by image labels."""
     if supervision == "label":
         return LabelJudge
     return MaskJudge if method.segments else ScoreJudge
@@ -40,11 +40,11 @@ def choose_judge(
 def make_validator(
     judge: Judge, config: Config, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
 ) -> Callable[[int], dict[str, float | None]]:
-    """step -> log the figures and the gallery. All ranks must call it; rank 0 gets the figures by the names of the log,
-    the others {}. One that does not exist is None and not logged.
+    """step -> log the metrics and the gallery. All ranks must call it; rank 0 gets {name in the log: value}, the others
+    {}. A metric that does not exist is None and not logged.
 
-    Each rank judges every ranks-th sample, once; rank 0 puts the counts together. Before the last step it may be a part
-    of the split (data.val_part); the pictures are the same at every step.
+    Each rank judges every ranks-th sample once; rank 0 joins the counts. Before the last step, only a part of the split
+    may be judged (data.val_part); the pictures are of the same images at every step.
     """
     drawn, one = choose_gallery(shards, config.evaluate.gallery), name_class([shards.index.classes])
     before: dict[str, float] = {}
@@ -82,8 +82,8 @@ def make_validator(
 def show_untrained(
     judge: Judge, config: Config, shards: ShardFolder, accelerator: Accelerator, tracker: Tracker
 ) -> None:
-    """The gallery before the first step, so that what is wrong with images, truth or maps is seen at once. All ranks
-    must call it."""
+    """Log the gallery before the first step, to show at once if images, truth or maps are wrong. All ranks must call
+    it."""
     if not (drawn := choose_gallery(shards, config.evaluate.gallery)):
         return
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -96,11 +96,11 @@ def show_untrained(
 
 
 def headline_names(judge: Judge, figures_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """{name in the log: short name} of the headline figures of validation: of the first kind of map that is quoted,
-    without its name, then of the image labels. The first answers how good the run is.
+    """{name in the log: name without the kind of map} of the headline metrics of validation: those of the first quoted
+    kind of map, then those of the image labels. The first answers how good the run is.
 
     Args:
-        figures_of: {kind of map, or LABELS: figures}, see Judge.known_figures.
+        figures_of: {kind of map, or LABELS: metrics}, see Judge.known_figures.
     """
     low = [name for name, figure in FIGURES.items() if figure.headline and not figure.higher_is_better]
     found = {}
@@ -112,15 +112,15 @@ def headline_names(judge: Judge, figures_of: Mapping[str, Sequence[str]]) -> dic
 
 
 def choose_part(images: int, part: int | None) -> list[int]:
-    """`part` numbers of 0..images-1 at even distances, so that every group and class has its share; None = all."""
+    """`part` evenly spaced numbers of 0..images-1, so that every group and class has its share; None = all."""
     if part is None or part >= images:
         return list(range(images))
     return [number * images // part for number in range(part)]
 
 
 def say_headlines(quoted: Sequence[str], figures: Figures, before: Mapping[str, float], one: str) -> list[str]:
-    """Each figure that answers "how good", or that a package offers, in percent, with its change since the evaluation
-    before; where there is none, why, and what else there is of the headline figures. All that exist are logged."""
+    """Each metric that answers "how good", or that a package offers, in percent, with its change since the previous
+    validation; if it does not exist, why, and the other headline metrics."""
     words = []
     for kind in (*quoted, LABELS):
         of_kind = order_figures(figures.get(kind, {}))
@@ -134,14 +134,14 @@ def say_headlines(quoted: Sequence[str], figures: Figures, before: Mapping[str, 
 
 
 def read_before(run: Path, step: int) -> dict[str, float]:
-    """{name: figure} of the last evaluation before a step, as the log of the run has it; {} where there was none."""
+    """{name: value} of the last validation before a step, from the log of the run; {} if there was none."""
     lines = [line for line in read_metrics(run) if line["step"] < step and "val/seconds" in line]
     return dict(lines[-1]) if lines else {}
 
 
 def check_keep_best(config: Config, class_set: ClassSet, val: ShardFolder | None) -> None:
-    """Raises ConfigError if validation does not give the figure that train.keep_best names, if less is better, or if no
-    image of the validation split shows a class."""
+    """Raise ConfigError if validation does not give the metric that train.keep_best names, if lower is better for it,
+    or if no image of the validation split shows a class."""
     if config.train.keep_best is None:
         return
     if val is not None and not val.image_label_NK.any():

@@ -1,1 +1,1 @@
-"""Know before: what a config costs, from its real graph, without data and without a device."""
+"""What a config costs, before it runs: counted on its real graph, without data or a device."""

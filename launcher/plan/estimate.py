@@ -1,4 +1,4 @@
-"""What a run costs: steps, memory, time, disk, money; each estimated, with what was assumed."""
+"""Estimates of what a run costs (steps, memory, time, disk space, price), and the assumptions behind them."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,32 +19,32 @@ from wsss.methods.base import Method
 
 GIB = 2**30
 CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context, kernels and libraries
-WORKSPACE = 1.1  # scratch memory and what the allocator loses
-DISK_BYTES_S = 0.5e9  # checkpoints
-CAM_SIDE = 16  # pixels of an image to one of a map, at least
-MASK_BYTES = 10_000  # of a PNG of class ids
+WORKSPACE = 1.1  # factor for scratch memory and what the allocator wastes
+DISK_BYTES_S = 0.5e9  # bytes/s for checkpoints
+CAM_SIDE = 16  # side in image pixels of one map pixel, at least
+MASK_BYTES = 10_000  # size of a PNG of class ids
 KNOWN = {
     "voc": (20, 10_582, 1_449),
     "coco": (80, 82_081, 40_137),
-}  # classes, images of train and val, where data is not here
+}  # (classes, images of train, images of val), if the data is not here
 
 Range = tuple[float, float]  # best, worst
 
 
 @dataclass
 class Plan:
-    """All of it; bytes, seconds and counts. `None`: not known without data.
+    """All estimates, in bytes, seconds and counts; None = not known without data.
 
     Attributes:
         images: of one process and micro-batch.
         memory: {part: bytes} of one process.
-        largest: images of a micro-batch that fit.
-        accumulate: the least `train.accumulate` with which the run fits; None: it never does.
-        can_checkpoint: `model.checkpointing` is there and off.
-        floor_s: {what takes it: seconds} of one update with every operator at the peak of the data sheet.
-        step_s: one update.
+        largest: number of images of the largest micro-batch that fits.
+        accumulate: smallest `train.accumulate` with which the run fits; None: it never does.
+        can_checkpoint: `model.checkpointing` exists and is off.
+        floor_s: {cause: seconds} of one update with every operator at the peak of the data sheet.
+        step_s: of one update.
         disk: {what: bytes}.
-        assumed: sentences.
+        assumed: assumptions, as sentences.
     """
 
     config: Config
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def hours(self) -> Range:
-        """Of the whole run, on all GPUs at once."""
+        """Hours of the whole run, on all GPUs together."""
         rest = self.saves * self.save_s
         found = []
         for end in (0, 1):
@@ -96,7 +96,8 @@ class Plan:
 
 
 def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: float | None = None) -> Plan:
-    """Raises ConfigError if the batch does not divide, the GPU has no such precision, or the step cannot be counted."""
+    """Estimate a config. Raises ConfigError if the batch cannot be divided, the GPU does not have the precision, or the
+    step cannot be counted."""
     gpu.check_precision(config.train.precision)
     assumed: list[str] = []
     processes = processes or config.launch.processes or 1
@@ -141,10 +142,10 @@ def make_plan(config: Config, gpu: Gpu, *, processes: int | None = None, price: 
 
 
 def assumed_of(config: Config, gpu: Gpu, trained: int, processes: int) -> list[str]:
-    """What every estimate takes for granted.
+    """The assumptions behind the estimates.
 
     Args:
-        trained: bytes of the weights that are trained.
+        trained: bytes of the trained weights.
     """
     found = []
     if teacher_of(config) is not None and config.teacher is not None and not is_run(config.teacher):
@@ -162,7 +163,7 @@ def assumed_of(config: Config, gpu: Gpu, trained: int, processes: int) -> list[s
 
 
 def memory_of(config: Config, sizes: dict[str, int], kept_bytes: int, processes: int) -> dict[str, int]:
-    """{part: bytes} of one process; ZeRO shares out the optimizer's state, and from stage 2 on the gradients."""
+    """{part: bytes} of one process; ZeRO distributes the optimizer's state and, from stage 2 on, the gradients."""
     zero = config.launch.zero if isinstance(config.launch.zero, int) else 0
     trained = sizes["trained"]
     memory = {
@@ -177,14 +178,14 @@ def memory_of(config: Config, sizes: dict[str, int], kept_bytes: int, processes:
 
 
 def largest_batch(gpu: Gpu, memory: dict[str, int], images: int) -> int:
-    """How many images fit, of whose number only the activations depend."""
+    """How many images fit; only the activations depend on their number."""
     fixed = sum(value for name, value in memory.items() if name not in ("activations", "workspace"))
     free = (gpu.memory_gib * GIB - CONTEXT_BYTES) / WORKSPACE - fixed
     return max(0, int(free / max(memory["activations"] / images, 1)))
 
 
 def least_accumulate(config: Config, method: Method, processes: int, largest: int) -> int | None:
-    """The least number of micro-batches with which one fits, and from which the method can learn."""
+    """The smallest number of micro-batches with which one fits and is large enough for the method to learn from."""
     for accumulate in range(1, config.data.global_batch_size // processes + 1):
         with suppress(ValueError):
             if check_share(config, method, processes, accumulate) <= largest:
@@ -193,8 +194,7 @@ def least_accumulate(config: Config, method: Method, processes: int, largest: in
 
 
 def floor_of(config: Config, gpu: Gpu, ops: list[tuple[int, int, str]], trained: int) -> dict[str, float]:
-    """{what takes them: seconds} of an update whose operators all run at the peaks of the data sheet, one after the
-    other."""
+    """{cause: seconds} of an update whose operators all run at the peaks of the data sheet, one after another."""
     found = {"products": 0.0, "memory": 0.0, "small kernels": 0.0}
     for one in ops:
         seconds, what = gpu.least(*one, config.train.precision)
@@ -204,13 +204,13 @@ def floor_of(config: Config, gpu: Gpu, ops: list[tuple[int, int, str]], trained:
 
 
 def time_step(config: Config, launches: int, floor_s: float, *, recorded: bool) -> Range:
-    """Seconds of an update. Where it is not `recorded`, the host's launches may take longer than the device."""
+    """Seconds of an update. Unless it is `recorded`, the host's launches may take longer than the device."""
     host = (0.0, 0.0) if recorded else tuple(launches * config.train.accumulate * each for each in HOST_S)
     return max(floor_s / UTILISATION[0], host[0]), max(floor_s / UTILISATION[1], host[1])
 
 
 def look_at_data(config: Config, assumed: list[str]) -> tuple[ClassSet, int | None, int | None]:
-    """(classes, images of train, images of val): of the shards where they are, else of the data set that a path
+    """(classes, images of train, images of val): of the shards if they exist, else of the data set that their path
     names, else one class."""
     train, val = open_shards(config.data.train), open_shards(config.data.val)
     if train is not None:
@@ -226,7 +226,7 @@ def look_at_data(config: Config, assumed: list[str]) -> tuple[ClassSet, int | No
 
 
 def open_shards(place: Place | None) -> ShardFolder | None:
-    """The shards, or None where they are not on this machine's disks."""
+    """The shards, or None if they are not on this machine's disks."""
     if place is None or isinstance(place, str) or not place.is_dir():
         return None
     try:
@@ -242,10 +242,10 @@ def count_validations(config: Config) -> int:
 
 
 def time_validation(config: Config, gpu: Gpu, val_images: int | None, flops: int, processes: int) -> Range | None:
-    """Seconds of one validation; None without one, or where its number of images is not known.
+    """Seconds of one validation; None if there is none or its number of images is not known.
 
     Args:
-        flops: of looking at one image.
+        flops: of one image in a forward pass.
     """
     if config.data.val is None or not val_images:
         return None
@@ -257,14 +257,14 @@ def time_validation(config: Config, gpu: Gpu, val_images: int | None, flops: int
 
 
 def look_factor(config: Config) -> float:
-    """How much more than one forward pass at data.image_size it takes to read the maps of an image."""
+    """Cost of an image's maps, in forward passes at data.image_size."""
     return sum(scale**2 for scale in config.cam.scales) * (2 if config.cam.flip else 1)
 
 
 def disk_of_data(
     config: Config, class_set: ClassSet, train_images: int | None, val_images: int | None
 ) -> dict[str, int]:
-    """{what: bytes} of shards that are here, and of the CAMs and masks of all images."""
+    """{what: bytes} of the shards that exist here, and of the CAMs and masks of all images."""
     found = {}
     shards = [open_shards(place) for place in (config.data.train, config.data.val)]
     here = sum(sum(shard.bytes for shard in folder.index.shards) for folder in shards if folder is not None)

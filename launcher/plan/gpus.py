@@ -1,4 +1,4 @@
-"""GPUs by name: what their data sheets promise, and what a step gets of it."""
+"""Data sheets of GPUs, and the share of their peaks that a step reaches."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from launcher.errors import ConfigError
 
 
 class Gpu(NamedTuple):
-    """From the data sheet, dense.
+    """Numbers of a data sheet, without sparsity.
 
     Attributes:
         memory_gib: of one card.
-        bf16, fp16, tf32, float32: TFLOP/s, of halves as added in float32; bf16 None: it has no units for it.
+        bf16, fp16, tf32, float32: TFLOP/s, for half precision with sums in float32; bf16 None: no units for it.
         copy: TB/s of its memory.
     """
 
@@ -27,8 +27,8 @@ class Gpu(NamedTuple):
     copy: float
 
     def least(self, flops: int, traffic: int, kind: str, precision: Precision) -> tuple[float, str]:
-        """Least seconds of one operator, and what takes them: its products at the peak, its reading and writing at the
-        memory's speed, or that it is launched at all."""
+        """Shortest time of one operator in seconds, and its cause: products at the peak, reading and writing at the
+        memory's speed, or the launch of a kernel."""
         limits = {
             "products": flops / self.peak(kind, precision) / 1e12,
             "memory": traffic / self.copy / 1e12,
@@ -38,7 +38,7 @@ class Gpu(NamedTuple):
         return limits[longest], longest
 
     def peak(self, kind: str, precision: Precision) -> float:
-        """TFLOP/s of the products of an operator."""
+        """Peak TFLOP/s of an operator's products."""
         if kind == PAIRS or (kind == "bf16" and precision == "fp16"):
             return self.fp16
         if kind == "bf16" and self.bf16 is not None:
@@ -53,9 +53,9 @@ class Gpu(NamedTuple):
             )
 
 
-LAUNCH_S = 3e-6  # the least that a kernel takes of the device
-HOST_S = (31e-6, 55e-6)  # of the host for an operator, where the step is no CUDA graph; 42 to 46 on the H100 machine
-UTILISATION = (0.7, 0.3)  # of these peaks, best and worst; the steps measured on an H100 got 0.32 to 0.75
+LAUNCH_S = 3e-6  # shortest time of a kernel on the device
+HOST_S = (31e-6, 55e-6)  # of the host per operator, without a CUDA graph; 42 to 46 us on the H100 machine
+UTILISATION = (0.7, 0.3)  # of these peaks, best and worst; steps measured on an H100 reached 0.32 to 0.75
 
 GPUS = {
     "h100": Gpu("NVIDIA H100 80GB SXM", 79.6, 989, 989, 494, 67, 3.35),
@@ -71,7 +71,7 @@ GPUS = {
 
 
 def find_gpu(name: str | None) -> Gpu:
-    """The GPU of a name; None = the one here if it is known, else an H100.
+    """The GPU of this name; None = the one in this machine if it is known, else an H100.
 
     Raises:
         ConfigError: no such name.
@@ -84,7 +84,7 @@ def find_gpu(name: str | None) -> Gpu:
 
 
 def here() -> Gpu | None:
-    """This machine's GPU with its own memory; None where there is none, or one that no data sheet here is of."""
+    """This machine's GPU with its real memory; None if there is none, or none of these data sheets is of it."""
     if not torch.cuda.is_available():
         return None
     title, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -97,5 +97,5 @@ def here() -> Gpu | None:
 
 
 def measured_here(name: str | None) -> bool:
-    """Whether a probe says more than a data sheet: no other GPU is named, and there is one here."""
+    """Whether measuring is better than a data sheet: this machine has a GPU, and no other one is named."""
     return name is None and torch.cuda.is_available()

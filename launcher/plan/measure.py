@@ -12,7 +12,7 @@ WARM = 3
 
 
 def measure(plan: Plan, config: Config, steps: int) -> None:
-    """Put the time and, on a GPU, the memory of real steps in the place of those that were estimated."""
+    """Replace the estimated time and, on a GPU, memory by those of real steps."""
     device = torch.device("cuda" if torch.cuda.is_available() and config.launch.device != "cpu" else "cpu")
     stage, (class_set, *_) = Stage(device), look_at_data(config, [])
     torch.manual_seed(0)

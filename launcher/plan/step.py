@@ -1,4 +1,4 @@
-"""A config's step without data, weights, a teacher's run or a device: the real method on tensors without values."""
+"""One step of a config without data, weights, a teacher's run or a device: the real method, tensors without values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,18 +22,18 @@ from wsss.models.dry_run import tensors_of
 
 NO_TEACHER = Named.model_validate(
     {"name": "pcm", "timm_name": "resnet50"}
-)  # stands for a teacher that is not there yet
+)  # in place of a teacher that does not exist yet
 
 
 def teacher_of(config: Config) -> Named | None:
-    """The network of the teacher, or what stands for one that is not trained yet; None where there is none."""
+    """The network of the teacher, or NO_TEACHER if it is not trained yet; None without a teacher."""
     if config.teacher is None:
         return None
     return Run(config.teacher).config.model if is_run(config.teacher) else NO_TEACHER
 
 
 def build_untrained(config: Config, class_set: ClassSet) -> Method:
-    """The method with random weights; a teacher that is not there has those of NO_TEACHER.
+    """The method with random weights; a teacher that does not exist yet is replaced by NO_TEACHER.
 
     Raises:
         ConfigError: no such network, or options that do not fit.
@@ -49,21 +49,21 @@ def build_untrained(config: Config, class_set: ClassSet) -> Method:
 
 
 def build_without_values(config: Config, class_set: ClassSet) -> Method:
-    """The same without memory for its weights, unless a network reads values as it is built."""
+    """The same without memory for its weights, unless a network reads values while it is built."""
     try:
         with torch.device("meta"):
             return build_untrained(config, class_set)
-    except NotImplementedError:  # what torch raises for a value of a tensor that has none
+    except NotImplementedError:  # raised by torch when a value of such a tensor is read
         return build_untrained(config, class_set)
 
 
 def frozen_of(method: Method) -> Iterator[torch.nn.Module]:
-    """Networks that a method uses and does not train."""
+    """Networks that a method uses but does not train."""
     return (value.network for value in vars(method).values() if isinstance(value, Frozen))
 
 
 def make_batch(config: Config, method: Method, images: int, classes: int, stage: Stage) -> dict[str, Any]:
-    """Random images as the loader would give them; every image shows the first class."""
+    """Random images in the form of the loader's batches; every image shows the first class."""
     px = config.data.image_size
     label = torch.zeros(images, classes)
     label[:, 0] = 1
@@ -84,18 +84,18 @@ def make_batch(config: Config, method: Method, images: int, classes: int, stage:
 def count_config(
     config: Config, method: Method, class_set: ClassSet, images: int
 ) -> tuple[Counted, int, dict[str, int]]:
-    """The last step of a run, when all losses are on, and one forward pass of the student.
+    """Count the last step of a run, when all losses are on, and one forward pass of the student.
 
     Args:
-        method: of build_without_values; gets tensors without values.
+        method: from build_without_values; its tensors lose their values.
         images: of one process and micro-batch.
 
     Returns:
-        what the step does; FLOPs of looking at one image; number of `parameters`; bytes of what is in memory all
-        the time: `weights` and `trained` of them, `frozen` of networks that are not trained.
+        the counts of the step; FLOPs of a forward pass of one image; {`parameters`: their number; bytes that are always
+        in memory: `weights`, `trained` of them, and `frozen` of networks that are not trained}.
 
     Raises:
-        ConfigError: the method's step depends on values, so that it cannot be counted.
+        ConfigError: the method's step depends on values, so it cannot be counted.
     """
     method.as_on_gpus()
     with FakeTensorMode(allow_non_fake_inputs=True):

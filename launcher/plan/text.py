@@ -4,7 +4,7 @@ from launcher.plan.estimate import GIB, Plan, Range
 
 
 def format_plan(plan: Plan) -> str:
-    """What it costs, whether it fits, what to change, and what was assumed."""
+    """What a run costs, whether it fits, what to change, and what was assumed."""
     config, gpu = plan.config, plan.gpu
     batch = config.data.global_batch_size
     epochs = f", {plan.epochs:.1f} epochs of {plan.train_images:,} images" if plan.epochs is not None else ""
@@ -30,7 +30,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def describe_floor(plan: Plan) -> str:
-    """What a step took if every operator ran at the peak of the data sheet."""
+    """How long a step would take if every operator ran at the peak of the data sheet."""
     parts = ", ".join(f"{what} {format_ms(seconds)}" for what, seconds in plan.floor_s.items())
     return f"{format_ms(sum(plan.floor_s.values()))} ms on one {plan.gpu.title}: {parts}"
 

@@ -1,1 +1,1 @@
-"""New images and clips through a trained network: masks, overlays, a table, a page."""
+"""Prediction on new images and clips with a trained network: masks, overlays, a table, a page."""

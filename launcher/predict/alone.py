@@ -1,4 +1,4 @@
-"""A student alone: its maps without the network that it learnt from, and what of it an exported file holds."""
+"""A student without its teacher or partner: its maps, and the safetensors file that holds it."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ Affine = tuple[Tensor, Tensor]  # (K, D) and (K,): a map that is linear in the s
 
 
 class Reader(Method):
-    """A student without the network that it learnt from: all that predicting needs of their method.
+    """A student without the network that it learned from: all that prediction needs of their method.
 
     Args:
         maps: {kind: (weight, bias)} of maps that are linear in the patches.
@@ -40,8 +40,8 @@ class Reader(Method):
 
 
 def further_maps(method: Method) -> dict[str, Affine]:
-    """{kind: (weight, bias)} of the maps that a method which needs a second network reads from the student's patches,
-    such as `project`; found by reading each channel alone."""
+    """{kind: (weight, bias)} of maps, such as `project`, that a method with a second network computes from the
+    student's patches; found by reading each channel separately."""
     if not (method.needs_teacher or method.needs_partner):
         return {}
     channels, classes = method.student.feature_dim, method.student.num_classes
@@ -54,13 +54,14 @@ def further_maps(method: Method) -> dict[str, Affine]:
 
 
 def describe_weights(method: Method) -> tuple[dict[str, Tensor], str]:
-    """What a safetensors file has of a method: the student's weights under its own names, and its further maps."""
+    """The contents of a safetensors file: the student's weights under its own names, and its further maps."""
     weights = {name: tensor.contiguous() for name, tensor in method.student.state_dict().items()}
     return weights, json.dumps({kind: [encode(x) for x in affine] for kind, affine in further_maps(method).items()})
 
 
 def read_safetensors(path: Path) -> tuple[Facts, Method]:
-    """Raises RunError if it is not a file of `wsss export`, or one from before these could predict."""
+    """Open a safetensors file. Raises RunError if `wsss export` did not write it, or in an old version without the
+    metadata for prediction."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""A folder for a hub: the weights, and a card that says what they are, from run.json and evaluation.json."""
+"""A folder for a hub: the weights, and a model card made from run.json and evaluation.json."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from launcher.run.folder import ABOUT, EVALUATION
 from launcher.run.steps import find_decay
 
 CARD = "README.md"
-IDENTIFIER = r"[a-z0-9][a-z0-9.+-]*"  # of a licence, as a hub knows it: mit, cc-by-nc-4.0
+IDENTIFIER = r"[a-z0-9][a-z0-9.+-]*"  # of a licence on a hub: mit, cc-by-nc-4.0
 NAME = r"[\w.-]+/[\w.-]+"
 
 USE = """\
@@ -39,10 +39,10 @@ def write_folder(run: Path, out: Path, name: str, form: str | None, **options: A
     Args:
         name: OWNER/NAME of the model on the hub.
         form: see export; None = safetensors.
-        options: further ones of export.
+        options: further options of export.
 
     Raises:
-        ConfigError: a name of another form; what export refuses.
+        ConfigError: a malformed name; what export refuses.
         RunError: the folder holds a model in another format; what export refuses.
     """
     if not re.fullmatch(NAME, name):
@@ -58,7 +58,7 @@ def write_folder(run: Path, out: Path, name: str, form: str | None, **options: A
 
 
 def make_card(run: Path, name: str, written: Written) -> str:
-    """README.md with what hubs read of a model as its front matter."""
+    """README.md, with the front matter that hubs read."""
     facts, about = written.facts, read_json(run / ABOUT)
     evaluation = read_json(run / EVALUATION) if (run / EVALUATION).is_file() else None
     licence = facts["licence"]
@@ -104,17 +104,17 @@ def make_card(run: Path, name: str, written: Written) -> str:
 
 
 def without_places(command: str) -> str:
-    """A command whose absolute paths are their names alone: where things lay here is nobody's business, and no help."""
+    """A command with each absolute path reduced to its name, since folders of this machine are private and no help."""
     return re.sub(r"(?<![\w.:/])/(?:[^\s'\"=,\]}/]+/)+(?=[^\s'\"=,\]}/])", ".../", command)
 
 
 def shortly(numbers: str) -> str:
-    """A list in JSON, without the digits that float32 added."""
+    """A JSON list of numbers without the digits that float32 added."""
     return ", ".join(f"{number:.6g}" for number in json.loads(numbers))
 
 
 def index_of(name: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The headline figures as hubs list them."""
+    """The headline metrics in the form that hubs list."""
     headline, dataset = evaluation["headline"], evaluation["dataset"]
     at = evaluation["sources"][headline["source"]][headline["choice"]]
     metrics = [

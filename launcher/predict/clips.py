@@ -1,8 +1,8 @@
-"""A clip -> masks of its frames, an annotated mp4 and the area over time, in memory that its length does not change.
+"""A clip -> masks of its frames, an annotated mp4 and the area over time, in memory that does not depend on its length.
 
-It is decoded twice. First the network looks at every frame, and the maps are kept on the disk in parts; then, with what
-is known of the whole clip, maps become masks and pictures. Both go on where they were killed; only the mp4 is then
-encoded anew, from the masks that are there.
+It is decoded twice. In the first pass the network processes every frame, and the maps are stored on disk in parts. In
+the second pass, which knows the whole clip, the maps become masks and pictures. Both passes continue after a kill; only
+the mp4 is encoded again, from the finished masks.
 """
 
 import json
@@ -31,13 +31,13 @@ from launcher.progress import Progress
 from shards.schema import DataError
 from shards.sources.video import TimedFrame, about_clip, timed_frames
 
-PART = 32  # frames whose maps are one file; as many are looked at again after a kill
+PART = 32  # frames whose maps are in one file; at most this many are processed again after a kill
 STILLS = 12  # overlays of a clip, for the contact sheet
-ABOUT = "clip.json"  # what is known of a clip whose frames have all been looked at
+ABOUT = "clip.json"  # what the first pass learned about the whole clip
 
 
 def predict_clip(model: Model, settings: Settings, clip: Input, out: Folder) -> list[Failure]:
-    """Predict a clip, or what is missing of it; returns what could not be read."""
+    """Predict a clip, or the missing part of it; returns what could not be read."""
     work = out.rows / f"{CLIP}{clip.key}"
     stamp, begun, about = [*stamp_of(clip.path)], work / "stamp.json", work / ABOUT
     movie = out.path / "clips" / f"{clip.key}.mp4"
@@ -73,11 +73,11 @@ def look_at_clip(model: Model, settings: Settings, clip: Input, work: Path) -> d
     strongest: Any = reduce(np.maximum, [strength_NK.max(0) for strength_NK in strengths], 0.0)
     frames, parts = sum(len(part["number_N"]) for part in known), len(known)
     seen: list[Seen] = []
-    told: list[Failure] = []  # of the part that is under way
+    told: list[Failure] = []  # in the current part
     decoded, total = timed_frames(clip.path, settings.every_s), estimate(clip.path, settings)
     with closing(decoded), Progress(total, f"look at {clip.name}", "frame", initial=frames) as progress:
         batches = in_batches(readable(decoded, clip, settings, at, told, progress), settings.batch_size)
-        for batch in chain(batches, [[]]):  # an empty one behind the last
+        for batch in chain(batches, [[]]):  # an empty one after the last
             images = [frame.image for frame in batch if frame.image is not None]
             found = look_as(settings, model, images)
             seen += [Seen(frame.number, frame.time_s, looked) for frame, looked in zip(batch, found, strict=True)]
@@ -89,7 +89,7 @@ def look_at_clip(model: Model, settings: Settings, clip: Input, work: Path) -> d
                 told.clear()
             if batch:
                 progress.advance(len(batch))
-            batch.clear()  # before the next ones are read
+            batch.clear()  # before the next one is read
     return {
         "frames": frames,
         "failures": list(dict.fromkeys(failures)),
@@ -100,7 +100,7 @@ def look_at_clip(model: Model, settings: Settings, clip: Input, work: Path) -> d
 def readable(
     decoded: Iterator[TimedFrame], clip: Input, settings: Settings, at: int, told: list[Failure], progress: Progress
 ) -> Iterator[TimedFrame]:
-    """The frames from number `at` on that can be read; the others are told and noted."""
+    """The readable frames from number `at` on; the others are reported and added to `told`."""
 
     def leave_out(reason: str, frame: int | None = None) -> None:
         told.append(Failure.of(clip.path, reason, frame))
@@ -120,7 +120,7 @@ def readable(
 
 
 def estimate(path: Path, settings: Settings) -> int:
-    """About how many frames there are, as the header says."""
+    """The approximate number of frames, from the header."""
     try:
         rate, duration_s = about_clip(path)
     except DataError:
@@ -164,6 +164,6 @@ def draw_clip(model: Model, settings: Settings, clip: Input, out: Folder, known:
 
 
 def list_of(rows: Rows) -> Iterator[dict[str, Any]]:
-    """The rows that were there when this began."""
+    """The rows that exist when this begins."""
     for _, row in zip(range(rows.count), rows, strict=False):
         yield row

@@ -1,4 +1,4 @@
-"""Wishes -> settings: what nobody asked for comes from the model's evaluation and config, each with its origin."""
+"""Wishes -> settings: values that nobody gave come from the model's evaluation and config, each with its origin."""
 
 import math
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ from wsss.methods import METHODS
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.chain import Step
 
-LONGEST_SMOOTH_S = 60.0  # its maps are in memory
+LONGEST_SMOOTH_S = 60.0  # the maps of this time are in memory
 
 
 def settle(model: Model, wishes: Wishes, *, clips: bool = True) -> Settings:
-    """Wishes -> settings, defaults from the model's evaluation and config.
+    """Wishes -> settings, with defaults from the model's evaluation and config.
 
     Args:
-        clips: whether there is one; without it what concerns clips alone is refused.
+        clips: whether there are clips; without them, options that only concern clips are refused.
 
     Raises:
         ConfigError: a wish that does not fit.
@@ -96,7 +96,7 @@ def check(wishes: Wishes, clips: bool) -> None:
 
 
 def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
-    """(kind of map, origin); raises ConfigError if the model has none such."""
+    """(kind of map, origin); raises ConfigError if the model does not have it."""
     known = known_kinds(model)
     if wanted is not None:
         if not has_kind(model, wanted):
@@ -117,7 +117,7 @@ def choose_kind(model: Model, wanted: str | None) -> tuple[str, str]:
 
 
 def known_kinds(model: Model) -> list[str]:
-    """The kinds of map that the model has, those that are no output of the network last."""
+    """The kinds of map that the model has; those that are not outputs of the network come last."""
     stride = model.method.student.stride
     with torch.no_grad():
         maps = model.method.maps_of(model.method.student(torch.zeros(1, 3, 2 * stride, 2 * stride).to(model.device)))
@@ -136,7 +136,7 @@ def has_kind(model: Model, kind: str) -> bool:
 
 
 def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | None, str]:
-    """(threshold, origin): as asked, tuned for this source in the run's evaluation, or its config's."""
+    """(threshold, origin): as asked, as tuned for this source in the run's evaluation, or as in its config."""
     if wishes.threshold is not None:
         return wishes.threshold, "as asked"
     if kind in PROBABILITIES:
@@ -158,7 +158,7 @@ def choose_threshold(model: Model, kind: str, wishes: Wishes) -> tuple[float | N
 
 
 def choose_gate(model: Model, kind: str, wishes: Wishes) -> tuple[float, str]:
-    """(gate, origin): as asked, tuned by image labels in the run's evaluation, or PRESENT_PROB."""
+    """(gate, origin): as asked, as tuned by image labels in the run's evaluation, or PRESENT_PROB."""
     if wishes.gate is not None:
         return wishes.gate, "as asked"
     if kind in PROBABILITIES:
@@ -172,14 +172,14 @@ def choose_gate(model: Model, kind: str, wishes: Wishes) -> tuple[float, str]:
 
 
 def describe_few(evaluation: Mapping[str, Any]) -> str:
-    """On how many images something was tuned, where they are too few to trust it; "" where they are enough."""
+    """On how many images something was tuned, if they are too few to trust it; "" if they are enough."""
     tune = evaluation.get("tune")
     return f"rests on {tune['images_shown']} images, which is chance" if tune and rests_on_few(tune) else ""
 
 
 def choose_chain(model: Model, name: str) -> tuple[Step, ...]:
-    """The refiner of this name with the options of the run's config, where that has it; raises ConfigError for others
-    than those that need an image and scores alone."""
+    """The refiner of this name, with its options in the run's config, if any; raises ConfigError if it needs more than
+    an image and scores."""
     if name == "none":
         return ()
     with user_error_as(ConfigError):
@@ -193,7 +193,7 @@ def choose_chain(model: Model, name: str) -> tuple[Step, ...]:
 
 
 def read_kept(path: Path) -> np.ndarray:
-    """(H, W) bool: False where a picture of the size of the frames is not black.
+    """(H, W) bool: True where a picture of the size of the frames is black.
 
     Raises:
         ConfigError: it cannot be read, or leaves nothing.

@@ -1,4 +1,4 @@
-"""What people look at: overlays with outlines and words, heat maps, stills, the area over the time of a clip."""
+"""Overlays with outlines and captions, heat maps, stills, and the area over the time of a clip."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +12,18 @@ from launcher.evaluation.pictures import draw_outline, overlay_scores
 from launcher.evaluation.plots import Line, plot_lines
 from launcher.predict.masks import Prediction
 
-Words = tuple[str, int | None]  # and the class that they are of
+Words = tuple[str, int | None]  # text, and the id of its class
 GAP = "   "
 FIRST_HUE, GOLDEN_SECTION = 0.95, 0.618
-FILL = 0.22  # opacity of a class's colour inside its outline: what is below stays visible
-SMALL_PX, SMALLEST_PX = 10, 7  # of words on small frames, and where they would not fit
-OUTLINES = 360  # outlines are as wide as the short side over this
-PLOTTED = 1000  # points of a curve at most
+FILL = 0.22  # opacity of a class's colour inside its outline; the frame stays visible
+SMALL_PX, SMALLEST_PX = 10, 7  # size of words on small frames, and where these would not fit
+OUTLINES = 360  # outlines are as wide as the short side divided by this
+PLOTTED = 1000  # maximum number of points of a curve
 
 
 def colour_of(class_id: int) -> tuple[int, int, int]:
-    """A bright colour of its own: hues a golden section apart, the first one a red that neither sky nor flares have.
-    PASCAL VOC's are dark, and some of them alike as an outline."""
+    """A bright colour of its own: hues a golden section apart, beginning with a red that neither sky nor flares have.
+    PASCAL VOC's colours are dark, and some look alike as outlines."""
     red, green, blue = hsv_to_rgb((FIRST_HUE + GOLDEN_SECTION * (class_id - 1)) % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -45,8 +45,8 @@ def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, words: Sequence[Words]) 
 
 
 def write_words(image_HW3: np.ndarray, words: Sequence[Words]) -> np.ndarray:
-    """The image with light words on dark in its upper left corner, those of a class in its colour: in one line, or as
-    many as the image is too narrow for it; smaller where one of them is wider than the image."""
+    """The image with light words on dark in its upper left corner, each in the colour of its class: in one line, or in
+    several if the image is too narrow; smaller if a single one is wider than the image."""
     picture, width = Image.fromarray(image_HW3), image_HW3.shape[1]
     size_px = max(min(image_HW3.shape[:2]) // 28, SMALL_PX)
     font = ImageFont.load_default(size=size_px)
@@ -67,7 +67,7 @@ def write_words(image_HW3: np.ndarray, words: Sequence[Words]) -> np.ndarray:
 
 
 def in_lines(words: Sequence[Words], font: Any, width_px: int) -> list[list[Words]]:
-    """The words in as few lines of this width as there need to be, in their order."""
+    """The words in as few lines of this width as possible, in their order."""
     lines: list[list[Words]] = []
     for word in words:
         if lines and font.getlength(GAP.join(text for text, _ in [*lines[-1], word])) <= width_px:
@@ -78,13 +78,13 @@ def in_lines(words: Sequence[Words], font: Any, width_px: int) -> list[list[Word
 
 
 def lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A class's colour as words, which must be read on dark."""
+    """A class's colour for words, which must be readable on dark."""
     red, green, blue = ((x + 255) // 2 for x in colour)
     return red, green, blue
 
 
 def words_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) -> list[Words]:
-    """Time, and of each class that is seen its probability and area; of the likeliest one if none is."""
+    """The time, and the probability and area of each class that is seen; if none is, the likeliest class."""
     seen = [
         (f"{row['class']} {row['probability']:.2f}, {row['area_percent']:.1f} %", class_id)
         for class_id, row in enumerate(classes, start=1)
@@ -98,7 +98,7 @@ def words_of(classes: Sequence[Mapping[str, Any]], time_s: float | None = None) 
 
 
 def heat(image_HW3: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """The scores of all classes that pass the gate over the frame."""
+    """The frame overlaid with the scores of all classes that pass the gate."""
     return overlay_scores(image_HW3, prediction.scores.max(0, initial=0))
 
 
@@ -109,25 +109,25 @@ def jpeg(image_HW3: np.ndarray) -> bytes:
 
 
 class AreaPlot:
-    """Area over time of every class, in PLOTTED means at most, whatever the number of frames.
+    """Area of every class over time, in at most PLOTTED means, whatever the number of frames.
 
     Args:
-        frames: of the clip.
+        frames: number of frames of the clip.
     """
 
     def __init__(self, classes: Sequence[str], frames: int) -> None:
         self.classes = classes
-        self.each = max(-(-frames // PLOTTED), 1)  # frames in a mean
+        self.each = max(-(-frames // PLOTTED), 1)  # frames per mean
         self.sums: list[np.ndarray] = []  # (2 + K,) number, time and areas of each mean
 
     def add(self, number: int, time_s: float, areas_percent: Iterable[float]) -> None:
-        """The frame of this number, from 0, in order."""
+        """Add the frame of this number, which begins at 0 and only rises."""
         if number // self.each >= len(self.sums):
             self.sums.append(np.zeros(2 + len(self.classes)))
         self.sums[-1] += [1, time_s, *areas_percent]
 
     def svg(self, title: str) -> str:
-        """Classes that are nowhere seen are left out, unless all are."""
+        """The plot as SVG text; classes that are never seen are left out, unless none is seen."""
         means = np.array([sums[1:] / sums[0] for sums in self.sums])
         seen = [k for k in range(len(self.classes)) if means[:, 1 + k].any()] or [0]
         lines = {self.classes[k]: Line(means[:, 0].tolist(), means[:, 1 + k].tolist()) for k in seen}

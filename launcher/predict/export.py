@@ -1,5 +1,5 @@
-"""A run's student as one file: safetensors, a graph of torch.export (.pt2), or ONNX. Its metadata has what is needed to
-predict with it."""
+"""A run's student as one file: safetensors, a graph of torch.export (.pt2), or ONNX. Its metadata is enough to predict
+with it."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ FORMATS = {"safetensors": ".safetensors", **graph.SUFFIXES}
 
 
 class Written(NamedTuple):
-    """A file and its metadata, with what there is to say of it."""
+    """A file, its metadata, and a note on it."""
 
     path: Path
     facts: dict[str, str]
@@ -40,17 +40,17 @@ def export(
     licence: str | None = None,
     checkpoint: Path | None = None,
 ) -> Written:
-    """The student of a run's checkpoint as one file.
+    """Write the student of a run's checkpoint as one file.
 
     Args:
-        form: one of FORMATS; None = what the name of the file says.
-        kind: of map that the file gives by itself; None = what predicting takes of the run.
-        licence: of the weights; None = a note of where they come from.
+        form: one of FORMATS; None = by the ending of the file's name.
+        kind: kind of map that is the file's default; None = the run's default in prediction.
+        licence: of the weights; None = a note on where they come from.
         checkpoint: of the run; None = the newest.
 
     Raises:
         ConfigError: a name and a format that do not fit, or a kind that the run, or a graph, does not give.
-        RunError: no run there, no complete checkpoint in it, a network that is no graph, or a file that cannot be
+        RunError: no run there, no complete checkpoint in it, a network that cannot be a graph, or a file that cannot be
             written or gives other maps than the run.
         MissingPackage: ONNX without the extra `onnx`.
     """
@@ -83,21 +83,21 @@ def export(
 
 
 def write_weights(file: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """A safetensors file whose bytes depend on its content alone: the package itself writes metadata in an order that
-    differs from run to run."""
+    """Write a safetensors file whose bytes depend only on its content: the package itself writes metadata in an order
+    that differs each time."""
     save_file(weights, file, metadata=facts)
     with file.open("r+b") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
-        if len(text) == size:  # else the package spells something otherwise, and its order stays
+        if len(text) == size:  # else the package formats something differently, and its order is kept
             opened.seek(8)
             opened.write(text)
 
 
 def format_of(out: Path, form: str | None) -> str:
-    """One of FORMATS; raises ConfigError if the name of the file says another one, or none."""
+    """One of FORMATS; raises ConfigError if the ending of the file's name says another one or none."""
     by_name = {suffix: known for known, suffix in FORMATS.items()}.get(out.suffix)
     if form is None and by_name is None:
         raise ConfigError(f"--out {out}: its ending names no format; wanted {', '.join(FORMATS.values())}")
@@ -109,7 +109,7 @@ def format_of(out: Path, form: str | None) -> str:
 
 
 def describe_maps(model: Model, form: str, kind: str | None) -> dict[str, str]:
-    """What predicting makes of the model by itself, as metadata. Raises ConfigError for a kind that a graph does not
+    """The defaults of a prediction with the model, as metadata. Raises ConfigError for a kind that a graph does not
     give."""
     settings = settle(model, Wishes(kind=kind))
     kinds = [known for known in known_kinds(model) if known not in BESIDE]

@@ -1,4 +1,4 @@
-"""What an exported file says of its network, whatever its format: all that predicting needs besides the weights."""
+"""What an exported file of any format says about its network: all that prediction needs besides the weights."""
 
 import json
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ from wsss import __version__
 from wsss.methods import METHODS
 from wsss.models.base import Network
 
-LOOKED_AT = 64  # training images whose sizes are read
+LOOKED_AT = 64  # number of training images whose sizes are read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What predicting reads of an exported file's metadata.
+    """What prediction reads from an exported file's metadata.
 
     Attributes:
-        kinds: of its maps without a gradient.
-        chosen_kind: of map that whoever exported it chose; None = nobody did.
+        kinds: of maps that need no gradient.
+        chosen_kind: kind of map chosen at export; None = none was chosen.
         evaluation: see thresholds_of; None if the run was not evaluated.
         train_size: see training_size.
-        mean, std: what the network normalises its images by.
+        mean, std: with which the network normalises its images.
     """
 
     config: Config
@@ -50,14 +50,14 @@ class Facts:
 
 
 def gather_facts(run: Run, checkpoint: str, network: Network, licence: str | None) -> dict[str, str]:
-    """The metadata of an exported file, for all but what a prediction is made with.
+    """The metadata of an exported file, except the defaults of a prediction.
 
     Args:
-        licence: in the user's words; None = what is known of where the weights come from.
+        licence: in the user's words; None = what is known about where the weights come from.
     """
     config = run.config.model_copy(update={"model": drop_weights(run.config.model)})
     return {
-        "format": "pt",  # what readers of safetensors want to see
+        "format": "pt",  # expected by readers of safetensors
         "wsss": __version__,
         "run": str(run),
         "checkpoint": checkpoint,
@@ -90,14 +90,14 @@ def read_facts(facts: Mapping[str, str], path: Path) -> Facts:
         chosen_kind=json.loads(facts.get("chosen_kind", "null")),
         evaluation=json.loads(facts["evaluation"]),
         train_size=None if size is None else (size[0], size[1]),
-        stride=int(facts.get("stride", 0)),  # 0 in safetensors of before there were other formats, whose network has it
+        stride=int(facts.get("stride", 0)),  # 0 in old safetensors files, whose network has it
         mean=tuple(json.loads(facts.get("mean", "[]"))),
         std=tuple(json.loads(facts.get("std", "[]"))),
     )
 
 
 def licence_note(config: Config) -> str:
-    """Where the weights come from, whose licence they have."""
+    """A note on where the weights come from, whose licence they have."""
     model, sources = config.model, []
     for option in weights_options(model):
         if (weights := model.options[option]) is None:
@@ -111,7 +111,7 @@ def licence_note(config: Config) -> str:
 
 
 def describe_timm(name: str) -> str:
-    """A network of timm, where its weights lie and their licence as far as timm says."""
+    """A network of timm, where its weights are and, if timm states it, their licence."""
     about = timm.get_pretrained_cfg(name)
     known = [] if about is None else [f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else ""]
     known += [] if about is None else [f"{about.license} as timm states it" if about.license else ""]
@@ -119,8 +119,8 @@ def describe_timm(name: str) -> str:
 
 
 def thresholds_of(run: Path) -> dict[str, Any] | None:
-    """What evaluation.json says of thresholds: checkpoint, headline, the thresholds of every source, the gate, and of
-    how many images the tuned ones are."""
+    """What evaluation.json says about thresholds: checkpoint, headline, the thresholds of every source, the gate, and
+    the tune split."""
     path = run / EVALUATION
     if not path.is_file():
         return None
@@ -136,9 +136,9 @@ def thresholds_of(run: Path) -> dict[str, Any] | None:
 
 
 def training_size(config: Config) -> tuple[int, int] | None:
-    """(height, width) in pixels, at the median, of the images that the network's view was made of, which tells at what
-    scale it knows things. None where that cannot be known: the shards are not here, or their images were no larger than
-    the view that they were squashed to, so that somebody scaled them before."""
+    """Median (height, width) in pixels of the training images, which gives the scale at which the network knows things.
+    None if that is not known: the shards are not here, or the images that were squashed are no larger than the
+    network's view, so someone had scaled them before."""
     view, folder = config.data.image_size, config.data.train
     if not isinstance(folder, Path) or not folder.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""A network as one graph, image -> class scores and maps, without Python: of torch.export, or of ONNX.
+"""A network as one graph, image -> class scores and maps, that needs no Python: by torch.export, or as ONNX.
 
 Shapes: B images, K classes, h x w grid of the maps, H x W pixels.
 """
@@ -22,16 +22,16 @@ from wsss.methods.base import Method
 from wsss.models.base import Outputs
 
 FACTS = "wsss.json"  # name of the metadata in a .pt2
-LEAST = 2  # cells of a side: torch.export takes a side of one for a constant
+LEAST = 2  # cells per side; torch.export takes a side of one for a constant
 TOLERANCE = 1e-3  # of the largest value of an output, by which a graph may differ from the network
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 
 
 class Graph(nn.Module):
-    """The one function that is exported.
+    """The function that is exported.
 
     (B, 3, H, W) RGB in [0, 1], sides multiples of the stride -> (B, K) class scores before the sigmoid, and a raw map
-    (B, K, h, w) of each kind, float32. Scales, mirror images and windows stay with who predicts.
+    (B, K, h, w) of each kind, float32. Scales, mirror images and windows are not part of it.
     """
 
     def __init__(self, method: Method, kinds: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class Graph(nn.Module):
 
 
 def capture(graph: Graph, place: str) -> ExportedProgram:
-    """The graph of any batch and any size of at least LEAST cells; raises RunError for a network that has none."""
+    """The graph for any batch and any size of at least LEAST cells; raises RunError if the network cannot be one."""
     student = graph.reader.student
     if why := getattr(student, "no_graph", ""):
         raise RunError(f"{place}: cannot be written as one graph for all image sizes: {why}; take --format safetensors")
@@ -61,8 +61,8 @@ def capture(graph: Graph, place: str) -> ExportedProgram:
 
 @contextmanager
 def telling(graph: Graph, place: str | Path) -> Iterator[None]:
-    """Whatever a graph cannot be followed, written or run with, as a RunError that says what to take: torch.export,
-    ONNX and onnxruntime have many types for it."""
+    """Turn any error in tracing, writing or running a graph into a RunError that says what to do: torch.export, ONNX
+    and onnxruntime raise many types."""
     try:
         yield
     except (RunError, MissingPackage, OSError):
@@ -76,8 +76,8 @@ def telling(graph: Graph, place: str | Path) -> Iterator[None]:
 
 
 def write(graph: Graph, program: ExportedProgram, path: Path, facts: dict[str, str], *, side: int, out: Path) -> float:
-    """Write a graph to `path` in the format that the name of `out` says, and compare it, see check_parity."""
-    named = path.with_name(path.name + out.suffix)  # both writers go by the end of a name
+    """Write a graph to `path` in the format of the ending of `out`, and compare it, see check_parity."""
+    named = path.with_name(path.name + out.suffix)  # both writers need the ending
     try:
         with telling(graph, out):
             if out.suffix == SUFFIXES["torch"]:
@@ -109,7 +109,7 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, str], kinds
     parts: list[Any] = [model.graph, *model.functions.values()]
     for part in parts:
         part.metadata_props.clear()
-        for node in part.all_nodes():  # what torch notes of each has sets in any order, and places of this machine
+        for node in part.all_nodes():  # torch's notes hold unordered sets and paths of this machine
             node.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(facts)
@@ -117,10 +117,10 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, str], kinds
 
 
 class GraphNetwork(nn.Module):
-    """A graph in the place of a network: maps without gradients.
+    """A graph in place of a network: maps without gradients.
 
     Args:
-        run: image on the host or a device -> the outputs of Graph, on this device.
+        run: image on the host or a device -> the outputs of Graph, on the same device.
     """
 
     mean: Tensor
@@ -150,18 +150,18 @@ class GraphNetwork(nn.Module):
 
 
 class GraphMethod(Method):
-    """What predicting needs of a method, read from a graph."""
+    """What prediction needs of a method, from a graph."""
 
     def __init__(self, network: GraphNetwork) -> None:
         super().__init__()
-        self.student = network  # type: ignore[assignment]  # it has what predicting reads of a network
+        self.student = network  # type: ignore[assignment]  # it has what prediction reads of a network
 
     def maps_of(self, out: Outputs) -> dict[str, Tensor]:
         return dict(out.maps)
 
 
 def read_graph(path: Path) -> tuple[Facts, Method]:
-    """Open a .pt2 or an .onnx. Raises RunError if it is none of `wsss export`."""
+    """Open a .pt2 or an .onnx. Raises RunError if `wsss export` did not write it."""
     metadata, run = (open_onnx if path.suffix == SUFFIXES["onnx"] else open_torch)(path)
     facts = read_facts(metadata, path)
     return facts, GraphMethod(GraphNetwork(run, facts, path))
@@ -173,7 +173,7 @@ def open_torch(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[
     extra = {FACTS: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # a zip of others, a newer schema, no zip: it has a type for each
+    except Exception as error:  # another zip, a newer schema, no zip: each has its own type
         raise RunError(f"{path}: is not a file of `wsss export` ({str(error).strip().splitlines()[0]})") from error
     opened: dict[torch.device, Callable[[Tensor], Sequence[Tensor]]] = {}
 
@@ -190,7 +190,7 @@ def open_torch(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[
 
 
 def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[Tensor]]]:
-    """By onnxruntime, on the host."""
+    """Its metadata, and a function that runs it in onnxruntime on the host."""
     with needs("onnx", ", or take the run or its safetensors"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -208,8 +208,8 @@ def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[Tensor], Sequence[T
 
 
 def check_parity(graph: Graph, path: Path, side: int, place: Path) -> float:
-    """The largest difference between a written file and the network, in shares of an output's largest value, over
-    random images of two sizes. Raises RunError, which names `place`, if it is more than TOLERANCE."""
+    """The largest difference between a written file and the network on random images of two sizes, as a share of an
+    output's largest value. Raises RunError, which names `place`, if it is more than TOLERANCE."""
     _, method = read_graph(path)
     stride = graph.reader.student.stride
     cells = max(side // stride, LEAST)

@@ -37,7 +37,7 @@ def predict_images(
                 prediction = predict_frame(each.image, looked, settings, classes, model.config.segment)
                 write_image(out, rows, settings, each, prediction)
                 progress.advance()
-            batch.clear()  # before the next ones are read
+            batch.clear()  # before the next one is read
     return failures
 
 
@@ -46,7 +46,7 @@ def is_done(out: Folder, rows: ImageRows, each: Input) -> bool:
 
 
 def read_all(todo: Sequence[Input], settings: Settings, failures: list[Failure], progress: Progress) -> Iterator[Read]:
-    """The images that can be read; the others become failures, each told at once."""
+    """The images that can be read; the others become failures, each reported at once."""
     for each in todo:
         try:
             stamp = stamp_of(each.path)
@@ -61,7 +61,7 @@ def read_all(todo: Sequence[Input], settings: Settings, failures: list[Failure],
 
 
 def write_image(out: Folder, rows: ImageRows, settings: Settings, each: Read, prediction: Prediction) -> None:
-    """All pictures of one image, and then its row."""
+    """Write all pictures of one image, and then its row."""
     key, classes = each.input.key, describe_classes(prediction)
     out.write_mask(key, prediction.mask)
     out.write("overlays", key, draw.jpeg(draw.overlay(each.image, prediction.mask, draw.words_of(classes))))
@@ -73,7 +73,7 @@ def write_image(out: Folder, rows: ImageRows, settings: Settings, each: Read, pr
 def row_of(
     of: Input, name: str, image_HW3: np.ndarray, classes: list[dict[str, Any]], **further: Any
 ) -> dict[str, Any]:
-    """What there is to say of a frame, whose pictures have this name."""
+    """The row of a frame whose pictures have this name."""
     height, width = image_HW3.shape[:2]
     about = {"key": of.key, "file": of.name, "name": name, "width": width, "height": height, "classes": classes}
     return {**about, "mask": f"masks/{name}.png", **further}

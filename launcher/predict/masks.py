@@ -1,4 +1,4 @@
-"""What the network says of a frame -> its mask, and what there is to say of it.
+"""Maps and probabilities of a frame -> its mask, and a row about it.
 
 Shapes: K classes, n classes that pass the gate, h x w grid, H x W pixels.
 """
@@ -21,8 +21,8 @@ from wsss.refine.chain import run_chain
 from wsss.refine.crf import mean_field
 from wsss.refine.threshold import mask_of
 
-REFINED_PX = 1024  # longer frames are refined at this length: a CRF's widths are in pixels, its time grows with them
-BOXES = 10  # of the largest components of a class
+REFINED_PX = 1024  # longer frames are refined at this length: a CRF's widths are in pixels, and its time grows with it
+BOXES = 10  # maximum number per class, of its largest components
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Prediction:
         classes: names of all classes, in the order of their ids.
         probs: (K,) probability that the class is in the frame.
         shown: ids of the classes that pass the gate.
-        scores: (n, H, W) float32 in [0, 1] of these.
+        scores: (n, H, W) float32 in [0, 1] of these classes.
     """
 
     mask: np.ndarray
@@ -50,10 +50,10 @@ def predict_frame(
     """The mask of a frame.
 
     Args:
-        segment: the CRF of maps that are probabilities.
+        segment: the CRF settings for maps that are probabilities.
 
     Raises:
-        DataError: the picture of what is to be ignored has another size.
+        DataError: the picture of the ignored area has another size.
     """
     size = image_HW3.shape[0], image_HW3.shape[1]
     check_kept(settings, size)
@@ -66,7 +66,7 @@ def predict_frame(
     if settings.threshold is None:
         probs_CHW = np.concatenate([1 - scores_nHW.sum(0, keepdims=True), scores_nHW])
         mask_HW = np.asarray((0, *shown), dtype=np.uint8)[probs_CHW.argmax(0)]
-    else:  # a score of 0 is nothing at any threshold
+    else:  # a score of 0 is background at any threshold
         mask_HW = mask_of(scores_nHW, shown, threshold=max(settings.threshold, float(np.finfo(np.float32).tiny)))
     if settings.kept is not None:
         mask_HW[~settings.kept] = IGNORE_INDEX
@@ -74,7 +74,7 @@ def predict_frame(
 
 
 def check_kept(settings: Settings, size: tuple[int, int]) -> None:
-    """Raise DataError if the picture of what is to be ignored has another size than a frame."""
+    """Raise DataError if the picture of the ignored area has another size than a frame."""
     if settings.kept is not None and settings.kept.shape != size:
         high, wide = settings.kept.shape
         raise DataError(
@@ -84,7 +84,7 @@ def check_kept(settings: Settings, size: tuple[int, int]) -> None:
 
 
 def refined(image_HW3: np.ndarray, scores_nHW: np.ndarray, settings: Settings, segment: SegmentConfig) -> np.ndarray:
-    """Scores after the chain, at REFINED_PX at most."""
+    """Scores after the chain, refined at REFINED_PX at most."""
     size = image_HW3.shape[:2]
     factor = min(REFINED_PX / max(size), 1.0)
     small = (max(round(size[0] * factor), 1), max(round(size[1] * factor), 1))
@@ -121,7 +121,7 @@ def describe_classes(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def boxes_of(inside_HW: np.ndarray) -> tuple[int, list[list[int]]]:
-    """(number of components, [x0, y0, x1, y1] in pixels, half-open, of the largest), the largest first."""
+    """(number of components, [x0, y0, x1, y1] in pixels, half-open, of the largest ones), the largest first."""
     labels_HW, count = ndimage.label(inside_HW, structure=np.ones((3, 3)))
     sizes = np.bincount(labels_HW.reshape(-1), minlength=count + 1)[1:]
     slices: Sequence[Any] = ndimage.find_objects(labels_HW)

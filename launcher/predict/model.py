@@ -1,4 +1,4 @@
-"""A trained network that predicts: of a run, or of a file that `wsss export` wrote."""
+"""A trained network for prediction: from a run, or from a file that `wsss export` wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,15 @@ from wsss.methods.base import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network in eval mode with all that predicting needs.
+    """A network in eval mode with all that prediction needs.
 
     Attributes:
         place: the run's folder or the exported file.
         weights: sha256 of the file of its weights.
         evaluation: see launcher.predict.facts.thresholds_of.
         train_size: see launcher.predict.facts.training_size.
-        chosen_kind: of map, by whoever exported it.
-        has_gradients: whether maps of gradients can be read.
+        chosen_kind: kind of map chosen at export.
+        has_gradients: whether it can give maps that need gradients.
     """
 
     place: Path
@@ -57,7 +57,7 @@ def load_model(place: Path, device: str = "auto", checkpoint: Path | None = None
         checkpoint: of a run; None = its newest.
 
     Raises:
-        RunError: neither is there, or no complete checkpoint.
+        RunError: there is no model, or no complete checkpoint.
         ConfigError: there is no such device here, or the file does not run on it.
     """
     if device not in ("auto", "cpu", "cuda"):
@@ -106,6 +106,6 @@ def read_file(place: Path) -> Model:
 
 
 def exported_in(folder: Path) -> Path | None:
-    """The model of a folder of `wsss export --hub`; None if it is no such folder."""
+    """The model in a folder of `wsss export --hub`; None if it is not such a folder."""
     found = [folder / f"model{suffix}" for suffix in (".safetensors", *SUFFIXES.values())]
     return next((path for path in found if path.is_file()), None)

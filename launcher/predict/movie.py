@@ -1,4 +1,4 @@
-"""Frames and their times -> an mp4 that browsers play, which appears whole."""
+"""Frames and their times -> an mp4 that browsers play; the file appears only when it is complete."""
 
 from contextlib import ExitStack
 from fractions import Fraction
@@ -10,14 +10,14 @@ import numpy as np
 from launcher.files import publish, temporary_name
 from shards.batches.augment import resize
 
-TICKS = 1000  # of the clock per second
+TICKS = 1000  # of the clock, per second
 
 
 class Movie:
-    """Writes a clip frame by frame; all frames get the size of the first one, less a pixel where a side is odd.
+    """Writes a clip frame by frame; all frames get the size of the first one, minus a pixel if a side is odd.
 
     Args:
-        rate: frames per second, for the encoder; players go by the times.
+        rate: frames per second, for the encoder; players use the times.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -29,7 +29,7 @@ class Movie:
         from av import open as open_video
 
         self.temporary = self.stack.enter_context(temporary_name(self.path))
-        options = {"movflags": "+faststart"}  # begins to play before it is there
+        options = {"movflags": "+faststart"}  # plays before it is loaded completely
         self.container = open_video(str(self.temporary), "w", format="mp4", options=options)
         return self
 
@@ -63,7 +63,7 @@ class Movie:
 
 
 def encoder() -> str:
-    """H.264 where this build of FFmpeg has it, else MPEG-4, which not every browser plays."""
+    """H.264 if this build of FFmpeg has it, else MPEG-4, which not every browser plays."""
     from av.codec import Codec
     from av.codec.codec import UnknownCodecError
 

@@ -1,12 +1,12 @@
-"""The folder of predictions: what made it, what lies in it, and what is known of each frame, safe to kill at any time.
+"""The folder of predictions: its settings, its files, and a row per finished frame. It is safe to kill at any time.
 
 masks/KEY.png       class ids in the colours of PASCAL VOC; of a clip masks/KEY/000123.png
 overlays/KEY.jpg    outlines; of a clip some stills overlays/KEY/000123.jpg
 heat/KEY.jpg        with --heat
 clips/KEY.mp4, clips/KEY.area.svg
 frames.csv, contact_sheet.html, summary.json, failed.csv
-job.json            what made it
-.rows/              a line of JSON per finished frame, and what a clip is made from
+job.json            the settings
+.rows/              a line of JSON per finished frame, and the maps of unfinished clips
 """
 
 import csv
@@ -31,7 +31,7 @@ COLUMNS = (
     *("components", "boxes", "mean_score", "mask"),
 )
 FRAMES, FAILED, SUMMARY, SHEET = "frames.csv", "failed.csv", "summary.json", "contact_sheet.html"
-CLIP = "clip-"  # and the key: the folder of what is known of a clip
+CLIP = "clip-"  # followed by the key: the folder of a clip in .rows
 PICTURES = ("masks", "overlays", "heat")
 OURS = (*PICTURES, "clips", ".rows", FRAMES, FAILED, SUMMARY, SHEET, JOB)
 
@@ -45,7 +45,7 @@ class Failure(NamedTuple):
 
     @staticmethod
     def of(path: Path, reason: str, frame: int | None = None) -> "Failure":
-        """With a reason that says where."""
+        """A failure whose reason says where."""
         where = str(path) if frame is None else f"{path}: frame {frame}"
         said = reason if str(path) in reason else f"{where}: {reason}" if frame is None else f"{where} {reason}"
         return Failure(str(path), "" if frame is None else str(frame), said)
@@ -67,16 +67,16 @@ class Folder:
             self.rows.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {tell_refusal(error, path)}") from error
-        for leftover in path.rglob(".*.tmp"):  # of a process that was killed; the lock says that there is no other
+        for leftover in path.rglob(".*.tmp"):  # left by a killed process; the lock says that there is no other
             leftover.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what predicting writes, and nothing else."""
+        """Remove what prediction writes, and nothing else."""
         for path in (self.path / name for name in OURS):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def place(self, kind: str, name: str) -> Path:
-        """Of a picture: kind `masks`, `overlays` or `heat`."""
+        """The path of a picture of kind `masks`, `overlays` or `heat`."""
         return self.path / kind / f"{name}.{'png' if kind == 'masks' else 'jpg'}"
 
     def write(self, kind: str, name: str, data: bytes) -> None:
@@ -88,7 +88,7 @@ class Folder:
         self.write("masks", name, encode_mask(mask_HW))
 
     def read_mask(self, name: str) -> np.ndarray | None:
-        """None where it is gone or damaged."""
+        """The mask, or None if it is gone or damaged."""
         path = self.place("masks", name)
         try:
             return decode_mask(path.read_bytes(), str(path))
@@ -96,13 +96,13 @@ class Folder:
             return None
 
     def clips(self) -> dict[str, "Rows"]:
-        """{key: rows} of all clips that were ever predicted into this folder and have a frame."""
+        """{key: rows} of all clips in this folder with at least one finished frame."""
         places = sorted(self.rows.glob(f"{CLIP}*"))
         found = {place.name.removeprefix(CLIP): Rows(place / "rows.jsonl") for place in places}
         return {key: rows for key, rows in found.items() if rows.count}
 
     def finish(self, journals: Sequence["Rows"], failures: Sequence[Failure]) -> None:
-        """frames.csv, and failed.csv if anything failed."""
+        """Write frames.csv, and failed.csv if anything failed."""
         with appearing(self.path / FRAMES) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
@@ -117,22 +117,22 @@ class Folder:
 
 
 def cell(name: str, row: Mapping[str, Any]) -> Any:
-    """What a column of frames.csv holds; boxes as `x0 y0 x1 y1; ...`."""
+    """The cell of a column of frames.csv; boxes as `x0 y0 x1 y1; ...`."""
     if name == "boxes":
         return "; ".join(" ".join(map(str, box)) for box in row["boxes"])
     return row.get(name)
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise RunError if a folder holds other things than predictions, which might be lost among or under them."""
+    """Raise RunError if a folder holds anything but predictions, which might be lost among them or overwritten."""
     if path.is_dir() and not (path / JOB).is_file() and any(entry.name != LOCK for entry in path.iterdir()):
         raise RunError(f"{path}: holds other things than predictions; give --out a folder of its own")
 
 
 class Rows:
-    """Lines of JSON, one per finished frame; the last one of a key counts.
+    """Lines of JSON, one per finished frame; of several with one key, the last counts.
 
-    A line is appended when all pictures of its frame are there, so what a kill interrupts is done again.
+    A line is appended when all pictures of its frame are written, so an interrupted frame is done again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,10 +154,10 @@ class Rows:
 
 
 class ImageRows(Rows):
-    """Those of images, which may change and come again.
+    """Rows of images, which may change and be predicted again.
 
     Attributes:
-        newest: {key: (number of its line, stamp of its file)}.
+        newest: {key: (number of its line, stamp of its file)}, see stamp_of.
     """
 
     def __init__(self, path: Path) -> None:
@@ -178,7 +178,7 @@ class ImageRows(Rows):
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Bytes and time of change of a file, which tell whether it is still the same; (0, 0) if it is gone."""
+    """Size in bytes and modification time of a file, which tell whether it is still the same; (0, 0) if it is gone."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The maps of a clip between its two passes: kept on the disk in parts, read in order, smoothed over time."""
+"""The maps of a clip between its two passes: stored on disk in parts, read in order, smoothed over time."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def parts_of(work: Path) -> list[Path]:
 
 
 def write_part(work: Path, number: int, seen: list[Seen], failures: list[Failure]) -> None:
-    """Maps in float16, one array of each frame, since a clip may change its size."""
+    """Write a part: maps in float16, one array per frame, since the size may change within a clip."""
     arrays = {f"cam_{n}": each.looked.cam.astype(np.float16) for n, each in enumerate(seen)}
     numbers = [*(each.number for each in seen), *(int(failure.frame or -1) for failure in failures)]
     about = {"failures": failures, "at": max(numbers)}
@@ -49,7 +49,7 @@ def write_part(work: Path, number: int, seen: list[Seen], failures: list[Failure
 
 
 def read_part(path: Path, *, cams: bool = False) -> dict[str, Any]:
-    """What write_part wrote, `at` being the number of its last frame; with `cams` also the maps, a list."""
+    """What write_part wrote, with `at`, the number of its last frame, and, with `cams`, the maps as a list."""
     with np.load(path) as arrays:
         found: dict[str, Any] = {name: arrays[name] for name in ("number_N", "time_N", "probs_NK", "strength_NK")}
         found |= json.loads(arrays["about"].tobytes())
@@ -59,7 +59,7 @@ def read_part(path: Path, *, cams: bool = False) -> dict[str, Any]:
 
 
 def seen_of(work: Path, settings: Settings, strongest: np.ndarray) -> Iterator[Seen]:
-    """The frames of all parts, in order, normalised over the clip where the settings say so."""
+    """The frames of all parts, in order, normalised over the clip if the settings say so."""
     for path in parts_of(work):
         part = read_part(path, cams=True)
         for n, cam in enumerate(part["cams"]):
@@ -71,7 +71,7 @@ def seen_of(work: Path, settings: Settings, strongest: np.ndarray) -> Iterator[S
 
 
 def smoothed(frames: Iterator[Seen], seconds: float) -> Iterator[Seen]:
-    """Maps and probabilities averaged over the frames at most seconds / 2 away, with weights that fall to 0 there."""
+    """Maps and probabilities averaged over the frames within seconds / 2, with weights that fall to 0 there."""
     half, window, ahead = seconds / 2, deque[Seen](), deque[Seen]()
     for new in frames if half > 0 else ():
         ahead.append(new)

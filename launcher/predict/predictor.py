@@ -1,4 +1,4 @@
-"""The entry from Python: `wsss.load(path).predict(image)`."""
+"""The entry point from Python: `wsss.load(path).predict(image)`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,7 +38,7 @@ class Predictor:
             image: (H, W, 3) uint8 RGB, a picture or a file.
 
         Raises:
-            ValueError: something else, such as a list; an array of another shape or type, or a picture of a mode that
+            ValueError: anything else, such as a list, an array of another shape or type, or a picture of a mode that
                 RGB cannot show.
             DataError: a file that cannot be read.
         """
@@ -72,7 +72,7 @@ def load(path: str | Path, *, device: str = "auto", **options: Any) -> Predictor
 
     Raises:
         RunError: there is no model.
-        ConfigError: an option that it does not fit.
+        ConfigError: an option that does not fit the model.
     """
     known = [field.name for field in fields(Wishes)]
     if unknown := sorted({*options} - {*known}):

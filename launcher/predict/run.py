@@ -24,7 +24,7 @@ from launcher.run.lock import only_writer
 
 
 class Done(NamedTuple):
-    """What came of it, in words, and what could not be read."""
+    """The result in words, and what could not be read."""
 
     words: str
     failures: list[Failure]
@@ -39,14 +39,14 @@ def predict(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Done:
-    """Predict everything that `sources` mean and that is not in OUT yet.
+    """Predict everything in `sources` that is not in OUT yet.
 
-    Safe to kill and to start again; images that are new, or have changed, are added.
+    It can be killed and started again; images that are new, or have changed, are added.
 
     Args:
         sources: see launcher.predict.sources.find_inputs.
         place: a run, or a file of `wsss export`.
-        overwrite: remove the predictions that were made before.
+        overwrite: remove earlier predictions first.
 
     Raises:
         RunError: no such source or model; OUT holds other things, was made with other settings or is in use.
@@ -75,7 +75,7 @@ def predict(
 
 
 def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines: Sequence[str], begun: float) -> Done:
-    """Predict what is missing, and write what is made of all."""
+    """Predict what is missing, and write the files about all of it."""
     images = ImageRows(folder.rows / "images.jsonl")
     failures = predict_images(model, settings, inputs.images, folder, images)
     for clip in inputs.clips:
@@ -92,7 +92,7 @@ def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines
 
 
 def summarise(model: Model, settings: Settings, journals: Sequence[Rows], lines: Sequence[str]) -> dict[str, Any]:
-    """What summary.json says: what it was made with, and each class over all frames."""
+    """The contents of summary.json: model and settings, and each class over all frames."""
     classes = model.class_set.classes
     seen: list[list[float]] = [[] for _ in classes]
     frames = 0
@@ -127,5 +127,5 @@ def summarise(model: Model, settings: Settings, journals: Sequence[Rows], lines:
 def version_of_wsss() -> str | None:
     try:
         return version("wsss")
-    except PackageNotFoundError:  # run from the tree
+    except PackageNotFoundError:  # not installed, run from the source tree
         return None

@@ -1,4 +1,4 @@
-"""What a prediction is made with, each setting with where it comes from."""
+"""The settings of a prediction, and where each comes from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Normalise = Literal["frame", "clip"]
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the user asks for; None = the default, which depends on the model."""
+    """The options that the user gave; None = the default, which depends on the model."""
 
     kind: str | None = None
     threshold: float | None = None
@@ -36,14 +36,14 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the pixels of a prediction depend on.
+    """The settings that determine the pixels of a prediction.
 
     Attributes:
         kind: of map.
-        threshold: a class is drawn where its score reaches this; None = where it is likelier than the background, in
+        threshold: a class is drawn where its score reaches this; None = where it is likelier than the background, for
             maps that are probabilities.
-        gate: a class of a lower probability is nowhere.
-        kept: (H, W) False where nothing is to be found; None = everywhere.
+        gate: a class with a lower probability is not drawn.
+        kept: (H, W), False in the ignored area; None = nothing is ignored.
         origins: {setting: where its value comes from}.
     """
 
@@ -63,7 +63,7 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """What differs whenever a mask could."""
+        """What differs whenever a mask could differ."""
         return {
             **{name: getattr(self, name) for name in ("kind", "threshold", "gate", "refine", "normalise", "every_s")},
             **{name: getattr(self, name) for name in ("smooth_s", "heat")},
@@ -72,7 +72,7 @@ class Settings:
         }
 
     def describe(self) -> list[str]:
-        """Lines that say all of it."""
+        """All settings as lines of text."""
         threshold = "likelier than the background" if self.threshold is None else f"{self.threshold:.2f}"
         values = {"kind": self.kind, "threshold": threshold, "gate": f"{self.gate:.2f}", "view": self.scale.describe()}
         values |= {"refine": self.refine} if self.refine != "none" else {}
@@ -80,14 +80,14 @@ class Settings:
         return [f"{name} {value} ({self.origins[name]})" for name, value in values.items()]
 
     def describe_clips(self) -> list[str]:
-        """What of it concerns clips alone."""
+        """The settings that only concern clips."""
         every = "every frame" if self.every_s is None else f"a frame every {self.every_s:g} s"
         smooth = f", maps smoothed over {self.smooth_s:g} s" if self.smooth_s else ""
         return [f"clips: {every}, maps normalised over the {self.normalise} ({self.origins['normalise']}){smooth}"]
 
 
 def look_as(settings: Settings, model: Model, images: Sequence[np.ndarray]) -> list[Looked]:
-    """What the network says of frames (H, W, 3) uint8; see look."""
+    """The network's maps and probabilities of frames (H, W, 3) uint8; see look."""
     return look(model, settings.kind, settings.scale, images, settings.kept, settings.batch_size)
 
 

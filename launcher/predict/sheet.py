@@ -1,4 +1,4 @@
-"""contact_sheet.html: the frames of a folder of predictions at one look. The page needs no other file to be read."""
+"""contact_sheet.html: the frames of a folder of predictions at a glance."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from launcher.files import write_whole
 from launcher.predict.draw import GAP, colour_of, words_of
 from launcher.predict.outputs import FAILED, SHEET, Failure, Folder, Rows
 
-TILES = 200  # of images at most, evenly over all
+TILES = 200  # maximum for images, evenly chosen
 TILE_PX = 360
 
 
@@ -25,7 +25,7 @@ def write_sheet(
     failures: Sequence[Failure],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write the page: tiles of the images, and of each clip its mp4, its plot and its stills."""
+    """Write the page: tiles of the images; the mp4, plot and stills of each clip."""
     total = sum(1 for _ in images)
     shown = {*np.linspace(0, total - 1, min(TILES, total)).round().astype(int).tolist()}
     page = open_template("launcher.predict", "sheet_template.html").stream(
@@ -68,7 +68,7 @@ def tile_of(out: Folder, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def thumbnail(out: Folder, name: str) -> str:
-    """An overlay as a small picture inside the page; "" where somebody removed it."""
+    """An overlay as a small picture embedded in the page; "" if it was removed."""
     buffer = io.BytesIO()
     try:
         with Image.open(out.place("overlays", name)) as picture:

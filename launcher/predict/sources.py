@@ -1,4 +1,4 @@
-"""SOURCE -> the images and clips that it means, each with the key that its outputs are named by."""
+"""SOURCE -> the images and clips that it means, each with the key that names its outputs."""
 
 import difflib
 import glob
@@ -25,7 +25,7 @@ STDIN = "-"
 
 
 class Input(NamedTuple):
-    """A file to predict; `name` is its path below the folder that all inputs of a command share."""
+    """A file to predict; `name` is its path below the folder that contains all inputs of a command."""
 
     key: str
     name: str
@@ -37,7 +37,7 @@ class Input(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """All inputs of a command, in order, and the folder that they share."""
+    """All inputs of a command, in order, and the folder that contains them."""
 
     below: Path
     images: list[Input]
@@ -48,12 +48,12 @@ def find_inputs(sources: Sequence[str], out: Path) -> Inputs:
     """The images and clips of all sources, each once.
 
     Args:
-        sources: files, folders (with what is below them), globs, .txt lists of these, and `-`, a list on stdin.
-        out: the folder of the outputs, in which nothing is looked for.
+        sources: files, folders (searched recursively), globs, .txt lists of these, and `-`, a list on stdin.
+        out: the folder of the outputs, which is not searched.
 
     Raises:
-        RunError: a source that is not there, holds nothing, or is neither image nor clip.
-        DataError: two files that would have one key, or a list that is no text.
+        RunError: a source that does not exist, holds nothing, or is neither image nor clip.
+        DataError: two files with the same key, or a list that is not text.
     """
     found: dict[Path, None] = {}
     bases: list[Path] = []
@@ -72,7 +72,7 @@ def find_inputs(sources: Sequence[str], out: Path) -> Inputs:
 
 
 def expand(sources: Iterable[str]) -> Iterator[str]:
-    """Sources with lists replaced by what they list; a path in a .txt may be relative to it."""
+    """Sources, with lists replaced by their entries; a path in a .txt may be relative to the list."""
     for source in sources:
         path = Path(source)
         if source == STDIN:
@@ -88,7 +88,7 @@ def expand(sources: Iterable[str]) -> Iterator[str]:
 
 
 def files_of(source: str, out: Path) -> tuple[Path, list[Path]]:
-    """(folder that the names of its files begin below, the files) of one source."""
+    """(folder to which the names of its files are relative, the files) of one source."""
     path = Path(source)
     if path.is_dir():
         files, others = walk(path, out)
@@ -127,8 +127,8 @@ def first_magic(path: Path) -> int:
 
 
 def walk(folder: Path, out: Path) -> tuple[list[Path], Counter[str]]:
-    """Images and clips below a folder, by name, and how many other files there are of each ending. Hidden ones and
-    those below `out` are left out."""
+    """Images and clips below a folder, sorted by name, and the number of other files per ending. Hidden files and those
+    below `out` are left out."""
     files: list[Path] = []
     others: Counter[str] = Counter()
     for place, folders, names in os.walk(folder):
@@ -152,7 +152,7 @@ def read_image(path: Path) -> np.ndarray:
     """An image file -> (H, W, 3) uint8 RGB, upright as viewers show it.
 
     Raises:
-        DataError: it is gone, damaged, or of a mode that RGB cannot show.
+        DataError: it is gone, damaged, or in a mode that RGB cannot show.
     """
     try:
         data = path.read_bytes()

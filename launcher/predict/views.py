@@ -1,4 +1,4 @@
-"""How a network sees a frame: squashed as in training, or through windows at the scale of training.
+"""How a network sees a frame: squashed as in training, whole, or through windows at the scale of training.
 
 Shapes: B frames, K classes, h x w grid of the maps, H x W pixels of a frame.
 """
@@ -21,10 +21,10 @@ from wsss.maps.cam import PROBABILITIES, Raw
 from wsss.maps.fusion import multi_scale_cam
 from wsss.methods.base import Method
 
-NEAR = 1.25  # times the size of a training image, up to which a frame is seen as those were
-SHORT_SIDE = 2.4  # of a large frame, in sides of the network's view, where the scale of training is not known
+NEAR = 1.25  # frames up to this times the size of a training image are seen like those
+SHORT_SIDE = 2.4  # of a large frame, in sides of the network's view, if the scale of training is not known
 BATCH_PX = 32_000_000  # pixels of the frames that are in memory together
-SQUASHED_UP_TO = 3.0  # sides of the network's view, where the scale of training is not known
+SQUASHED_UP_TO = 3.0  # short side in sides of the network's view, if the scale of training is not known
 
 
 class HasImage(Protocol):
@@ -36,14 +36,14 @@ Frame = TypeVar("Frame", bound=HasImage)
 
 
 class Scale(NamedTuple):
-    """What decides how much of a frame the network sees at a time, and at what scale.
+    """How much of a frame the network sees at once, and at what scale.
 
     Attributes:
         image_size: side of the network's view in pixels.
-        train_size: (height, width) of the images that it was trained on; None = not known.
-        scale: pixels of the network per pixel of a frame; None = that of training.
+        train_size: (height, width) of the training images in pixels; None = not known.
+        scale: pixels of the network's input per pixel of a frame; None = that of training.
         how: `auto`, `squash`, `windows` or `whole`.
-        from_crops: the network learnt from crops of the training images, not from squashed ones.
+        from_crops: the network learned from crops of the training images, not from squashed ones.
     """
 
     image_size: int
@@ -54,11 +54,11 @@ class Scale(NamedTuple):
 
     @property
     def through_windows(self) -> bool:
-        """Whether what is not squashed is seen through windows, or else whole."""
+        """Whether frames that are not squashed are seen through windows instead of whole."""
         return self.how == "windows" or (self.how == "auto" and not self.from_crops)
 
     def of(self, size: tuple[int, int]) -> float | None:
-        """The scale at which a frame of this (height, width) is seen; None = it is squashed."""
+        """The scale of a frame of this (height, width); None = it is squashed."""
         if self.how == "squash":
             return None
         if self.scale is not None:
@@ -73,7 +73,7 @@ class Scale(NamedTuple):
 
     @property
     def train_side(self) -> float:
-        """Of a square as large as a training image."""
+        """Side in pixels of a square with the area of a training image."""
         height, width = self.train_size or (self.image_size, self.image_size)
         return float(np.sqrt(height * width))
 
@@ -83,7 +83,7 @@ class Scale(NamedTuple):
         return min(size) <= SQUASHED_UP_TO * self.image_size
 
     def describe(self) -> str:
-        """What is done with which frames, in words."""
+        """How which frames are seen, in words."""
         view = self.image_size
         if self.how == "squash":
             return f"squashed to {view} px"
@@ -104,12 +104,13 @@ class Scale(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """What the network says of one frame.
+    """The network's maps and probabilities of one frame.
 
     Attributes:
         cam: (K, h, w) float32 in [0, 1].
         probs: (K,) class probabilities.
-        strength: (K,) how far the raw maps rose over their lowest value before each was normalised to a peak of 1.
+        strength: (K,) range (highest minus lowest value) of the rectified raw maps before normalisation; 1 for maps
+            that are probabilities.
     """
 
     cam: np.ndarray
@@ -118,7 +119,7 @@ class Looked(NamedTuple):
 
 
 def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Frames in lists of `size` at most, and of fewer where they are large."""
+    """Frames in lists of at most `size`, shorter if the frames are large."""
     batch: list[Frame] = []
     pixels = 0
     for frame in frames:
@@ -140,11 +141,11 @@ def look(
     kept_HW: np.ndarray | None = None,
     windows: int = 16,
 ) -> list[Looked]:
-    """Look at frames (H, W, 3) uint8; those that are squashed go through the network together.
+    """Maps and probabilities of frames (H, W, 3) uint8; squashed frames go through the network together.
 
     Args:
-        kept_HW: False where nothing is to be found: the maps are normalised over the rest.
-        windows: that go through it together.
+        kept_HW: False in the ignored area; the maps are normalised over the rest.
+        windows: number of windows that go through the network together.
 
     Raises:
         RunError: a score that is not finite.
@@ -167,7 +168,7 @@ def look(
 def maps_of(
     model: Model, cam: CamConfig, images_BHW3: np.ndarray, window_px: int | None, kept_HW: np.ndarray | None
 ) -> list[Looked]:
-    """What the network says of frames of one size."""
+    """The network's maps and probabilities of frames of one size."""
     cam = cam.model_copy(update={"window_px": window_px})
     image_B3HW = torch.from_numpy(np.array(images_BHW3)).to(model.device).permute(0, 3, 1, 2) / 255
     kept = None if kept_HW is None else torch.from_numpy(kept_HW).to(model.device, torch.float32)
@@ -185,7 +186,7 @@ def maps_of(
 def read_maps(
     method: Method, image_B3HW: Tensor, cam: CamConfig, kept_HW: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cam of the one kind of `cam` (B, K, h, w), class probabilities and strengths (B, K)."""
+    """CAM (B, K, h, w) of the only kind in `cam`, class probabilities and strengths (B, K)."""
     view, (kind,), rule = view_of(method, cam), cam.kinds, inferred_rule(cam)
     strengths: list[Tensor] = []
     ways = 1 + rule.flip
@@ -207,14 +208,14 @@ def read_maps(
 
 
 def span(raw_BKhw: Tensor) -> Tensor:
-    """(B, K): how far the rectified map rises over its lowest value."""
+    """(B, K): highest minus lowest value of the rectified map."""
     x = F.relu(raw_BKhw.float())
     return x.amax(dim=(-2, -1)) - x.amin(dim=(-2, -1))
 
 
 def without(raw_BKhw: Tensor, kept_HW: Tensor, ways: int) -> Tensor:
-    """A raw map whose cells outside of `kept` have the lowest value of the others. With two ways the second half of the
-    batch is seen in the mirror."""
+    """A raw map whose cells outside `kept` get the lowest value of the others. With two ways, the second half of the
+    batch is mirrored."""
     kept_hw = F.adaptive_avg_pool2d(kept_HW[None, None], (raw_BKhw.shape[-2], raw_BKhw.shape[-1]))[0, 0] >= 0.5
     kept_Bhw = torch.stack([kept_hw, kept_hw.flip(-1)][:ways]).repeat_interleave(len(raw_BKhw) // ways, 0)
     dropped = ~kept_Bhw[:, None].expand_as(raw_BKhw)

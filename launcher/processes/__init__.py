@@ -1,1 +1,1 @@
-"""How many processes a run has, how they start, join, are asked to stop and are sharded by ZeRO."""
+"""How many processes a run has; how they start, join and stop; ZeRO."""

@@ -1,8 +1,8 @@
-"""How many processes on what, said once in the config, and the check that the launcher gave it.
+"""How many processes on which devices, as the config says, and the check that the launcher started them.
 
-Accelerate silently starts one process for `--cpu --num_processes 2`, and two trainings that never talk to each other
-for `--multi_gpu` without ACCELERATE_USE_CPU on a machine without a GPU. So `wsss train` writes its flags (see
-launch.py), and every run checks what it got.
+Accelerate silently starts one process for `--cpu --num_processes 2`, and two trainings that never communicate for
+`--multi_gpu` without ACCELERATE_USE_CPU on a machine without a GPU. So `wsss train` writes the flags itself (see
+launch.py), and every run checks what was started.
 """
 
 import os
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
-LONGEST_SHARD = timedelta(days=7)  # in a job a process waits that long for one that still has a shard to finish
+LONGEST_SHARD = timedelta(days=7)  # how long a process of a job waits for one that still has a shard to finish
 
-# On GPUs what the hosts tell each other, such as a wish to stop, goes by gloo: it waits for no step on a device.
+# On GPUs, the hosts use gloo for messages such as a request to stop, which then need not wait for the device.
 BACKENDS = {True: "gloo", False: "cpu:gloo,cuda:nccl"}
 
 
 def uses_cpu(config: Config) -> bool:
-    """Raises ConfigError if the config wants a GPU and there is none."""
+    """Whether the run uses the CPU. Raises ConfigError if the config wants a GPU and there is none."""
     import torch
 
     available = torch.cuda.is_available()
@@ -48,7 +48,7 @@ def process_count(config: Config) -> int:
 
 
 def joins_norms(config: Config, processes: int) -> bool:
-    """Whether BatchNorm normalises over the images of all processes: torch has that for GPUs alone."""
+    """Whether BatchNorm normalises over the images of all processes; torch supports that only on GPUs."""
     import torch
 
     device = config.launch.device
@@ -61,10 +61,10 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
 
     Args:
         processes: how many there must be; None = as many as were started.
-        timeout: that a process waits for the others.
+        timeout: how long a process waits for the others.
 
     Raises:
-        ConfigError: another number of processes than wanted, or they do not know of each other.
+        ConfigError: another number of processes than wanted, or processes that do not know of each other.
     """
     from accelerate.utils import DistributedDataParallelKwargs
 
@@ -76,8 +76,8 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
             f"launch.processes is {processes}, but WORLD_SIZE is {started}: start it with `wsss train`, which ignores "
             "such variables, or set launch.processes to the number that you start"
         )
-    # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers joins them. New torch
-    # calls the switch forward_sync_buffers, but Accelerate does not pass that on yet.
+    # Each rank keeps the BatchNorm statistics of its own images; buffers.equalise_buffers averages them. New versions
+    # of torch call the switch forward_sync_buffers, which Accelerate does not pass on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     set_precision(config.train.precision)
@@ -107,13 +107,13 @@ def make_accelerator(config: Config, *, processes: int | None, timeout: timedelt
 
 
 def count_started() -> int:
-    """The processes that a launcher started together with this one."""
+    """Number of processes that a launcher started, including this one."""
     return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def join_started(*, cpu: bool, timeout: timedelta, handlers: Sequence[Any] = ()) -> "Accelerator":
-    """The Accelerator of this process among those that a launcher started together. Its autocast is off, whatever the
-    surroundings say: see in_precision.
+    """The Accelerator of this process, joined with those that the launcher started. Its autocast is off, whatever the
+    environment says: see in_precision.
 
     Raises:
         ConfigError: Accelerate joined another number of processes than were started.
@@ -124,11 +124,11 @@ def join_started(*, cpu: bool, timeout: timedelta, handlers: Sequence[Any] = ())
 
     follow_launcher()
     started, group = count_started(), list[Any]()
-    if started > 1:  # a stated backend makes Accelerate look for a group even where one process needs none
+    if started > 1:  # with a backend, Accelerate looks for a group even if there is only one process
         group.append(InitProcessGroupKwargs(backend=BACKENDS[cpu], timeout=timeout))
         join_group(BACKENDS[cpu], timeout)
     else:
-        AcceleratorState._reset_state(reset_partial_state=True)  # of another run in this process, on another device
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process used another device
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="no",
@@ -151,7 +151,7 @@ def zero_accelerator(settings: dict[str, Any], *, backend: str) -> "Accelerator"
     if "LOCAL_RANK" not in os.environ:
         raise ConfigError("launch.zero needs processes that a launcher started: use `wsss train`")
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
-    group = InitProcessGroupKwargs(backend=backend, timeout=GROUP_TIMEOUT)  # unstated, each CPU process is alone
+    group = InitProcessGroupKwargs(backend=backend, timeout=GROUP_TIMEOUT)  # without it, each CPU process is alone
     return Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="no",
@@ -161,8 +161,8 @@ def zero_accelerator(settings: dict[str, Any], *, backend: str) -> "Accelerator"
 
 
 def whole_gradients() -> "GradientAccumulationPlugin":
-    """The trainer divides gradients itself. Stated as a plugin, since ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the
-    environment beats the plain argument, and divides each gradient once more in silence."""
+    """Tell Accelerate not to divide gradients, since the trainer does. It must be a plugin: the plain argument is
+    overridden by ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment, which would silently divide them again."""
     from accelerate.utils import GradientAccumulationPlugin
 
     return GradientAccumulationPlugin(num_steps=1)

@@ -1,4 +1,4 @@
-"""A method's state on several processes: averaged, compared, or refused. See Method in wsss for the rule."""
+"""A method's buffers on several processes: averaged, compared, or refused. The rule is in wsss.methods.base.Method."""
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ def equalise_buffers(method: nn.Module) -> None:
     """Give all ranks the mean of their BatchNorm statistics, and check that their other saved buffers are equal. All
     ranks must call it.
 
-    The statistics are those of each rank's own images; the mean is what any one of them estimates.
+    Each rank estimates the same statistics from its own images, so their mean is an estimate as well.
 
     Raises:
-        RunError: on all ranks, buffers differ that the method calls equal.
+        RunError: on all ranks, if buffers differ that the method declares equal.
     """
     if rank_count() == 1:
         return
@@ -45,7 +45,7 @@ def equalise_buffers(method: nn.Module) -> None:
 
 
 def equals_first_rank(buffer: Tensor) -> Tensor:
-    """1 where a buffer is that of rank 0, but for rounding, else 0."""
+    """1 if a buffer equals that of rank 0 up to rounding, else 0."""
     first = buffer.clone(memory_format=torch.contiguous_format)
     torch.distributed.broadcast(first, 0)
     if buffer.is_floating_point():
@@ -56,8 +56,8 @@ def equals_first_rank(buffer: Tensor) -> Tensor:
 
 
 def refuse_unequal_state(method: nn.Module, processes: int) -> None:
-    """Raise RunError if a run of several processes would train a method whose state nothing makes equal on all of them:
-    each would go on with its own, and a checkpoint would hold that of rank 0. See Method."""
+    """Raise RunError if a run of several processes would train a method with state that nothing makes equal on them:
+    each would continue with its own, and a checkpoint would hold that of rank 0. See Method."""
     if processes == 1:
         return
     named = [
@@ -77,7 +77,7 @@ def refuse_unequal_state(method: nn.Module, processes: int) -> None:
 
 
 def state_buffers(method: nn.Module) -> dict[str, Tensor]:
-    """{name: buffer} of those that a checkpoint holds, without the statistics of BatchNorm."""
+    """{name: buffer} of the buffers in a checkpoint, without the statistics of BatchNorm."""
     saved = method.state_dict(keep_vars=True)
     norms = [name for name, module in method.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return {

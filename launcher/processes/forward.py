@@ -1,4 +1,4 @@
-"""A launcher, or another command, run to its end: signals go on to what is below, and nothing is left running."""
+"""Run a launcher or another command to its end: it passes signals on, and nothing is left running."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ from launcher.errors import LAUNCHED
 from launcher.processes.signals import STOPPED, end_with_parent, record_signals
 from launcher.progress import say
 
-STOP_S = 1800.0  # that a run may take to stop: longer than a group waits for one of it, and than most evaluations
-ALONE_S = 30.0  # that a launcher whose children have ended may take to end
+STOP_S = 1800.0  # how long a run may take to stop: longer than GROUP_TIMEOUT and most evaluations
+ALONE_S = 30.0  # how long a launcher may take to end after its children
 SAY_EVERY_S = 60.0
 
 
 def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a launch command to its end. SIGTERM, Ctrl-C and the end of the terminal ask the processes below the launcher
-    to stop; a second Ctrl-C kills them, and so does time, see Stopping.
+    to stop; a second Ctrl-C kills them, as does a timeout, see Stopping.
 
     Returns:
-        The launcher's exit code; STOPPED if the run was asked to stop, on this machine or another, and did, or here and
-        ended before it trained.
+        The launcher's exit code; STOPPED if the run was asked to stop, on this machine or another, and did, or if it
+        was asked here and ended before it trained.
     """
     with tempfile.TemporaryDirectory() as folder, record_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as came:
         mark = Path(folder) / "stopped"
@@ -34,7 +34,7 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
                 stopping = stopping or Stopping(process)
                 stopping.go_on(at_once=len(came) > 1 and came[-1] == signal.SIGINT)
         if code and (errors := mark.with_suffix(".errors")).exists() and not mark.exists():
-            if "--multi_gpu" in argv or "--use_deepspeed" in argv:  # those launchers have said much since
+            if "--multi_gpu" in argv or "--use_deepspeed" in argv:  # these launchers print much after the error
                 print(f"\nwhat ended it: {errors.read_text()}", end="", file=sys.stderr)
         elif mark.exists() or (came and code):
             return STOPPED
@@ -42,12 +42,12 @@ def run_and_forward(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def run_below(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end as a process of its own. What asks this one to end is the command's to obey and to tell:
-    it gets each signal once, for which it has a session of its own (a terminal would send it Ctrl-C as well), and then
-    this process ends with its exit code.
+    """Run a command to its end in a process of its own. Signals to this process are passed on to the command, which
+    reports them; then this process ends with its exit code. The command has its own session, so that a Ctrl-C from the
+    terminal reaches it only once.
 
     Returns:
-        The exit code, where no signal came.
+        The exit code, if no signal came.
     """
     handed_on = 0
     with record_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came:
@@ -58,7 +58,7 @@ def run_below(argv: Sequence[str], environment: Mapping[str, str]) -> int:
             for number in came[handed_on:]:
                 process.send_signal(number)
                 handed_on += 1
-    if came and code == 0:  # it was at its end, and has told nothing
+    if came and code == 0:  # it was already ending, and reported nothing
         os.kill(os.getpid(), came[0])
     if came:
         sys.exit(code if code > 0 else 128 + came[0])
@@ -66,15 +66,15 @@ def run_below(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 class Stopping:
-    """The end of a launcher that was asked to stop: its children are told; where there are none, or they do not end,
-    it is killed with all below."""
+    """Ends a launcher that was asked to stop: asks its children; if it has none, or they do not end in time, kills it
+    and all processes below it."""
 
     def __init__(self, process: subprocess.Popen) -> None:
         self.process, self.asked = process, set[int]()
         self.began = self.alone_since = self.said = time.monotonic()
 
     def go_on(self, *, at_once: bool) -> None:
-        """To be called again and again until the launcher has ended."""
+        """Call this repeatedly until the launcher has ended."""
         first, now = not self.asked, time.monotonic()
         if terminate_children(self.process, self.asked):
             self.alone_since = now
@@ -98,7 +98,7 @@ def tell(words: str) -> None:
 
 
 def start(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
-    """A launcher that ends with us, with SIGTERM blocked in it and all below."""
+    """Start a launcher that ends when this process does, with SIGTERM blocked in it and in all processes below."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         return subprocess.Popen(
@@ -116,7 +116,7 @@ def wait(process: subprocess.Popen) -> int | None:
 
 
 def terminate_children(process: subprocess.Popen, asked: set[int]) -> bool:
-    """SIGTERM to each child of a launcher once, also to those that it starts later; `asked` are their ids.
+    """Send SIGTERM once to each child of a launcher, also to those that it starts later; `asked` are their ids.
 
     Returns:
         Whether it has children.

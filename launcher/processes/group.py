@@ -1,4 +1,4 @@
-"""The group of processes of one run: joined, left, and what they tell each other."""
+"""The group of processes of one run: joining it, leaving it, and messages within it."""
 
 import os
 import sys
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.errors import LAUNCHED
 
-if TYPE_CHECKING:  # torch takes seconds to import, and commands that only start processes need none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and commands that only start processes do not need it
     from accelerate import Accelerator
     from torch import Tensor
 
-GROUP_TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
-# What torch, Accelerate and MPI take for "one of several processes", each with its own names.
+GROUP_TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others
+# Variables by which torch, Accelerate and MPI recognise one of several processes.
 GROUP_VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"),
     *("GROUP_WORLD_SIZE", "ROLE_NAME", "NODE_RANK", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -24,7 +24,7 @@ GROUP_PREFIXES = ("TORCHELASTIC_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
 
 
 def from_first_rank(value: Any, accelerator: "Accelerator") -> Any:
-    """What rank 0 has; the others wait for it."""
+    """The value of rank 0; the others wait for it."""
     if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -39,7 +39,7 @@ def rank_count() -> int:
 
 
 def gather_ranks(tensor: "Tensor") -> "Tensor":
-    """(ranks, *its shape), by rank. All ranks must call it with tensors of one shape and type."""
+    """The tensors of all ranks, (ranks, *shape). All ranks must call it with tensors of the same shape and type."""
     import torch
 
     here = tensor.contiguous()
@@ -51,14 +51,14 @@ def gather_ranks(tensor: "Tensor") -> "Tensor":
 
 
 def any_rank(asked: bool) -> bool:
-    """Does any rank say yes? All ranks must call it."""
+    """Whether any rank says yes. All ranks must call it."""
     import torch
 
     return bool(sum_ranks(torch.tensor(int(asked))).item())
 
 
 def sum_ranks(tensor: "Tensor") -> "Tensor":
-    """The sum over the ranks of a tensor on the host, there: on a GPU it waits for no step. All ranks must call it."""
+    """The sum of a tensor on the host over the ranks, which does not wait for a GPU. All ranks must call it."""
     import torch
 
     if rank_count() > 1:
@@ -67,10 +67,10 @@ def sum_ranks(tensor: "Tensor") -> "Tensor":
 
 
 def forget_group() -> list[str]:
-    """Remove from the environment what other programs say of a group of processes; returns the names that were there.
+    """Remove the variables with which other programs describe a group of processes; returns the names that were set.
 
-    A `wsss` command starts its processes itself. In a pod of a PyTorchJob, below srun, mpirun or torchrun it would
-    else take itself for one of a group, and wait for partners that never come.
+    A `wsss` command starts its processes itself. Otherwise, in a pod of a PyTorchJob or below srun, mpirun or torchrun,
+    it would take itself for one of a group and wait for partners that never come.
     """
     found = [name for name in os.environ if name in GROUP_VARIABLES or name.startswith(GROUP_PREFIXES)]
     for name in found:
@@ -79,13 +79,13 @@ def forget_group() -> list[str]:
 
 
 def join_group(backend: str, timeout: timedelta) -> None:
-    """Join the processes that a launcher started, before Accelerate does it.
+    """Join the processes that a launcher started, before Accelerate does; it then uses this group.
 
-    The launcher's store outlives a restart, and stale keys in it make new processes connect to dead ones: so each
-    attempt has keys of its own. Accelerate uses the group that it finds.
+    The launcher's store outlives a restart, and its stale keys would make new processes connect to dead ones, so each
+    attempt has its own keys.
 
     Args:
-        timeout: that a process later waits for what another one does. For their coming it is at most GROUP_TIMEOUT.
+        timeout: how long a process later waits for another. For their start it waits at most GROUP_TIMEOUT.
     """
     import torch.distributed as dist
 
@@ -109,7 +109,7 @@ def join_group(backend: str, timeout: timedelta) -> None:
 
 @contextmanager
 def leaving_group() -> Iterator[None]:
-    """Leave the process group at the end, however it ends."""
+    """Leave the process group at the end of the block, also after an error."""
     import torch.distributed as dist
 
     try:

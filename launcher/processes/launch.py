@@ -1,4 +1,4 @@
-"""Start `accelerate launch` with the arguments and the environment that fit a config."""
+"""Start `accelerate launch` with the arguments and environment that a config needs."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from launcher.processes.zero_settings import read_zero
 
 ACCELERATE = Path(__file__).with_name("accelerate.yaml")
 FORCED = ("ACCELERATE_USE_CPU", "PYTHONSAFEPATH", "PYTHONPATH")
-NAME_S = 300.0  # that the name of the first machine may take to get an address: pods start at different times
+NAME_S = 300.0  # how long the first machine's name may lack an address: pods start at different times
 LOOK_UP_EVERY_S = 2.0
 
 
@@ -27,8 +27,8 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     """The `accelerate launch` argument list that starts a module as configured, and the environment it needs."""
     processes, cpu = process_count(config), uses_cpu(config)
     zero, where = read_zero(config), config.launch
-    argv = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # of one process: no traceback of its own
-    argv += ["--config_file", str(ACCELERATE)]  # else the user's own, made for another project, decides
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # no traceback of its own
+    argv += ["--config_file", str(ACCELERATE)]  # else the user's own config, made for another project, is used
     argv += ["--num_machines", str(where.machines), "--num_processes", str(processes)]
     argv += ["--main_process_port", str(where.port)]
     if where.machines > 1:
@@ -49,10 +49,10 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
     if cpu:
         environment |= {"DS_ACCELERATOR": "cpu"} if zero is not None else {}
         environment |= {
-            # with it Accelerate runs DDP where DeepSpeed was asked for, without it two trainings where DDP was
+            # with it, Accelerate runs DDP instead of DeepSpeed; without it, two trainings instead of DDP
             "ACCELERATE_USE_CPU": "true" if zero is None else "false",
             "OMP_NUM_THREADS": str(max(1, count_cores() * where.machines // processes)),
-            # glibc returns every large buffer to the kernel and asks for it again: half of a CPU step's time
+            # else glibc returns every large buffer to the kernel and requests it again: half of a CPU step's time
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": "100000000000",
         }
@@ -60,7 +60,7 @@ def launch_command(config: Config, module: str, arguments: Sequence[str]) -> tup
 
 
 def launch(config: Config, module: str, arguments: Sequence[str], *, verbose: bool = False) -> int:
-    """Say what is started and run it; returns its exit code. A SIGTERM goes on to the processes that train.
+    """Say what is started and run it; returns its exit code. A SIGTERM is passed on to the training processes.
 
     Args:
         verbose: print the launch command.
@@ -77,7 +77,7 @@ def launch(config: Config, module: str, arguments: Sequence[str], *, verbose: bo
 
 
 def describe_launch(config: Config) -> str:
-    """How many processes on what, in a few words."""
+    """How many processes on which devices, in a few words."""
     count, machines = process_count(config), config.launch.machines
     where = "CPU" if uses_cpu(config) else "GPU"
     places = f", machine {config.launch.machine_rank} of {machines}" if machines > 1 else ""
@@ -85,14 +85,14 @@ def describe_launch(config: Config) -> str:
 
 
 def show_launch(config: Config, module: str, arguments: Sequence[str]) -> str:
-    """The launch command as a line that a shell takes, with the environment it needs."""
+    """The launch command as a line for a shell, with the environment it needs."""
     argv, environment = launch_command(config, module, arguments)
     in_force = effective(environment)
     return shlex.join(["env", *(f"{name}={in_force[name]}" for name in environment), *argv])
 
 
 def effective(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of what is launched: ours, then the user's, but for what must not be changed."""
+    """The environment of the launched processes: ours, overridden by the user's except where that must not happen."""
     return {**environment, **without_accelerate(os.environ), **keep_forced(environment)}
 
 
@@ -121,14 +121,14 @@ def await_address(name: str) -> None:
 
 
 def run_or_launch(config: Config, module: str, work: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Do `work(**arguments)` in this process, or start the module with them where the config has several processes.
+    """Do `work(**arguments)` in this process or, if the config has several processes, start the module with them.
 
     Args:
-        module: hands read_arguments(sys.argv) to the same work.
-        arguments: what JSON can say, and paths.
+        module: calls the same work with read_arguments(sys.argv).
+        arguments: values that JSON can hold, and paths.
 
     Raises:
-        SystemExit: the launched processes failed; with their code.
+        SystemExit: the launched processes failed; has their exit code.
     """
     if process_count(config) == 1:
         work(**arguments)
@@ -140,7 +140,7 @@ def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments that run_or_launch gave a module; `run` is a path.
 
     Raises:
-        ConfigError: something else than one JSON object with a run.
+        ConfigError: anything but one JSON object with a run.
     """
     try:
         (argument,) = argv[1:]
@@ -151,6 +151,6 @@ def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def keep_forced(environment: dict[str, str]) -> dict[str, str]:
-    """What the user's own environment must not change: it decides what is started, and whether the processes find each
-    other."""
+    """The variables that the user's environment must not override: they decide what is started, and whether the
+    processes find each other."""
     return {name: environment[name] for name in FORCED if name in environment}

@@ -1,4 +1,4 @@
-"""What `train.precision` means: every flag of torch that says in how many digits float32 tensors are multiplied.
+"""What `train.precision` sets: all flags of torch for the precision in which float32 tensors are multiplied.
 
 ieee   float32 everywhere
 tf32   matrix products and convolutions of float32 tensors in TF32 (GPUs since Ampere): 10 bits after the point
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_precision(precision: Precision) -> None:
-    """Set all flags of this process; torch's own defaults are neither: TF32 convolutions, IEEE products."""
+    """Set all flags of this process. torch's defaults are a mixture: convolutions in TF32, products in IEEE."""
     import torch
 
     tf32 = precision == "tf32"
@@ -27,13 +27,13 @@ def set_precision(precision: Precision) -> None:
 
 
 def half_of(capability: tuple[int, int]) -> Precision:
-    """The fastest precision for which a GPU of this CUDA capability has units: bfloat16 came with Ampere, float16 with
+    """The fastest precision for which a GPU of this CUDA capability has units: bfloat16 since Ampere, float16 since
     Volta."""
     return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "ieee"
 
 
 def name_emulation(precision: Precision, device: "torch.device") -> str:
-    """The line about bfloat16 on a GPU that has no units for it; "" elsewhere."""
+    """A note about bfloat16 on a GPU that has no units for it; "" otherwise."""
     import torch
 
     if precision != "bf16" or device.type != "cuda":
@@ -47,7 +47,7 @@ def name_emulation(precision: Precision, device: "torch.device") -> str:
 
 @contextmanager
 def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
-    """A forward pass of a network, in training and elsewhere."""
+    """Run forward passes of a network in this precision, in training and elsewhere."""
     import torch
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -62,10 +62,10 @@ def in_precision(precision: Precision, device_type: str) -> Iterator[None]:
 
 
 def set_deterministic() -> None:
-    """Let the same step give the same bits on a GPU: each of torch's operators in a fixed order of sums, or an error.
+    """Make a step bit-equal each time on a GPU: every operator of torch sums in a fixed order, or raises an error.
 
-    The CUBLAS_WORKSPACE_CONFIG that this needs is set by the launch command, and here for the worker of a job: a
-    process that has touched the GPU is too late for it.
+    This needs CUBLAS_WORKSPACE_CONFIG before the process first uses the GPU: the launch command sets it, and, for
+    workers of a job, this function.
     """
     import torch
 

@@ -1,10 +1,10 @@
 """How a run is asked to stop, from the terminal down to the step.
 
-`wsss train` starts the launcher in a session of its own and with SIGTERM blocked, which all processes below inherit. So
-what is sent to a terminal, a process group or a whole Slurm step waits in each process: for ever in the launchers,
-which would kill what they watch, and in a training process until it has imported. Before it trains it just ends; then a
-handler sets a flag, on which all ranks agree between two steps (Trainer.must_stop), and the run ends with a
-checkpoint and leaves a mark.
+`wsss train` starts the launcher in its own session and with SIGTERM blocked, and all processes below inherit both. So a
+signal to a terminal, a process group or a whole Slurm step stays pending in each process: forever in the launchers,
+which would otherwise kill their children, and in a training process until its imports are done. Before training starts,
+the process simply ends. Later a handler sets a flag, on which all ranks agree between two steps (Trainer.must_stop);
+then the run ends with a checkpoint and leaves a mark.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from typing import Any
 from launcher.errors import LAUNCHED
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop and did
-PATIENCE_S = 20.0  # schedulers kill 30 s after they have asked
+PATIENCE_S = 20.0  # schedulers kill 30 s after their request
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 libc = ctypes.CDLL(None)
 
@@ -35,16 +35,16 @@ class WaitsInVain(BaseException):
 
 @contextmanager
 def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
-    """Inside, these signals only add themselves to a list. In another thread than the main one nothing changes.
+    """Inside the block, these signals are only added to a list. Outside the main thread nothing changes.
 
-    A process below a launcher that was asked to stop ignores them afterwards: a scheduler that signals all processes
-    and a launcher that forwards the signal send it twice, and an end by a signal looks like a failure.
+    A process below a launcher that was asked to stop ignores them after the block: it may get the signal twice, from a
+    scheduler that signals all processes and from the launcher, and ending by a signal would look like a failure.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    # nohup and disown ignore the end of the terminal, and so do we then
+    # below nohup the end of the terminal is ignored, also by us
     heard = [s for s in signals if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heard}
     try:
@@ -56,14 +56,14 @@ def record_signals(*signals: signal.Signals) -> Iterator[list[int]]:
 
 @contextmanager
 def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
+    """Inside the block, SIGTERM and SIGHUP only set a flag; yields a function that returns whether one was received.
 
-    So does the first Ctrl-C where no `wsss train` is above, which asks by SIGTERM: torch's own launcher hands on what
-    it gets, and waits for half a minute.
+    The first Ctrl-C does the same if no `wsss train` is above, which would send SIGTERM: torch's own launcher passes
+    Ctrl-C on and waits for half a minute.
 
     Args:
-        waited_s: how long the process has been waiting for something that may never come. From a SIGTERM on it is
-            looked at every PATIENCE_S.
+        waited_s: how long the process has been waiting for something that may never come; called every PATIENCE_S after
+            a SIGTERM.
 
     Raises:
         WaitsInVain: inside the block, PATIENCE_S or more after a SIGTERM, if it has been waiting for as long.
@@ -88,7 +88,7 @@ def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool
             while not ended.wait(PATIENCE_S):
                 with lock:
                     if not ended.is_set():
-                        signal.pthread_kill(main_thread, signal.SIGTERM)  # wakes it from the call that it waits in
+                        signal.pthread_kill(main_thread, signal.SIGTERM)  # wakes it from a blocking call
 
         first: dict[str, float] = {}
         if threading.current_thread() is threading.main_thread():
@@ -103,16 +103,16 @@ def stop_on_sigterm(waited_s: Callable[[], float]) -> Iterator[Callable[[], bool
 
 
 def end_with_parent(how: signal.Signals) -> None:
-    """Get a signal from the kernel when the parent process dies (Linux; elsewhere nothing happens)."""
+    """Ask the kernel for a signal when the parent process dies (on Linux; elsewhere nothing happens)."""
     if hasattr(libc, "prctl"):
         libc.prctl(SET_PARENT_DEATH_SIGNAL, how)
 
 
 def follow_launcher() -> None:
-    """First thing in a process that `launch` started, once it has imported: from now on SIGTERM reaches it, and it gets
-    one when the launcher dies, be it by kill -9: nothing must go on that nobody watches.
+    """The first call in a process that `launch` started, after its imports: from now on SIGTERM reaches it, and it gets
+    one when the launcher dies, even by kill -9, so that nothing continues unwatched.
 
-    As long as it only waits for the others, which it does for minutes where one of them never comes, it dies of it.
+    While it only waits for the other processes, which may take minutes, SIGTERM ends it.
     """
     if not os.environ.get(LAUNCHED):
         return
@@ -123,7 +123,7 @@ def follow_launcher() -> None:
 
 
 def launcher_lives() -> bool:
-    """Is the parent a launcher, and not who inherits the children of dead ones?"""
+    """Whether the parent is a launcher, and not the process that inherits the children of dead ones."""
     import psutil
 
     try:
@@ -133,9 +133,9 @@ def launcher_lives() -> bool:
 
 
 def exit_code_when_stopped() -> int:
-    """The exit code of a process of a run that was stopped; leaves the mark for `run_and_forward`.
+    """The exit code of a process of a stopped run; leaves the mark for `run_and_forward`.
 
-    Launchers take any code but 0 for a failure: one starts everything again, the other prints a traceback.
+    Launchers take any code but 0 for a failure, and restart everything or print a traceback.
     """
     if mark := os.environ.get(LAUNCHED):
         Path(mark).touch()

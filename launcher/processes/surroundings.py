@@ -1,4 +1,4 @@
-"""What the place where a command runs may say, and what it must not: cores, variables, files in the working folder."""
+"""Environment and working folder: what may influence a command (cores, memory), and what not (variables, files)."""
 
 import math
 import os
@@ -10,24 +10,24 @@ from pathlib import Path
 
 from launcher.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]  # where our packages lie
+ROOT = Path(__file__).resolve().parents[2]  # the folder of our packages
 PACKAGES = ("launcher", "shards", "wsss")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def count_cores() -> int:
-    """Cores that this process may use: those that the scheduler bound it to, and no more than the quota of its
-    control group, as containers and Slurm set it; at least 1."""
+    """Number of cores that this process may use: those that the scheduler bound it to, limited by the quota of its
+    control group, which containers and Slurm set; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, cpu_quota(Path("/proc/self/cgroup"), CGROUPS))))
 
 
 def cpu_quota(membership: Path, mounted: Path) -> float:
-    """CPUs' worth of time that the control groups of this process leave it, inf where none sets a limit.
+    """Number of CPUs whose time the control groups of this process allow; inf if none sets a limit.
 
     Args:
         membership: /proc/self/cgroup, lines ID:CONTROLLERS:PATH.
-        mounted: where the groups of version 2 lie, and a folder for each controller of version 1.
+        mounted: the folder of the groups of version 2, with a folder for each controller of version 1.
     """
     lowest = math.inf
     for folder, is_old in groups_above("cpu", membership, mounted):
@@ -41,18 +41,18 @@ def cpu_quota(membership: Path, mounted: Path) -> float:
 
 
 def free_memory() -> float:
-    """Bytes of memory that this process may still take: of the machine, and of its control groups."""
+    """Bytes of memory that this process may still use, limited by the machine and by its control groups."""
     import psutil
 
     return min(psutil.virtual_memory().available, memory_left(Path("/proc/self/cgroup"), CGROUPS))
 
 
 def require_batch(option: str, images: int, side: float) -> None:
-    """Raise ConfigError if so many images of side x side px, as float32, have more bytes than are free here: what a
-    network computes of them is more.
+    """Raise ConfigError if the float32 images (side x side px) alone take more memory than is free here; a network
+    needs more than that.
 
     Args:
-        option: of the config, with its value, that says how many these are.
+        option: config option, with its value, that sets the number of images.
     """
     wanted, free = 12 * images * side**2, free_memory()
     if wanted > free:
@@ -63,8 +63,8 @@ def require_batch(option: str, images: int, side: float) -> None:
 
 
 def memory_left(membership: Path, mounted: Path) -> float:
-    """Bytes that the control groups of this process leave it, inf where none sets a limit. Files that the kernel keeps
-    in memory count for a group, and are given up when it needs room.
+    """Bytes that the control groups of this process leave it; inf if none sets a limit. Cached files count as used by a
+    group, but the kernel drops them when memory is needed, so they are free here.
 
     Args:
         membership, mounted: see cpu_quota.
@@ -80,14 +80,14 @@ def memory_left(membership: Path, mounted: Path) -> float:
 
 
 def groups_above(controller: str, membership: Path, mounted: Path) -> Iterator[tuple[Path, bool]]:
-    """The folders of the control groups that this process is in, and of those above them; of version 1 or not."""
+    """(folder, whether of version 1) of the control groups of this process and of those above them."""
     for line in read_text(membership).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         root = mounted / controllers if controllers else mounted
         group = root / path.lstrip("/")
-        for folder in [group, *group.parents]:  # a container sees its own group as the root
+        for folder in [group, *group.parents]:  # in a container its own group is the root
             yield folder, bool(controllers)
             if folder == root:
                 break
@@ -101,16 +101,16 @@ def read_text(path: Path) -> str:
 
 
 def without_accelerate(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without Accelerate's own variables, of which some change gradients in silence: the config says
-    what they would."""
+    """The environment without Accelerate's own variables, some of which silently change gradients: the config decides
+    instead."""
     return {name: value for name, value in environment.items() if not name.startswith("ACCELERATE_")}
 
 
 def find_ours() -> dict[str, str]:
-    """The environment in which `python -m` finds our packages, and nothing of the working folder before them.
+    """The environment in which `python -m` finds our packages before anything in the working folder.
 
     Raises:
-        ConfigError: Python 3.10, which knows no safe path, and a file that it would run instead.
+        ConfigError: Python 3.10, which has no safe path, would run a file of the working folder instead.
     """
     if sys.version_info < (3, 11) and (found := shadows(Path.cwd())):
         raise ConfigError(
@@ -124,14 +124,14 @@ def find_ours() -> dict[str, str]:
 
 
 def shadows(folder: Path) -> list[Path]:
-    """What in a folder has the name of one of our packages, and is another."""
+    """Entries of a folder with the name of one of our packages that are something else."""
     found = [path for name in PACKAGES for path in (folder / f"{name}.py", folder / name / "__init__.py")]
     return [path for path in found if path.is_file() and path.resolve().parents[1] != ROOT]
 
 
 def require_ours() -> None:
-    """Raise ConfigError if a package of one of our names is another's, which Python finds before ours: `launcher` and
-    `shards` are names that others have on the registry too."""
+    """Raise ConfigError if Python finds another package with the name of one of ours: PyPI has other packages called
+    `launcher` and `shards`."""
     for name in PACKAGES:
         found = find_spec(name)
         place = Path(found.origin).resolve() if found is not None and found.origin else None
@@ -143,7 +143,7 @@ def require_ours() -> None:
 
 
 def user_name() -> str:
-    """The user's name, or the number of one that has none, as in containers that run as a number."""
+    """The user's name, or the number of a user without a name, as in some containers."""
     import getpass
 
     try:

@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO: optimizer state (stage 1) and gradients (2) shared out over the processes.
+"""DeepSpeed's ZeRO: optimizer state (stage 1) and gradients (stage 2) distributed over the processes.
 
-Checkpoints do not know of any of it: every stage and every number of processes writes the same model.safetensors and
-the same optimizer.pt as DDP and reads those of any other. That costs rank 0 the whole optimizer state in host memory
-at a save, twice the weights: under 1 GB for the networks here.
+Checkpoints do not depend on it: every stage and every number of processes writes the same model.safetensors and
+optimizer.pt as DDP, and reads those of any other. For this, rank 0 holds the whole optimizer state in host memory at a
+save, twice the weights: under 1 GB for the networks here.
 """
 
 import copy
@@ -29,7 +29,7 @@ def prepare(
     """`accelerator.prepare` for DDP and ZeRO: the module to call, and an optimizer with the interface of torch's.
 
     Args:
-        wrap: False = no DDP: the caller averages the gradients; the method begins on all ranks as on the first one.
+        wrap: False = no DDP: the caller averages the gradients; all ranks begin with the method of rank 0.
     """
     if not wrap:
         begin_as_first_rank(method.to(accelerator.device))
@@ -50,7 +50,7 @@ def uses_zero(accelerator: "Accelerator") -> bool:
 
 @contextmanager
 def accumulating(accelerator: "Accelerator", wrapped: nn.Module, *, last: bool) -> Iterator[None]:
-    """One micro-batch: ranks exchange gradients only in the last one of a step."""
+    """One micro-batch; ranks exchange gradients only in the last one of a step."""
     if uses_zero(accelerator):
         wrapped.set_gradient_accumulation_boundary(last)  # type: ignore[operator]
         yield
@@ -62,15 +62,16 @@ def accumulating(accelerator: "Accelerator", wrapped: nn.Module, *, last: bool) 
 
 
 def gather_full(optimizer: Any, method: nn.Module, *, moments: bool) -> None:
-    """Let the method's buffers be equal, and for a save the optimizer's moments whole. All ranks must call it."""
+    """Make the method's buffers equal and, with `moments`, gather the optimizer's moments on rank 0 for a save. All
+    ranks must call it."""
     equalise_buffers(method)
     if moments and isinstance(optimizer, ZeroOptimizer):
         optimizer.gather()
 
 
 class BackwardOnly:
-    """What `accelerator.backward` calls. Accelerate's own updates the weights in the same breath and divides the loss
-    by the accumulation a second time."""
+    """What `accelerator.backward` calls. Accelerate's own class would also update the weights, and divide the loss by
+    the accumulation a second time."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -83,7 +84,7 @@ class ZeroOptimizer:
     """torch.optim's interface over a DeepSpeed engine, with state dicts that are those of one torch optimizer.
 
     Args:
-        groups: parameters of the optimizer's groups, from before the engine took them over.
+        groups: parameters of the optimizer's groups, before the engine took them over.
     """
 
     def __init__(self, engine: Any, groups: list[list[nn.Parameter]]) -> None:
@@ -94,7 +95,7 @@ class ZeroOptimizer:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's own, over this rank's share."""
+        """torch's optimizer of this rank's share."""
         return self.engine.optimizer.optimizer
 
     @property
@@ -102,10 +103,10 @@ class ZeroOptimizer:
         return self.optimizer.param_groups
 
     def clip_and_step(self) -> Tensor:
-        """Clip and update, which are one call in DeepSpeed; it makes no update if the norm is not finite.
+        """Clip and update, which are one call in DeepSpeed; without an update if the norm is not finite.
 
         Returns:
-            Length of the whole gradient before clipping.
+            Norm of the whole gradient before clipping.
         """
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -118,13 +119,13 @@ class ZeroOptimizer:
         """Done by clip_and_step."""
 
     def shares(self) -> list[Tensor]:
-        """This rank's flat share of each group's weights: what torch's optimizer trains."""
+        """This rank's flat share of each group's weights, which torch's optimizer trains."""
         return self.engine.optimizer.single_partition_of_fp32_groups
 
     def gather(self) -> None:
         """Fill the state dict on rank 0. All ranks must call it."""
         self.gathered = {}
-        if not self.optimizer.state:  # before the first update there is none
+        if not self.optimizer.state:  # none before the first update
             return
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -136,7 +137,7 @@ class ZeroOptimizer:
                 self.gathered[index] = {"step": step.cpu().clone(), **{key: full[key].cpu().clone() for key in full}}
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; on rank 0, of the last `gather`."""
+        """In torch's form; on rank 0, from the last `gather`."""
         numbers = iter(range(len(self.parameters)))
         groups = [
             {
@@ -148,7 +149,7 @@ class ZeroOptimizer:
         return {"state": self.gathered, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Share out the method's weights, as they are now, and the moments of a state dict of DDP or either stage.
+        """Distribute the method's current weights, and the moments of a state dict from DDP or any stage.
 
         Raises:
             RunError: it belongs to other parameters.
@@ -171,7 +172,7 @@ class ZeroOptimizer:
                 safe_set_full_optimizer_state(parameter, state["state"][index][key].to(self.engine.device), key)
 
     def link_moments(self) -> None:
-        """Let each parameter's moments be found. DeepSpeed 0.19 does it once, after the first update of the first
-        group, when the other groups have none yet."""
+        """Make each parameter's moments accessible. DeepSpeed 0.19 does it only once, after the first update of the
+        first group, when the other groups have none yet."""
         self.engine.optimizer._hp_optimizer_states_linked = False
         self.engine.optimizer._lazy_init_hp_params_optimizer_state()

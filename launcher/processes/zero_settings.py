@@ -1,7 +1,7 @@
-"""What DeepSpeed is given, made from our config in one place, and compared with what its engine got.
+"""DeepSpeed's settings, made from our config in one place, and compared with those of its engine.
 
-DeepSpeed has settings of its own for what our config says too, and silently takes its own where they differ (a
-gradient clipping of 1 if nothing is said).
+DeepSpeed has its own settings for things that our config says too, and silently uses its own if they differ (such as a
+gradient clipping of 1 by default).
 """
 
 import json
@@ -12,7 +12,7 @@ from launcher.errors import ConfigError
 from launcher.files import find_shipped
 from wsss.extras import is_installed
 
-# Keys of a DeepSpeed JSON that say what our config says, and where it says it.
+# {key of a DeepSpeed JSON: options of our config that say the same}
 OURS = {
     "train_batch_size": "data.global_batch_size",
     "train_micro_batch_size_per_gpu": "data.global_batch_size, launch.processes and train.accumulate",
@@ -27,10 +27,10 @@ OURS = {
 
 
 def read_zero(config: Config) -> dict[str, Any] | None:
-    """What `launch.zero` says as DeepSpeed's own settings; None = DDP.
+    """DeepSpeed's own settings from `launch.zero`; None = DDP.
 
     Raises:
-        ConfigError: DeepSpeed is not installed, no such file, not a DeepSpeed JSON, or it says what our config says.
+        ConfigError: DeepSpeed is not installed, no such file, not a DeepSpeed JSON, or it sets what our config sets.
     """
     zero = config.launch.zero
     if zero and not is_installed("deepspeed"):
@@ -60,7 +60,7 @@ def read_zero(config: Config) -> dict[str, Any] | None:
 
 
 def settings_for(config: Config, processes: int) -> dict[str, Any] | None:
-    """All that DeepSpeed must know of this run, with nothing left for it to choose; None = DDP."""
+    """All settings of DeepSpeed for this run, with nothing left to its defaults; None = DDP."""
     zero = read_zero(config)
     if zero is None:
         return None
@@ -86,7 +86,7 @@ def settings_for(config: Config, processes: int) -> dict[str, Any] | None:
 
 
 def check_engine(engine: Any, wanted: dict[str, Any]) -> None:
-    """Raise ConfigError if DeepSpeed's engine has other settings than `settings_for` gave it."""
+    """Raise ConfigError if DeepSpeed's engine has other settings than those from `settings_for`."""
     got = {
         "stage": engine.zero_optimization_stage(),
         "train_batch_size": engine.train_batch_size(),

@@ -1,1 +1,1 @@
-"""A paper's table as runs, and a page next to its figures."""
+"""A paper's table as runs, and a page that compares them with its numbers."""

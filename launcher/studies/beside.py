@@ -1,4 +1,4 @@
-"""What a paper states of a run, and which run it is compared with, where the run belongs to a study."""
+"""What a paper states for a run of a study, and the run's control."""
 
 from functools import lru_cache
 
@@ -10,7 +10,7 @@ from launcher.studies.table import Row, Study, load_study, studies
 
 
 def find_known(headline: Headline) -> Known:
-    """The paper's figure of the row that reads this headline, and the run of the study's control with the same seed."""
+    """The paper's number for the row of this headline, and the run of the study's control with the same seed."""
     paper, control = None, None
     for study, row, seed in list_rows().get(headline.evaluation["run"], ()):
         if row.paper is not None and (row.source, row.figure) == (headline.source, headline.figure):
@@ -23,7 +23,7 @@ def find_known(headline: Headline) -> Known:
 
 @lru_cache(maxsize=1)
 def list_rows() -> dict[str, list[tuple[Study, Row, int]]]:
-    """{name of a run: the rows of all studies that read it, with the seed}."""
+    """{name of a run: the rows of all studies that read it, each with the seed}."""
     found: dict[str, list[tuple[Study, Row, int]]] = {}
     for study in map(load_study, studies()):
         for row in study.rows:

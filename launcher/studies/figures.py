@@ -1,4 +1,4 @@
-"""The figures of a study's rows: means over seeds, intervals, differences to the control."""
+"""The numbers of a study's rows: means over seeds, intervals, differences to the control."""
 
 import re
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ CHOICES = ("fixed", "tuned")
 
 
 def tabulate_study(study: Study) -> list[dict[str, Any]]:
-    """One dict per row: the figures over its seeds in [0, 1], the paper's, and where they come from. What a row was
-    tuned at is `compared` with the control, else what it is at the fixed threshold."""
+    """One dict per row: its metric over the seeds in [0, 1], the paper's number, and where they come from. `compared`
+    names the threshold choice that is compared with the control: tuned if there is one, else fixed."""
     control = study.row(study.control) if study.control else None
     return [tabulate_row(study, row, control) for row in study.rows]
 
 
 def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
-    """What is known of one row so far. A training that has one seed alone counts once.
+    """What is known about one row so far. A training that exists with only one seed counts once.
 
     Raises:
-        RunError: the run of a seed is another run's, see require_own_run, or was evaluated on other images.
+        RunError: a seed's run is a copy of another, see require_own_run, or was evaluated on other images.
     """
     seeds = dict.fromkeys(seed_of(study, row.run, seed) for seed in study.seeds)
     found = {seed: evaluation for seed in seeds if (evaluation := read_evaluation(study, row, seed))}
@@ -64,7 +64,7 @@ def tabulate_row(study: Study, row: Row, control: Row | None) -> dict[str, Any]:
 
 
 def read_evaluation(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
-    """evaluation.json of the run that a row reads, if it holds the row's source."""
+    """evaluation.json of the run that a row reads, if it has the row's source."""
     path = run_of(study, row.run, seed) / EVALUATION
     if not path.is_file():
         return None
@@ -73,8 +73,8 @@ def read_evaluation(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
 
 
 def require_own_run(study: Study, row: Row, seed: int) -> None:
-    """Raises RunError unless the run of a row and seed was trained under its name and with its seed: a copy of another
-    seed's run would count as a seed of its own."""
+    """Raise RunError unless the run of a row and seed was trained under its name and with its seed: otherwise a copy of
+    another seed's run would count as a seed."""
     folder = run_of(study, row.run, seed)
     run, name = Run(folder), str(folder.relative_to(RUNS))
     got, wanted = f"{run.config.name}, train.seed {run.config.train.seed}", f"{name}, train.seed {seed}"
@@ -95,12 +95,12 @@ def require_same_images(study: Study, row: Row, found: Mapping[int, Mapping[str,
 
 
 def images_of(evaluation: Mapping[str, Any]) -> str:
-    """The fingerprint of the images that an evaluation counted; "" of before it was said."""
+    """The fingerprint of the images that an evaluation counted; "" in old evaluations."""
     return str(evaluation.get("dataset", {}).get("fingerprint", ""))
 
 
 def judged_apart(study: Study, row: Row, found: Mapping[int, Mapping[str, Any]], control: Row | None) -> bool:
-    """Whether a row and the control were evaluated on different images, so that no difference says anything."""
+    """Whether a row and the control were evaluated on different images, so that their difference means nothing."""
     if control is None:
         return False
     theirs = {images_of(one) for seed in study.seeds if (one := read_evaluation(study, control, seed))}
@@ -108,7 +108,7 @@ def judged_apart(study: Study, row: Row, found: Mapping[int, Mapping[str, Any]],
 
 
 def name_protocols(row: Row, found: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """The protocol of a row, without the seed of its training. Several, each with its seeds, where its runs differ."""
+    """The protocol of a row, without the training seed; several, each with its seeds, if its runs differ."""
     sources = {seed: evaluation["sources"][row.source] for seed, evaluation in found.items()}
     fixed = {seed: source["fixed"].get("threshold") for seed, source in sources.items()}
     differ = len({*fixed.values()}) > 1
@@ -123,26 +123,26 @@ def name_protocols(row: Row, found: Mapping[int, Mapping[str, Any]]) -> list[str
 
 
 def read_classes(study: Study) -> list[list[str]]:
-    """The classes of every data set that a row of the study was evaluated on, as far as it is done."""
+    """The classes of every data set on which finished rows of the study were evaluated."""
     evaluations = [read_evaluation(study, row, seed) for row in study.rows for seed in study.seeds]
     return [evaluation["dataset"].get("classes", []) for evaluation in evaluations if evaluation]
 
 
 def collect_figure(found: Mapping[int, Mapping[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:
-    """A figure of a row's source in [0, 1] for each seed that has it, see read_figure."""
+    """A metric of a row's source in [0, 1] for each seed that has it, see read_figure."""
     values = (read_figure(evaluation, row, choice, figure) for evaluation in found.values())
     return [value for value in values if value is not None]
 
 
 def read_figure(evaluation: Mapping[str, Any], row: Row, choice: str, figure: str) -> Any:
-    """A figure of a row's source: at a threshold, or one of the source as a whole; None where it has none."""
+    """A metric of a row's source, at a threshold or of the source as a whole; None if there is none."""
     figures = evaluation["sources"][row.source]
     return (figures[choice] or {}).get(figure, figures.get(figure) if choice == "fixed" else None)
 
 
 def value_of_seed(evaluation: Mapping[str, Any], row: Row, choice: str) -> dict[str, Any]:
-    """{value: the row's figure, at: the threshold that it stands at or None, alarms: the false-alarm area or None,
-    classes: {name: IoU}, {} of a single one} of one seed in [0, 1]; {} without the figure."""
+    """{value: the row's metric, at: its threshold or None, alarms: the false-alarm area or None, classes: {name: IoU},
+    {} if there is only one} of one seed, in [0, 1]; {} without the metric."""
     names = {"value": row.figure, "at": "threshold", "alarms": "false_alarm_area", "classes": "class_iou"}
     found = {key: read_figure(evaluation, row, choice, name) for key, name in names.items()}
     return {} if found["value"] is None else {**found, "classes": found["classes"] or {}}
@@ -161,8 +161,8 @@ def average_seeds(study: Study, row: Row, seeds: list[int], choice: str) -> dict
 
 
 def find_interval(study: Study, row: Row, found: dict[int, Any], choice: str) -> tuple[float, float] | None:
-    """95 % bootstrap interval over groups: of a figure per image, of its average over the seeds; of other figures, the
-    mean of the ends that each seed's evaluation states."""
+    """95 % bootstrap interval over groups: for a metric per image, of its average over the seeds; for other metrics,
+    the mean ends of the intervals in each seed's evaluation."""
     stated = [ends for ends in collect_figure(found, row, choice, f"{row.figure}_interval") if None not in ends]
     if not get_figure(row.figure).per_image:
         return tuple(np.mean(np.array(stated), axis=0).tolist()) if stated else None
@@ -174,17 +174,18 @@ def find_interval(study: Study, row: Row, found: dict[int, Any], choice: str) ->
 
 
 def count_groups(study: Study, row: Row, found: dict[int, Any], choice: str) -> int | None:
-    """The groups that the interval is drawn from: of a mean of stated intervals, the fewest; None if nothing says."""
+    """Number of groups behind the interval, the smallest if it is a mean of intervals; None if not known."""
     if get_figure(row.figure).per_image:
         return len({group for group, _ in average_seeds(study, row, sorted(found), choice).values()}) or None
     return min(collect_figure(found, row, choice, f"{row.figure}_groups"), default=None)
 
 
 def compare_with_control(study: Study, row: Row, control: Row | None, choice: str) -> tuple[float, float, float] | None:
-    """Mean difference to the control row, low and high end of its interval: the same images, seeds and groups.
+    """Mean difference to the control row on the same images and seeds, and the low and high end of its interval over
+    groups.
 
-    None for the control itself, a figure that is neither mIoU nor a mean over images, or where nothing can be compared
-    yet.
+    None for the control itself, for a metric that is neither mIoU nor a mean over images, and if nothing can be
+    compared yet.
     """
     if control is None or row.name == control.name:
         return None
@@ -200,15 +201,15 @@ def compare_with_control(study: Study, row: Row, control: Row | None, choice: st
 
 
 def sums_of(study: Study, row: Row, seed: int, choice: str) -> GroupSums | None:
-    """What a row's mIoU of a seed is made of; label maps have no threshold to tune."""
+    """The sums behind a row's mIoU of a seed; for label maps, which have no threshold, the fixed ones."""
     return read_class_sums(run_of(study, row.run, seed), row.source, "fixed" if row.segments is not None else choice)
 
 
 def compare_seeds(
     study: Study, row: Row, found: Mapping[int, dict[str, Any]], control: Row | None, choice: str
 ) -> dict[int, float]:
-    """{seed: difference to the control's run of that seed} of a figure that is no mean over images, such as mIoU; {} of
-    others, of the control itself, and where nothing can be compared yet."""
+    """{seed: difference to the control's run of that seed} of a metric that is not a mean over images, such as mIoU; {}
+    for other metrics, for the control itself, and if nothing can be compared yet."""
     if control is None or row.name == control.name or row.figure != control.figure or get_figure(row.figure).per_image:
         return {}
     gaps = {}

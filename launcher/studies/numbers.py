@@ -7,11 +7,11 @@ from launcher.studies.figures import CHOICES, mean
 
 
 def list_numbers(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of NAME.csv: for each row and threshold one of the `mean` over its seeds, and one of each seed.
+    """The lines of NAME.csv: for each row and threshold choice, one for the `mean` over its seeds, and one per seed.
 
-    `value` is the row's metric, `at` the threshold itself, and `IoU NAME` that of a class where there are several. The
-    mean has its deviation over seeds, its interval (low, high), and what it is more than the control, where that is
-    paired over images with its interval.
+    `value` is the row's metric, `at` the threshold, and `IoU NAME` the IoU of a class if there are several. The line of
+    the mean also has the deviation over seeds, the interval (low, high), the paper's number, and the difference to the
+    control, with its interval if it has one.
 
     Args:
         rows: see tabulate_study.
@@ -22,7 +22,7 @@ def list_numbers(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lines_of(row: Mapping[str, Any], choice: str) -> Iterator[dict[str, Any]]:
-    """The lines of one row at one threshold."""
+    """The lines of one row and threshold choice."""
     numbers, of_seed = row[choice], row[choice]["of_seed"]
     head = {"row": row["name"], "source": row["source"], "metric": row["figure"], "threshold": choice}
     low, high = numbers["interval"] or (None, None)
@@ -50,6 +50,6 @@ def lines_of(row: Mapping[str, Any], choice: str) -> Iterator[dict[str, Any]]:
 
 
 def values_of(name: str, of_seed: Mapping[int, Mapping[str, Any]]) -> list[float]:
-    """The IoU of a class of every seed that has one."""
+    """The IoU of a class for every seed that has one."""
     found = (one["classes"].get(name) for one in of_seed.values())
     return [value for value in found if value is not None]

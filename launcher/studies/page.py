@@ -1,4 +1,4 @@
-"""A study's runs -> one page: ours, with what it is worth, next to the paper's column."""
+"""A study's runs -> one page: our results, with deviations and intervals, next to the paper's column."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ class Column(NamedTuple):
     """A column of the table.
 
     Attributes:
-        heading, short: on the page and in a terminal, "" = not there.
+        heading, short: on the page and in a terminal; "" = not shown there.
         cells: one text per row.
-        style: of its cells on the page.
+        style: CSS class of its cells on the page.
     """
 
     heading: str
@@ -32,8 +32,8 @@ class Column(NamedTuple):
 
 
 def list_columns(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns of which a row says something: label maps have no threshold to tune, and many data sets no images
-    without their classes."""
+    """The columns that are not empty: label maps have no tuned threshold, and many data sets have no images without
+    their classes."""
 
     def alarms(choice: str) -> list[str]:
         return [format_percent(row[choice]["false_alarm_area"]) for row in rows]
@@ -63,7 +63,7 @@ def write_study_report(name: str, study: Study) -> Path:
     """Write RUNS/FOLDER/NAME.html, and its numbers as NAME.csv; returns the path of the page.
 
     Raises:
-        RunError: nothing of the study is done yet, or a run is not the one that its name says.
+        RunError: no row of the study is done yet, or a run is not the one that its name says.
     """
     rows = tabulate_study(study)
     if not any(row["seeds"] for row in rows):
@@ -93,7 +93,7 @@ def write_study_report(name: str, study: Study) -> Path:
 
 
 def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The forest plot of differences to the control as SVG text; "" where nothing is compared."""
+    """The forest plot of differences to the control as SVG text; "" if nothing is compared."""
     found = {row["name"]: gap for row in rows if (gap := row[row["compared"]]["difference"]) is not None}
     percent = {name: tuple(100 * value for value in difference) for name, difference in found.items()}
     tuned = all(row["compared"] == "tuned" for row in rows if row["name"] in found)
@@ -102,7 +102,7 @@ def plot_differences(study: Study, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_study(name: str, study: Study) -> str:
-    """The table in a terminal, and as it is put into docs/experiments.md."""
+    """The table as text, for the terminal and for docs/experiments.md."""
     lines = [f"{name}: {study.title}", "metrics in percent, ± deviation over seeds, [95 % interval over groups]"]
     found = tabulate_study(study)
     columns = [[one.short, *one.cells] for one in list_columns(study, found) if one.short]
@@ -113,12 +113,12 @@ def format_study(name: str, study: Study) -> str:
 
 
 def list_remarks(rows: Sequence[Mapping[str, Any]], control: str | None) -> list[str]:
-    """What stands below the table."""
+    """Remarks below the table."""
     return [*filter(None, (name_by_seed(rows, control), name_mixed(rows), name_apart(rows, control)))]
 
 
 def name_by_seed(rows: Sequence[Mapping[str, Any]], control: str | None) -> str:
-    """A line of the differences to the control, seed by seed, of the rows whose figure is no mean over images; "" if
+    """A line with the differences to the control, seed by seed, for rows whose metric is not a mean over images; "" if
     there are none."""
     said = []
     for row in rows:
@@ -131,7 +131,7 @@ def name_by_seed(rows: Sequence[Mapping[str, Any]], control: str | None) -> str:
 
 
 def format_cell(row: Mapping[str, Any], choice: str) -> str:
-    """Mean ± deviation over seeds [interval]; of how many seeds, where not all have the figure."""
+    """Mean ± deviation over seeds [interval], and the number of seeds if not all have the metric."""
     at = row[choice]
     deviation = "" if at["deviation"] is None else f"± {format_percent(at['deviation'])}"
     interval = format_interval(at["interval"], groups=at["groups"])
@@ -141,7 +141,7 @@ def format_cell(row: Mapping[str, Any], choice: str) -> str:
 
 
 def format_gap(row: Mapping[str, Any], choice: str) -> str:
-    """Mean difference to the control [interval], with their signs."""
+    """Mean difference to the control [interval], with signs."""
     difference: Sequence[float] | None = row[choice]["difference"]
     if difference is None:
         return DASH
@@ -150,25 +150,25 @@ def format_gap(row: Mapping[str, Any], choice: str) -> str:
 
 
 def name_mixed(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line of the rows whose runs differ in more than their seed; "" if there are none."""
+    """A line that names rows whose runs differ in more than their seed; "" if there are none."""
     mixed = [f"{row['name']}: {' | '.join(row['protocols'])}" for row in rows if len(row["protocols"]) > 1]
     return f"Means over runs that differ in their protocol: {'; '.join(mixed)}" if mixed else ""
 
 
 def name_apart(rows: Sequence[Mapping[str, Any]], control: str | None) -> str:
-    """A line of the rows that were evaluated on other images than the control; "" if there are none."""
+    """A line that names rows evaluated on other images than the control; "" if there are none."""
     apart = ", ".join(row["name"] for row in rows if row["apart"])
     said = f"Evaluated on other images than the control {control}, so not compared with it"
     return f"{said}: {apart}; evaluate them on the same" if apart else ""
 
 
 def has_few_groups(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an interval of a row comes from few groups."""
+    """Whether an interval of a row rests on few groups."""
     return any(is_few(row[choice]["groups"]) for row in rows for choice in CHOICES)
 
 
 def explain_figures(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """{heading: meaning} of the figures of the rows, and of the false alarms where a row has some."""
+    """{heading: meaning} of the metrics of the rows, and of the false-alarm area if a row has one."""
     one = name_class(read_classes(study))
     names = dict.fromkeys(row.figure for row in study.rows)
     if any(row[choice]["false_alarm_area"] is not None for row in rows for choice in CHOICES):

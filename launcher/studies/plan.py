@@ -14,7 +14,7 @@ Command = list[str]
 
 
 def seed_of(study: Study, training: str, seed: int) -> int:
-    """The seed that a training has for one of the study's: its first serves those that it does not have."""
+    """The seed of a training for one of the study's seeds: its first one replaces those that it does not have."""
     seeds = study.trainings[training].seeds
     return seed if seeds is None or seed in seeds else seeds[0]
 
@@ -25,7 +25,7 @@ def run_of(study: Study, training: str, seed: int) -> Path:
 
 
 def training_overrides(study: Study, name: str, seed: int, extra: Sequence[str] = ()) -> list[str]:
-    """What a training changes in its config: name, seed, the runs it builds on, the study's overrides and its own."""
+    """The overrides of a training's config: name, seed, the runs it builds on, the study's overrides and its own."""
     training = study.trainings[name]
     overrides = [f"name={run_of(study, name, seed).relative_to(RUNS)}", f"train.seed={seed_of(study, name, seed)}"]
     if training.teacher:
@@ -37,7 +37,7 @@ def training_overrides(study: Study, name: str, seed: int, extra: Sequence[str] 
 
 
 def builds_on(study: Study, training: str) -> list[str]:
-    """The trainings that one needs before it starts: its teacher, and the source of its masks."""
+    """The trainings that must be finished before this one: its teacher, and the source of its masks."""
     one = study.trainings[training]
     return [name for name in (one.teacher, *(one.masks or ())[:1]) if name]
 
@@ -54,7 +54,7 @@ def training_commands(study: Study, name: str, seed: int, extra: Sequence[str]) 
 
 
 def mask_commands(study: Study, training: str, masks: str, seed: int, extra: Sequence[str]) -> Iterator[Command]:
-    """The masks of the training split that another training learns from: those of the row that makes them."""
+    """Make masks of the training split for another training to learn from, as the row with these masks makes them."""
     rows = [row for row in study.rows if row.run == training and row.source == masks]
     if not rows:
         raise ConfigError(
@@ -105,14 +105,14 @@ def row_commands(study: Study, row: Row, seed: int, extra: Sequence[str] = ()) -
 
 
 def check(study: Study, extra: Sequence[str] = ()) -> None:
-    """Load the config of every training with its overrides, and compare the kinds of the rows with what these make, so
+    """Load the config of every training with its overrides, and check that it makes the kinds of map that rows read, so
     that a mistake is found before the first run.
 
     Args:
         extra: further overrides of every training.
 
     Raises:
-        ConfigError: a config or override that does not load, or a row of a kind that nothing makes.
+        ConfigError: a config or override that does not load, or a row with a kind that nothing makes.
     """
     kinds = {name: cam_kinds(study, name, extra, f"trainings.{name}") for name in study.trainings}
     for row in study.rows:
@@ -131,7 +131,7 @@ def check(study: Study, extra: Sequence[str] = ()) -> None:
 
 
 def cam_kinds(study: Study, training: str, extra: Sequence[str], where: str) -> tuple[str, ...]:
-    """The maps that a training's config makes; raises ConfigError, with the place in the study, if it does not load."""
+    """The kinds of map that a training's config makes; raises ConfigError, which says where, if it does not load."""
     try:
         config = load_config(
             Path(study.trainings[training].config), training_overrides(study, training, study.seeds[0], extra)

@@ -23,12 +23,12 @@ def run_study(
 ) -> None:
     """Run every row and seed. Each command does only what is missing.
 
-    A run is evaluated once, as soon as all that the rows read of it is there: a study that is still running, or that
-    ends early, has a page of what it did.
+    A run is evaluated once, as soon as everything that the rows read of it is there, so the page of a study shows what
+    is finished, even if the study is still running or ended early.
 
     Args:
         rows, seeds: only these; () = all.
-        trainings: these alone, with what they build on; rows then only where some are named.
+        trainings: only these, with those that they build on; then rows run only if some are named.
 
     Raises:
         ConfigError: no such row or training, or a seed that the study's page would not show.

@@ -1,4 +1,4 @@
-"""A study on Slurm: a script that submits its trainings as arrays, those that others build on first."""
+"""A study on Slurm: a script that submits its trainings as job arrays, in the order of their dependencies."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ SCRIPT = """\
 #!/bin/bash
 # {title}
 # Submit it with any options of sbatch:  bash THIS_FILE --partition=NAME --account=NAME --time=24:00:00
-# In the folder with data/ and runs/ and in the environment of `wsss`. Run again, it does what is missing.
+# Run it in the folder with data/ and runs/, in the environment of `wsss`. Run again, it does only what is missing.
 set -euo pipefail
 submit() {{
   sbatch --parsable --job-name={name} --gpus=1 --cpus-per-task=16 --requeue --open-mode=append \\
@@ -27,7 +27,7 @@ stage{number}=$(submit {after}"$@" --array=0-{last} <<'END'
 tasks=(
 {tasks}
 )
-# Three minutes before the end of its time a task stops, a training with a checkpoint, and is put into the queue again.
+# Three minutes before its time is over, a task stops (a training with a checkpoint) and is queued again.
 over=
 trap 'over=yes; kill -TERM "$task"' USR1
 eval "exec ${{tasks[$SLURM_ARRAY_TASK_ID]}}" &
@@ -49,8 +49,8 @@ END
 
 
 def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str]) -> str:
-    """A bash script that submits one array of tasks for each stage: a training and a seed is one task, with all its
-    rows, and runs after those that it builds on.
+    """A bash script that submits one job array per stage. Each training and seed is one task, with all rows that read
+    it, and runs after those that it builds on.
 
     Args:
         rows, seeds: only these; () = all.
@@ -61,10 +61,10 @@ def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[i
     """
     require_seeds(study, seeds)
     stages: dict[int, dict[tuple[str, int], list[str]]] = {}
-    asked: dict[tuple[str, int], int] = {}  # the first of the study's seeds that a training's seed serves
+    asked: dict[tuple[str, int], int] = {}  # the first of the study's seeds for which a training uses a seed
 
     def add(training: str, seed: int) -> list[str]:
-        """The rows of a task, which is made with all that it builds on."""
+        """The list of rows of a task; adds the task, after those that it builds on, if it is new."""
         task = training, seed_of(study, training, seed)
         asked.setdefault(task, seed)
         for other in builds_on(study, training):
@@ -77,7 +77,7 @@ def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[i
             if row.name not in listed:
                 listed.append(row.name)
     texts = []
-    for number, tasks in stages.items():  # in order: what a training builds on was added before it
+    for number, tasks in stages.items():  # in order: dependencies were added first
         lines = [
             shlex.join(
                 [
@@ -100,5 +100,5 @@ def slurm_script(name: str, study: Study, rows: Sequence[str], seeds: Sequence[i
 
 
 def stage_of(study: Study, training: str) -> int:
-    """How many trainings one after the other have to be there before this one."""
+    """Length of the longest chain of trainings that must finish before this one."""
     return max((stage_of(study, other) + 1 for other in builds_on(study, training)), default=0)

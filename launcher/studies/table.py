@@ -1,7 +1,8 @@
-"""The rows of a paper's table as runs: one YAML per table, one command per step, one page next to the paper's column.
+"""A study's YAML: the rows of a paper's table as runs.
 
-A study names trainings, and rows that read a training in one way. A row of one seed is a list of `wsss` commands, each
-of which does only what is missing, so a study may be stopped, run again, and shared by rows, tables and machines.
+A study names trainings, and rows, each of which reads a training in one way. For one seed, a row is a list of `wsss`
+commands, each of which does only what is missing, so a study can be stopped and run again, and rows, tables and
+machines can share its runs.
 """
 
 from pathlib import Path
@@ -17,12 +18,12 @@ from launcher.files import find_shipped, list_shipped
 
 
 class Training(Section):
-    """A run to train: a config, what is overridden in it, and the trainings of this study that it builds on.
+    """A run to train: a config, overrides, and the trainings of this study that it builds on.
 
     Attributes:
-        seeds: null = one run per seed of the study; otherwise the seeds that exist, and the first serves those missing.
+        seeds: null = one run per seed of the study; else the existing seeds, of which the first replaces missing ones.
         teacher: training whose run becomes `teacher`.
-        masks: [training, masks]: the masks below that run's masks/ folder that become `data.masks`.
+        masks: [training, source]: the refined masks of that source, in that run, become `data.masks`.
     """
 
     config: str
@@ -55,15 +56,15 @@ class Segments(Section):
 
 
 class Row(Section):
-    """One figure of the table.
+    """One row of the table.
 
     Attributes:
-        paper: what the paper states, in percent; null where it states none or the row is not the paper's.
+        paper: the paper's number in percent; null if there is none.
         run: the training that is read.
-        kind: of CAM that the figure is read from; `seg` for a segmentation network.
+        kind: kind of CAM that is measured; `seg` for a segmentation network.
         segments: label maps that `wsss segment` makes instead; kind is then `seg`, `cam` or `aux_cam`.
-        figure: name of a figure, see evaluation.figures.
-        note: what a reader should know of this row.
+        figure: name of a metric, see evaluation.figures.
+        note: what a reader should know about this row.
     """
 
     name: str
@@ -95,9 +96,9 @@ class Study(Section):
     """A table.
 
     Attributes:
-        folder: where its runs are below runs/; tables that share trainings share a folder.
+        folder: folder of its runs below runs/; tables that share trainings share a folder.
         control: row that all others are compared with.
-        overrides: for every training of the study.
+        overrides: of every training of the study.
     """
 
     title: str
@@ -140,7 +141,7 @@ def load_study(name: str) -> Study:
     """A study by name or path.
 
     Raises:
-        ConfigError: no such study, or not one; says what is wrong and where.
+        ConfigError: no such study, or a file that is not one; says what is wrong and where.
     """
     path = find_shipped(name) if name.endswith(".yaml") else studies().get(name)
     if path is None or not path.is_file():

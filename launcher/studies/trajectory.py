@@ -1,6 +1,6 @@
 """A run's losses and mIoU next to ToCo's published training logs, at the same steps.
 
-A run that leaves the published path early is wrong long before its last figure says so.
+It shows early that a run departs from the published one, long before the final metrics do.
 """
 
 from importlib.resources import files
@@ -22,7 +22,7 @@ LOSSES = {f"train/{name}_loss": n for n, name in enumerate(("cls", "cls_aux", "p
 
 
 def read_log(log: LogName) -> dict[str, Any]:
-    """ToCo's published log of a data set: what, miou {step: [...]}, losses {step: [...]} of one data set."""
+    """ToCo's published log of one data set: {what, miou: {step: [...]}, losses: {step: [...]}}."""
     return yaml.safe_load(files("launcher.studies").joinpath("toco_logs.yaml").read_text())[log]
 
 
@@ -30,7 +30,7 @@ def compare_with_log(run: Path, log: LogName) -> dict[str, list[tuple[int, float
     """{metric: [(step, published, ours)]}; ours is None at steps that the run has not logged. mIoU in percent.
 
     Raises:
-        RunError: a run that has logged nothing.
+        RunError: the run has logged nothing.
     """
     ours: dict[str, dict[int, float]] = {}
     for line in read_metrics(run):
@@ -65,7 +65,7 @@ def format_trajectory(run: Path, log: LogName) -> str:
 
 
 def write_trajectory(run: Path, log: LogName) -> Path:
-    """Write RUN/trajectory.html: one plot per metric, ToCo's points and the run's; returns its path."""
+    """Write RUN/trajectory.html, one plot per metric with ToCo's points and the run's; returns its path."""
     config = Run(run).config
     points_of = compare_with_log(run, log)
     plots = []

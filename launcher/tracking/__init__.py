@@ -1,1 +1,1 @@
-"""Metrics, pictures and files to trackers, without a step waiting for them."""
+"""Metrics, pictures and files for trackers, sent without making a step wait."""

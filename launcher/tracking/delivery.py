@@ -1,8 +1,8 @@
-"""What a run's folder holds -> one sink, in order, each thing once, whenever the sink takes it.
+"""Sends what a run's folder holds to one sink, in order, each thing once, when the sink accepts it.
 
-The folder is the queue. RUN/metrics.jsonl holds the points and RUN/tracking/files.jsonl names pictures and artifacts;
-RUN/tracking/wanted.json says what the run is to look like, RUN/tracking/SINK/sent.json how much of it a sink has.
-Points have fixed times and pictures fixed names, so that sending one twice, because an answer was lost, adds nothing.
+The folder is the queue. RUN/metrics.jsonl holds the points, and RUN/tracking/files.jsonl names pictures and artifacts.
+RUN/tracking/wanted.json says how the run should look, RUN/tracking/SINK/sent.json how much of it a sink has. Points
+have fixed times and pictures fixed names, so sending one twice, because an answer was lost, adds nothing.
 """
 
 import json
@@ -22,11 +22,11 @@ LOCK = "lock"  # in RUN/tracking/SINK
 
 
 class Delivery:
-    """Sends one run to one sink. Not for two threads; a lock keeps other processes out.
+    """Sends one run to one sink. Only for one thread; a lock keeps other processes out.
 
     Args:
         run: the run's folder, with what RunTracker wrote.
-        dead: the run's process is gone: one whose state is RUNNING is reported as KILLED.
+        dead: the run's process is gone: a run whose state is RUNNING is reported as KILLED.
     """
 
     def __init__(self, run: Path, sink: Sink, *, dead: bool = False) -> None:
@@ -36,17 +36,17 @@ class Delivery:
         self.connected = self.rewound = False
         self.lock: IO[str] | None = None
         self.abandoned = threading.Event()
-        self.try_aside = True  # what an earlier delivery set aside is tried once more
+        self.try_aside = True  # try once more what an earlier delivery set aside
         self.counts = {"points": 0, "files": 0}  # sent by this object
-        self.read_until = 0  # byte of metrics.jsonl up to which the sink has it; what is before need not be read again
+        self.read_until = 0  # byte of metrics.jsonl up to which the sink has everything
 
     def send(self) -> None:
-        """Send everything that the sink does not have. What it takes nothing of now keeps nothing else from it: figures
-        and the run's state go before files, and a file that it does not take is set aside.
+        """Send everything that the sink does not have. What it does not accept now does not hold up the rest: metrics
+        and the run's state go before files, and a file that it does not accept is set aside.
 
         Raises:
             Busy: another process sends this run.
-            Exception: whatever the sink raises; what it took before is remembered.
+            Exception: whatever the sink raises; what it accepted before is remembered.
         """
         self.take_lock()
         wanted = read_wanted(self.run)
@@ -62,11 +62,11 @@ class Delivery:
             if failed is not None:
                 raise failed
         except Exception:
-            self.connected = False  # the next attempt looks whether the run is still there
+            self.connected = False  # the next attempt checks whether the run is still there
             raise
 
     def attempt(self, part: Callable[[], None]) -> Aside | None:
-        """Why the sink does not take a part now; None if it did."""
+        """Send a part; returns why the sink does not accept it now, or None if it did."""
         try:
             part()
             return None
@@ -74,7 +74,8 @@ class Delivery:
             return error
 
     def take_lock(self) -> None:
-        """Held until the process ends or `release`; loader processes do not inherit it (POSIX record locks)."""
+        """Take a lock until `release` or the end of the process; loader processes do not inherit it (POSIX record
+        locks)."""
         if self.lock is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ class Delivery:
             file.close()
             raise Busy(f"another process is sending {self.run}")
         self.lock = file
-        self.dead = self.dead and held is True  # without locks nobody knows whether its process is gone
+        self.dead = self.dead and held is True  # without locks it is not known whether its process is gone
         self.sent = read_sent(self.run, self.sink.name)
 
     def release(self) -> None:
@@ -93,7 +94,7 @@ class Delivery:
             self.lock = None
 
     def connect(self, wanted: dict[str, Any]) -> None:
-        """Find the run in the sink, or create it; one that is not there any more gets everything anew."""
+        """Find the run in the sink, or create it; a run that is no longer there is sent again completely."""
         run_id = self.sink.connect(self.run, wanted, self.sent["run_id"])
         if run_id != self.sent["run_id"]:
             self.read_until = 0
@@ -116,13 +117,13 @@ class Delivery:
         self.connected, self.rewound = True, False
 
     def rewind(self) -> bool:
-        """Before the first thing is sent: let the sink hide what may be wrong there, and send it anew.
+        """Before anything is sent, let the sink hide what may be wrong there, and send it again.
 
-        A resumed run has cut its lines after the checkpoint, and a killed process may have sent more than it noted.
-        The first is at or after the last step that is noted as sent, the second belongs to what is sent next.
+        A resumed run has cut its lines after the checkpoint, and a killed process may have sent more than it noted: the
+        former at or after the last step noted as sent, the latter in what is sent next.
 
         Returns:
-            False if nothing was there to be sent; what has come since then must wait for the next time.
+            False if there was nothing to send; what was written since then waits for the next time.
         """
         if not self.sink.rewinds:
             return True
@@ -162,12 +163,12 @@ class Delivery:
             if len(points) == 1:
                 self.refuse(f"metric {points[0].name}", error)
                 return
-            for point in points:  # only what is wrong is left out
+            for point in points:  # leave out only what is wrong
                 self.send_points([point])
         except Aside:
             if len(points) == 1:
                 raise
-            half = len(points) // 2  # a proxy may take only small requests
+            half = len(points) // 2  # a proxy may accept only small requests
             self.send_points(points[:half])
             self.send_points(points[half:])
 
@@ -186,7 +187,7 @@ class Delivery:
             self.save(files_until=line["time"])
 
     def try_file(self, line: dict[str, Any]) -> None:
-        """Send a file; one that the sink does not take is left out, or set aside to be tried again later."""
+        """Send a file; if the sink does not accept it, it is left out, or set aside to be tried again later."""
         path, aside = self.run / line["file"], {**self.sent["aside"]}
         known = aside.pop(line["file"], None)
         try:
@@ -197,21 +198,21 @@ class Delivery:
         except Refused as error:
             self.refuse(f"file {path}", error)
         except Aside as error:
-            if not self.sent["aside"]:  # of the others their number is told at the end
+            if not self.sent["aside"]:  # the number of the others is reported at the end
                 warn(f"{self.sink.title} does not accept the file {path}, which is kept for later: {error}")
             aside[line["file"]] = {"line": line, "why": " ".join(str(error).split())[:300]}
         if known is not None or aside != self.sent["aside"]:
             self.save(aside=aside)
 
     def send_file(self, line: dict[str, Any], tries: int = 2) -> None:
-        """Raises Aside if the sink does not take it twice; once may be an answer that was lost."""
+        """Raises Aside if the sink does not accept it twice; the first time, an answer may have been lost."""
         path = self.run / line["file"]
         try:
             if "model" in line:
                 self.sink.send_model(path, **line["model"])
             elif line["step"] is None:
                 self.sink.send_file(path)
-            else:  # lines of runs that were begun when MLflow was the only sink name no picture
+            else:  # lines of old runs, when MLflow was the only sink, name no picture
                 self.sink.send_picture(path, line.get("name", "images"), line["step"])
         except Aside:
             if tries == 1:
@@ -232,7 +233,7 @@ class Delivery:
         self.save(status=status)
 
     def refuse(self, what: str, why: object) -> None:
-        """Leave out what the sink will never take; it is reported once and remembered."""
+        """Leave out what the sink will never accept; it is reported once and remembered."""
         if what in self.sent["refused"]:
             return
         warn(f"{self.sink.title} refuses {what} of {self.run}, which is left out there: {why}")

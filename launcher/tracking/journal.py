@@ -1,4 +1,4 @@
-"""Lines of JSON that a run writes while it goes on, and small files that are whole or absent. Knows no tracker."""
+"""Lines of JSON that a run writes, which survive kills and full disks. Knows no tracker."""
 
 import errno
 import json
@@ -14,30 +14,30 @@ from launcher.errors import RunError
 from launcher.files import take_lock, write_whole
 from launcher.progress import say
 
-HELD = 10_000  # lines kept in memory while the disk takes none
+HELD = 10_000  # lines kept in memory while the disk accepts none
 LOCK_WAIT_S = 10.0
 TAIL = 1 << 20  # bytes; more than any line
 
 
 class Journal:
-    """A file of JSON lines. Each has a `time` (Unix seconds) later than that of the line before, which so names it.
+    """A file of JSON lines. Each has a `time` (Unix seconds), later than that of the line before, which identifies it.
 
-    A disk that takes no line costs a warning: lines wait in memory and are written with the next one.
+    If the disk accepts no line, there is a warning, and lines wait in memory until the next one is written.
 
     Args:
-        floor: times are later than this one, whatever the clock says (a run may move to a machine that is behind).
+        floor: all times are later than this, whatever the clock says (a run may move to a machine that is behind).
     """
 
     def __init__(self, path: Path, *, floor: float = 0.0) -> None:
         self.path = path
         repair(path)
         self.held: deque[str] = deque()
-        self.lost = 0  # lines that found no place on the disk nor in memory
+        self.lost = 0  # number of lines that fitted neither on the disk nor in memory
         lines = list(read_lines(path))
         self.last = max([floor, *(line["time"] for line in lines if "time" in line)])
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines that are not wanted; the file is whole at every moment."""
+        """Drop the lines that are not wanted; the file is complete at every moment."""
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in read_lines(self.path) if wanted(line)))
 
     def append(self, line: dict[str, Any]) -> None:
@@ -46,11 +46,11 @@ class Journal:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is held; what the disk does not take stays."""
+        """Write the lines in memory; those that the disk does not accept are kept."""
         waited = len(self.held) > 1
         try:
             with self.path.open("ab+") as file:
-                # a run may be evaluated while it is trained; where there are no locks, lines are appended whole
+                # a run may be evaluated while it is trained; without locks, lines are still appended whole
                 if take_lock(file.fileno(), wait_s=LOCK_WAIT_S) is False:
                     raise OSError(errno.EAGAIN, "another process holds its lock")
                 drop_torn_end(file)
@@ -68,7 +68,7 @@ class Journal:
 
 
 def drop_torn_end(file: IO[bytes]) -> None:
-    """Cut what a killed process or a full disk left of a line after the last whole one."""
+    """Cut off the incomplete last line that a killed process or a full disk left."""
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - TAIL)
     file.seek(start)
@@ -78,7 +78,7 @@ def drop_torn_end(file: IO[bytes]) -> None:
 
 
 def repair(path: Path) -> None:
-    """Take whole lines that are no JSON objects, as a power cut leaves them, out of a file into NAME.damaged."""
+    """Move whole lines that are not JSON objects, as a power cut leaves them, from a file to NAME.damaged."""
     if not path.is_file():
         return
     whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
@@ -98,7 +98,7 @@ def is_line(line: bytes) -> bool:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, none if it is absent. A last line that a killed process left half written is dropped.
+    """The lines of a file; none if it is absent. An incomplete last line, from a killed process, is dropped.
 
     Raises:
         RunError: any other line is not JSON.
@@ -107,17 +107,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """(line, byte at which the next begins) of a file that may grow meanwhile; `start` is where a line begins.
+    """(line, byte at which the next begins) of a file that may grow meanwhile, from byte `start`, where a line begins.
 
     Raises:
-        RunError: a line that has its end is not JSON.
+        RunError: a complete line is not JSON.
     """
     if not path.is_file():
         return
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
-            if not line.endswith(b"\n"):  # not whole yet, or never
+            if not line.endswith(b"\n"):  # not complete yet, or never
                 return
             start += len(line)
             try:
@@ -130,5 +130,5 @@ def read_lines_from(path: Path, start: int) -> Iterator[tuple[dict[str, Any], in
 
 
 def warn(message: str) -> None:
-    """A line on stderr that leaves a progress bar whole."""
+    """Print a line on stderr without breaking a progress bar."""
     say(f"tracking: {message}", file=sys.stderr)

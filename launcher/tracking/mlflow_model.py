@@ -1,4 +1,4 @@
-"""A trained network in MLflow: a logged model of its run, a version in the registry, and an alias that means it."""
+"""A trained network in MLflow: a logged model of its run, a version in the registry, and an alias for it."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +10,11 @@ DIGEST = "wsss.sha256"
 
 
 def register_model(client: Any, experiment_id: str, run_id: str, path: Path, name: str, alias: str) -> None:
-    """Log a file as a model and let the alias mean it; a file that was sent before is found again by its digest, so
-    doing it twice changes nothing.
+    """Log a file as a model and set the alias to it. A file that was sent before is found by its digest, so doing it
+    twice changes nothing.
 
     Args:
-        name: in the registry, which takes no '/' and no ':'.
+        name: in the registry, which allows no '/' and no ':'.
     """
     digest = sha256_of(path)
     model = find_model(client, experiment_id, run_id, digest)
@@ -36,7 +36,7 @@ def find_model(client: Any, experiment_id: str, run_id: str, digest: str) -> Any
 
 
 def log_output(client: Any, run_id: str, model_id: str) -> None:
-    """Say once that a run gave a model."""
+    """Link a model to the run that produced it, once."""
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
@@ -53,7 +53,7 @@ def find_version(client: Any, name: str, digest: str) -> str | None:
 def create_version(client: Any, name: str, model: Any, run_id: str, digest: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    with suppress(MlflowException):  # most often it is there; if it cannot be made, the next line says why
+    with suppress(MlflowException):  # it usually exists; if it cannot be created, the next line says why
         client.create_registered_model(name)
     made = client.create_model_version(
         name,

@@ -54,10 +54,10 @@ class MlflowSink:
     def send_each(
         self, parts: Sequence[tuple[str, Sequence[tuple[str, Any]]]], *, last: bool = False
     ) -> Iterator[tuple[str, Exception]]:
-        """Send parts of a run, each kind in one request, or one by one where that is not taken.
+        """Send parts of a run, each kind in one request, or one by one if that is not accepted.
 
         Yields:
-            (what, why) of those that are not taken.
+            (what, why) of the parts that are not accepted.
         """
         for kind, named in parts:
             send = self.client.log_inputs if kind == "datasets" else partial(self.log_batch, kind)
@@ -68,11 +68,11 @@ class MlflowSink:
                 if last and len(named) == 1:
                     yield named[0][0], error
                     continue
-                for one in named:  # only what is wrong is left out, and not for an answer that was lost
+                for one in named:  # leave out only what is wrong, and nothing if an answer was lost
                     yield from self.send_each([(kind, [one])], last=True)
 
     def log_batch(self, kind: str, run_id: str, parts: Sequence[Any]) -> None:
-        self.client.log_batch(run_id, **{kind: parts})  # the client cuts it into requests
+        self.client.log_batch(run_id, **{kind: parts})  # the client splits it into requests
 
     def rewind(self, step: int) -> None: ...
 
@@ -82,10 +82,10 @@ class MlflowSink:
         named = [(pages.name_in_mlflow(point.name, self.headlines), point) for point in points]
         metrics = [Metric(name, at.value, int(at.time * 1000), at.step) for name, at in named if name is not None]
         with self.name_refusals():
-            self.client.log_batch(self.run_id, metrics=metrics)  # the client cuts it into requests
+            self.client.log_batch(self.run_id, metrics=metrics)  # the client splits it into requests
 
     def send_picture(self, path: Path, name: str, step: int) -> None:
-        """Like `log_image`, but under a name that stays when it is sent twice, and once more under one to be read."""
+        """Like `log_image`, but under a name that is the same if it is sent twice, and also under a readable name."""
         from mlflow.tracking.multimedia import compress_image_size
         from PIL import Image
 
@@ -114,7 +114,7 @@ class MlflowSink:
 
     def send_status(self, status: str, reason: str | None) -> None:
         with self.name_refusals():
-            if reason or FAILURE_TAG in self.client.get_run(self.run_id).data.tags:  # one of an earlier start
+            if reason or FAILURE_TAG in self.client.get_run(self.run_id).data.tags:  # a reason from an earlier start
                 self.client.set_tag(self.run_id, FAILURE_TAG, (reason or "")[:LONGEST_TAG])
             if status == "RUNNING":
                 self.client.update_run(self.run_id, status=status)
@@ -123,7 +123,7 @@ class MlflowSink:
 
     @contextmanager
     def name_refusals(self) -> Iterator[None]:
-        """Raises Refused or Aside for what this run, which is there, does not take."""
+        """Raise Refused or Aside for what MLflow does not accept for this run, which exists."""
         try:
             yield
         except Exception as error:
@@ -134,7 +134,7 @@ class MlflowSink:
 
 
 def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """Id of an experiment, created if it is new; a warning if it keeps its files elsewhere than new ones would."""
+    """Id of an experiment, created if it is new; warns if it keeps its files elsewhere than a new one would."""
     found = client.get_experiment_by_name(name)
     if found is None:
         return client.create_experiment(name, artifact_location=artifacts)
@@ -147,24 +147,24 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
 
 
 def prepare_experiment(client: Any, experiment_id: str) -> None:
-    """Let the pages of an experiment show runs of training and their figures; what somebody has set there stays."""
+    """Make the pages of an experiment show training runs and their metrics; what a user has set there is kept."""
     known = client.get_experiment(experiment_id).tags
     try:
         for key, value in pages.experiment_tags().items():
             if key not in known:
                 client.set_experiment_tag(experiment_id, key, value)
-    except Exception as error:  # a server may let nobody change experiments: its pages show less, the run the same
+    except Exception as error:  # a server may forbid changes to experiments; only its pages suffer
         warn(f"MLflow does not let this run set up the pages of its experiment: {error}")
 
 
 def find_run(client: Any, experiment_id: str, key: str) -> str | None:
-    """Id of the run that carries our key: one whose creation was never answered, or that an earlier sync made."""
+    """Id of the run with our key: one whose creation was never answered, or that an earlier sync created."""
     found = client.search_runs([experiment_id], f"tags.`wsss.key` = '{key}'", max_results=1)
     return found[0].info.run_id if found else None
 
 
 def has_run(client: Any, run_id: str) -> bool:
-    """Whether the store has this run, and nobody deleted it.
+    """Whether the store has this run, not deleted.
 
     Raises:
         MlflowException: the store does not say.
@@ -180,17 +180,17 @@ def has_run(client: Any, run_id: str) -> bool:
 
 
 def is_refusal(error: Any) -> bool:
-    """Whether MLflow says that it will never take this, rather than not now."""
+    """Whether MLflow will never accept this, rather than not now."""
     from PIL import UnidentifiedImageError
 
-    broken = isinstance(error, UnidentifiedImageError)  # a picture, as a power cut leaves it
+    broken = isinstance(error, UnidentifiedImageError)  # a picture damaged by a power cut
     return broken or getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 def begin_parts(
     params: Mapping[str, str], tags: Mapping[str, str], datasets: Mapping[str, tuple[str, str, str]]
 ) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """[(kind, [(name of a part, part)])]: what a run has from its beginning; datasets as {context: (name, folder,
+    """[(kind, [(name of a part, part)])] that a run has from the beginning; `datasets` is {context: (name, folder,
     fingerprint)}."""
     from mlflow.entities import Param, RunTag
 
@@ -207,7 +207,7 @@ def make_dataset_input(context: str, name: str, folder: str, fingerprint: str) -
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
-    with warnings.catch_warnings():  # it finds its own local source twice and says so
+    with warnings.catch_warnings():  # it warns that it finds its own local source twice
         warnings.simplefilter("ignore")
         source = resolve_dataset_source(folder)
     dataset = MetaDataset(source, name=name, digest=fingerprint)  # type: ignore[abstract]

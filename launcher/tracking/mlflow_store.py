@@ -1,6 +1,6 @@
 """Which MLflow store a run goes to, and how it is opened.
 
-MLflow is an SQLite file in the folder of runs that a run lies in, unless MLFLOW_TRACKING_URI says otherwise.
+It is an SQLite file in the folder of runs that contains the run, unless MLFLOW_TRACKING_URI says otherwise.
 """
 
 import os
@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from launcher.files import RUNS
 from wsss.extras import needs
 
-OURS = "WSSS_MLFLOW_DEFAULT"  # what MLFLOW_TRACKING_URI is if nobody but MLflow, told by us, has set it
+OURS = "WSSS_MLFLOW_DEFAULT"  # value of MLFLOW_TRACKING_URI if only MLflow set it, from our call
 
 
 def find_store(root: Path = RUNS) -> tuple[str, str | None]:
     """The store that MLFLOW_TRACKING_URI names, and where new experiments keep their artifacts.
 
-    By default both are in the folder of runs, wherever one stands; a named store decides for itself where artifacts go.
+    By default both are in the folder of runs, whatever the working folder; a named store decides where artifacts go.
     """
     here = f"sqlite:///{(root / 'mlflow.db').resolve()}"
     named = os.environ.get("MLFLOW_TRACKING_URI")
@@ -30,7 +30,7 @@ def find_store(root: Path = RUNS) -> tuple[str, str | None]:
 
 def load_mlflow() -> None:
     """Import what a delivery needs, in the main thread: a process forked while another thread imports may hang."""
-    # One request waits so long and is tried so often; the defaults, 120 s and 7, would hide an outage for minutes.
+    # Timeout and retries of a request; the defaults, 120 s and 7, would hide an outage for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     with a_home(), needs("mlflow"):
@@ -44,7 +44,7 @@ def load_mlflow() -> None:
 
 @contextmanager
 def a_home() -> Iterator[None]:
-    """MLflow asks for the user's home when it is imported, and does not import where a container's user has none."""
+    """Set a home folder if a container's user has none: MLflow asks for it when it is imported, and fails without."""
     homeless = "HOME" not in os.environ and os.path.expanduser("~") == "~"
     if homeless:
         os.environ["HOME"] = str(RUNS.resolve())
@@ -64,12 +64,12 @@ def open_client(root: Path = RUNS) -> tuple[Any, str | None]:
     if artifacts is not None:
         root.mkdir(exist_ok=True)
         os.environ[OURS] = uri
-    mlflow.set_tracking_uri(uri)  # artifact stores ask the global state; it also sets the variable
+    mlflow.set_tracking_uri(uri)  # artifact stores use this global state; it also sets the variable
     return mlflow.MlflowClient(uri), artifacts
 
 
 def address_of(uri: str, page: str) -> str:
-    """Where a page of a store is looked at, without anybody's password; for a file, where `mlflow ui` shows it."""
+    """The address of a page of a store, without passwords; for a file, where `mlflow ui` shows it."""
     parts = urlsplit(uri)
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
     if parts.scheme in ("http", "https"):

@@ -1,4 +1,4 @@
-"""What training, validation, evaluation and the report hand their figures to."""
+"""The interface to which training, validation, evaluation and the report give their metrics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 class Tracker(Protocol):
-    """What training, validation, evaluation and the report hand their figures to."""
+    """Takes the metrics, pictures and files of a run."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -18,18 +18,18 @@ class Tracker(Protocol):
         """Show a file as it is."""
 
     def model(self, path: Path, name: str, alias: str) -> None:
-        """Show a trained network in one file as the newest version of a model, which the alias then means."""
+        """Show a trained network in one file as the newest version of a model, to which the alias then points."""
 
     def tell(self, **about: Any) -> None:
-        """Add to what there is to say of the run in words."""
+        """Add to the description of the run."""
 
     def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
-        """End the run with a status (None: leave its status as it is) and, if it failed, with the reason; whether
+        """End the run with a status (None: keep its status) and, if it failed, with the reason; returns whether
         nothing is left to send."""
 
 
 class NoTracker:
-    """What other ranks hold: takes everything, does nothing."""
+    """The tracker of all ranks but rank 0: takes everything, does nothing."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""One thread that brings a run's folder to one sink, so that no step waits for it and no sink for another."""
+"""One thread that sends a run's folder to one sink, so that no step waits for it and no sink for another."""
 
 import threading
 
@@ -7,7 +7,7 @@ from launcher.tracking.journal import warn
 from launcher.tracking.sink import Abandoned, Busy
 from launcher.tracking.unsent import explain
 
-EVERY_S = 2.0  # what is logged meanwhile goes into one request: the thread and the step share the interpreter
+EVERY_S = 2.0  # what is logged in this time goes into one request, since thread and step share the interpreter
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0  # between attempts while the sink does not answer
 
 
@@ -24,12 +24,12 @@ class Sender(threading.Thread):
         self.wake.set()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait a bounded time until all is sent; then it stops at its next chance."""
+        """Wait until everything is sent, for a limited time; then it stops as soon as it can."""
         self.join(timeout_s)
         self.delivery.abandoned.set()
 
     def run(self) -> None:
-        """Send, wait for more; while the sink does not answer, try again in growing intervals."""
+        """Send, and wait for more; while the sink does not answer, try again at growing intervals."""
         pause_s = FIRST_PAUSE_S
         failed = last = False
         abandoned = self.delivery.abandoned
@@ -42,7 +42,7 @@ class Sender(threading.Thread):
                 self.delivery.send()
             except Abandoned:
                 break
-            except Exception as error:  # whatever it is, it must not end the run, which needs no sink
+            except Exception as error:  # no error may end the run, which needs no sink
                 if not failed:
                     warn(explain(self.delivery.run, self.delivery.sink, error))
                 failed = True

@@ -1,4 +1,4 @@
-"""What a place that shows figures must offer: one file per place, and one line in sinks.py."""
+"""The interface of a tracker (sink): one file for each, and one line in sinks.py."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ class Point(NamedTuple):
 
 
 class Refused(RuntimeError):
-    """The sink will never take this; any other error means: not now."""
+    """The sink will never accept this; any other error means: not now."""
 
 
 class Aside(RuntimeError):
-    """The sink answers, but does not take this now, such as a file for a store of files that is not there: it must not
-    hold up anything else."""
+    """The sink answers, but does not accept this now, such as a file while its file store is not reachable; other
+    things are still sent."""
 
 
 class Busy(RuntimeError):
@@ -26,22 +26,22 @@ class Busy(RuntimeError):
 
 
 class Abandoned(RuntimeError):
-    """Nothing waits for this delivery any more."""
+    """Nothing waits for this delivery any longer."""
 
 
 class Sink(Protocol):
-    """One place that shows a run's figures. Used by one thread; may raise anything when it cannot take anything now,
-    Aside when it takes other things.
+    """A tracker that shows a run's metrics. It is used by one thread. It may raise any error if it accepts nothing now,
+    and Aside if it accepts other things.
 
-    What is sent may be sent again, because an answer was lost or a process was killed: that must add nothing, or be
-    hidden by `rewind`.
+    Anything may be sent again, because an answer was lost or a process was killed: that must add nothing, or be hidden
+    by `rewind`.
 
     Attributes:
         name: in `tracking.to`, and of its folder in RUN/tracking.
         title: in messages.
-        package: what Python must be able to import.
+        package: package that must be installed.
         rewinds: whether it can hide steps that it was sent, see `rewind`.
-        link: where somebody looks at the run, once it is connected; "" where nothing needs to be said.
+        link: address of the run, once it is connected; "" if there is none to report.
     """
 
     name: str
@@ -57,22 +57,22 @@ class Sink(Protocol):
         """Find the run there, or create it.
 
         Args:
-            wanted: what RUN/tracking/wanted.json says of the run.
+            wanted: what RUN/tracking/wanted.json says about the run.
             run_id: what `connect` returned when the run was last found.
 
         Returns:
-            an id of the run there; another one than `run_id` means that everything has to be sent.
+            the run's id there; if it is not `run_id`, everything has to be sent.
         """
 
     def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
         """Give a new run its parameters, tags and datasets.
 
         Yields:
-            (what, why) of the parts that the sink refuses; where `why` is Aside, they are offered again later.
+            (what, why) of the parts that the sink refuses; if `why` is Aside, they are sent again later.
         """
 
     def rewind(self, step: int) -> None:
-        """Hide whatever was sent of this step and later ones; what is still true is sent again."""
+        """Hide everything that was sent for this step and later ones; what is still true is sent again."""
 
     def send_points(self, points: Sequence[Point]) -> None:
         """Raises Refused if one of them is refused."""
@@ -82,10 +82,10 @@ class Sink(Protocol):
     def send_file(self, path: Path) -> None: ...
 
     def send_model(self, path: Path, name: str, alias: str) -> None:
-        """A trained network in one file: a new version of the model of this name, which the alias then means."""
+        """Send a trained network in one file as a new version of this model, to which the alias then points."""
 
     def send_about(self, about: Mapping[str, Any]) -> None:
-        """What there is to say of the run in words, see RunTracker.tell; in place of what was said before."""
+        """Replace the description of the run, see RunTracker.tell."""
 
     def send_status(self, status: str, reason: str | None) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED; `reason`: why it failed."""
+        """Send RUNNING, FINISHED, FAILED or KILLED; `reason`: why it failed."""

@@ -1,4 +1,4 @@
-"""The sinks by name, as `tracking.to` names them."""
+"""The sinks by their names in `tracking.to`."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def make_sink(name: str) -> Sink:
 
 
 def require_installed(names: Sequence[str]) -> None:
-    """Raises ConfigError for a sink whose package is missing, before a run has done anything."""
+    """Raise ConfigError for a sink whose package is missing, before a run has done anything."""
     for name in names:
         package = SINKS[name].package
         if not is_installed(package):

@@ -1,4 +1,4 @@
-"""Send what runs kept in their folders while their sinks did not answer."""
+"""Send what runs have kept in their folders because their sinks did not answer."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from launcher.tracking.unsent import WANTED, explain, read_wanted, report_unsent
 
 
 def sync(folder: Path) -> bool:
-    """Send what the sinks of a run, or of all runs below a folder, lack. A run that still goes on sends itself.
+    """Send what the sinks of a run, or of all runs below a folder, lack. A run in progress sends its own.
 
     Returns:
         Whether they have everything now.
@@ -36,14 +36,14 @@ def sync(folder: Path) -> bool:
 
 
 def sync_to(run: Path, sink: Sink) -> bool:
-    """Whether nothing is left to do here for one sink of a run."""
+    """Send a run to one sink; returns whether nothing is left to do."""
     delivery = Delivery(run, sink, dead=True)
     try:
         delivery.send()
     except Busy:
         print(f"{run}: its own process is still running, and sends it to {sink.title}")
         return True
-    except Exception as error:  # the sink, its database or the network; the next one may fare better
+    except Exception as error:  # of the sink, its database or the network; the next one may succeed
         print(f"{run}: {explain(run, sink, error)}")
     finally:
         delivery.release()

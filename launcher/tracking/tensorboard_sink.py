@@ -1,7 +1,7 @@
-"""Figures and pictures as TensorBoard's event files in RUN/tensorboard.
+"""Metrics and pictures as TensorBoard's event files in RUN/tensorboard.
 
-Events are written here and now, not by torch's SummaryWriter: that one writes from a thread of its own, so a full disk
-shows late or never, its first file does not say at which step it starts, and two files of one second may be read in the
+Events are written directly, not by torch's SummaryWriter: that writes from its own thread, so a full disk is noticed
+late or never; its first file does not say at which step it starts; and two files of the same second may be read in the
 wrong order.
 """
 
@@ -21,11 +21,11 @@ from launcher.tracking.sink import Point, Refused
 from wsss.extras import needs
 
 FOLDER = "tensorboard"
-EVENTS = "events.out.tfevents."  # TensorBoard reads the files with this in their name, in the order of their names
+EVENTS = "events.out.tfevents."  # TensorBoard reads files with this in their name, sorted by name
 
 
 class TensorboardSink:
-    """One event file for each time that somebody sends; parameters and artifacts lie in the run's folder anyway."""
+    """One event file per delivery; parameters and artifacts are in the run's folder anyway."""
 
     name, title, package = "tensorboard", "TensorBoard", "tensorboard"
     rewinds = True
@@ -43,17 +43,17 @@ class TensorboardSink:
     def connect(self, run: Path, wanted: Mapping[str, Any], run_id: str | None) -> str:
         self.load()
         self.folder = run / FOLDER
-        self.close()  # after an error the file may end in half an event: nothing may follow it
+        self.close()  # after an error the file may end in half an event, which nothing may follow
         return run_id if run_id and any(self.folder.glob(f"{EVENTS}*")) else secrets.token_hex(8)
 
     def begin(self, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
         return iter(())
 
     def rewind(self, step: int) -> None:
-        """Begin a file that says that the run was started at this step.
+        """Begin a file which says that the run was started at this step.
 
-        TensorBoard then forgets this step and all later ones of the files before; it takes the very first such start
-        for the run's own, so the first file must say it too.
+        TensorBoard then forgets this step and all later ones in earlier files. It takes the first such start for the
+        run's own, so the first file must have one, too.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -86,7 +86,7 @@ class TensorboardSink:
             with Image.open(path) as image:
                 width, height = image.size
                 channels = len(image.getbands())
-        except UnidentifiedImageError as error:  # as a power cut leaves it
+        except UnidentifiedImageError as error:  # damaged by a power cut
             raise Refused(f"{path} is no picture") from error
         encoded = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
         value = Summary.Value(tag=name, image=encoded)
@@ -107,5 +107,5 @@ class TensorboardSink:
     def close(self) -> None:
         if self.writer is not None:
             writer, self.writer = self.writer, None
-            with suppress(OSError):  # a disk that is full; what it did not take is sent again
+            with suppress(OSError):  # the disk is full; what was not written is sent again
                 writer.close()

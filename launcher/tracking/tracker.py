@@ -1,7 +1,7 @@
-"""Where figures go while a run goes on: RUN/metrics.jsonl always, and the sinks that `tracking.to` names. Rank 0 only.
+"""Metrics during a run go to RUN/metrics.jsonl, and from there to the sinks in `tracking.to`; only on rank 0.
 
-The run writes to its own folder and never waits for a sink: one thread for each brings there what the folder holds
-(sender.py). What a sink did not take stays in the folder; `wsss track sync RUN` sends it later.
+The run writes to its own folder and never waits for a sink: one thread per sink sends what the folder holds
+(sender.py). What a sink did not accept stays in the folder; `wsss track sync RUN` sends it later.
 """
 
 import math
@@ -44,18 +44,18 @@ class RunTracker:
         run: the run's folder.
         sinks: where it is shown.
         experiment: of MLflow.
-        params: logged when the run begins; MLflow lets nobody change them afterwards.
+        params: logged when the run begins; MLflow does not allow later changes.
         datasets: {context: (name, folder, fingerprint)}.
-        headlines: {name of a figure: its name in MLflow} of the few that come first there; the highest value of the
-            first is told as the run's best.
+        headlines: {name of a metric: its name in MLflow} of the few that come first there; the highest value of the
+            first is reported as the run's best.
         about: see `tell`.
-        resumed_at: lines of metrics.jsonl after this step are dropped, and pictures too, since the run writes them
-            again; None = keep.
-        evaluates_again: and so are those of its evaluation at this step.
+        resumed_at: lines of metrics.jsonl and pictures after this step are dropped, since the run writes them again;
+            None = keep all.
+        evaluates_again: also drop those of the evaluation at this step.
         send: False = only write the folder; `wsss track sync` sends it.
 
     Raises:
-        OSError: the run's folder cannot be written at the start.
+        OSError: the run's folder cannot be written to at the start.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RunTracker:
             self.metrics.keep(
                 lambda line: line["step"] <= resumed_at and not (line["step"] == again and is_evaluation(line))
             )
-            self.files.keep(  # only evaluations draw
+            self.files.keep(  # only evaluations make pictures
                 lambda line: line["step"] is None or (line["step"] <= resumed_at and line["step"] != again)
             )
         try:
@@ -99,12 +99,12 @@ class RunTracker:
         change_wanted(run, **changes, **({} if resumed_at is None else {"status": "RUNNING", "reason": None}))
         self.leading, self.best = next(iter(headlines or ()), ""), -math.inf
         if about is not None:
-            self.tell(**about, best=None)  # that of before may be of a step that is made again
+            self.tell(**about, best=None)  # the earlier best may belong to a step that is repeated
         for line in read_metrics(run) if self.leading else ():
             self.tell_best(line, int(line["step"]))
         self.senders += [Sender(Delivery(run, sink)) for sink in sinks] if send else []
         for sender in self.senders:
-            with suppress(Exception):  # the thread finds so too, and says it: no sink may end a run
+            with suppress(Exception):  # the thread meets and reports the same error; no sink may end a run
                 sender.delivery.sink.load()
             sender.start()
 
@@ -120,7 +120,7 @@ class RunTracker:
             self.tell(best=f"{self.leading} {100 * value:.1f} % at step {step}")
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
-        """Keep it in RUN/images under the name by which MLflow's pages know a picture's step."""
+        """Write it to RUN/images, under the name from which MLflow's pages read a picture's step."""
         at_ms = int(time.time() * 1000)
         file = f"images/{name.replace('/', '~')}+step+{step}+timestamp+{at_ms}+{uuid.uuid4()}.png"
         try:
@@ -146,8 +146,8 @@ class RunTracker:
         self.wake()
 
     def tell(self, **about: Any) -> None:
-        """Say what the run is: `what`, `data`, `folder`, `again` (the command that goes on with it), `commit`,
-        `evaluation`; in place of what was said of the same before."""
+        """Describe the run by `what`, `data`, `folder`, `again` (the command that continues it), `commit` and
+        `evaluation`; each replaces its earlier value."""
         try:
             change_wanted(self.run, about={**read_wanted(self.run).get("about", {}), **about})
         except (OSError, Damaged) as error:
@@ -159,10 +159,10 @@ class RunTracker:
             sender.wake.set()
 
     def close(self, status: str | None = "FINISHED", reason: str | None = None) -> bool:
-        """Wait a bounded time until the sinks have everything, and end the run there; say what is left.
+        """Wait until the sinks have everything, for a limited time, and end the run there; report what is left.
 
         Args:
-            status: of the run in its sinks; None = as it is.
+            status: of the run in its sinks; None = unchanged.
             reason: why it failed.
 
         Returns:
@@ -201,7 +201,7 @@ def open_tracker(
     settings: Settings,
     **options: Any,
 ) -> Tracker:
-    """The tracker of a run, to begin it, to go on with it or to add to it; arguments as of RunTracker."""
+    """The tracker of a run, to begin it, continue it or add to it; arguments of RunTracker."""
     return RunTracker(
         run,
         sinks=[make_sink(name) for name in settings.to],
@@ -211,8 +211,8 @@ def open_tracker(
 
 
 def experiment_of(run: Path) -> str:
-    """MLflow's experiment of a run whose config names none: what is around it in the folder of runs, so that the runs
-    of a study stand side by side; `wsss` of one that has nothing around it."""
+    """MLflow's experiment of a run whose config names none: its parent folders below the folder of runs, so that the
+    runs of a study are side by side; `wsss` without parent folders."""
     around, root = run.absolute().parent, root_of(run)
     return around.relative_to(root).as_posix() if root in around.parents else "wsss"
 
@@ -222,5 +222,5 @@ def is_evaluation(line: Mapping[str, float]) -> bool:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of RUN/metrics.jsonl; a last line that a killed process left half written is dropped."""
+    """The lines of RUN/metrics.jsonl; an incomplete last line, from a killed process, is dropped."""
     return list(read_lines(run / METRICS))

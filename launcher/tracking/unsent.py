@@ -1,4 +1,4 @@
-"""What a run is to look like in its sinks, what each of them has of it, and what is left."""
+"""How a run should look in its sinks, what each of them has, and what is left to send."""
 
 import json
 import uuid
@@ -15,12 +15,12 @@ METRICS = "metrics.jsonl"
 TRACKING = "tracking"
 WANTED, FILES = f"{TRACKING}/wanted.json", f"{TRACKING}/files.jsonl"
 SENT = "sent.json"  # in RUN/tracking/SINK
-LISTED = 5  # files that were set aside, with their reasons
-SENT_BEFORE = ("mlflow", f"{TRACKING}/sent.json")  # the one sink of runs that were begun when there was no other
+LISTED = 5  # maximum of set-aside files that are listed with their reasons
+SENT_BEFORE = ("mlflow", f"{TRACKING}/sent.json")  # the only sink of old runs
 
 
 def read_wanted(run: Path) -> dict[str, Any]:
-    """What the run is to look like in its sinks, which `to` names."""
+    """How the run should look in its sinks, which `to` names."""
     return {"to": ["mlflow"], "status": None, **read_json(run / WANTED)}
 
 
@@ -31,48 +31,48 @@ def begin_wanted(
     tags: Mapping[str, str],
     datasets: Mapping[str, tuple[str, Place, str]],
 ) -> None:
-    """Write down what the run is to look like in a sink, for the process that creates it there."""
+    """Write how the run should look in a sink, for the process that creates it there."""
     wanted = {
         "key": uuid.uuid4().hex,  # finds the run again if the answer to its creation was lost
         "experiment": experiment,
-        "name": "/".join(run.parts[1:]).removeprefix(f"{experiment}/"),  # lists show its beginning alone
+        "name": "/".join(run.parts[1:]).removeprefix(f"{experiment}/"),  # lists show only its beginning
         "params": {key: str(value) for key, value in params.items()},
         "tags": dict(tags),
         "datasets": {use: (name, absolute(path), print_) for use, (name, path, print_) in datasets.items()},
-        "status": None,  # as the sink has it
+        "status": None,  # unchanged
     }
     write_whole(run / WANTED, json.dumps(wanted, indent=1))
 
 
 def change_wanted(run: Path, **changes: Any) -> None:
-    """Change some of it. A run may be evaluated while it is trained, so nobody else does so meanwhile.
+    """Change some of it, under a lock, since a run may be evaluated while it is trained.
 
     Raises:
         OSError: it cannot be written.
     """
     with (run / FILES).open("ab") as file:
-        take_lock(file.fileno(), wait_s=LOCK_WAIT_S)  # where there are no locks, or nobody lets go, the newest counts
+        take_lock(file.fileno(), wait_s=LOCK_WAIT_S)  # without a lock, the last writer wins
         wanted = read_wanted(run)
         if {**wanted, **changes} != wanted:
             write_whole(run / WANTED, json.dumps({**wanted, **changes}, indent=1))
 
 
 def make_state(run_id: str | None) -> dict[str, Any]:
-    """What a sink has of a run that it has just begun."""
+    """What a sink has of a run that was just begun there."""
     return {
         "run_id": run_id,
         "begun": False,
         "metrics_until": 0.0,
         "files_until": 0.0,
         "status": None,
-        "about": {},  # as of wanted.json
-        "refused": {},  # what it will never take: why
-        "aside": {},  # files that it did not take: their lines and why; see Aside
+        "about": {},  # from wanted.json
+        "refused": {},  # {what it will never accept: why}
+        "aside": {},  # {file that it did not accept: its line and why}; see Aside
     }
 
 
 def read_sent(run: Path, sink: str) -> dict[str, Any]:
-    """What a sink has of a run; nothing, where that is damaged: sent twice adds nothing."""
+    """What a sink has of a run; nothing if that file is damaged, since sending again adds nothing."""
     paths = [run / TRACKING / sink / SENT]
     if sink == SENT_BEFORE[0]:
         paths.append(run / SENT_BEFORE[1])
@@ -85,13 +85,13 @@ def read_sent(run: Path, sink: str) -> dict[str, Any]:
 
 
 def read_unsent(path: Path, until: float, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Lines after the one of time `until`, each with the byte at which the next one begins."""
+    """Lines after the one with time `until`, each with the byte at which the next one begins."""
     return ((line, end) for line, end in read_lines_from(path, start) if line["time"] > until)
 
 
 def count_unsent(run: Path, sink: str) -> tuple[int, int, bool]:
-    """(lines of metrics, files, whether the sink lacks the run, its description or its state) that are still to be
-    sent, set aside or not."""
+    """What is still to be sent, set aside or not: (lines of metrics, files, whether the sink lacks the run, its
+    description or its state)."""
     sent, wanted = read_sent(run, sink), read_wanted(run)
     status, about = wanted["status"], wanted.get("about", {})
     lines = sum(1 for _ in read_unsent(run / METRICS, sent["metrics_until"]))
@@ -101,7 +101,7 @@ def count_unsent(run: Path, sink: str) -> tuple[int, int, bool]:
 
 
 def report_unsent(run: Path, sink: Sink) -> bool:
-    """Whether a sink lacks something of a run; says what, and how to send it."""
+    """Report what a sink lacks of a run, and how to send it; returns whether anything is lacking."""
     lines, files, state = count_unsent(run, sink.name)
     if lines or files or state:
         later = typed("track", "sync", run)
@@ -115,7 +115,7 @@ def report_unsent(run: Path, sink: Sink) -> bool:
 
 
 def explain(run: Path, sink: Sink, error: Exception) -> str:
-    """Why a sink has not taken what a run sent, on one line."""
+    """Why a sink has not accepted what a run sent, on one line."""
     if isinstance(error, Busy):
         return f"{error}; it also sends what this one wrote"
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Joint transforms of an image, its valid box and, where there is one, its mask. The generator comes in as an argument.
+"""Joint transforms of an image, its valid box and, if there is one, its mask. The generator is an argument.
 
 Views are (S, S, 3) uint8; normalising and casting are done on the device, where they cost nothing.
 """
@@ -15,13 +15,13 @@ from shards.schema import Box
 
 
 class View(NamedTuple):
-    """What a transform makes of a sample.
+    """The view that a transform makes of a sample.
 
     Attributes:
         image_SS3: uint8 RGB.
         box: where the view shows the image.
-        mask_SS: class ids, or None where the transform got no mask.
-        more: further arrays by name, which join the batch under that name.
+        mask_SS: class ids, or None if the transform got no mask.
+        more: further arrays by name, which get the same name in the batch.
     """
 
     image_SS3: np.ndarray
@@ -76,7 +76,7 @@ class Squash:
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """The image as it is: for frames that are looked at through windows."""
+    """The image unchanged, for frames that are seen through windows."""
 
     def __call__(
         self, image_HW3: np.ndarray, rng: np.random.Generator | None = None, mask_HW: np.ndarray | None = None
@@ -100,7 +100,7 @@ def resize(
 def resize_mask(
     mask_HW: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    """The same of a mask: each pixel takes the nearest one's class, since class ids cannot be mixed."""
+    """The same for a mask: each pixel gets the class of the nearest one, since class ids cannot be mixed."""
     if box is None and mask_HW.shape == size:
         return mask_HW
     return np.asarray(Image.fromarray(mask_HW).resize(size[::-1], Image.Resampling.NEAREST, box=box))

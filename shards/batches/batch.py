@@ -1,4 +1,4 @@
-"""A batch: the dict that samples are collated to."""
+"""A batch: the dict into which samples are collated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ MaskOf = Callable[[int], np.ndarray]  # sample number -> (H, W) class ids
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors, also of a batch inside; images arrive as uint8 and become float RGB in [0, 1] on the device."""
+    """Move the tensors, also those of a nested batch; uint8 images become float RGB in [0, 1] on the device."""
     moved: Batch = {}
     for name, value in batch.items():
         if isinstance(value, dict):

@@ -1,9 +1,9 @@
 """Shards -> batches.
 
-The order contract: which samples make global step t is a pure function of (seed, t, global batch size).
-Positions run on over the epochs, so step t holds positions t*G .. t*G+G-1 whatever the number of ranks,
-workers or restarts, and resuming costs one integer. Augmentation is keyed by (seed, epoch, sample). In batches of pairs
-images 2i and 2i+1 are two frames of a clip, the second one drawn by (seed, epoch, first one) and augmented as that one.
+The samples of global step t are a pure function of (seed, t, global batch size). Positions continue over the epochs, so
+step t holds positions t*G .. t*G+G-1 whatever the number of ranks, workers or restarts, and resuming needs only one
+integer. Augmentation is keyed by (seed, epoch, sample). In batches of pairs, images 2i and 2i+1 are two frames of a
+clip; the second is drawn by (seed, epoch, first one) and augmented like the first.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from shards.schema import DataError, SampleError
 def view_of(
     shards: ShardFolder, number: int, transform: Transform, rng: np.random.Generator, mask_of: MaskOf | None = None
 ) -> Batch:
-    """One sample as the loaders give it, before batching; with its mask where `mask_of` gives one."""
+    """One sample in the form of the loaders, before batching, with its mask if there is `mask_of`."""
     view = transform(shards.image(number), rng, mask_of(number) if mask_of else None)
     sample: Batch = {
         "key": shards.keys[number],
@@ -47,15 +47,15 @@ def view_of(
 
 
 class TrainSamples(Dataset):
-    """A place of the order -> the augmented view of its sample; the same view for every process, at any time.
+    """A place in the order -> the augmented view of its sample, the same in every process and at any time.
 
     Args:
-        max_skipped: damaged samples that may be replaced by the next sound sample in index order. What a place of the
-            order shows then depends on the bytes of the shards alone, so all other places show what they showed
-            before. With a number above 0 every sample says in `skipped` what it replaces, None for nothing.
+        max_skipped: number of damaged samples that may be replaced by the next sound sample in index order. What a
+            place shows depends only on the bytes of the shards, so all other places are unchanged. If it is above 0,
+            every sample says in `skipped` what it replaces, or None.
 
     Raises:
-        SampleError: a damaged sample too many for this reader; the run counts over all readers.
+        SampleError: more damaged samples than allowed for this reader; the run counts over all readers.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class TrainSamples(Dataset):
         raise DataError(f"{self.shards.folder}: all samples are damaged")
 
     def view(self, epoch: int, number: int, shown: int) -> Batch:
-        """The view of sample `shown` at the place of `number`."""
+        """The view of sample `shown` in place of `number`."""
         rng = np.random.default_rng((self.seed, epoch, number))
         return view_of(self.shards, shown, self.transform, rng, self.mask_of)
 
     def skip(self, number: int, shown: int) -> dict[str, str] | None:
-        """What was skipped at the place of `number`, if something was."""
+        """What was skipped in place of `number`; None if nothing was."""
         if shown == number:
             return None
         keys = self.shards.keys
@@ -130,18 +130,18 @@ def train_loader(
 ) -> DataLoader:
     """Endless batches of this rank from step `first_step` on: `accumulate` micro-batches per step.
 
-    Never hand it to `accelerator.prepare`, which would slice it a second time.
+    Never pass it to `accelerator.prepare`, which would divide it a second time.
 
     Args:
-        mask_of: where masks come from, for methods that learn from masks; None = image labels alone.
-        may_lack_classes: train although some class has no positive image, as in a small part of a data set.
-        max_skipped: damaged samples that may be replaced, see TrainSamples; none in pairs.
-        pairs: how far the two frames of a pair may be apart, in frame numbers; None = single images.
+        mask_of: gives masks to methods that learn from masks; None = only image labels.
+        may_lack_classes: train even if some class has no positive image, as in a small part of a data set.
+        max_skipped: number of damaged samples that may be replaced, see TrainSamples; none in pairs.
+        pairs: largest distance of the two frames of a pair, in frame numbers; None = single images.
         pin_memory: batches go to a GPU, which then copies them while it computes.
 
     Raises:
-        DataError: masks in the shards that nobody asked for, a class without a positive image, or more readers
-            than shards; pairs where no clip has two frames, or that a micro-batch would cut in two.
+        DataError: shards with masks that are not wanted, a class without a positive image, more readers than shards,
+            pairs without a clip of two frames, or pairs that a micro-batch would split.
     """
     if shards.index.supervision != "label" and mask_of is None:
         raise DataError(
@@ -175,8 +175,8 @@ def eval_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """The samples of these numbers in order, each once. No batch crosses a shard, so that what is computed of a shard
-    does not depend, in its last bits, on which others are still to do."""
+    """The samples of these numbers in order, each once. No batch crosses a shard, so that the results for a shard do
+    not depend, in their last bits, on which others are still to be done."""
     of_shards = [list(of_shard) for _, of_shard in groupby(numbers, key=lambda number: shards.shard_of[number])]
     batches = [part[i : i + batch_size] for part in of_shards for i in range(0, len(part), batch_size)]
     return PatientLoader(

@@ -1,4 +1,4 @@
-"""Which samples make which step: a function of seed, step and global batch size."""
+"""Which samples form a step, as a function of seed, step and global batch size; which frames form a pair."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -16,11 +16,11 @@ from shards.schema import DataError, Frame
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
     """Sample numbers 0..N-1 in the order of this epoch.
 
-    Shards are permuted, then the samples of each run of `window` shards are permuted among themselves.
+    Shards are permuted; then samples are permuted within each group of `window` consecutive shards.
     """
     rng = np.random.default_rng((seed, epoch))
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
-    shards = rng.permutation(len(shard_sizes))  # as shard_order says, of the same generator
+    shards = rng.permutation(len(shard_sizes))  # as in shard_order, from the same generator
     order = []
     for first in range(0, len(shards), window):
         together = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + window]]
@@ -29,13 +29,13 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int =
 
 
 def shard_order(num_shards: int, seed: int, epoch: int) -> np.ndarray:
-    """The shards in the order of this epoch; each run of WINDOW of them is read together."""
+    """The shards in the order of this epoch; each WINDOW consecutive ones are read together."""
     return np.random.default_rng((seed, epoch)).permutation(num_shards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Which part of each global batch a reader takes: micro-batch m of rank r is part m*ranks + r."""
+    """The part of each global batch that a reader takes: micro-batch m of rank r is part m*ranks + r."""
 
     rank: int
     ranks: int
@@ -60,14 +60,14 @@ class Slice:
             yield range(first, first + self.micro_batch_size)
 
 
-PAIR = 1  # keeps the draw of a neighbour apart from those of its augmentation
+PAIR = 1  # separates the draw of a neighbour from those of its augmentation
 
 
 class Neighbours:
     """The frames of the same clip that are at most `within` frame numbers away.
 
     Raises:
-        DataError: no frame has one, or two frames of a clip have one number.
+        DataError: no frame has a neighbour, or two frames of a clip have the same number.
     """
 
     def __init__(self, frames: Sequence[Frame | None], within: int, where: str) -> None:
@@ -95,7 +95,7 @@ class Neighbours:
             raise DataError(f"{where}: frames of a clip are {nearest} apart or more; data.pairs is {within}: raise it")
 
     def draw(self, sample: int, seed: int, epoch: int) -> int:
-        """One of them; the sample itself where it has none."""
+        """A random neighbour of a sample; the sample itself if it has none."""
         frame = self.frames[sample]
         if frame is None:
             return sample
@@ -109,11 +109,11 @@ class Neighbours:
 class StepSampler:
     """Endless lists of places for a DataLoader, one per micro-batch, beginning with `first_step`.
 
-    A place is (epoch, sample number). With `neighbours` the positions of the stream are those of pairs, and a place is
-    (epoch, number of the pair's first frame, sample number): every sample is a pair's first frame once an epoch.
+    A place is (epoch, sample number). With `neighbours`, positions of the stream count pairs, and a place is (epoch,
+    number of the pair's first frame, sample number); every sample is the first frame of a pair once per epoch.
 
     Raises:
-        DataError: pairs that a micro-batch would cut in two.
+        DataError: a micro-batch would split a pair.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Loader processes: forked by a server that has no threads, and gone when the process is that they read for.
+"""Loader processes: forked by a server without threads; they end with the process that they read for.
 
-A fork copies the locks of all threads and none of the threads, so that a child may wait for ever for a lock whose owner
-it does not have. A training has such threads before its first batch: of its group, its trackers, its network. So it
-never forks: Python's fork server does, a process with the imports of a loader and nothing else (D-164).
+A fork copies the locks of all threads but not the threads, so a child may wait forever for a lock whose owner it does
+not have. A training has such threads before its first batch: those of its group, trackers and network. So it never
+forks itself; Python's fork server does, a process with a loader's imports and nothing else (D-164).
 """
 
 import multiprocessing
@@ -18,23 +18,23 @@ from types import ModuleType
 from typing import Any
 
 METHOD = "forkserver"
-# What a whole group of processes may be sent. The server never hears it; its children hear of SIGTERM, see begin.
+# Signals that may be sent to a whole group of processes. The server blocks them; its children get SIGTERM, see begin.
 HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def start_server() -> None:
-    """Start the server, unless it runs. Its imports take a second or two, for which the first loader process waits.
+    """Start the server unless it runs. Its imports take a second or two, for which the first loader process waits.
 
     Raises:
-        OSError: the machine does not allow it, such as for a TMPDIR in which a Unix socket has too long a name.
+        OSError: the machine does not allow it, for example because TMPDIR is too long for a Unix socket's name.
     """
-    # Before Python 3.11 the server would import from the working folder first, where other files may have our names.
+    # Before Python 3.11 the server would import from the working folder first, which may have files with our names.
     safe = sys.version_info >= (3, 11)
     forkserver.set_forkserver_preload(["shards.batches.loaders"] if safe else [])
     environment, signals = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        resource_tracker.ensure_running()  # else the server starts it, and lets signals through again
+        resource_tracker.ensure_running()  # else the server starts it, which unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         forkserver.ensure_running()
     finally:
@@ -46,13 +46,13 @@ def start_server() -> None:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Inside, processes are started that do not import the program which starts them: loaders need nothing of it, and
-    it would cost each of them seconds, or run a script once more that does not guard its work by its name."""
+    """Inside the block, started processes do not import the main program, which loaders do not need: importing it would
+    take seconds in each, or run a script again that lacks `if __name__ == "__main__"`."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
-    except KeyboardInterrupt:  # the server has been asked for a process that nobody knows
+    except KeyboardInterrupt:  # the server was asked for a process of which no one knows
         if server := getattr(forkserver._forkserver, "_forkserver_pid", None):
             os.kill(server, signal.SIGKILL)
         raise
@@ -61,13 +61,14 @@ def starting() -> Iterator[None]:
 
 
 def begin(environment: Mapping[str, str]) -> None:
-    """In a loader process: it ends with the process that it reads for, be that killed, and takes a SIGTERM as that
-    does, since it may be sent to a whole job: a run that catches it decides itself when to stop, and needs batches
-    until then. Its exit code is 0, as torch's own handler has it: a process that ends sends its loader processes
-    SIGTERM, and would take another code for a failure of theirs. Ctrl-C it leaves to that process.
+    """In a loader process: make it end with its reader, the process that it reads for, even if that is killed.
+
+    SIGTERM, which may be sent to a whole job, ends it unless the reader catches SIGTERM: then the reader decides when
+    to stop, and needs batches until then. The exit code is 0, as with torch's own handler: a reader that ends sends its
+    loader processes SIGTERM, and would take another code for a failure. Ctrl-C is left to the reader.
 
     Args:
-        environment: of who reads; the server may have started with another.
+        environment: of the reader; the server may have started with another.
     """
     os.environ.clear()
     os.environ |= environment

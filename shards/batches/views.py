@@ -1,7 +1,7 @@
-"""The views of an image that ToCo looks at: two global ones, and the source of its local crops.
+"""ToCo's views of an image: two global ones, and the source of its local crops.
 
-Geometry is done here, on uint8; colour, blur and the mirror of the local source are only drawn here and done on the
-device. A sample takes a fixed number of draws from its generator, u in [0, 1) each, whatever the image.
+Geometry is done here, on uint8; colour, blur and the mirror of the local source are only drawn at random here, and
+applied on the device. A sample takes a fixed number of draws from its generator, each u in [0, 1), whatever the image.
 
 Shapes: V = 3 views (main, view2, local), S the side of a view in pixels.
 
@@ -24,7 +24,7 @@ JITTER = (0.4, 0.4, 0.2, 0.1)  # half the width of the ranges of brightness, con
 JITTER_SHARE, GREY_SHARE, SIGMA = 0.8, 0.2, (0.1, 2.0)
 BLUR_SHARE = (1.0, 0.1, 0.5)  # of main, view2, local
 SOLARISE_SHARE = (0.0, 0.2, 0.0)
-TRIES = 10  # of RandomResizedCrop, before it takes the centre
+TRIES = 10  # of RandomResizedCrop, before it uses the centre
 DRAWS = 5 + (2 * TRIES + 3) + 3 * 9 + 1  # main_view, second_view, three colours, the mirror of the local source
 
 
@@ -56,12 +56,12 @@ class TwoViews:
                 )
 
     def __call__(self, image_HW3: np.ndarray, rng: np.random.Generator, mask_HW: np.ndarray | None = None) -> View:
-        """The main view and its true box; outside the box the image is black and the mask ignores. In `more`:
+        """The main view and its true box; outside the box the image is black and the mask is 255. In `more`:
 
         view2: (3, S, S) uint8.
         photometric: (V, 8) float32, columns PARAMETERS; wsss.photometric says what they mean.
         main_flip: () bool, whether the view and its box were mirrored after the crop.
-        seed: () int64, for what the device draws.
+        seed: () int64, for random draws on the device.
         """
         u, seed = iter(rng.random(DRAWS).tolist()), rng.integers(2**63, dtype=np.int64)
         main, main_flip = self.main_view(image_HW3, mask_HW, u)
@@ -75,7 +75,7 @@ class TwoViews:
         return main._replace(more=more)
 
     def main_view(self, image_HW3: np.ndarray, mask_HW: np.ndarray | None, u: Iterator[float]) -> tuple[View, bool]:
-        """The view, and whether it was mirrored after the crop; takes 5 draws."""
+        """The main view, and whether it was mirrored after the crop; takes 5 draws."""
         factor, flip = between(self.scale, next(u)), next(u) < self.flip
         y = span(image_HW3.shape[0], factor, self.size, next(u))
         x = span(image_HW3.shape[1], factor, self.size, next(u))
@@ -94,7 +94,7 @@ class TwoViews:
         return View(image_SS3, box, mask_SS), main_flip
 
     def second_view(self, image_HW3: np.ndarray, u: Iterator[float]) -> np.ndarray:
-        """(S, S, 3) of a random part of the whole image; takes 2 TRIES + 3 draws."""
+        """(S, S, 3) view of a random part of the whole image; takes 2 TRIES + 3 draws."""
         height, width = image_HW3.shape[:2]
         x0, y0, x1, y1 = random_part(height, width, self.view2_scale, u)
         view_SS3 = resize(image_HW3[y0:y1, x0:x1], (self.size, self.size), by=Image.Resampling.BICUBIC)
@@ -111,7 +111,8 @@ class Span(NamedTuple):
 
 
 def span(side: int, factor: float, size: int, at: float) -> Span:
-    """An image of `side` pixels, resized by the factor, cut to `size` pixels or placed among them, at random."""
+    """One axis of an image of `side` pixels, resized by the factor and cut to, or placed in, `size` pixels; `at` in
+    [0, 1) says where."""
     scaled = max(1, round(factor * side))
     length, offset = min(scaled, size), int(at * (abs(scaled - size) + 1))
     if scaled <= size:
@@ -122,7 +123,7 @@ def span(side: int, factor: float, size: int, at: float) -> Span:
 def random_part(height: int, width: int, scale: tuple[float, float], u: Iterator[float]) -> tuple[int, int, int, int]:
     """(x0, y0, x1, y1) of torchvision's RandomResizedCrop with ratios 3/4 to 4/3; takes 2 TRIES + 2 draws.
 
-    Of TRIES random shapes the first that fits is taken; where none does, the largest centred part of a legal ratio.
+    It is the first of TRIES random shapes that fits or, if none does, the largest centred part with an allowed ratio.
     """
     shapes = [(between(scale, next(u)), log_ratio(next(u))) for _ in range(TRIES)]
     at_y, at_x = next(u), next(u)
@@ -138,7 +139,7 @@ def random_part(height: int, width: int, scale: tuple[float, float], u: Iterator
 
 
 def log_ratio(u: float) -> float:
-    """A ratio of width to height whose logarithm is uniform between those of 3/4 and 4/3."""
+    """A ratio of width to height, whose logarithm is uniform between those of 3/4 and 4/3."""
     return math.exp(between((math.log(3 / 4), math.log(4 / 3)), u))
 
 

@@ -1,7 +1,7 @@
-"""Waiting for batches: with a limit, and with an error where none can come.
+"""Waiting for batches, with a limit and with an error if none can come.
 
-A loader process hands its batches over through shared memory (/dev/shm) and sockets in TMPDIR. Where one of them does
-not work, torch prints a traceback in that process, drops the batch, and the trainer would wait for ever.
+A loader process passes its batches on through shared memory (/dev/shm) and sockets in TMPDIR. If one of these does not
+work, torch prints a traceback in that process and drops the batch, and the trainer would wait forever.
 """
 
 import os
@@ -20,18 +20,18 @@ from torch.utils.data import DataLoader, Dataset
 from shards.batches.processes import METHOD, begin, start_server, starting
 from shards.schema import DataError
 
-BATCH_S = 480.0  # a loader process that gives nothing for so long hangs; a store and a cache are given up before
-ALONE_S = 3600.0  # and where no other process waits for this one: a large shard may come slowly
-LOOK_EVERY_S = 5.0  # whether a loader process that is waited for still lives
+BATCH_S = 480.0  # a loader process that gives nothing for so long hangs; stores and caches are given up earlier
+ALONE_S = 3600.0  # the same if no other process waits for this one: a large shard may arrive slowly
+LOOK_EVERY_S = 5.0  # how often to check that a loader process still lives
 waiting_since: float | None = None  # time.monotonic() at which this process began to wait for a batch
 
 
 class PatientLoader(DataLoader):
-    """A DataLoader whose processes are not waited for without end; takes the same arguments.
+    """A DataLoader that does not wait for its processes without limit; takes the same arguments.
 
     Raises:
-        DataError: no loader process can be started; or, while iterating, one died, could not hand over its batch, or
-            gave none for its limit.
+        DataError: no loader process can be started; or, while iterating, one died, could not pass on its batch, or
+            gave none within the limit.
     """
 
     def __init__(self, dataset: Dataset, *, num_workers: int, **options: Any) -> None:
@@ -52,8 +52,8 @@ class PatientLoader(DataLoader):
 
 
 def expect_processes(workers: int) -> None:
-    """Start what forks loader processes, unless there will be none. It imports while its caller does other work, so
-    whoever loads a network for a loader calls this before.
+    """Start the server that forks loader processes, unless there will be none. It imports while its caller does other
+    work, so call this before loading a network.
 
     Raises:
         DataError: this machine does not allow it.
@@ -70,7 +70,7 @@ def cannot_start(error: OSError) -> DataError:
 
 
 def watch(batches: Iterator[Any], limit_s: float = ALONE_S) -> Iterator[Any]:
-    """The same batches; what torch says of its processes as an error for the user."""
+    """The same batches; torch's errors about its processes become errors for the user."""
     global waiting_since
     while True:
         waiting_since = time.monotonic()
@@ -88,7 +88,7 @@ def watch(batches: Iterator[Any], limit_s: float = ALONE_S) -> Iterator[Any]:
 
 
 def wait_for_next(batches: Iterator[Any], limit_s: float) -> Any:
-    """The next batch; None behind the last one. Each time that torch gives up it has looked for processes that died."""
+    """The next batch; None after the last one. Whenever torch gives up waiting, it checks for dead processes."""
     while True:
         try:
             return next(batches, None)
@@ -105,7 +105,7 @@ def waited_s() -> float:
 
 
 def explain_loader(message: str) -> str | None:
-    """What to do about torch's message on a loader process; None if it is about something else."""
+    """An error with advice for torch's message about a loader process; None if it is about something else."""
     if not message.startswith(("DataLoader ", "Too many open files")):
         return None
     first = message.splitlines()[0].rstrip(".")
@@ -125,10 +125,10 @@ def remedies() -> str:
 
 
 def begin_worker(environment: Mapping[str, str], worker: int) -> None:
-    """First thing in each loader process.
+    """The first call in each loader process.
 
     Args:
-        environment: of who reads.
+        environment: of the process that it reads for.
         worker: its number.
     """
     report_failed_hand_over()
@@ -136,7 +136,7 @@ def begin_worker(environment: Mapping[str, str], worker: int) -> None:
 
 
 def report_failed_hand_over() -> None:
-    """In a loader process: what keeps a batch from being handed over goes to the trainer in its place."""
+    """In a loader process: an error that prevents a batch from being passed on is sent to the trainer instead."""
 
     def tell(queue: Any, error: Exception, item: Any) -> None:
         said = f"a loader process could not hand over its batch ({type(error).__name__}: {error}); {remedies()}"

@@ -1,4 +1,4 @@
-"""The cases of `wsss bench all`, in order of worth: name -> estimated seconds on an H100, and the function."""
+"""The cases of `wsss bench all`, the most informative first: name -> estimated seconds on an H100, and the function."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Kernels of our own beside what they replace: right, and how fast."""
+"""Our own kernels compared with what they replace: errors and times."""
 
 from collections.abc import Callable
 from functools import partial
@@ -37,8 +37,8 @@ def energy(stage: Stage) -> Found:
 
 
 def energy_grid(stage: Stage) -> Found:
-    """The energy on a bilateral grid (method.energy_grid): time beside every pixel, and the cosine of the gradients.
-    One image at the sizes of VOC and COCO; always on the CPU, where alone there is a grid."""
+    """The energy on a bilateral grid (method.energy_grid) compared with all pixels: time, and cosine of the gradients.
+    One image at the sizes of VOC and COCO; always on the CPU, since only CPUs have the grid."""
     found, side = Found(), stage.size(448, 32)
     torch.manual_seed(0)
     image = stage.photographs(1, side)
@@ -62,14 +62,14 @@ def energy_grid(stage: Stage) -> Found:
 
 
 def exact_rows(features_BND: Tensor, values_BNC: Tensor, rows: slice) -> Tensor:
-    """Some rows of the sum in float64, straight from the formula."""
+    """Some rows of the sum in float64, directly from the formula."""
     points_BND = features_BND.double()
     square = (points_BND[:, rows, None] - points_BND[:, None]).square().sum(dim=3)
     return (square / -2).exp() @ values_BNC.double()
 
 
 def par(stage: Stage) -> Found:
-    """PAR's weights and ten iterations, as shipped and in torch's own operators; the largest difference."""
+    """PAR's weights and ten iterations, as shipped and with torch's own operators; the largest difference."""
     found = Found()
     for images, maps in ((4, 4), (4, 8), (8, 18)):
         side = stage.size(224, 32)
@@ -79,7 +79,7 @@ def par(stage: Stage) -> Found:
         weight = neighbour_weights(image)
         found[f"weights, {what}"] = stage.clock(partial(neighbour_weights, image), 10, 2)
         found[f"iterations, {what}"] = stage.clock(partial(propagate, start, weight), 10, 2)
-        in_float64 = neighbour_weights(image.double())  # which no kernel of ours serves
+        in_float64 = neighbour_weights(image.double())  # for which we have no kernel
         off = (propagate(start, weight) - propagate(start.double(), in_float64)).abs().max()
         found[f"iterations, {what}"]["error"] = float(off)
         by_torch = at_least_float32(in_float64).float()

@@ -1,4 +1,4 @@
-"""The card itself: what it is, and what it gives at best."""
+"""The GPU itself, and its peak rates."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def machine(stage: Stage) -> Found:
 
 
 def ceilings(stage: Stage) -> Found:
-    """Products, copies and launches at best."""
+    """Peak rates of products, copies and launches."""
     side, found = stage.size(8192, 256), Found()
     for precision in PRECISIONS:
         x = torch.randn(side, side, device=stage.device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -1,4 +1,4 @@
-"""Whether a step gives on this device what it gives elsewhere, twice, and without the host waiting for it."""
+"""Whether a step gives the same results here as on the CPU and each time, and whether the host waits for the device."""
 
 import os
 import traceback
@@ -12,7 +12,7 @@ from launcher.processes.precision import in_precision
 
 
 def waits(stage: Stage) -> Found:
-    """Does a step make the host wait for the device? Where, if it does."""
+    """Whether, and where, a step makes the host wait for the device."""
     if not stage.cuda:
         return {"skipped": "needs a GPU"}
     found = Found()
@@ -33,7 +33,7 @@ def waits(stage: Stage) -> Found:
 
 
 def parity(stage: Stage) -> Found:
-    """One M-SEE step here and on the CPU: the largest relative difference of a loss, the cosine of the gradients."""
+    """One M-SEE step here and on the CPU: largest relative difference of a loss, and cosine of the gradients."""
     runs: dict[str, tuple[torch.device, Precision]] = {"cpu": (torch.device("cpu"), "ieee")}
     runs |= {precision: (stage.device, precision) for precision in PRECISIONS}
     results = {}
@@ -54,7 +54,7 @@ def parity(stage: Stage) -> Found:
 
 
 def determinism(stage: Stage) -> Found:
-    """The same step twice: equal to the last bit? And under deterministic algorithms, and what do those cost?"""
+    """Whether a step done twice is bit-equal, with and without deterministic algorithms, and what those cost."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     found = Found()
     for name, classes in (("msee", 20), ("distill", 1), ("classify", 1)):
@@ -76,7 +76,7 @@ def determinism(stage: Stage) -> Found:
 
 
 def graph_equal(stage: Stage) -> Found:
-    """Eight updates with and without a CUDA graph, deterministic: are the weights equal to the last bit?"""
+    """Whether the weights after eight deterministic updates with and without a CUDA graph are bit-equal."""
     if not stage.cuda:
         return {"skipped": "needs a GPU"}
     found = Found()

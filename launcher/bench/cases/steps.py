@@ -15,7 +15,7 @@ VOC_PX, SMOKE_PX = 448, 512
 
 
 def step_msee_voc(stage: Stage) -> Found:
-    """M-SEE on VOC, 4 images: in each precision, and without its two refinements."""
+    """M-SEE on VOC, 4 images: in each precision, without the energy and PAR, and ToCo."""
     found, px, images = Found(), stage.size(VOC_PX, 64), stage.size(4, 2)
     for precision in PRECISIONS:
         found[precision] = stage.clock(stage.update(*stage.method("msee", images, px), precision), 10, 3)
@@ -56,7 +56,7 @@ def step_smoke(stage: Stage) -> Found:
 
 
 def profile(stage: Stage) -> Found:
-    """The 40 kernels that take most of a VOC step in bf16, how many are launched, and how long the card is busy."""
+    """The 40 kernels that take most of a VOC step in bf16, how many are launched, and how long the GPU is busy."""
     update = stage.update(*stage.method("msee", stage.size(4, 2), stage.size(VOC_PX, 64)), "bf16")
     update()
     update()
@@ -78,7 +78,7 @@ def profile(stage: Stage) -> Found:
 
 
 def graphed(stage: Stage) -> Found:
-    """Steps as one CUDA graph beside the same launched kernel by kernel."""
+    """Steps as one CUDA graph compared with the same steps launched kernel by kernel."""
     found = Found()
     for what, name, px, images, classes in (
         ("msee on VOC", "msee", VOC_PX, 4, 20),
@@ -94,7 +94,7 @@ def graphed(stage: Stage) -> Found:
 
 
 def compiled(stage: Stage) -> Found:
-    """The VOC step with every block of the encoder compiled, in a CUDA graph; seconds until the first is done."""
+    """The VOC step with every block of the encoder compiled, in a CUDA graph; seconds until the first step is done."""
     method, batch = stage.method("msee", stage.size(4, 2), stage.size(VOC_PX, 64))
     torch._dynamo.config.recompile_limit = 64  # each block at each scale, with and without a gradient
     for block in method.student.backbone.blocks:  # type: ignore[union-attr]
@@ -107,7 +107,7 @@ def compiled(stage: Stage) -> Found:
 
 
 def inference(stage: Stage) -> Found:
-    """Maps of the student at four scales, as `wsss infer` makes them."""
+    """Maps of the student at four scales, as in `wsss infer`."""
     found, images, px = Found(), stage.size(16, 2), stage.size(SMOKE_PX, 64)
     method, _ = stage.method("distill", 2, px, 1)
     image = torch.rand(images, 3, px, px, device=stage.device)
@@ -124,7 +124,7 @@ def inference(stage: Stage) -> Found:
 
 
 def batch_sweep(stage: Stage) -> Found:
-    """Images per second and memory by batch size, until memory ends."""
+    """Images per second and memory by batch size, until memory runs out."""
     found = Found()
     for name, px, classes in (("msee", VOC_PX, 20), ("distill", SMOKE_PX, 1)):
         for images in (2,) if stage.smoke else (2, 4, 8, 16, 32, 64):

@@ -1,5 +1,5 @@
-"""Whole trainings: images per second with the loader, what a checkpoint costs, how soon a run stops, options that other
-cases leave out, and NCCL."""
+"""Whole trainings: images per second with the loader, cost of a checkpoint, time to stop, options that other cases
+leave out, and NCCL."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def features(stage: Stage) -> Found:
                 row = {"images_s": round(speed[-1], 1), "first": round(losses[0], 4), "last": round(losses[-1], 4)}
                 wsss(folder, "train", f"runs/bench/{config.stem}", "--extend", str(steps * 3 // 2))
                 found[what] = {**row, "went_on": read_metrics(folder, config.stem, "train/loss")[len(losses) :] != []}
-            except RuntimeError as error:  # what one option does on a new card must not keep the others from it
+            except RuntimeError as error:  # an option that fails on a new GPU must not prevent the others
                 found[what] = {"error": str(error)[-400:]}
     return found
 
@@ -92,7 +92,7 @@ def make_shards(folder: Path, stage: Stage) -> None:
 
 
 def write_config(folder: Path, stage: Stage, name: str, method: tuple[str, str], steps: int, workers: int) -> Path:
-    """FOLDER/NAME.yaml, of the run bench/NAME."""
+    """FOLDER/NAME.yaml, the config of the run bench/NAME."""
     px = stage.size(448, 64)
     content = {"vit": stage.vit, "crop_px": px * 96 // 448 // 16 * 16 or 16}
     model, options = (part.format(**content) for part in method)
@@ -103,7 +103,7 @@ def write_config(folder: Path, stage: Stage, name: str, method: tuple[str, str],
 
 
 def wsss(folder: Path, *arguments: str) -> str:
-    """Run a command of ours in a folder of its own; its output."""
+    """Run a `wsss` command in a separate folder; returns its output."""
     done = subprocess.run(command_line(*arguments), cwd=folder, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"wsss {arguments[0]}: code {done.returncode}: {(done.stdout + done.stderr)[-600:]}")
@@ -115,20 +115,20 @@ def command_line(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This tree first, wherever the command runs."""
+    """The environment in which Python finds this tree first, wherever the command runs."""
     here = str(Path(__file__).parents[3])
     return {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
 
 
 def read_metrics(folder: Path, run: int | str, name: str) -> list[float]:
-    """What a run of this case logged under a name, in order."""
+    """The values that a run of this case logged under a name, in order."""
     path = folder / "runs/bench" / str(run) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return [line[name] for line in lines if name in line]
 
 
 def stop_and_go_on(folder: Path, config: Path, steps: int) -> Found:
-    """SIGTERM to a run that has logged once; then the same command again, to its end."""
+    """Send SIGTERM to a run that has logged once; then run the same command again to its end."""
     arguments = ["train", str(config)]
     with (folder / "stopped.log").open("w") as log:
         process = subprocess.Popen(command_line(*arguments), cwd=folder, env=environment(), stdout=log, stderr=log)
@@ -146,8 +146,8 @@ def stop_and_go_on(folder: Path, config: Path, steps: int) -> Found:
 
 
 def recorded_steps(stage: Stage) -> Found:
-    """A step recorded while a process group is there, its gradient averaged after each replay, as on several GPUs: the
-    largest difference to the gradient of the plain step, and the time of both."""
+    """A step recorded within a process group, its gradient averaged after each replay, as on several GPUs: the largest
+    difference to the gradient of the plain step, and the time of both."""
     method, batch = stage.method("msee", 2, stage.size(224, 64))
     shared = SharedGradient([p for p in method.parameters() if p.requires_grad])
     found, wholes = Found(), []
@@ -165,7 +165,7 @@ def recorded_steps(stage: Stage) -> Found:
 
 
 def one_rank(stage: Stage) -> Found:
-    """A group of one process with NCCL beside gloo: DDP, SyncBatchNorm, sums on device and host, objects."""
+    """A group of one process with NCCL and gloo: DDP, SyncBatchNorm, sums on device and host, objects."""
     with tempfile.TemporaryDirectory() as folder:
         backend = "cpu:gloo,cuda:nccl" if stage.cuda else "gloo"
         dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)

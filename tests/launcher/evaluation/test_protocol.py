@@ -39,7 +39,7 @@ def test_the_line_of_refined_scores_names_the_chain_with_its_options_its_cues_an
 
 def test_the_line_of_a_crf_of_proposed_classes_says_the_mass_that_it_leaves_out():
     settings = {"crf": True, "crf_classes": "proposed", "mean_field": {"iterations": 10}}
-    said = "CRF of proposed classes (iterations 10), left-out mass 2.00 % on the mean, 3.50 % at most of an image"
+    said = "CRF of proposed classes (iterations 10), left-out mass 2.00 % on average, at most 3.50 % of an image"
     assert describe_crf(settings, [0.005, 0.035]) == said
     assert describe_crf(settings).endswith("left-out mass not recorded")
     assert describe_crf({**settings, "crf_classes": "all"}) == "CRF of all classes (iterations 10)"

@@ -60,7 +60,7 @@ def test_the_page_meets_a_phone_the_dark_and_those_who_see_no_pictures(pair):
     assert "worst: IoU" in words and words.index("worst: IoU") < words.index(
         "alarm: ", words.index("worst: ")
     ) < words.index("median: ")
-    assert re.search(r"; alarm: the worst of the false alarms on \d+ of the \d+ images without smoke; below", words)
+    assert re.search(r"; alarm: the worst of the false alarms on \d+ of the \d+ images without smoke; from top", words)
     assert any("outline of the truth: smoke on" in image["alt"] for image in page.all("img"))
     folded = text[text.index("<details><summary>Every map and mask</summary>") :]
     first, whole = folded.split("The same with all", 1)
