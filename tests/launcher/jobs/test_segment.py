@@ -26,7 +26,7 @@ from shards.image_bytes import decode_mask
 from shards.masks import MaskFolder
 from shards.tars import tar_members
 from shards.write import write_split
-from wsss.maps.fusion import RULES, fuse_seg_logits
+from wsss.maps.fusion import RULES, fold_views
 from wsss.refine.crf import mean_field
 
 
@@ -116,7 +116,7 @@ def test_squashed_images_are_batched_and_fused_by_the_rule_of_coco_at_each_image
         for side in (32, 48):
             view = up(as_input(square), (side, side))
             views.append(tuple(Colours()(x).seg_logits_BChw for x in (view, view.flip(-1))))
-        fused = fuse_seg_logits(views, mask_HW.shape, flips=flips, scales=scales)
+        fused = fold_views(views, mask_HW.shape, flips=flips, scales=scales)
         assert (mask_HW == fused.argmax(1)[0].numpy()).mean() > 0.999
 
 
