@@ -1,13 +1,13 @@
 """The message when a loss or gradient is not finite, collected from all ranks."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from launcher.errors import RunError
+from launcher.files import typed
 from launcher.run import steps
 
 if TYPE_CHECKING:
@@ -83,14 +83,10 @@ def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: 
     parts += [
         f"last good checkpoint: {good[-1] if good else 'none'}",
         "no update was made from it",
-        f"to see where it begins: `{replay_command(run, bad_step)}`",
+        f"to see where it begins: `{typed('replay', run, '--step', bad_step)}`",
         "to continue: lower train.lr, set train.max_grad_norm or look at these samples",
     ]
     return "; ".join(parts)
-
-
-def replay_command(run: Path, step: int) -> str:
-    return shlex.join(["wsss", "replay", str(run), "--step", str(step)])
 
 
 def explain_rank(rank: Culprit) -> str:

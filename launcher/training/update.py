@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from launcher.config.sections import TrainConfig
+from launcher.files import typed
 from launcher.processes import zero
 from launcher.processes.group import gather_ranks, sum_ranks
 from launcher.processes.precision import in_precision
@@ -17,7 +18,7 @@ from launcher.training.gauges import Gauges
 from launcher.training.gradients import SharedGradient, clip_gradients, poison_gradient, seed_step
 from launcher.training.graph import Gradient, GraphedGradient, is_recorded
 from launcher.training.loss_scale import LossScale
-from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
+from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite
 from launcher.training.skips import Skips
 from launcher.training.unread import refuse_unread
 from launcher.training.window import LossWindow
@@ -167,7 +168,7 @@ class Update:
         seen, self.window.unchecked = self.window.unchecked, []
         if bad_step := int(self.bad_step.item()):
             said = explain_nonfinite(bad_step, seen, self.run, self.accelerator)
-            raise NotFinite(said, replay_command(self.run, bad_step))
+            raise NotFinite(said, typed("replay", self.run, "--step", bad_step))
 
     def read_window(self, images: int) -> dict[str, float]:
         """Mean losses and gauges of the steps since the last call.
