@@ -62,16 +62,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
         refuse_lost_beginning(run, step)
     inputs = Inputs(config)
     method, optimizer = build_method_and_optimizer(inputs, accelerator)
-    trainer = make_trainer(
-        inputs,
-        accelerator,
-        method,
-        optimizer,
-        resume_from=found,
-        evaluate=None,
-        asked_to_stop=lambda: False,
-        tracker=NoTracker(),
-    )
+    trainer = make_trainer(inputs, accelerator, method, optimizer, resume_from=found, tracker=NoTracker())
     trainer.begin()
     begun_at = trainer.step
     batches = trainer.batches_from(begun_at)

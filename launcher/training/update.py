@@ -1,6 +1,6 @@
 """One update of the weights from the micro-batches of a step, without waiting for the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from launcher.training.unread import refuse_unread
 from launcher.training.window import LossWindow
 from shards.batches.batch import Batch, to_device
 from wsss.methods.base import Method
+from wsss.optim import lr_at
 
 
 class Update:
@@ -31,7 +32,6 @@ class Update:
 
     Args:
         run: the run's folder, for messages.
-        lr_at: step (0-based) -> learning rate.
 
     Attributes:
         plain_method: the method itself; `method` is what the step calls: wrapped, if processes communicate inside it.
@@ -49,11 +49,10 @@ class Update:
         accelerator: Accelerator,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        lr_at: Callable[[int], float],
         skips: Skips,
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
-        self.lr_at, self.skips = lr_at, skips
+        self.skips = skips
         self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.parameters = [p for p in method.parameters() if p.requires_grad]
@@ -107,7 +106,7 @@ class Update:
         """Set everything that depends only on the number of the step."""
         seed_step(self.config.seed, step, self.accelerator.process_index)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(step) * group.get("lr_factor", 1.0)
+            group["lr"] = rate_of(self.config, step) * group.get("lr_factor", 1.0)
         self.method.train()
 
     def micro_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -185,3 +184,8 @@ class Update:
             scale, _, left_out = self.loss_scale.state.tolist()
             metrics |= {"train/loss_scale": scale, "train/updates_left_out": left_out}
         return metrics
+
+
+def rate_of(train: TrainConfig, step: int) -> float:
+    """The learning rate of a step (0-based)."""
+    return lr_at(step, lr=train.lr, steps=max(train.steps, 1), warmup_steps=train.warmup_steps, power=train.power)

@@ -73,7 +73,6 @@ def make_trainer(method, precision: str, run: Path) -> Trainer:
         accelerator=accelerator,
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), lr=1e-3, fused=True),
-        lr_at=lambda step: 1e-3,
         batches_from=lambda step: iter(()),
         evaluate=None,
         tracker=NoTracker(),
