@@ -109,9 +109,7 @@ def write_outputs(
     share.wait()  # nobody writes before everybody has looked
     room.check()
     try:
-        failed = do_tasks(
-            tasks, work, room, workers=workers, label=label, here=here, devices=devices, said=share.speaks
-        )
+        failed = do_tasks(tasks, work, room, workers=workers, label=label, here=here, devices=devices, said=share.opens)
     finally:
         for one in outputs:
             output.sweep(one.folder)
