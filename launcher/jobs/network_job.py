@@ -5,8 +5,8 @@ import hashlib
 import pickle
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -73,6 +73,19 @@ class RunJob(NetworkJob):
     run: Path
     checkpoint: str
     overrides: tuple[str, ...]
+
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        from launcher.run.build import load_trained
+        from launcher.run.folder import Run
+
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
+
+    @abstractmethod
+    def samples(self, trained: "Trained", images: ShardFolder) -> AbstractContextManager[SamplesOf]:
+        """As opened, with what is loaded already."""
 
 
 def identify_average(checkpoint: Path, train: "TrainConfig") -> dict[str, float]:
