@@ -140,7 +140,7 @@ def write_next_to(
     with ExitStack() as stack:
         samples_of: list[SamplesOf] = []
 
-        def here(advance: Callable[[], None], task: NetworkTask) -> None:
+        def here(task: NetworkTask, advance: Callable[[], None]) -> None:
             if not samples_of:
                 samples_of.append(stack.enter_context(opened()))
             write_shard(task, samples_of[0](task.name), images, advance)
