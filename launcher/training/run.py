@@ -31,7 +31,7 @@ from launcher.tracking.protocol import NoTracker, Tracker
 from launcher.training.average import name_beginning
 from launcher.training.begin import begin_run, offer_model
 from launcher.training.ending import describe_end
-from launcher.training.go_on import refuse_lost_beginning
+from launcher.training.go_on import rate_of, refuse_lost_beginning
 from launcher.training.inputs import Inputs
 from launcher.training.memory import memory_explained
 from launcher.training.preflight import check_begun, check_share
@@ -40,7 +40,7 @@ from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
 from shards.batches.waiting import expect_processes, waited_s
 from wsss.methods.base import Method
-from wsss.optim import lr_at, parameter_groups
+from wsss.optim import parameter_groups
 
 READ = ("data", "method", "train", "launch", "cam", "evaluate", "tracking")  # sections that a training reads
 
@@ -208,13 +208,7 @@ def make_trainer(
         accelerator=accelerator,
         method=method,
         optimizer=optimizer,
-        lr_at=partial(
-            lr_at,
-            lr=config.train.lr,
-            steps=max(config.train.steps, 1),
-            warmup_steps=config.train.warmup_steps,
-            power=config.train.power,
-        ),
+        lr_at=partial(rate_of, config.train),
         batches_from=partial(inputs.batches_from, rank=accelerator.process_index, ranks=accelerator.num_processes),
         evaluate=evaluate,
         show_untrained=show_untrained,

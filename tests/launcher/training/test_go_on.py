@@ -135,6 +135,18 @@ def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_t
     assert not (RUNS / "new").exists()
 
 
+def test_a_fork_takes_no_changed_checkpoint_and_writes_beside_no_others(config):
+    path = TEACHER / "step_0000002/model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RunError, match="step_0000002: the bytes of model.safetensors have changed"):
+        fork_run(TEACHER, config("train.steps=4", "name=new"))
+    path.write_bytes(whole)
+    shutil.copytree(TEACHER / "step_0000002", RUNS / "new/step_0000002")
+    with pytest.raises(RunError, match="--fork: runs/new exists"):  # it lost its config
+        fork_run(TEACHER, config("train.steps=4", "name=new"))
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
