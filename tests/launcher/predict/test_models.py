@@ -31,6 +31,7 @@ from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.run.folder import EVALUATION
 from wsss.methods.classify import Classify
+from wsss.refine.crf import dense_crf
 
 
 def noise(size=(40, 48), seed=0):
@@ -179,6 +180,12 @@ def test_python_and_the_command_give_the_same_mask(run):
     predict(["a.png"], run, Path("out"), Wishes(gate=0.0))
     mask = wsss.load(run, gate=0.0).predict("a.png").mask
     assert mask.any() and np.array_equal(mask, np.asarray(Image.open("out/masks/a.png")))
+
+
+def test_a_refined_prediction_has_the_scores_that_the_refiner_makes_of_the_plain_ones(run):
+    plain, refined = (wsss.load(run, gate=0.0, refine=refine).predict(noise()) for refine in ("none", "crf"))
+    np.testing.assert_allclose(refined.scores, dense_crf(noise(), plain.scores), atol=1e-6)
+    assert not np.array_equal(refined.mask, plain.mask)
 
 
 def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_for_a_mistake(run, monkeypatch, capsys):

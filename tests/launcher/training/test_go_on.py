@@ -53,10 +53,12 @@ def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config)
         about["parent"]["sha256"]
         == json.loads((TEACHER / "step_0000002/state.json").read_text())["sha256"]["model.safetensors"]
     )
+    earlier = {**Run(TEACHER).about, "started": "2020-02-02T02:02:02+00:00"}
+    (TEACHER / "run.json").write_text(json.dumps(earlier))
     assert extend_run(config("train.steps=4")).startswith(f"{TEACHER}: 2 -> 4 steps")
     train(load_config(TEACHER / "config.yaml"))
     about = Run(TEACHER).about
-    assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and "started" in about
+    assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and about["started"] == earlier["started"]
     for run in (TEACHER, RUNS / "fork"):
         assert_equal(run, RUNS / "whole", 4)
     with pytest.raises(RunError, match="has 4 steps; give more, or continue to these with `wsss train runs/teacher`"):
