@@ -173,17 +173,26 @@ def test_a_clip_that_is_gone_stays_in_the_table_and_on_the_page(clip):
     assert Path("out/contact_sheet.html").read_text().count("<video") == 2
 
 
-def seen(number, time_s, value, strength=1.0):
-    return Seen(number, time_s, Looked(np.full((1, 2, 2), value, np.float32), np.array([value]), np.array([strength])))
+def seen(number, time_s, value, strength=1.0, side=2):
+    cam = np.full((1, side, side), value, np.float32)
+    return Seen(number, time_s, Looked(cam, np.array([value]), np.array([strength])))
 
 
 def test_maps_are_smoothed_with_weights_that_fall_to_0_at_half_the_time():
     frames = [seen(n, n / 4, float(n == 2)) for n in range(6)]
     found = [float(each.looked.cam[0, 0, 0]) for each in smoothed(iter(frames), 1.5)]
+    assert [each.looked.probs[0] for each in smoothed(iter(frames), 1.5)] == pytest.approx(found, abs=1e-5)
     # weights 1, 2/3 and 1/3 at 0, 1/4 and 1/2 s; at the ends there are fewer
     assert found == pytest.approx([1 / 6, 2 / 8, 3 / 9, 2 / 9, 1 / 8, 0.0], abs=1e-5)
     assert [each.number for each in smoothed(iter(frames), 1.5)] == list(range(6))
     assert [each.looked.cam[0, 0, 0] for each in smoothed(iter(frames), 0.0)] == [0, 0, 1, 0, 0, 0]
+
+
+def test_maps_of_a_clip_that_changes_its_size_are_smoothed_at_the_grid_of_each(tmp_path):
+    write_part(tmp_path, 0, [seen(0, 0.0, 0.0), seen(1, 0.25, 1.0, side=4)], [])
+    first, second = smoothed(seen_of(tmp_path, settings(), np.ones(1)), 1.0)
+    assert first.looked.cam == pytest.approx(np.full((1, 2, 2), 1 / 3), abs=1e-5)  # weights 1 and 1/2
+    assert second.looked.cam == pytest.approx(np.full((1, 4, 4), 2 / 3), abs=1e-5)
 
 
 def test_maps_are_divided_by_the_strongest_of_the_clip(tmp_path):
@@ -192,6 +201,8 @@ def test_maps_are_divided_by_the_strongest_of_the_clip(tmp_path):
     strongest = np.array([8.0], np.float32)
     over_clip = seen_of(tmp_path, settings(normalise="clip"), strongest)
     assert [float(each.looked.cam.max()) for each in over_clip] == [0.25, 1.0]
+    nowhere = seen_of(tmp_path, settings(normalise="clip"), np.zeros(1, np.float32))
+    assert [float(each.looked.cam.max()) for each in nowhere] == [0.0, 0.0]  # not NaN
     over_frame = seen_of(tmp_path, settings(normalise="frame"), strongest)
     assert [float(each.looked.cam.max()) for each in over_frame] == [1.0, 1.0]
 
