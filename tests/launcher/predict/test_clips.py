@@ -14,8 +14,8 @@ from support.videos import write_mp4
 
 import wsss
 from launcher.errors import ConfigError
-from launcher.predict import clips
-from launcher.predict.parts import Seen, seen_of, smoothed, write_part
+from launcher.predict import clips, parts
+from launcher.predict.parts import Seen, mean_around, seen_of, smoothed, write_part
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.predict.views import Looked
@@ -195,16 +195,27 @@ def test_maps_of_a_clip_that_changes_its_size_are_smoothed_at_the_grid_of_each(t
     assert second.looked.cam == pytest.approx(np.full((1, 4, 4), 2 / 3), abs=1e-5)
 
 
+def test_smoothing_a_long_clip_holds_the_frames_of_its_window_alone(monkeypatch):
+    held = []
+    monkeypatch.setattr(parts, "mean_around", lambda *a: held.append(len(a[1])) or mean_around(*a))
+    frames = [seen(n, n / 4, float(n == 6)) for n in range(40)]
+    found = [float(each.looked.cam[0, 0, 0]) for each in smoothed(iter(frames), 1.5)]
+    assert found == pytest.approx([0] * 4 + [1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9] + [0] * 31, abs=1e-5)
+    assert max(held) == 8  # 3 on either side, and the one that tells that the window is full
+
+
 def test_maps_are_divided_by_the_strongest_of_the_clip(tmp_path):
-    frames = [seen(0, 0.0, 1.0, strength=2.0), seen(1, 0.1, 1.0, strength=8.0)]
-    write_part(tmp_path, 0, frames, [])
-    strongest = np.array([8.0], np.float32)
-    over_clip = seen_of(tmp_path, settings(normalise="clip"), strongest)
-    assert [float(each.looked.cam.max()) for each in over_clip] == [0.25, 1.0]
-    nowhere = seen_of(tmp_path, settings(normalise="clip"), np.zeros(1, np.float32))
-    assert [float(each.looked.cam.max()) for each in nowhere] == [0.0, 0.0]  # not NaN
-    over_frame = seen_of(tmp_path, settings(normalise="frame"), strongest)
-    assert [float(each.looked.cam.max()) for each in over_frame] == [1.0, 1.0]
+    grid = np.array([[[1.0, 0.5], [0.0, 0.0]]], np.float32)
+    looked = [Looked(grid, np.array([1.0]), np.array([strength])) for strength in (2.0, 8.0)]
+    write_part(tmp_path, 0, [Seen(n, n / 10, each) for n, each in enumerate(looked)], [])
+
+    def read(strongest, normalise="clip"):
+        of_clip = seen_of(tmp_path, settings(normalise=normalise), np.array([strongest], np.float32))
+        return [each.looked.cam.tolist() for each in of_clip]
+
+    assert read(8.0) == [(grid / 4).tolist(), grid.tolist()]
+    assert read(0.0) == [(0 * grid).tolist()] * 2  # not NaN
+    assert read(8.0, "frame") == [grid.tolist()] * 2
 
 
 def test_what_is_for_clips_is_refused_without_one(run):

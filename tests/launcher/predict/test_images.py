@@ -14,6 +14,7 @@ from launcher.errors import ConfigError, RunError
 from launcher.evaluation.pictures import as_css
 from launcher.predict import draw, images, outputs
 from launcher.predict.defaults import settle
+from launcher.predict.masks import describe_classes
 from launcher.predict.model import load_model
 from launcher.predict.run import predict, summarise
 from launcher.predict.settings import Wishes
@@ -59,6 +60,11 @@ def test_a_folder_becomes_masks_overlays_a_table_a_page_and_a_summary(frames, ca
         assert mask.shape == image.shape[:2] and set(np.unique(mask)) <= {0, 1}
         assert int(row["area_px"]) == mask.sum() > 0 and 0 < float(row["probability"]) < 1
         assert Image.open(f"out/overlays/{row['file'][:-4]}.jpg").size == image.shape[1::-1]
+    prediction = wsss.load(frames, gate=0.0, threshold=0.5).predict("frames/5.png")
+    (wanted,) = describe_classes(prediction)
+    assert row["boxes"] == "; ".join(f"{x0} {y0} {x1} {y1}" for x0, y0, x1, y1 in wanted.pop("boxes"))
+    assert {name: row[name] for name in wanted} == {name: str(value) for name, value in wanted.items()}
+    assert np.array_equal(mask, prediction.mask)
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["frames"] == 6 and summary["per_class"]["smoke"]["frames"] == 6 and summary["failed"] == 0
     page = Path("out/contact_sheet.html").read_text()

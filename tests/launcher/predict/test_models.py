@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.command import wsss_ends
+from support.methods import build
 from support.networks import tiny_vit
 from support.places import PYTHONPATH
 from support.squares import PETS
@@ -116,6 +117,13 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
         "threshold 0.42 (tuned for project in its evaluation)",
     ]
     assert "gate 0.50" in said[2]
+    report["sources"]["project+crf"] = {"fixed": {"threshold": 0.3}, "tuned": {"threshold": 0.2}}
+    (run / EVALUATION).write_text(json.dumps({**report, "gate": {"tuned": 0.37}}))
+    said = settle(load_model(run, "cpu"), Wishes(refine="crf")).describe()
+    assert said[1:3] == [
+        "threshold 0.20 (tuned for project+crf in its evaluation)",
+        "gate 0.37 (tuned by image labels in its evaluation)",
+    ]
     report["sources"]["project"]["tuned"]["threshold"] = 0.0
     (run / EVALUATION).write_text(json.dumps(report))
     assert (
@@ -182,6 +190,26 @@ def test_several_classes_have_a_row_a_colour_and_an_id_each(run):
     assert set(np.unique(found.mask)) <= {0, 1, 2} and len(found.probs) == 2
 
 
+def test_a_network_that_segments_draws_what_is_likelier_than_the_background_without_a_gate(run):
+    model = load_model(run, "cpu")
+    segmenter = {**model.__dict__, "class_set": PETS, "method": build("supervised", classes=2).eval()}
+    settled = settle(pets := Model(**segmenter), Wishes())
+    assert settled.describe()[:3] == [
+        "kind seg (the network segments)",
+        "threshold likelier than the background (default of a network that segments)",
+        "gate 0.00 (its maps are probabilities themselves)",
+    ]
+    found = Predictor(pets, settled).predict(noise())
+    background_1HW = 1 - found.scores.sum(0, keepdims=True)
+    assert found.shown == (1, 2) and np.array_equal(
+        found.mask, np.concatenate([background_1HW, found.scores]).argmax(0)
+    )
+    evaluation = {"headline": {"source": "segments"}, "sources": {}, "checkpoint": "", "tune": None, "gate": None}
+    said = settle(Model(**{**segmenter, "evaluation": evaluation}), Wishes(threshold=0.6, gate=0.2)).describe()
+    assert said[0] == "kind seg (headline of its evaluation)"
+    assert said[1:3] == ["threshold 0.60 (as asked)", "gate 0.20 (as asked)"]
+
+
 def test_an_image_may_be_an_array_a_picture_or_a_path(run):
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -189,7 +217,7 @@ def test_an_image_may_be_an_array_a_picture_or_a_path(run):
     model = wsss.load(run)
     masks = [model.predict(image).mask for image in (noise(), Image.open("a.png"), "a.png", Path("a.png"))]
     assert all(np.array_equal(mask, masks[0]) for mask in masks) and masks[0].shape == (40, 48)
-    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))):
+    for wrong in (np.zeros((4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))):
         with pytest.raises(ValueError, match=rf"image is {re.escape(f'{wrong.shape} {wrong.dtype}')}; wanted .*RGB"):
             model.predict(wrong)
 
@@ -206,10 +234,11 @@ def test_a_refined_prediction_has_the_scores_that_the_refiner_makes_of_the_plain
     np.testing.assert_allclose(refined.scores, dense_crf(noise(), plain.scores), atol=1e-6)
     assert not np.array_equal(refined.mask, plain.mask)
     content = yaml.safe_load((run / "config.yaml").read_text())
-    content["refine"]["chain"] = [{"name": "crf", "iterations": 1}]
+    content["refine"] |= {"chain": [{"name": "crf", "iterations": 1}], "threshold": 0.4}
     (run / "config.yaml").write_text(yaml.safe_dump(content))
-    once = wsss.load(run, gate=0.0, refine="crf").predict(noise()).scores
-    np.testing.assert_allclose(once, dense_crf(noise(), plain.scores, iterations=1), atol=1e-6)
+    once = wsss.load(run, gate=0.0, refine="crf")
+    np.testing.assert_allclose(once.predict(noise()).scores, dense_crf(noise(), plain.scores, iterations=1), atol=1e-6)
+    assert once.settings.threshold == 0.4 and wsss.load(run).settings.threshold == 0.3
 
 
 def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_for_a_mistake(run, monkeypatch, capsys):
