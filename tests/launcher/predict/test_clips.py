@@ -15,15 +15,18 @@ from support.videos import write_mp4
 import wsss
 from launcher.errors import ConfigError
 from launcher.predict import clips, parts
+from launcher.predict.defaults import settle
+from launcher.predict.masks import predict_frame
+from launcher.predict.model import load_model
 from launcher.predict.parts import Seen, mean_around, seen_of, smoothed, write_part
 from launcher.predict.run import predict
-from launcher.predict.settings import Wishes
+from launcher.predict.settings import Wishes, look_as
 from launcher.predict.views import Looked
 from shards.image_bytes import decode_mask
 from shards.schema import DataError
 from shards.sources.video import decoded_frames, frame_count, timed_frames
 
-OPEN = Wishes(gate=0.0, threshold=0.5, batch_size=4)
+OPEN = Wishes(kind="project", gate=0.0, threshold=0.1, batch_size=4)
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
     assert [int(row["frame"]) for row in found] == list(range(20))
     assert [float(row["time_s"]) for row in found] == pytest.approx([n / 12 for n in range(20)], abs=1e-3)
     mask = decode_mask(Path("out", found[7]["mask"]).read_bytes(), "mask")
-    assert mask.shape == (32, 48) and int(found[7]["area_px"]) == (mask == 1).sum()
+    assert mask.shape == (32, 48) and int(found[7]["area_px"]) == (mask == 1).sum() > 0
     movie = Path("out/clips/clip.mp4")
     assert frame_count(movie) == 20
     times = [float(frame.time) for frame in decoded_frames(movie)]
@@ -65,9 +68,24 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
 def test_every_takes_the_first_frame_of_each_period(clip):
     assert [frame.number for frame in timed_frames(Path("cam/clip.mp4"), 0.5)] == [0, 6, 12, 18]
     assert [frame.number for frame in timed_frames(Path("cam/clip.mp4"), 0.3)] == [0, 4, 8, 11, 15, 18]  # no drift
-    predict(["cam"], clip, Path("out"), Wishes(gate=0.0, every_s=0.5))
+    predict(["cam"], clip, Path("out"), Wishes(gate=0.0, every_s=0.5, heat=True))
     assert [(int(row["frame"]), float(row["time_s"])) for row in rows()] == [(0, 0.0), (6, 0.5), (12, 1.0), (18, 1.5)]
     assert frame_count(Path("out/clips/clip.mp4")) == 4
+    assert [path.name for path in sorted(Path("out/heat/clip").iterdir())] == [f"{n:06d}.jpg" for n in (0, 6, 12, 18)]
+
+
+def test_masks_of_a_clip_are_those_of_its_maps_over_the_strongest_of_all_parts(clip):
+    predict(["cam"], clip, Path("out"), OPEN)
+    settled = settle(model := load_model(clip, "cpu"), OPEN)
+    images = [frame.image for frame in timed_frames(Path("cam/clip.mp4"))]
+    found = look_as(settled, model, images)
+    strengths = np.array([looked.strength[0] for looked in found])
+    assert strengths.argmax() == 11 and strengths[16:].max() < strengths[7] < strengths[11] / 2  # of three parts
+    for n in (0, 7, 11, 19):
+        looked = found[n]._replace(cam=found[n].cam * strengths[n] / strengths.max())
+        wanted = predict_frame(images[n], looked, settled, ("smoke",), model.config.segment).mask
+        mask = decode_mask(Path(f"out/masks/clip/{n:06d}.png").read_bytes(), "mask")
+        assert (mask != wanted).mean() < 0.01 and mask.any() == (n in (7, 11))  # maps are kept in float16
 
 
 @pytest.mark.parametrize(("place", "at"), [("write_part", 2), ("row_of", 3), ("publish", 0)])
