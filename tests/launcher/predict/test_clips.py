@@ -3,6 +3,7 @@
 import csv
 import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,8 @@ def test_masks_of_a_clip_are_those_of_its_maps_over_the_strongest_of_all_parts(c
         wanted = predict_frame(images[n], looked, settled, ("smoke",), model.config.segment).mask
         mask = decode_mask(Path(f"out/masks/clip/{n:06d}.png").read_bytes(), "mask")
         assert (mask != wanted).mean() < 0.01 and mask.any() == (n in (7, 11))  # maps are kept in float16
+    predict(["cam"], clip, Path("smooth"), replace(OPEN, smooth_s=0.5))
+    assert decode_mask(Path("smooth/masks/clip/000012.png").read_bytes(), "mask").any()  # of the frames before it
 
 
 @pytest.mark.parametrize(("place", "at"), [("write_part", 2), ("row_of", 3), ("publish", 0)])
