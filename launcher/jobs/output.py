@@ -47,6 +47,16 @@ def difference(name: str, before: Any, now: Any) -> str:
     return f"{name}: {before!r}, now {now!r}"
 
 
+def refuse_other_settings(out: Place, before: dict[str, Any], content: dict[str, Any], remedy: str) -> None:
+    """Raise RunError, naming the first difference, unless a folder was made of what it shall be made of."""
+    old, new = without_places(before), without_places(content)
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            raise RunError(
+                f"{out}: made with other settings ({difference(name, before.get(name), content.get(name))}); {remedy}"
+            )
+
+
 def open_output(
     out: Place,
     content: dict[str, Any],
@@ -81,13 +91,7 @@ def open_output(
     if before is not None:
         if "weights" not in before:  # of before this was said
             content.pop("weights", None)
-        old, new = without_places(before), without_places(content)
-        different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if different:
-            name = different[0]
-            raise RunError(
-                f"{out}: made with other settings ({difference(name, before.get(name), content.get(name))}); {remedy}"
-            )
+        refuse_other_settings(out, before, content, remedy)
         sweep(out)
         if not isinstance(out, Path):
             forget_parts(out)
