@@ -1,4 +1,4 @@
-"""Proposals of SAM, SAM 2 or SAM 3 through transformers; for segment-anything see `sam_proposals`.
+"""Proposals of SAM, SAM 2 or SAM 3 through transformers; for segment-anything see proposals.py.
 
 Shapes: M proposals, H x W pixels of the image, P points, S side of the network's square input.
 """
@@ -19,7 +19,7 @@ from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD
 from wsss.models.pretrained import WEIGHTS, check_files, import_transformers, load_folder
-from wsss.refine.sam import ProposalOptions, check_image, drop_small_regions
+from wsss.refine.proposals import ProposalOptions, check_image, drop_small_regions
 
 KINDS = {  # the networks of transformers by the model_type of a folder; the published SAM 2 and 3 are those of videos
     "sam": "SamModel",
@@ -77,7 +77,7 @@ def load_prompted(folder: str | Path, device: str | torch.device = "cpu") -> Pro
 
 @torch.no_grad()
 def prompted_proposals(sam: Prompted, image_HW3: np.ndarray, options: ProposalOptions) -> np.ndarray:
-    """Proposals as from `sam_proposals`, (M, H, W) bool; with the same weights of SAM, the masks are the same.
+    """Proposals as from `proposals.sam_proposals`, (M, H, W) bool; with the same weights of SAM, the masks are the same.
 
     It does not use the mask-generation pipeline of transformers. That scales the points of SAM 2 and SAM 3 as if the
     image kept its aspect ratio, so that they miss the lower part of a wide image, and it removes duplicates only once,
