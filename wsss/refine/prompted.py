@@ -77,7 +77,7 @@ def load_prompted(folder: str | Path, device: str | torch.device = "cpu") -> Pro
 
 @torch.no_grad()
 def prompted_proposals(sam: Prompted, image_HW3: np.ndarray, options: ProposalOptions) -> np.ndarray:
-    """Proposals as from `proposals.sam_proposals`, (M, H, W) bool; with the same weights of SAM, the masks are the same.
+    """Proposals as from `sam_proposals`, (M, H, W) bool; with the same weights of SAM, the masks are the same.
 
     It does not use the mask-generation pipeline of transformers. That scales the points of SAM 2 and SAM 3 as if the
     image kept its aspect ratio, so that they miss the lower part of a wide image, and it removes duplicates only once,
