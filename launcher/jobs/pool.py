@@ -25,11 +25,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 OF_AN_ITEM = (DataError, RunError, ValueError, OSError, BrokenProcessPool)
-MOST_TOLD, KINDS_TOLD, OF_A_KIND = (
-    10,
-    4,
-    2,
-)  # reasons of one job: where all masks are of another kind, every shard says so
+# Reasons of one job that are told: where all masks are of another kind, every shard says so.
+MOST_TOLD, KINDS_TOLD, OF_A_KIND = 10, 4, 2
 LOOK_EVERY_S = 30.0  # whether a Dask cluster without a worker has one
 
 
