@@ -1,5 +1,6 @@
 """Things by name: ours, and those that installed packages offer as entry points, which are imported when asked for."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import lru_cache
@@ -95,6 +96,16 @@ def describe(offer: EntryPoint) -> str:
     """The package behind an entry point, and where in it the thing lies."""
     package = f"package '{offer.dist.name}' {offer.dist.version}" if offer.dist else "a package"
     return f"{package} ({offer.value})"
+
+
+def not_a(base: type) -> Callable[[object], str]:
+    """For registries of subclasses of a class."""
+
+    def wrong_with(thing: object) -> str:
+        is_one = inspect.isclass(thing) and issubclass(thing, base)
+        return "" if is_one else f"is {thing!r}; wanted a subclass of {base.__name__}"
+
+    return wrong_with
 
 
 def not_callable(thing: object) -> str:

@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from launcher.commands.arguments import (
 )
 from launcher.files import require_here
 from launcher.jobs.write_shards import warn_of_copies, write_held_out
+
+if TYPE_CHECKING:
+    from shards.sources.images import Found
 
 
 class EmptyCell(str, Enum):
@@ -92,7 +95,6 @@ def images(
     """Images of any classes with image-level labels: a table, COCO's json, VOC's xml, or a folder per class."""
     from shards.sources.held_out import parse_shares
     from shards.sources.images import LABELS, parse_classes, read_images
-    from shards.sources.names import IMAGE_ENDINGS
 
     if labels is None:
         of_cells = {"separator": separator != ";", "empty": empty is not EmptyCell.refuse, "split_column": split_column}
@@ -124,14 +126,7 @@ def images(
         exif=exif.value,
         mask_values=mask_values,
     )
-    print(f"{len(found.source)} images of {len({*found.source.groups()})} groups: {found.grouped_by}")
-    if found.others:
-        endings = ", ".join(IMAGE_ENDINGS)
-        print(f"{len(found.others)} files whose name ends with none of {endings} are left out, first {found.others[0]}")
-    if found.dropped:
-        print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
-    if found.skipped:
-        print(f"{found.skipped} images with an empty label are left out")
+    tell_found(found)
     warn_of_copies(found.source)
     of_split = write_held_out(
         found.source,
@@ -148,3 +143,17 @@ def images(
     for name, one in of_split.items():
         clear = sum(not row.image_label for row in one.rows)
         print(f"{out / name}: {clear} of {len(one)} images show none of the classes")
+
+
+def tell_found(found: "Found") -> None:
+    """Print how many images there are, and what was left out."""
+    from shards.sources.names import IMAGE_ENDINGS
+
+    print(f"{len(found.source)} images of {len({*found.source.groups()})} groups: {found.grouped_by}")
+    if found.others:
+        endings = ", ".join(IMAGE_ENDINGS)
+        print(f"{len(found.others)} files whose name ends with none of {endings} are left out, first {found.others[0]}")
+    if found.dropped:
+        print(f"left out of the labels: {', '.join(f'{name} in {count}' for name, count in found.dropped.items())}")
+    if found.skipped:
+        print(f"{found.skipped} images with an empty label are left out")

@@ -29,9 +29,9 @@ def refine(
     """Refine CAMs by the chain in `refine:`, in parallel, and write masks as mask shards to RUN/masks."""
     from launcher.jobs.refine import refine as refine_run
     from launcher.run.folder import Run, split_folders
-    from launcher.run.idle import name_idle, refuse_unread
+    from launcher.run.idle import name_idle, refuse_overrides
 
-    refuse_unread("refine", overrides or [])
+    refuse_overrides("refine", overrides or [])
     settings = Run(run, overrides or []).config
     if said := name_idle(settings, "refine"):
         print(said, file=sys.stderr)

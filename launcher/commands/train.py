@@ -64,8 +64,9 @@ def train(
         print(fork_run(parent, settings, write=False))
     processes = preflight(settings if extend is None else as_begun(settings))
     if processes < process_count(settings):
-        images, available = settings.data.global_batch_size, process_count(settings)
-        print(f"using {processes} of {available} GPUs: a batch of {images} images cannot be divided over more")
+        images = f"{settings.data.global_batch_size} images"
+        images += f" and {settings.data.pixel_batch_size} with masks" if settings.data.pixel is not None else ""
+        print(f"using {processes} of {process_count(settings)} GPUs: a batch of {images} cannot be divided over more")
         arguments.append(f"launch.processes={processes}")
         settings = load_config(config, arguments[1:])
     if dry_run:

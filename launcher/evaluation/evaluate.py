@@ -23,7 +23,7 @@ from launcher.evaluation.tuning import Tuned, describe_gate, tune
 from launcher.files import place_outputs, typed, write_whole
 from launcher.jobs.network_job import identify_weights
 from launcher.run.folder import EVALUATION, Run
-from launcher.run.idle import refuse_unread
+from launcher.run.idle import refuse_overrides
 from shards.folder import ShardFolder
 
 
@@ -39,7 +39,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
         DataError: shards that failed, each with its reason.
     """
-    refuse_unread("evaluate", overrides)
+    refuse_overrides("evaluate", overrides)
     run = Run(folder, overrides)
     val, sources = find_validated(run)
     check_metrics(run.config, val)

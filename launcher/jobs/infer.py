@@ -36,7 +36,7 @@ from launcher.processes.precision import in_precision
 from launcher.processes.surroundings import require_batch
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
-from launcher.run.idle import refuse_idle, refuse_unread
+from launcher.run.idle import refuse_idle, refuse_overrides
 from shards.batches.augment import Squash, Whole
 from shards.batches.batch import to_device
 from shards.batches.loaders import eval_loader
@@ -69,7 +69,7 @@ def infer(
         ConfigError: `cam:` asks for what the method does not give, or an override has no effect.
         RunError: no trained run, shards of other classes, or an output folder made with other settings.
     """
-    refuse_unread("infer", overrides)
+    refuse_overrides("infer", overrides)
     trained = load_trained(Run(run, overrides))
     config, images = trained.run.config, open_images(trained.run, folder)
     refuse_idle(config, "cam")

@@ -47,6 +47,16 @@ def difference(name: str, before: Any, now: Any) -> str:
     return f"{name}: {before!r}, now {now!r}"
 
 
+def refuse_other_settings(out: Place, before: dict[str, Any], content: dict[str, Any], remedy: str) -> None:
+    """Raise RunError, naming the first difference, unless a folder was made of what it shall be made of."""
+    old, new = without_places(before), without_places(content)
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            raise RunError(
+                f"{out}: made with other settings ({difference(name, before.get(name), content.get(name))}); {remedy}"
+            )
+
+
 def open_output(
     out: Place,
     content: dict[str, Any],
@@ -81,13 +91,7 @@ def open_output(
     if before is not None:
         if "weights" not in before:  # of before this was said
             content.pop("weights", None)
-        old, new = without_places(before), without_places(content)
-        different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if different:
-            name = different[0]
-            raise RunError(
-                f"{out}: made with other settings ({difference(name, before.get(name), content.get(name))}); {remedy}"
-            )
+        refuse_other_settings(out, before, content, remedy)
         sweep(out)
         if not isinstance(out, Path):
             forget_parts(out)
@@ -187,57 +191,6 @@ def sweep(out: Place) -> None:
         with suppress(OSError):
             if time.time() - temporary.stat().st_mtime > WRITTEN_S:
                 temporary.unlink()
-
-
-class Room:
-    """Whether the disk has room for the missing shards, estimated from the size of the existing ones. Outputs at a URL
-    are not checked.
-
-    Args:
-        starts: of this job, which fill the same disk and get on alike.
-    """
-
-    def __init__(self, starts: int) -> None:
-        self.starts = starts
-        self.sizes: dict[Path, list[int]] = {}
-        self.missing: dict[Path, int] = {}
-        self.likely: dict[Path, int] = {}
-
-    def add(self, out: Place, names: Sequence[str], likely_bytes: int) -> None:
-        """An output folder with these shards; `likely_bytes` of a shard count until there is one."""
-        if not isinstance(out, Path):
-            return
-        out = out.absolute()
-        self.sizes[out] = [(out / name).stat().st_size for name in names if (out / name).is_file()]
-        self.missing[out] = len(names) - len(self.sizes[out])
-        self.likely[out] = likely_bytes
-
-    def finish(self, out: Place, name: str) -> None:
-        """A shard is there now. Raises RunError as `check`."""
-        if not isinstance(out, Path):
-            return
-        out = out.absolute()
-        with suppress(OSError):
-            self.sizes[out].append((out / name).stat().st_size)
-        self.missing[out] = max(0, self.missing[out] - self.starts)
-        self.check()
-
-    def check(self) -> None:
-        """Raise RunError if the disk has no room for what is missing."""
-        left = {out: count for out, count in self.missing.items() if count}
-        bytes_of = {out: sum(sizes) // len(sizes) if (sizes := self.sizes[out]) else self.likely[out] for out in left}
-        wanted = sum(count * bytes_of[out] for out, count in left.items())
-        if not wanted:
-            return
-        out = next(iter(left))
-        free = shutil.disk_usage(out).free
-        if wanted > free:
-            each = max(bytes_of.values())
-            raise RunError(
-                f"{out}: {sum(left.values())} shards are missing, of about {each / 1e6:.1f} MB each: "
-                f"{wanted / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on this disk; make room, and start "
-                "again: what is finished is kept"
-            )
 
 
 def set_changed_aside(out: Place, names: Sequence[str]) -> None:

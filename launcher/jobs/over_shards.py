@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from launcher.errors import ImageError, RunError, without_traceback
 from launcher.jobs import output
 from launcher.jobs.pool import tell, try_each
+from launcher.jobs.room import Room
 from launcher.jobs.shares import Share
 from launcher.progress import Progress
 from shards.cache import Cache
@@ -126,10 +127,10 @@ def open_outputs(outputs: Sequence[Output[Task]], share: Share, *, overwrite: bo
         output.set_changed_aside(one.folder, share.take(one.names) if share.ranks is None else one.names)
 
 
-def find_tasks(outputs: Sequence[Output[Task]], share: Share) -> tuple[list[Task], output.Room]:
+def find_tasks(outputs: Sequence[Output[Task]], share: Share) -> tuple[list[Task], Room]:
     """What is missing of this process's share, and the room that all of it needs."""
     tasks: list[Task] = []
-    room = output.Room(share.count)
+    room = Room(share.count)
     for one in outputs:
         missing = set(output.list_missing(one.folder, one.names))
         made_of = output.digest_made_of(one.folder) if missing else ""
@@ -141,7 +142,7 @@ def find_tasks(outputs: Sequence[Output[Task]], share: Share) -> tuple[list[Task
 def do_tasks(
     tasks: Sequence[Task],
     work: Callable[[Task], None],
-    room: output.Room,
+    room: Room,
     *,
     workers: int,
     label: str,

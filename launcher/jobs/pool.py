@@ -25,21 +25,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 OF_AN_ITEM = (DataError, RunError, ValueError, OSError, BrokenProcessPool)
-MOST_TOLD, KINDS_TOLD, OF_A_KIND = (
-    10,
-    4,
-    2,
-)  # reasons of one job: where all masks are of another kind, every shard says so
+# Reasons of one job that are told: where all masks are of another kind, every shard says so.
+MOST_TOLD, KINDS_TOLD, OF_A_KIND = 10, 4, 2
 LOOK_EVERY_S = 30.0  # whether a Dask cluster without a worker has one
 
 
 def run_pool(
-    work: Callable[[Item], Result],
-    items: Sequence[Item],
-    *,
-    workers: int | None,
-    label: str,
-    executor: Executor | None = None,
+    work: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None, label: str
 ) -> Iterator[Result]:
     """Do `work` on every item in worker processes, with progress; results in the order of the items, as they come.
 
@@ -49,7 +41,6 @@ def run_pool(
     Args:
         workers: processes, of which those that have no item are not started; None = one per core. A Dask cluster, where
             there is one, has its own number.
-        executor: that does the work instead.
 
     Raises:
         DataError: the failed items with their errors.
@@ -60,7 +51,7 @@ def run_pool(
     waiting: dict[int, Result] = {}
     following = 0
     with Progress(len(items), label, "shard") as progress:
-        for number, outcome in try_each(work, items, workers or count_cores(), executor=executor):
+        for number, outcome in try_each(work, items, workers or count_cores()):
             progress.advance()
             if isinstance(outcome, DiskError):
                 raise outcome
@@ -101,7 +92,6 @@ def try_each(
     workers: int,
     *,
     here: Callable[[Item], Result] | None = None,
-    executor: Executor | None = None,
     devices: bool = False,
 ) -> Iterator[tuple[int, Result | BaseException]]:
     """(number, result or exception) of each item as it comes.
@@ -112,9 +102,7 @@ def try_each(
     """
     if not items:
         return
-    if executor is not None:
-        yield from as_they_come(executor, work, items)
-    elif scheduler():
+    if scheduler():
         with dask_crew(scheduler()) as crew:
             errand = crew.there(work)
             yield from as_they_come(crew.executor, errand, items, crew.outcome, crew.say_if_alone)

@@ -11,7 +11,7 @@ from launcher.config.options import options_of
 from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
 from launcher.files import place_outputs, typed
-from launcher.jobs import output as jobs
+from launcher.jobs import output
 from launcher.jobs.crf_sums import require_memory, settle_chain, told
 from launcher.jobs.cues import find_cue
 from launcher.jobs.cues.shards import check_cues, read_cues
@@ -66,7 +66,7 @@ def refine(
             out = place_outputs(run / "masks" / f"{kind}{masks_of}" / split)
             of_kind = [task._replace(out=everywhere(out)) for task in tasks]
             bytes_each = 0
-            if of_kind and (overwrite or jobs.read_made_of(out) is None):
+            if of_kind and (overwrite or output.read_made_of(out) is None):
                 bytes_each = try_chain(settings, of_kind[0]) * of_kind[0].num_images
             outputs.append(Output(out, made_of, of_kind, bytes_each))
     work = partial(refine_shard, settings)
@@ -105,12 +105,12 @@ def plan_split(
     """(kind, what its masks are made of, its shards without the folder that they go to) of a split's kinds of CAM.
     Raises RunError as refine does."""
     folder = everywhere(join(cams_folder(run, cams), split))
-    inferred = jobs.read_made_of(folder)
+    inferred = output.read_made_of(folder)
     if inferred is None:
         raise RunError(f"{folder}: no CAMs here; run `{typed('infer', run)}` first")
-    shards = jobs.open_images_of(folder, inferred)
-    jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `{typed('infer', run, '--overwrite')}`")
-    jobs.require_all(folder, [shard.name for shard in shards.index.shards])
+    shards = output.open_images_of(folder, inferred)
+    output.require_same_images(folder, shards.index.fingerprint, f"infer again: `{typed('infer', run, '--overwrite')}`")
+    output.require_all(folder, [shard.name for shard in shards.index.shards])
     cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if takes_cue(step.name)}
     kinds = settings.cams or inferred["cam"]["kinds"]
     unknown = sorted(set(kinds) - set(inferred["cam"]["kinds"]))
@@ -123,7 +123,7 @@ def plan_split(
             "chain": [told(refiner.model_dump(mode="json")) for refiner in settings.chain],
             "threshold": settings.threshold,
             "bg_threshold": settings.bg_threshold,
-            "cues": {refiner: jobs.read_made_of(of_refiner) for refiner, of_refiner in cues.items()},
+            "cues": {refiner: output.read_made_of(of_refiner) for refiner, of_refiner in cues.items()},
         }
         of_shards = (shards.folder, shards.index.fingerprint, folder, cues, kind)
         yield kind, made_of, [ShardToRefine(*of_shards, of.name, len(of.keys)) for of in shards.index.shards]

@@ -52,7 +52,7 @@ from launcher.processes.launch import read_arguments
 from launcher.processes.surroundings import require_batch
 from launcher.run.build import Trained, load_trained
 from launcher.run.folder import Run
-from launcher.run.idle import refuse_unread
+from launcher.run.idle import refuse_overrides
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute, join
 from wsss.maps.fusion import TOCO
@@ -89,7 +89,7 @@ def segment(
         RunError: no trained run, a network that does not segment, shards of other classes or (with `cams`) without
             labels, or an output folder made with other settings.
     """
-    refuse_unread("segment --cams" if cams else "segment", overrides)
+    refuse_overrides("segment --cams" if cams else "segment", overrides)
     trained = load_trained(Run(run, overrides))
     config, images = trained.run.config, open_images(trained.run, folder)
     if cams and not images.image_label_NK.any():

@@ -4,7 +4,7 @@ Shapes: B images, K foreground classes, C = K + 1, n classes a CRF looks at, S x
 image as its owner published it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.schema import DataError
+from wsss.maps.cam import ViewMaps
 from wsss.maps.fusion import RULES, cams_of_present, fold_views
 from wsss.maps.pseudo_label import cam_label
 from wsss.maps.scales import scaled_views
@@ -34,9 +35,7 @@ from wsss.refine.crf import left_out_mass, proposed_classes
 CAM_KINDS = ("cam", "aux_cam")
 
 
-def maps_reader(
-    network: Network, precision: Precision = "ieee"
-) -> Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]:
+def maps_reader(network: Network, precision: Precision = "ieee") -> ViewMaps:
     """image -> ({"seg": (B, C, h, w), "cam", "aux_cam": (B, K, h, w) raw}, class scores (B, K)).
 
     Without gradients. `aux_cam` only where the network has an auxiliary classifier.
@@ -63,19 +62,18 @@ def segment_images(
     read = maps_reader(method.student, config.train.precision)
     flips, scales = RULES[settings.rule]
     told: list[str] = []
+
+    def seg_views(images: Tensor) -> list[tuple[Tensor, ...]]:
+        seen = scaled_views(read, images, stride=stride, scales=settings.scales, flip=settings.flip)
+        return [view.at_one_layer("seg") for view in seen]
+
     for batch in loader_of(shards, name, config):
         where = [shards.where(number) for number in batch["number"]]
         if settings.size == "native":
             tell_large(where[0], batch["image"].shape, told)
         with naming(", ".join(where)):
             cam_labels = cam_labels_of(batch, shards, read, stride, config, device) if cams else None
-        on_device = to_device(batch, device)
-
-        def seg_views(images: Tensor) -> list[tuple[Tensor, ...]]:
-            seen = scaled_views(read, images, stride=stride, scales=settings.scales, flip=settings.flip)
-            return [view.at_one_layer("seg") for view in seen]
-
-        views = try_together(seg_views, on_device["image"], where)
+        views = try_together(seg_views, to_device(batch, device)["image"], where)
         for i, number in enumerate(batch["number"]):
             with naming(where[i]):
                 one = [tuple(logits[i : i + 1] for logits in view) for view in views]
@@ -106,7 +104,7 @@ def bring_to_host(
 def cam_labels_of(
     batch: Batch,
     shards: ShardFolder,
-    read: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]],
+    read: ViewMaps,
     stride: int,
     config: Config,
     device: torch.device,

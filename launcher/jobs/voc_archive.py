@@ -17,7 +17,7 @@ from PIL import Image
 
 from launcher.errors import RunError
 from launcher.files import appearing, typed
-from launcher.jobs import output as jobs
+from launcher.jobs import output
 from launcher.jobs.label_maps import read_label_maps
 from launcher.jobs.segment import segments_folder
 from launcher.progress import Progress
@@ -51,12 +51,12 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
             20 in a mask, or an archive that does not hold what it should.
     """
     folder = join(segments_folder(run, name), split)
-    made_of = jobs.read_made_of(folder)
+    made_of = output.read_made_of(folder)
     if made_of is None:
         raise RunError(
             f"{folder}: no masks here; run `{typed('segment', run, '--split', split)} --shards FOLDER` first"
         )
-    shards = jobs.open_images_of(folder, made_of)
+    shards = output.open_images_of(folder, made_of)
     if shards.index.fingerprint != made_of["fingerprint"]:
         raise RunError(f"{shards.folder}: these are no longer the images that {folder} was made of; segment them again")
     if shards.index.classes != VOC_CLASSES:
@@ -66,7 +66,7 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
         raise RunError(
             f"{shards.folder}: {len(strange)} keys are not VOC image ids such as 2008_000001, first '{strange[0]}'"
         )
-    jobs.require_all(folder, [shard.name for shard in shards.index.shards])
+    output.require_all(folder, [shard.name for shard in shards.index.shards])
     out = out or run / f"voc2012_{name_of(parent_of(folder))}_{split}.tar.gz"
     with appearing(out) as temporary:
         with tarfile.open(temporary, "w:gz") as archive, Progress(len(shards), "pack", "image") as progress:

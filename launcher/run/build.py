@@ -135,8 +135,8 @@ def load_trained(run: Run, checkpoint: Path | None = None) -> Trained:
     parts: dict[str, Any] = {
         "model": drop_weights(config.model),
         "partner": config.partner and drop_weights(config.partner),
+        "teacher": run.teacher,
     }
-    parts["teacher"] = run.teacher
     method = build_method(config.model_copy(update=parts), run.class_set)
     load_method(method, checkpoint)
     return Trained(run, method.eval(), checkpoint)

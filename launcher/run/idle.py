@@ -119,7 +119,7 @@ READS = {  # command on a trained run: options of its config, or beginnings of t
 }
 
 
-def refuse_unread(command: str, overrides: Sequence[str]) -> None:
+def refuse_overrides(command: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError for overrides of a trained run that a command does not read, since what was trained does not
     change.
 

@@ -15,7 +15,7 @@ from launcher.errors import RunError
 from launcher.evaluation.offered_metrics import check_metrics
 from launcher.evaluation.validate import check_keep_best
 from launcher.files import Damaged, set_aside
-from launcher.jobs import output as jobs
+from launcher.jobs import output
 from launcher.run import steps
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.idle import refuse_idle
@@ -96,7 +96,7 @@ class Inputs:
     def masks_made_of(self) -> dict[str, Any]:
         """What data.masks was made of; {} if there is none."""
         folder = self.config.data.masks
-        return {} if folder is None else jobs.read_made_of(folder) or {}
+        return {} if folder is None else output.read_made_of(folder) or {}
 
     @cached_property
     def teacher(self) -> Run | None:
@@ -120,7 +120,7 @@ class Inputs:
             digests = steps.read_state(folder).get("sha256", {})  # none of before there were hashes
             found["teacher"] = f"{folder.name}, sha256 {digests.get(steps.MODEL, 'unknown')}"
         if self.config.data.masks is not None:
-            made_of = json.dumps(jobs.without_places(self.masks_made_of), sort_keys=True)
+            made_of = json.dumps(output.without_places(self.masks_made_of), sort_keys=True)
             found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
         if self.pixel is not None:
             found["data.pixel"] = f"fingerprint {self.pixel.index.fingerprint}"

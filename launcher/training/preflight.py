@@ -126,12 +126,15 @@ def check_share(config: Config, method: Method, processes: int, accumulate: int 
         accumulate: micro-batches of an update; None: the config's.
     """
     accumulate = accumulate or config.train.accumulate
-    images, rest = divmod(config.data.global_batch_size, processes * accumulate)
-    if rest:
-        raise ValueError(
-            f"data.global_batch_size {config.data.global_batch_size} does not divide into {processes} processes x "
-            f"{accumulate} micro-batches: set launch.processes, train.accumulate or the batch"
-        )
+    batches = {"global_batch_size": config.data.global_batch_size}
+    batches |= {} if config.data.pixel is None else {"pixel_batch_size": config.data.pixel_batch_size}
+    for name, size in batches.items():
+        if size % (processes * accumulate):
+            raise ValueError(
+                f"data.{name} {size} does not divide into {processes} processes x {accumulate} micro-batches: set "
+                "launch.processes, train.accumulate or the batch"
+            )
+    images = config.data.global_batch_size // (processes * accumulate)
     of_images = f"{config.data.global_batch_size} images"
     try:
         check_images(method, images)

@@ -26,7 +26,7 @@ from wsss.models.sam_decoder import small_sam
 from wsss.models.smp import build_smp
 from wsss.refine.concept import load_concept
 from wsss.refine.prompted import load_prompted
-from wsss.refine.sam import ProposalOptions, sam_proposals
+from wsss.refine.proposals import ProposalOptions, sam_proposals
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")

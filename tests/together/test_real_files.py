@@ -15,7 +15,8 @@ from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, encode_prompts, loa
 from wsss.models.sam_decoder import small_sam
 from wsss.refine.aid import clip_aid
 from wsss.refine.clip import clip_maps
-from wsss.refine.sam import ProposalOptions, sam_enhance, sam_proposals
+from wsss.refine.proposals import ProposalOptions, sam_proposals
+from wsss.refine.sam import sam_enhance
 
 pytestmark = pytest.mark.real_data
 

@@ -1,8 +1,6 @@
 """The training objectives by name: ours and those of installed packages. A method's keyword-only arguments are its
 options in the YAML."""
 
-import inspect
-
 from wsss.methods.affinity import Affinity
 from wsss.methods.base import Method
 from wsss.methods.classify import Classify
@@ -13,7 +11,7 @@ from wsss.methods.mixed import Mixed
 from wsss.methods.msee import MSEE
 from wsss.methods.supervised import Supervised
 from wsss.methods.toco import ToCo
-from wsss.registry import Registry
+from wsss.registry import Registry, not_a
 
 OURS: dict[str, type[Method]] = {
     "classify": Classify,
@@ -27,10 +25,4 @@ OURS: dict[str, type[Method]] = {
     "frozen": FrozenFeatures,
 }
 
-
-def no_method(thing: object) -> str:
-    """What is wrong with what a package offers as a method; "" if nothing."""
-    return "" if inspect.isclass(thing) and issubclass(thing, Method) else f"is {thing!r}; wanted a subclass of Method"
-
-
-METHODS = Registry("wsss.methods", OURS, no_method)
+METHODS = Registry("wsss.methods", OURS, not_a(Method))

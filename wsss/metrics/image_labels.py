@@ -6,6 +6,8 @@ Shapes: N images, or decisions about a class of an image; B images of a batch, K
 import numpy as np
 from torch import Tensor
 
+BINS = 10  # of probabilities
+
 
 def average_precision(score_N: np.ndarray, positive_N: np.ndarray) -> float:
     """Area under the precision-recall steps of image-level scores; NaN without a positive image.
@@ -28,22 +30,22 @@ def f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
     return 2 * int((predicted_N & positive_N).sum()) / total if total else float("nan")
 
 
-def reliability(prob_N: np.ndarray, positive_N: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean probability, share that is positive, count) of the decisions in each of `bins` equal parts of [0, 1] that
+def reliability(prob_N: np.ndarray, positive_N: np.ndarray) -> list[tuple[float, float, int]]:
+    """(mean probability, share that is positive, count) of the decisions in each of BINS equal parts of [0, 1] that
     holds any."""
-    part_N = np.minimum((prob_N * bins).astype(int), bins - 1)
-    inside = [part_N == part for part in range(bins)]
+    part_N = np.minimum((prob_N * BINS).astype(int), BINS - 1)
+    inside = [part_N == part for part in range(BINS)]
     return [(float(prob_N[i].mean()), float(positive_N[i].mean()), int(i.sum())) for i in inside if i.any()]
 
 
-def calibration_error(prob_N: np.ndarray, positive_N: np.ndarray, bins: int = 10) -> float:
+def calibration_error(prob_N: np.ndarray, positive_N: np.ndarray) -> float:
     """Mean distance between what is said and what is true, in [0, 1]; NaN of nothing.
 
         sum over the parts of count / N * |mean probability - share that is positive|
 
     Source: expected calibration error (Naeini et al., 2015; Guo et al., 2017), of every decision about a class.
     """
-    parts = reliability(prob_N, positive_N, bins)
+    parts = reliability(prob_N, positive_N)
     return sum(count * abs(said - true) for said, true, count in parts) / len(prob_N) if parts else float("nan")
 
 

@@ -226,24 +226,38 @@ def build_frozen(
         raise ValueError(f"model: wanted decoder_dim ({decoder_dim}) >= 1 and decoder_blocks ({decoder_blocks}) >= 0")
     if decoder_heads < 1 or decoder_dim % decoder_heads:
         raise ValueError(f"model.decoder_heads is {decoder_heads}; wanted a divisor of decoder_dim, {decoder_dim}")
-    text = None
-    if texts:
-        if len(texts) != num_classes:
-            raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one per class")
-        with speaking_of({"prompts": "model.texts and other_texts"}):
-            check_prompts([[name] for name in texts], other_texts)
-        text = TextHead(encoders[0].feature_dim, len(texts) + len(other_texts), num_classes)
+    return FrozenNet(
+        encoders,
+        num_classes,
+        layers=layers or range(-depth, 0),
+        dim=decoder_dim,
+        blocks=decoder_blocks,
+        heads=decoder_heads,
+        text=build_text_head(encoders[0], num_classes, texts, other_texts, text_weights),
+    )
+
+
+def build_text_head(
+    first: ViT, num_classes: int, texts: Sequence[str], other_texts: Sequence[str], text_weights: str | None
+) -> TextHead | None:
+    """The classifier that the texts are, encoded if there is a CLIP for it; None without texts. See build_frozen."""
+    if not texts:
         if text_weights is not None:
-            clip = load_clip(text_weights)
-            text.read(clip, texts, other_texts)
-            refuse_other_clip(encoders[0], clip.model, text_weights)
-    elif text_weights is not None:
-        raise ValueError(
-            "model.text_weights is given without model.texts; name the classes there in their order, or leave "
-            "text_weights out: model.text_weights=null"
-        )
-    decoder: dict[str, Any] = {"dim": decoder_dim, "blocks": decoder_blocks, "heads": decoder_heads}
-    return FrozenNet(encoders, num_classes, layers=layers or range(-depth, 0), text=text, **decoder)
+            raise ValueError(
+                "model.text_weights is given without model.texts; name the classes there in their order, or leave "
+                "text_weights out: model.text_weights=null"
+            )
+        return None
+    if len(texts) != num_classes:
+        raise ValueError(f"model.texts has {len(texts)} entries for {num_classes} classes; wanted one per class")
+    with speaking_of({"prompts": "model.texts and other_texts"}):
+        check_prompts([[name] for name in texts], other_texts)
+    text = TextHead(first.feature_dim, len(texts) + len(other_texts), num_classes)
+    if text_weights is not None:
+        clip = load_clip(text_weights)
+        text.read(clip, texts, other_texts)
+        refuse_other_clip(first, clip.model, text_weights)
+    return text
 
 
 def refuse_other_clip(encoder: Any, clip: Any, folder: str) -> None:

@@ -125,11 +125,7 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
     state = {name: one for name, one in state.items() if name in wanted or not name.split(".")[0].startswith(head)}
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
-    reshaped = sorted(
-        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in set(wanted) & set(state)
-        if state[name].shape != wanted[name].shape
-    )
+    reshaped = name_reshaped(state, wanted)
     if missing or unexpected or reshaped:
         raise ValueError(
             f"{path}: these weights belong to another network than {type(module).__name__}: "
@@ -137,6 +133,15 @@ def load_weights(module: nn.Module, path: str | Path, *, head: Iterable[str]) ->
             f"{len(reshaped)} of another shape {reshaped[:3]}; choose the model that they were saved from"
         )
     module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
+
+
+def name_reshaped(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that have another shape than wanted, in alphabetical order, each with both shapes."""
+    return [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
 
 
 def load_parts(
@@ -162,11 +167,7 @@ def load_parts(
         (taken if fits else new).append(part)
     if not taken or any(part in new for part in BACKBONES):
         lacking = [name for name in wanted if name.split(".")[0] in BACKBONES and name not in state]
-        reshaped = [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in state and state[name].shape != wanted[name].shape
-        ]
+        reshaped = name_reshaped(state, wanted)
         raise ValueError(
             f"{where}: this is another network than {type(network).__name__}: {len(lacking)} names of the backbone are "
             f"missing {lacking[:3]}, {len(reshaped)} have another shape {reshaped[:3]}; begin with a run of the same "

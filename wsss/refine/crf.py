@@ -212,9 +212,7 @@ def left_out_mass(probs_CHW: Tensor | np.ndarray, class_ids: Sequence[int]) -> f
     return max(0.0, float(1 - kept_HW.mean()))
 
 
-def mean_field_of_proposed(
-    image_HW3: np.ndarray, probs_CHW: np.ndarray, *, floor: float = PROPOSED_FROM, **options: Any
-) -> np.ndarray:
+def mean_field_of_proposed(image_HW3: np.ndarray, probs_CHW: np.ndarray, **options: Any) -> np.ndarray:
     """`mean_field` on the proposed classes alone; the others keep the probability that the model gave them.
 
         Q_c = (1 - r) Q'_c for proposed c, with r the mass of the others at the pixel;   Q_c = p_c for the others
@@ -236,7 +234,7 @@ def mean_field_of_proposed(
     Raises:
         ValueError: as mean_field.
     """
-    chosen = proposed_classes(probs_CHW, floor=floor)
+    chosen = proposed_classes(probs_CHW)
     if len(chosen) == len(probs_CHW):
         return mean_field(image_HW3, probs_CHW, **options)
     marginals_CHW = probs_CHW.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Proposals of SAM, SAM 2 or SAM 3 through transformers; for segment-anything see `sam_proposals`.
+"""Proposals of SAM, SAM 2 or SAM 3 through transformers; for segment-anything see proposals.py.
 
 Shapes: M proposals, H x W pixels of the image, P points, S side of the network's square input.
 """
@@ -19,7 +19,7 @@ from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from wsss.models.base import IMAGENET_MEAN, IMAGENET_STD
 from wsss.models.pretrained import WEIGHTS, check_files, import_transformers, load_folder
-from wsss.refine.sam import ProposalOptions, check_image, drop_small_regions
+from wsss.refine.proposals import ProposalOptions, check_image, drop_small_regions
 
 KINDS = {  # the networks of transformers by the model_type of a folder; the published SAM 2 and 3 are those of videos
     "sam": "SamModel",

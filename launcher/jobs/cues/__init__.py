@@ -1,23 +1,15 @@
 """What refiners need of an image besides its scores: one file per kind of cue, one line in CUES."""
 
-import inspect
-
 from launcher.errors import ConfigError, user_error_as
 from launcher.jobs.cues.clip import ClipCue
 from launcher.jobs.cues.concept import ConceptCue
 from launcher.jobs.cues.cue import Cue
 from launcher.jobs.cues.sam import SamCue
 from launcher.jobs.cues.walk import WalkCue
-from wsss.registry import Registry
-
-
-def no_cue(thing: object) -> str:
-    """What is wrong with what a package offers as a cue; "" if nothing."""
-    return "" if inspect.isclass(thing) and issubclass(thing, Cue) else f"is {thing!r}; wanted a subclass of Cue"
-
+from wsss.registry import Registry, not_a
 
 OURS: dict[str, type[Cue]] = {"sam": SamCue, "clip": ClipCue, "concept": ConceptCue, "walk": WalkCue}
-CUES = Registry("wsss.cues", OURS, no_cue)  # by the refiner that reads them
+CUES = Registry("wsss.cues", OURS, not_a(Cue))  # by the refiner that reads them
 
 
 def find_cue(name: str) -> type[Cue]:

@@ -92,7 +92,7 @@ class SamCue(Cue):
     def identify(self, classes: Sequence[str]) -> dict[str, Any]:
         from shards.tars import sha256_of
         from wsss.models.sam import check_weights
-        from wsss.refine.sam import ProposalOptions
+        from wsss.refine.proposals import ProposalOptions
 
         ProposalOptions(**self.chosen)  # refused before anything is read
         settings = {name: value for name, value in self.chosen.items() if name != "points_per_batch"}
@@ -108,7 +108,7 @@ class SamCue(Cue):
     def start(self, device: Any, classes: Sequence[str]) -> Callable[[Sequence["np.ndarray"]], list[Any]]:
         from wsss.models.sam import load_sam
         from wsss.refine.prompted import load_prompted, prompted_proposals
-        from wsss.refine.sam import ProposalOptions, sam_proposals
+        from wsss.refine.proposals import ProposalOptions, sam_proposals
 
         options = ProposalOptions(**self.chosen)
         if self.by_transformers:
@@ -119,12 +119,12 @@ class SamCue(Cue):
 
     @staticmethod
     def encode(cue: Any) -> bytes:
-        from wsss.refine.sam import pack
+        from wsss.refine.proposals import pack
 
         return pack(cue)
 
     @staticmethod
     def decode(data: bytes) -> Any:
-        from wsss.refine.sam import unpack
+        from wsss.refine.proposals import unpack
 
         return unpack(data)

@@ -35,7 +35,7 @@ from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import small_sam
 from wsss.refine import REFINERS, takes_cue
 from wsss.refine.clip import clip_maps
-from wsss.refine.sam import ProposalOptions, sam_proposals
+from wsss.refine.proposals import ProposalOptions, sam_proposals
 
 
 @pytest.fixture(scope="module")

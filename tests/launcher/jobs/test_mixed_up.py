@@ -43,7 +43,7 @@ def test_shards_that_nothing_describes_are_not_taken_for_those_of_other_settings
     (masks / "job.json").unlink()  # as where removing the folder was cut short
     with pytest.raises(RunError, match=r"grad\+crf/val: val-00000.tar is there, but no job.json says what"):
         refine(run, ["val"], settings(0.9))
-    refine_job.jobs.open_output(masks, {}, shards=["other.tar"])  # a file that is none of its shards does no harm
+    refine_job.output.open_output(masks, {}, shards=["other.tar"])  # a file that is none of its shards does no harm
 
 
 def test_a_job_stops_where_another_one_begins_its_folder_anew_with_other_settings(run, monkeypatch):

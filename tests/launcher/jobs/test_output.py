@@ -2,6 +2,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -18,6 +19,7 @@ from launcher.jobs import output as jobs
 from launcher.jobs import pool
 from launcher.jobs.infer import infer
 from launcher.jobs.refine import refine
+from launcher.jobs.room import Room
 from launcher.run.folder import Run
 from shards import write
 from shards.remote import place_of
@@ -222,7 +224,7 @@ def test_what_killed_writers_left_of_other_files_is_swept_once_nobody_can_still_
 def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(run, monkeypatch):
     settings = RefineConfig(cams=("grad",), chain=(), workers=1)
     free = []
-    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     free[:] = [20_000]  # a shard has two images of 32 x 32 pixels: 12 need more, which the first image tells
     with pytest.raises(
         RunError, match=r"12 shards are missing, of about 0\.0 MB each: 0\.1 MB are needed, 0\.0 MB are free"
@@ -241,9 +243,9 @@ def test_a_disk_without_room_for_what_is_missing_ends_the_job_before_it_is_full(
 
 def test_the_room_that_is_wanted_is_that_of_what_is_missing_by_hand(tmp_path, monkeypatch):
     free = [600]
-    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     (tmp_path / "a").write_bytes(bytes(100))
-    room = jobs.Room(starts=2)
+    room = Room(starts=2)
     room.add(tmp_path, ["a", "b", "c", "d", "e", "f"], likely_bytes=7)  # 5 are missing, of 100 bytes as the one there
     room.add(tmp_path / "masks", ["x", "y"], likely_bytes=50)
     room.add(place_of("s3://bucket/masks"), ["x"], likely_bytes=10**9)  # a store has room

@@ -22,7 +22,7 @@ from wsss.models.clip import SMOKE_NEGATIVES, SMOKE_PROMPTS, encode_prompts, loa
 from wsss.refine.clip import clip_maps
 from wsss.refine.concept import concept_maps, encode_concepts, load_concept
 from wsss.refine.prompted import load_prompted, prompted_proposals
-from wsss.refine.sam import ProposalOptions
+from wsss.refine.proposals import ProposalOptions
 
 
 @pytest.fixture(scope="module")

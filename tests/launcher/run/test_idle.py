@@ -9,7 +9,7 @@ from launcher.config.file import load_config
 from launcher.config.options import options_model
 from launcher.config.whole import Config
 from launcher.errors import ConfigError
-from launcher.run.idle import REFUSED, TABLES, TOLD, name_idle, name_unreached, refuse_idle, refuse_unread
+from launcher.run.idle import REFUSED, TABLES, TOLD, name_idle, name_unreached, refuse_idle, refuse_overrides
 from launcher.studies.plan import training_overrides
 from launcher.studies.table import load_study, studies
 
@@ -186,9 +186,9 @@ def test_a_part_of_the_method_that_begins_after_the_last_step_is_told():
     ],
 )
 def test_a_command_on_a_trained_run_refuses_what_it_does_not_read(command, reads, others):
-    refuse_unread(command, reads)
+    refuse_overrides(command, reads)
     for other in others:
         with pytest.raises(
             ConfigError, match=rf"^{re.escape(other)}: has no effect: `wsss {command}` (reads|uses the w)"
         ):
-            refuse_unread(command, [*reads, other])
+            refuse_overrides(command, [*reads, other])

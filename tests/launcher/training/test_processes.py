@@ -60,6 +60,14 @@ def test_as_many_gpus_train_as_the_batch_divides_into(gpus, machines, processes,
         assert choose_processes(config, method) == processes
 
 
+def test_the_images_with_masks_are_divided_too(monkeypatch):
+    monkeypatch.setattr(preflight, "process_count", lambda config: config.launch.processes or 4)
+    method, path = build("mixed"), ROOT / "configs/smoke/mixed_vitb.yaml"
+    assert choose_processes(load_config(path), method) == 2  # a batch of 8, and 2 images with masks
+    with pytest.raises(ConfigError, match="data.pixel_batch_size 2 does not divide into 4 processes x 1 micro-batches"):
+        choose_processes(load_config(path, ["launch.processes=4"]), method)
+
+
 def test_a_number_that_was_asked_for_is_not_changed(monkeypatch):
     config = load_config(ROOT / MSEE, ["launch.processes=4"])
     with pytest.raises(ConfigError, match="4 images over 4 processes x 1 micro-batches: 1 images in this batch do not"):

@@ -21,7 +21,7 @@ from wsss.refine.prompted import (
     prepare,
     prompted_proposals,
 )
-from wsss.refine.sam import ProposalOptions, sam_proposals
+from wsss.refine.proposals import ProposalOptions, sam_proposals
 
 
 @pytest.fixture(scope="module")

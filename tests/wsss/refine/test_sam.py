@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from wsss.models.sam import load_sam
 from wsss.models.sam_decoder import SamDecoder, build_sam_decoder, set_image_size, small_sam
 from wsss.refine import sam as refine_sam
-from wsss.refine.sam import ProposalOptions, drop_small_regions, pack, sam_enhance, sam_proposals, unpack
+from wsss.refine.proposals import HEADER, ProposalOptions, drop_small_regions, pack, sam_proposals, unpack
+from wsss.refine.sam import sam_enhance
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 tiny_sam = partial(small_sam, image_size=64, **TINY)
@@ -120,7 +121,7 @@ def test_packed_masks_are_small():
 def test_bytes_that_are_no_masks_are_refused(data):
     with pytest.raises(ValueError, match="write"):
         unpack(data)
-    other_shape = refine_sam.HEADER.pack(b"SAM1", 9, 9, 9) + pack(np.ones((2, 9, 9), bool))[refine_sam.HEADER.size :]
+    other_shape = HEADER.pack(b"SAM1", 9, 9, 9) + pack(np.ones((2, 9, 9), bool))[HEADER.size :]
     with pytest.raises(ValueError, match=r"shape \[9, 9, 9\] and 21 bytes do not fit"):
         unpack(other_shape)
 
