@@ -9,8 +9,7 @@ from launcher.errors import naming
 from launcher.evaluation.measure import Chooser, Measure, Tally, read_truth
 from launcher.evaluation.offered_metrics import NewOffered, OfferedMetrics
 from launcher.evaluation.sources import Source, new_chooser, new_measure
-from launcher.jobs import output as jobs
-from launcher.jobs import pool
+from launcher.jobs import output, pool
 from launcher.jobs.starts import count_processes
 from shards.folder import ShardFolder
 from shards.places import everywhere
@@ -88,8 +87,8 @@ def count_all(
     for shards, sources in splits:
         names = [shard.name for shard in shards.index.shards]
         for source in sources:
-            jobs.require_same_images(source.folder, shards.index.fingerprint, source.again)
-            jobs.require_all(source.folder, names)
+            output.require_same_images(source.folder, shards.index.fingerprint, source.again)
+            output.require_all(source.folder, names)
             threshold = at.get(source.name, config.evaluate.threshold)
             there: Any = replace(source, folder=everywhere(source.folder))  # type: ignore[type-var]
             images = place_of(absolute(shards.folder))

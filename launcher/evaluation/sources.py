@@ -19,7 +19,7 @@ from launcher.evaluation.measure import Chooser, Measure, Prediction
 from launcher.evaluation.pictures import at_tile, draw_mask, overlay_class_scores, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
 from launcher.files import place_outputs, typed
-from launcher.jobs import output as jobs
+from launcher.jobs import output
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
 from launcher.jobs.sets import find_begun, find_sets
@@ -233,7 +233,7 @@ def find_sources(run: Path, split: str) -> list[Source]:
 
 def read_made_of(folder: Place) -> dict[str, Any]:
     """job.json of a job's outputs: how they were made. Raises RunError if the folder has none."""
-    content = jobs.read_made_of(folder)
+    content = output.read_made_of(folder)
     if content is None:
-        raise RunError(f"{folder}: has no {jobs.JOB}, so nothing says how it was made; remove it and make it again")
+        raise RunError(f"{folder}: has no {output.JOB}, so nothing says how it was made; remove it and make it again")
     return content
