@@ -84,8 +84,8 @@ def predict(
 
 
 def identify_options(config: Config, settings: Settings) -> dict[str, Any]:
-    """What of the config pixels depend on: options that may change when the run's training is started again. What has
-    its default is left out, so that folders of before this was noted can be completed."""
+    """What of the config pixels depend on (D-187): options that may change when the run's training is started again.
+    What has its default is left out, so that folders of before this was noted can be completed."""
     options: dict[str, BaseModel] = {}
     if settings.kind in PROBABILITIES and settings.refine == "crf":
         options["refiner"] = config.segment.mean_field
