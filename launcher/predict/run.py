@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel
 
+from launcher.config.options import options_model
+from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.files import tell_refusal, write_whole
+from launcher.jobs.infer import identify_precision
 from launcher.predict.clips import predict_clip
 from launcher.predict.defaults import settle
 from launcher.predict.images import predict_images
@@ -21,6 +25,10 @@ from launcher.predict.sheet import write_sheet
 from launcher.predict.sources import Inputs, find_inputs
 from launcher.progress import format_duration
 from launcher.run.lock import only_writer
+from wsss.maps.cam import PROBABILITIES
+from wsss.refine import REFINERS
+
+OF_MAPS = {"layers", "scales", "flip", "fuse", "pad"}  # options of cam: that predicting reads
 
 
 class Done(NamedTuple):
@@ -65,6 +73,7 @@ def predict(
         "classes": model.class_set.classes,
         "below": str(inputs.below),
         **settings.identity(),
+        **identify_options(model.config, settings),
     }
     with only_writer(out, wait_s=0.0, work="filled", remedy="give another --out"):
         folder = Folder(out, made_of, overwrite=overwrite)
@@ -72,6 +81,20 @@ def predict(
             return fill(model, settings, inputs, folder, lines, begun)
         except OSError as error:
             raise RunError(f"{out}: cannot be written: {tell_refusal(error, out)}; then start again") from error
+
+
+def identify_options(config: Config, settings: Settings) -> dict[str, Any]:
+    """What of the config pixels depend on (D-187): options that may change when the run's training is started again.
+    What has its default is left out, so that folders of before this was noted can be completed."""
+    options: dict[str, BaseModel] = {}
+    if settings.kind in PROBABILITIES and settings.refine == "crf":
+        options["refiner"] = config.segment.mean_field
+    elif configured := [named for named in config.refine.chain if named.name == settings.refine]:
+        of_refiner = options_model(REFINERS[settings.refine])
+        options["refiner"] = of_refiner.model_validate_json(json.dumps(configured[0].options))
+    changed = {name: of.model_dump(mode="json", exclude_defaults=True) for name, of in options.items()}
+    changed["cam"] = config.cam.model_dump(mode="json", include=OF_MAPS, exclude_defaults=True)
+    return {name: of for name, of in changed.items() if of} | identify_precision(config.train.precision)
 
 
 def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines: Sequence[str], begun: float) -> Done:

@@ -6,9 +6,10 @@ from support.squares import Squares
 
 from launcher.config.file import load_config
 from launcher.errors import RunError
-from launcher.evaluation.evaluate import count_predictions
+from launcher.evaluation.evaluate import count_predictions, judge_sources
 from launcher.evaluation.per_image import write_rows
 from launcher.evaluation.sources import LabelSource, ScoreSource, find_sources
+from launcher.evaluation.tuning import Tuned
 from launcher.jobs import output as jobs
 from launcher.jobs.scores import Scores
 from shards.folder import ShardFolder
@@ -87,6 +88,20 @@ def test_what_is_counted_is_every_sample_once_in_the_order_of_the_index(splits, 
     grad, segments = measures[0]["grad"], measures[1]["segments"]
     assert grad.keys == smoke.keys and grad.groups == smoke.groups and len(grad.counts) == len(smoke)
     assert int(segments.confusion_CC.sum()) == 12 * 32 * 32
+
+
+def test_scores_of_several_classes_are_counted_again_at_their_tuned_threshold(splits, config):
+    pets, sources = splits[1]
+    judged = judge_sources(pets, sources, Tuned(thresholds={"class_map": 0.7}), config())
+    of_maps = judged["class_map"]
+    assert of_maps.thresholds == {"fixed": 0.3, "tuned": 0.7} and list(judged["segments"].measures) == ["fixed"]
+    for choice, threshold in of_maps.thresholds.items():
+        alone = config(f"evaluate.threshold={threshold}")
+        wanted = count_predictions([(pets, sources)], alone)[0]["class_map"].figures_at(threshold)
+        assert repr(of_maps.measures[choice].figures_at(threshold)) == repr(wanted)
+    assert of_maps.measures["fixed"].figures_at(0.3)["miou"] != of_maps.measures["tuned"].figures_at(0.7)["miou"]
+    rows = list(of_maps.rows())
+    assert len(rows) == len(pets) and any(row["iou_fixed"] != row["iou_tuned"] for row in rows)
 
 
 def test_a_label_map_with_an_id_that_is_no_class_is_refused_by_file_and_image(splits, config):

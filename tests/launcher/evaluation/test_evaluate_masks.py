@@ -142,6 +142,11 @@ def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
     assert page.count("CRF of all classes") >= 1 and f"[{100 * low:.1f}, {100 * high:.1f}]" in page
 
 
+def test_without_validation_images_there_is_nothing_to_evaluate_on(run):
+    with pytest.raises(RunError, match="runs/teacher: data.val is not set, so there is nothing to evaluate on"):
+        evaluate(run, ["data.val=null"])
+
+
 def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
     import shutil
 

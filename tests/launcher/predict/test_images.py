@@ -3,20 +3,23 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import wsss
+from launcher.config.sections import SegmentConfig
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.pictures import as_css
 from launcher.predict import draw, images, outputs
 from launcher.predict.defaults import settle
 from launcher.predict.masks import describe_classes
 from launcher.predict.model import load_model
-from launcher.predict.run import predict, summarise
+from launcher.predict.run import identify_options, predict, summarise
 from launcher.predict.settings import Wishes
 from launcher.run.lock import only_writer
 from shards.image_bytes import decode_mask
@@ -158,6 +161,27 @@ def test_a_folder_of_other_weights_is_refused(frames):
     predict(["frames/0.png"], Path("runs/teacher"), Path("out"), of_both)
     with pytest.raises(RunError, match=r"made with other settings \(weights: '\w+', now '\w+'\); give another --out"):
         predict(["frames/1.png"], frames, Path("out"), of_both)
+
+
+def test_a_folder_of_other_options_of_the_config_is_refused(frames):
+    def predict_with(out, wishes, section, **options):
+        content = yaml.safe_load((frames / "config.yaml").read_text())
+        content[section] |= options
+        (frames / "config.yaml").write_text(yaml.safe_dump(content))
+        predict(["frames/0.png"], frames, Path(out), wishes)
+
+    crf = [{"name": "crf", "iterations": 1}]
+    predict_with("plain", OPEN, "cam", flip=False)
+    predict_with("refined", replace(OPEN, refine="crf"), "cam", flip=False)
+    predict_with("plain", OPEN, "refine", chain=crf)  # changes nothing here
+    with pytest.raises(RunError, match=r"refined: made with other settings \(refiner: .*now .*iterations.* 1"):
+        predict_with("refined", replace(OPEN, refine="crf"), "refine", chain=crf)
+    with pytest.raises(RunError, match=r"plain: made with other settings \(cam: .*now .*flip.* True"):
+        predict_with("plain", OPEN, "cam", flip=True)
+    segmenter, segment = settle(load_model(frames, "cpu"), OPEN), SegmentConfig(mean_field={"iterations": 2})
+    config = load_model(frames, "cpu").config.model_copy(update={"segment": segment})
+    segmenter = replace(segmenter, kind="seg", refine="crf")
+    assert identify_options(config, segmenter) == {"cam": {"flip": True}, "refiner": {"iterations": 2}}
 
 
 def test_the_summary_counts_the_frames_that_a_class_is_in_and_their_median_area(frames):

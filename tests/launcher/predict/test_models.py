@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from support.command import wsss_ends
 from support.methods import build
 from support.networks import tiny_vit
+from support.photographs import Photographs
 from support.places import PYTHONPATH
 from support.squares import PETS
 
@@ -35,6 +36,7 @@ from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.run.folder import EVALUATION
 from launcher.training.run import train
+from shards.write import write_split
 from wsss.methods.classify import Classify
 from wsss.refine.crf import dense_crf
 
@@ -176,10 +178,17 @@ def test_the_licence_is_by_itself_that_of_the_weights_that_a_run_began_with(tiny
     assert note in licence_note(tiny_config("classify").model_copy(update={"model": Named(**options)}))
 
 
-def test_the_size_of_training_images_is_known_where_they_were_larger_than_the_view(tiny_config):
+def test_the_size_of_training_images_is_known_where_they_were_larger_than_the_view(tiny_config, tmp_path):
     assert training_size(tiny_config("classify")) is None  # 32 px, as the view
     assert training_size(tiny_config("classify", "data.image_size=16")) == (32, 32)
     assert training_size(tiny_config("classify", "data.image_size=16", "data.train=gone")) is None
+    write_split(Photographs("train", 3, with_masks=False), tmp_path, "train", "label")
+    sizes = "data.train=" + str(tmp_path / "train")
+    assert training_size(tiny_config("classify", "data.image_size=16", sizes)) == (40, 37)  # of heights, of widths
+    larger = tiny_config("classify", "data.image_size=64", sizes)
+    assert training_size(larger) is None
+    crops = larger.model_copy(update={"method": larger.method.model_copy(update={"name": "toco"})})
+    assert training_size(crops) == (40, 37)  # crops have the scale of the images, which nobody squashed
 
 
 def test_several_classes_have_a_row_a_colour_and_an_id_each(run):
