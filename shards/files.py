@@ -1,7 +1,8 @@
 """Files that are whole or absent, also after a power cut; locks; and what to do about what a disk refuses.
 
 File systems without locks (Lustre without flock, NFS without lockd), without sync of folders (SMB, sshfs, some FUSE) or
-without hard links (FAT, SMB, gcsfuse) are used as they are: the promises that need these are then weaker.
+without hard links (FAT, SMB, gcsfuse) are used as they are: the promises that need these are then weaker. So is that on
+power cuts on a Mac, whose fsync leaves bytes in the disk's own cache.
 """
 
 import errno

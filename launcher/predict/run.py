@@ -77,6 +77,7 @@ def predict(
 def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines: Sequence[str], begun: float) -> Done:
     """Predict what is missing, and write what is made of all."""
     images = ImageRows(folder.rows / "images.jsonl")
+    folder.refuse_twins([*images.newest, *folder.clips(), *(one.key for one in (*inputs.images, *inputs.clips))])
     failures = predict_images(model, settings, inputs.images, folder, images)
     for clip in inputs.clips:
         failures += predict_clip(model, settings, clip, folder)

@@ -151,6 +151,23 @@ def test_a_folder_of_other_things_is_left_alone(frames):
     assert len(list(Path("frames").iterdir())) == 6
 
 
+def test_a_folder_that_only_finder_has_opened_is_taken_for_empty(frames):
+    Path("out").mkdir()
+    Path("out/.DS_Store").touch()
+    assert predict(["frames/0.png"], frames, Path("out"), OPEN).failures == []
+
+
+def test_names_that_are_one_on_a_disk_that_ignores_case_are_refused(frames):
+    Path("frames/a.png").symlink_to("0.png")
+    predict(["frames"], frames, Path("out"), OPEN)
+    Path("frames/A.png").symlink_to("1.png")
+    Path("out/JOB.JSON").touch()  # so such a disk looks, on which job.json is found by this name
+    with pytest.raises(RunError, match="out: 'a' and 'A' would be one file on this disk"):
+        predict(["frames"], frames, Path("out"), OPEN)
+    Path("out/JOB.JSON").unlink()
+    assert predict(["frames"], frames, Path("out"), OPEN).failures == []
+
+
 def test_two_at_once_are_refused(frames, tmp_path):
     import subprocess
     import sys
