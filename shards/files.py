@@ -1,7 +1,8 @@
 """Files that are complete or absent, also after a power cut; locks; advice on errors of the disk.
 
 File systems without locks (Lustre without flock, NFS without lockd), without sync of folders (SMB, sshfs, some FUSE) or
-without hard links (FAT, SMB, gcsfuse) work, too, with weaker guarantees.
+without hard links (FAT, SMB, gcsfuse) work, too, with weaker guarantees. So does a Mac, where fsync leaves bytes in the
+disk's own cache.
 """
 
 import errno

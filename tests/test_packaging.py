@@ -2,7 +2,10 @@
 
 import configparser
 import re
+import runpy
+import sys
 
+import pytest
 import yaml
 from support.places import ROOT
 
@@ -50,6 +53,12 @@ def test_the_citation_is_of_this_version_and_names_what_is_implemented():
     titles = " ".join(reference["title"] for reference in said["references"])
     assert all(name in titles for name in ("Cross-architecture Consistency", "M-SEE", "Token Contrast"))
     assert all(reference["authors"] and reference["year"] for reference in said["references"])
+
+
+def test_windows_is_refused_with_what_to_take(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ImportError, match="does not run on Windows itself; take WSL2"):
+        runpy.run_path(str(ROOT / "shards/__init__.py"))
 
 
 def test_make_installs_everything():

@@ -61,7 +61,8 @@ def devices() -> list[Finding]:
                     "nvidia-smi is here: the driver and torch do not fit each other",
                 )
             ]
-        return [Finding("ok", "GPU", f"none; {build} runs on the CPU: small configs (demo, smoke_mini, voc_mini)")]
+        none = "Apple's is not used" if torch.backends.mps.is_available() else "none"
+        return [Finding("ok", "GPU", f"{none}; {build} runs on the CPU: small configs (demo, smoke_mini, voc_mini)")]
     found = []
     for number in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(number), torch.cuda.get_device_properties(number).total_memory
@@ -103,7 +104,9 @@ def compiler() -> list[Finding]:
     names = [name for name in ("g++", "c++", "clang++") if shutil.which(name)]
     if names:
         return [Finding("ok", "compiler", names[0])]
-    return [Finding("warn", "compiler", "none", "apt install build-essential python3-dev, for launch.zero on CPUs")]
+    mac = sys.platform == "darwin"
+    advice = "xcode-select --install" if mac else "apt install build-essential python3-dev, for launch.zero on CPUs"
+    return [Finding("warn", "compiler", "none", advice)]
 
 
 def environment() -> list[Finding]:

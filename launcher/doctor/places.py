@@ -122,5 +122,6 @@ def two_processes() -> list[Finding]:
     if all(process.returncode == 0 for process in started):
         return [Finding("ok", "two processes", "added up over gloo")]
     last = next((line for text in said for line in reversed(text.strip().splitlines()) if line), "no word")
-    advice = "GLOO_SOCKET_IFNAME=lo; until it works: launch.processes=1"
+    loop = "lo0" if sys.platform == "darwin" else "lo"
+    advice = f"GLOO_SOCKET_IFNAME={loop}; until it works: launch.processes=1"
     return [Finding("fail", "two processes", last[:200], advice)]

@@ -12,7 +12,7 @@ job.json            the settings
 import csv
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,18 @@ class Folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
 
+    def refuse_twins(self, keys: Iterable[str]) -> None:
+        """Raise RunError if the pictures of two keys would be one file, on a disk to which `A` and `a` are one name."""
+        if not (self.path / JOB.upper()).exists():
+            return
+        first: dict[str, str] = {}
+        for key in dict.fromkeys(keys):
+            if (other := first.setdefault(key.lower(), key)) != key:
+                raise RunError(
+                    f"{self.path}: '{other}' and '{key}' would be one file on this disk, which takes large and small "
+                    "letters for the same; rename one, or predict them into another --out"
+                )
+
     def write_mask(self, name: str, mask_HW: np.ndarray) -> None:
         self.write("masks", name, encode_mask(mask_HW))
 
@@ -125,7 +137,8 @@ def cell(name: str, row: Mapping[str, Any]) -> Any:
 
 def refuse_foreign(path: Path) -> None:
     """Raise RunError if a folder holds anything but predictions, which might be lost among them or overwritten."""
-    if path.is_dir() and not (path / JOB).is_file() and any(entry.name != LOCK for entry in path.iterdir()):
+    nobodys = (LOCK, ".DS_Store")  # which macOS leaves wherever one looks
+    if path.is_dir() and not (path / JOB).is_file() and any(entry.name not in nobodys for entry in path.iterdir()):
         raise RunError(f"{path}: holds other things than predictions; give --out a folder of its own")
 
 

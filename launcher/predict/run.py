@@ -100,6 +100,7 @@ def identify_options(config: Config, settings: Settings) -> dict[str, Any]:
 def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines: Sequence[str], begun: float) -> Done:
     """Predict what is missing, and write the files about all of it."""
     images = ImageRows(folder.rows / "images.jsonl")
+    folder.refuse_twins([*images.newest, *folder.clips(), *(one.key for one in (*inputs.images, *inputs.clips))])
     failures = predict_images(model, settings, inputs.images, folder, images)
     for clip in inputs.clips:
         failures += predict_clip(model, settings, clip, folder)

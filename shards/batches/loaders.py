@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batches.batch import Batch, MaskOf, Transform, collate
 from shards.batches.order import Neighbours, Slice, StepSampler, shard_order
+from shards.batches.processes import METHOD
 from shards.batches.waiting import PatientLoader
 from shards.folder import ShardFolder
 from shards.index import check_every_class_has_an_image
@@ -176,13 +177,14 @@ def eval_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """The samples of these numbers in order, each once. No batch crosses a shard, so that the results for a shard do
-    not depend, in their last bits, on which others are still to be done."""
+    not depend, in their last bits, on which others are still to be done. Jobs open a loader for each shard, so it has
+    no processes where each takes seconds to start (D-189)."""
     of_shards = [list(of_shard) for _, of_shard in groupby(numbers, key=lambda number: shards.shard_of[number])]
     batches = [part[i : i + batch_size] for part in of_shards for i in range(0, len(part), batch_size)]
     return PatientLoader(
         EvalSamples(shards, transform),
         batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
+        num_workers=0 if METHOD == "spawn" else min(workers, len(batches)),
         collate_fn=collate,
         pin_memory=pin_memory,
     )

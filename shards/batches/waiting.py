@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
@@ -113,14 +114,14 @@ def explain_loader(message: str) -> str | None:
 
 
 def remedies() -> str:
-    try:
-        free = f"{shutil.disk_usage('/dev/shm').free / 1e6:.1f} MB are free there"
-    except OSError as error:
-        free = str(error)
+    larger = ""
+    with suppress(OSError):  # a Mac has none
+        free_mb = shutil.disk_usage("/dev/shm").free / 1e6
+        larger = f"a larger /dev/shm ({free_mb:.1f} MB are free there; containers: --shm-size), "
     return (
-        f"give it more memory if it was killed, a larger /dev/shm "
-        f"({free}; containers: --shm-size), a TMPDIR that is short and can be written ({tempfile.gettempdir()}), more "
-        "open files (ulimit -n); or let the training process read by itself: data.workers=0"
+        f"give it more memory if it was killed, {larger}a TMPDIR that is short and can be written "
+        f"({tempfile.gettempdir()}), more open files (ulimit -n); or let the training process read by "
+        "itself: data.workers=0"
     )
 
 

@@ -19,7 +19,8 @@ def read_annotations(folder: Path, label_column: str) -> dict[str, Any]:
     Raises:
         DataError: no xml, or one that is none, declares entities, is no annotation or has an object without a name.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ENDING)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() == ENDING)
+    files = sorted(path for path in found if not path.name.startswith("._"))  # twins of files, by macOS
     if not files:
         raise DataError(f"{folder}: holds no {ENDING}; wanted a table of labels, or VOC's annotations, one per image")
     rows = [

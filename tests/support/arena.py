@@ -99,7 +99,7 @@ def start(yaml, overrides, folder, processes, dies: dict[int, int]) -> list[int]
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody answers there: metrics.jsonl is what counts
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
     }
     if processes > 1:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}

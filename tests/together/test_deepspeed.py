@@ -17,6 +17,7 @@ from launcher.processes.zero import ZeroOptimizer
 from launcher.processes.zero_settings import check_engine, read_zero, settings_for
 from launcher.run.folder import ABOUT, CONFIG, Run
 
+pytest.importorskip("deepspeed")  # which is for Linux
 JSONS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 FOUR_STEPS = ["data.val=null", "train.steps=4", "train.log_every=1", "train.save_every=2", "launch.processes=2"]
 

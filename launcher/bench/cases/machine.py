@@ -12,17 +12,17 @@ from launcher.bench.stage import PRECISIONS, Found, Stage
 from launcher.processes.precision import in_precision
 
 PACKAGES = ("timm", "accelerate", "triton", "deepspeed", "webdataset")
+SHM = "/dev/shm"  # which a Mac has not
 ASKED = "name,driver_version,memory.total,clocks.max.sm,power.limit,mig.mode.current,ecc.mode.current"
 
 
 def machine(stage: Stage) -> Found:
     """Card, driver, versions, cores, shared memory."""
-    shm = os.statvfs("/dev/shm")
     found: Found = {
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "cores": os.cpu_count(),
-        "shm_gib": round(shm.f_bavail * shm.f_frsize / 2**30, 1),
+        "shm_gib": round(shutil.disk_usage(SHM).free / 2**30, 1) if os.path.isdir(SHM) else None,
     }
     for package in PACKAGES:
         try:

@@ -62,6 +62,15 @@ def test_small_shared_memory_long_paths_and_few_files_are_told(monkeypatch):
     ]
 
 
+def test_on_a_mac_its_gpu_is_said_to_be_idle_and_where_a_compiler_is_found(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    found = [*machine.devices(), *machine.compiler()]
+    assert found[0].found.startswith("Apple's is not used; torch ") and found[1].advice == "xcode-select --install"
+
+
 def test_a_proxy_that_swallows_what_stays_here_is_told(monkeypatch):
     for name in (*machine.PROXIES, "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -212,6 +212,24 @@ def test_a_folder_of_other_things_is_left_alone(frames):
     assert len(list(Path("frames").iterdir())) == 6
 
 
+def test_a_folder_that_only_finder_has_opened_is_taken_for_empty(frames):
+    Path("out").mkdir()
+    Path("out/.DS_Store").touch()
+    assert predict(["frames/0.png"], frames, Path("out"), OPEN).failures == []
+
+
+def test_names_that_are_one_on_a_disk_that_ignores_case_are_refused(frames):
+    Path("frames/x_a.png").symlink_to("0.png")
+    predict(["frames"], frames, Path("out"), OPEN)
+    Path("frames/x").mkdir()
+    Path("frames/x/A.png").symlink_to("../1.png")
+    if not (other_case := Path("out/JOB.JSON")).exists():
+        assert predict(["frames"], frames, Path("out"), OPEN).failures == []
+        other_case.touch()  # such a disk finds job.json by this name
+    with pytest.raises(RunError, match="out: 'x_a' and 'x_A' would be one file on this disk"):
+        predict(["frames"], frames, Path("out"), OPEN)
+
+
 def test_two_at_once_are_refused(frames, tmp_path):
     import subprocess
     import sys

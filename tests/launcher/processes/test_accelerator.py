@@ -57,6 +57,14 @@ print(json.dumps([os.environ["OMP_NUM_THREADS"], os.environ["ACCELERATE_USE_CPU"
 """
 
 
+def test_the_gpu_of_a_mac_is_not_used(tiny_config, monkeypatch):
+    """Accelerate would take it for itself."""
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda: True)
+    assert make_accelerator(config_of(tiny_config), processes=1).device.type == "cpu"
+    with pytest.raises(ConfigError, match="launch.device.*mps"):
+        config_of(tiny_config, "launch.device=mps")
+
+
 def test_one_process_is_the_default_without_a_gpu(tiny_config):
     argv, _ = launch_command(config_of(tiny_config), "launcher.train", [])
     assert argv[argv.index("--num_processes") + 1] == "1" and "--multi_gpu" not in argv
@@ -112,6 +120,7 @@ def test_other_arguments_than_one_json_object_are_refused(argv):
 
 
 def test_zero_is_started_so_that_accelerate_does_not_run_ddp_instead(tiny_config, monkeypatch, started):
+    pytest.importorskip("deepspeed")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     config = config_of(tiny_config, "launch.processes=2", "launch.zero=2")
     launch.launch(config, "launcher.train", [])
@@ -146,6 +155,7 @@ def test_machines_that_cannot_be_are_told(tiny_config, overrides, message):
 
 
 def test_deepspeed_that_became_something_else_is_refused(tiny_config, monkeypatch):
+    pytest.importorskip("deepspeed")
     with pytest.raises(ConfigError, match="launch.zero needs processes that a launcher started"):
         make_accelerator(config_of(tiny_config, "launch.zero=2"), processes=1)
     monkeypatch.setattr(topology, "zero_accelerator", lambda settings, backend: Alone())

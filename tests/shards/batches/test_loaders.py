@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from shards.batches import loaders
 from shards.batches.augment import Augment, Squash, View, Whole, resize, resize_mask
 from shards.batches.batch import collate, present_classes
 from shards.batches.loaders import eval_loader, train_loader, view_of
@@ -124,6 +125,13 @@ def test_a_batch_has_the_contracts_parts(train, reference):
     assert batch["image_label"].flatten().tolist() == [
         train.image_label_NK[train.keys.index(key), 0] for key in batch["key"]
     ]
+
+
+@pytest.mark.parametrize(("method", "processes"), [("forkserver", 2), ("spawn", 0)])
+def test_evaluation_starts_no_processes_that_take_seconds(scenes, method, processes, monkeypatch):
+    monkeypatch.setattr(loaders, "METHOD", method)
+    loader = eval_loader(ShardFolder(scenes / "val"), Squash(size=16), batch_size=2, numbers=range(8), workers=2)
+    assert loader.num_workers == processes
 
 
 @pytest.mark.parametrize("workers", [0, 2])

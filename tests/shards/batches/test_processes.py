@@ -10,7 +10,7 @@ import psutil
 import pytest
 from torch.utils.data import Dataset
 
-from shards.batches import processes
+from shards.batches import processes, waiting
 from shards.batches.augment import Augment, Squash
 from shards.batches.loaders import eval_loader, train_loader
 from shards.batches.order import Slice
@@ -33,13 +33,18 @@ def test_no_loader_forks_a_process_that_has_threads(scenes, monkeypatch):
     next(iter(eval_loader(ShardFolder(scenes / "val"), Squash(size=16), batch_size=2, numbers=range(4), workers=1)))
 
 
-def test_a_loader_process_takes_a_sigterm_as_its_reader_does(scenes):
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no /proc that says what the reader does")
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])  # of a Mac
+def test_a_loader_process_takes_a_sigterm_as_its_reader_does(scenes, method, monkeypatch):
     """Slurm may send it to every process of a job; a run that catches it needs batches until it stops."""
+    for room in (processes, waiting):
+        monkeypatch.setattr(room, "METHOD", method)
     others = set(multiprocessing.active_children())  # of tests before this one
     batches = batches_of(scenes)
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - others
-    group = psutil.Process(worker.pid).parent(), psutil.Process(worker.pid)
+    group = {psutil.Process(worker.pid), psutil.Process(worker.pid).parent()} - {psutil.Process()}
+    assert len(group) == 1 + (method == "forkserver")
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         for one in group:
@@ -72,6 +77,7 @@ def test_no_process_outlives_a_reader_that_is_killed(scenes):
     assert len(below) >= 3 and not psutil.wait_procs(below, timeout=30)[1]
 
 
+@pytest.mark.skipif(processes.METHOD != "forkserver", reason="no server forks here")
 def test_the_server_imports_what_its_starter_does_and_nothing_of_the_working_folder(monkeypatch):
     seen = []
     monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: seen.append(dict(os.environ)))
