@@ -135,7 +135,7 @@ def test_a_wrong_row_is_told(pets, header, line, message):
 
 def test_two_spellings_of_a_class_are_told(pets):
     write_csv(pets, "image,labels", ["photos/a.jpg,cat", "photos/b.jpg,Cat"])
-    with pytest.raises(DataError, match="'Cat' and 'cat' differ in capital letters alone"):
+    with pytest.raises(DataError, match="'Cat' and 'cat' differ only in capital letters"):
         read(pets, "t.csv", None)
 
 
