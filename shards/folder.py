@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -102,7 +103,7 @@ class ShardFolder:
         if not is_header_of(data[:BLOCK], f"{self.keys[number]}.{extension}", size):
             raise DataError(
                 f"{self.where(number)}: its {extension} is not where the index says: the shard or the index was "
-                f"changed or damaged; `wsss shards verify {self.folder}` finds all such shards; write them again"
+                f"changed or damaged; `{verify_command(self.folder)}` finds all such shards; write them again"
             )
         if len(data) != BLOCK + size:
             raise DataError(
@@ -207,6 +208,10 @@ def close_all(files: Mapping[int, int]) -> None:
         os.close(descriptor)
 
 
+def verify_command(folder: Place) -> str:
+    return shlex.join(["wsss", "shards", "verify", str(folder)])
+
+
 def check_size(folder: Path, shard: Shard) -> None:
     """Raise DataError unless the shard exists, is readable and has the length in the index."""
     path = folder / shard.name
@@ -215,7 +220,7 @@ def check_size(folder: Path, shard: Shard) -> None:
         got = "missing" if size is None else f"{size} bytes"
         raise DataError(
             f"{path}: {got}, the index says {shard.bytes} bytes; write or fetch it again, "
-            f"then check with `wsss shards verify {folder}`"
+            f"then check with `{verify_command(folder)}`"
         )
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: may not be read by this user; fix its permissions")

@@ -12,7 +12,7 @@ import numpy as np
 
 from launcher.evaluation.confusion import Confusion
 from launcher.evaluation.measure import Measure
-from launcher.files import Damaged, appearing
+from launcher.files import Damaged, appearing, typed
 from wsss.metrics.confusion import bootstrap_miou_gap, sums_by_group
 
 CLASS_SUMS = "class_sums.npz"
@@ -50,7 +50,7 @@ def read_class_sums(run: Path, source: str, choice: str) -> GroupSums | None:
             name = f"{choice} {source}"
             return GroupSums(held["groups"].tolist(), held[name]) if name in held else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise Damaged(f"{path}: damaged ({error}); run `wsss evaluate {run}` again") from error
+        raise Damaged(f"{path}: damaged ({error}); run `{typed('evaluate', run)}` again") from error
 
 
 def compare_mious(

@@ -20,7 +20,7 @@ from launcher.evaluation.offered_metrics import check_metrics, describe_metrics
 from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.evaluation.tuning import Tuned, describe_gate, tune
-from launcher.files import place_outputs, write_whole
+from launcher.files import place_outputs, typed, write_whole
 from launcher.jobs.network_job import identify_weights
 from launcher.run.folder import EVALUATION, Run
 from launcher.run.idle import refuse_unread
@@ -63,12 +63,13 @@ def find_validated(run: Run) -> tuple[ShardFolder, list[Source]]:
     sources = find_sources(run.folder, "val")
     if not sources:
         where = place_outputs(run.folder)
-        raise RunError(f"{where}: no CAMs or masks of 'val' here; run `wsss infer {run}` or `wsss segment {run}`")
+        makes = f"`{typed('infer', run)}` or `{typed('segment', run)}`"
+        raise RunError(f"{where}: no CAMs or masks of 'val' here; run {makes}")
     val = ShardFolder(config.data.val)
     if val.index.supervision == "label" and not (sources := [one for one in sources if one.has_threshold]):
         raise RunError(
             f"{run}: {val.folder} holds no masks, so metrics are computed from class probabilities, which label maps "
-            f"do not have; run `wsss infer {run}`"
+            f"do not have; run `{typed('infer', run)}`"
         )
     for source in sources:
         require_own(run, source)

@@ -12,7 +12,7 @@ from launcher.evaluation.class_sums import compare_mious, read_class_sums
 from launcher.evaluation.figures import FIGURES, order_figures
 from launcher.evaluation.formats import finds_nothing, format_interval, format_percent, rests_on_few
 from launcher.evaluation.per_image import compare_images, read_ious
-from launcher.files import Damaged, read_json
+from launcher.files import Damaged, read_json, typed
 from launcher.run.folder import EVALUATION, Run, is_run
 
 NEARLY_ALL = 0.95  # share of the area; a larger mask says nothing
@@ -76,6 +76,9 @@ def read_headline(run: Run) -> Headline | None:
     if not (run.folder / EVALUATION).is_file():
         return None
     evaluation = read_json(run.folder / EVALUATION)
+    if "headline" not in evaluation:
+        again = typed("evaluate", run)
+        raise Damaged(f"{run.folder / EVALUATION}: names no headline, as of an earlier version; run `{again}` again")
     return Headline(run.folder, evaluation, **evaluation["headline"])
 
 
@@ -191,7 +194,7 @@ def require_control(folder: Path) -> Run:
     """The run that others are compared with. Raises RunError if it was not evaluated."""
     run = Run(folder)
     if read_headline(run) is None:
-        raise RunError(f"--control {folder}: this run was not evaluated; run `wsss evaluate {folder}` first")
+        raise RunError(f"--control {folder}: this run was not evaluated; run `{typed('evaluate', folder)}` first")
     return run
 
 

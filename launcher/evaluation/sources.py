@@ -18,7 +18,7 @@ from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Chooser, Measure, Prediction
 from launcher.evaluation.pictures import at_tile, draw_mask, overlay_class_scores, overlay_classes, overlay_scores
 from launcher.evaluation.thresholds import Thresholds
-from launcher.files import place_outputs
+from launcher.files import place_outputs, typed
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_map, read_label_maps, read_left_out, segment_sources_of
 from launcher.jobs.scores import REFINED, Scores, at_size, read_scores, read_scores_of
@@ -171,7 +171,7 @@ class LabelSource:
 
     @property
     def again(self) -> str:
-        return f"remove the folder and run `wsss segment {parent_of(parent_of(self.folder))}` again"
+        return f"remove the folder and run `{typed('segment', parent_of(parent_of(self.folder)))}` again"
 
     def protocol(self, seed: int) -> str:
         left_out = read_left_out(self.folder) if self.extension == "png" else []

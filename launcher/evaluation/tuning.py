@@ -13,6 +13,7 @@ from launcher.evaluation.formats import name_class, rests_on_few
 from launcher.evaluation.image_labels import PRESENT_PROB, mean_f1
 from launcher.evaluation.measure import Measure
 from launcher.evaluation.sources import Source, find_sources
+from launcher.files import typed
 from launcher.run.folder import Run
 from shards.folder import ShardFolder
 from shards.index import name_shared
@@ -53,8 +54,7 @@ class Tuned:
 
 LABELS_BY = "miou"  # compares label maps, and scores of several classes
 NO_MAPS = (
-    "there are no such maps of the split tune; `wsss infer {0} --split tune data.tune={1}` makes its CAMs, and `wsss "
-    "refine` with the same options its masks"
+    "there are no such maps of the split tune; `{}` makes its CAMs, and `wsss refine` with the same options its masks"
 )
 
 
@@ -62,7 +62,11 @@ def tune(run: Run, val: ShardFolder, sources: Sequence[Source]) -> Tuned:
     """Choose thresholds, or the gate, for these sources of `val` on the run's tune split."""
     config = run.config
     named = {source.name for source in sources if source.has_threshold}
-    missing = "data.tune is not set" if config.data.tune is None else NO_MAPS.format(run.folder, config.data.tune)
+    missing = (
+        "data.tune is not set"
+        if config.data.tune is None
+        else NO_MAPS.format(typed("infer", run.folder, "--split", "tune", f"data.tune={config.data.tune}"))
+    )
     with_maps = set() if val.index.supervision == "label" else named
     found = Tuned(untuned=dict.fromkeys(sorted(with_maps), missing))
     there = [one for one in find_sources(run.folder, "tune") if one.name in {source.name for source in sources}]

@@ -10,7 +10,7 @@ import numpy as np
 from launcher.config.options import options_of
 from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
-from launcher.files import place_outputs
+from launcher.files import place_outputs, typed
 from launcher.jobs import output as jobs
 from launcher.jobs.crf_sums import require_memory, settle_chain, told
 from launcher.jobs.cues import find_cue
@@ -106,9 +106,9 @@ def plan_split(
     folder = everywhere(join(cams_folder(run, cams), split))
     inferred = jobs.read_made_of(folder)
     if inferred is None:
-        raise RunError(f"{folder}: no CAMs here; run `wsss infer {run}` first")
+        raise RunError(f"{folder}: no CAMs here; run `{typed('infer', run)}` first")
     shards = jobs.open_images_of(folder, inferred)
-    jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `wsss infer {run} --overwrite`")
+    jobs.require_same_images(folder, shards.index.fingerprint, f"infer again: `{typed('infer', run, '--overwrite')}`")
     jobs.require_all(folder, [shard.name for shard in shards.index.shards])
     cues = {step.name: cue_folder(settings, step.name, shards) for step in settings.chain if takes_cue(step.name)}
     kinds = settings.cams or inferred["cam"]["kinds"]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from launcher.errors import RunError
-from launcher.files import appearing
+from launcher.files import appearing, typed
 from launcher.jobs import output as jobs
 from launcher.jobs.label_maps import read_label_maps
 from launcher.jobs.segment import segments_folder
@@ -53,7 +53,9 @@ def pack_voc(run: Path, *, name: str | None = None, split: str = "test", out: Pa
     folder = join(segments_folder(run, name), split)
     made_of = jobs.read_made_of(folder)
     if made_of is None:
-        raise RunError(f"{folder}: no masks here; run `wsss segment {run} --split {split} --shards FOLDER` first")
+        raise RunError(
+            f"{folder}: no masks here; run `{typed('segment', run, '--split', split)} --shards FOLDER` first"
+        )
     shards = jobs.open_images_of(folder, made_of)
     if shards.index.fingerprint != made_of["fingerprint"]:
         raise RunError(f"{shards.folder}: these are no longer the images that {folder} was made of; segment them again")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from launcher.errors import without_traceback
-from launcher.files import write_whole
+from launcher.files import typed, write_whole
 from launcher.run.lock import find_holder
 
 FAILURE = "failure.json"
@@ -104,4 +103,4 @@ def read_failure(run: Path) -> dict[str, Any] | None:
 
 def continue_command(run: Path) -> str:
     """The command that continues a run from its last checkpoint."""
-    return shlex.join(["wsss", "train", str(run / "config.yaml")])
+    return typed("train", run / "config.yaml")

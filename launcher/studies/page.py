@@ -10,7 +10,7 @@ from launcher.evaluation.formats import DASH, FEW_GROUPS_NOTE, format_interval, 
 from launcher.evaluation.page import open_template
 from launcher.evaluation.per_image import write_rows
 from launcher.evaluation.plots import plot_intervals
-from launcher.files import RUNS, write_whole
+from launcher.files import RUNS, typed, write_whole
 from launcher.studies.figures import CHOICES, read_classes, tabulate_study
 from launcher.studies.numbers import list_numbers
 from launcher.studies.table import Study
@@ -67,7 +67,7 @@ def write_study_report(name: str, study: Study) -> Path:
     """
     rows = tabulate_study(study)
     if not any(row["seeds"] for row in rows):
-        raise RunError(f"study '{name}': no row is done yet; run it with `wsss study run {name}`")
+        raise RunError(f"study '{name}': no row is done yet; run it with `{typed('study', 'run', name)}`")
     protocols: dict[str, list[str]] = {}
     for row in rows:
         for protocol in row["protocols"]:

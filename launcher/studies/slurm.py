@@ -37,7 +37,11 @@ wait "$task" || code=$?
 if [ -n "$over" ]; then
   code=0
   wait "$task" || code=$?
-  [ $code != 143 ] || scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+  if [ $code = 143 ] && [ $SECONDS -lt 300 ]; then
+    echo "stopped by its time limit after $SECONDS s and not queued again: --time must be at least 10 minutes" >&2
+  elif [ $code = 143 ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+  fi
 fi
 exit $code
 END

@@ -4,6 +4,7 @@ It is an SQLite file in the folder of runs that contains the run, unless MLFLOW_
 """
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,4 +74,4 @@ def address_of(uri: str, page: str) -> str:
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
     if parts.scheme in ("http", "https"):
         return f"{place}/{page}"
-    return f"http://127.0.0.1:5000/{page} while `mlflow ui --backend-store-uri {place}` runs"
+    return f"http://127.0.0.1:5000/{page} while `mlflow ui --backend-store-uri {shlex.quote(place)}` runs"

@@ -11,7 +11,7 @@ from launcher.config.options import Named
 from launcher.config.sections import TrainConfig
 from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError
-from launcher.files import RUNS, publish, read_json, sync_to_disk, write_whole
+from launcher.files import RUNS, publish, read_json, sync_to_disk, typed, write_whole
 from launcher.run import steps
 from launcher.run.build import build_method, drop_weights
 from launcher.run.checkpoint import load_method
@@ -57,7 +57,8 @@ def extend_run(config: Config, *, write: bool = True) -> str:
     before, after = run.config.train.steps, config.train.steps
     if after <= before:
         raise RunError(
-            f"--extend {after}: {run} has {before} steps; give more, or continue to these with `wsss train {folder}`"
+            f"--extend {after}: {run} has {before} steps; give more, or continue to these with "
+            f"`{typed('train', folder)}`"
         )
     if config.train.power or run.config.train.power:
         raise RunError(
@@ -103,7 +104,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
     steps.refuse_damaged(checkpoint)
     step = steps.step_number(checkpoint)
     if is_run(folder) or steps.checkpoints(folder):
-        raise RunError(f"--fork: {folder} exists; continue it with `wsss train {folder}`, or give another name")
+        raise RunError(f"--fork: {folder} exists; continue it with `{typed('train', folder)}`, or give another name")
     if config.train.steps <= step:
         raise RunError(
             f"--fork: {checkpoint} already has {step} steps, and train.steps is {config.train.steps}: give more"
@@ -164,8 +165,8 @@ def refuse_lost_beginning(folder: Path, step: int) -> None:
     if (parent := about.get("parent")) is not None:
         raise RunError(
             f"{folder}: was forked after step {parent['step']} of {parent['run']}, and has no checkpoint left from "
-            f"which step {step} can be computed: `wsss replay {parent['run']}` repeats the steps of its parent, from "
-            "which you can fork again"
+            f"which step {step} can be computed: `{typed('replay', parent['run'])}` repeats the steps of its "
+            "parent, from which you can fork again"
         )
 
 

@@ -1,13 +1,13 @@
 """The message when a loss or gradient is not finite, collected from all ranks."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from launcher.errors import RunError
+from launcher.files import typed
 from launcher.run import steps
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: 
 
 
 def replay_command(run: Path, step: int) -> str:
-    return shlex.join(["wsss", "replay", str(run), "--step", str(step)])
+    return typed("replay", run, "--step", step)
 
 
 def explain_rank(rank: Culprit) -> str:

@@ -83,24 +83,33 @@ def sums_by_group(sums: Sequence[np.ndarray], groups: Sequence[str]) -> tuple[li
     return names.tolist(), sums_G3C
 
 
-def resampled_mious(sums_G3C: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """(R) mIoU when whole groups (photographs, videos) are drawn anew with replacement, NaN where no labelled pixel is.
+def resampled_mious(runs: Sequence[np.ndarray], *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(runs, R) mIoU when whole groups (photographs, videos) are drawn anew with replacement, the same for all runs;
+    NaN where no labelled pixel is.
 
         mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
 
-    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is. The draws
-    follow from the seed and the number of groups alone: two predictions of the same images are drawn alike.
+    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is.
+
+    Args:
+        runs: of each run (G, 3, C) of sums_by_group, of the same groups.
     """
-    shape, of_group_GX = sums_G3C.shape[1:], sums_G3C.reshape(len(sums_G3C), -1).astype(float)
+    groups = len(runs[0])
     rng, found = np.random.default_rng(seed), []
     for first in range(0, resamples, CHUNK):
         size = min(CHUNK, resamples - first)
-        times_RG = rng.multinomial(len(of_group_GX), np.full(len(of_group_GX), 1 / len(of_group_GX)), size=size)
-        hit_RC, truth_RC, predicted_RC = np.moveaxis((times_RG @ of_group_GX).reshape(size, *shape), 1, 0)
-        iou_RC = hit_RC / np.maximum(truth_RC + predicted_RC - hit_RC, 1)
-        there_RC = truth_RC > 0
-        found.append((iou_RC * there_RC).sum(1) / np.where(there_RC.any(1), there_RC.sum(1), np.nan))
-    return np.concatenate(found)
+        times_RG = rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(float)
+        found.append([mious_of_draws(times_RG, sums_G3C) for sums_G3C in runs])
+    return np.concatenate(found, axis=1)
+
+
+def mious_of_draws(times_RG: np.ndarray, sums_G3C: np.ndarray) -> np.ndarray:
+    """(R) mIoU of a run, of how often each group was drawn; see resampled_mious."""
+    sums_R3C = (times_RG @ sums_G3C.reshape(len(sums_G3C), -1).astype(float)).reshape(-1, *sums_G3C.shape[1:])
+    hit_RC, truth_RC, predicted_RC = np.moveaxis(sums_R3C, 1, 0)
+    iou_RC = hit_RC / np.maximum(truth_RC + predicted_RC - hit_RC, 1)
+    there_RC = truth_RC > 0
+    return (iou_RC * there_RC).sum(1) / np.where(there_RC.any(1), there_RC.sum(1), np.nan)
 
 
 def bootstrap_miou(
@@ -121,7 +130,7 @@ def bootstrap_miou(
     """
     if not len(sums):
         return float("nan"), float("nan")
-    miou_R = resampled_mious(sums_by_group(sums, groups)[1], resamples=resamples, seed=seed)
+    (miou_R,) = resampled_mious([sums_by_group(sums, groups)[1]], resamples=resamples, seed=seed)
     return middle(miou_R[~np.isnan(miou_R)], confidence)
 
 
@@ -147,13 +156,14 @@ def bootstrap_miou_gap(
     """
     if len({sums_G3C.shape for sums_G3C in (*ours, *theirs)}) > 1:
         raise ValueError("the runs were counted on other groups or classes: count them on the same images")
-    drawn = [
-        np.mean([resampled_mious(sums_G3C, resamples=resamples, seed=seed) for sums_G3C in runs], axis=0)
-        for runs in (ours, theirs)
-    ]
-    gap_R = drawn[0] - drawn[1]
-    whole = [np.mean([mean_ious(sums_G3C.sum(axis=0)[None])[0] for sums_G3C in runs]) for runs in (ours, theirs)]
-    return float(whole[0] - whole[1]), *middle(gap_R[~np.isnan(gap_R)], confidence)
+    runs = [*ours, *theirs]
+
+    def gap_of(miou_NX: np.ndarray) -> np.ndarray:
+        return np.mean(miou_NX[: len(ours)], axis=0) - np.mean(miou_NX[len(ours) :], axis=0)
+
+    gap_R = gap_of(resampled_mious(runs, resamples=resamples, seed=seed))
+    whole = gap_of(np.concatenate([mean_ious(sums_G3C.sum(axis=0)[None]) for sums_G3C in runs]))
+    return float(whole), *middle(gap_R[~np.isnan(gap_R)], confidence)
 
 
 def sums_at_thresholds(

@@ -27,6 +27,7 @@ from launcher.evaluation.per_image import compare_images
 from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
 from launcher.evaluation.report import write_report
 from launcher.evaluation.strip import choose_ranks, rank_alarms, rank_images
+from launcher.files import Damaged
 from launcher.run.folder import Run
 
 
@@ -70,8 +71,18 @@ def test_the_page_meets_a_phone_the_dark_and_those_who_see_no_pictures(pair):
 
 def test_a_control_without_figures_is_refused(run):
     evaluate(run)
-    with pytest.raises(RunError, match="--control runs/teacher: this run was not evaluated; run `wsss evaluate"):
-        write_report(run, control=Path("runs/teacher"))
+    Path("runs/teacher").rename("runs/a teacher")
+    with pytest.raises(
+        RunError, match="--control .*: this run was not evaluated; run `wsss evaluate 'runs/a teacher'`"
+    ):
+        write_report(run, control=Path("runs/a teacher"))
+
+
+def test_an_evaluation_of_before_there_were_headlines_names_the_command_that_makes_one(run):
+    report = evaluate(run)
+    (run / "evaluation.json").write_text(json.dumps({name: of for name, of in report.items() if name != "headline"}))
+    with pytest.raises(Damaged, match=rf"{run}/evaluation.json: names no headline.*run `wsss evaluate {run}` again"):
+        write_report(run)
 
 
 def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothing(pair):

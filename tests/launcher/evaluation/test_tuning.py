@@ -19,6 +19,7 @@ from launcher.jobs.scores import Scores
 from shards.schema import ClassSet
 
 ABC = ClassSet(name="abc", classes=("a", "b"))
+INFER = "wsss infer RUN --split tune data.tune=tune"
 
 
 def labels_of(probs, present):
@@ -161,7 +162,7 @@ def tuned(monkeypatch):
 
 def test_what_has_no_threshold_says_why_and_a_split_without_masks_wants_none(tuned):
     assert tuned("pixel", [CAMS], folder=None) == (Tuned(untuned={"grad": "data.tune is not set"}), [])
-    assert tuned("pixel", [OTHERS]) == (Tuned(untuned={"grad": NO_MAPS.format("RUN", "tune")}), [])
+    assert tuned("pixel", [OTHERS]) == (Tuned(untuned={"grad": NO_MAPS.format(INFER)}), [])
     assert tuned("pixel", [CAMS]) == (Tuned(untuned={"grad": "no image of tune shows smoke"}, shown=2), ["grad"])
     assert tuned("pixel", [CAMS], val_holds="label") == (Tuned(shown=2), [])
 
@@ -169,7 +170,7 @@ def test_what_has_no_threshold_says_why_and_a_split_without_masks_wants_none(tun
 def test_a_tune_split_without_masks_chooses_a_gate_of_the_probabilities_that_all_sources_share(tuned):
     found, counted = tuned("label", [CAMS, MASKS, CAMS])
     assert found == Tuned(untuned={"grad": "tune holds no masks"}, gate=0.4, shown=2) and counted == ["grad"]
-    assert tuned("label", [MASKS]) == (Tuned(untuned={"grad": NO_MAPS.format("RUN", "tune")}, shown=2), [])
+    assert tuned("label", [MASKS]) == (Tuned(untuned={"grad": NO_MAPS.format(INFER)}, shown=2), [])
 
 
 def test_label_maps_are_compared_where_the_scores_have_the_same_figure_or_there_are_none(tuned):
@@ -180,6 +181,6 @@ def test_label_maps_are_compared_where_the_scores_have_the_same_figure_or_there_
     assert found == Tuned(values={"grad": 0.6}, figure="per_image_iou", **scores) and counted == ["grad"]
     found, _ = tuned("pixel", [CAMS], Best(0.3, 0.6), figure="per_image_iou")
     assert found == Tuned(values={"grad": 0.6}, figure="per_image_iou", **scores)
-    missing = {"grad": NO_MAPS.format("RUN", "tune")}
+    missing = {"grad": NO_MAPS.format(INFER)}
     assert tuned("pixel", [MASKS])[0] == Tuned(values={"segments": 0.5}, figure="miou", untuned=missing, shown=2)
     assert tuned("pixel", [MASKS], maps=None)[0].values == {}

@@ -28,7 +28,7 @@ STAND_INS = {
 }
 
 
-def begin(name: str, folder: Path, fails: str = "", ends: int = 143, **about: str) -> subprocess.Popen:
+def begin(name: str, folder: Path, fails: str = "", ends: int = 143, ran: int = 300, **about: str) -> subprocess.Popen:
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").touch()
     for command, does in STAND_INS.items():
@@ -45,7 +45,14 @@ def begin(name: str, folder: Path, fails: str = "", ends: int = 143, **about: st
     return subprocess.Popen(
         ["bash", str(script), "demo/teacher"],
         cwd=folder,
-        env={**os.environ, **about, "FAILS": fails, "ENDS": str(ends), "PATH": f"{folder}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            **about,
+            "FAILS": fails,
+            "ENDS": str(ends),
+            "SECONDS": str(ran),
+            "PATH": f"{folder}:{os.environ['PATH']}",
+        },
         start_new_session=True,
     )
 
@@ -71,6 +78,17 @@ def test_what_its_time_ends_is_stopped_and_queued_again(name, ends, tmp_path):
     again = [f"requeue {'6_1' if name == 'study' else '7'}"] if ends else []
     said = tmp_path / "said"
     assert (said.read_text().splitlines() if said.exists() else []) == [*stopped, *again]
+
+
+@pytest.mark.parametrize("name", ["one_node", "nodes", "jobs", "study"])
+def test_a_time_too_short_to_do_anything_is_told_and_not_queued_again(name, tmp_path, capfd):
+    job = begin(name, tmp_path, ran=200)
+    wait_for(tmp_path / ("wsss.pid" if name == "study" else "srun.pid"), job)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 143
+    said = tmp_path / "said"
+    assert "requeue" not in (said.read_text() if said.exists() else "")
+    assert "not queued again: --time must be at least 10 minutes" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nodes", "jobs", "study"])
