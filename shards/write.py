@@ -186,14 +186,16 @@ def write_tar(
                 for key, members in samples:
                     with report_full_disk(path):
                         tar.write({"__key__": key, **members})
+                with report_full_disk(path):
+                    tar.close()
+                    file.flush()
+                    publish(temporary, path)
             except BaseException:
                 with suppress(Exception):  # else Python does it after the file is closed, and prints an error
                     tar.close()
+                with suppress(OSError):  # else what could not be written is raised again, instead of the DiskError
+                    file.close()
                 raise
-            with report_full_disk(path):
-                tar.close()
-                file.flush()
-                publish(temporary, path)
 
 
 def open_locked(temporary: Path) -> BinaryIO:

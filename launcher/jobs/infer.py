@@ -27,7 +27,7 @@ from launcher.jobs.network_job import (
     write_next_to,
 )
 from launcher.jobs.over_shards import Members
-from launcher.jobs.pool import may_start_processes, open_shards
+from launcher.jobs.pool import may_start_processes
 from launcher.jobs.scores import Scores, cams_folder
 from launcher.jobs.starts import count_here, join_share
 from launcher.processes.accelerator import make_accelerator
@@ -105,14 +105,7 @@ class InferJob(RunJob):
     """CAMs of a run's checkpoint, as its config with these overrides says."""
 
     @contextmanager
-    def opened(self) -> Iterator[SamplesOf]:
-        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
-        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
-            yield samples_of
-
-    @contextmanager
     def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:
-        """With what is loaded already."""
         config, method = trained.run.config, trained.method
         device = make_accelerator(config, processes=None).device
         method.to(device)

@@ -5,8 +5,8 @@ import hashlib
 import pickle
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -74,6 +74,19 @@ class RunJob(NetworkJob):
     checkpoint: str
     overrides: tuple[str, ...]
 
+    @contextmanager
+    def opened(self) -> Iterator[SamplesOf]:
+        from launcher.run.build import load_trained
+        from launcher.run.folder import Run
+
+        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
+        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
+            yield samples_of
+
+    @abstractmethod
+    def samples(self, trained: "Trained", images: ShardFolder) -> AbstractContextManager[SamplesOf]:
+        """As opened, with what is loaded already."""
+
 
 def identify_average(checkpoint: Path, train: "TrainConfig") -> dict[str, float]:
     """What an output records about averaged weights; nothing without them. It is read from the checkpoint, since a fork
@@ -127,7 +140,7 @@ def write_next_to(
     with ExitStack() as stack:
         samples_of: list[SamplesOf] = []
 
-        def here(advance: Callable[[], None], task: NetworkTask) -> None:
+        def here(task: NetworkTask, advance: Callable[[], None]) -> None:
             if not samples_of:
                 samples_of.append(stack.enter_context(opened()))
             write_shard(task, samples_of[0](task.name), images, advance)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -77,7 +76,7 @@ def write_outputs(
     workers: int,
     label: str,
     overwrite: bool = False,
-    here: Callable[[Callable[[], None], Task], None] | None = None,
+    here: Callable[[Task, Callable[[], None]], None] | None = None,
     devices: bool = False,
     remedy: str = "fix the causes, and start it again",
 ) -> None:
@@ -91,7 +90,7 @@ def write_outputs(
         work: writes one shard, unless it is there.
         share: what of it is this process's.
         workers: processes of this machine; 1 = this one.
-        here: the same, for this process, which calls the function that it is given after each image.
+        here: the same, for this process: of a task, and a function that it calls after each image, `advance`.
         overwrite: remove what was made before.
         devices: see pool.try_each.
         remedy: for shards that fail.
@@ -109,9 +108,7 @@ def write_outputs(
     share.wait()  # nobody writes before everybody has looked
     room.check()
     try:
-        failed = do_tasks(
-            tasks, work, room, workers=workers, label=label, here=here, devices=devices, said=share.speaks
-        )
+        failed = do_tasks(tasks, work, room, workers=workers, label=label, here=here, devices=devices, said=share.opens)
     finally:
         for one in outputs:
             output.sweep(one.folder)
@@ -148,7 +145,7 @@ def do_tasks(
     *,
     workers: int,
     label: str,
-    here: Callable[[Callable[[], None], Task], None] | None,
+    here: Callable[[Task, Callable[[], None]], None] | None,
     devices: bool,
     said: bool,
 ) -> list[str]:
@@ -162,7 +159,7 @@ def do_tasks(
             seen += 1
             progress.advance()
 
-        alone = None if here is None else partial(here, advance)
+        alone = None if here is None else lambda task: here(task, advance)
         for number, outcome in try_each(work, tasks, workers, here=alone, devices=devices):
             task = tasks[number]
             if task.num_images > seen:

@@ -69,10 +69,11 @@ def refine(
             if of_kind and (overwrite or jobs.read_made_of(out) is None):
                 bytes_each = try_chain(settings, of_kind[0]) * of_kind[0].num_images
             outputs.append(Output(out, made_of, of_kind, bytes_each))
+    work = partial(refine_shard, settings)
     write_outputs(
         outputs,
-        partial(refine_shard, settings),
-        here=partial(refine_here, settings),
+        work,
+        here=work,
         share=own_share(launch),
         workers=settings.workers or count_processes(launch) or count_cores(),
         label="refine",
@@ -145,12 +146,8 @@ def cue_folder(settings: RefineConfig, refiner: str, shards: ShardFolder) -> Pla
     return folder
 
 
-def refine_shard(settings: RefineConfig, task: ShardToRefine) -> None:
-    """One CAM shard -> one mask shard of the same name."""
-    refine_here(settings, lambda: None, task)
-
-
-def refine_here(settings: RefineConfig, advance: Callable[[], None], task: ShardToRefine) -> None:
+def refine_shard(settings: RefineConfig, task: ShardToRefine, advance: Callable[[], None] = lambda: None) -> None:
+    """One CAM shard -> one mask shard of the same name; calls `advance` after each image."""
     images = open_shards(task.images, task.fingerprint)
     write_shard(task, refined_samples(settings, task), images, advance)
 

@@ -44,7 +44,6 @@ from launcher.jobs.network_job import (
     write_next_to,
 )
 from launcher.jobs.over_shards import Members
-from launcher.jobs.pool import open_shards
 from launcher.jobs.segment_images import maps_reader, segment_images
 from launcher.jobs.sets import suffix_of
 from launcher.jobs.starts import count_here, device_of, join_share
@@ -135,14 +134,7 @@ class SegmentJob(RunJob):
     cams: bool
 
     @contextmanager
-    def opened(self) -> Iterator[SamplesOf]:
-        trained = load_trained(Run(self.run, self.overrides).at(self.checkpoint))
-        with self.samples(trained, open_shards(self.shards, self.fingerprint)) as samples_of:
-            yield samples_of
-
-    @contextmanager
     def samples(self, trained: Trained, images: ShardFolder) -> Iterator[SamplesOf]:
-        """With what is loaded already."""
         config = trained.run.config.model_copy(update={"segment": self.settings})
         method, device = trained.method, make_accelerator(config, processes=None).device
         method.to(device).eval()

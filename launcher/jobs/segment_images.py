@@ -24,7 +24,7 @@ from shards.batches.batch import Batch, to_device
 from shards.batches.loaders import eval_loader
 from shards.folder import ShardFolder
 from shards.schema import DataError
-from wsss.maps.fusion import RULES, cams_of_present, fuse_seg_logits
+from wsss.maps.fusion import RULES, cams_of_present, fold_views
 from wsss.maps.pseudo_label import cam_label
 from wsss.maps.scales import scaled_views
 from wsss.methods.base import Method
@@ -79,7 +79,7 @@ def segment_images(
         for i, number in enumerate(batch["number"]):
             with naming(where[i]):
                 one = [tuple(logits[i : i + 1] for logits in view) for view in views]
-                seg_logits_CHW = fuse_seg_logits(one, size_of(shards, number), flips=flips, scales=scales)[0]
+                seg_logits_CHW = fold_views(one, size_of(shards, number), flips=flips, scales=scales)[0]
                 if not seg_logits_CHW.isfinite().all():
                     raise DataError(
                         f"{where[i]}: the network's logits are NaN or infinite; use an earlier checkpoint, or "

@@ -37,13 +37,9 @@ class Share:
 
     @property
     def opens(self) -> bool:
-        """Whether this process makes the output folder: of joined ranks the first, else each, which is safe."""
+        """Whether this process makes the output folder and shows progress: of joined ranks the first; else each, which
+        is safe, and each has its own log."""
         return self.ranks is None or self.ranks.is_main_process
-
-    @property
-    def speaks(self) -> bool:
-        """Whether this process shows progress; tasks of srun and machines have each their own log."""
-        return self.opens
 
     def wait(self) -> None:
         if self.ranks is not None:

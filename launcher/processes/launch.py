@@ -92,8 +92,10 @@ def show_launch(config: Config, module: str, arguments: Sequence[str]) -> str:
 
 
 def effective(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of the launched processes: ours, overridden by the user's except where that must not happen."""
-    return {**environment, **without_accelerate(os.environ), **keep_forced(environment)}
+    """The environment of the launched processes: ours, overridden by the user's except where that decides what is
+    started or whether the processes find each other."""
+    forced = {name: environment[name] for name in FORCED if name in environment}
+    return {**environment, **without_accelerate(os.environ), **forced}
 
 
 def await_address(name: str) -> None:
@@ -148,9 +150,3 @@ def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
         return {**arguments, "run": Path(arguments["run"])}
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{argv[1:]}: wanted one JSON object of arguments with a 'run' ({error!r})") from error
-
-
-def keep_forced(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that the user's environment must not override: they decide what is started, and whether the
-    processes find each other."""
-    return {name: environment[name] for name in FORCED if name in environment}

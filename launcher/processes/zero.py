@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import RunError
-from launcher.processes.buffers import begin_as_first_rank, equalise_buffers
+from launcher.processes.buffers import begin_as_first_rank
 from launcher.processes.zero_settings import check_engine
 
 if TYPE_CHECKING:
@@ -59,14 +59,6 @@ def accumulating(accelerator: "Accelerator", wrapped: nn.Module, *, last: bool) 
     else:
         with accelerator.no_sync(wrapped):
             yield
-
-
-def gather_full(optimizer: Any, method: nn.Module, *, moments: bool) -> None:
-    """Make the method's buffers equal and, with `moments`, gather the optimizer's moments on rank 0 for a save. All
-    ranks must call it."""
-    equalise_buffers(method)
-    if moments and isinstance(optimizer, ZeroOptimizer):
-        optimizer.gather()
 
 
 class BackwardOnly:

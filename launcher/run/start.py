@@ -78,7 +78,7 @@ def find_weights(named: Named) -> Path | None:
         if not steps.is_complete(folder) and not is_exported(folder / steps.MODEL):
             raise ConfigError(
                 f"model.weights: {path} is a folder, but neither a run with a checkpoint nor a complete checkpoint "
-                f"(RUN/step_NNNNNNN), nor one of `wsss export --hub`; give one, or a file"
+                "(RUN/step_NNNNNNN), nor one of `wsss export --hub`; give one, or a file"
             )
         return folder / steps.MODEL
     if path.suffix in (".pt2", ".onnx") and path.is_file():
@@ -113,7 +113,7 @@ def read_start(named: Named) -> Start | None:
             names, about = list(opened.keys()), opened.metadata() or {}
     except (SafetensorError, OSError):
         return None  # load_weights says what is wrong with it
-    if is_exported(file):
+    if {"classes", "model"} <= about.keys():
         place, classes = str(named.options["weights"]), tuple(json.loads(about["classes"]))
         return Start(place, classes, Named.model_validate(json.loads(about["model"])), load_file(file))
     if not any(name.startswith(STUDENT) for name in names):

@@ -38,7 +38,7 @@ if [ -n "$over" ]; then
   code=0
   wait "$task" || code=$?
   if [ $code = 143 ] && [ $SECONDS -lt 300 ]; then
-    echo "stopped by its time limit after $SECONDS s and not queued again: --time must be at least 10 minutes" >&2
+    echo "stopped by its time limit after $SECONDS s, not queued again: it must be at least 10 minutes" >&2
   elif [ $code = 143 ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
   fi

@@ -8,7 +8,6 @@ import yaml
 
 from launcher.config.file import read_content
 from launcher.config.options import Named
-from launcher.config.sections import TrainConfig
 from launcher.config.whole import Config
 from launcher.errors import ConfigError, RunError
 from launcher.files import RUNS, publish, read_json, sync_to_disk, typed, write_whole
@@ -19,7 +18,7 @@ from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.lock import only_writer
 from launcher.run.start import weights_options
 from launcher.training.inputs import Inputs, check_same_run
-from wsss.optim import lr_at
+from launcher.training.update import rate_of
 
 # What an optimizer's state brings of its own.
 OF_OPTIMIZER = ("weight_decay", "decay_all", "new_lr_factor", "head_lr_factor", "layer_decay")
@@ -131,7 +130,7 @@ def fork_run(parent: Path, config: Config, *, write: bool = True) -> str:
             about = {"run": str(parent), "step": step, "sha256": sha256}
             write_whole(folder / ABOUT, json.dumps({"parent": about}, indent=1))
             copy_checkpoint(checkpoint, folder)
-    before, after = rate_of(run.config.train, step), rate_of(config.train, step)
+    before, after = rate_of(run.config.train, step), rate_of(config.train, step)  # of the first step after it
     return f"{folder}: continues after step {step} of {parent}; learning rate there {before:.2e}, from here {after:.2e}"
 
 
@@ -178,8 +177,3 @@ def copy_checkpoint(checkpoint: Path, folder: Path) -> None:
     for path in temporary.iterdir():
         sync_to_disk(path)
     publish(temporary, folder / checkpoint.name)
-
-
-def rate_of(train: TrainConfig, step: int) -> float:
-    """The learning rate of the update after `step`."""
-    return lr_at(step, lr=train.lr, steps=max(train.steps, 1), warmup_steps=train.warmup_steps, power=train.power)

@@ -26,7 +26,6 @@ from shards.batches.batch import Batch, MaskOf
 from shards.folder import ShardFolder
 from shards.index import name_shared
 from shards.masks import MaskFolder
-from shards.remote import Place
 from shards.schema import ClassSet, hint_at_order
 from shards.tars import sha256_of
 from wsss.methods import METHODS
@@ -73,7 +72,7 @@ class Inputs:
 
     @cached_property
     def pixel(self) -> ShardFolder | None:
-        return open_with_masks(self.config.data.pixel)
+        return ShardFolder(self.config.data.pixel, "pixel") if self.config.data.pixel else None
 
     @cached_property
     def mask_of(self) -> MaskOf | None:
@@ -96,7 +95,8 @@ class Inputs:
     @cached_property
     def masks_made_of(self) -> dict[str, Any]:
         """What data.masks was made of; {} if there is none."""
-        return (self.config.data.masks and jobs.read_made_of(self.config.data.masks)) or {}
+        folder = self.config.data.masks
+        return {} if folder is None else jobs.read_made_of(folder) or {}
 
     @cached_property
     def teacher(self) -> Run | None:
@@ -150,10 +150,15 @@ class Inputs:
             refuse_idle(self.config)
         else:
             check_same_run(begun, self.config, train.fingerprint, self.learns_from)
+        self.check_splits()
+        if self.teacher is not None:
+            self.teacher.checkpoint()
+
+    def check_splits(self) -> None:
+        """Raise RunError if splits have other classes than data.train, or share groups."""
+        train = self.train.index
         for name, shards in (("val", self.val), ("tune", self.tune), ("pixel", self.pixel)):
-            if shards is None:
-                continue
-            if shards.index.classes != train.classes:
+            if shards is not None and shards.index.classes != train.classes:
                 raise RunError(
                     f"data.{name}: {shards.folder} has classes {shards.index.classes}, data.train {train.classes}"
                     f"{hint_at_order(shards.index.classes, train.classes)}"
@@ -171,8 +176,6 @@ class Inputs:
                         f"data.{name}: {shards.folder} {shared}: move whole groups to one split, and write the shards "
                         "again"
                     )
-        if self.teacher is not None:
-            self.teacher.checkpoint()
 
     def loaders_from(self, step: int, *, rank: int, ranks: int) -> list[DataLoader]:
         """One rank's loaders from a step on: of data.train and, where there is one, of data.pixel."""
@@ -200,10 +203,6 @@ def run_to_go_on_with(folder: Path) -> Run | None:
         name = CONFIG if str(error).startswith(f"{folder / CONFIG}:") else ABOUT
         set_aside(folder / name, f"{error}; the run's settings and data are not compared with those that it began with")
         return None
-
-
-def open_with_masks(folder: Place | None) -> ShardFolder | None:
-    return ShardFolder(folder, "pixel") if folder else None
 
 
 def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict[str, str]) -> None:

@@ -2,16 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from launcher.errors import RunError
 from launcher.files import typed
 from launcher.run import steps
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 SHOWN = 64  # sample keys of a rank that a message names
 
@@ -53,7 +52,7 @@ class Culprit(NamedTuple):
         return all(math.isfinite(value) for losses in self.losses for value in losses.values())
 
 
-def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: "Accelerator") -> str:
+def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: Accelerator) -> str:
     """The error that says what was not finite, where, and what to do: complete on rank 0, one line on the others. Every
     rank must call it.
 
@@ -67,11 +66,7 @@ def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: 
         [{name: value.item() for name, value in micro.losses.items()} for micro in micros],
         [key for micro in micros for key in micro.keys],
     )
-    everyone = [here]
-    if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        everyone = gather_object([here])
+    everyone = gather_object([here])
     head = f"non-finite loss or gradient at step {bad_step}"
     if not accelerator.is_main_process:
         return f"{head}; rank 0 says more"
@@ -83,14 +78,10 @@ def explain_nonfinite(bad_step: int, seen: list[Micro], run: Path, accelerator: 
     parts += [
         f"last good checkpoint: {good[-1] if good else 'none'}",
         "no update was made from it",
-        f"to see where it begins: `{replay_command(run, bad_step)}`",
+        f"to see where it begins: `{typed('replay', run, '--step', bad_step)}`",
         "to continue: lower train.lr, set train.max_grad_norm or look at these samples",
     ]
     return "; ".join(parts)
-
-
-def replay_command(run: Path, step: int) -> str:
-    return typed("replay", run, "--step", step)
 
 
 def explain_rank(rank: Culprit) -> str:

@@ -48,21 +48,24 @@ def preflight(config: Config) -> int:
     return processes
 
 
+def networks_of(method: Method) -> list[Network]:
+    """The networks that a method trains."""
+    return [module for module in method.modules() if isinstance(module, Network)]
+
+
 def check_images(method: Method, images: int) -> None:
     """Raise ValueError if the method, or a network that it trains, cannot learn from this number of images at a
     time."""
     method.check_images(images)
-    for module in method.modules():
-        if isinstance(module, Network):
-            module.check_images(images)
+    for network in networks_of(method):
+        network.check_images(images)
 
 
 def check_begun(method: Method) -> None:
     """Raise ConfigError if a network of the method lacks a part that is not trained, such as encoded texts."""
     with user_error_as(ConfigError):
-        for module in method.modules():
-            if isinstance(module, Network):
-                module.check_begun()
+        for network in networks_of(method):
+            network.check_begun()
 
 
 def check_norms(config: Config, method: Method, images: int, processes: int) -> None:
@@ -74,9 +77,8 @@ def check_norms(config: Config, method: Method, images: int, processes: int) -> 
     if images > 1 or joins_norms(config, processes):
         return
     method.train()
-    for module in method.modules():
-        if isinstance(module, Network):
-            refuse_lone_cell(module, config.data.image_size)
+    for network in networks_of(method):
+        refuse_lone_cell(network, config.data.image_size)
     method.train()
 
 
@@ -94,9 +96,8 @@ def check_memory(config: Config, processes: int) -> None:
 
 def check_image_size(method: Method, side: int) -> None:
     """Raise ConfigError if the method, a network of it or its teacher cannot work with images of data.image_size."""
-    networks = [module for module in method.modules() if isinstance(module, Network)]
-    networks += [part.network for part in vars(method).values() if isinstance(part, Frozen)]
-    for network in networks:
+    frozen = [part.network for part in vars(method).values() if isinstance(part, Frozen)]
+    for network in [*networks_of(method), *frozen]:
         try:
             network.check_size(side, side)
         except ValueError as error:

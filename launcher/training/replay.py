@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from launcher.config.whole import Config
@@ -28,7 +29,6 @@ from launcher.training.go_on import refuse_lost_beginning
 from launcher.training.inputs import Inputs
 from launcher.training.nonfinite import list_keys
 from launcher.training.run import build_method_and_optimizer, make_trainer
-from launcher.training.trainer import Trainer
 from launcher.training.update import Update
 from launcher.training.watch import Watch, find_nonfinite
 from launcher.training.window import LossWindow
@@ -62,16 +62,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
         refuse_lost_beginning(run, step)
     inputs = Inputs(config)
     method, optimizer = build_method_and_optimizer(inputs, accelerator)
-    trainer = make_trainer(
-        inputs,
-        accelerator,
-        method,
-        optimizer,
-        resume_from=found,
-        evaluate=None,
-        asked_to_stop=lambda: False,
-        tracker=NoTracker(),
-    )
+    trainer = make_trainer(inputs, accelerator, method, optimizer, resume_from=found, tracker=NoTracker())
     trainer.begin()
     begun_at = trainer.step
     batches = trainer.batches_from(begun_at)
@@ -85,7 +76,7 @@ def replay_here(run: Path, step: int, rank: int | None = None) -> None:
     means = trainer.update.window.means(accelerator)
     if main:
         print(f"step {step} of {run}, {processes} processes, trained again from step {begun_at}; no update is made")
-    for number, text in enumerate(gather_texts(account, trainer)):
+    for number, text in enumerate(gather_object([account])):
         if main and rank in (None, number):
             print(text)
     if main:
@@ -134,14 +125,6 @@ def measure_gradients(method: nn.Module) -> dict[str, float]:
             squares[".".join(name.split(".")[:2])] += square
             squares["all"] += square
     return {name: math.sqrt(square) for name, square in squares.items()}
-
-
-def gather_texts(text: str, trainer: Trainer) -> list[str]:
-    if trainer.accelerator.num_processes == 1:
-        return [text]
-    from accelerate.utils import gather_object
-
-    return gather_object([text])
 
 
 def compare_with_log(means: dict[str, float], run: Path, step: int, log_every: int) -> Iterator[str]:

@@ -40,7 +40,7 @@ from launcher.training.trainer import Trainer
 from launcher.training.unread import name_origins, name_unread
 from shards.batches.waiting import expect_processes, waited_s
 from wsss.methods.base import Method
-from wsss.optim import lr_at, parameter_groups
+from wsss.optim import parameter_groups
 
 READ = ("data", "method", "train", "launch", "cam", "evaluate", "tracking")  # sections that a training reads
 
@@ -77,10 +77,7 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
             refuse_lost_beginning(run, 1)
         method, optimizer = build_method_and_optimizer(inputs, accelerator)
         if main:
-            lines = [name_unread(method), *(name_origins(method) if found is None else [])]
-            lines.append(name_beginning(config.train.ema_decay, config.train.steps))
-            lines += [name_unreached(config), name_idle(config, *READ)]
-            lines.append(name_emulation(config.train.precision, accelerator.device))
+            lines = name_remarks(method, config, accelerator.device, begins=found is None)
             print("".join(f"{line}\n" for line in lines if line), end="", flush=True)
         about = collect_provenance(inputs.train, inputs.learns_from, accelerator.num_processes)
         judge, headlines = None, {}
@@ -91,18 +88,18 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
         with closing_with_reason(tracker) as ended, memory_explained(config, failure):
             validate = show = None
             if inputs.val is not None and judge is not None:
-                validate = make_validator(judge, config, inputs.val, accelerator, tracker)
-                show = partial(show_untrained, judge, config, inputs.val, accelerator, tracker)
+                judged = (judge, config, inputs.val, accelerator, tracker)
+                validate, show = make_validator(*judged), partial(show_untrained, *judged)
             trainer = make_trainer(
                 inputs,
                 accelerator,
                 method,
                 optimizer,
                 resume_from=found,
+                tracker=tracker,
                 evaluate=validate,
                 show_untrained=show,
                 asked_to_stop=asked_to_stop,
-                tracker=tracker,
             )
             failure.step = lambda: trainer.step
             ended.status = fit(trainer, run)
@@ -113,6 +110,22 @@ def train(config: Config, said: Sequence[str] = ()) -> Method:
     if ended.status == "KILLED":
         raise Stopped(f"{run}: stopped after step {trainer.step} as requested; run the same command to resume")
     return method
+
+
+def name_remarks(method: Method, config: Config, device: torch.device, *, begins: bool) -> list[str]:
+    """What a user should know before the first step, a line each; '' where there is nothing to say.
+
+    Args:
+        begins: whether the run starts, and does not go on from a checkpoint.
+    """
+    return [
+        name_unread(method),
+        *(name_origins(method) if begins else []),
+        name_beginning(config.train.ema_decay, config.train.steps),
+        name_unreached(config),
+        name_idle(config, *READ),
+        name_emulation(config.train.precision, device),
+    ]
 
 
 @dataclass
@@ -194,10 +207,10 @@ def make_trainer(
     optimizer: torch.optim.Optimizer,
     *,
     resume_from: Path | None,
-    evaluate: Callable[[int], Mapping[str, float | None]] | None,
-    show_untrained: Callable[[], None] | None = None,
-    asked_to_stop: Callable[[], bool],
     tracker: Tracker,
+    evaluate: Callable[[int], Mapping[str, float | None]] | None = None,
+    show_untrained: Callable[[], None] | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """The trainer of a run, for `wsss train` and `wsss replay`."""
     config = inputs.config
@@ -208,18 +221,11 @@ def make_trainer(
         accelerator=accelerator,
         method=method,
         optimizer=optimizer,
-        lr_at=partial(
-            lr_at,
-            lr=config.train.lr,
-            steps=max(config.train.steps, 1),
-            warmup_steps=config.train.warmup_steps,
-            power=config.train.power,
-        ),
         batches_from=partial(inputs.batches_from, rank=accelerator.process_index, ranks=accelerator.num_processes),
+        tracker=tracker,
         evaluate=evaluate,
         show_untrained=show_untrained,
         asked_to_stop=asked_to_stop,
-        tracker=tracker,
         global_batch_size=config.data.global_batch_size,
         skips=Skips(run_folder(config), config.data.max_skipped, accelerator),
     )

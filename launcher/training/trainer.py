@@ -17,7 +17,7 @@ from launcher.progress import Progress
 from launcher.run import checkpoint, steps
 from launcher.tracking.protocol import Tracker
 from launcher.training.skips import Skips
-from launcher.training.update import Update
+from launcher.training.update import Update, rate_of
 from shards.batches.batch import Batch
 from wsss.methods.base import Method
 
@@ -29,7 +29,6 @@ class Trainer:
         run: the run's folder, for checkpoints.
         resume_from: the checkpoint to go on from (see steps.newest_good); None = begin at step 0.
         batches_from: step -> endless micro-batches of this rank from that step on, `accumulate` per step.
-        lr_at: step (0-based) -> learning rate.
         evaluate: step -> metrics on rank 0 (None: has no value), {} on other ranks; called by all ranks; None = never.
         show_untrained: called by all ranks before the first step of a run that is begun; None = never.
         asked_to_stop: whether this process has been asked to stop; all ranks then stop after the same step.
@@ -46,7 +45,6 @@ class Trainer:
         accelerator: Accelerator,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        lr_at: Callable[[int], float],
         batches_from: Callable[[int], Iterator[Batch]],
         evaluate: Callable[[int], Mapping[str, float | None]] | None,
         show_untrained: Callable[[], None] | None = None,
@@ -66,7 +64,6 @@ class Trainer:
             accelerator=accelerator,
             method=method,
             optimizer=optimizer,
-            lr_at=lr_at,
             skips=skips,
         )
         self.batches_from = batches_from
@@ -136,7 +133,7 @@ class Trainer:
         """Send the mean losses of the steps since the last log; the only place where the host waits for the device."""
         self.update.stop_if_not_finite()
         metrics = self.update.read_window(self.global_batch_size) | self.skips.count(self.step)
-        metrics["train/lr"] = self.update.lr_at(self.step - 1)
+        metrics["train/lr"] = rate_of(self.config, self.step - 1)
         self.tracker.log(metrics, self.step)
         return f"loss {metrics['train/loss']:.4f}, {metrics['train/images_per_s']:.1f} images/s"
 
@@ -179,8 +176,10 @@ class Trainer:
         self.update.gauges.leave_out(stall_s)
 
     def gather_full(self, *, moments: bool) -> None:
-        """See zero.gather_full; the average's buffers too."""
-        zero.gather_full(self.update.optimizer, self.update.plain_method, moments=moments)
+        """Make the buffers equal on all ranks and, for a save, the optimizer's moments whole. All must call it."""
+        equalise_buffers(self.update.plain_method)
+        if moments and isinstance(self.update.optimizer, zero.ZeroOptimizer):
+            self.update.optimizer.gather()
         if self.update.average:
             equalise_buffers(self.update.average.method)
 

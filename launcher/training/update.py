@@ -1,6 +1,6 @@
 """One update of the weights from the micro-batches of a step, without waiting for the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from launcher.config.sections import TrainConfig
+from launcher.files import typed
 from launcher.processes import zero
 from launcher.processes.group import gather_ranks, sum_ranks
 from launcher.processes.precision import in_precision
@@ -17,12 +18,13 @@ from launcher.training.gauges import Gauges
 from launcher.training.gradients import SharedGradient, clip_gradients, poison_gradient, seed_step
 from launcher.training.graph import Gradient, GraphedGradient, is_recorded
 from launcher.training.loss_scale import LossScale
-from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite, replay_command
+from launcher.training.nonfinite import Micro, NotFinite, explain_nonfinite
 from launcher.training.skips import Skips
 from launcher.training.unread import refuse_unread
 from launcher.training.window import LossWindow
 from shards.batches.batch import Batch, to_device
 from wsss.methods.base import Method
+from wsss.optim import lr_at
 
 
 class Update:
@@ -30,7 +32,6 @@ class Update:
 
     Args:
         run: the run's folder, for messages.
-        lr_at: step (0-based) -> learning rate.
 
     Attributes:
         plain_method: the method itself; `method` is what the step calls: wrapped, if processes communicate inside it.
@@ -48,11 +49,10 @@ class Update:
         accelerator: Accelerator,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        lr_at: Callable[[int], float],
         skips: Skips,
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
-        self.lr_at, self.skips = lr_at, skips
+        self.skips = skips
         self.average = Average(method, config.ema_decay, accelerator.device) if config.ema_decay else None
         self.plain_method = method  # accelerator.unwrap_model would do, but imports DeepSpeed for seconds
         self.parameters = [p for p in method.parameters() if p.requires_grad]
@@ -106,7 +106,7 @@ class Update:
         """Set everything that depends only on the number of the step."""
         seed_step(self.config.seed, step, self.accelerator.process_index)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(step) * group.get("lr_factor", 1.0)
+            group["lr"] = rate_of(self.config, step) * group.get("lr_factor", 1.0)
         self.method.train()
 
     def micro_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -167,7 +167,7 @@ class Update:
         seen, self.window.unchecked = self.window.unchecked, []
         if bad_step := int(self.bad_step.item()):
             said = explain_nonfinite(bad_step, seen, self.run, self.accelerator)
-            raise NotFinite(said, replay_command(self.run, bad_step))
+            raise NotFinite(said, typed("replay", self.run, "--step", bad_step))
 
     def read_window(self, images: int) -> dict[str, float]:
         """Mean losses and gauges of the steps since the last call.
@@ -184,3 +184,8 @@ class Update:
             scale, _, left_out = self.loss_scale.state.tolist()
             metrics |= {"train/loss_scale": scale, "train/updates_left_out": left_out}
         return metrics
+
+
+def rate_of(train: TrainConfig, step: int) -> float:
+    """The learning rate of a step (0-based)."""
+    return lr_at(step, lr=train.lr, steps=max(train.steps, 1), warmup_steps=train.warmup_steps, power=train.power)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from launcher.run import build, folder
 from launcher.run.build import Trained
 from shards.image_bytes import encode_image
 from shards.schema import ClassSet, Sample
@@ -88,10 +89,12 @@ class Segmenting(Method):
 def stand_in_for_a_run(job, monkeypatch, config_of, class_set, method) -> None:
     """A job reads, instead of a trained run, this method with the config that `config_of(overrides)` gives."""
 
-    def run(folder, overrides=()):
-        found = SimpleNamespace(folder=folder, config=config_of(overrides), class_set=class_set)
+    def run(path, overrides=()):
+        found = SimpleNamespace(folder=path, config=config_of(overrides), class_set=class_set)
         found.at = lambda checkpoint: found
         return found
 
-    monkeypatch.setattr(job, "Run", run)
-    monkeypatch.setattr(job, "load_trained", lambda of: Trained(of, method, Path("step_0000004")))
+    for place in (job, folder):  # in the command, and in who does its work
+        monkeypatch.setattr(place, "Run", run)
+    for place in (job, build):
+        monkeypatch.setattr(place, "load_trained", lambda of: Trained(of, method, Path("step_0000004")))

@@ -21,7 +21,7 @@ from launcher.tracking.protocol import NoTracker
 from launcher.training.average import Average
 from launcher.training.skips import Skips
 from launcher.training.trainer import Trainer
-from wsss.maps.fusion import cams_of_present, fuse_seg_logits
+from wsss.maps.fusion import cams_of_present, fold_views
 from wsss.maps.pseudo_label import cam_label
 from wsss.maps.scales import scaled_views
 from wsss.methods import MSEE, Classify, Distill
@@ -73,7 +73,6 @@ def make_trainer(method, precision: str, run: Path) -> Trainer:
         accelerator=accelerator,
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), lr=1e-3, fused=True),
-        lr_at=lambda step: 1e-3,
         batches_from=lambda step: iter(()),
         evaluate=None,
         tracker=NoTracker(),
@@ -120,7 +119,7 @@ def test_masks_are_made_and_counted_on_a_gpu_without_a_wait(precision):
             for cam in cams.values():
                 confusion_matrix(truth, cam_label(cam[:1], present[:1], truth.shape, 0.5), 4)
             logits = [view.at_one_layer("seg") for view in views]
-            fuse_seg_logits(logits, (30, 41), flips="sum", scales="max").argmax(dim=1)
+            fold_views(logits, (30, 41), flips="sum", scales="max").argmax(dim=1)
     assert not waits.found
 
 

@@ -10,7 +10,7 @@ from wsss.losses.still import still_loss, still_tokens
 from wsss.maps.affinity import transition_matrix
 from wsss.maps.agreement import agreeing_attention, walk_along
 from wsss.maps.cam import maps_of_present
-from wsss.maps.fusion import fuse_cams, fuse_seg_logits
+from wsss.maps.fusion import fold_views, fuse_cams
 from wsss.maps.par import pixel_adaptive_refinement
 
 LABEL = torch.arange(2 * 6 * 6).view(2, 6, 6) % 3
@@ -31,7 +31,7 @@ LOSSES_AND_MAPS = {  # of two images
     "maps of classes": lambda x: maps_of_present(x, torch.ones(2, 3, 4)),
     "rows of classes": lambda x: maps_of_present(torch.ones(2, 4, 3, 3), x[:, 0, :, :4]),
     "summed views": lambda x: fuse_cams([(x, x.flip(1))], (9, 9)),
-    "folded views": lambda x: fuse_seg_logits([(x, x.flip(1)), (x[..., ::2],)], (9, 9), flips="sum", scales="max"),
+    "folded views": lambda x: fold_views([(x, x.flip(1)), (x[..., ::2],)], (9, 9), flips="sum", scales="max"),
     "agreeing attention": lambda x: agreeing_attention(x.unflatten(1, (2, 2)).flatten(1, 2).transpose(0, 1), None),
     "walk": lambda x: walk_along(x[:, :3, :2, :3], x[:, 0], 2),
     "PAR": lambda x: pixel_adaptive_refinement(x[:, :3], x, dilations=(1, 2), num_iter=2),

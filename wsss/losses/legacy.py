@@ -8,11 +8,12 @@ Nothing here is a default, and each is worse than its counterpart in align.py:
   grows with the grid and drowns the classification loss.
 - legacy.channel_pairs: compares every channel with every other, so it cannot reach 0 and makes all student channels
   alike; use channel.
-- legacy.inner: angles of the single columns of X X^T, not of the whole matrix; use inner. - legacy.map_mean, cosine:
-not centred, so the mean level of a map counts as agreement; use centred_cosine. - legacy.logits: softmax over classes
-that do not exclude each other, and always 0 for one class; use align.bernoulli_kl. - legacy.global, legacy.spatial,
-cosine: the same formulas as in align.py with eps 1e-8 in place of 1e-6; here so
-  that a study names one family. legacy.global and legacy.map_mean, l1, equal their counterparts.
+- legacy.inner: angles of the single columns of X X^T, not of the whole matrix; use inner.
+- legacy.map_mean, cosine: not centred, so the mean level of a map counts as agreement; use centred_cosine.
+- legacy.logits: softmax over classes that do not exclude each other, and always 0 for one class; use
+  align.bernoulli_kl.
+- legacy.global, legacy.spatial, cosine: the same formulas as in align.py with eps 1e-8 in place of 1e-6; here so that a
+  study names one family. legacy.global and legacy.map_mean, l1, equal their counterparts.
 
 If the numbers of channels differ, the published code inserts a new random layer at every step; this is not reproduced
 (D-03). For the second channel of the published target see D-02.

@@ -139,23 +139,6 @@ FUSIONS: dict[Fuse, Callable[[Iterable[View], Sequence[int] | None, str], Tensor
 }
 
 
-def fuse_seg_logits(views: Iterable[tuple[Tensor, ...]], size: Sequence[int], *, flips: Fold, scales: Fold) -> Tensor:
-    """Segmentation logits of several scales -> one (B, C, H, W), float32 or better.
-
-    Args:
-        views: per scale (B, C, h, w) logits; of the mirrored image too, where there is one.
-        size: (H, W).
-        flips, scales: how the two flips of a scale, and then the scales, are combined: RULES has the rules of VOC and
-            COCO.
-
-    Raises:
-        ValueError: no view.
-
-    Source: ToCo, final VOC and COCO evaluation (D-77).
-    """
-    return fold_views(views, size, flips=flips, scales=scales)
-
-
 def fold_views(
     views: Iterable[tuple[Tensor, ...]],
     size: Sequence[int] | None,
@@ -164,10 +147,19 @@ def fold_views(
     scales: Fold,
     activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Resize every view to `size` (None = that of the first), combine its flips, then the scales.
+    """Segmentation logits or raw maps of several scales -> one (B, C, H, W), float32 or better.
+
+    Args:
+        views: per scale (B, C, h, w); of the mirrored image too, where there is one.
+        size: (H, W); None = the grid of the first view.
+        flips, scales: how the two flips of a scale, and then the scales, are combined: RULES has the rules of VOC and
+            COCO.
+        activation: of the combined flips of a scale.
 
     Raises:
         ValueError: no view.
+
+    Source: ToCo, final VOC and COCO evaluation (D-77).
     """
     total: Tensor | None = None
     for view in views:

@@ -3,7 +3,6 @@
 Shapes: B images, K classes, D channels of the student, T of the target, h x w patch grid, N = h * w.
 """
 
-from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -89,7 +88,7 @@ class Consistency(Method):
         self.check_level(project)
         if project_dim is not None and project_dim < 1:
             raise ValueError(f"method.project_dim is {project_dim}; wanted 1 or more, or null")
-        refuse_missing(target, ("class_map", "features", *teacher.map_names))
+        check_target(target, teacher)
         dim = count_channels(target, teacher)
         width = project_dim or dim
         projected = project != "none" and level not in LOGIT_DISTANCES
@@ -175,25 +174,21 @@ def count_channels(target: Target, teacher: Network) -> int:
     return widths.get(target, classes)
 
 
-def target_map(target: Target, teacher: Outputs) -> Tensor:
-    """The teacher tensor (B, T, h, w) of this name.
-
-    Raises:
-        ValueError: this teacher has none such.
-    """
-    tensors = {"class_map": teacher.class_map_BKhw, "features": teacher.patches_BDhw, **teacher.maps}
-    refuse_missing(target, tensors)
-    parts = target.split("+")
-    return torch.cat([tensors[part] for part in parts], dim=1) if len(parts) > 1 else tensors[target]
-
-
-def refuse_missing(target: Target, tensors: Collection[str]) -> None:
+def check_target(target: Target, teacher: Network) -> None:
     """Raise ValueError unless the teacher gives all tensors that the target is made of."""
-    if missing := [part for part in target.split("+") if part not in tensors]:
+    known = ("class_map", "features", *teacher.map_names)
+    if missing := [part for part in target.split("+") if part not in known]:
         raise ValueError(
-            f"method.target: the teacher gives no {missing}, only {sorted(tensors)}; 'no_pcm' needs a teacher of model "
+            f"method.target: the teacher gives no {missing}, only {sorted(known)}; 'no_pcm' needs a teacher of model "
             "pcm, 'background' one with background: true"
         )
+
+
+def target_map(target: Target, teacher: Outputs) -> Tensor:
+    """The teacher tensor (B, T, h, w) of this name."""
+    tensors = {"class_map": teacher.class_map_BKhw, "features": teacher.patches_BDhw, **teacher.maps}
+    parts = target.split("+")
+    return torch.cat([tensors[part] for part in parts], dim=1) if len(parts) > 1 else tensors[target]
 
 
 def orthonormal(dim: int, width: int) -> nn.Conv2d:

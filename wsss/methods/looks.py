@@ -200,8 +200,8 @@ def look_at_scales(
     *,
     classifiers: Sequence[str],
     cam_scales: Sequence[float],
-    teachers: Sequence[float] = (),
-    teacher_grad: bool = False,
+    teachers: Sequence[float],
+    teacher_grad: bool,
 ) -> dict[float, Look]:
     """Run the main view at every scale of the fused maps and of the teachers, in as few passes as possible.
 

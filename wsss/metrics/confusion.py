@@ -83,19 +83,20 @@ def sums_by_group(sums: Sequence[np.ndarray], groups: Sequence[str]) -> tuple[li
     return names.tolist(), sums_G3C
 
 
-def resampled_mious(runs: Sequence[np.ndarray], *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def resampled_mious(runs: Sequence[np.ndarray], resamples: int) -> np.ndarray:
     """(runs, R) mIoU when whole groups (photographs, videos) are drawn anew with replacement, the same for all runs;
     NaN where no labelled pixel is.
 
         mIoU of a resample = mean over the classes in its truth of  hit / (truth + predicted - hit)
 
-    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is.
+    with the pixel counts summed over the drawn groups, so that a resample is judged as the whole set is. The draws
+    follow from the number of groups alone.
 
     Args:
         runs: of each run (G, 3, C) of sums_by_group, of the same groups.
     """
     groups = len(runs[0])
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(0), []
     for first in range(0, resamples, CHUNK):
         size = min(CHUNK, resamples - first)
         times_RG = rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(float)
@@ -113,12 +114,7 @@ def mious_of_draws(times_RG: np.ndarray, sums_G3C: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_miou(
-    sums: Sequence[np.ndarray],
-    groups: Sequence[str],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    sums: Sequence[np.ndarray], groups: Sequence[str], *, confidence: float = 0.95, resamples: int = 1000
 ) -> tuple[float, float]:
     """Percentile interval of mIoU over whole groups, see resampled_mious. A resample without mIoU is left out.
 
@@ -130,7 +126,7 @@ def bootstrap_miou(
     """
     if not len(sums):
         return float("nan"), float("nan")
-    (miou_R,) = resampled_mious([sums_by_group(sums, groups)[1]], resamples=resamples, seed=seed)
+    (miou_R,) = resampled_mious([sums_by_group(sums, groups)[1]], resamples)
     return middle(miou_R[~np.isnan(miou_R)], confidence)
 
 
@@ -140,7 +136,6 @@ def bootstrap_miou_gap(
     *,
     confidence: float = 0.95,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Difference of two methods in mIoU, each a mean over its runs, and the percentile interval of that difference when
     the same groups are drawn for all of them.
@@ -161,42 +156,36 @@ def bootstrap_miou_gap(
     def gap_of(miou_NX: np.ndarray) -> np.ndarray:
         return np.mean(miou_NX[: len(ours)], axis=0) - np.mean(miou_NX[len(ours) :], axis=0)
 
-    gap_R = gap_of(resampled_mious(runs, resamples=resamples, seed=seed))
+    gap_R = gap_of(resampled_mious(runs, resamples))
     whole = gap_of(np.concatenate([mean_ious(sums_G3C.sum(axis=0)[None]) for sums_G3C in runs]))
     return float(whole), *middle(gap_R[~np.isnan(gap_R)], confidence)
 
 
-def sums_at_thresholds(
-    scores_nHW: Tensor,
-    class_ids: Sequence[int],
-    truth_HW: Tensor,
-    num_classes: int,
-    thresholds: np.ndarray = THRESHOLDS,
-) -> np.ndarray:
+def sums_at_thresholds(scores_nHW: Tensor, class_ids: Sequence[int], truth_HW: Tensor, num_classes: int) -> np.ndarray:
     """(T, 3, C) int64 pixels hit, in the truth and predicted, where the class of the highest score is predicted if it
-    reaches a threshold, and otherwise the background, as refine.threshold.mask_of does; in one pass over the pixels.
+    reaches one of THRESHOLDS, and otherwise the background, as refine.threshold.mask_of does; in one pass over the
+    pixels.
 
     Args:
         scores_nHW: scores of the n classes, no NaN.
         class_ids: their ids 1..C-1.
         truth_HW: class ids; 255 is left out.
-        thresholds: ascending.
 
     Raises:
         ValueError: scores and truth differ in size, or a score is NaN.
     """
     check_scores(scores_nHW, truth_HW)
-    levels = len(thresholds) + 1
+    levels = len(THRESHOLDS) + 1
     valid = truth_HW != IGNORE_INDEX
     truth = truth_HW[valid].long()
-    sums = np.zeros((len(thresholds), 3, num_classes), dtype=np.int64)
+    sums = np.zeros((len(THRESHOLDS), 3, num_classes), dtype=np.int64)
     sums[:, 1] = truth.bincount(minlength=num_classes).numpy()
     sums[:, 2, 0], sums[:, 0, 0] = len(truth), int((truth == 0).sum())
     if len(class_ids) == 0:
         return sums
     score, best = scores_nHW[:, valid].float().max(dim=0)
     predicted = torch.tensor(class_ids)[best]
-    reached = torch.bucketize(score, torch.as_tensor(thresholds).float(), right=True)  # how many a pixel reaches
+    reached = torch.bucketize(score, torch.as_tensor(THRESHOLDS).float(), right=True)  # how many a pixel reaches
 
     def above(chosen: Tensor) -> np.ndarray:
         """(T, C) of the chosen pixels those whose score reaches each threshold, by the class that it is of."""

@@ -134,15 +134,15 @@ def recall(counts: Counts) -> np.ndarray:
     return share(tp, tp + fn)
 
 
-def oracle_iou(counts: Counts, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.ndarray, np.ndarray]:
-    """(N) best IoU of each image over the thresholds and (N) the lowest threshold that gives it.
+def oracle_iou(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """(N) best IoU of each image over THRESHOLDS and (N) the lowest threshold that gives it.
 
     It looks at the truth of each image, so it bounds what a threshold can do and is never a result.
     Where no threshold gives any overlap the IoU is 0 and the threshold the lowest.
     """
     iou_NT = iou_per_image(counts)
     best_N = iou_NT.argmax(1)
-    return iou_NT[np.arange(len(counts)), best_N], thresholds[best_N]
+    return iou_NT[np.arange(len(counts)), best_N], THRESHOLDS[best_N]
 
 
 def false_alarm_area(counts: Counts) -> np.ndarray:
@@ -154,12 +154,7 @@ def false_alarm_area(counts: Counts) -> np.ndarray:
 
 
 def bootstrap_interval(
-    value_N: np.ndarray,
-    groups: Sequence[str],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    value_N: np.ndarray, groups: Sequence[str], *, confidence: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:
     """Percentile interval of a mean when whole groups (videos, scenes) are drawn anew with replacement.
 
@@ -176,7 +171,7 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     _, member_N = np.unique(np.asarray(groups), return_inverse=True)
     sums_G, sizes_G = np.bincount(member_N, weights=value_N), np.bincount(member_N)
-    drawn_RG = np.random.default_rng(seed).integers(0, len(sums_G), (resamples, len(sums_G)))
+    drawn_RG = np.random.default_rng(0).integers(0, len(sums_G), (resamples, len(sums_G)))
     return middle(sums_G[drawn_RG].sum(1) / sizes_G[drawn_RG].sum(1), confidence)
 
 

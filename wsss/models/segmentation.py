@@ -30,9 +30,6 @@ class SegmentationNetwork(Network):
     def grad_cam_layer(self, index: int) -> nn.Module:
         raise ValueError("a segmentation network has no Grad-CAM layer; use kind 'seg'")
 
-    def as_map(self, activation: Tensor, image: Tensor) -> Tensor:
-        raise ValueError("a segmentation network has no Grad-CAM layer; use kind 'seg'")
-
 
 def segmentation_outputs(seg_logits_BChw: Tensor, patches_BDhw: Tensor) -> Outputs:
     """Outputs of a segmentation network, in the terms of an image classifier.

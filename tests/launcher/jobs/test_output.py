@@ -27,12 +27,13 @@ from shards.tars import tar_members
 from shards.write import write_tar
 
 
-def test_a_full_disk_is_said_once_and_no_further_shard_is_tried(tmp_path, monkeypatch):
+@pytest.mark.parametrize("buffered", [0, 1 << 20], ids=["as it is written", "as it is flushed"])
+def test_a_full_disk_is_said_once_and_no_further_shard_is_tried(tmp_path, monkeypatch, buffered):
     tried = []
 
     def full(temporary):
         tried.append(temporary.touch())
-        return open("/dev/full", "wb")
+        return open("/dev/full", "wb", buffering=buffered)
 
     monkeypatch.setattr(write, "open_locked", full)
     run = partial(pool.run_pool, workers=1, label="test")

@@ -21,12 +21,13 @@ from launcher.jobs import segment as job
 from launcher.jobs.crf_pool import run_in_order
 from launcher.jobs.label_maps import read_left_out
 from launcher.jobs.segment import segment
+from launcher.run import build
 from shards.folder import ShardFolder
 from shards.image_bytes import decode_mask
 from shards.masks import MaskFolder
 from shards.tars import tar_members
 from shards.write import write_split
-from wsss.maps.fusion import RULES, fuse_seg_logits
+from wsss.maps.fusion import RULES, fold_views
 from wsss.refine.crf import mean_field
 
 
@@ -116,7 +117,7 @@ def test_squashed_images_are_batched_and_fused_by_the_rule_of_coco_at_each_image
         for side in (32, 48):
             view = up(as_input(square), (side, side))
             views.append(tuple(Colours()(x).seg_logits_BChw for x in (view, view.flip(-1))))
-        fused = fuse_seg_logits(views, mask_HW.shape, flips=flips, scales=scales)
+        fused = fold_views(views, mask_HW.shape, flips=flips, scales=scales)
         assert (mask_HW == fused.argmax(1)[0].numpy()).mean() > 0.999
 
 
@@ -169,7 +170,8 @@ class Sent(ThreadPoolExecutor):
 def test_processes_that_take_one_shard_after_another_load_the_network_once_and_write_the_same(run, pets, monkeypatch):
     alone = segment(run, "val", pets / "val", ["segment.crf=false"])
     trained, loaded = job.load_trained, []
-    monkeypatch.setattr(job, "load_trained", lambda of: loaded.append(of) or trained(of))
+    for place in (job, build):
+        monkeypatch.setattr(place, "load_trained", lambda of: loaded.append(of) or trained(of))
     monkeypatch.setattr(pool, "spawned_pool", lambda workers, devices: Sent(1))
     shared = segment(run, "val", pets / "val", ["segment.crf=false", "launch.processes=2"], "shared")
     wanted = {path.name: path.read_bytes() for path in alone.glob("*.tar")}

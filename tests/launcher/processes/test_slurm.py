@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def begin(name: str, folder: Path, fails: str = "", ends: int = 143, ran: int = 
             "FAILS": fails,
             "ENDS": str(ends),
             "SECONDS": str(ran),
-            "PATH": f"{folder}:{os.environ['PATH']}",
+            "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         },
         start_new_session=True,
     )
@@ -88,7 +89,7 @@ def test_a_time_too_short_to_do_anything_is_told_and_not_queued_again(name, tmp_
     assert job.wait(timeout=30) == 143
     said = tmp_path / "said"
     assert "requeue" not in (said.read_text() if said.exists() else "")
-    assert "not queued again: --time must be at least 10 minutes" in capfd.readouterr().err
+    assert "not queued again: it must be at least 10 minutes" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nodes", "jobs", "study"])

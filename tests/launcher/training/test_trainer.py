@@ -373,7 +373,6 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(i
         accelerator=accelerator,
         method=method,
         optimizer=torch.optim.AdamW(parameter_groups(method, 0.01), fused=True),
-        lr_at=lambda step: 1e-3,
         batches_from=inputs.batches_from,
         evaluate=None,
         tracker=NoTracker(),

@@ -51,12 +51,11 @@ def make_update(tmp_path, method, **settings):
     accelerator = Accelerator(cpu=True)
     groups = [{"params": [method.a]}, {"params": [method.b], "lr_factor": 2.0}]
     update = Update(
-        config=TrainConfig(steps=2, accumulate=2, **settings),
+        config=TrainConfig(steps=2, lr=0.5, power=1.0, accumulate=2, **settings),  # rates 0.5 and 0.25
         run=tmp_path,
         accelerator=accelerator,
         method=method,
         optimizer=torch.optim.SGD(groups, lr=9.0, fused=True),
-        lr_at=lambda step: (0.5, 0.25)[step],
         skips=Skips(tmp_path, 0, accelerator),
     )
     update.begin()

@@ -7,8 +7,8 @@ from wsss.maps.fusion import (
     RULES,
     TOCO,
     CamRule,
+    fold_views,
     fuse_cams,
-    fuse_seg_logits,
     multi_scale_cam,
     packed,
 )
@@ -138,13 +138,13 @@ def test_the_rules_of_voc_and_coco_by_hand(rule, wanted):
     # scale 1: [3, 1] and the mirror's [1, 4] turned round; scale 2: [6, -3] and [1, 2] turned round
     views = [(maps(3, -3), maps(1, 4)), (maps(6, -3), maps(2, 0))]
     flips, scales = RULES[rule]
-    fused = fuse_seg_logits(views, (1, 2), flips=flips, scales=scales)
+    fused = fold_views(views, (1, 2), flips=flips, scales=scales)
     assert fused.flatten().tolist() == wanted
 
 
 def test_one_scale_without_a_mirror_is_the_resized_logits():
     logits = torch.randn(2, 3, 4, 5)
-    fused = fuse_seg_logits([(logits,)], (9, 7), flips="sum", scales="max")
+    fused = fold_views([(logits,)], (9, 7), flips="sum", scales="max")
     torch.testing.assert_close(fused, F.interpolate(logits, (9, 7), mode="bilinear"))
 
 

@@ -100,8 +100,6 @@ def test_they_can_be_frozen_and_have_no_grad_cam_layer(build, cell_px, dim):
     assert not Frozen(network)(torch.rand(1, 3, 32, 32)).seg_logits_BChw.requires_grad
     with pytest.raises(ValueError, match="no Grad-CAM layer; use kind 'seg'"):
         network.grad_cam_layer(-1)
-    with pytest.raises(ValueError, match="no Grad-CAM layer; use kind 'seg'"):
-        network.as_map(torch.rand(1), torch.rand(1))
 
 
 def test_class_maps_by_hand():
