@@ -17,6 +17,8 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[all,test]'
+	$(BIN)/python -c 'import pydensecrf' 2>/dev/null || { $(BIN)/pip install --quiet cython setuptools wheel \
+	  && $(BIN)/pip install --quiet --no-build-isolation pydensecrf2; }  # its own Cython knows no Python above 3.12
 	touch $@
 
 test: install

@@ -1,8 +1,9 @@
 """Where the tree lies, the environment in which tests start its programs, and what these start."""
 
 import os
-import subprocess
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 PYTHONPATH = f"{ROOT}:{ROOT / 'tests'}"  # in this order: tests/ has folders named as the packages
@@ -14,5 +15,7 @@ def environment(extra):
 
 
 def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []

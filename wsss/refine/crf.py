@@ -21,7 +21,7 @@ PROBABLE = 1e-5  # what no class is less likely than
 MOST_ITERATIONS = 1000  # see check_mean_field
 NARROWEST = 0.01
 HEAVIEST = 1e6
-NO_LATTICE = (3, 13)  # first Python that pydensecrf does not build on
+NEEDS_NEWER_CYTHON = (3, 13)  # first Python that the Cython which pydensecrf asks for does not know
 
 
 def add_background(scores_nHW: np.ndarray, gamma: float) -> np.ndarray:
@@ -76,9 +76,8 @@ def choose_sum(by: By | None, device: str = "cpu") -> By:
 
 def remedy() -> str:
     """How a user can get the lattice."""
-    if sys.version_info >= NO_LATTICE:
-        newest = f"{NO_LATTICE[0]}.{NO_LATTICE[1] - 1}"
-        return f"it builds on Python {newest} and older"
+    if sys.version_info >= NEEDS_NEWER_CYTHON:
+        return "pip install cython setuptools wheel && pip install --no-build-isolation pydensecrf2"
     return "pip install 'wsss[crf]'"
 
 
