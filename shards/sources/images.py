@@ -133,13 +133,13 @@ def rows_of_folders(
     loose = [path for path in images if "/" not in path]
     if loose or not images:
         what = (
-            f"{len(loose)} images lie in no folder of a class, first {loose[0]}" if loose else f"no image ({ENDINGS})"
+            f"{len(loose)} images are in no folder of a class, first {loose[0]}" if loose else f"no image ({ENDINGS})"
         )
         raise DataError(f"{base}: {what}; wanted CLASS/x.jpg, or labels in a table (--labels)")
     folders = {path.partition("/")[0] for path in images}
     if len(folders) == 1:
         raise DataError(
-            f"{base}: all {len(images)} images lie in the folder '{folders.pop()}'; wanted one folder for each class "
+            f"{base}: all {len(images)} images are in the folder '{folders.pop()}'; wanted one folder for each class "
             f"(and '{BACKGROUND}' for images of none), or labels in a table (--labels)"
         )
     others = [path for path in paths if path.partition("/")[0] in folders and not path.lower().endswith(IMAGE_ENDINGS)]
