@@ -39,7 +39,6 @@ def begin_run(
     """
     config = inputs.config
     run = run_folder(config)
-    run.mkdir(parents=True, exist_ok=True)
     path = run / ABOUT
     try:
         before = read_json(path) if path.is_file() else {}

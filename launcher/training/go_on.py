@@ -17,7 +17,7 @@ from launcher.run.checkpoint import load_method
 from launcher.run.folder import ABOUT, CONFIG, Run, is_run, run_folder
 from launcher.run.lock import only_writer
 from launcher.run.start import weights_options
-from launcher.training.inputs import Inputs, check_same_run
+from launcher.training.inputs import Inputs
 from launcher.training.update import rate_of
 
 # What an optimizer's state brings of its own.
@@ -59,17 +59,14 @@ def extend_run(config: Config, *, write: bool = True) -> str:
             f"--extend {after}: {run} has {before} steps; give more, or continue to these with "
             f"`{typed('train', folder)}`"
         )
-    if config.train.power or run.config.train.power:
+    if run.config.train.power:
         raise RunError(
             f"--extend {after}: the learning rate of {run} depends on train.steps (train.power "
             f"{run.config.train.power:g}), so its {before} steps are not the first ones of {after}. --fork NAME "
             f"train.steps={after} starts a new run from its checkpoint, at the rate that {after} steps have there"
         )
-    as_it_was = config.model_copy(update={"train": config.train.model_copy(update={"steps": before})})
-    Inputs(as_it_was).check()  # before anything is written: other settings are refused, and the run stays as it is
+    Inputs(as_begun(config)).check()  # before anything is written: other settings are refused, the run stays as it is
     at = steps.step_number(steps.newest_complete(folder))
-    inputs = Inputs(as_begun(config))
-    check_same_run(run, inputs.config, inputs.train.index.fingerprint, inputs.learns_from)
     if write:
         with only_writer(folder, wait_s=0.0):
             about, content = read_json(folder / ABOUT), read_content(folder / CONFIG)

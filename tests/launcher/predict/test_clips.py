@@ -3,6 +3,7 @@
 import csv
 import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,19 @@ from support.videos import write_mp4
 
 import wsss
 from launcher.errors import ConfigError
-from launcher.predict import clips
-from launcher.predict.parts import Seen, seen_of, smoothed, write_part
+from launcher.predict import clips, parts
+from launcher.predict.defaults import settle
+from launcher.predict.masks import predict_frame
+from launcher.predict.model import load_model
+from launcher.predict.parts import Seen, mean_around, seen_of, smoothed, write_part
 from launcher.predict.run import predict
-from launcher.predict.settings import Wishes
+from launcher.predict.settings import Wishes, look_as
 from launcher.predict.views import Looked
 from shards.image_bytes import decode_mask
 from shards.schema import DataError
 from shards.sources.video import decoded_frames, frame_count, timed_frames
 
-OPEN = Wishes(gate=0.0, threshold=0.5, batch_size=4)
+OPEN = Wishes(kind="project", gate=0.0, threshold=0.1, batch_size=4)
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
     assert [int(row["frame"]) for row in found] == list(range(20))
     assert [float(row["time_s"]) for row in found] == pytest.approx([n / 12 for n in range(20)], abs=1e-3)
     mask = decode_mask(Path("out", found[7]["mask"]).read_bytes(), "mask")
-    assert mask.shape == (32, 48) and int(found[7]["area_px"]) == (mask == 1).sum()
+    assert mask.shape == (32, 48) and int(found[7]["area_px"]) == (mask == 1).sum() > 0
     movie = Path("out/clips/clip.mp4")
     assert frame_count(movie) == 20
     times = [float(frame.time) for frame in decoded_frames(movie)]
@@ -65,9 +69,26 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
 def test_every_takes_the_first_frame_of_each_period(clip):
     assert [frame.number for frame in timed_frames(Path("cam/clip.mp4"), 0.5)] == [0, 6, 12, 18]
     assert [frame.number for frame in timed_frames(Path("cam/clip.mp4"), 0.3)] == [0, 4, 8, 11, 15, 18]  # no drift
-    predict(["cam"], clip, Path("out"), Wishes(gate=0.0, every_s=0.5))
+    predict(["cam"], clip, Path("out"), Wishes(gate=0.0, every_s=0.5, heat=True))
     assert [(int(row["frame"]), float(row["time_s"])) for row in rows()] == [(0, 0.0), (6, 0.5), (12, 1.0), (18, 1.5)]
     assert frame_count(Path("out/clips/clip.mp4")) == 4
+    assert [path.name for path in sorted(Path("out/heat/clip").iterdir())] == [f"{n:06d}.jpg" for n in (0, 6, 12, 18)]
+
+
+def test_masks_of_a_clip_are_those_of_its_maps_over_the_strongest_of_all_parts(clip):
+    predict(["cam"], clip, Path("out"), OPEN)
+    settled = settle(model := load_model(clip, "cpu"), OPEN)
+    images = [frame.image for frame in timed_frames(Path("cam/clip.mp4"))]
+    found = look_as(settled, model, images)
+    strengths = np.array([looked.strength[0] for looked in found])
+    assert strengths.argmax() == 11 and strengths[16:].max() < strengths[7] < strengths[11] / 2  # of three parts
+    for n in (0, 7, 11, 19):
+        looked = found[n]._replace(cam=found[n].cam * strengths[n] / strengths.max())
+        wanted = predict_frame(images[n], looked, settled, ("smoke",), model.config.segment).mask
+        mask = decode_mask(Path(f"out/masks/clip/{n:06d}.png").read_bytes(), "mask")
+        assert (mask != wanted).mean() < 0.01 and mask.any() == (n in (7, 11))  # maps are kept in float16
+    predict(["cam"], clip, Path("smooth"), replace(OPEN, smooth_s=0.5))
+    assert decode_mask(Path("smooth/masks/clip/000012.png").read_bytes(), "mask").any()  # of the frames before it
 
 
 @pytest.mark.parametrize(("place", "at"), [("write_part", 2), ("row_of", 3), ("publish", 0)])
@@ -173,27 +194,49 @@ def test_a_clip_that_is_gone_stays_in_the_table_and_on_the_page(clip):
     assert Path("out/contact_sheet.html").read_text().count("<video") == 2
 
 
-def seen(number, time_s, value, strength=1.0):
-    return Seen(number, time_s, Looked(np.full((1, 2, 2), value, np.float32), np.array([value]), np.array([strength])))
+def seen(number, time_s, value, strength=1.0, side=2):
+    cam = np.full((1, side, side), value, np.float32)
+    return Seen(number, time_s, Looked(cam, np.array([value]), np.array([strength])))
 
 
 def test_maps_are_smoothed_with_weights_that_fall_to_0_at_half_the_time():
     frames = [seen(n, n / 4, float(n == 2)) for n in range(6)]
     found = [float(each.looked.cam[0, 0, 0]) for each in smoothed(iter(frames), 1.5)]
+    assert [each.looked.probs[0] for each in smoothed(iter(frames), 1.5)] == pytest.approx(found, abs=1e-5)
     # weights 1, 2/3 and 1/3 at 0, 1/4 and 1/2 s; at the ends there are fewer
     assert found == pytest.approx([1 / 6, 2 / 8, 3 / 9, 2 / 9, 1 / 8, 0.0], abs=1e-5)
     assert [each.number for each in smoothed(iter(frames), 1.5)] == list(range(6))
     assert [each.looked.cam[0, 0, 0] for each in smoothed(iter(frames), 0.0)] == [0, 0, 1, 0, 0, 0]
 
 
+def test_maps_of_a_clip_that_changes_its_size_are_smoothed_at_the_grid_of_each(tmp_path):
+    write_part(tmp_path, 0, [seen(0, 0.0, 0.0), seen(1, 0.25, 1.0, side=4)], [])
+    first, second = smoothed(seen_of(tmp_path, settings(), np.ones(1)), 1.0)
+    assert first.looked.cam == pytest.approx(np.full((1, 2, 2), 1 / 3), abs=1e-5)  # weights 1 and 1/2
+    assert second.looked.cam == pytest.approx(np.full((1, 4, 4), 2 / 3), abs=1e-5)
+
+
+def test_smoothing_a_long_clip_holds_the_frames_of_its_window_alone(monkeypatch):
+    held = []
+    monkeypatch.setattr(parts, "mean_around", lambda *a: held.append(len(a[1])) or mean_around(*a))
+    frames = [seen(n, n / 4, float(n == 6)) for n in range(40)]
+    found = [float(each.looked.cam[0, 0, 0]) for each in smoothed(iter(frames), 1.5)]
+    assert found == pytest.approx([0] * 4 + [1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9] + [0] * 31, abs=1e-5)
+    assert max(held) == 8  # 3 on either side, and the one that tells that the window is full
+
+
 def test_maps_are_divided_by_the_strongest_of_the_clip(tmp_path):
-    frames = [seen(0, 0.0, 1.0, strength=2.0), seen(1, 0.1, 1.0, strength=8.0)]
-    write_part(tmp_path, 0, frames, [])
-    strongest = np.array([8.0], np.float32)
-    over_clip = seen_of(tmp_path, settings(normalise="clip"), strongest)
-    assert [float(each.looked.cam.max()) for each in over_clip] == [0.25, 1.0]
-    over_frame = seen_of(tmp_path, settings(normalise="frame"), strongest)
-    assert [float(each.looked.cam.max()) for each in over_frame] == [1.0, 1.0]
+    grid = np.array([[[1.0, 0.5], [0.0, 0.0]]], np.float32)
+    looked = [Looked(grid, np.array([1.0]), np.array([strength])) for strength in (2.0, 8.0)]
+    write_part(tmp_path, 0, [Seen(n, n / 10, each) for n, each in enumerate(looked)], [])
+
+    def read(strongest, normalise="clip"):
+        of_clip = seen_of(tmp_path, settings(normalise=normalise), np.array([strongest], np.float32))
+        return [each.looked.cam.tolist() for each in of_clip]
+
+    assert read(8.0) == [(grid / 4).tolist(), grid.tolist()]
+    assert read(0.0) == [(0 * grid).tolist()] * 2  # not NaN
+    assert read(8.0, "frame") == [grid.tolist()] * 2
 
 
 def test_what_is_for_clips_is_refused_without_one(run):

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import wsss
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.pictures import as_css
-from launcher.predict import images, outputs
-from launcher.predict.draw import colour_of
-from launcher.predict.run import predict
+from launcher.predict import draw, images, outputs
+from launcher.predict.defaults import settle
+from launcher.predict.masks import describe_classes
+from launcher.predict.model import load_model
+from launcher.predict.run import predict, summarise
 from launcher.predict.settings import Wishes
 from launcher.run.lock import only_writer
 from shards.image_bytes import decode_mask
@@ -57,10 +60,15 @@ def test_a_folder_becomes_masks_overlays_a_table_a_page_and_a_summary(frames, ca
         assert mask.shape == image.shape[:2] and set(np.unique(mask)) <= {0, 1}
         assert int(row["area_px"]) == mask.sum() > 0 and 0 < float(row["probability"]) < 1
         assert Image.open(f"out/overlays/{row['file'][:-4]}.jpg").size == image.shape[1::-1]
+    prediction = wsss.load(frames, gate=0.0, threshold=0.5).predict("frames/5.png")
+    (wanted,) = describe_classes(prediction)
+    assert row["boxes"] == "; ".join(f"{x0} {y0} {x1} {y1}" for x0, y0, x1, y1 in wanted.pop("boxes"))
+    assert {name: row[name] for name in wanted} == {name: str(value) for name, value in wanted.items()}
+    assert np.array_equal(mask, prediction.mask)
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["frames"] == 6 and summary["per_class"]["smoke"]["frames"] == 6 and summary["failed"] == 0
     page = Path("out/contact_sheet.html").read_text()
-    assert f'<i class="swatch" style="background: {as_css(colour_of(1))}"></i>1 smoke' in page
+    assert f'<i class="swatch" style="background: {as_css(draw.colour_of(1))}"></i>1 smoke' in page
     assert page.count("data:image/jpeg;base64,") == 6 and "http" not in page and not Path("out/failed.csv").exists()
 
 
@@ -98,10 +106,11 @@ def test_new_and_changed_frames_are_added_and_those_that_are_gone_stay_in_the_ta
     Image.new("RGB", (20, 30)).save("frames/9.png")
     Image.new("RGB", (20, 30)).save("frames/1.png")
     os.unlink("frames/0.png")
+    os.unlink("out/masks/2.png")
     looked = []
     monkeypatch.setattr(images, "look_as", lambda *a: looked.append(len(a[2])) or look(*a))
     predict(["frames"], frames, Path("out"), OPEN)
-    assert looked == [2]
+    assert looked == [3]
     assert {row["file"]: row["width"] for row in rows()}["1.png"] == "20" and len(rows()) == 7
     assert decode_mask(Path("out/masks/1.png").read_bytes(), "mask").shape == (30, 20)
 
@@ -142,6 +151,34 @@ def test_other_settings_are_refused_and_overwriting_removes_nothing_of_others(fr
         predict(["frames"], frames, Path("out"), Wishes(gate=0.0, threshold=0.6))
     predict(["frames/0.png"], frames, Path("out"), Wishes(gate=0.0, threshold=0.6), overwrite=True)
     assert len(rows()) == 1 and len(list(Path("out/masks").iterdir())) == 1 and Path("out/mine.txt").exists()
+
+
+def test_a_folder_of_other_weights_is_refused(frames):
+    of_both = Wishes(kind="class_map", gate=0.0, threshold=0.5)
+    predict(["frames/0.png"], Path("runs/teacher"), Path("out"), of_both)
+    with pytest.raises(RunError, match=r"made with other settings \(weights: '\w+', now '\w+'\); give another --out"):
+        predict(["frames/1.png"], frames, Path("out"), of_both)
+
+
+def test_the_summary_counts_the_frames_that_a_class_is_in_and_their_median_area(frames):
+    settled = settle(model := load_model(frames, "cpu"), OPEN)
+    areas = [[(0, 0.0)], [(5, 10.0), (6, 20.0), (7, 60.0)]]
+    journals = [[{"classes": [{"area_px": px, "area_percent": percent}]} for px, percent in rows] for rows in areas]
+    found = summarise(model, settled, journals, ["a line"])
+    assert found["headline"] == "4 frames: smoke in 3, median area 20.0 %" and found["frames"] == 4
+    assert found["per_class"] == {"smoke": {"frames": 3, "median_area_percent": 20.0}}
+    found = summarise(model, settled, journals[:1], [])
+    assert found["headline"] == "1 frame: no class in any"
+    assert found["per_class"] == {"smoke": {"frames": 0, "median_area_percent": None}}
+
+
+def test_heat_shows_the_scores_over_the_frame_and_is_drawn_where_it_is_asked_for(frames):
+    for heat in (False, True):
+        predict(["frames/0.png"], frames, Path(f"heat {heat}"), Wishes(gate=0.0, heat=heat))
+    assert not Path("heat False/heat").exists()
+    image = np.asarray(Image.open("frames/0.png"))
+    wanted = draw.heat(image, wsss.load(frames, gate=0.0).predict(image))
+    assert Path("heat True/heat/0.jpg").read_bytes() == draw.jpeg(wanted)
 
 
 def test_a_folder_of_other_things_is_left_alone(frames):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.command import wsss_ends
+from support.methods import build
 from support.networks import tiny_vit
 from support.places import PYTHONPATH
 from support.squares import PETS
@@ -22,6 +25,7 @@ import wsss
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
+from launcher.files import RUNS
 from launcher.predict.defaults import settle
 from launcher.predict.export import export, write_weights
 from launcher.predict.facts import licence_note, training_size
@@ -30,7 +34,9 @@ from launcher.predict.predictor import Predictor
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes
 from launcher.run.folder import EVALUATION
+from launcher.training.run import train
 from wsss.methods.classify import Classify
+from wsss.refine.crf import dense_crf
 
 
 def noise(size=(40, 48), seed=0):
@@ -47,6 +53,16 @@ def test_an_exported_file_predicts_what_its_run_does(run, kind):
     found = [wsss.load(path, kind=kind, gate=0.0).predict(noise()) for path in (run, "student.safetensors")]
     np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-5)
     np.testing.assert_allclose(found[0].probs, found[1].probs, atol=1e-6)
+
+
+def test_the_checkpoint_that_was_chosen_is_exported_and_by_itself_the_newest(in_tmp, tiny_config):
+    train(tiny_config("classify", "tracking.to=[]", "data.val=null", "data.tune=null"))
+    for step in (2, 4):
+        chosen = RUNS / f"teacher/step_{step:07d}"
+        written = export(RUNS / "teacher", Path(f"{step}.safetensors"), checkpoint=None if step == 4 else chosen)
+        found, right = load_model(written.path, "cpu"), load_file(chosen / "model.safetensors")
+        assert found.checkpoint == chosen.name
+        assert all(torch.equal(right[name], value) for name, value in found.method.state_dict().items())
 
 
 def test_a_run_is_read_from_any_folder_with_the_teacher_that_lies_beside_it(run, tmp_path, monkeypatch):
@@ -70,6 +86,8 @@ def test_what_python_asks_for_and_does_not_exist_is_told(run):
             model.predict(several)
     with pytest.raises(ConfigError, match="gait: wsss.load has no such option; there are kind, threshold, gate"):
         wsss.load(run, gait=0.3)
+    with pytest.raises(ConfigError, match="--device tpu: wanted auto, cpu or cuda"):
+        wsss.load(run, device="tpu")
 
 
 def test_a_file_that_cannot_predict_is_told(run):
@@ -99,6 +117,13 @@ def test_defaults_come_from_the_evaluation_and_say_so(run):
         "threshold 0.42 (tuned for project in its evaluation)",
     ]
     assert "gate 0.50" in said[2]
+    report["sources"]["project+crf"] = {"fixed": {"threshold": 0.3}, "tuned": {"threshold": 0.2}}
+    (run / EVALUATION).write_text(json.dumps({**report, "gate": {"tuned": 0.37}}))
+    said = settle(load_model(run, "cpu"), Wishes(refine="crf")).describe()
+    assert said[1:3] == [
+        "threshold 0.20 (tuned for project+crf in its evaluation)",
+        "gate 0.37 (tuned by image labels in its evaluation)",
+    ]
     report["sources"]["project"]["tuned"]["threshold"] = 0.0
     (run / EVALUATION).write_text(json.dumps(report))
     assert (
@@ -165,13 +190,36 @@ def test_several_classes_have_a_row_a_colour_and_an_id_each(run):
     assert set(np.unique(found.mask)) <= {0, 1, 2} and len(found.probs) == 2
 
 
+def test_a_network_that_segments_draws_what_is_likelier_than_the_background_without_a_gate(run):
+    model = load_model(run, "cpu")
+    segmenter = {**model.__dict__, "class_set": PETS, "method": build("supervised", classes=2).eval()}
+    settled = settle(pets := Model(**segmenter), Wishes())
+    assert settled.describe()[:3] == [
+        "kind seg (the network segments)",
+        "threshold likelier than the background (default of a network that segments)",
+        "gate 0.00 (its maps are probabilities themselves)",
+    ]
+    found = Predictor(pets, settled).predict(noise())
+    background_1HW = 1 - found.scores.sum(0, keepdims=True)
+    assert found.shown == (1, 2) and np.array_equal(
+        found.mask, np.concatenate([background_1HW, found.scores]).argmax(0)
+    )
+    evaluation = {"headline": {"source": "segments"}, "sources": {}, "checkpoint": "", "tune": None, "gate": None}
+    said = settle(Model(**{**segmenter, "evaluation": evaluation}), Wishes(threshold=0.6, gate=0.2)).describe()
+    assert said[0] == "kind seg (headline of its evaluation)"
+    assert said[1:3] == ["threshold 0.60 (as asked)", "gate 0.20 (as asked)"]
+
+
 def test_an_image_may_be_an_array_a_picture_or_a_path(run):
-    Image.fromarray(noise()).save("a.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.rot90(noise())).save("a.png", exif=turned)
     model = wsss.load(run)
     masks = [model.predict(image).mask for image in (noise(), Image.open("a.png"), "a.png", Path("a.png"))]
     assert all(np.array_equal(mask, masks[0]) for mask in masks) and masks[0].shape == (40, 48)
-    with pytest.raises(ValueError, match=r"image is \(4, 4\) float64; wanted \(H, W, 3\) uint8 RGB"):
-        model.predict(np.zeros((4, 4)))
+    for wrong in (np.zeros((4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))):
+        with pytest.raises(ValueError, match=rf"image is {re.escape(f'{wrong.shape} {wrong.dtype}')}; wanted .*RGB"):
+            model.predict(wrong)
 
 
 def test_python_and_the_command_give_the_same_mask(run):
@@ -179,6 +227,18 @@ def test_python_and_the_command_give_the_same_mask(run):
     predict(["a.png"], run, Path("out"), Wishes(gate=0.0))
     mask = wsss.load(run, gate=0.0).predict("a.png").mask
     assert mask.any() and np.array_equal(mask, np.asarray(Image.open("out/masks/a.png")))
+
+
+def test_a_refined_prediction_has_the_scores_that_the_refiner_makes_of_the_plain_ones(run):
+    plain, refined = (wsss.load(run, gate=0.0, refine=refine).predict(noise()) for refine in ("none", "crf"))
+    np.testing.assert_allclose(refined.scores, dense_crf(noise(), plain.scores), atol=1e-6)
+    assert not np.array_equal(refined.mask, plain.mask)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["refine"] |= {"chain": [{"name": "crf", "iterations": 1}], "threshold": 0.4}
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    once = wsss.load(run, gate=0.0, refine="crf")
+    np.testing.assert_allclose(once.predict(noise()).scores, dense_crf(noise(), plain.scores, iterations=1), atol=1e-6)
+    assert once.settings.threshold == 0.4 and wsss.load(run).settings.threshold == 0.3
 
 
 def test_the_command_ends_with_0_with_3_where_something_is_left_out_and_with_2_for_a_mistake(run, monkeypatch, capsys):

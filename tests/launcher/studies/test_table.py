@@ -365,6 +365,12 @@ def test_a_study_that_names_what_is_not_there_is_refused(in_tmp, monkeypatch):
     path.write_text(TINY.replace("control: lambda_0", "control: lambda_9"))
     with pytest.raises(ConfigError, match="control: there is no row 'lambda_9'"):
         load_study(str(path))
+    path.write_text(TINY.replace("name: lambda_1, paper", "name: lambda_0, paper"))
+    with pytest.raises(ConfigError, match=r"two rows have the same name: \['lambda_0'\]"):
+        load_study(str(path))
+    path.write_text(TINY.replace("teacher: teacher,", "teacher: t,"))
+    with pytest.raises(ConfigError, match="training 'lambda_0': there is no training 't'"):
+        load_study(str(path))
     path.write_text(TINY.replace("run: lambda_0}", "run: lambda_7}"))
     with pytest.raises(ConfigError, match="row 'lambda_0': there is no training 'lambda_7'"):
         load_study(str(path))

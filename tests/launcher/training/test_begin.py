@@ -29,7 +29,7 @@ def test_a_run_names_its_config_its_data_and_its_place_in_a_study(in_tmp, tiny_c
         "wsss.seed": "3",
         "wsss.overrides": "train.seed=3 name=table/row_seed3",
     }
-    assert wanted["tags"]["mlflow.source.name"] == "configs/tiny.yaml"
+    assert wanted["tags"]["mlflow.source.name"] == "configs/tiny.yaml" and wanted["params"]["train.lr"] == "0.001"
     assert sorted(wanted["datasets"]) == ["train", "tune", "val"]
     assert list(wanted["headlines"].items())[:2] == [
         ("val/class_map/per_image_iou", "val/per_image_iou"),

@@ -53,10 +53,12 @@ def test_an_extended_run_and_a_fork_are_what_so_many_steps_in_one_go_are(config)
         about["parent"]["sha256"]
         == json.loads((TEACHER / "step_0000002/state.json").read_text())["sha256"]["model.safetensors"]
     )
+    earlier = {**Run(TEACHER).about, "started": "2020-02-02T02:02:02+00:00"}
+    (TEACHER / "run.json").write_text(json.dumps(earlier))
     assert extend_run(config("train.steps=4")).startswith(f"{TEACHER}: 2 -> 4 steps")
     train(load_config(TEACHER / "config.yaml"))
     about = Run(TEACHER).about
-    assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and "started" in about
+    assert about["extended"] == [{"from": 2, "to": 4, "at": 2}] and about["started"] == earlier["started"]
     for run in (TEACHER, RUNS / "fork"):
         assert_equal(run, RUNS / "whole", 4)
     with pytest.raises(RunError, match="has 4 steps; give more, or continue to these with `wsss train runs/teacher`"):
@@ -133,6 +135,18 @@ def test_a_fork_that_would_not_be_what_was_asked_for_leaves_nothing(config, in_t
     with pytest.raises(kind, match=message):
         fork_run(TEACHER, config("train.steps=2", *overrides))
     assert not (RUNS / "new").exists()
+
+
+def test_a_fork_takes_no_changed_checkpoint_and_writes_beside_no_others(config):
+    path = TEACHER / "step_0000002/model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RunError, match="step_0000002: the bytes of model.safetensors have changed"):
+        fork_run(TEACHER, config("train.steps=4", "name=new"))
+    path.write_bytes(whole)
+    shutil.copytree(TEACHER / "step_0000002", RUNS / "new/step_0000002")
+    with pytest.raises(RunError, match="--fork: runs/new exists"):  # it lost its config
+        fork_run(TEACHER, config("train.steps=4", "name=new"))
 
 
 @pytest.mark.parametrize(
