@@ -78,7 +78,7 @@ class ShardFolder:
         self._open_none()
 
     def _open_none(self) -> None:
-        """Begin without an open file; those that are opened are closed when nobody has this object any more."""
+        """Begin without an open file; opened files are closed when this object is no longer referenced."""
         self._files: OrderedDict[int, int] = OrderedDict()  # shard number -> file descriptor, least recent first
         weakref.finalize(self, close_all, self._files).atexit = False
 

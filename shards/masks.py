@@ -49,7 +49,7 @@ class MaskFolder:
             listed = "\n  ".join(told)
             raise DataError(
                 f"{len(told)} of {len(self.names)} mask shards have changed since they were written:\n  {listed}\nrun "
-                "the command that made them again: it writes these anew"
+                "the command that made them again: it writes these again"
             )
 
     def prefetch(self, epoch: int, number: int, order_of: Callable[[int], np.ndarray]) -> None:

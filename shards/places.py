@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # which never show half an object
 CHUNK = 1 << 22  # bytes
-FORGOTTEN_S = 24 * 3600.0  # nobody sends the parts of a file for longer
+FORGOTTEN_S = 24 * 3600.0  # no file takes longer to send in parts
 
 
 def require_store(place: Place) -> None:

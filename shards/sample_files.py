@@ -69,7 +69,7 @@ def checked_mask(
     """The mask of a sample whose image has this size and EXIF orientation: (H, W), known class ids that fit its label.
 
     Raises:
-        DataError: there is no mask, or it is not like this.
+        DataError: there is no mask, or it is invalid.
     """
     place = f" ({sample.mask_place})" if sample.mask_place else ""
     if sample.mask is None:

@@ -144,7 +144,7 @@ class CamConfig(Section):
 
 class RefineConfig(Section):
     cams: tuple[str, ...] | None = None  # kinds to refine; null = all of cam.kinds
-    chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = threshold alone
+    chain: tuple[Named, ...] = (Named(name="crf"),)  # refiners in order; [] = only the threshold
     cues: dict[str, Folder] = Field(
         default={}
     )  # refiner -> folder of its cues from `wsss cues`, with one folder per split inside

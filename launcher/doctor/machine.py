@@ -81,7 +81,7 @@ def cores() -> list[Finding]:
 
 
 def shared_memory() -> list[Finding]:
-    """Where loader processes pass on their batches."""
+    """Where loader processes hand over their batches."""
     found = []
     if os.path.isdir("/dev/shm"):
         free_mb = shutil.disk_usage("/dev/shm").free / 1e6

@@ -78,7 +78,7 @@ def read_headline(run: Run) -> Headline | None:
     evaluation = read_json(run.folder / EVALUATION)
     if "headline" not in evaluation:
         again = typed("evaluate", run)
-        raise Damaged(f"{run.folder / EVALUATION}: names no headline, as of an earlier version; run `{again}` again")
+        raise Damaged(f"{run.folder / EVALUATION}: has no headline (an earlier version); run `{again}` again")
     return Headline(run.folder, evaluation, **evaluation["headline"])
 
 

@@ -26,7 +26,7 @@ class Tuned:
 
     Attributes:
         thresholds: {source: threshold} of the sources that have one.
-        values: {source: its metric on the tune split}, at that threshold; label maps have none.
+        values: {source: its metric on the tune split, at its threshold if it has one}.
         figure: name of that metric; "" if there is none.
         untuned: {source: why it has no threshold} of the sources that could have one.
         gate: of the class probabilities; None if it was not chosen.

@@ -158,7 +158,7 @@ def assumed_of(config: Config, gpu: Gpu, trained: int, processes: int) -> list[s
         *found,
         "an operator takes the time of its FLOPs or of its memory traffic, whichever is longer, at "
         f"{UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet of {gpu.title}",
-        "all losses on, as in the last step; loader fast enough, nobody else on the GPU",
+        "all losses on, as in the last step; loader fast enough, no other job on the GPU",
     ]
 
 

@@ -44,7 +44,7 @@ def describe_fit(plan: Plan) -> str:
     largest = largest if plan.largest else "not even one image does"
     if plan.fits:
         return f"yes; {largest}"
-    ways = [f"train.accumulate={plan.accumulate} in place of {plan.config.train.accumulate}"] * bool(plan.accumulate)
+    ways = [f"train.accumulate={plan.accumulate} instead of {plan.config.train.accumulate}"] * bool(plan.accumulate)
     ways += ["model.checkpointing=true"] * plan.can_checkpoint
     if not plan.accumulate:
         ways += ["a larger GPU", "a smaller data.image_size or network"]

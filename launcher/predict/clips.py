@@ -48,7 +48,7 @@ def predict_clip(model: Model, settings: Settings, clip: Input, out: Folder) -> 
         return known["frames"] == 0 or (movie.is_file() and rows.count == known["frames"])
 
     changed = not begun.is_file() or json.loads(begun.read_text()) != stamp
-    if changed or (about.is_file() and not is_drawn() and not parts_of(work)):  # or somebody removed the mp4
+    if changed or (about.is_file() and not is_drawn() and not parts_of(work)):  # or the mp4 was removed
         for old in (work, *(out.path / kind / clip.key for kind in PICTURES)):
             shutil.rmtree(old, ignore_errors=True)
         work.mkdir()

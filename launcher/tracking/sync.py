@@ -27,7 +27,7 @@ def sync(folder: Path) -> bool:
         try:
             names = read_wanted(run)["to"]
         except Damaged as error:
-            print(f"{error}; not sent: train or evaluate {run} again, which writes the file anew")
+            print(f"{error}; not sent: train or evaluate {run} again, which writes the file again")
             done = False
             continue
         for name in names:

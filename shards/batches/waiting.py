@@ -1,6 +1,6 @@
 """Waiting for batches, with a limit and with an error if none can come.
 
-A loader process passes its batches on through shared memory (/dev/shm) and sockets in TMPDIR. If one of these does not
+A loader process hands its batches over through shared memory (/dev/shm) and sockets in TMPDIR. If one of these does not
 work, torch prints a traceback in that process and drops the batch, and the trainer would wait forever.
 """
 
@@ -31,7 +31,7 @@ class PatientLoader(DataLoader):
     """A DataLoader that does not wait for its processes without limit; takes the same arguments.
 
     Raises:
-        DataError: no loader process can be started; or, while iterating, one died, could not pass on its batch, or
+        DataError: no loader process can be started; or, while iterating, one died, could not hand over its batch, or
             gave none within the limit.
     """
 
@@ -120,8 +120,8 @@ def remedies() -> str:
         larger = f"a larger /dev/shm ({free_mb:.1f} MB are free there; containers: --shm-size), "
     return (
         f"give it more memory if it was killed, {larger}a TMPDIR that is short and can be written "
-        f"({tempfile.gettempdir()}), more open files (ulimit -n); or let the training process read by "
-        "itself: data.workers=0"
+        f"({tempfile.gettempdir()}), more open files (ulimit -n); or let the training process read the "
+        "data: data.workers=0"
     )
 
 
@@ -137,7 +137,7 @@ def begin_worker(environment: Mapping[str, str], worker: int) -> None:
 
 
 def report_failed_hand_over() -> None:
-    """In a loader process: an error that prevents a batch from being passed on is sent to the trainer instead."""
+    """In a loader process: an error that prevents a batch from being handed over is sent to the trainer instead."""
 
     def tell(queue: Any, error: Exception, item: Any) -> None:
         said = f"a loader process could not hand over its batch ({type(error).__name__}: {error}); {remedies()}"

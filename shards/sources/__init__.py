@@ -1,1 +1,1 @@
-"""Where samples come from: one file per dataset, each a lazy sequence of samples (see write.Source)."""
+"""Where samples come from: one file per dataset, each a lazy sequence of samples (see schema.Source)."""

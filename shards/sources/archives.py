@@ -1,6 +1,6 @@
-"""Files of raw data where they lie, in folders, zips and tars: listed once, read without unpacking.
+"""Files of raw data in folders, zips and tars: listed once, read without unpacking.
 
-A `Blob` says where one file is and can be sent to worker processes; each opens an archive once.
+A `Blob` says where one file is and can be sent to worker processes, each of which opens an archive once.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Blob:
         """All bytes.
 
         Raises:
-            DataError: the file is gone, cut short, or its check sum is wrong.
+            DataError: the file is gone, cut short, or has a wrong checksum.
         """
         try:
             if not self.member:
@@ -63,13 +63,13 @@ class Blob:
         return data
 
     def read_jpeg(self, mask_size: tuple[int, ...] | None = None, exif: Exif = "keep") -> bytes:
-        """The bytes of a JPEG as they are; another format is encoded once, since shards hold JPEGs.
+        """The bytes of a JPEG unchanged; other formats are encoded once, since shards hold JPEGs.
 
         Args:
-            exif: `keep` the pixels as they lie, with their EXIF orientation; or `apply` it, and encode them anew.
+            exif: `keep` the pixels as stored, with their EXIF orientation; or `apply` it, and encode them again.
 
         Raises:
-            DataError: no image, one that RGB cannot show, or not of the (height, width) of its mask.
+            DataError: not an image, one that RGB cannot show, or not with the (height, width) of its mask.
         """
         data = self.read()
         if exif == "apply":
@@ -89,11 +89,11 @@ def opened_zip(path: str) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=8)
 def opened(path: str) -> BinaryIO:
-    return open(path, "rb")  # closed when it leaves the cache
+    return open(path, "rb")  # closed when the cache drops it
 
 
 def digest_of(blobs: Iterable[Blob]) -> str:
-    """16 hex digits that change with any file's name, size or time of change, but not with the folder they lie in."""
+    """16 hex digits that change with any file's name, size or modification time, but not with the folder above."""
     stamps: dict[str, tuple[str, int, int]] = {}
     digest = hashlib.sha256()
     for blob in blobs:
@@ -109,11 +109,11 @@ def is_archive(path: Path) -> bool:
 
 
 def list_archive(path: Path) -> dict[str, Blob]:
-    """{NAME/member: blob} of a zip or an uncompressed tar, NAME being the archive's own without its ending.
+    """{NAME/member: blob} of a zip or an uncompressed tar; NAME is that of the archive without its ending.
 
     Raises:
-        DataError: not there, damaged or cut short, with a link that leads nowhere, or a compressed tar, in which
-            nothing can be found without reading all of it.
+        DataError: missing, damaged, cut short, with a link that leads nowhere, or a compressed tar, in which nothing
+            can be found without reading all of it.
     """
     if path.name.lower().endswith(COMPRESSED):
         raise DataError(f"{path}: is a compressed tar: unpack it, or `gunzip` it into a plain tar")
@@ -136,10 +136,10 @@ def bare(name: str) -> str:
 
 
 def span_of(info: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo], path: Path) -> Blob:
-    """Where the bytes of a tar's member lie; of a link, those of the member that it leads to.
+    """Where the bytes of a tar's member are; for a link, those of the member to which it leads.
 
     Raises:
-        DataError: a link to what is not in the tar or to itself, or neither a file nor a link.
+        DataError: a link to itself or to something not in the tar, or neither a file nor a link.
     """
     name, target, seen = info.name, info, set()
     while target.islnk() or target.issym():
@@ -158,7 +158,7 @@ def span_of(info: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo], path: P
 
 
 def check_end(path: Path, members: list[tarfile.TarInfo]) -> None:
-    """Raise DataError unless the tar ends, with an empty block, after the last member that was found.
+    """Raise DataError unless the tar ends with an empty block after the last member that was found.
 
     Python's reader takes a damaged header, or the end of the file, for the tar's end.
     """
@@ -174,12 +174,12 @@ def check_end(path: Path, members: list[tarfile.TarInfo]) -> None:
 
 
 def is_wanted(name: str) -> bool:
-    """Not a folder, and none of the twins of files that macOS packs next to them."""
+    """Whether a name is neither a folder nor one of the files with metadata that macOS packs beside others."""
     return not name.endswith("/") and not name.rpartition("/")[2].startswith("._")
 
 
 def list_folder(root: Path) -> dict[str, Blob]:
-    """{NAME/path below the root: blob}, NAME being the root's own. Hidden files are left out, links followed.
+    """{NAME/path below the root: blob}; NAME is that of the root. Hidden files are left out, links are followed.
 
     Raises:
         DataError: no such folder.
@@ -202,7 +202,7 @@ def list_folder(root: Path) -> dict[str, Blob]:
 
 
 def list_roots(roots: Sequence[Path], archive_names: re.Pattern[str]) -> tuple[list[dict[str, Blob]], list[Path]]:
-    """(the files of each root that is a folder, the archives: other roots, then those in the folders named like this).
+    """(files of each root that is a folder, archives: the other roots, then those in the folders with such names).
 
     Raises:
         DataError: a root is missing.
@@ -216,7 +216,7 @@ def list_roots(roots: Sequence[Path], archive_names: re.Pattern[str]) -> tuple[l
 
 
 def repacked(path: Path, keep: Callable[[str], bool], folder: Path) -> Path:
-    """The members of a compressed tar that `keep` names, as an uncompressed tar in FOLDER; made once, hidden there.
+    """The members of a compressed tar that `keep` accepts, as an uncompressed hidden tar in FOLDER, made once.
 
     Raises:
         DataError: damaged.
@@ -230,17 +230,17 @@ def repacked(path: Path, keep: Callable[[str], bool], folder: Path) -> Path:
             with tarfile.open(path, "r|*") as packed, tarfile.open(temporary, "w") as plain:
                 for info in packed:
                     if keep(info.name) and not info.isdir():
-                        reader = packed.extractfile(info) if info.isreg() else None  # a link is followed when listed
+                        reader = packed.extractfile(info) if info.isreg() else None  # links are followed when listed
                         plain.addfile(info, io.BytesIO(reader.read()) if reader else None)
             stat = path.stat()
-            os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # made again, it has the same digest
+            os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # so that it has the same digest if made again
     except (EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from error
     return made
 
 
 def remove_repacked(paths: Iterable[Path], folder: Path) -> None:
-    """Remove what `repacked` made of these archives in FOLDER, also what a killed process left."""
+    """Remove what `repacked` made from these archives in FOLDER, also what a killed process left."""
     for path in paths:
         for made in folder.glob(f".{path.name}.*"):
             if made.suffix in (".tar", ".tmp"):

@@ -1,7 +1,7 @@
 """Labelled video clips as a source of frames.
 
-The two clip datasets of the smoke paper, IJmond and RISE, were labelled with one tool and share its label states
-(`label_state` of the volunteers, `label_state_admin` of the researchers); a row of their metadata is a video.
+The two clip datasets of the smoke paper, IJmond and RISE, were labelled with the same tool and share its label states
+(`label_state` of the volunteers, `label_state_admin` of the researchers); each row of their metadata is a video.
 """
 
 import re
@@ -45,13 +45,13 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """`frames` evenly spaced frames of each clip, under the clip's label: frame k*n // frames of n, k = 0, 1, ...
+    """`frames` evenly spaced frames of each clip, with the clip's label: frame k*n // frames of n, k = 0, 1, ...
 
-    So 1 takes the first frame, 2 the first and the middle one, and as many as the clip has take all.
+    So 1 takes the first frame, 2 the first and the middle one, and the clip's own number takes all.
 
     Attributes:
-        left_out: how many rows of the metadata were not taken, by reason.
-        exif: `keep` the frames as they are stored, with the clip's rotation as their EXIF orientation, or `apply` it.
+        left_out: {reason: number of rows of the metadata that were not taken}.
+        exif: `keep` the frames as stored, with the clip's rotation as their EXIF orientation, or `apply` it.
     """
 
     clips: tuple[Clip, ...]
@@ -114,19 +114,20 @@ def read_clips(
     skip_missing: bool = False,
     exif: Exif = "keep",
 ) -> Clips:
-    """The clips of a metadata file whose label is strong enough and whose file NAME.mp4 lies somewhere below `videos`.
+    """The clips of a metadata file whose label is strong enough and whose file NAME.mp4 is somewhere below `videos`.
 
     Args:
         group_of: (row, place for an error) -> group.
-        states: label strengths to take.
-        labelled_by: whose label counts. `researchers_first`: theirs where they gave one, else the volunteers'.
+        states: accepted label strengths.
+        labelled_by: whose label counts; `researchers_first`: that of the researchers if they gave one, else that of the
+            volunteers.
         smoke: only clips with (True) or without smoke (False).
         only: text file of file names, one per line: the rows to choose from.
-        skip_missing: leave out clips without a file, counted, instead of refusing.
+        skip_missing: leave out and count clips without a file, instead of refusing them.
 
     Raises:
-        DataError: a row lacks a column or has an unknown state, two rows or files go by one name, a file is missing,
-            or nothing is left.
+        DataError: a row lacks a column or has an unknown state, two rows or files have the same name, a file is
+            missing, or nothing is left.
     """
     rows = metadata_rows(metadata)
     if only is not None:
@@ -162,7 +163,7 @@ def read_clips(
 
 
 def metadata_rows(path: Path) -> dict[str, Row]:
-    """{file name: row} of a json list of rows, or of an object whose values are rows."""
+    """{file name: row} of a json list of rows, or of a json object whose values are rows."""
     content = json_of(read_bytes(path), str(path))
     if not isinstance(content, (dict, list)):
         raise DataError(f"{path}: holds {shown(content)}; wanted a list of rows, or an object of them")
@@ -178,7 +179,7 @@ def metadata_rows(path: Path) -> dict[str, Row]:
 
 
 def listed(rows: Mapping[str, Row], only: Path) -> dict[str, Row]:
-    """The rows that a text file names, in its order; a name may end with .mp4, as the files do."""
+    """The rows that a text file names, in its order; a name may end with .mp4, like the files."""
     same = {plain(name): name for name in rows}
     names = [
         same.get(plain(name), same.get(plain(re.sub(r"\.mp4$", "", name, flags=re.IGNORECASE)), name))
@@ -234,7 +235,7 @@ def field_of(row: Row, name: str, where: str) -> Any:
 
 
 def join_url(row: Row, url_root: str | None, parts: Sequence[str], where: str) -> str:
-    """An address below `url_root`, or below the row's own `url_root` where None is given."""
+    """An address below `url_root`, or, if that is None, below the row's own `url_root`."""
     root = url_root or row.get("url_root")
     if not root:
         raise DataError(f"{where}: no 'url_root'; say where the videos are with --url-root")

@@ -1,14 +1,14 @@
-"""MS COCO 2014 (train 82,081, val 40,137 images with annotations) and any data set in its format, 2017's split say.
+"""MS COCO 2014 (train 82,081, val 40,137 images with annotations) and any data set in its format, such as 2017's split.
 
 A class id is 1 + the rank of the category's id: 1..80 for COCO. The mask of an image is painted from its annotations:
-regions of crowds first, as 255 (ignore), then the objects, each over what was there, in one of two orders:
+first regions of crowds, as 255 (ignore), then the objects, each over the ones before, in one of two orders:
 
     order   as the file lists them
-    area    the largest first, so that small objects stay visible (the default, and what the usual conversion does)
+    area    the largest first, so that small objects stay visible (the default, as in the usual conversion)
 
-An image label is the set of the classes of its objects, whatever the mask leaves visible of them: where image labels
-are all that is known, whole images stand for objects, and each would hide the one before. A class that only a crowd
-shows is in no label. A class that shows in no pixel is remarked on: its annotations cover none, or others cover them.
+An image label is the set of the classes of its objects, even if the mask does not show them: in data with only image
+labels, an object's region is the whole image, and each would hide the one before. A class that only a crowd shows is in
+no label. A class that shows in no pixel gets a remark: its annotations cover none, or others cover them.
 """
 
 import json
@@ -34,14 +34,14 @@ from shards.sources.names import keys_of
 from shards.sources.text import shown
 
 Paint = Literal["order", "area"]
-NUM_CLASSES = 80  # of COCO; another number makes another class set
+NUM_CLASSES = 80  # of COCO; with another number it is another class set
 UNSEEN = "classes of the image label that show in no pixel of the mask"
 EMPTY = "annotations that cover no pixel"
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image and the span of its annotations in the file of lines."""
+    """An image, and the span of its annotations in the file of lines."""
 
     key: str
     group: str
@@ -56,8 +56,8 @@ class Coco14:
 
     Attributes:
         lines: file of the annotations, a json line per image, which workers read instead of the whole json.
-        annotations: digest of the json that the lines were made of.
-        left_out: images of the json without an annotation, which were not taken.
+        annotations: digest of the json from which the lines were made.
+        left_out: number of images of the json that were not taken, since they have no annotation.
         exif: what to do with images that are not upright, see Blob.read_jpeg.
     """
 
@@ -83,7 +83,7 @@ class Coco14:
             "annotations": self.annotations,
             "left_out": self.left_out,
             "paint": self.paint,
-            "labels": "annotations",  # before, those that the mask shows
+            "labels": "annotations",  # in old versions, the classes that the mask shows
             **({"exif": self.exif} if self.exif != "keep" else {}),
             "images": digest_of(picture.image for picture in self.pictures),
             "groups": digest_of_text(f"{picture.key} {picture.group}" for picture in self.pictures),
@@ -117,15 +117,15 @@ class Coco14:
 def painted(
     annotations: Sequence[Mapping[str, Any]], height: int, width: int, paint: Paint, where: str
 ) -> tuple[np.ndarray, list[Any]]:
-    """Annotations with `class_id`, `iscrowd`, `segmentation` -> (H, W) uint8 class ids, 255 where only a crowd is;
-    and the ids of the annotations that cover no pixel."""
+    """Annotations with `class_id`, `iscrowd`, `segmentation` -> (H, W) uint8 class ids, 255 where only a crowd is, and
+    the ids of the annotations that cover no pixel."""
     mask_HW = np.zeros((height, width), dtype=np.uint8)
     regions = [region(one["segmentation"], height, width, f"{where}, annotation {one['id']}") for one in annotations]
     areas = [int(inside_HW.sum()) for inside_HW in regions]
     order = list(range(len(regions)))
     if paint == "area":
         order.sort(key=lambda number: -areas[number])
-    order.sort(key=lambda number: not annotations[number]["iscrowd"])  # stable: crowds first, else as it was
+    order.sort(key=lambda number: not annotations[number]["iscrowd"])  # stable: crowds first, else unchanged
     for number in order:
         one = annotations[number]
         mask_HW[regions[number]] = IGNORE_INDEX if one["iscrowd"] else one["class_id"]
@@ -146,12 +146,12 @@ def read_coco(
 
     Args:
         images: {path below their place: file}.
-        lines: file that is written with the annotations, to be kept until all samples are read.
-        all_images: take images without any annotation too: they show background only.
+        lines: file to which the annotations are written; keep it until all samples are read.
+        all_images: also take images without annotations, which show only background.
 
     Raises:
         DataError: not such a json, too many categories, an annotation of an unknown image or category, or an image's
-            file is missing, may be two, or is another image's too.
+            file is missing, ambiguous, or also that of another image.
     """
     content = read_json(annotations)
     where = str(annotations)
@@ -190,7 +190,7 @@ def read_coco(
 
 
 def annotations_of(content: Mapping[str, Any], class_ids: Mapping[int, int], where: str) -> dict[int, list[dict]]:
-    """{image id: its annotations in the order of the file, with what painting needs}."""
+    """{image id: its annotations in the order of the file, reduced to what painting needs}."""
     of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
     for one in content["annotations"]:
         if one["image_id"] not in of_image or one["category_id"] not in class_ids:

@@ -1,6 +1,6 @@
-"""Where the files of a data set in the format of COCO lie, and its json of instances.
+"""The files of a data set in the format of COCO, and its json of instances.
 
-Images lie in a folder train2014, val2014, train2017 or val2017, or in a zip of that name; the annotations are
+Images are in a folder train2014, val2014, train2017 or val2017, or in a zip of that name; the annotations are
 instances_train2014.json and so on, anywhere below a root or in annotations_trainval2014.zip.
 """
 
@@ -57,14 +57,14 @@ OF_REGIONS = ("height", "width", "segmentation")
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What was found, by names such as train2014: the annotations, and {file name: image}."""
+    """The files that were found, by names such as train2014: the annotations, and {file name: image}."""
 
     annotations: Mapping[str, Blob]
     images: Mapping[str, Mapping[str, Blob]]
 
 
 def find_files(roots: Sequence[Path]) -> Files:
-    """Search folders (with the archives in them that are named as COCO's) and archives. Folders come first.
+    """Search folders (with the archives in them that have COCO's names) and archives. Folders come first.
 
     Raises:
         DataError: a root is missing, or two folders hold the same file.
@@ -86,7 +86,7 @@ def find_files(roots: Sequence[Path]) -> Files:
 
 
 def of_coco(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
-    """(train2014 or so, file name, file) of each image; the name of annotations is empty."""
+    """(train2014 or similar, file name, file) of each image and of the annotations, whose file name is ""."""
     for path, blob in files.items():
         folder, _, name = path.rpartition("/")
         place = folder.rpartition("/")[2]
@@ -98,17 +98,17 @@ def of_coco(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
 
 
 def list_images(place: Path) -> dict[str, Blob]:
-    """{path below it: image} of a folder or an archive, whatever it is called. Raises DataError if it is not there."""
+    """{path below it: image} of a folder or an archive of any name. Raises DataError if it does not exist."""
     files = list_archive(place) if is_archive(place) else list_folder(place)
     below = {path.partition("/")[2]: blob for path, blob in files.items()}
     return {path: blob for path, blob in below.items() if path.lower().endswith(IMAGE_ENDINGS)}
 
 
 def files_of(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Blob], where: str) -> list[Blob]:
-    """The file of each image of a json: by its full path, or by the end of one that only one file has.
+    """The file of each image of a json: by its full path, or by the end of a path if only one file has that.
 
     Raises:
-        DataError: a file is missing, a name may mean two files, or two images are one file.
+        DataError: a file is missing, a name may mean two files, or two images have the same file.
     """
     names = Names(images, "the images", anywhere=True)
     found = [names.find(row["file_name"], f"{where}: image {row['id']}") for row in rows]
@@ -127,7 +127,8 @@ def read_json(blob: Blob) -> dict[str, list[dict[str, Any]]]:
     """A json of instances, with the columns that are needed.
 
     Raises:
-        DataError: something else, a value of another kind, or two rows of one id, or two categories of one name.
+        DataError: anything else, a value of a wrong kind, two rows with the same id, or two categories with the same
+            name.
     """
     content = json_of(blob.read(), str(blob))
     check_instances(content, str(blob))
@@ -135,7 +136,7 @@ def read_json(blob: Blob) -> dict[str, list[dict[str, Any]]]:
 
 
 def is_instances(content: Any) -> bool:
-    """Whether a json's content is one of instances, right or not."""
+    """Whether a json's content looks like one of instances, valid or not."""
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
@@ -143,7 +144,7 @@ def check_instances(content: Any, where: str, *, regions: bool = True) -> None:
     """Raise DataError unless the content of a json has the columns that are needed, see read_json.
 
     Args:
-        regions: False: only what the labels of images need, so neither sizes nor segmentations.
+        regions: False = only what image labels need, so neither sizes nor segmentations.
     """
     for name, of_name in NEEDED.items():
         needed = of_name if regions else {key: about for key, about in of_name.items() if key not in OF_REGIONS}
@@ -181,7 +182,7 @@ def check_one_each(values: Sequence[Any], message: str) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Write a line of json per row; (offset, size) of each."""
+    """Write a line of json per row; returns (offset, size) of each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     spans: list[tuple[int, int]] = []
     at = 0

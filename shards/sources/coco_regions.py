@@ -1,4 +1,4 @@
-"""The regions of COCO's annotations, polygons and run-length codes -> pixels; checked before any C code sees them."""
+"""Regions of COCO's annotations (polygons and run-length codes) -> pixels; checked before any C code gets them."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import numpy as np
 from shards.schema import DataError
 from shards.sources.text import shown
 
-FARTHEST = 10  # widths or heights of its image that a polygon's point may lie outside
+FARTHEST = 10  # how far outside its image a polygon's point may be, in widths or heights of the image
 
 
 def region(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
     """Polygons or a run-length code -> (H, W) bool.
 
     Raises:
-        DataError: neither, of another size than the image, or with numbers that no image has.
+        DataError: neither, of another size than the image, or with impossible numbers.
     """
     if not isinstance(segmentation, list):
         return runs_of(segmentation, height, width, where)
@@ -25,10 +25,10 @@ def region(segmentation: Any, height: int, width: int, where: str) -> np.ndarray
 
 
 def polygons_of(segmentation: Any, height: int, width: int, where: str) -> list[list[float]]:
-    """The polygons of an annotation, each x0, y0, x1, y1, ... in pixels, checked before anything rasterises them.
+    """The polygons of an annotation, each x0, y0, x1, y1, ... in pixels, checked before they are rasterised.
 
     Raises:
-        DataError: not a list of lists of six numbers or more, an odd number, not finite, or far outside the image.
+        DataError: not a list of lists of six or more numbers, an odd count, not finite, or far outside the image.
     """
     if not isinstance(segmentation, list) or not segmentation:
         raise DataError(f"{where}: segmentation is {shown(segmentation)}; wanted a list of polygons")
@@ -54,7 +54,7 @@ def runs_of(code: Any, height: int, width: int, where: str) -> np.ndarray:
     """A run-length code, plain or compressed -> (H, W) bool: runs of 0 and 1 down the columns, 0 first.
 
     Raises:
-        DataError: of another size, no code, a negative run, or runs that do not sum to the image's pixels.
+        DataError: of another size, not a code, a negative run, or runs whose sum is not the number of pixels.
     """
     if not isinstance(code, dict) or code.get("size") != [height, width] or "counts" not in code:
         raise DataError(f"{where}: segmentation {shown(code)}; wanted polygons, or size {[height, width]} and counts")
@@ -75,8 +75,8 @@ def runs_of(code: Any, height: int, width: int, where: str) -> np.ndarray:
 
 
 def decompressed(text: str, where: str) -> list[int]:
-    """COCO's compressed counts: numbers in 5 bits a letter from '0' on, from the fourth on as difference to the last
-    but one."""
+    """Decompress COCO's counts: numbers in letters of 5 bits from '0' on; from the fourth number on, each is the
+    difference to the last but one."""
     counts: list[int] = []
     number, shift = 0, 0
     for letter in text:

@@ -1,4 +1,4 @@
-"""Images that are the same file under two names: apart they may be learned from in one split and judged in another."""
+"""Identical images under two names: in different splits, one may be used for training and the other for evaluation."""
 
 import hashlib
 from collections import defaultdict
@@ -8,8 +8,8 @@ from shards.sources.labelled import Labelled, Row
 
 
 def describe_copies(source: Labelled) -> str:
-    """What there is to know of rows with the same bytes in different groups or with different labels; "" if there are
-    none. Only files of one size are read."""
+    """A note about rows with the same bytes in different groups or with different labels; "" if there are none. Only
+    files of equal size are read."""
     of_size = defaultdict[int, list[Row]](list)
     for row in source.rows:
         of_size[row.image.stat().st_size].append(row)

@@ -1,6 +1,6 @@
 """Frames with masks -> square crops: the smoke paper's protocol and an even grid (D-34).
 
-A box is (y0, y1, x0, x1) in pixels, half-open. In a mask 1 is smoke, 0 background, 255 ignored.
+A box is (y0, y1, x0, x1) in pixels, half-open. In a mask, 1 is smoke, 0 background, 255 ignored.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,17 +16,17 @@ from shards.sources.archives import digest_of_text
 
 Protocol = Literal["legacy", "grid"]
 SMOKE_ID = 1
-TOP, LEFT = 12, 24  # per cent of the frame that hold the camera's logo and time
+TOP, LEFT = 12, 24  # per cent of the frame with the camera's logo and time
 MIN_SMOKE = 0.005  # share of a crop's pixels
 POSITIVES = 3  # crops per frame
 
 
 def legacy_crops(mask_HW: np.ndarray, *, window: int = 512, stride: int = 128, negatives: int = 3) -> list[Box]:
-    """The smoke paper's crops of a frame: the 3 of most smoke, then crops without any.
+    """The smoke paper's crops of a frame: the 3 with the most smoke, then crops without any.
 
     The top 12 % of rows and the left 24 % of columns (rounded down) are left out; windows start there and step by
-    `stride` while they fit. Positives hold at least 0.5 % smoke; of equals the first in row-major order wins.
-    Negatives have a mask of zeros only; they are spread evenly over all such windows in row-major order.
+    `stride` as long as they fit. Positives have at least 0.5 % smoke; of equal ones, the first in row-major order is
+    taken. The masks of negatives are all 0; they are spread evenly over all such windows in row-major order.
 
     Args:
         negatives: at most this many.
@@ -55,7 +55,7 @@ def legacy_crops(mask_HW: np.ndarray, *, window: int = 512, stride: int = 128, n
 
 
 def grid_crops(height: int, width: int, *, window: int = 512, stride: int = 512) -> list[Box]:
-    """Windows over the whole frame in row-major order, with or without smoke; the last ones end at its border.
+    """Windows over the whole frame in row-major order, with or without smoke; the last ones end at the border.
 
     Raises:
         DataError: no window fits, or the stride would leave gaps.
@@ -70,7 +70,7 @@ def grid_crops(height: int, width: int, *, window: int = 512, stride: int = 512)
 
 
 def counts(true_HW: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
-    """Number of true pixels in each box, by a table of sums."""
+    """Number of true pixels in each box, from a table of sums."""
     sums = np.zeros((true_HW.shape[0] + 1, true_HW.shape[1] + 1), dtype=np.int64)
     sums[1:, 1:] = true_HW.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
     return np.array([sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0] for y0, y1, x0, x1 in boxes])
@@ -78,10 +78,10 @@ def counts(true_HW: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Cropped:
-    """Crops of the frames of a source that gives masks; a crop's label is what its part of the mask shows.
+    """Crops of the frames of a source with masks; a crop's label is what its part of the mask shows.
 
     Attributes:
-        boxes: (frame's index in the source, box) of each crop.
+        boxes: (index of the frame in the source, box) of each crop.
         with_masks: keep masks and regions, for pixel shards. Labels come from the mask either way.
     """
 
@@ -136,15 +136,15 @@ def crop(
     with_masks: bool = True,
     run: Callable[[Callable[[int], list[Box]], Iterable[int]], Iterable[list[Box]]] = map,
 ) -> Cropped:
-    """Plan the crops of all frames; this reads every mask once.
+    """Choose the crops of all frames, which reads every mask once.
 
     Args:
-        stride: default 128 for `legacy`, the window for `grid`.
-        negatives: smoke-free crops per frame, at most; `legacy` only, a grid keeps all.
-        run: like `map`; one that shows progress, say.
+        stride: default: 128 for `legacy`, the window for `grid`.
+        negatives: maximum of crops without smoke per frame; only for `legacy`, a grid keeps all.
+        run: like `map`, for example one that shows progress.
 
     Raises:
-        DataError: a frame without a mask, or too small for the window; or no frame gives a crop.
+        DataError: a frame without a mask or too small for the window, or no frame gives a crop.
     """
     if protocol == "legacy":
         boxes_of: Callable[[np.ndarray], list[Box]] = partial(
@@ -184,7 +184,7 @@ def mask_of(frame: Sample) -> np.ndarray:
 
 
 def clipped(boxes: Iterable[Box], frame: Box) -> list[Box]:
-    """The parts of boxes that lie in a crop, in the crop's coordinates."""
+    """The parts of boxes inside a crop, in the crop's coordinates."""
     y, bottom, x, right = frame
     inside = [(max(y0, y) - y, min(y1, bottom) - y, max(x0, x) - x, min(x1, right) - x) for y0, y1, x0, x1 in boxes]
     return [box for box in inside if box[0] < box[1] and box[2] < box[3]]

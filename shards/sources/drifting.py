@@ -1,4 +1,4 @@
-"""The drawn scenes as clips: halls, chimney and haze stand still, the plume swings and rises, a cloud drifts."""
+"""The synthetic scenes as clips: halls, chimney and haze stand still, the plume swings and rises, a cloud drifts."""
 
 from dataclasses import dataclass, replace
 
@@ -16,16 +16,16 @@ from shards.sources.synthetic import (
     draw_plume,
 )
 
-DRIFT = 0.004  # of the side: how far a cloud drifts in a frame; a plume is faster
-NOISE = 0.012  # deviation of a pixel, drawn for each frame
-EXPOSURE = 0.01  # by as much a frame may be brighter or darker than the others
+DRIFT = 0.004  # how far a cloud drifts per frame, as a share of the side; a plume is faster
+NOISE = 0.012  # standard deviation of a pixel's noise, drawn for each frame
+EXPOSURE = 0.01  # how much brighter or darker than the others a frame may be
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drifting(Synthetic):
-    """Clips of `frames` frames, one of each scene; the last one is shorter where num_images does not divide.
+    """Clips of `frames` frames, one clip per scene; the last is shorter if num_images is not a multiple.
 
-    A clip shows smoke in all its frames or in none, and so it is with the chimney.
+    A clip shows smoke in all its frames or in none; the same holds for the chimney.
     """
 
     frames: int = 8
@@ -45,7 +45,7 @@ class Drifting(Synthetic):
         scene, frame = self._rng(2, clip), self._rng(3, index)
         smoke = scene.random() < self.smoke_rate
         chimney = scene.random() < (self.cooccurrence if smoke else 1 - self.cooccurrence)
-        start = scene.uniform(0, 4 * np.pi)  # frames before the first one; the wind swings once in 4 pi frames
+        start = scene.uniform(0, 4 * np.pi)  # age of the first frame, in frames; the wind swings once in 4 pi frames
         towards = scene.choice([-1, 1])
 
         image_HW3, horizon = draw_background(self.size, scene)

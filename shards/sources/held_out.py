@@ -1,4 +1,4 @@
-"""Whole groups of a label table set aside as splits of their own: which ones, so that every part can be used."""
+"""Which whole groups of a label table are held out as further splits, so that every part can be used."""
 
 import math
 import re
@@ -10,18 +10,18 @@ import numpy as np
 from shards.schema import DataError
 from shards.sources.labelled import Labelled
 
-TRIES = 100  # choices of what is held out of several classes, or as several parts
-MOST = 0.9  # of the rows; what is kept is learned from
+TRIES = 100  # tried choices, with several classes or several parts
+MOST = 0.9  # largest share of the rows to hold out; training uses the rest
 
 
 def parse_shares(text: str, default: str, split: str) -> dict[str, float]:
     """What is held out: {split: share of the rows}, from `0.2` (as `default`) or `val=0.2,tune=0.15`.
 
     Args:
-        split: what is kept.
+        split: name of the part that is kept.
 
     Raises:
-        DataError: it says something else, names a split twice or the one that is kept, or leaves less than a tenth.
+        DataError: another form, a split that is named twice or is the kept one, or less than a tenth left.
     """
     shares: dict[str, float] = {}
     for part in text.split(","):
@@ -49,12 +49,12 @@ def parse_shares(text: str, default: str, split: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a table, by number: what choices are made of.
+    """The groups of a table, by number, from which those to hold out are chosen.
 
     Attributes:
-        names, rows: of each group its name, and how many rows it has.
-        images_GK: of each group the rows that show no class, and those of each class.
-        judged_GK: the same, of the rows that it has where it is held out.
+        names, rows: name and number of rows of each group.
+        images_GK: for each group, number of rows that show no class, and number of rows of each class.
+        judged_GK: the same for the rows that remain if the group is held out.
         free: whether a group may be held out.
     """
 
@@ -66,8 +66,8 @@ class Groups:
 
     @classmethod
     def of(cls, source: Labelled, masked: bool, skip: bool = False) -> "Groups":
-        """Of a source; if `masked`, only those are free whose rows with a class all have a mask, or with `skip` one of
-        them, for the others are left out where the group is held out."""
+        """The groups of a source. If `masked`, a group is free only if all its rows with a class have a mask or, with
+        `skip`, if one has: the others are left out when the group is held out."""
         names, number_of, rows = np.unique(source.groups(), return_inverse=True, return_counts=True)
         images_GK = np.zeros((len(names), source.class_set.num_fg_classes + 1), dtype=int)
         lacking_GK = np.zeros_like(images_GK)
@@ -79,7 +79,8 @@ class Groups:
         return cls(names, rows, images_GK, judged_GK, free)
 
     def fill(self, room: Mapping[str, float], order: list[int]) -> dict[str, list[int]]:
-        """{part: its groups}: each group goes to the first part that has as many rows left."""
+        """{part: its groups}: each group goes to the first part with enough room left; [] for a part that is not half
+        full."""
         held: dict[str, list[int]] = {name: [] for name in room}
         left = dict(room)
         for number in order:
@@ -89,8 +90,8 @@ class Groups:
         return {name: part if self.rows[part].sum() >= room[name] / 2 else [] for name, part in held.items()}
 
     def judge(self, held: Mapping[str, list[int]], shares: Mapping[str, float]) -> tuple[int, float] | None:
-        """How good a choice is, more is better: classes that parts show, and how near they are to the shares; None if
-        a class could not be learned, or nothing could be judged on a part."""
+        """How good a choice is (higher is better): how many classes the parts show, and how near they are to the
+        shares; None if a class could not be learned, or nothing could be evaluated on a part."""
         total_K, judged_K = self.images_GK.sum(0), self.judged_GK.sum(0)
         out = {name: self.judged_GK[part].sum(0) for name, part in held.items()}
         kept_K = total_K - sum(self.images_GK[part].sum(0) for part in held.values())
@@ -104,11 +105,11 @@ class Groups:
         return shown, -uneven
 
     def wanted_K(self, parts: int) -> np.ndarray:
-        """Which classes, and images without any, have groups enough for all parts and what is kept."""
+        """Whether each class, and images without any, has enough groups for all parts and the rest."""
         return ((self.images_GK > 0).sum(0) > parts) & ((self.judged_GK > 0).sum(0) >= parts)
 
     def orders(self, parts: int, seed: int) -> Iterator[list[int]]:
-        """The orders in which the groups are visited."""
+        """The orders of groups to try."""
         random = np.random.default_rng(seed)
         order = random.permutation(len(self.names)).tolist()
         yield order
@@ -121,24 +122,24 @@ class Groups:
 def hold_out(
     source: Labelled, shares: Mapping[str, float], *, seed: int = 0, masked: bool = False, skip: bool = False
 ) -> tuple[Labelled, dict[str, Labelled]]:
-    """Split into (kept, {name: held out}) so that no group is in two parts, and each part shows all classes that have
-    groups enough.
+    """Split into (kept, {name: held out}) so that no group is in two parts, and each part shows all classes with enough
+    groups.
 
-    Groups are visited in a pseudo-random order and held out in the first part in whose share of the rows they still
-    fit, so a group larger than that is always kept. One part of one class: the first order counts that leaves images
-    with and without it on both sides. Otherwise TRIES orders are tried: each part has as many classes as it can, and of
-    each as near to its share as it can.
+    Groups are visited in a pseudo-random order and held out in the first part into whose share of the rows they still
+    fit, so a larger group is always kept. For one part and one class, the first order is used that leaves images with
+    and without the class on both sides. Otherwise TRIES orders are compared: the best one shows the most classes in
+    every part, and has the numbers nearest to the shares.
 
     Args:
         shares: {name: share of the rows}, see parse_shares.
         seed: of the order.
-        masked: hold out only groups whose images with a class all have a mask.
-        skip: or one of them: the others will be left out of what is held out (Labelled.without_lacking). They count as
-            rows of the share all the same, since the whole group is taken from what is kept (D-182).
+        masked: hold out only groups in which all images with a class have a mask.
+        skip: hold out also groups in which only some do; the others will be left out (Labelled.without_lacking), but
+            count as rows of the share, since the whole group is removed from the kept part (D-182).
 
     Raises:
-        DataError: no group is small enough, a part cannot have half of its share, or no choice leaves all classes
-            in what is kept and one (of one class: images with and without it, where groups suffice) in each part.
+        DataError: no group is small enough, a part cannot get half of its share, or no choice leaves all classes in the
+            kept part and one in each other part (for one class: images with and without it, if groups suffice).
     """
     groups = Groups.of(source, masked, skip)
     room = {name: share * len(source) for name, share in shares.items()}

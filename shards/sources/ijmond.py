@@ -1,7 +1,7 @@
-"""IJmond: cameras around a steel works. Labelled clips for training, frames with polygons for testing.
+"""IJmond: cameras around a steelworks. Labelled clips for training, frames with polygons for testing.
 
-Clips: the metadata of MultiX-Amsterdam/ijmond-camera-monitor (CC BY 4.0; labels: D-32). Frames: a COCO json,
-whose categories of smoke, of low or high opacity, become the one class smoke (D-33); other categories are left out.
+Clips: the metadata of MultiX-Amsterdam/ijmond-camera-monitor (CC BY 4.0; labels: D-32). Frames: a COCO json, whose
+categories of smoke with low or high opacity become the one class smoke (D-33); other categories are left out.
 """
 
 import re
@@ -24,7 +24,7 @@ from shards.sources.text import shown
 CAMERAS = ("hoogovens", "kooksfabriek_1", "kooksfabriek_2")  # by camera_id
 GROUP_PATTERN = r"(.+?)(?:[-_]\d+)?_frame_?\d+"  # VIDEO_VIEW_frameN and VIDEO_frame_N -> VIDEO
 GroupBy = Literal["scene", "clip", "camera"]
-SMOKE_NAMES = ("smoke", "high-opacity-smoke", "low-opacity-smoke")  # with blanks or _ for -, in any case
+SMOKE_NAMES = ("smoke", "high-opacity-smoke", "low-opacity-smoke")  # in any case, also with blanks or _ instead of -
 Polygon = tuple[float, ...]  # x0, y0, x1, y1, ... in pixels; (0, 0) is the corner of the frame
 
 
@@ -39,7 +39,7 @@ def read_ijmond(
     """Frames of the IJmond clips; see clips.read_clips for the further options and what is raised.
 
     Args:
-        group_by: `scene` is the panorama video (`url_part`) that a clip is cut from: its views share the sky and time.
+        group_by: `scene` is the panorama video (`url_part`) from which a clip was cut; its views share sky and time.
     """
 
     def group_of(row: Row, where: str) -> str:
@@ -54,7 +54,7 @@ def video_urls(metadata: Path, url_root: str | None = None) -> list[str]:
     """Addresses of all videos: root / camera / url_part / file name.
 
     Raises:
-        DataError: a row lacks one of these, or neither it nor the caller gives a root.
+        DataError: a row lacks one of these, or neither the row nor the caller gives a root.
     """
     urls = []
     for name, row in metadata_rows(metadata).items():
@@ -82,11 +82,11 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Frames with polygons of smoke as a source of samples; a frame without a polygon is free of smoke.
+    """Frames with polygons of smoke as a source of samples; a frame without a polygon shows no smoke.
 
     Attributes:
         with_masks: give the rasterised masks, for pixel shards and for cropping.
-        left_out: annotations of other categories, by name.
+        left_out: {name of another category: number of its annotations}.
         exif: what to do with images that are not upright, see Blob.read_jpeg.
     """
 
@@ -150,8 +150,8 @@ def read_frames_with_polygons(
         group_pattern: its first group, matched at the start of a file's name, names the frame's video or scene.
 
     Raises:
-        DataError: a file is missing; an annotation is of an unknown image or category, or no polygon; no category means
-            smoke; a name does not match.
+        DataError: a file is missing; an annotation belongs to an unknown image or category, or is not a polygon; no
+            category means smoke; a name does not match.
     """
     where = str(annotations)
     if not annotations.is_file():
@@ -201,10 +201,10 @@ def read_frames_with_polygons(
 
 
 def smoke_ids(names: Mapping[Any, str], chosen: Collection[str] | None, where: str) -> set[Any]:
-    """The ids of the categories that mean smoke: exactly those chosen, or those of SMOKE_NAMES.
+    """The ids of the categories that mean smoke: the chosen ones, or those in SMOKE_NAMES.
 
     Raises:
-        DataError: one that is chosen is not there, or none is called so.
+        DataError: a chosen category does not exist, or none has such a name.
     """
     unknown = sorted(set(chosen or ()) - set(names.values()))
     if unknown:
@@ -223,9 +223,9 @@ def smoke_ids(names: Mapping[Any, str], chosen: Collection[str] | None, where: s
 
 
 def rasterise(polygons: Sequence[Polygon], height: int, width: int) -> np.ndarray:
-    """Union of polygons -> (H, W) uint8, 1 where a pixel's centre lies inside (even-odd rule), else 0.
+    """Union of polygons -> (H, W) uint8, 1 where a pixel's centre is inside (even-odd rule), else 0.
 
-    A pixel is inside if an odd number of edges crosses its row's centre line to the left of its centre.
+    A pixel is inside if an odd number of edges crosses the centre line of its row to the left of its centre.
     """
     mask_HW = np.zeros((height, width), dtype=np.uint8)
     centre_H = np.arange(height) + 0.5

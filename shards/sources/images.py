@@ -1,13 +1,13 @@
 """Images of any classes with image-level labels: a table, COCO's json, VOC's xml, or one folder per class.
 
-    one column       labels: cat;dog      the names of an image's classes, `background` for none of them
+    one column       labels: cat;dog      the names of an image's classes, `background` for none
     column by class  cat,dog: 1,0         one column for each name of --classes, 1 or 0
-    json table       {path: [names]} or rows with a list in the column; an empty list says that there is none
-    COCO's format    the categories of an image's annotations; what only a crowd shows is in no label; no region is read
-    VOC's format     a folder of xml      the names of an image's objects, also of difficult ones; no box is read
-    folders          CLASS/x.jpg          the folder below the root is the class, `background` none
+    json table       {path: [names]} or rows with a list in the column; an empty list means no class
+    COCO's format    the categories of an image's annotations; a class that only a crowd shows is in no label
+    VOC's format     a folder of xml      the names of an image's objects, including difficult ones
+    folders          CLASS/x.jpg          the folder below the root is the class, `background` is none
 
-A label comes from what somebody wrote, never from what a mask leaves visible.
+Regions and boxes are not read. Labels are what the annotator wrote, not what a mask shows.
 """
 
 import re
@@ -36,10 +36,10 @@ class Found:
     """What was read.
 
     Attributes:
-        skipped: images with an empty label, left out as asked.
-        dropped: {class that was not asked for: images whose label named it}.
+        skipped: number of images with an empty label that were left out as asked.
+        dropped: {class that was not asked for: number of images whose label named it}.
         grouped_by: what a group is, in words.
-        others: files in folders of classes that are no images by their ending, left out.
+        others: files in the folders of classes without the ending of an image, which were left out.
     """
 
     source: Labelled
@@ -73,19 +73,19 @@ def read_images(
     """Read the image labels of any classes; paths are relative to `root`.
 
     Args:
-        labels: a csv, a json table, a json of instances or a folder of VOC's xml; None: the folder of an image is its
+        labels: a csv, a json table, a json of instances or a folder of VOC's xml; None = the folder of an image is its
             class.
-        classes: in the order of their ids; None: the categories of a json of instances by their ids, else all names
+        classes: in the order of their ids; None = the categories of a json of instances by their ids, else all names
             that occur, sorted.
         split, split_column, only: which rows are taken, see select_rows.
-        group_column: that names the video, scene or photograph; None: `group` if there is one.
+        group_column: column that names the video, scene or photograph; None = `group` if it exists.
         group_pattern: a regular expression whose first group, found in the key, is the group.
-        empty: what a cell without a name means; an empty list of a json is never empty in this sense.
-        frame_column: that numbers the frames of a group, which is then one clip.
+        empty: what an empty cell means; an empty list in a json means no class in any case.
+        frame_column: column that numbers the frames of a group, which is then one clip.
         drop_others: leave names that are not in `classes` out of the labels instead of refusing them.
 
     Raises:
-        DataError: a file, a column, a label or a group that is not what it should be, with its row.
+        DataError: a wrong file, column, label or group; names the row.
     """
     where = root if labels is None else table_at(root, labels, folders=True)
     others: tuple[str, ...] = ()
@@ -123,8 +123,8 @@ def read_images(
 def rows_of_folders(
     root: Path, image_folder: str, mask_folder: str, label_column: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """({path below the image folder: row} of one folder per class, files in these folders that are no images by their
-    ending)."""
+    """({path below the image folder: row} of one folder per class, files in these folders without the ending of an
+    image)."""
     base = root / image_folder
     paths = [path.partition("/")[2] for path in list_folder(base)]
     images = sorted(path for path in paths if path.lower().endswith(IMAGE_ENDINGS))
@@ -133,13 +133,13 @@ def rows_of_folders(
     loose = [path for path in images if "/" not in path]
     if loose or not images:
         what = (
-            f"{len(loose)} images lie in no folder of a class, first {loose[0]}" if loose else f"no image ({ENDINGS})"
+            f"{len(loose)} images are in no folder of a class, first {loose[0]}" if loose else f"no image ({ENDINGS})"
         )
         raise DataError(f"{base}: {what}; wanted CLASS/x.jpg, or labels in a table (--labels)")
     folders = {path.partition("/")[0] for path in images}
     if len(folders) == 1:
         raise DataError(
-            f"{base}: all {len(images)} images lie in the folder '{folders.pop()}'; wanted one folder for each class "
+            f"{base}: all {len(images)} images are in the folder '{folders.pop()}'; wanted one folder for each class "
             f"(and '{BACKGROUND}' for images of none), or labels in a table (--labels)"
         )
     others = [path for path in paths if path.partition("/")[0] in folders and not path.lower().endswith(IMAGE_ENDINGS)]
@@ -147,7 +147,7 @@ def rows_of_folders(
 
 
 def read_file(path: Path, label_column: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """({key: row}, classes where the file lists them) of a table, a json of instances or a folder of VOC's xml."""
+    """({key: row}, classes if the file lists them) of a table, a json of instances or a folder of VOC's xml."""
     if path.is_dir():
         return read_annotations(path, label_column), None
     if path.suffix.lower() != ".json":
@@ -161,7 +161,7 @@ def read_file(path: Path, label_column: str) -> tuple[dict[str, Any], tuple[str,
 
 
 def read_instances(content: Any, where: str, label_column: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The images of a json of instances as rows with the names of their categories; no region is read."""
+    """The images of a json of instances as rows with the names of their categories; regions are not read."""
     check_instances(content, where, regions=False)
     names = {one["id"]: one["name"] for one in content["categories"]}
     if len({type(one) for one in names}) > 1:
@@ -182,7 +182,7 @@ def read_instances(content: Any, where: str, label_column: str) -> tuple[dict[st
 def choose_groups(
     rows: Mapping[str, Any], column: str | None, pattern: str | None
 ) -> tuple[Callable[[str, Any, str], str], str]:
-    """(key, row, place for messages) -> group, and what it is in words."""
+    """A function (key, row, place for messages) -> group, and what a group is, in words."""
     if column is not None and pattern is not None:
         raise DataError("--group-column and --group-pattern both say what a group is; give one")
     if pattern is not None:
@@ -212,11 +212,11 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def parse_classes(text: str | None, out: Path) -> tuple[str, ...] | None:
-    """The names of --classes: a file with one per line, or names separated by commas. Without them those of the splits
-    that are already in `out`, so that an id means one class in all; None if there is none.
+    """The names of --classes: a file with one per line, or names separated by commas. Without the option, those of the
+    splits that already exist in `out`, so that an id means the same class in all; None if there are none.
 
     Raises:
-        DataError: no name, or one twice.
+        DataError: no name, or a name twice.
     """
     if text is None:
         there = sorted(out.glob(f"[!.]*/{INDEX_NAME}"))

@@ -1,4 +1,4 @@
-"""Several folders of shards as one source: a training set from several datasets, say IJmond, RISE and SMOKE5K."""
+"""Several folders of shards as one source: a training set from several datasets, such as IJmond, RISE and SMOKE5K."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,10 @@ from shards.schema import ClassSet, DataError, Frame, Sample, Supervision
 
 @dataclass(frozen=True)
 class Joined:
-    """The samples of all folders, in their order. A key keeps its name, with its folder's in front where two are equal.
+    """The samples of all folders, in order. Keys are unchanged, but equal ones get their folder's name in front.
 
     Raises:
-        DataError: no folder, the same images twice, or folders of other classes or another supervision than the first.
+        DataError: no folder, the same images twice, or folders with other classes or supervision than the first.
     """
 
     folders: tuple[Place, ...]
@@ -64,7 +64,7 @@ class Joined:
         raise IndexError(index)
 
     def sample(self, number_of_part: int, number: int) -> Sample:
-        """One sample of one folder, its image's bytes as they are."""
+        """One sample of one folder, with its image's bytes unchanged."""
         part = self.parts[number_of_part]
         key = part.keys[number]
         others = (other for n, other in enumerate(self.parts) if n != number_of_part)

@@ -1,4 +1,4 @@
-"""The names of classes in the rows of a table of labels: in one column, or one column for each class."""
+"""Class names in the rows of a table of labels: in one column, or with one column per class."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any, Literal
 from shards.schema import DataError
 from shards.sources.text import EMPTY, cell_of, shown
 
-BACKGROUND = "background"  # the word for an image that shows none of the classes
+BACKGROUND = "background"  # the label of an image that shows none of the classes
 YES = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
-SEPARATORS = ",;|/+& "  # that tables have between names
+SEPARATORS = ",;|/+& "  # between names in tables
 Empty = Literal["refuse", "background", "skip"]
 Named = dict[str, tuple[Any, tuple[str, ...]]]  # {key: (row, names of its classes)}
 
@@ -22,7 +22,7 @@ def names_by_key(
     separator: str,
     empty: Empty,
 ) -> tuple[Named, int]:
-    """The names of every row's classes, and how many rows were left out since they name nothing."""
+    """The class names of every row, and how many rows were left out because they name nothing."""
     columns = {column for row in rows.values() if isinstance(row, dict) for column in row}
     by_class = label_column not in columns
     if by_class and not (classes and {*classes} <= columns):
@@ -56,7 +56,7 @@ def names_by_key(
 
 
 def is_marked(row: Mapping[str, Any], column: str, place: str, empty: Empty) -> bool | None:
-    """The cell of one class; None: the row is to be left out."""
+    """Whether the cell of one class says yes; None = leave the row out."""
     if empty != "refuse" and str(row.get(column)).strip().lower() in EMPTY:
         return False if empty == "background" else None
     word = cell_of(row, column, place, "see --classes, --empty").lower()
@@ -66,7 +66,7 @@ def is_marked(row: Mapping[str, Any], column: str, place: str, empty: Empty) -> 
 
 
 def names_in(row: Mapping[str, Any], column: str, place: str, separator: str) -> tuple[str, ...] | None:
-    """The names in a cell: () if it says that there is none, None if it is empty."""
+    """The names in a cell: () if it says that there is no class, None if it is empty."""
     cell = row.get(column)
     if isinstance(cell, list):
         if wrong := [one for one in cell if not isinstance(one, str) or not one.strip()]:
@@ -84,14 +84,14 @@ def names_in(row: Mapping[str, Any], column: str, place: str, separator: str) ->
 
 
 def check_names(classes: Sequence[str], counts: Mapping[str, int], where: str, *, drop_others: bool) -> None:
-    """Raise DataError for names that are no class, or that differ in nothing but capital letters."""
+    """Raise DataError for names that are not classes, or that differ only in capital letters."""
     if not classes:
         raise DataError(f"{where}: no label names a class; check --label-column, or name them with --classes")
     same: dict[str, str] = {}
     for one in classes:
         other = same.setdefault(one.casefold(), one)
         if other != one:
-            raise DataError(f"{where}: classes '{other}' and '{one}' differ in capital letters alone; write one way")
+            raise DataError(f"{where}: classes '{other}' and '{one}' differ only in capital letters; spell them alike")
     unknown = {one: count for one, count in counts.items() if one not in classes}
     if unknown and not drop_others:
         said = [f"'{one}' in {count}{near(one, classes)}" for one, count in sorted(unknown.items())]
@@ -104,7 +104,7 @@ def check_names(classes: Sequence[str], counts: Mapping[str, int], where: str, *
 
 
 def refuse_joined(counts: Mapping[str, int], where: str) -> None:
-    """Raise DataError for a name that reads as several of the others: with another separator it would be these."""
+    """Raise DataError for a name that consists of several others: with another separator it would be these."""
     for one, count in sorted(counts.items()):
         if between := separator_of(one, counts):
             raise DataError(
@@ -114,7 +114,7 @@ def refuse_joined(counts: Mapping[str, int], where: str) -> None:
 
 
 def separator_of(name: str, classes: Iterable[str]) -> str:
-    """What stands between the names of classes that a name is made of; "" if it is not made of any."""
+    """The separator between class names of which a name consists; "" if it does not consist of any."""
     known = {*classes, BACKGROUND} - {name}
     for between in SEPARATORS:
         if between in name and {part.strip() for part in name.split(between)} <= known:

@@ -1,4 +1,4 @@
-"""Images with image-level labels, a group, and masks for those that are evaluated on: rows as a source of samples."""
+"""Rows of images with image-level labels, groups and, for evaluation, masks, as a source of samples."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from shards.sources.names import check_one_row_each, keys_of
 from shards.sources.smoke_files import Folders
 from shards.sources.text import cell_of
 
-NONE = 0  # stands for "no class at all" beside the class ids 1..K
+NONE = 0  # "no class at all", beside the class ids 1..K
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`image_label` are class ids 1..K, sorted. `mask` is None where no file was found; `mask_place` then says where it
-    was looked for."""
+    """`image_label` are class ids 1..K, sorted. `mask` is None if no file was found; `mask_place` then says where we
+    looked for it."""
 
     key: str
     image: Path
@@ -34,12 +34,12 @@ class Row:
 
     @property
     def shows(self) -> set[int]:
-        """The classes of the label, or that there is none."""
+        """The classes of the label, or {NONE} without classes."""
         return {*self.image_label} or {NONE}
 
     @property
     def lacks_mask(self) -> bool:
-        """Would pixel shards say of it that it shows nothing?"""
+        """Whether it shows a class but has no mask, so that in pixel shards it would show nothing."""
         return bool(self.image_label) and self.mask is None
 
 
@@ -48,12 +48,12 @@ class Labelled:
     """Rows of a label table as a source of samples.
 
     Attributes:
-        with_masks: read masks, for pixel shards. An image without any class needs no mask file.
+        with_masks: read masks, for pixel shards. An image without a class needs no mask file.
         exif: what to do with images that are not upright, see Blob.read_jpeg.
         mask_values: {grey level of a mask: class id}; None = its grey levels are class ids.
 
     Raises:
-        DataError: masks are wanted, and an image with a class has none.
+        DataError: masks are wanted, but an image with a class has none.
     """
 
     rows: tuple[Row, ...]
@@ -74,17 +74,17 @@ class Labelled:
 
     @property
     def any_class(self) -> str:
-        """The class, or what texts call any of several."""
+        """How texts name the class, or any of several."""
         return self.class_set.classes[0] if self.class_set.num_fg_classes == 1 else "with a class"
 
     @property
     def has_masks(self) -> bool:
-        """Is there any mask of these images?"""
+        """Whether any of these images has a mask."""
         return any(row.mask is not None for row in self.rows)
 
     @property
     def lacking(self) -> list[Row]:
-        """The rows with a class and without a mask."""
+        """The rows with a class but without a mask."""
         return [row for row in self.rows if row.lacks_mask]
 
     def __len__(self) -> int:
@@ -165,10 +165,10 @@ def read_labelled(
         where: the table, for messages; its folder names the source.
         mask_values: see parse_mask_values.
         label_of, group_of: (key, row, place for messages) -> class ids, group.
-        frame_column: that numbers the frames of a group, which is then one clip; None = they are no clip's.
+        frame_column: column that numbers the frames of a group, which is then one clip; None = no clips.
 
     Raises:
-        DataError: a file is missing, may be two or is another row's too; or what the two functions raise.
+        DataError: a file is missing, ambiguous, or also that of another row; or what the two functions raise.
     """
     values = parse_mask_values(mask_values, class_set)
     folders = Folders(root, image_folder, mask_folder, rows)

@@ -1,4 +1,4 @@
-"""Masks whose grey levels are no class ids, such as 0 and 255: what each level means, by the name of its class."""
+"""Masks whose grey levels are not class ids, such as 0 and 255: the class that each level means."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from shards.schema import IGNORE_INDEX, ClassSet, DataError
 from shards.sources.label_names import BACKGROUND
 
 IGNORE = "ignore"
-OTHER = "other"  # in the place of a level: all that are not named
+OTHER = "other"  # instead of a level: all levels that are not named
 OPTION = "--mask-values"
 
 
@@ -17,7 +17,7 @@ def parse_mask_values(text: str | None, class_set: ClassSet) -> dict[int, int] |
     """`0=background,255=cat,other=ignore` -> {grey level: class id}; None -> None, for masks of class ids.
 
     Raises:
-        DataError: no level 0..255, one twice, or a name that is no class.
+        DataError: not a level 0..255, a level twice, or a name that is not a class.
     """
     if text is None:
         return None
@@ -42,10 +42,10 @@ def parse_mask_values(text: str | None, class_set: ClassSet) -> dict[int, int] |
 
 
 def read_mask(data: bytes, where: str, values: Mapping[int, int] | None) -> np.ndarray:
-    """Encoded PNG -> (H, W) uint8 class ids, which its grey levels are, or mean by `values`.
+    """Encoded PNG -> (H, W) uint8 class ids: its grey levels, or what these mean by `values`.
 
     Raises:
-        DataError: the bytes are damaged or no such mask, or hold a level that `values` lack.
+        DataError: the bytes are damaged or not such a mask, or `values` lacks a level.
     """
     if values is None:
         return decode_mask(data, where)

@@ -1,8 +1,8 @@
-"""Which file a name means: the one resolver of all sources, and the keys that names become.
+"""Which file a name means, for all sources, and the keys made from names.
 
-Tables, lists and annotations name files by a path, with or without its ending, written on another system. Compared are
-whole paths in one form (letters composed, `/` between folders, the image ending in lower case); an ending is stripped
-only if it is an image ending. A name that could mean two files is refused with both.
+Tables, lists and annotations name files by a path, with or without its ending, perhaps written on another system. Whole
+paths are compared in one form (letters composed, `/` between folders, the image ending in lower case); only an image
+ending is removed. A name that could mean two files is refused, and the error names both.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def plain(name: str) -> str:
 
 
 def without_ending(name: str) -> str:
-    """The name without its image ending; 'clip_12.5s' keeps what only looks like one."""
+    """The name without its image ending; 'clip_12.5s' is unchanged, since .5s is none."""
     stem, dot, ending = name.rpartition(".")
     return stem if stem and not stem.endswith("/") and (dot + ending).lower() in IMAGE_ENDINGS else name
 
@@ -37,11 +37,11 @@ def last_of(path: str) -> str:
 
 
 class Names(Generic[File]):
-    """The files of one place, by the names that others give them.
+    """The files of one place, found by names in tables.
 
     Args:
         files: {path below the place: file}.
-        anywhere: a name may also be the end of a path, as long as one file only has it.
+        anywhere: a name may also be the end of a path if only one file has it.
     """
 
     def __init__(self, files: Mapping[str, File], place: str, *, anywhere: bool = False) -> None:
@@ -55,10 +55,10 @@ class Names(Generic[File]):
                 self.lasts.setdefault(last_of(name), []).append(path)
 
     def find(self, name: str, where: str) -> str | None:
-        """The path of the one file that a name means; None if there is none.
+        """The path of the file that a name means; None if there is none.
 
         Raises:
-            DataError: it may mean two files.
+            DataError: the name may mean two files.
         """
         if name in self.files:
             return name
@@ -82,7 +82,7 @@ def ends_with(path: str, wanted: str) -> bool:
 
 
 def check_one_row_each(rows: Iterable[tuple[str, Hashable]], where: str, what: str) -> None:
-    """Raise DataError if two rows (name, file) lead to one file."""
+    """Raise DataError if two rows (name, file) lead to the same file."""
     seen: dict[Hashable, str] = {}
     for name, file in rows:
         if file in seen:
@@ -93,15 +93,15 @@ def check_one_row_each(rows: Iterable[tuple[str, Hashable]], where: str, what: s
 
 
 def key_of(name: str) -> str:
-    """The key of a file: its path without its image ending, '_' for all but letters, digits, '_' and '-'."""
+    """The key of a file: its path without its image ending, with '_' for all but letters, digits, '_' and '-'."""
     return re.sub(r"[^A-Za-z0-9_\-]", "_", without_ending(plain(name)))
 
 
 def keys_of(names: Sequence[str], where: str) -> list[str]:
-    """A key for each file. Names whose letters beyond ASCII would make them one get a digest of the name behind.
+    """A key for each file. Names that would get the same key because of letters beyond ASCII get a digest at the end.
 
     Raises:
-        DataError: two files would have one key; names both.
+        DataError: two files would have the same key; names both.
     """
     keys = [key_of(name) for name in names]
     counts = Counter(keys)

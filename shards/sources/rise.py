@@ -1,7 +1,7 @@
 """RISE: 36-frame clips of industrial sites in Pennsylvania with labels of smoke (Hsu et al., AAAI 2021; CC0).
 
-The smoke paper adds frames of clips whose `label_state` is 32 or 16, gold and strong negatives: the first and the
-middle frame of each (D-32). These are images without smoke only, so they make no split of their own.
+The smoke paper adds the first and the middle frame of clips whose `label_state` is 32 or 16, gold and strong negatives
+(D-32). All of these images are without smoke, so they cannot be a split on their own.
 """
 
 import re
@@ -26,7 +26,7 @@ def read_rise(
     """Frames of the RISE clips; see clips.read_clips for the further options and what is raised.
 
     Args:
-        group_by: `scene` is a camera on a day: clips of neighbouring minutes and views stay together.
+        group_by: `scene` is a camera on one day, so clips of neighbouring minutes and views stay together.
     """
 
     def group_of(row: Row, where: str) -> str:
@@ -45,10 +45,10 @@ def read_rise(
 
 
 def video_urls(metadata: Path, url_root: str | None = None) -> list[str]:
-    """Addresses of all videos: root / part / file name. The part of old snapshots ends with the file's name already.
+    """Addresses of all videos: root / part / file name. In old snapshots the part already ends with the file name.
 
     Raises:
-        DataError: a row has no `url_part`, or neither it nor the caller gives a root.
+        DataError: a row has no `url_part`, or neither the row nor the caller gives a root.
     """
     urls = []
     for name, row in metadata_rows(metadata).items():

@@ -1,8 +1,8 @@
-"""SMOKE5K: folders img/ and gt/ of equal file names (Yan, Zhang, Barnes, AAAI 2022).
+"""SMOKE5K: folders img/ and gt/ with equal file names (Yan, Zhang, Barnes, AAAI 2022).
 
-It names no scenes, yet many frames are neighbours of one video: 86 % of the real frames of its official test split
-have a near-duplicate in the training split. Without a table of groups each image is its own group, so keeping
-neighbours on one side is then left to the author of the splits.
+It names no scenes, although many frames are neighbours in a video: 86 % of the real frames of its official test split
+have a near-duplicate in the training split. Without a table of groups each image is its own group, and the author of
+the splits must keep neighbours on one side.
 """
 
 from collections.abc import Mapping
@@ -72,10 +72,10 @@ class Smoke5K:
 def smoke_mask(truth_HW: np.ndarray, where: str = "mask") -> np.ndarray:
     """Stored mask (H, W) uint8 -> 1 smoke, 0 none, 255 ignored.
 
-    A mask of the values 0, 1 and 255 with a 1 among them holds ids already. Else they are grey levels, cut at 128.
+    A mask with only the values 0, 1 and 255, and with a 1, holds ids. Other values are grey levels, cut at 128.
 
     Raises:
-        DataError: grey levels none of which reaches 128.
+        DataError: grey levels that all stay below 128.
     """
     present = set(np.unique(truth_HW).tolist())
     if present <= {0} or (1 in present and present <= {0, 1, IGNORE_INDEX}):
@@ -98,11 +98,11 @@ def read_smoke5k(
     with_masks: bool = False,
     exif: Exif = "keep",
 ) -> Smoke5K:
-    """Pair the images of `root`/img with the masks of `root`/gt by their path without ending.
+    """Pair the images of `root`/img with the masks of `root`/gt by their paths without endings.
 
     Args:
         only: text file of names to take, one per line, in its order; default: all, sorted.
-        groups: csv with columns key and group, or json {key: group}, a key being a name without ending.
+        groups: csv with columns key and group, or json {key: group}; a key is a name without ending.
 
     Raises:
         DataError: a folder is missing or empty, an image has no mask, a mask no image (unless a list is given), a
@@ -137,7 +137,7 @@ def read_smoke5k(
 
 
 def below(name: str, folder: str, images: Names[Path]) -> str:
-    """A listed name without the folder of the images in front, unless that is a folder in it, too."""
+    """A listed name without the folder of images in front, unless that folder contains a folder of the same name."""
     bare = plain(name)
     return bare.removeprefix(f"{plain(folder)}/") if images.find(name, folder) is None else name
 
@@ -152,7 +152,7 @@ def found_in(folder: Path) -> Names[Path]:
         raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)})")
     names = Names(images, str(folder))
     for path in images:
-        names.find(without_ending(path), str(folder))  # two images of one name are refused here
+        names.find(without_ending(path), str(folder))  # refuses two images with the same name
     return names
 
 

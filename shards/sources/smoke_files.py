@@ -1,4 +1,4 @@
-"""Where the images and masks of a table of labels lie."""
+"""Where the images and masks of a table of labels are."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -12,7 +12,7 @@ from shards.sources.text import shown
 
 
 class Folders:
-    """The images and masks below `root`: its own files and the folders that the options or a row's cells name."""
+    """The images and masks below `root`: its own files, and the folders that options or cells name."""
 
     def __init__(self, root: Path, image_folder: str, mask_folder: str, rows: Mapping[str, Any]) -> None:
         self.root, self.image_folder, self.mask_folder = root, plain(image_folder), plain(mask_folder)
@@ -40,8 +40,8 @@ class Folders:
         return self.names.files[path], path
 
     def named(self, cell: Any, where: str, folder: str = "") -> tuple[Path, str]:
-        """(file, path below root) of a path in a cell, below root or else below this folder of root; one that leaves
-        `root` is taken as it is."""
+        """(file, path below root) of a path in a cell, which is below root or else below this folder of root; a path
+        that leaves `root` is not changed."""
         if not isinstance(cell, str):
             raise DataError(f"{where}: file is {shown(cell)}; wanted a path below {self.root}")
         inside = not cell.startswith("/") and ".." not in plain(cell).split("/")
@@ -61,8 +61,8 @@ class Folders:
         )
 
     def near(self, cell: str, folder: str) -> str:
-        """What a path that leads nowhere may mean, in words: it lacks its ending or has other capital letters, or is
-        not written from the root on; "" if nobody can tell."""
+        """A hint at what a path that leads nowhere may mean, if it lacks its ending, has other capital letters or does
+        not begin at the root; "" if there is none."""
         for name in (cell, f"{folder}/{cell}"):
             if (found := self.folded.get(plain(name).casefold())) is not None:
                 return f"; did you mean {found}?"
@@ -72,13 +72,13 @@ class Folders:
 
     @cached_property
     def folded(self) -> dict[str, str]:
-        """{path in small letters, with and without its ending: path} of all files."""
+        """{path in lower case, with and without its ending: path} of all files."""
         whole = {plain(path).casefold(): path for path in self.names.files}
         return {without_ending(form): path for form, path in whole.items()} | whole
 
     @cached_property
     def folders(self) -> list[str]:
-        """The folders of images right below the root."""
+        """The folders of images directly below the root."""
         return sorted(
             entry.name
             for entry in self.root.iterdir()
@@ -86,7 +86,7 @@ class Folders:
         )
 
     def mask_of(self, image: str, fields: Mapping[str, Any], where: str) -> tuple[Path | None, str]:
-        """(file or None, its place or where it was looked for) of the mask of an image at this path below root."""
+        """(file or None, its place or where it was looked for) for the mask of an image at this path below root."""
         if "mask" in fields:
             cell = fields["mask"]
             if cell in (None, ""):

@@ -1,9 +1,9 @@
-"""Folders of smoke frames with a table of image labels, the two-class case of images.py: your own frames, SMOKE5K,
+"""Folders of smoke frames with a table of image labels, the case of one class in images.py: your own frames, SMOKE5K,
 IJmond crops.
 
-The table is a csv with a header, a json list of rows, or a json object {key: row} (bare or under "items").
-A row needs a label and a group (its video or scene), and names its image: a path in `image`, or a key that is
-the file's path in the image folder, with or without its ending.
+The table is a csv with a header, a json list of rows, or a json object {key: row} (bare or under "items"). A row needs
+a label and a group (its video or scene), and names its image: a path in `image`, or a key that is the file's path in
+the image folder, with or without its ending.
 """
 
 from pathlib import Path
@@ -32,18 +32,18 @@ def read_table(
     mask_values: str | None = None,
     frame_column: str | None = None,
 ) -> Labelled:
-    """Read a label table; the images' paths are relative to `root`, and so is the table's, unless it lies here.
+    """Read a label table; paths of images, and of the table unless it is in the working folder, are relative to `root`.
 
     A mask is the path in the column `mask` (an empty cell: none), else MASK_FOLDER/PATH.png with the image's path below
     the image folder or below `root`, or MASK_FOLDER/NAME.png if no other image has that name.
 
     Args:
         split, split_column, only: which rows are taken, see select_rows.
-        frame_column: that numbers the frames of a group, which is then one clip.
+        frame_column: column that numbers the frames of a group, which is then one clip.
 
     Raises:
-        DataError: a file is missing, may be two or is another row's too; a row lacks a column or has an empty cell, a
-            label is neither smoke nor not, a key is there twice, a listed key is unknown.
+        DataError: a file is missing, ambiguous, or also that of another row; a row lacks a column or has an empty cell,
+            a label is neither smoke nor not, a key occurs twice, a listed key is unknown.
     """
     labels = table_at(root, labels)
     rows = dict(read_rows(labels))

@@ -1,8 +1,8 @@
-"""Procedural factory scenes: smoke with exact masks, and the shortcut that image labels invite.
+"""Synthetic factory scenes: smoke with exact masks, and a shortcut that image labels invite.
 
-Every scene has sky, skyline and clouds, some have haze. A chimney stands in the scene with probability
-`cooccurrence` when there is smoke, and with 1 - `cooccurrence` when there is none. Near 1, a classifier may
-learn "chimney" instead of "smoke"; a validation split at 0.5 then shows it, since a chimney says nothing there.
+Every scene has sky, skyline and clouds; some have haze. A chimney is in the scene with probability `cooccurrence` if
+there is smoke, and with 1 - `cooccurrence` if there is none. Near 1, a classifier may learn "chimney" instead of
+"smoke"; a validation split at 0.5 then shows it, since a chimney says nothing there.
 """
 
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ from shards.schema import SMOKE, Box, ClassSet, DataError, Sample
 
 FRAMES_PER_SCENE = 4
 MASK_OPACITY = 0.2  # plume pixels at least this opaque are smoke
-SWING, RISE = 0.2, 0.05  # of a plume: how far the wind moves its end, and how far it rises in a frame; of the side
+SWING, RISE = 0.2, 0.05  # of a plume: how far the wind moves its end, and its rise per frame; as shares of the side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Synthetic:
     """`num_images` scenes as a source of samples.
 
     Attributes:
-        split: its name keys the randomness, so that two splits never show one scene.
+        split: its name seeds the randomness, so that two splits never show the same scene.
         size: side of the square frame, in pixels.
         cooccurrence: P(chimney | smoke) = P(no chimney | no smoke), in [0, 1].
         smoke_rate: share of frames with smoke, in [0, 1].
@@ -66,7 +66,7 @@ class Synthetic:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.num_images:
             raise IndexError(f"scene {index} of {self.num_images}")
-        scene_rng = self._rng(0, index // FRAMES_PER_SCENE)  # what the frames of one scene share
+        scene_rng = self._rng(0, index // FRAMES_PER_SCENE)  # shared by the frames of one scene
         frame_rng = self._rng(1, index)
         smoke = frame_rng.random() < self.smoke_rate
         chimney = frame_rng.random() < (self.cooccurrence if smoke else 1 - self.cooccurrence)
@@ -130,7 +130,7 @@ def draw_background(size: int, rng: np.random.Generator) -> tuple[np.ndarray, in
 
 
 def draw_chimney(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -> Box:
-    """A round, sometimes banded stack standing on the horizon, in place; returns its box."""
+    """Draw a round, sometimes banded stack on the horizon, in place; returns its box."""
     size = image_HW3.shape[0]
     width = max(4, int(size * rng.uniform(0.06, 0.1)))
     height = int(size * rng.uniform(0.25, 0.4))
@@ -146,10 +146,10 @@ def draw_chimney(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) 
 
 
 def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator, shift: float = 0.0) -> None:
-    """Wide clouds high in the sky, in place: neutral grey to white, soft as smoke, but not smoke.
+    """Draw wide clouds high in the sky, in place: neutral grey to white, soft like smoke, but not smoke.
 
     Args:
-        shift: pixels by which the last one has drifted to the right.
+        shift: how far the last cloud has drifted to the right, in pixels.
     """
     size = image_HW3.shape[0]
     rows, columns = np.mgrid[0:size, 0:size]
@@ -165,12 +165,12 @@ def draw_clouds(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator, s
 
 
 def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Generator, age: float = 0.0) -> np.ndarray:
-    """A soft plume rising from `mouth` (row, column) and bending with the wind, in place -> (H, W) opacity.
+    """Draw a soft plume rising from `mouth` (row, column) and bending with the wind, in place -> (H, W) opacity.
 
-    It is darker than most clouds and warm in colour, so that small networks of random weights learn it in minutes.
+    It is darker than most clouds and warm in colour, so that small networks learn it from random weights in minutes.
 
     Args:
-        age: the same plume so many frames later: the wind swings, and what is in the plume has risen.
+        age: number of frames since the first: the wind swings, and what is in the plume has risen.
     """
     size = image_HW3.shape[0]
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
@@ -196,7 +196,7 @@ def draw_plume(image_HW3: np.ndarray, mouth: tuple[int, int], rng: np.random.Gen
 
 
 def draw_haze(image_HW3: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
-    """A thin veil around the horizon, in place."""
+    """Draw a thin veil around the horizon, in place."""
     size = image_HW3.shape[0]
     distance = np.abs(np.arange(size) - horizon) / size
     opacity_HW = np.repeat((rng.uniform(0.1, 0.3) * np.exp(-distance / 0.25))[:, None], size, axis=1)

@@ -1,7 +1,7 @@
-"""Tables, lists and json that other people's tools wrote: read in one way, or refused with file, row, got and wanted.
+"""Tables, lists and json from other tools; an error names file and row, what was got and what was wanted.
 
-Text is UTF-8, with or without the mark that Windows puts in front, with line ends of any system. A csv has a header;
-its columns are separated by commas, or by semicolons or tabs if only so the header has a column `key` or `image`.
+Text is UTF-8, with or without the mark that Windows puts in front, and with the line ends of any system. A csv has a
+header; its columns are separated by commas, or by semicolons or tabs if only these give a column `key` or `image`.
 """
 
 import csv
@@ -17,27 +17,27 @@ from shards.schema import DataError
 from shards.sources.archives import Blob
 from shards.sources.names import Names, last_of, plain
 
-SHOWN = 60  # characters of what was got
+SHOWN = 60  # characters of a wrong value in a message
 KEY_COLUMNS = ("key", "image")
-SPLIT = "split"  # the column that says of which split a row is
+SPLIT = "split"  # the column that names the split of a row
 EMPTY = ("", "nan", "none", "null")  # what tools write into a cell without a value
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raise DataError if the file is not there or cannot be read."""
+    """The bytes of a file. Raises DataError if it does not exist or cannot be read."""
     if not path.is_file():
         raise DataError(f"{path}: file is missing")
     return Blob(str(path)).read()
 
 
 def table_at(root: Path, path: Path | str, *, folders: bool = False) -> Path:
-    """Where a table of labels or keys lies: below the root of the images, else where the command runs.
+    """The path of a table of labels or keys: below the root of the images, else below the working folder.
 
     Args:
         folders: whether it may be a folder of annotations.
 
     Raises:
-        DataError: at neither place.
+        DataError: it exists at neither place.
     """
     places = [root / path, Path(path)]
     found = [place for place in places if place.is_file() or (folders and place.is_dir())]
@@ -70,7 +70,7 @@ def text_of(data: bytes, where: str) -> str:
 
 
 def names_of(data: bytes, where: str) -> list[str]:
-    """The lines of a list of names without empty ones. Raises DataError for no name, or one that is listed twice."""
+    """The lines of a list of names, without empty ones. Raises DataError for no name, or a name listed twice."""
     names = [line.strip() for line in re.split(r"\r\n|\n|\r", text_of(data, where)) if line.strip()]
     if not names:
         raise DataError(f"{where}: lists no name; wanted one per line")
@@ -79,7 +79,7 @@ def names_of(data: bytes, where: str) -> list[str]:
 
 
 def check_different(names: Iterable[str], where: str) -> None:
-    """Raise DataError if two names are one, or differ only in how their letters are composed."""
+    """Raise DataError if two names are equal, or differ only in how their letters are composed."""
     seen: dict[str, str] = {}
     for name in names:
         form = plain(name)
@@ -90,7 +90,7 @@ def check_different(names: Iterable[str], where: str) -> None:
 
 
 def json_of(data: bytes, where: str) -> Any:
-    """A json file's content. Raises DataError if it is none, or if an object has one key twice."""
+    """A json file's content. Raises DataError if it is not json, or if an object has a key twice."""
     text = text_of(data, where)
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: object_of(pairs, where))
@@ -108,12 +108,12 @@ def object_of(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[tuple[str, Any]]:
-    """(key, row) of each row of a csv or json table; a row of a csv is {column: cell}, its key the `key`, else `image`.
+    """(key, row) of each row of a csv or json table; a csv's row is {column: cell}, its key is in `key`, else `image`.
 
     A json is a list of such rows or an object {key: row}, bare or under "items"; its rows may be anything.
 
     Raises:
-        DataError: unreadable, malformed, no row, a row without a key, or one key twice.
+        DataError: unreadable, malformed, no row, a row without a key, or a key twice.
     """
     data, where = read_bytes(path), str(path)
     if path.suffix.lower() == ".json":
@@ -136,7 +136,7 @@ def rows_of_json(content: Any, where: str) -> list[tuple[str, Any]]:
 
 
 def checked_rows(rows: list[tuple[str, Any]], where: str) -> list[tuple[str, Any]]:
-    """The rows themselves. Raises DataError for no row, or one key twice."""
+    """The rows unchanged. Raises DataError for no row, or a key twice."""
     if not rows:
         raise DataError(f"{where}: holds no row; wanted one for each image")
     for key, _ in rows:
@@ -152,11 +152,11 @@ def select_rows(
 
     Args:
         only: see listed_rows.
-        column: COLUMN, whose cells are names of splits, or COLUMN=NAME where the table calls this split NAME.
+        column: COLUMN, whose cells are names of splits, or COLUMN=NAME if the table calls this split NAME.
 
     Raises:
-        DataError: a list and a column; see listed_rows and rows_of_split; or neither, and a column `split` says
-            anything but this split.
+        DataError: both a list and a column; see listed_rows and rows_of_split; or neither, although a column `split`
+            says anything but this split.
     """
     if only is not None and column is not None:
         raise DataError(f"--list {only} and --split-column {column} both say which rows to take; give one")
@@ -175,7 +175,7 @@ def select_rows(
 
 
 def rows_of_split(rows: dict[str, Any], where: Path, column: str, name: str) -> dict[str, Any]:
-    """The rows whose cell in a column is this name. Raises DataError if a cell is empty, or none is."""
+    """The rows whose cell in a column is this name. Raises DataError if a cell is empty, or there are no such rows."""
     of_key = {key: cell_of(row, column, f"{where}: row '{key}'", "see --split-column") for key, row in rows.items()}
     if name not in of_key.values():
         raise DataError(
@@ -197,7 +197,7 @@ def listed_rows(rows: dict[str, Any], only: Path, where: Path) -> dict[str, Any]
     A name may lack the image ending that its key has, as in VOC's lists.
 
     Raises:
-        DataError: the list is missing, or names a key that no row has, that two may be, or that it names already.
+        DataError: the list is missing, or names a key that no row has, that is ambiguous, or that it names twice.
     """
     listed, keys = names_of(read_bytes(only), str(only)), Names({key: key for key in rows}, str(where))
     found = {name: keys.find(name, str(only)) for name in listed}
@@ -227,7 +227,7 @@ def key_of_row(row: Any, where: str) -> str:
 
 
 def check_writable(text: str, where: str) -> None:
-    """Raise DataError if text holds half a character, as json may have it by \\ud800: no file can hold it."""
+    """Raise DataError if text holds half a character, such as json's \\ud800, which no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -235,7 +235,7 @@ def check_writable(text: str, where: str) -> None:
 
 
 def csv_rows(text: str, where: str) -> list[tuple[int, dict[str, str]]]:
-    """(line, {column: cell}) of each row; rows without any cell are left out."""
+    """(line, {column: cell}) of each row; empty rows are left out."""
     first = next((line for line in re.split(r"\r\n|\n|\r", text) if line.strip()), "")
 
     def columns_at(delimiter: str) -> set[str]:
@@ -268,7 +268,7 @@ def csv_rows(text: str, where: str) -> list[tuple[int, dict[str, str]]]:
 
 
 def cell_of(row: Mapping[str, Any], column: str, where: str, hint: str) -> str:
-    """A cell's text. Raises DataError if the column is not there, the cell is empty or holds something else."""
+    """A cell's text. Raises DataError if the column is missing, or the cell is empty or holds anything else."""
     if column not in row:
         raise DataError(f"{where}: no '{column}'; it has {sorted(map(str, row))}: {hint}")
     value = row[column]
@@ -283,6 +283,6 @@ def cell_of(row: Mapping[str, Any], column: str, where: str, hint: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error may print it."""
+    """A value in a short form for messages."""
     text = ascii(value) if isinstance(value, str) else str(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

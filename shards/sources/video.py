@@ -1,4 +1,4 @@
-"""Video files -> frames, exact by decoding, as they are stored (timed_frames: upright): a rotation tag is reported."""
+"""Video files -> frames, exact by decoding and as stored (timed_frames: upright); a rotation tag is reported."""
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +15,7 @@ ORIENTATION_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # degrees counterclockwise 
 
 
 def frame_count(path: Path) -> int:
-    """How many frames decode; the header's number is not trusted.
+    """The number of frames that decode; the header's number is not trusted.
 
     Raises:
         DataError: the file is missing, does not decode, or has no video stream.
@@ -28,15 +28,15 @@ def frame_count(path: Path) -> int:
 
 @lru_cache(maxsize=65536)
 def counted(path: Path, size: int, mtime_ns: int) -> int:
-    """Remembered, since every frame of a clip asks for it; size and time tell whether the file is still the same."""
+    """The cached count, which every frame of a clip needs; size and time tell whether the file is still the same."""
     return decode(path, lambda number: False)[0]
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> list[np.ndarray]:
-    """Frames (H, W, 3) uint8 RGB by their position from 0, in the order asked for; exact, since all before are decoded.
+    """Frames (H, W, 3) uint8 RGB by position from 0, in the given order; exact, since all frames before are decoded.
 
     Raises:
-        DataError: as frame_count, or an index is negative or beyond the end.
+        DataError: as frame_count does, or an index is negative or beyond the end.
     """
     if not indices:
         return []
@@ -64,7 +64,7 @@ def decode(path: Path, keep: Callable[[int], bool], last: int | None = None) -> 
 
 
 def decoded_frames(path: Path) -> Iterator[Any]:
-    """The frames of a clip as PyAV gives them, in order, one at a time; damaged ones have `is_corrupt`.
+    """The frames of a clip as PyAV objects, in order, one at a time; damaged ones have `is_corrupt`.
 
     Raises:
         DataError: the file is missing, is cut short, has no video stream, or does not decode to its end.
@@ -88,7 +88,7 @@ def decoded_frames(path: Path) -> Iterator[Any]:
 
 
 class TimedFrame(NamedTuple):
-    """One frame of a clip; image (H, W, 3) uint8 RGB, upright; None where it is damaged."""
+    """One frame of a clip; image (H, W, 3) uint8 RGB, upright, or None if it is damaged."""
 
     number: int
     time_s: float
@@ -96,13 +96,13 @@ class TimedFrame(NamedTuple):
 
 
 def timed_frames(path: Path, every_s: float | None = None) -> Generator[TimedFrame]:
-    """Frames with their times from the first one, upright, one at a time: a clip of any length needs no memory.
+    """Upright frames with their times since the first one, one at a time, so that memory does not depend on length.
 
     Args:
-        every_s: only the first frame of each period of so many seconds; None = all.
+        every_s: only the first frame of each period of this many seconds; None = all.
 
     Raises:
-        DataError: as decoded_frames, or a rotation by other than quarter turns.
+        DataError: as decoded_frames does, or a rotation that is not by quarter turns.
     """
     rate, next_s, start_s, orientation = about_clip(path).rate, 0.0, None, None
     for number, frame in enumerate(decoded_frames(path)):
@@ -119,14 +119,14 @@ def timed_frames(path: Path, every_s: float | None = None) -> Generator[TimedFra
 
 
 class AboutClip(NamedTuple):
-    """What the header of a clip says, which need not be true: frames per second, seconds (0 = not said)."""
+    """What the header of a clip says, which may be wrong: frames per second, seconds (0 = not stated)."""
 
     rate: float
     duration_s: float
 
 
 def about_clip(path: Path) -> AboutClip:
-    """Raises DataError if the file is missing, cut short, or cannot be opened as a video."""
+    """Read the header. Raises DataError if the file is missing, cut short, or cannot be opened as a video."""
     from av import open as open_video
     from av.error import FFmpegError
 
@@ -144,7 +144,7 @@ def about_clip(path: Path) -> AboutClip:
 
 
 def load_decoder(path: Path) -> tuple[Callable[[str], Any], type[Exception]]:
-    """PyAV's `open` and its error; raises DataError where it is not installed."""
+    """PyAV's `open` and its error; raises DataError if it is not installed."""
     try:
         from av import open as open_video
         from av.error import FFmpegError
@@ -156,7 +156,7 @@ def load_decoder(path: Path) -> tuple[Callable[[str], Any], type[Exception]]:
 
 
 def check_boxes(path: Path) -> None:
-    """Raise DataError if an mp4 ends inside one of its boxes: cut after a frame, it would decode with fewer frames."""
+    """Raise DataError if an mp4 ends inside one of its boxes; cut after a frame, it would decode to fewer frames."""
     size, at = path.stat().st_size, 0
     with path.open("rb") as file:
         while at + 8 <= size:
@@ -164,7 +164,7 @@ def check_boxes(path: Path) -> None:
             header = file.read(16)
             length, kind = int.from_bytes(header[:4], "big"), header[4:8]
             if at == 0 and kind != b"ftyp":
-                return  # no mp4, or the decoder says what is wrong with it
+                return  # not an mp4, or the decoder reports what is wrong
             if length == 1:
                 length = int.from_bytes(header[8:16], "big")
             if length == 0:  # to the end of the file
@@ -178,10 +178,10 @@ def check_boxes(path: Path) -> None:
 
 
 def orientation_of_clip(path: Path) -> int:
-    """The EXIF orientation (1, 3, 6 or 8) that says the same as a clip's rotation tag.
+    """The EXIF orientation (1, 3, 6 or 8) with the meaning of a clip's rotation tag.
 
     Raises:
-        DataError: as frame_count, or a rotation by other than quarter turns.
+        DataError: as frame_count does, or a rotation that is not by quarter turns.
     """
     about = path.stat()
     return tagged(path, about.st_size, about.st_mtime_ns)

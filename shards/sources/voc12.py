@@ -1,6 +1,6 @@
 """PASCAL VOC 2012 with the annotations of SBD: train (10,582 images, `train_aug`), val (1,449), test (1,456, no masks).
 
-An image label is the set of classes that the mask shows, read once, when the sample is written.
+An image label is the set of classes in the mask, which is read once, when the sample is written.
 """
 
 import io
@@ -29,13 +29,13 @@ VOC12 = ClassSet(
 )  # fmt: skip
 COMPLETE = {"train": 10_582, "val": 1_449, "test": 1_456}  # images of the whole data set
 GROUP_PATTERN = r"(.+?)(?:_c\d+)?"  # an image is its own group; ID_c1, ID_c2 are crops of ID
-KINDS = {"val": ("mask", "augmented mask")}  # of masks by split; the first that has an image counts
+KINDS = {"val": ("mask", "augmented mask")}  # kinds of mask by split; the first one that exists for an image is used
 OTHER_KINDS = ("augmented mask", "mask", "SBD mask")
-LOOKED_AT = 50  # annotations whose classes are compared with VOC's
+LOOKED_AT = 50  # number of annotations whose classes are compared with VOC's
 
 
 class NoSuchSplit(DataError):
-    """There is neither a list of a split nor a way to derive it."""
+    """A split has no list, and none can be derived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Voc12:
     """Images of one split.
 
     Attributes:
-        with_masks: give the masks, for pixel shards. Labels come from them either way; a split without masks has none.
+        with_masks: give the masks, for pixel shards. Labels always come from them; a split without masks has no labels.
         exif: what to do with images that are not upright, see Blob.read_jpeg.
-        ids_from: which list, or which sets, the ids come from.
+        ids_from: the list or sets that the ids come from.
     """
 
     pictures: tuple[Picture, ...]
@@ -102,10 +102,10 @@ def read_mask(blob: Blob) -> np.ndarray:
 
 
 def sbd_mask(data: bytes, where: str) -> np.ndarray:
-    """GTcls.Segmentation of an SBD file, (H, W) uint8; it knows no 255.
+    """GTcls.Segmentation of an SBD file, (H, W) uint8; it has no 255.
 
     Raises:
-        DataError: scipy is missing, or the file is something else.
+        DataError: scipy is missing, or it is another kind of file.
     """
     try:
         from scipy.io import loadmat  # type: ignore[import-untyped]  # scipy has no types
@@ -113,7 +113,7 @@ def sbd_mask(data: bytes, where: str) -> np.ndarray:
         raise DataError(f"{where}: needs scipy (`pip install scipy`), or give SegmentationClassAug") from error
     try:
         mask_HW = loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:  # scipy raises whatever the first wrong byte leads to
+    except Exception as error:  # scipy raises many types for wrong bytes
         raise DataError(f"{where}: no SBD annotation ({type(error).__name__}: {error}); fetch it again") from error
     if mask_HW.ndim != 2 or not np.isin(mask_HW, np.arange(256)).all():
         raise DataError(
@@ -131,16 +131,17 @@ def read_voc12(
     with_masks: bool = False,
     exif: Exif = "keep",
 ) -> Voc12:
-    """One split. Its ids are those of train_aug.txt, val.txt or test.txt; a train list that is not there is derived.
+    """One split. Its ids are those of train_aug.txt, val.txt or test.txt; a missing train list is derived.
 
-    Masks of `val` are VOC's own before SegmentationClassAug, never SBD's; else SegmentationClassAug comes first.
+    For `val`, VOC's own masks are preferred to SegmentationClassAug, and SBD's are never used; for other splits,
+    SegmentationClassAug comes first.
 
     Args:
-        list_file: path of a text file, or name of one in ImageSets/Segmentation; needed for a split of another name.
-        group_pattern: its first group, matched on a whole id, names the photograph.
+        list_file: path of a text file, or name of one in ImageSets/Segmentation; needed for a split with another name.
+        group_pattern: its first group, matched against a whole id, names the photograph.
 
     Raises:
-        NoSuchSplit: no list and no way to derive it.
+        NoSuchSplit: there is no list, and it cannot be derived.
         DataError: an image or mask is missing; an id does not match; see refuse_other_classes.
     """
     ids, ids_from = ids_of(files, split, list_file)
@@ -166,8 +167,8 @@ def read_voc12(
 
 
 def refuse_other_classes(files: Files, ids: Sequence[str]) -> None:
-    """Raise DataError if annotations beside the images name a class that VOC does not have, so that ids in masks mean
-    others than VOC's. A few are looked at, as far as they lie where they can be read."""
+    """Raise DataError if annotations beside the images name a class that VOC does not have, so that ids in masks are
+    not VOC's. At most LOOKED_AT annotations are read, none from compressed archives."""
     for one in [one for one in ids if one in files["annotation"]][:LOOKED_AT]:
         where = str(blob := files["annotation"][one])
         if others := [name for name in names_in(blob.read(), where) if name not in VOC12.classes]:

@@ -1,11 +1,11 @@
-"""Where the files of PASCAL VOC 2012 and SBD lie, in folders and archives of any layout.
+"""The files of PASCAL VOC 2012 and SBD, in folders and archives of any layout.
 
-They are recognised by the folder that they lie in, which is the same in all distributions:
+They are recognised by their folder, which is the same in all distributions:
 
     JPEGImages/ID.jpg, SegmentationClass/ID.png      VOCtrainval_11-May-2012.tar, VOC2012test.tar (also .jpeg, .png)
     ImageSets/Segmentation/*.txt                     the same
     cls/ID.mat, train.txt and val.txt next to cls/   SBD: benchmark.tgz (Hariharan et al., 2011)
-    SegmentationClassAug/ID.png                      both in one, as it is passed around
+    SegmentationClassAug/ID.png                      both together, a widespread copy
 """
 
 import re
@@ -32,17 +32,17 @@ FOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What was found: {kind: {image id or name of a list: file}}."""
+    """The files that were found: {kind: {image id or name of a list: file}}."""
 
     of_kind: Mapping[str, Mapping[str, Blob]]
     roots: tuple[Path, ...]
-    repacked: tuple[Path, ...] = ()  # compressed archives of which a part was unpacked into the cache
+    repacked: tuple[Path, ...] = ()  # compressed archives, part of which was unpacked into the cache
 
     def __getitem__(self, kind: str) -> Mapping[str, Blob]:
         return self.of_kind.get(kind, {})
 
     def image_of(self, name: str, where: str) -> str | None:
-        """The id of the image that a path means, its full path first; None if there is none."""
+        """The id of the image that a path means, preferably by its full path; None if there is none."""
         path = self.paths.find(name, where)
         return None if path is None else self.paths.files[path]
 
@@ -57,9 +57,9 @@ class Files:
 
 
 def find_files(roots: Sequence[Path], cache: Path) -> Files:
-    """Search folders (with the archives in them whose name speaks of VOC or SBD) and archives.
+    """Search folders (with the archives in them whose names mention VOC or SBD) and archives.
 
-    Unpacked files come before archives, and archives count in the order of their names.
+    Unpacked files come before archives, and archives are used in the order of their names.
 
     Args:
         cache: folder that gets SBD's masks as a plain tar if they come in a compressed one.
@@ -87,12 +87,12 @@ def find_files(roots: Sequence[Path], cache: Path) -> Files:
 
 
 def is_small(name: str) -> bool:
-    """A mask or a list: what of a compressed archive is unpacked. Its images are VOC's own."""
+    """Whether it is a mask or a list. Only these are unpacked from a compressed archive; its images are VOC's own."""
     return name.endswith((".mat", ".png", ".txt"))
 
 
 def of_voc(files: Mapping[str, Blob]) -> Iterable[tuple[str, str, Blob]]:
-    """(kind, id or name, file) of the files that matter; other years' folders do not."""
+    """(kind, id or name, file) of the files that are used; folders of other years are not."""
     beside_cls = {name.rpartition("/cls/")[0] for name in files if "/cls/" in name and name.endswith(".mat")}
     for name, blob in files.items():
         folder, _, file = name.rpartition("/")
@@ -112,7 +112,7 @@ def read_list(blob: Blob, files: Files) -> list[str]:
     """The ids of a list, one per line: an id, an image's path, or the paths of an image and its mask.
 
     Raises:
-        DataError: no text, no line, one image twice, or an image with another one's mask.
+        DataError: not text, no line, an image twice, or an image with another one's mask.
     """
     ids = [id_of(line, files, str(blob)) for line in names_of(blob.read(), str(blob))]
     check_different(ids, str(blob))
@@ -120,9 +120,10 @@ def read_list(blob: Blob, files: Files) -> list[str]:
 
 
 def id_of(line: str, files: Files, where: str) -> str:
-    """The id that a line means; the line itself if there is no such image. A blank parts two paths or is in a name."""
+    """The id that a line means; the line itself if there is no such image. A blank separates two paths or is part of a
+    name."""
     images = files["image"]
-    for kind in ("image", "SBD mask"):  # SBD's lists may be read where its images are not
+    for kind in ("image", "SBD mask"):  # SBD's lists may be there without its images
         if (name := unicodedata.normalize("NFC", line)) in files[kind]:
             return name
     found = files.image_of(line, where)

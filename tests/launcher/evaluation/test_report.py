@@ -81,7 +81,7 @@ def test_a_control_without_figures_is_refused(run):
 def test_an_evaluation_of_before_there_were_headlines_names_the_command_that_makes_one(run):
     report = evaluate(run)
     (run / "evaluation.json").write_text(json.dumps({name: of for name, of in report.items() if name != "headline"}))
-    with pytest.raises(Damaged, match=rf"{run}/evaluation.json: names no headline.*run `wsss evaluate {run}` again"):
+    with pytest.raises(Damaged, match=rf"{run}/evaluation.json: has no headline.*run `wsss evaluate {run}` again"):
         write_report(run)
 
 

@@ -292,7 +292,7 @@ def test_what_does_not_fit_says_what_does(nowhere):
     assert large.floor_s["products"] == pytest.approx(large.flops / 65e12, rel=0.2)
     assert not large.fits and 0 < large.largest < 128
     assert 128 // large.accumulate <= large.largest < 128 // (large.accumulate // 2)
-    assert f"train.accumulate={large.accumulate} in place of 1" in format_plan(large)
+    assert f"train.accumulate={large.accumulate} instead of 1" in format_plan(large)
     config = load_config(find_shipped("coco/msee_vitb"), ["data.global_batch_size=64"])
     method = build_without_values(config, look_at_data(config, [])[0])
     assert least_accumulate(config, method, 1, 0) is None
@@ -304,7 +304,7 @@ def test_checkpointing_is_named_where_it_makes_a_batch_fit(nowhere):
     large = ("smoke/student_vitb", "data.global_batch_size=256")
     plain, kept_less = (plan_of(*large, f"model.checkpointing={on}", gpu="a10") for on in ("false", "true"))
     assert not plain.fits and kept_less.fits and not kept_less.can_checkpoint
-    assert f"train.accumulate={plain.accumulate} in place of 1, or model.checkpointing=true" in format_plan(plain)
+    assert f"train.accumulate={plain.accumulate} instead of 1, or model.checkpointing=true" in format_plan(plain)
     assert kept_less.memory["activations"] < 0.3 * plain.memory["activations"]
     assert kept_less.flops < 1.25 * plain.flops
 

@@ -91,7 +91,7 @@ def test_a_folder_per_class_is_read_and_background_is_no_class(pets):
         "dog_b": (2,),
         "person_e": (3,),
     }
-    with pytest.raises(DataError, match="tree: 1 images lie in no folder of a class, first x.jpg"):
+    with pytest.raises(DataError, match="tree: 1 images are in no folder of a class, first x.jpg"):
         Image.new("RGB", (8, 6)).save(pets / "tree/x.jpg")
         read(pets / "tree", None, None)
 
@@ -135,7 +135,7 @@ def test_a_wrong_row_is_told(pets, header, line, message):
 
 def test_two_spellings_of_a_class_are_told(pets):
     write_csv(pets, "image,labels", ["photos/a.jpg,cat", "photos/b.jpg,Cat"])
-    with pytest.raises(DataError, match="'Cat' and 'cat' differ in capital letters alone"):
+    with pytest.raises(DataError, match="'Cat' and 'cat' differ only in capital letters"):
         read(pets, "t.csv", None)
 
 
@@ -268,7 +268,7 @@ def test_what_is_left_out_of_folders_of_classes_and_copies_are_told(pets, capsys
 
 
 def test_one_folder_alone_is_no_label(pets):
-    with pytest.raises(DataError, match="all 6 images lie in the folder 'photos'; wanted one folder for each class"):
+    with pytest.raises(DataError, match="all 6 images are in the folder 'photos'; wanted one folder for each class"):
         read(pets, None, None)
 
 

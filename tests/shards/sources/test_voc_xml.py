@@ -38,8 +38,8 @@ def test_the_names_of_objects_are_the_labels_of_the_image_of_that_path(pets):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("<annotation>", "b.xml: no xml "),
-        ("", "b.xml: no xml "),
+        ("<annotation>", "b.xml: not xml "),
+        ("", "b.xml: not xml "),
         ("<svg/>", "b.xml: is '<svg>'; wanted <annotation>"),
         ("<annotation><object/></annotation>", "b.xml: object 1 of 1 has no name"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "b.xml: declares entities"),
