@@ -50,6 +50,7 @@ def test_packages_that_are_missing_or_out_of_bounds_are_named_with_the_command(m
 
 
 def test_small_shared_memory_long_paths_and_few_files_are_told(monkeypatch):
+    monkeypatch.setattr(machine.os.path, "isdir", lambda path: True)  # a Mac has no /dev/shm
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 64e6}))
     monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/x" * 40)
     monkeypatch.setattr(machine.resource, "getrlimit", lambda what: (256, 256))

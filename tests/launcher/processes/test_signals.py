@@ -193,6 +193,7 @@ def test_ctrl_c_stops_and_a_second_one_kills(begin, tmp_path):
     until(lambda: gone(tmp_path))
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="no kernel but Linux's tells a child that its parent was killed")
 @pytest.mark.parametrize("when", ["pid", "begun"])
 @pytest.mark.parametrize("whom", ["wsss", "launcher"])
 def test_a_child_whose_launchers_are_killed_ends_with_a_checkpoint(begin, tmp_path, whom, when):

@@ -201,5 +201,6 @@ def test_images_that_do_not_fit_into_memory_are_told_before_a_step(tiny_config, 
     ],
 )
 def test_what_deepspeed_cannot_do_is_told_before_processes_start(in_tmp, tiny_config, overrides, told):
+    pytest.importorskip("deepspeed")
     with pytest.raises(ConfigError, match=told):
         preflight(tiny_config("classify", *overrides))
