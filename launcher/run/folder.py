@@ -53,7 +53,7 @@ class Run:
             content = read_content(folder / CONFIG)
             self.about: dict[str, Any] = read_json(folder / ABOUT)
         except (ConfigError, Damaged) as error:
-            raise Damaged(f"{error}; start its training again with its config, which writes the file anew") from error
+            raise Damaged(f"{error}; start its training again with its config, which rewrites the file") from error
         self.folder = folder
         self.config: Config = check_content(content, folder / CONFIG, [*HERE, *overrides])
         self._checkpoint: Path | None = None

@@ -12,14 +12,14 @@ from wsss.registry import Registry
 class Metric(ABC):
     """A metric of masks that a package offers (entry points of wsss.metrics), counted beside ours.
 
-    It is made empty with the names of the classes, whose ids are 1..K: `__init__(self, classes, *, options)`.
-    Keyword-only arguments with types are its options in the YAML. Each process counts images of its own, so what it
-    holds must be such that pickle can carry it.
+    It starts empty, with the names of the classes, whose ids are 1..K: `__init__(self, classes, *, options)`.
+    Keyword-only arguments with types are its options in the YAML. Each process counts its own images, so its attributes
+    must be picklable.
 
     Attributes:
         heading: of its column.
         meaning: in one sentence.
-        higher_is_better: its direction; only of such a metric may train.keep_best keep the best checkpoint.
+        higher_is_better: its direction; train.keep_best accepts only metrics for which this is True.
     """
 
     heading: ClassVar[str]
@@ -28,15 +28,15 @@ class Metric(ABC):
 
     @abstractmethod
     def update(self, prediction_HW: np.ndarray, truth_HW: np.ndarray) -> None:
-        """Count one image: uint8 class ids, 0 = background, 255 = ignored; of one size, that of the image."""
+        """Count one image: uint8 class ids, 0 = background, 255 = ignored; both have the size of the image."""
 
     @abstractmethod
     def merge(self, other: "Metric") -> None:
-        """Join what another process counted, with the same options."""
+        """Add what another process counted with the same options."""
 
     @abstractmethod
     def compute(self) -> float | None:
-        """The figure of all that was counted, shown in percent, so in [0, 1]; None where these images give none."""
+        """The value over all counted images, in [0, 1] (shown in percent); None if these images give none."""
 
 
 def no_metric(thing: object) -> str:

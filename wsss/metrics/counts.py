@@ -1,8 +1,8 @@
-"""How good scores and masks are: counts per image and threshold, and every figure made of them.
+"""How good scores and masks are: counts per image and threshold, and the metrics computed from them.
 
 Shapes: N images, T thresholds, C classes with background, H x W pixels. Truth is 0 background, 1..K class, 255 ignore.
 A pixel is predicted where score >= threshold, both in float32, as `wsss.refine.threshold.mask_of` compares them: a
-stored 0.7 reaches the threshold 0.7. A figure of nothing is NaN.
+stored 0.7 reaches the threshold 0.7. A metric without anything to count is NaN.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Counts:
 
     @property
     def is_clear_N(self) -> np.ndarray:
-        """Images whose truth is known and does not show the class; one that is ignored everywhere is not among them."""
+        """Images whose truth is known and does not show the class; not those that are ignored everywhere."""
         return ~self.has_truth_N & (self.pixels_N > 0)
 
 
@@ -98,14 +98,14 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def where_shown(value_T: np.ndarray, counts: Counts) -> np.ndarray:
-    """The figure, or NaN at every threshold if no image shows the class: then it would be 0 whatever is predicted."""
+    """The metric, or NaN at every threshold if no image shows the class: it would be 0 whatever is predicted."""
     return value_T if counts.has_truth_N.any() else np.full_like(value_T, np.nan, dtype=float)
 
 
 def iou_per_image(counts: Counts) -> np.ndarray:
     """(N, T) IoU of the class in each image. Its mean over the images that show smoke is the smoke paper's mIoU.
 
-    Of an image that does not show the class it says nothing: 0.
+    For an image that does not show the class it says nothing: 0.
     """
     return iou(counts.tp_NT, counts.fp_NT, counts.fn_NT)
 
@@ -137,8 +137,8 @@ def recall(counts: Counts) -> np.ndarray:
 def oracle_iou(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     """(N) best IoU of each image over THRESHOLDS and (N) the lowest threshold that gives it.
 
-    It looks at the truth of each image, so it bounds what a threshold can do and is never a result.
-    Where no threshold gives any overlap the IoU is 0 and the threshold the lowest.
+    It uses the truth of each image, so it is an upper bound for thresholds and never a result. If no threshold gives
+    any overlap, the IoU is 0 and the threshold the lowest.
     """
     iou_NT = iou_per_image(counts)
     best_N = iou_NT.argmax(1)
@@ -161,11 +161,11 @@ def bootstrap_interval(
     Frames of one group are alike, so drawing single frames would promise too narrow an interval.
 
     Args:
-        value_N: a figure of each image.
+        value_N: a value of each image.
         groups: the group of each image.
 
     Returns:
-        (low, high); both NaN if there is no image. With one group both are the mean: nothing is known of others.
+        (low, high); both NaN if there is no image. With one group both are the mean: nothing is known about others.
     """
     if len(value_N) == 0:
         return float("nan"), float("nan")
@@ -176,7 +176,7 @@ def bootstrap_interval(
 
 
 def middle(value_R: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The ends between which so much of the values lies, as much below as above; both NaN if there is none."""
+    """(low, high) between which this share of the values lies, with equal shares outside; NaN without values."""
     if len(value_R) == 0:
         return float("nan"), float("nan")
     tail = (1 - confidence) / 2 * 100

@@ -1,4 +1,4 @@
-"""Figures of image-level predictions: average precision, F1, and how far probabilities may be believed.
+"""Metrics of image-level predictions: average precision, F1, and how well probabilities are calibrated.
 
 Shapes: N images, or decisions about a class of an image; B images of a batch, K classes.
 """
@@ -25,25 +25,25 @@ def average_precision(score_N: np.ndarray, positive_N: np.ndarray) -> float:
 
 
 def f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
-    """2 TP / (predicted + positive) of one class over images; NaN where it is neither predicted nor there."""
+    """2 TP / (predicted + positive) of one class over images; NaN if it is neither predicted nor present."""
     total = int(predicted_N.sum() + positive_N.sum())
     return 2 * int((predicted_N & positive_N).sum()) / total if total else float("nan")
 
 
 def reliability(prob_N: np.ndarray, positive_N: np.ndarray) -> list[tuple[float, float, int]]:
-    """(mean probability, share that is positive, count) of the decisions in each of BINS equal parts of [0, 1] that
-    holds any."""
+    """(mean probability, share of positives, count) of the decisions in each of BINS equal parts of [0, 1]; parts
+    without decisions are left out."""
     part_N = np.minimum((prob_N * BINS).astype(int), BINS - 1)
     inside = [part_N == part for part in range(BINS)]
     return [(float(prob_N[i].mean()), float(positive_N[i].mean()), int(i.sum())) for i in inside if i.any()]
 
 
 def calibration_error(prob_N: np.ndarray, positive_N: np.ndarray) -> float:
-    """Mean distance between what is said and what is true, in [0, 1]; NaN of nothing.
+    """Mean distance between predicted probability and share of positives, in [0, 1]; NaN without decisions.
 
-        sum over the parts of count / N * |mean probability - share that is positive|
+        sum over the parts of count / N * |mean probability - share of positives|
 
-    Source: expected calibration error (Naeini et al., 2015; Guo et al., 2017), of every decision about a class.
+    Source: expected calibration error (Naeini et al., 2015; Guo et al., 2017), over all decisions about a class.
     """
     parts = reliability(prob_N, positive_N)
     return sum(count * abs(said - true) for said, true, count in parts) / len(prob_N) if parts else float("nan")
