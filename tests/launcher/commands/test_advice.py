@@ -18,7 +18,7 @@ from wsss.models import MODELS
 
 FOREIGN = {"--help", "--dereference", "--shm-size", "--nthreads", "--no-nanny", "--backend-store-uri"}
 FOREIGN |= {"--array", "--dependency", "--kill-on-invalid-dep"}  # of sbatch
-FOREIGN |= {"--no-build-isolation"}  # of pip
+FOREIGN |= {"--no-build-isolation", "--install"}  # of pip and xcode-select
 WRITERS = ["coco14", "images", "ijmond", "ijmond-frames", "join", "rise", "smoke", "smoke5k", "synthetic", "voc12"]
 SPOKEN_IN = {  # the commands in which a file of shards speaks, where not all writers of shards can make it
     "shards/write.py": WRITERS,

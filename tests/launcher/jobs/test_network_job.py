@@ -45,5 +45,5 @@ def test_a_job_that_is_sent_has_a_key_that_tells_it_from_others():
 
 
 class RunJobOfNothing(RunJob):
-    def opened(self):
+    def samples(self, trained, images):
         raise NotImplementedError
