@@ -7,7 +7,8 @@ are further apart than FAR is not computed. In the others the exponent
 
 is a product on the matrix units, of features that are split into float16 parts whose sum holds 22 bits.
 
-Shapes: B images, N points, D = 5 features of a point (y, x, r, g, b), C values, T tiles of TILE points, M = T * TILE.
+Shapes: B images, N points, D = 5 features of a point (y, x, r, g, b), C values, W = C and what is added to it, T tiles
+of TILE points, M = T * TILE, S stripes of some tiles of rows each.
 """
 
 import math
@@ -26,16 +27,18 @@ AT_A_TIME = 1 << 24
 """Pairs of tiles whose distance is looked at together."""
 
 TILE = 64
-WARPS = 4
+STRIPE = 1  # tiles of rows that are summed together: with 2 a sum reads half as much of the columns, in fewer programs
+WARPS = 4  # of a tile of rows
+WIDTH_MULTIPLE = 8  # of float16: what is copied at once
 CODE_BITS = 10
 SPLIT = 32  # numbers of a point as a row of split_features
 
 
 @torch.library.custom_op("wsss::gaussian_sum", mutates_args=())
-def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
+def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor, stripe: int = STRIPE) -> Tensor:
     """out_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j of centred features, (B, N, C) float32.
 
-    Values and weights are multiplied in float16 and added in float32.
+    Values and weights are multiplied in float16 and added in float32. `stripe` is 1, 2 or 4 (see STRIPE).
     """
     batch, points, classes = values_BNC.shape
     order_BN1 = torch.empty_like(features_BND[..., 0], dtype=torch.int32)
@@ -45,36 +48,39 @@ def triton_gaussian_sum(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
         features_BND.contiguous(), low_B3.contiguous(), span_B, order_BN1, points, BITS=CODE_BITS, BLOCK=1024
     )
     order_BN1 = order_BN1.argsort(dim=1)[..., None]
-    tiles = triton.cdiv(points, TILE)
+    stripes = triton.cdiv(points, stripe * TILE)
+    tiles = stripes * stripe
     padding = tiles * TILE - points
     scaled_BND = (features_BND * math.sqrt(math.log2(math.e) / 2)).gather(1, order_BN1.expand(-1, -1, 5))
     padded_BMD = torch.cat([scaled_BND, scaled_BND[:, -1:].expand(-1, padding, -1)], dim=1)
-    which_BTT, count_BT = near_columns(padded_BMD.unflatten(1, (tiles, TILE)))
-    width = padded_classes(classes)
+    which_BST, count_BS = near_columns(padded_BMD.unflatten(1, (tiles, TILE)), stripe)
+    width = triton.cdiv(classes, WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     sorted_BNC = values_BNC.gather(1, order_BN1.expand(-1, -1, classes)).half()
-    sorted_BMC = F.pad(sorted_BNC, (0, width - classes, 0, padding))  # what is added has no value
-    out_BMC = torch.empty(batch, tiles * TILE, width, dtype=torch.float32, device=features_BND.device)
+    sorted_BMW = F.pad(sorted_BNC, (0, width - classes, 0, padding))  # what is added has no value
+    out_BMW = torch.empty(batch, tiles * TILE, width, dtype=torch.float32, device=features_BND.device)
     left_BMK, right_BMK = split_features(padded_BMD)
-    near_sums[(tiles, batch)](
+    near_sums[(stripes, batch)](
         left_BMK,
         right_BMK,
-        sorted_BMC.contiguous(),
-        which_BTT,
-        count_BT,
-        out_BMC,
+        sorted_BMW.contiguous(),
+        which_BST,
+        count_BS,
+        out_BMW,
         tiles * TILE,
         tiles,
-        C=width,
+        WIDTH=width,
+        C=padded_classes(classes),
         K=left_BMK.shape[2],
         TILE=TILE,
-        num_warps=WARPS,
+        STRIPE=stripe,
+        num_warps=WARPS * stripe,
     )
     out_BNC = torch.empty(batch, points, classes, dtype=torch.float32, device=features_BND.device)
-    return out_BNC.scatter_(1, order_BN1.expand(-1, -1, classes), out_BMC[:, :points, :classes])
+    return out_BNC.scatter_(1, order_BN1.expand(-1, -1, classes), out_BMW[:, :points, :classes])
 
 
 @register_flop_formula(torch.ops.wsss.gaussian_sum)
-def flops_of(features_BND: torch.Size, values_BNC: torch.Size, **_: object) -> int:
+def flops_of(features_BND: torch.Size, values_BNC: torch.Size, *_: object, **__: object) -> int:
     """With every tile near: what is skipped depends on the image."""
     batch, points, classes = values_BNC
     return 2 * batch * points**2 * (SPLIT + padded_classes(classes))
@@ -86,7 +92,7 @@ def padded_classes(classes: int) -> int:
 
 
 @triton_gaussian_sum.register_fake
-def _(features_BND: Tensor, values_BNC: Tensor) -> Tensor:
+def _(features_BND: Tensor, values_BNC: Tensor, stripe: int = STRIPE) -> Tensor:
     return torch.empty(values_BNC.shape, dtype=torch.float32, device=features_BND.device)
 
 
@@ -110,26 +116,29 @@ def split_half(x: Tensor) -> tuple[Tensor, Tensor]:
     return high, x - high
 
 
-def near_columns(points_BTID: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of the near tiles of each row, first in (B, T, T) int32, and how many they are, (B, T) int32.
+def near_columns(points_BTID: Tensor, stripe: int = 1) -> tuple[Tensor, Tensor]:
+    """The columns of the near tiles of each stripe, first in (B, S, T) int32, and how many they are, (B, S) int32.
 
-    So many rows at a time that what only they need stays below 2 GB; the columns of 1920 x 1080 points are 4 GB.
+    So many stripes at a time that what only they need stays below 2 GB; the columns of 1920 x 1080 points are 4 GB.
     """
     batch, tiles = points_BTID.shape[:2]
+    stripes = tiles // stripe
     low_BTD, high_BTD = points_BTID.amin(dim=2), points_BTID.amax(dim=2)
-    which_BTT = torch.empty(batch, tiles, tiles, dtype=torch.int32, device=points_BTID.device)
-    count_BT = torch.empty(batch, tiles, dtype=torch.int32, device=points_BTID.device)
-    rows = max(1, AT_A_TIME // (batch * tiles))
-    for top in range(0, tiles, rows):
-        few = slice(top, top + rows)
-        near_BtT = near_tiles(low_BTD[:, few], high_BTD[:, few], low_BTD, high_BTD)
-        which_BTT[:, few], count_BT[:, few] = compacted(near_BtT)
-    return which_BTT, count_BT
+    low_BSD = low_BTD.unflatten(1, (stripes, stripe)).amin(dim=2)
+    high_BSD = high_BTD.unflatten(1, (stripes, stripe)).amax(dim=2)
+    which_BST = torch.empty(batch, stripes, tiles, dtype=torch.int32, device=points_BTID.device)
+    count_BS = torch.empty(batch, stripes, dtype=torch.int32, device=points_BTID.device)
+    at_a_time = max(1, AT_A_TIME // (batch * tiles))
+    for top in range(0, stripes, at_a_time):
+        few = slice(top, top + at_a_time)
+        near_BtT = near_tiles(low_BSD[:, few], high_BSD[:, few], low_BTD, high_BTD)
+        which_BST[:, few], count_BS[:, few] = compacted(near_BtT)
+    return which_BST, count_BS
 
 
 def near_tiles(low_BtD: Tensor, high_BtD: Tensor, low_BTD: Tensor, high_BTD: Tensor) -> Tensor:
-    """(B, t, T) bool: which tiles have points that may be near those of some, by the boxes of both; scaled so that
-    exponents are powers of 2."""
+    """(B, t, T) bool: which tiles have points that may be near those of some stripes, by the boxes of both; scaled so
+    that exponents are powers of 2."""
     gap_BtTD = torch.maximum(low_BtD[:, :, None] - high_BTD[:, None], low_BTD[:, None] - high_BtD[:, :, None])
     return gap_BtTD.clamp_(min=0).square_().sum(dim=3) < FAR
 
@@ -171,25 +180,28 @@ def near_sums(
     out_ptr,
     points,
     tiles,
+    WIDTH: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
-    """One tile of rows against all its near tiles of columns.
+    """One stripe of rows against all its near tiles of columns.
 
-    left, right: (B, M, K) float16, see split_features; v: (B, M, C) float16; which, count: see compacted;
-    out: (B, M, C) float32; M = `points`.
+    left, right: (B, M, K) float16, see split_features; v: (B, M, W) float16; which, count: see near_columns;
+    out: (B, M, W) float32; M = `points`, W = WIDTH; C is the power of 2 that a product wants.
     """
-    tile, image = tl.program_id(0), tl.program_id(1)
-    row = image * points + tile * TILE + tl.arange(0, TILE)
+    stripe, image = tl.program_id(0), tl.program_id(1)
+    row = image * points + stripe * STRIPE * TILE + tl.arange(0, STRIPE * TILE)
     k, c = tl.arange(0, K), tl.arange(0, C)
+    is_value = c[None, :] < WIDTH
     left = tl.load(left_ptr + row[:, None] * K + k[None, :])
-    total = tl.zeros((TILE, C), dtype=tl.float32)
-    which = which_ptr + (image * tiles + tile) * tiles
-    for n in range(0, tl.load(count_ptr + image * tiles + tile)):
-        column = image * points + tl.load(which + n) * TILE + tl.arange(0, TILE)
+    total = tl.zeros((STRIPE * TILE, C), dtype=tl.float32)
+    place = image * (tiles // STRIPE) + stripe
+    for n in range(0, tl.load(count_ptr + place)):
+        column = image * points + tl.load(which_ptr + place * tiles + n) * TILE + tl.arange(0, TILE)
         right = tl.load(right_ptr + column[None, :] * K + k[:, None])
         weight = tl.exp2(tl.dot(left, right))
-        value = tl.load(v_ptr + column[:, None] * C + c[None, :])
+        value = tl.load(v_ptr + column[:, None] * WIDTH + c[None, :], mask=is_value, other=0.0)
         total = tl.dot(weight.to(tl.float16), value, total)
-    tl.store(out_ptr + row[:, None] * C + c[None, :], total)
+    tl.store(out_ptr + row[:, None] * WIDTH + c[None, :], total, mask=is_value)

@@ -83,20 +83,20 @@ def test_the_cuda_kernel_is_called_with_shapes_that_it_takes():
     assert mean.shape == (2, 70, 21) and log_Z.shape == (2, 70)
 
 
-def interpreted_sums(kind: str, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def interpreted_sums(kind: str, classes: int, stripe: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The GPU's kernel, run by Triton's interpreter, and the formula."""
     gaussian_triton = pytest.importorskip("wsss.gaussian_triton")
     points, values = extreme_points(kind), torch.rand(2, 13 * 17, classes, dtype=torch.float64)
     expected = (torch.cdist(points, points).square() / -2).exp() @ values
-    found = gaussian_triton.triton_gaussian_sum(centred(points.float()), values.float())
+    found = gaussian_triton.triton_gaussian_sum(centred(points.float()), values.float(), stripe)
     return found, expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
 @pytest.mark.parametrize("kind", EXTREMES)
-@pytest.mark.parametrize("classes", [1, 21])
-def test_the_kernel_of_our_own_sums_what_the_formula_says(kind, classes):
-    found, expected = interpreted_sums(kind, classes)
+@pytest.mark.parametrize(("classes", "stripe"), [(1, 1), (21, 1), (21, 2), (40, 4)])
+def test_the_kernel_of_our_own_sums_what_the_formula_says(kind, classes, stripe):
+    found, expected = interpreted_sums(kind, classes, stripe)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
 
 
@@ -111,6 +111,14 @@ def test_tiles_that_are_far_apart_are_left_out_and_no_near_one_is(monkeypatch):
     found = gaussian_triton.triton_gaussian_sum(centred(points), torch.ones(1, 256, 1))
     assert seen[0].float().mean() == 0.5
     assert (found == 128).all()
+
+
+def test_a_stripe_is_near_to_what_one_of_its_tiles_is_near_to():
+    gaussian_triton = pytest.importorskip("wsss.gaussian_triton")
+    tiles_BTID = torch.arange(8.0)[:, None, None].expand(1, 8, 4, 5).contiguous()  # on a line; tiles i, i + 2 are near
+    counts = [gaussian_triton.near_columns(tiles_BTID, stripe)[1].tolist() for stripe in (1, 2, 4)]
+    assert counts == [[[3, 4, 5, 5, 5, 5, 4, 3]], [[4, 6, 6, 4]], [[6, 6]]]
+    assert gaussian_triton.near_columns(tiles_BTID, 2)[0][0, 1].tolist()[:6] == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_near_tiles_of_a_large_image_are_found_some_rows_at_a_time(monkeypatch):
@@ -147,7 +155,8 @@ size = {"height": "i32", "width": "i32"}
 dilations = (1, 2, 4, 8, 12, 24)
 build(sums.colour_code, dict(feature_ptr=f, low_ptr=f, span_ptr=f, code_ptr=i, points="i32"), BITS=10, BLOCK=1024)
 near = dict(left_ptr=h, right_ptr=h, v_ptr=h, which_ptr=i, count_ptr=i, out_ptr=f, points="i32", tiles="i32")
-build(sums.near_sums, near, C=32, K=32, TILE=sums.TILE)
+for stripe in (1, 2):
+    build(sums.near_sums, near, WIDTH=24, C=32, K=32, TILE=sums.TILE, STRIPE=stripe)
 weights = dict(image_ptr=f, position_ptr=f, weight_ptr=f, **size, sharpness="fp32", eps="fp32")
 build(par.weights_kernel, weights, DILATIONS=dilations, LANES=64, PIXELS=par.PIXELS)
 maps = dict(masks_ptr=f, weight_ptr=f, out_ptr=f, maps="i32", **size)

@@ -21,6 +21,7 @@ def energy(stage: Stage) -> Found:
     found = Found()
     sums: dict[str, Sum] = {"shipped": gaussian_sum}
     if stage.cuda:
+        sums |= {f"stripes of {stripe}": partial(in_stripes, stripe) for stripe in (2, 4)}
         sums["torch"] = lambda features, values: gaussian_sum_by(cuda_attention, features, values)
     for images, full, classes in ((1, 224, 21), (4, 224, 21), (8, 224, 81)):
         side = stage.size(full, 14)
@@ -34,6 +35,13 @@ def energy(stage: Stage) -> Found:
             off = (of(features, values)[:1, rows] - exact).abs() / exact.abs().clamp(min=1e-6)
             found[f"{name}, {images} of {side} px, {classes} classes"] = {**row, "error": float(off.max())}
     return found
+
+
+def in_stripes(stripe: int, features: Tensor, values: Tensor) -> Tensor:
+    """gaussian_sum on a GPU, some tiles of rows at a time."""
+    from wsss.gaussian_triton import triton_gaussian_sum
+
+    return triton_gaussian_sum(features - features.mean(dim=1, keepdim=True), values, stripe)
 
 
 def energy_grid(stage: Stage) -> Found:
