@@ -80,14 +80,17 @@ def report_user_errors() -> Iterator[None]:
 
 def explain_machine(error: Exception) -> str | None:
     """A message for an error of the disk or the machine, found by its cause; None if it may be a bug of ours."""
-    from shards.batches.waiting import explain_loader
     from shards.files import OF_THE_MACHINE, tell_refusal
 
     if isinstance(error, OSError) and (error.errno in OF_THE_MACHINE or meets_file(error)):
         return tell_refusal(error, Path(os.fsdecode(error.filename)) if error.filename else None)
     if said := explain_memory(error):
         return said
-    return explain_loader(str(error)) if isinstance(error, RuntimeError) else None
+    if type(error) is not RuntimeError:
+        return None
+    from shards.batches.waiting import explain_loader  # takes seconds: it imports torch
+
+    return explain_loader(str(error))
 
 
 def explain_memory(error: Exception) -> str | None:
