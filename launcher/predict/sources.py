@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from launcher.errors import RunError
+from shards.files import read_regular
 from shards.image_bytes import decode_image, header_of
 from shards.pixels import upright
 from shards.schema import DataError
@@ -155,7 +156,7 @@ def read_image(path: Path) -> np.ndarray:
         DataError: it is gone, damaged, or in a mode that RGB cannot show.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     image_HW3 = decode_image(data, str(path))
