@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,6 +62,13 @@ def tell_refusal(error: OSError, path: Path | None) -> str:
         for there in [part for part in parts if os.path.isdir(part)][:1]:
             remedy = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free there; {remedy}"
     return f"{error}; {remedy}" if remedy else str(error)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError if there is none, and for a pipe or a device, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
 
 
 def sync_to_disk(path: Path) -> None:

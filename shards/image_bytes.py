@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -24,8 +25,9 @@ from shards.schema import SampleError
 Decoded = TypeVar("Decoded")
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Encoded image -> (H, W, 3) uint8 RGB. EXIF rotation is not applied: masks are drawn on the stored pixels.
+def decode_image(data: bytes | Image.Image, where: str) -> np.ndarray:
+    """Encoded, or opened, image -> (H, W, 3) uint8 RGB. EXIF rotation is not applied: masks are drawn on the stored
+    pixels.
 
     Raises:
         SampleError: the bytes are not a complete image, its mode cannot be shown in RGB (see pixels.rgb_of), or it has
@@ -51,21 +53,22 @@ def decode_grey(data: bytes, where: str) -> np.ndarray:
     return decoded(data, where, "mask", grey_of)
 
 
-def decoded(data: bytes, where: str, what: str, read: Callable[[Image.Image], Decoded]) -> Decoded:
-    """The result of `read` on an encoded image; any error of the decoder becomes a SampleError that says where."""
+def decoded(data: bytes | Image.Image, where: str, what: str, read: Callable[[Image.Image], Decoded]) -> Decoded:
+    """The result of `read` on an encoded, or opened, image; any error of the decoder becomes a SampleError that says
+    where."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
             return read(image)
     except PixelError as error:
         raise SampleError(f"{where}: {what} {error}") from error
     except Exception as error:  # decoders raise many types for wrong bytes
-        raise SampleError(
-            f"{where}: {what} does not decode ({len(data)} bytes: {reason(error)}); replace or remove it"
-        ) from error
+        size = "" if isinstance(data, Image.Image) else f"{len(data)} bytes: "
+        raise SampleError(f"{where}: {what} does not decode ({size}{reason(error)}); replace or remove it") from error
 
 
-def header_of(data: bytes, where: str) -> tuple[tuple[int, int], int]:
-    """((height, width) as stored, EXIF orientation 1..8) of an encoded image; its pixels are not decoded."""
+def header_of(data: bytes | Image.Image, where: str) -> tuple[tuple[int, int], int]:
+    """((height, width) as stored, EXIF orientation 1..8) of an encoded, or opened, image; its pixels are not
+    decoded."""
     return decoded(data, where, "image", lambda image: ((image.height, image.width), orientation_of(image)))
 
 

@@ -62,6 +62,7 @@ def gather_facts(run: Run, checkpoint: str, network: Network, licence: str | Non
         "run": str(run),
         "checkpoint": checkpoint,
         "commit": str(run.about.get("git_commit")),
+        "packages": json.dumps(run.about.get("packages")),
         "model": json.dumps(run.config.model.model_dump(mode="json")),
         "config": json.dumps(config.model_dump(mode="json")),
         "class_set": run.class_set.name,

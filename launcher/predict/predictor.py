@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from launcher.errors import ConfigError
@@ -13,12 +14,15 @@ from launcher.predict.masks import Prediction, predict_frame
 from launcher.predict.model import Model, load_model
 from launcher.predict.settings import Settings, Wishes, look_as
 from launcher.predict.sources import read_image
-from shards.pixels import orientation_of, rgb_of, upright
+from launcher.predict.views import ONE_AT_A_TIME
+from shards.image_bytes import decode_image, header_of
+from shards.pixels import upright
 
 
 @dataclass(frozen=True, repr=False)
 class Predictor:
-    """A trained network and how its maps become masks."""
+    """A trained network and how its maps become masks. Threads may share it; their images go through the network one
+    after another."""
 
     model: Model
     settings: Settings
@@ -38,9 +42,8 @@ class Predictor:
             image: (H, W, 3) uint8 RGB, a picture or a file.
 
         Raises:
-            ValueError: anything else, such as a list, an array of another shape or type, or a picture of a mode that
-                RGB cannot show.
-            DataError: a file that cannot be read.
+            ValueError: anything else, such as a list, an array of another shape or type, or an image without pixels; a
+                file or picture that cannot be read, is damaged, or has a mode that RGB cannot show.
         """
         image_HW3 = array_of(image)
         (looked,) = look_as(self.settings, self.model, [image_HW3])
@@ -51,14 +54,15 @@ def array_of(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return upright(rgb_of(image), orientation_of(image))
+        where = getattr(image, "filename", "") or "picture"
+        image = upright(decode_image(image, where), header_of(image, where)[1])
     if not isinstance(image, np.ndarray):
         raise ValueError(
             f"image is a {type(image).__name__}; wanted one picture, file or (H, W, 3) uint8 RGB array: for several, "
             "call predict for each, or use `wsss predict`"
         )
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image is {image.shape} {image.dtype}; wanted (H, W, 3) uint8 RGB")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"image is {image.shape} {image.dtype}; wanted (H, W, 3) uint8 RGB with at least one pixel")
     return image
 
 
@@ -77,5 +81,8 @@ def load(path: str | Path, *, device: str = "auto", **options: Any) -> Predictor
     known = [field.name for field in fields(Wishes)]
     if unknown := sorted({*options} - {*known}):
         raise ConfigError(f"{unknown[0]}: wsss.load has no such option; there are {', '.join(known)}")
-    model = load_model(Path(path), device)
-    return Predictor(model, settle(model, Wishes(**options), clips=False))
+    with torch.random.fork_rng(devices=[]):  # a network is built with random weights before its own are loaded
+        model = load_model(Path(path), device)
+    with ONE_AT_A_TIME:  # this tries what the network gives, while other threads may be predicting
+        settings = settle(model, Wishes(**options), clips=False)
+    return Predictor(model, settings)

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from launcher.errors import RunError
+from shards.files import read_regular
 from shards.image_bytes import decode_image, header_of
 from shards.pixels import upright
+from shards.remote import is_url
 from shards.schema import DataError
 from shards.sources.names import keys_of
 from shards.sources.text import names_of, read_bytes
@@ -116,6 +118,10 @@ def files_of(source: str, out: Path) -> tuple[Path, list[Path]]:
         if not files:
             raise RunError(f"{source}: no image or clip matches this pattern; put it in quotes if the shell changes it")
         return fixed, files
+    if is_url(source):
+        raise RunError(f"{source}: is a URL; images and clips are read from files: fetch it first")
+    if path.exists():
+        raise RunError(f"{source}: is a pipe or a device; wanted a file, a folder, a glob in quotes, or - for a list")
     there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, there, n=1)
     hint = f"near: {path.parent / near[0]}" if near else "give an image, a clip, a folder, a glob in quotes, or -"
@@ -155,7 +161,7 @@ def read_image(path: Path) -> np.ndarray:
         DataError: it is gone, damaged, or in a mode that RGB cannot show.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     image_HW3 = decode_image(data, str(path))

@@ -4,6 +4,7 @@ Shapes: B frames, K classes, h x w grid of the maps, H x W pixels of a frame.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from threading import Lock
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ NEAR = 1.25  # frames up to this times the size of a training image are seen lik
 SHORT_SIDE = 2.4  # of a large frame, in sides of the network's view, if the scale of training is not known
 BATCH_PX = 32_000_000  # pixels of the frames that are in memory together
 SQUASHED_UP_TO = 3.0  # short side in sides of the network's view, if the scale of training is not known
+ONE_AT_A_TIME = Lock()  # for networks: threads share torch's flags of precision, and the hooks that read layers (D-190)
 
 
 class HasImage(Protocol):
@@ -172,7 +174,7 @@ def maps_of(
     cam = cam.model_copy(update={"window_px": window_px})
     image_B3HW = torch.from_numpy(np.array(images_BHW3)).to(model.device).permute(0, 3, 1, 2) / 255
     kept = None if kept_HW is None else torch.from_numpy(kept_HW).to(model.device, torch.float32)
-    with in_precision(model.config.train.precision, model.device.type):
+    with ONE_AT_A_TIME, in_precision(model.config.train.precision, model.device.type):
         cam_BKhw, probs_BK, strength_BK = read_maps(model.method, image_B3HW, cam, kept)
     values = [x.float().cpu().numpy() for x in (cam_BKhw, probs_BK, strength_BK)]
     if not all(np.isfinite(x).all() for x in values):

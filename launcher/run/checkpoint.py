@@ -124,7 +124,7 @@ def write(
     temporary.mkdir(parents=True)
     try:
         for file, weights in models.items():
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / file)
+            write_tensors(temporary / file, {name: tensor.contiguous() for name, tensor in weights.items()})
         torch.save(moments, temporary / OPTIMIZER)
         files = sorted(temporary.iterdir())
         state = {
@@ -142,6 +142,16 @@ def write(
     except CANNOT_WRITE:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_tensors(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read like any new file here; the package itself gives it to its owner
+    alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(weights, path, metadata=metadata)
+    if path.stat().st_mode != mode:
+        path.chmod(mode)
 
 
 def prune(run: Path, *, keep: int, keep_best: str | None) -> None:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from shards.files import appearing
+from shards.files import appearing, read_regular
 from shards.image_bytes import decode_image, encode_image, header_of, turn_upright
 from shards.schema import DataError, check_size_of_mask
 
@@ -52,7 +52,7 @@ class Blob:
         """
         try:
             if not self.member:
-                return Path(self.path).read_bytes()
+                return read_regular(Path(self.path))
             if self.offset < 0:
                 return opened_zip(self.path).read(self.member)
             data = os.pread(opened(self.path).fileno(), self.size, self.offset)

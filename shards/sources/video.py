@@ -11,6 +11,8 @@ import numpy as np
 from shards.pixels import upright
 from shards.schema import DataError
 
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # elements of a mkv or webm: its head, then all else
+EBML_HEAD = 4096  # bytes within which the second one begins
 ORIENTATION_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # degrees counterclockwise -> EXIF
 
 
@@ -72,7 +74,7 @@ def decoded_frames(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise DataError(f"{path}: video is missing")
     open_video, FFmpegError = load_decoder(path)
-    check_boxes(path)
+    check_whole(path)
     count = 0
     try:
         with open_video(str(path)) as container:
@@ -132,7 +134,7 @@ def about_clip(path: Path) -> AboutClip:
 
     if not path.is_file():
         raise DataError(f"{path}: video is missing")
-    check_boxes(path)
+    check_whole(path)
     try:
         with open_video(str(path)) as container:
             if not container.streams.video:
@@ -155,10 +157,16 @@ def load_decoder(path: Path) -> tuple[Callable[[str], Any], type[Exception]]:
     return open_video, FFmpegError
 
 
-def check_boxes(path: Path) -> None:
-    """Raise DataError if an mp4 ends inside one of its boxes; cut after a frame, it would decode to fewer frames."""
+def check_whole(path: Path) -> None:
+    """Raise DataError if a clip is shorter than it says itself: an mp4 that ends inside one of its boxes, a mkv, webm
+    or avi. Cut after a frame, it would decode to fewer frames."""
     size, at = path.stat().st_size, 0
     with path.open("rb") as file:
+        if (wanted := stated_size(file.read(EBML_HEAD))) > size:
+            raise DataError(
+                f"{path}: does not decode whole: it should have {wanted} bytes, the file ends at {size}: cut short; "
+                "fetch the file again"
+            )
         while at + 8 <= size:
             file.seek(at)
             header = file.read(16)
@@ -175,6 +183,32 @@ def check_boxes(path: Path) -> None:
                     f"file ends at {size}: cut short; fetch the file again"
                 )
             at += length
+
+
+def stated_size(head: bytes) -> int:
+    """The bytes that an avi, mkv or webm should have by its head; 0 if it does not say, as while it is recorded
+    (D-191)."""
+    if head[:4] == b"RIFF":
+        content = int.from_bytes(head[4:8], "little")
+        return 0 if content in (0, 2**32 - 1) else 8 + content
+    if head[:4] != EBML:
+        return 0
+    about, at = element_size(head, 4)
+    at += about or 0
+    if head[at : at + 4] != SEGMENT:
+        return 0
+    inside, begin = element_size(head, at + 4)
+    return 0 if inside is None else begin + inside
+
+
+def element_size(head: bytes, at: int) -> tuple[int | None, int]:
+    """(size of the element of a mkv whose size stands at `at`, where it begins); None = not known yet."""
+    if at >= len(head) or head[at] == 0:
+        return None, at
+    length = 9 - head[at].bit_length()  # the first set bit says how many bytes hold the size
+    bits = 7 * length
+    size = int.from_bytes(head[at : at + length], "big") & ((1 << bits) - 1)
+    return None if size == (1 << bits) - 1 else size, at + length
 
 
 def orientation_of_clip(path: Path) -> int:

@@ -43,6 +43,17 @@ def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(t
     assert said == [("synced", ".tmp"), ("named", "figures.json"), ("synced", "folder")]
 
 
+def test_what_may_never_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"?")
+    assert files.read_regular(tmp_path / "file") == b"?"
+    for what in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.read_regular(what)
+    with pytest.raises(FileNotFoundError):
+        files.read_regular(tmp_path / "none")
+
+
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.appearing(tmp_path / "figures.json"):
         pass

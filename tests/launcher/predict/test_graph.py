@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from support.methods import build
 from support.networks import tiny_swin
+from support.places import ROOT
 
 import wsss
 from launcher.config.options import Named
@@ -91,6 +94,23 @@ def test_run_safetensors_pt2_and_onnx_give_the_same_masks(run):
         load_model(files[2], "cuda")
     with pytest.raises(ConfigError, match=r"model.weights: student.onnx is a graph, .* give its run or a .safetensors"):
         read_start(Named(name="vit", weights="student.onnx"))
+
+
+def test_the_page_draws_the_mask_with_onnxruntime_alone(run):
+    export(run, Path("student.onnx"), kind="project")
+    model = onnx.load("student.onnx")
+    for prop in model.metadata_props:
+        prop.value = "0.0" if prop.key == "gate" else prop.value
+    onnx.save(model, "student.onnx")
+    assert json.loads(facts_of(Path("student.onnx"))["packages"])["torch"] == torch.__version__.split("+")[0]
+    page = (ROOT / "docs" / "predict.md").read_text()
+    (code,) = [body for body in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in body]
+    for seed, size in ((0, (40, 56)), (1, (80, 64))):
+        Image.fromarray(noise(size, seed)).save("frame.jpg")
+        names: dict = {}
+        exec(code, names)
+        right = wsss.load("student.onnx", gate=0.0).predict("frame.jpg").mask
+        assert 0 < right.mean() < 1 and (names["mask"] != right).mean() < 1e-3
 
 
 def test_a_run_whose_maps_need_gradients_says_what_to_take_instead(run):

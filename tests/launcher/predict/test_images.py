@@ -133,6 +133,14 @@ def test_a_bad_frame_is_named_counted_and_skipped(frames, capsys):
     assert "frames/2.png" in Path("out/contact_sheet.html").read_text()
 
 
+def test_a_pipe_or_a_device_in_a_folder_is_left_out_and_not_waited_for(frames):
+    os.mkfifo("frames/pipe.png")
+    Path("frames/zeros.png").symlink_to("/dev/zero")
+    done = predict(["frames"], frames, Path("out"), OPEN)
+    assert [Path(failure.file).name for failure in done.failures] == ["pipe.png", "zeros.png"] and len(rows()) == 6
+    assert all("not a regular file" in failure.reason for failure in done.failures)
+
+
 def test_a_picture_of_what_is_ignored_must_fit_the_frames(frames):
     Image.fromarray(np.full((48, 40), 255, np.uint8)).save("all.png")
     with pytest.raises(ConfigError, match="all.png: has no black area"):

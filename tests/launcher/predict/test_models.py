@@ -1,11 +1,13 @@
 """Runs, exported files and their defaults; several classes; the command and the entry from Python."""
 
+import io
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -226,9 +228,39 @@ def test_an_image_may_be_an_array_a_picture_or_a_path(run):
     model = wsss.load(run)
     masks = [model.predict(image).mask for image in (noise(), Image.open("a.png"), "a.png", Path("a.png"))]
     assert all(np.array_equal(mask, masks[0]) for mask in masks) and masks[0].shape == (40, 48)
-    for wrong in (np.zeros((4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))):
+    empty = np.zeros((0, 4, 3), np.uint8)
+    for wrong in (np.zeros((4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), empty):
         with pytest.raises(ValueError, match=rf"image is {re.escape(f'{wrong.shape} {wrong.dtype}')}; wanted .*RGB"):
             model.predict(wrong)
+    Path("cut.png").write_bytes(Path("a.png").read_bytes()[:600])
+    for wrong, told in (
+        ("cut.png", "cut.png: image does not decode"),
+        (Image.open("cut.png"), "cut.png: image does not decode"),
+        (Image.open(io.BytesIO(Path("cut.png").read_bytes())), "picture: image does not decode"),
+        (Image.new("LAB", (4, 4)), "picture: image has mode LAB"),
+        (Image.new("RGB", (0, 0)), "with at least one pixel"),
+        ("none.png", "none.png: cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            model.predict(wrong)
+    picture = Image.open("a.png")
+    for _ in range(2):  # it stays open
+        assert np.array_equal(model.predict(picture).mask, masks[0])
+
+
+def test_threads_share_a_model_and_nothing_else_of_the_process_changes(run):
+    def state():
+        return torch.get_rng_state().tolist(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    before = state()
+    model = wsss.load(run, kind="grad", gate=0.0)
+    images = [noise(seed=n) for n in range(16)]
+    alone = [model.predict(image) for image in images]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(model.predict, 4 * images))
+    for found, right in zip(together, 4 * alone, strict=True):
+        assert np.array_equal(found.mask, right.mask) and np.array_equal(found.scores, right.scores)
+    assert state() == before
 
 
 def test_python_and_the_command_give_the_same_mask(run):
@@ -279,6 +311,8 @@ def test_an_exported_file_has_the_same_bytes_each_time(tmp_path):
         write_weights(tmp_path / f"{n}.safetensors", weights, facts)
         written.append((tmp_path / f"{n}.safetensors").read_bytes())
     assert len({*written}) == 1
+    (tmp_path / "plain").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     with safe_open(tmp_path / "0.safetensors", "pt") as opened:
         assert opened.metadata() == facts
         assert all(torch.equal(opened.get_tensor(name), weights[name]) for name in weights)

@@ -69,6 +69,8 @@ def test_outputs_inside_of_the_source_are_not_predicted(frames):
     ("source", "message"),
     [
         ("frame", "frame: no such file or folder; near: frames"),
+        ("/dev/null", "/dev/null: is a pipe or a device; wanted a file"),
+        ("rtsp://camera/1", "rtsp://camera/1: is a URL; .* fetch it first"),
         ("frames/cam2/notes.docx", "notes.docx: is neither image nor clip by its ending; wanted .jpg"),
         ("frames/*.gif", r"no image or clip matches this pattern"),
         ("empty", r"empty: no images or clips \(looked for .jpg .*\); it holds 2 .raw"),

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import resource
 import subprocess
 
@@ -246,3 +247,12 @@ def test_state_says_step_and_files(tmp_path, trained):
     state = json.loads((save(tmp_path, 7, trained) / "state.json").read_text())
     assert (state["step"], state["world_size"], state["ema_decay"]) == (7, 1, None)
     assert set(state["files"]) == {"model.safetensors", "optimizer.pt"}
+
+
+def test_others_may_read_a_checkpoint_as_they_may_any_new_file(tmp_path, trained):
+    before = os.umask(0o037)
+    try:
+        files = [*save(tmp_path, 1, trained).iterdir()]
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640} and len(files) == 3

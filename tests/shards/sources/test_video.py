@@ -6,7 +6,7 @@ from support.videos import number_of, write_mp4
 from shards.image_bytes import header_of
 from shards.schema import DataError
 from shards.sources.clips import Clip, Clips
-from shards.sources.video import frame_count, orientation_of_clip, read_frames
+from shards.sources.video import EBML, SEGMENT, frame_count, orientation_of_clip, read_frames, stated_size
 
 
 @pytest.fixture
@@ -93,6 +93,29 @@ def test_a_clip_that_is_cut_anywhere_never_has_fewer_frames_in_silence(video):
         fast.write_bytes(whole[:at])
         with pytest.raises(DataError, match="fast.mp4: (does not decode|holds no frame)"):
             frame_count(fast)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "avi"])
+def test_a_clip_of_another_container_that_is_cut_is_told(tmp_path, ending):
+    clip = write_mp4(tmp_path / f"clip.{ending}", 15)
+    whole = clip.read_bytes()
+    assert frame_count(clip) == 15
+    for share in (0.3, 0.6, 0.9, 0.999):
+        clip.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match=f"clip.{ending}: does not decode"):
+            frame_count(clip)
+
+
+def test_a_clip_whose_size_is_not_known_while_it_is_recorded_is_read(tmp_path):
+    clip = write_mp4(tmp_path / "clip.mkv", 15)
+    whole = clip.read_bytes()
+    at = whole.index(SEGMENT) + 4
+    assert whole[at] == 1  # its size has eight bytes
+    clip.write_bytes(whole[:at] + b"\x01" + 7 * b"\xff" + whole[at + 8 :])
+    assert frame_count(clip) == 15
+    assert stated_size(b"RIFF" + 4 * b"\0") == stated_size(b"RIFF" + 4 * b"\xff") == stated_size(b"") == 0
+    assert stated_size(EBML) == stated_size(EBML + b"\x80") == stated_size(EBML + b"\x80" + SEGMENT) == 0
+    assert stated_size(EBML + b"\x81?" + SEGMENT + b"\x40\x07") == 4 + 2 + 4 + 2 + 7
 
 
 @pytest.mark.parametrize(("degrees", "orientation"), [(0, 1), (90, 8), (180, 3), (270, 6)])
