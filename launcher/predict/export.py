@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from launcher.errors import ConfigError, RunError
@@ -17,6 +16,7 @@ from launcher.predict.defaults import known_kinds, settle
 from launcher.predict.facts import gather_facts
 from launcher.predict.model import Model, load_model
 from launcher.predict.settings import Wishes
+from launcher.run.checkpoint import save_weights
 from launcher.run.folder import Run
 from wsss.maps.cam import ATTENTION, BESIDE
 
@@ -85,7 +85,7 @@ def export(
 def write_weights(file: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
     """Write a safetensors file whose bytes depend only on its content: the package itself writes metadata in an order
     that differs each time."""
-    save_file(weights, file, metadata=facts)
+    save_weights(weights, file, facts)
     with file.open("r+b") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))

@@ -13,7 +13,9 @@ There is nothing else to keep: data order and randomness are functions of (seed,
 import json
 import pickle
 import shutil
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +108,16 @@ def explain_disk(error: Exception, run: Path) -> str:
     )
 
 
+def save_weights(weights: dict[str, Tensor], file: Path, facts: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with the permissions of any other new file: the package makes it readable for its owner
+    alone, whatever the umask is (D-194)."""
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    save_file(weights, file, metadata=facts)
+    with suppress(OSError):  # a file system without permissions
+        file.chmod(mode)
+
+
 def write(
     final: Path,
     models: Mapping[str, dict[str, Tensor]],
@@ -124,7 +136,7 @@ def write(
     temporary.mkdir(parents=True)
     try:
         for file, weights in models.items():
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / file)
+            save_weights({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / file)
         torch.save(moments, temporary / OPTIMIZER)
         files = sorted(temporary.iterdir())
         state = {
