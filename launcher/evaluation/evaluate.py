@@ -24,6 +24,7 @@ from launcher.files import place_outputs, typed, write_whole
 from launcher.jobs.network_job import identify_weights
 from launcher.run.folder import EVALUATION, Run
 from launcher.run.idle import refuse_overrides
+from launcher.run.lock import require_writable
 from shards.folder import ShardFolder
 
 
@@ -36,11 +37,13 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         ConfigError: an override without effect, or evaluate.metrics for a `val` without masks.
-        RunError: nothing inferred or segmented yet, no validation split in the config, or outputs of other images.
+        RunError: nothing inferred or segmented yet, no validation split in the config, outputs of other images, or
+            the run's folder cannot be written, as a colleague's.
         DataError: shards that failed, each with its reason.
     """
     refuse_overrides("evaluate", overrides)
     run = Run(folder, overrides)
+    require_writable(folder)
     val, sources = find_validated(run)
     check_metrics(run.config, val)
     tuned = tune(run, val, sources)

@@ -146,7 +146,7 @@ def write(
 
 def write_tensors(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that others may read like any new file here; the package itself gives it to its owner
-    alone."""
+    alone (D-192)."""
     path.touch()
     mode = path.stat().st_mode
     save_file(weights, path, metadata=metadata)

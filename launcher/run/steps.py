@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,8 @@ def newest_good(run: Path, accelerator: "Accelerator") -> Path | None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, read byte by byte; None if nothing is."""
+    """What is wrong with a checkpoint, read byte by byte; None if nothing is. Raises RunError if this user may not read
+    it, which is no damage: another user's checkpoint stays where it is (D-193)."""
     if not is_complete(folder):
         return f"{STATE} is missing or does not fit the files: not written to its end"
     state = read_state(folder)
@@ -79,10 +81,19 @@ def find_damage(folder: Path) -> str | None:
         try:
             digest = sha256_of(folder / name)
         except DataError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise not_permitted(folder, error) from error
             return str(error)
         if digest != state["sha256"].get(name):
             return f"the bytes of {name} have changed since they were written"
     return None
+
+
+def not_permitted(folder: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{folder}: you may not read this checkpoint ({error}); its owner can permit it with `chmod -R g+rX "
+        f"{shlex.quote(str(folder.parent))}`"
+    )
 
 
 def refuse_damaged(folder: Path) -> None:
@@ -106,8 +117,11 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def is_complete(folder: Path) -> bool:
+    """Raises RunError if this user may not read it."""
     try:
         files = read_state(folder)["files"].items()
+    except PermissionError as error:
+        raise not_permitted(folder, error) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from launcher.files import RUNS
 from wsss.extras import needs
 
+DATABASE = "mlflow.db"
 OURS = "WSSS_MLFLOW_DEFAULT"  # value of MLFLOW_TRACKING_URI if only MLflow set it, from our call
 
 
@@ -22,7 +23,7 @@ def find_store(root: Path = RUNS) -> tuple[str, str | None]:
 
     By default both are in the folder of runs, whatever the working folder; a named store decides where artifacts go.
     """
-    here = f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    here = f"sqlite:///{(root / DATABASE).resolve()}"
     named = os.environ.get("MLFLOW_TRACKING_URI")
     uri = here if not named or named == os.environ.get(OURS) else named
     return uri, (root / "mlartifacts").resolve().as_uri() if uri == here else None
@@ -63,9 +64,23 @@ def open_client(root: Path = RUNS) -> tuple[Any, str | None]:
     uri, artifacts = find_store(root)
     if artifacts is not None:
         root.mkdir(exist_ok=True)
+        make_writable(root / DATABASE)
         os.environ[OURS] = uri
     mlflow.set_tracking_uri(uri)  # artifact stores use this global state; it also sets the variable
     return mlflow.MlflowClient(uri), artifacts
+
+
+def make_writable(database: Path) -> None:
+    """Create it, if it is missing, with the permissions of any other new file: SQLite lets only its owner write to it,
+    whatever the umask is (D-192). Raises PermissionError, which MLflow would report by a long traceback for each line,
+    if another user's may not be written."""
+    if not database.exists():
+        database.touch()
+    if not os.access(database, os.W_OK):
+        raise PermissionError(
+            f"{database} may only be read: its owner can permit others to write with `chmod g+w {database}`, or set "
+            "MLFLOW_TRACKING_URI"
+        )
 
 
 def address_of(uri: str, page: str) -> str:

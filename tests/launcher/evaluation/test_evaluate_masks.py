@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +58,16 @@ def run(place, monkeypatch, mlflow_store):
     monkeypatch.chdir(place)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
     return RUNS / "teacher"
+
+
+def test_a_run_that_one_may_only_read_is_refused_before_anything_is_counted(run, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)  # the tests may run as root, who may write everything
+    monkeypatch.setattr("launcher.evaluation.evaluate.judge_sources", lambda *_: pytest.fail("it was counted"))
+    with pytest.raises(RunError, match="runs/teacher: cannot be written: .*Permission denied"):
+        evaluate(run)
 
 
 def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_and_its_protocol(run, place):

@@ -2,7 +2,9 @@ import errno
 import json
 import os
 import resource
+import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +172,34 @@ def test_a_disk_that_fails_under_the_newest_checkpoint_makes_a_resume_fall_back(
     assert "unreadable (Input/output error); moved to" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
+def test_a_checkpoint_that_one_may_not_read_is_not_damaged(tmp_path, trained, monkeypatch, file):
+    save(tmp_path, 1, trained)
+    newest, plain = save(tmp_path, 2, trained), Path.open  # the tests may run as root, who may read everything
+
+    def refused(path, *arguments, **options):
+        if path == newest / file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Path, "read_text", lambda path: path.open().read())
+    for look in (lambda: steps.newest_good(tmp_path, OneProcess()), lambda: steps.refuse_damaged(newest)):
+        with pytest.raises(RunError, match=r"step_0000002: you may not read this checkpoint .*chmod -R g\+rX"):
+            look()
+    assert newest.is_dir()
+
+
+def test_a_checkpoint_has_the_permissions_of_other_new_files(tmp_path, trained):
+    for mask, mode in ((0o002, 0o664), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            folder = save(tmp_path, 1 + mask, trained)
+        finally:
+            os.umask(before)
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {mode}
+
+
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path, trained):
     save(tmp_path, 1, trained)
     for step in (2, 3):
@@ -247,12 +277,3 @@ def test_state_says_step_and_files(tmp_path, trained):
     state = json.loads((save(tmp_path, 7, trained) / "state.json").read_text())
     assert (state["step"], state["world_size"], state["ema_decay"]) == (7, 1, None)
     assert set(state["files"]) == {"model.safetensors", "optimizer.pt"}
-
-
-def test_others_may_read_a_checkpoint_as_they_may_any_new_file(tmp_path, trained):
-    before = os.umask(0o037)
-    try:
-        files = [*save(tmp_path, 1, trained).iterdir()]
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in files} == {0o640} and len(files) == 3

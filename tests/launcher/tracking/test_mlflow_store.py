@@ -1,12 +1,14 @@
 """Where MLflow lies when nobody says so: in the folder of runs that a run lies in, wherever one stands."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from launcher.files import root_of
 from launcher.tracking.mlflow_sink import MlflowSink
-from launcher.tracking.mlflow_store import find_store
+from launcher.tracking.mlflow_store import find_store, open_client
 from launcher.tracking.tracker import RunTracker
 
 
@@ -38,6 +40,18 @@ def test_a_store_that_is_named_is_taken_and_an_empty_name_is_none(default, monke
     assert find_store(root_of(default / "runs/voc/a")) == ("http://somewhere", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert find_store(root_of(default / "runs/voc/a"))[0] == f"sqlite:///{default}/runs/mlflow.db"
+
+
+def test_a_group_that_shares_runs_can_write_to_one_store(default, monkeypatch):
+    root, before = default / "runs", os.umask(0o002)
+    try:
+        open_client(root)[0].search_experiments()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((root / "mlflow.db").stat().st_mode) == 0o664
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write everything
+    with pytest.raises(PermissionError, match=r"mlflow\.db may only be read: .* `chmod g\+w"):
+        open_client(root)
 
 
 def test_runs_of_two_folders_go_to_their_own_stores(default, monkeypatch):
