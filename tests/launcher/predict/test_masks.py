@@ -43,6 +43,8 @@ def test_what_is_ignored_is_255_and_counts_for_no_area():
     assert (cat["area_px"], cat["mean_score"], cat["boxes"]) == (0, None, [])
     assert (dog["area_px"], dog["area_percent"], dog["boxes"]) == (6, 100.0, [[1, 0, 4, 2]])
     assert dog["mean_score"] == pytest.approx((0.95 + 0.6 + 0.6) / 3, abs=1e-4)
+    nothing = describe_classes(predict(CAM, [0.9, 0.9], kept=np.zeros((2, 4), bool)))
+    assert [of_class["area_percent"] for of_class in nothing] == [0, 0]  # of no pixel
     with pytest.raises(DataError, match=r"frame is 2 x 4, --ignore .* is 3 x 4 \(height x width\)"):
         predict(CAM, [0.9, 0.9], kept=np.ones((3, 4), bool))
 
