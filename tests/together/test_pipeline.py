@@ -135,6 +135,7 @@ def test_evaluation_and_report(run):
     assert set(report["sources"]) == {"grad", "class_map", "project", "project+crf"}
     assert [step["name"] for step in report["sources"]["project+crf"]["chain"]] == ["crf"]
     for figures in report["sources"].values():
+        assert figures["protocol"].endswith("training seed 0")  # one class has a threshold of its own
         assert figures["images"] == 24 and 0 < figures["images_with_class"] < 24
         for choice in ("fixed", "tuned"):
             at = figures[choice]

@@ -119,6 +119,11 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     of_map["headline"] = {"source": other_kind, "choice": headline.choice}
     Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
     assert hold_against(headline, "smoke", Known())[0].what == f"its teacher {other_kind}"
+    del of_map["headline"]  # of an earlier version: the report of the teacher says so
+    Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
+    assert [one.what for one in hold_against(headline, "smoke", Known())] == ["smoke everywhere"]
+    Path("runs/teacher").rename("runs/gone")
+    assert [one.what for one in hold_against(headline, "smoke", Known())] == ["smoke everywhere"]
 
 
 def test_runs_are_compared_on_the_images_that_both_have():
@@ -216,6 +221,9 @@ def test_figures_of_everything_or_of_nothing_are_told():
     assert "never" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
     of_classes = {"background": 0.7, "cat": 0.0, "dog": None}
     assert explain_degenerate({"class_iou": of_classes}, "the class") == "no class is ever predicted correctly"
+    assert (
+        explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0}}, "cat") == "cat is never predicted correctly"
+    )
     assert explain_degenerate({"class_iou": {**of_classes, "cat": 0.1}}, "the class") == ""
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
     assert (
