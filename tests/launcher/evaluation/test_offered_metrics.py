@@ -81,6 +81,7 @@ def test_an_evaluation_has_them_at_each_threshold_and_shows_them_where_it_shows_
     assert "own mIoU" in format_evaluation(report) and "own misses" in format_evaluation(report)
     rows = tabulate_run(report, report["headline"], "smoke")
     columns = {column["name"]: column for column in describe_columns(["smoke"], rows)}
+    assert list(columns)[-2:] == ["misses", "own"]  # behind all of ours
     assert columns["own"]["meaning"] == "as ours, {for a test}" and columns["own"]["chosen"]
     assert not any("not installed" in note for note in collect_notes(report, "smoke"))
     assert "own" not in evaluate(run)["sources"]["grad"]["fixed"]  # nobody asked

@@ -70,6 +70,8 @@ def test_a_report_has_a_row_for_each_threshold_and_marks_that_of_the_headline():
         **{"per_image_iou": "50.0", "pooled_iou": "60.0", "false_alarm_area": "–"},
         **{"best_on_val": "55.0", "oracle_per_image_iou": "75.0"},
     }
+    fixed = tabulate_run(REPORT, {"source": "segments", "choice": "fixed"}, "smoke")
+    assert [row["is_headline"] for row in fixed] == [False, False, True]
     assert collect_notes(REPORT, "smoke") == [FEW, FEW_GROUPS_NOTE]
     assert collect_notes({**REPORT, "sources": {"segments": OF_MASKS}, "gate": None}, "smoke") == []
 

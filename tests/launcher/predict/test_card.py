@@ -89,6 +89,13 @@ def test_a_card_says_what_the_network_is_and_takes_and_how_it_was_made(run, monk
     assert text.endswith("## Licence\n\nthat of .../deit.pth\n")
 
 
+def test_a_metric_that_does_not_exist_is_none_of_a_hubs():
+    at = {"per_image_iou": None, "false_alarm_area": 0.5, "pooled_iou": 0.4}
+    evaluation = {"headline": {"source": "cam", "choice": "fixed"}, "sources": {"cam": {"fixed": at}}}
+    (result,) = card.index_of("me/plumes", {**evaluation, "dataset": {"images": 2, "folder": "data/val"}})["results"]
+    assert result["metrics"] == [{"type": "false_alarm_area", "name": "false-alarm area", "value": 50.0}]
+
+
 def test_a_folder_is_written_again_over_its_own_model(run):
     for licence in ("mit", "cc0-1.0"):
         write_folder(run, Path("hub"), "me/plumes", None, licence=licence)

@@ -63,6 +63,8 @@ def test_scores_are_refined_at_no_more_than_a_length_and_come_back_at_the_size_o
     assert found.scores.shape == (1, 2, 4) and found.scores[0, 0, 0] == pytest.approx(1 - (0.3 + 0.95) / 2)
     assert predict(CAM, [0.1, 0.1], chain=("crf",)).scores.shape == (0, 2, 4)
     assert predict(CAM, [0.9, 0.9]).scores[0].tolist() == np.float32(CAM[0]).tolist() and len(asked) == 1
+    monkeypatch.setattr(masks, "REFINED_PX", 1)  # the short side of a thin frame keeps a pixel
+    assert predict(CAM, [0.4, 0.9], chain=("crf",)).scores.shape == (1, 2, 4) and asked[-1][1] == (1, 1, 3)
 
 
 def test_maps_that_are_probabilities_are_refined_beside_their_background_by_the_crf_of_segment(monkeypatch):
