@@ -5,7 +5,7 @@ import torch
 from support.photographs import PETS, Photographs
 
 from launcher.config.file import load_config
-from launcher.errors import RunError
+from launcher.errors import ConfigError, RunError
 from launcher.evaluation.class_sums import compare_mious, read_class_sums
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.report import write_report
@@ -156,6 +156,8 @@ def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
 def test_without_validation_images_there_is_nothing_to_evaluate_on(run):
     with pytest.raises(RunError, match="runs/teacher: data.val is not set, so there is nothing to evaluate on"):
         evaluate(run, ["data.val=null"])
+    with pytest.raises(ConfigError, match="train.lr=1: has no effect: `wsss evaluate`"):
+        evaluate(run, ["train.lr=1"])
 
 
 def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):
