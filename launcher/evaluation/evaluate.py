@@ -50,8 +50,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     judged = judge_sources(val, sources, tuned, run.config)
     report = make_report(run, val, sources, tuned, judged)
     rows = [{"source": name, **row} for name, one in judged.items() for row in one.rows()]
-    if rows:
-        write_rows(folder / PER_IMAGE, rows)
+    write_rows(folder / PER_IMAGE, rows)
     by_choice = {(name, choice): of for name, one in judged.items() for choice, of in one.measures.items()}
     write_class_sums(folder / CLASS_SUMS, by_choice)
     write_whole(folder / EVALUATION, json.dumps(report, indent=1))

@@ -35,7 +35,7 @@ def read_ious(run: Path, source: str, choice: str) -> dict[str, tuple[str, float
     return {
         row["key"]: (row["group"], float(row[f"iou_{choice}"]))
         for row in read_rows(run, source)
-        if float(row.get("truth_area") or 0) > 0 and row.get(f"iou_{choice}")
+        if row.get(f"iou_{choice}")
     }
 
 

@@ -87,7 +87,7 @@ def make_card(run: Path, name: str, written: Written) -> str:
         "data": f"{about['class_set']}, fingerprint {about['dataset_fingerprint']}",
         "code": f"wsss {facts['wsss']}, commit {about['git_commit']}",
         "packages": ", ".join(f"{package} {version}" for package, version in about["packages"].items()),
-        "command": f"`{without_places(about['command'])}`",
+        "command": f"`{about['command']}`",
     }
     figures = "The run was not evaluated: there are no metrics."
     if evaluation is not None:
@@ -100,12 +100,12 @@ def make_card(run: Path, name: str, written: Written) -> str:
         f"## Metrics\n\n{figures}\n",
         f"## Licence\n\n{licence}\n",
     ]
-    return "\n".join(parts)
+    return without_places("\n".join(parts))
 
 
-def without_places(command: str) -> str:
-    """A command with each absolute path reduced to its name, since folders of this machine are private and no help."""
-    return re.sub(r"(?<![\w.:/])/(?:[^\s'\"=,\]}/]+/)+(?=[^\s'\"=,\]}/])", ".../", command)
+def without_places(text: str) -> str:
+    """A text with each absolute path reduced to its name, since folders of this machine are private and no help."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s'\"=,\]}/]+/)+(?=[^\s'\"=,\]}/])", ".../", text)
 
 
 def shortly(numbers: str) -> str:

@@ -90,7 +90,7 @@ def refined(image_HW3: np.ndarray, scores_nHW: np.ndarray, settings: Settings, s
     small = (max(round(size[0] * factor), 1), max(round(size[1] * factor), 1))
     image_hw3, scores_nhw = resize(image_HW3, small), at_size(scores_nHW, small)
     if settings.kind in PROBABILITIES and settings.refine == "crf":
-        background_1hw = 1 - scores_nhw.sum(0, keepdims=True).clip(0, 1)
+        background_1hw = 1 - scores_nhw.sum(0, keepdims=True)
         probs_Chw = np.concatenate([background_1hw, scores_nhw])
         refined_nhw = mean_field(image_hw3, probs_Chw, **segment.mean_field.model_dump())[1:]
     else:

@@ -88,7 +88,7 @@ def smoothed(frames: Iterator[Seen], seconds: float) -> Iterator[Seen]:
 
 def mean_around(centre: Seen, window: deque[Seen], half: float) -> Seen:
     near = [each for each in window if abs(each.time_s - centre.time_s) <= half]
-    weights = np.array([1 - abs(each.time_s - centre.time_s) / (half * (1 + 1e-6)) for each in near])
+    weights = np.array([1 - abs(each.time_s - centre.time_s) / half for each in near])
     weights /= weights.sum()
     size = centre.looked.cam.shape[-2:]
     cam = sum(w * at_grid(each.looked.cam, size) for w, each in zip(weights, near, strict=True))

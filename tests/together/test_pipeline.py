@@ -133,7 +133,9 @@ def test_evaluation_and_report(run):
     refine(run, ["val", "tune"], RefineConfig(workers=1, cams=("project",), chain=(Named(name="crf"),)))
     report = evaluate(run)
     assert set(report["sources"]) == {"grad", "class_map", "project", "project+crf"}
+    assert [step["name"] for step in report["sources"]["project+crf"]["chain"]] == ["crf"]
     for figures in report["sources"].values():
+        assert figures["protocol"].endswith("training seed 0")  # one class has a threshold of its own
         assert figures["images"] == 24 and 0 < figures["images_with_class"] < 24
         for choice in ("fixed", "tuned"):
             at = figures[choice]
@@ -157,7 +159,7 @@ def test_evaluation_and_report(run):
 
 def test_figures_need_cams_and_truth_first(in_tmp, tiny_config):
     train(tiny_config("classify", "train.steps=0"))
-    with pytest.raises(RunError, match="no CAMs or masks of 'val' here"):
+    with pytest.raises(RunError, match="no CAMs or masks of 'val' here; run `wsss infer runs/teacher`"):
         evaluate(RUNS / "teacher")
     with pytest.raises(RunError, match="no run with metrics"):
         write_report(RUNS)

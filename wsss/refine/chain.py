@@ -46,7 +46,7 @@ def run_chain(
                 f"refiner '{step.name}' made scores of shape {refined_nHW.shape} out of {scores_nHW.shape}; wanted the "
                 "same shape"
             )
-        if refined_nHW.size and not (refined_nHW.min() >= -TOLERANCE and refined_nHW.max() <= 1 + TOLERANCE):
+        if not (refined_nHW.min() >= -TOLERANCE and refined_nHW.max() <= 1 + TOLERANCE):
             low, high = float(refined_nHW.min()), float(refined_nHW.max())
             raise ValueError(
                 f"refiner '{step.name}' gave scores from {low:g} to {high:g}; wanted [0, 1] and no NaN: divide or clip "

@@ -61,7 +61,11 @@ def test_truth_that_is_ignored_everywhere_gives_no_figure_and_is_counted():
     add(tally, np.ones((2, 3), np.uint8), np.full((2, 3), 255, np.uint8))
     figures = tally.figures_at(0.3)
     assert figures["miou"] is figures["pixel_accuracy"] is figures["mean_accuracy"] is None
-    assert figures["miou_interval"] == [None, None] and set(figures["class_iou"].values()) == {None}
+    assert (
+        figures["miou_interval"] == [None, None]
+        and figures["miou_groups"] == 0
+        and set(figures["class_iou"].values()) == {None}
+    )
     assert tally.images_without_truth == 1
     add(tally, np.ones((2, 3), np.uint8), np.ones((2, 3), np.uint8))
     assert tally.figures_at(0.3)["miou"] == 1.0 and tally.figures_at(0.3)["miou_interval"] == [1.0, 1.0]

@@ -87,7 +87,9 @@ def test_what_is_counted_is_every_sample_once_in_the_order_of_the_index(splits, 
     measures = count_predictions(splits, config())
     grad, segments = measures[0]["grad"], measures[1]["segments"]
     assert grad.keys == smoke.keys and grad.groups == smoke.groups and len(grad.counts) == len(smoke)
+    assert grad.bounds_and_curve()["groups"] == len({*smoke.groups}) < len(smoke)
     assert int(segments.confusion_CC.sum()) == 12 * 32 * 32
+    assert len(measures[1]["class_map"].decisions()[0]) == 12
 
 
 def test_scores_of_several_classes_are_counted_again_at_their_tuned_threshold(splits, config):

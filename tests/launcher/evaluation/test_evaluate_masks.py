@@ -8,7 +8,7 @@ import torch
 from support.photographs import PETS, Photographs
 
 from launcher.config.file import load_config
-from launcher.errors import RunError
+from launcher.errors import ConfigError, RunError
 from launcher.evaluation.class_sums import compare_mious, read_class_sums
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.report import write_report
@@ -43,7 +43,14 @@ def place(tmp_path_factory, mlflow_store):
         write_split(Photographs(split, images), out / "pets", split, "pixel", num_shards=2)
     text = TINY.format(name="teacher", scenes=out / "pets", model=SEGMENTER, method="supervised", kinds="seg")
     (out / "run.yaml").write_text(text)
-    overrides = ["data.tune=null", "train.steps=2", "train.eval_every=2", "evaluate.threshold=0.4", "segment.workers=0"]
+    overrides = [
+        "data.tune=null",
+        "train.steps=2",
+        "train.eval_every=2",
+        "evaluate.threshold=0.4",
+        "segment.workers=0",
+        "train.seed=3",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(out)
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
@@ -76,6 +83,10 @@ def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_an
     assert list(segment_sources_of(run, "val")) == ["segments", "segments.cam", "segments@crf"]
     assert set(report["sources"]) == {"segments", "segments.cam", "segments@crf"}
     val = ShardFolder(place / "pets/val", "pixel")
+    about = {"folder": str(place / "pets/val"), "fingerprint": val.index.fingerprint, "images": 8}
+    of_truth = {"images_without_truth": 0, "classes": [*PETS.classes], "supervision": "pixel"}
+    assert report["dataset"] == about | of_truth and report["checkpoint"] == "step_0000002"
+    assert report["protocol"] == report["sources"]["segments"]["protocol"] and "classification" not in report
     masks = MaskFolder(run / "segments@crf/val", val)
     confusion = torch.zeros(3, 3, dtype=torch.int64)
     for number in range(len(val)):
@@ -95,7 +106,7 @@ def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_an
     assert protocols["segments@crf"] == (
         "image squashed to 32 px, scales 1 + flip (summed), argmax over all classes, CRF of all classes "
         "(iterations 10, gaussian_sxy 1, gaussian_weight 1, bilateral_sxy 121, bilateral_srgb 5, bilateral_weight 4"
-        f"{by}), float32, split val, checkpoint step_0000002, training seed 0"
+        f"{by}), float32, split val, checkpoint step_0000002, training seed 3"
     )
     assert "image at its own size, scales 1, no flip, argmax over all classes, no CRF" in protocols["segments"]
     cam = "scales 1, 0.5, 1.5 + flip, fuse toco, pad pad, resized to the image, background at <= 0.4, no CRF"
@@ -158,6 +169,8 @@ def test_the_command_and_the_page_show_masks_like_the_other_sources(run):
 def test_without_validation_images_there_is_nothing_to_evaluate_on(run):
     with pytest.raises(RunError, match="runs/teacher: data.val is not set, so there is nothing to evaluate on"):
         evaluate(run, ["data.val=null"])
+    with pytest.raises(ConfigError, match="train.lr=1: has no effect: `wsss evaluate`"):
+        evaluate(run, ["train.lr=1"])
 
 
 def test_masks_of_other_images_or_of_too_few_are_refused(run, place, tmp_path):

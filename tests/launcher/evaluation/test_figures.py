@@ -1,6 +1,13 @@
 import pytest
 
-from launcher.evaluation.figures import FIGURES, find_figure, get_figure, order_figures, require_known
+from launcher.evaluation.figures import (
+    FIGURES,
+    find_figure,
+    get_figure,
+    list_logged_figures,
+    order_figures,
+    require_known,
+)
 from launcher.evaluation.formats import DASH, format_interval, format_percent, name_class
 from launcher.evaluation.headline import pick_headline
 from launcher.evaluation.table import format_classes
@@ -16,9 +23,15 @@ def test_a_figure_of_a_region_is_found_by_its_name_and_less_of_it_is_better():
 
 
 def test_figures_keep_the_order_of_the_table_and_regions_follow_the_false_alarms():
-    names = ["oracle_per_image_iou", "tower_area", "chimney_area", "false_alarm_area", "images", "per_image_iou"]
-    wanted = ["per_image_iou", "false_alarm_area", "chimney_area", "tower_area", "oracle_per_image_iou"]
-    assert list(order_figures(names)) == wanted
+    wanted = ["per_image_iou", "false_alarm_area", "false_alarm_area_gated"]
+    wanted += ["chimney_area", "mast_area", "tower_area", "oracle_per_image_iou"]
+    assert list(order_figures([*reversed(wanted), "images"])) == wanted
+
+
+def test_the_metrics_that_a_best_checkpoint_may_be_chosen_by_are_logged_and_better_when_high():
+    assert list_logged_figures("scores") == ["per_image_iou", "pooled_iou", "precision", "recall"]
+    assert list_logged_figures("label maps") == ["miou"]
+    assert list_logged_figures("image labels") == ["f1", "average_precision", "class_f1", "accuracy"]
 
 
 def test_every_meaning_takes_the_name_of_the_class():
@@ -36,6 +49,7 @@ def test_what_does_not_exist_is_a_dash():
     assert format_percent(None) == format_percent(float("nan")) == DASH
     assert format_percent(0.12345) == "12.3" and format_percent(-0.1, digits=2, signed=True) == "-10.00"
     assert format_interval([0.1, 0.25]) == "[10.0, 25.0]" and format_interval(None) == format_interval([None, 1]) == ""
+    assert format_interval([float("nan"), 0.2]) == ""
 
 
 def test_an_interval_of_few_groups_says_how_many_and_one_group_has_none():

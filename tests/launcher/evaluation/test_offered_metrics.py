@@ -19,6 +19,7 @@ from launcher.evaluation.table import format_evaluation
 from launcher.evaluation.track import describe_summary, final_metrics, summarise
 from launcher.evaluation.validate import check_keep_best, say_headlines
 from launcher.run.build import build_method
+from launcher.run.folder import Run
 from shards.folder import ShardFolder
 from shards.schema import SMOKE
 from shards.write import write_split
@@ -80,9 +81,13 @@ def test_an_evaluation_has_them_at_each_threshold_and_shows_them_where_it_shows_
     assert "own mIoU" in format_evaluation(report) and "own misses" in format_evaluation(report)
     rows = tabulate_run(report, report["headline"], "smoke")
     columns = {column["name"]: column for column in describe_columns(["smoke"], rows)}
+    assert list(columns)[-2:] == ["misses", "own"]  # behind all of ours
     assert columns["own"]["meaning"] == "as ours, {for a test}" and columns["own"]["chosen"]
     assert not any("not installed" in note for note in collect_notes(report, "smoke"))
     assert "own" not in evaluate(run)["sources"]["grad"]["fixed"]  # nobody asked
+    train = ShardFolder(Run(run).config.data.val.parent / "train")
+    with pytest.raises(ConfigError, match="train holds no masks to count own on"):
+        evaluate(run, [WANTED, f"data.val={train.folder}"])
 
 
 def test_without_its_package_a_metric_is_told(tiny_config):

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from support.pages import read_page
 
 from launcher.errors import RunError
+from launcher.evaluation.class_sums import GroupSums
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.headline import (
     Beside,
@@ -23,7 +25,7 @@ from launcher.evaluation.headline import (
     hold_against,
     read_headline,
 )
-from launcher.evaluation.per_image import compare_images
+from launcher.evaluation.per_image import PER_IMAGE, compare_images, read_ious, write_rows
 from launcher.evaluation.pictures import TRUTH_COLOUR, as_tile, at_tile, draw_mask, draw_truth
 from launcher.evaluation.report import write_report
 from launcher.evaluation.strip import choose_ranks, rank_alarms, rank_images
@@ -104,11 +106,24 @@ def test_a_headline_stands_beside_its_control_its_teacher_and_what_learned_nothi
     groups = headline.at["per_image_iou_groups"]
     assert of_teacher.words() == f"its teacher {100 * headline.value:.1f} (+0.0 [+0.0, +0.0] of {groups} groups)"
     assert paper.words() == "paper 47.4"
+    at = {**headline.at, "per_image_iou": 0.25, "per_image_iou_interval": [0.2, 0.3], "false_alarm_area": 0.99}
+    sources = {headline.source: {headline.choice: {**at, "per_image_iou_groups": 30}}}
+    everywhere = replace(headline, evaluation={**headline.evaluation, "sources": sources})
+    assert describe_headline(everywhere, "smoke", Known(0.4737)).splitlines()[:2] == [
+        f"per-image IoU 25.0 [20.0, 30.0] ({headline.where()})",
+        "  smoke is predicted nearly everywhere",
+    ]
+    assert describe_headline(everywhere, "smoke", Known(0.4737)).endswith("\n  paper 47.4")
     of_map = json.loads((run / "evaluation.json").read_text())
     other_kind = next(kind for kind in of_map["sources"] if kind != headline.source)
     of_map["headline"] = {"source": other_kind, "choice": headline.choice}
     Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
     assert hold_against(headline, "smoke", Known())[0].what == f"its teacher {other_kind}"
+    del of_map["headline"]  # of an earlier version: the report of the teacher says so
+    Path("runs/teacher/evaluation.json").write_text(json.dumps(of_map))
+    assert [one.what for one in hold_against(headline, "smoke", Known())] == ["smoke everywhere"]
+    Path("runs/teacher").rename("runs/gone")
+    assert [one.what for one in hold_against(headline, "smoke", Known())] == ["smoke everywhere"]
 
 
 def test_runs_are_compared_on_the_images_that_both_have():
@@ -116,6 +131,18 @@ def test_runs_are_compared_on_the_images_that_both_have():
     theirs = {"b": ("g", 0.25), "a": ("g", 0.25), "other": ("h", 0.1)}
     assert compare_images(ours, theirs) == (0.375, 0.375, 0.375)  # +0.25 and +0.5 of one group
     assert compare_images(ours, {}) is None
+
+
+def test_images_that_show_a_class_are_read_from_a_table_whose_sources_have_other_columns(tmp_path):
+    rows = [
+        {"source": "masks", "key": "a", "group": "g", "truth_area": 0.5, "iou_fixed": 0.75},
+        {"source": "cam", "key": "a", "group": "g", "truth_area": 0.5, "iou_fixed": 0.25, "iou_tuned": 0.0},
+        {"source": "cam", "key": "clear", "group": "g", "truth_area": 0.0, "iou_fixed": None, "iou_tuned": None},
+        {"source": "cam", "key": "unknown", "group": "g", "truth_area": None, "iou_fixed": None, "iou_tuned": None},
+    ]
+    write_rows(tmp_path / PER_IMAGE, rows)
+    assert read_ious(tmp_path, "cam", "tuned") == {"a": ("g", 0.0)}
+    assert read_ious(tmp_path, "masks", "fixed") == {"a": ("g", 0.75)} and read_ious(tmp_path, "masks", "tuned") == {}
 
 
 def of(fingerprint="images", curve=(), **at):
@@ -144,6 +171,32 @@ def test_figures_of_other_kinds_or_images_are_not_held_against_each_other(monkey
     assert compare(of(miou=None), "same", "same") is None
 
 
+@pytest.mark.parametrize(
+    ("figure", "reads", "of_runs"),
+    [
+        ("per_image_iou", "read_ious", [{"a": ("g", 0.5), "alone": ("h", 0.9)}, {"a": ("g", 0.25)}]),
+        (
+            "miou",
+            "read_class_sums",
+            [GroupSums(["g"], np.array([sums])) for sums in ([[4, 4], [4, 4], [4, 4]], [[4, 2], [4, 4], [6, 2]])],
+        ),
+        ("average_precision", "", []),  # of whole sets: no image has one
+    ],
+)
+def test_each_run_is_compared_at_its_own_source_and_threshold(monkeypatch, figure, reads, of_runs):
+    at, dataset = {figure: 0.5, "miou_groups": 1}, {"fingerprint": "images"}
+    ours = Headline(Path("ours"), {"sources": {"cam": {"fixed": at}}, "dataset": dataset}, "cam", "fixed")
+    theirs = Headline(Path("theirs"), {"sources": {"grad": {"tuned": at}}, "dataset": dataset}, "grad", "tuned")
+    monkeypatch.setattr("launcher.evaluation.headline.read_headline", lambda run: theirs)
+    if reads:
+        found = {(Path("ours"), "cam", "fixed"): of_runs[0], (Path("theirs"), "grad", "tuned"): of_runs[1]}
+        monkeypatch.setattr(f"launcher.evaluation.headline.{reads}", lambda *which: found[which])
+    gap = {"per_image_iou": 0.25, "miou": 1 - (4 / 6 + 2 / 4) / 2}.get(figure)  # ours are better
+    beside = compare(ours, "other", theirs)
+    assert (beside.what, beside.value, beside.groups) == ("other grad", 0.5, 1 if reads else None)
+    assert beside.gap == (pytest.approx((gap,) * 3) if reads else None)
+
+
 def test_chance_is_the_class_everywhere_or_the_background_alone():
     assert chance_of(of(per_image_iou=0.5, curve=[0.14, 0.2]), "smoke") == Beside("smoke everywhere", 0.14)
     assert chance_of(of(per_image_iou=0.5), "smoke") is None
@@ -168,6 +221,9 @@ def test_figures_of_everything_or_of_nothing_are_told():
     assert "never" in explain_degenerate({"threshold": 0.9, "recall": 0.0, "false_alarm_area": 0.0}, "smoke")
     of_classes = {"background": 0.7, "cat": 0.0, "dog": None}
     assert explain_degenerate({"class_iou": of_classes}, "the class") == "no class is ever predicted correctly"
+    assert (
+        explain_degenerate({"class_iou": {"background": 0.7, "cat": 0.0}}, "cat") == "cat is never predicted correctly"
+    )
     assert explain_degenerate({"class_iou": {**of_classes, "cat": 0.1}}, "the class") == ""
     assert explain_degenerate({"threshold": 0.5, "recall": 0.1, "false_alarm_area": 0.2}, "smoke") == ""
     assert (

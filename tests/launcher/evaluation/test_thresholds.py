@@ -21,12 +21,13 @@ def measure_of(key, prob, score_HW, boxes, truth=0, labelled=False):
 
 
 def test_a_regions_gated_area_counts_nothing_where_the_classifier_sees_nothing():
-    measure = measure_of("sure", 0.5, [[0.9, 0.1, 0.0, 0.0]], [(0, 1, 0, 2)])
+    measure = measure_of("sure", 0.5, [[0.9, 0.1, 0.0, 0.0]], [(0, 1, 0, 2), (0, 1, 1, 2)])  # they overlap
     measure.extend(measure_of("unsure", 0.1, [[0.9, 0.9, 0.0, 0.0]], [(0, 1, 0, 2)]))
     measure.extend(measure_of("no chimney", 0.9, [[0.9, 0.9, 0.9, 0.9]], []))
     figures = measure.figures_at(0.5)
     assert figures["chimney_area"] == pytest.approx((0.5 + 1.0) / 2)
     assert figures["chimney_area_gated"] == pytest.approx((0.5 + 0.0) / 2)
+    assert measure.figures_at(0.05)["chimney_area"] == 1.0 and measure.figures_at(0.95)["chimney_area"] == 0.0
 
 
 def test_the_best_threshold_is_that_of_the_highest_mean_over_the_images_that_show_smoke():
@@ -40,6 +41,8 @@ def test_the_best_threshold_is_that_of_the_highest_mean_over_the_images_that_sho
     bounds = measure.bounds_and_curve()
     assert bounds["best_on_val"] == {"threshold": best.threshold, "per_image_iou": best.value}
     assert (bounds["images"], bounds["images_with_class"], bounds["groups"]) == (4, 3, 4)
+    assert bounds["oracle_per_image_iou"] == 1.0
+    assert measure.decisions()[1].tolist() == [[True], [True], [True], [False]]  # masks tell what no label names
     curve = {name: value_T[31] for name, value_T in bounds["curve"].items()}
     assert curve == {
         "per_image_iou": 0.83333,
@@ -62,7 +65,7 @@ def test_images_without_smoke_tune_nothing_and_have_false_alarms_alone():
     measure.extend(measure_of("b", 0.9, [[0.0, 0.0]], []))
     assert measure.best() is None
     figures = measure.figures_at(0.5)
-    assert figures.pop("per_image_iou_groups") == 0
+    assert figures.pop("per_image_iou_groups") == 0 and "chimney_area" not in figures  # no image has a box
     shown = {name for name, value in figures.items() if value not in (None, [None, None])}
     assert shown == {"threshold", "false_alarm_area", "false_alarm_area_gated"}
     assert figures["false_alarm_area"] == 0.25 and figures["per_image_iou_interval"] == [None, None]

@@ -13,7 +13,7 @@ from launcher.evaluation.confusion import ClassThresholds
 from launcher.evaluation.image_labels import ImageLabels
 from launcher.evaluation.measure import Best, Truth
 from launcher.evaluation.sources import LabelSource, ScorePrediction, ScoreSource
-from launcher.evaluation.table import describe_best
+from launcher.evaluation.table import ask_for, describe_best
 from launcher.evaluation.tuning import NO_MAPS, Tuned, best_gate, tune
 from launcher.jobs.scores import Scores
 from shards.schema import ClassSet
@@ -72,10 +72,11 @@ def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it
     report = evaluated({"grad": 0.5, "class_map": 0.6, "project": 0.6})
     assert report["tune"]["best"] == "class_map"
     report["sources"]["grad"]["tuned"]["per_image_iou"] = 0.9
+    report["sources"]["class_map"]["tuned"] |= {"per_image_iou_interval": [0.2, 0.4], "per_image_iou_groups": 8}
     first, use = describe_best(report)
     assert first == (
-        "best on tune: class_map, threshold 0.42: per-image IoU 60.0 there, on val 30.0 "
-        "(the others on tune: project 60.0, grad 50.0)"
+        "best on tune: class_map, threshold 0.42: per-image IoU 60.0 there, on val 30.0 [20.0, 40.0] "
+        "of 8 groups (the others on tune: project 60.0, grad 50.0)"
     )
     assert use.endswith(
         "--kind class_map; wsss refine RUN 'refine.cams=[class_map]' 'refine.chain=[]' refine.threshold=0.42"
@@ -106,6 +107,7 @@ def test_the_best_source_is_that_of_tune_whatever_val_says_and_how_to_ask_for_it
 def test_only_what_options_alone_give_is_told_as_options(name, chain, said):
     lines = describe_best(evaluated({name: 0.5, "other": 0.4}, **{name: [{"name": step} for step in chain]}))
     assert said in lines[-1] if said else len(lines) == 1
+    assert ask_for("segments", [], {"miou": 0.5}) == ""  # label maps have no threshold to ask for
 
 
 def test_few_images_of_tune_choose_no_source_and_one_source_is_no_choice():

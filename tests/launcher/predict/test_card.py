@@ -1,5 +1,6 @@
 """The folder of `wsss export --hub`: weights and card."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from launcher.__main__ import main
 from launcher.config.options import Named
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.evaluate import evaluate
+from launcher.predict import card
 from launcher.predict.card import shortly, without_places, write_folder
+from launcher.predict.export import export
 from launcher.run.build import build_network
 from launcher.run.folder import Run
 from launcher.run.start import read_start
@@ -36,6 +39,10 @@ def test_a_folder_for_a_hub_has_a_card_of_run_and_evaluation_and_predicts(run, m
     value = report["sources"][headline["source"]][headline["choice"]]["per_image_iou"]
     (result,) = front["model-index"][0]["results"]
     assert {"type": "per_image_iou", "name": "per-image IoU", "value": round(100 * value, 2)} in result["metrics"]
+    assert [metric["type"] for metric in result["metrics"]] == ["per_image_iou", "false_alarm_area"]
+    assert result["dataset"]["name"] == "24 images of val" and front["license_name"] == "see-below"
+    assert "24 images of .../val, metrics in percent" in text
+    assert str(Path(report["dataset"]["folder"]).parent) not in Path("hub/plumes/README.md").read_text()
     about = Run(run).about
     for fact in ("| classes | smoke |", "| method | distill |", about["git_commit"], about["dataset_fingerprint"]):
         assert fact in text
@@ -58,6 +65,41 @@ def test_a_licence_that_a_hub_knows_is_its_front_matter(run):
     assert "The run was not evaluated" in text
     with pytest.raises(RunError, match="hub: already holds hub/model.safetensors; choose another folder"):
         write_folder(run, Path("hub"), "me/plumes", "torch", kind="project")
+
+
+def test_a_card_says_what_the_network_is_and_takes_and_how_it_was_made(run, monkeypatch):
+    about = json.loads((run / "run.json").read_text())
+    made = {"command": "wsss train /home/me/own.yaml", "git_commit": "c0ffee", "packages": {"torch": "2.9"}}
+    (run / "run.json").write_text(json.dumps(about | made))
+    written = export(run, Path("student.safetensors"), licence="that of /data/w/deit.pth")
+    monkeypatch.setattr(card, "find_decay", lambda *_: 0.999)
+    facts = {**written.facts, "mean": "[0.4]", "std": "[0.25]", "threshold": "0.0"}
+    text = card.make_card(run, "me/plumes", written._replace(facts=facts))
+    rows = dict(line[2:-2].split(" | ", 1) for line in text.splitlines() if line.startswith("| ") and line != "| | |")
+    gate = "0.5 (default: below this probability of a class its map means nothing)"
+    assert rows.pop("input").endswith("; trained at 32 px") and rows.pop("code").endswith(", commit c0ffee")
+    assert rows.pop("data") == f"smoke, fingerprint {about['dataset_fingerprint']}"
+    assert rows == {
+        **{"network": "name vit, timm_name vit_tiny_patch16_224", "method": "distill", "classes": "smoke"},
+        **{"normalisation": "mean 0.4, standard deviation 0.25", "map": "grad, unless `--kind` names another"},
+        "threshold": "0.0 (evaluate.threshold of its config: no threshold was tuned for grad)",
+        **{"gate": gate, "checkpoint": "step_0000002 of runs/student, averaged by 0.999", "packages": "torch 2.9"},
+        "command": "`wsss train .../own.yaml`",
+    }
+    assert text.endswith("## Licence\n\nthat of .../deit.pth\n")
+
+
+def test_a_metric_that_does_not_exist_is_none_of_a_hubs():
+    at = {"per_image_iou": None, "false_alarm_area": 0.5, "pooled_iou": 0.4}
+    evaluation = {"headline": {"source": "cam", "choice": "fixed"}, "sources": {"cam": {"fixed": at}}}
+    (result,) = card.index_of("me/plumes", {**evaluation, "dataset": {"images": 2, "folder": "data/val"}})["results"]
+    assert result["metrics"] == [{"type": "false_alarm_area", "name": "false-alarm area", "value": 50.0}]
+
+
+def test_a_folder_is_written_again_over_its_own_model(run):
+    for licence in ("mit", "cc0-1.0"):
+        write_folder(run, Path("hub"), "me/plumes", None, licence=licence)
+    assert front_and_text(Path("hub"))[0]["license"] == "cc0-1.0"
 
 
 def test_a_name_or_a_place_that_does_not_fit_is_told(run):

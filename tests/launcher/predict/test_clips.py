@@ -19,6 +19,7 @@ from launcher.predict import clips, parts
 from launcher.predict.defaults import settle
 from launcher.predict.masks import predict_frame
 from launcher.predict.model import load_model
+from launcher.predict.movie import Movie
 from launcher.predict.parts import Seen, mean_around, seen_of, smoothed, write_part
 from launcher.predict.run import predict
 from launcher.predict.settings import Wishes, look_as
@@ -63,6 +64,7 @@ def test_a_clip_becomes_masks_with_times_an_mp4_a_plot_and_stills(clip):
     page = Path("out/contact_sheet.html").read_text()
     read_page(Path("out/contact_sheet.html"), beside=("clips/", "overlays/", "masks/", "frames.csv"))
     assert 'src="clips/clip.mp4"' in page and page.count("<figure") == clips.STILLS and "<svg" in page
+    assert "</b>frame 0 · " in page and "<b>0.0 s   " in page and "</b>frame 19 · " in page and "<b>1.6 s   " in page
     assert not list(Path("out/.rows/clip-clip").glob("part-*"))
 
 
@@ -237,6 +239,15 @@ def test_maps_are_divided_by_the_strongest_of_the_clip(tmp_path):
     assert read(8.0) == [(grid / 4).tolist(), grid.tolist()]
     assert read(0.0) == [(0 * grid).tolist()] * 2  # not NaN
     assert read(8.0, "frame") == [grid.tolist()] * 2
+
+
+def test_a_movie_takes_frames_of_odd_and_other_sizes_and_of_one_time(tmp_path):
+    with Movie(tmp_path / "a.mp4", rate=0.2) as movie:
+        for size, time_s in (((33, 47), 0.0), ((33, 47), 0.0), ((33, 90), 0.5), ((64, 47), 1.0), ((32, 46), 2.0)):
+            movie.add(np.zeros((*size, 3), np.uint8), time_s)
+    frames = list(decoded_frames(tmp_path / "a.mp4"))
+    assert {(frame.height, frame.width) for frame in frames} == {(32, 46)}
+    assert [float(frame.time) for frame in frames] == pytest.approx([0, 0.001, 0.5, 1, 2], abs=1e-4)
 
 
 def test_what_is_for_clips_is_refused_without_one(run):

@@ -28,7 +28,7 @@ def test_an_overlay_outlines_each_class_and_leaves_the_rest():
 def test_words_say_what_is_seen_or_what_was_likeliest():
     rows = [of_class("cat", 0.9, 0), of_class("dog", 0.6, 7)]
     assert words_of(rows, 1.24) == [("1.2 s", None), ("dog 0.60, 7.0 %", 2)]
-    assert words_of([of_class("cat", 0.4, 0), of_class("dog", 0.1, 0)]) == [("none (likeliest cat, 0.40)", None)]
+    assert words_of([of_class("cat", 0.1, 0), of_class("dog", 0.4, 0)]) == [("none (likeliest dog, 0.40)", None)]
     assert words_of([of_class("smoke", 0.4, 0)]) == [("no smoke (0.40)", None)]
 
 

@@ -15,7 +15,7 @@ import wsss
 from launcher.config.sections import SegmentConfig
 from launcher.errors import ConfigError, RunError
 from launcher.evaluation.pictures import as_css
-from launcher.predict import draw, images, outputs
+from launcher.predict import draw, images, outputs, sheet
 from launcher.predict.defaults import settle
 from launcher.predict.masks import describe_classes
 from launcher.predict.model import load_model
@@ -75,8 +75,23 @@ def test_a_folder_becomes_masks_overlays_a_table_a_page_and_a_summary(frames, ca
     assert page.count("data:image/jpeg;base64,") == 6 and "http" not in page and not Path("out/failed.csv").exists()
 
 
+def test_the_page_of_many_frames_shows_some_of_the_whole_folder_and_counts_all(frames, monkeypatch):
+    monkeypatch.setattr(sheet, "TILES", 2)
+    for n in range(3):
+        Path(f"frames/bad{n}.png").write_text("?")
+    predict(["frames"], frames, Path("out"), OPEN)
+    page = Path("out/contact_sheet.html").read_text()
+    assert "</b>0.png · " in page and "</b>5.png · " in page and page.count("data:image/jpeg;base64,") == 2
+    assert "Could not be read: 3<" in page and page.count('<li class="note">') == 2
+    assert page.count('<figure class="seen">') == 2
+    (Path("out/overlays/0.jpg")).unlink()  # a picture that is gone is no error
+    predict(["frames"], frames, Path("out"), OPEN)
+    assert Path("out/contact_sheet.html").read_text().count("data:image/jpeg;base64,") == 1
+
+
 def test_a_class_that_does_not_pass_the_gate_is_nowhere(frames):
     predict(["frames"], frames, Path("out"), Wishes(gate=1.0))
+    assert 'class="seen"' not in Path("out/contact_sheet.html").read_text()
     assert all(row["area_px"] == "0" and row["boxes"] == "" and row["mean_score"] == "" for row in rows())
 
 

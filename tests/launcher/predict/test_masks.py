@@ -43,6 +43,8 @@ def test_what_is_ignored_is_255_and_counts_for_no_area():
     assert (cat["area_px"], cat["mean_score"], cat["boxes"]) == (0, None, [])
     assert (dog["area_px"], dog["area_percent"], dog["boxes"]) == (6, 100.0, [[1, 0, 4, 2]])
     assert dog["mean_score"] == pytest.approx((0.95 + 0.6 + 0.6) / 3, abs=1e-4)
+    nothing = describe_classes(predict(CAM, [0.9, 0.9], kept=np.zeros((2, 4), bool)))
+    assert [of_class["area_percent"] for of_class in nothing] == [0, 0]  # of no pixel
     with pytest.raises(DataError, match=r"frame is 2 x 4, --ignore .* is 3 x 4 \(height x width\)"):
         predict(CAM, [0.9, 0.9], kept=np.ones((3, 4), bool))
 
@@ -61,6 +63,8 @@ def test_scores_are_refined_at_no_more_than_a_length_and_come_back_at_the_size_o
     assert found.scores.shape == (1, 2, 4) and found.scores[0, 0, 0] == pytest.approx(1 - (0.3 + 0.95) / 2)
     assert predict(CAM, [0.1, 0.1], chain=("crf",)).scores.shape == (0, 2, 4)
     assert predict(CAM, [0.9, 0.9]).scores[0].tolist() == np.float32(CAM[0]).tolist() and len(asked) == 1
+    monkeypatch.setattr(masks, "REFINED_PX", 1)  # the short side of a thin frame keeps a pixel
+    assert predict(CAM, [0.4, 0.9], chain=("crf",)).scores.shape == (1, 2, 4) and asked[-1][1] == (1, 1, 3)
 
 
 def test_maps_that_are_probabilities_are_refined_beside_their_background_by_the_crf_of_segment(monkeypatch):

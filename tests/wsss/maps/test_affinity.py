@@ -191,8 +191,10 @@ def test_bad_cues_are_refused():
     for options in ({"beta": 0.0}, {"log_t": -1}, {"log_t": 11}):
         with pytest.raises(ValueError, match=r"beta is \S+, log_t \S+; wanted beta above 0, and log_t from 0 to 10"):
             random_walk_refine(image, scores, cue_of(5), **options)
-    with pytest.raises(ValueError, match="finite"):
-        random_walk_refine(image, scores * np.nan, cue_of(5))
+    broken = AffinityCue(cue_of(5).affinity_OP * np.nan, cue_of(5).size, cue_of(5).radius)
+    for of_scores, cue in ((scores * np.nan, cue_of(5)), (scores, broken)):
+        with pytest.raises(ValueError, match="scores and affinities must be finite"):
+            random_walk_refine(image, of_scores, cue)
 
 
 @pytest.mark.parametrize(("stride", "size"), [(16, (5, 7)), (32, (5, 7))])

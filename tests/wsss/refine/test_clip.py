@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.clips import write_tiny_clip
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -112,6 +113,10 @@ def test_images_are_normalised_with_clips_own_mean(clip):
     white[:, 5:] = 0  # an edge, at which cubics would leave [0, 1]
     seen = fit(clip, [white], None)[0] * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
     assert seen.min().item() == pytest.approx(0, abs=1e-6) and seen.max().item() == pytest.approx(1, abs=1e-6)
+    noise = np.random.default_rng(0).integers(0, 256, (61, 47, 3)).astype(np.uint8)
+    square = np.asarray(Image.fromarray(noise).resize((16, 16), Image.Resampling.BICUBIC)) / 255  # as CLIP's own does
+    seen = fit(clip, [noise], None)[0] * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
+    assert np.abs(seen.permute(1, 2, 0).numpy() - square).max() < 2 / 255
     with pytest.raises(ValueError, match="size is 30; wanted a multiple of 4"):
         fit(clip, [white], 30)
 
