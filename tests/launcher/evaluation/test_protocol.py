@@ -2,8 +2,12 @@ from launcher.evaluation.protocol import describe_crf, describe_scores
 
 CAMS = {
     "checkpoint": "step_0000004",
+    "ema_decay": None,
     "image_size": 224,
-    "cam": {"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "classes": "present"},
+    "cam": {
+        **{"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "fuse": "mean", "pad": "resize"},
+        **{"window_px": None, "classes": "present"},
+    },
 }
 SIZE = "image squashed to 224 px, scales 0.5, 1 + flip"
 VIEWS = f"{SIZE}, fuse mean, pad resize, maps of the classes of the image label alone, scores resized to the image"
