@@ -10,6 +10,7 @@ COMPETING = {  # the classes that compete for a pixel
     "all": "maps of all classes",
     "present": "maps of the classes of the image label alone",
 }
+SIDES = {"resize": "sides resized", "pad": "sides padded", "floor": "sides cut off"}  # to multiples of the stride
 UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said elsewhere
 
 
@@ -24,7 +25,7 @@ def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
     if cam["window_px"]:
         size = f"whole image through windows of {cam['window_px']} px"
     layers = f", layers {', '.join(map(str, cam['layers']))}" if list(cam["layers"]) != [-1] else ""
-    fused = f"fuse {cam['fuse']}, pad {cam['pad']}"
+    fused = f"fuse {cam['fuse']}, {SIDES[cam['pad']]}"
     views = f"{size}, scales {join_numbers(cam['scales'])}{' + flip' if cam['flip'] else ''}, {fused}{layers}"
     how = f"{views}, {COMPETING[cam['classes']]}, scores resized to the image"
     if "chain" in made_of:
@@ -71,7 +72,7 @@ def describe_labels(
         rule = made_of["cam"]
         views = f"scales {join_numbers(rule['scales'])}{' + flip' if rule['flip'] else ''}"
         how = (
-            f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, pad {rule['pad']}, "
+            f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, {SIDES[rule['pad']]}, "
             f"resized to the image, background at <= {made_of['cam_threshold']:g}, no CRF"
         )
     precision = {"ieee": "float32"}.get(made_of["precision"], made_of["precision"])

@@ -85,7 +85,7 @@ def test_each_set_of_masks_is_a_source_with_figures_from_one_confusion_matrix_an
         f", by {by}), float32, split val, checkpoint step_0000002, training seed 0"
     )
     assert "image at its own size, scales 1, no flip, argmax over all classes, no CRF" in protocols["segments"]
-    cam = "scales 1, 0.5, 1.5 + flip, fuse toco, pad pad, resized to the image, background at <= 0.4, no CRF"
+    cam = "scales 1, 0.5, 1.5 + flip, fuse toco, sides padded, resized to the image, background at <= 0.4, no CRF"
     assert cam in protocols["segments.cam"]
     assert final_metrics(report)["final/segments_crf/fixed/miou"] == at["miou"]
 

@@ -10,7 +10,7 @@ CAMS = {
     },
 }
 SIZE = "image squashed to 224 px, scales 0.5, 1 + flip"
-VIEWS = f"{SIZE}, fuse mean, pad resize, maps of the classes of the image label alone, scores resized to the image"
+VIEWS = f"{SIZE}, fuse mean, sides resized, maps of the classes of the image label alone, scores resized to the image"
 ORIGIN = "split val, checkpoint step_0000004, training seed 3"
 
 
@@ -19,7 +19,7 @@ def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
     every = {**CAMS, "cam": {**CAMS["cam"], "classes": "all"}}
     assert ", maps of all classes, scores" in describe_scores(every, "val", 3)
     windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
-    assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, pad resize, layers -1, -2" in describe_scores(
+    assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, sides resized, layers -1, -2" in describe_scores(
         windows, "val", 3
     )
 

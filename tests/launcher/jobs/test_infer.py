@@ -34,9 +34,11 @@ def test_the_protocol_states_the_rule():
         made_of = {"cam": identify_cam(cam), "image_size": 32, "checkpoint": "step_0000004", "ema_decay": None}
         return describe_scores(made_of, "val", 0)
 
-    assert "scales 0.5, 1 + flip, fuse mean, pad resize, maps of all" in line(CamConfig(scales=(0.5, 1.0), flip=True))
-    assert "scales 1, fuse toco, pad pad, maps of all" in line(CamConfig(fuse="toco"))
-    assert "scales 1, fuse toco, pad floor, maps of all" in line(CamConfig(fuse="toco", pad="floor"))
+    assert "scales 0.5, 1 + flip, fuse mean, sides resized, maps of all" in line(
+        CamConfig(scales=(0.5, 1.0), flip=True)
+    )
+    assert "scales 1, fuse toco, sides padded, maps of all" in line(CamConfig(fuse="toco"))
+    assert "scales 1, fuse toco, sides cut off, maps of all" in line(CamConfig(fuse="toco", pad="floor"))
 
 
 def test_cams_written_by_tocos_rule_are_those_that_are_judged_on_a_smaller_grid():
