@@ -56,7 +56,7 @@ def publish_noted(temporary: Path, path: Place) -> None:
 
 
 def find_written(path: Place) -> Written | None:
-    """Size and sha256 of a shard as it was written; None if not recorded, as in folders of old versions."""
+    """Size and sha256 of a shard as it was written; None if not recorded."""
     note = look_at(note_path(path))
     with suppress(ValueError, TypeError):
         return Written.of(json.loads(note))

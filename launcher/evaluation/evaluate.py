@@ -21,10 +21,11 @@ from launcher.evaluation.per_image import PER_IMAGE, write_rows
 from launcher.evaluation.sources import Source, find_sources, read_made_of
 from launcher.evaluation.tuning import Tuned, describe_gate, tune
 from launcher.files import place_outputs, typed, write_whole
-from launcher.jobs.network_job import identify_weights
+from launcher.jobs.network_job import identify_checkpoint
 from launcher.run.folder import EVALUATION, Run
 from launcher.run.idle import refuse_overrides
 from launcher.run.lock import require_writable
+from launcher.run.steps import is_complete
 from shards.folder import ShardFolder
 
 
@@ -167,8 +168,8 @@ def require_own(run: Run, source: Source) -> None:
     """Raise RunError if a source was made with other weights than the run's checkpoint of this name has now, for
     example because the run was trained again and its old outputs were kept."""
     made_of = read_made_of(source.folder)
-    now = identify_weights(run.folder / made_of["checkpoint"]).get("weights")
-    if now and made_of.get("weights", now) != now:
+    checkpoint = run.folder / made_of["checkpoint"]
+    if is_complete(checkpoint) and identify_checkpoint(checkpoint)["weights"] != made_of["weights"]:
         raise RunError(f"{source.folder}: made with other weights than {made_of['checkpoint']} has now; {source.again}")
 
 

@@ -76,9 +76,6 @@ def read_headline(run: Run) -> Headline | None:
     if not (run.folder / EVALUATION).is_file():
         return None
     evaluation = read_json(run.folder / EVALUATION)
-    if "headline" not in evaluation:
-        again = typed("evaluate", run)
-        raise Damaged(f"{run.folder / EVALUATION}: has no headline (an earlier version); run `{again}` again")
     return Headline(run.folder, evaluation, **evaluation["headline"])
 
 

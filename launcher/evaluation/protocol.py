@@ -4,15 +4,13 @@ It is read from what the job wrote in its folder, not from the config.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
-
-from wsss.maps.fusion import DEFAULT_PAD, TOCO
 
 COMPETING = {  # the classes that compete for a pixel
     "all": "maps of all classes",
     "present": "maps of the classes of the image label alone",
 }
+SIDES = {"resize": "sides resized", "pad": "sides padded", "floor": "sides cut off"}  # to multiples of the stride
 UNSAID_OF_CUES = {"kind", "fingerprint", "weights", "templates"}  # too long for a line, or said elsewhere
 
 
@@ -24,11 +22,10 @@ def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
     """
     cam = made_of["cam"]
     size = f"image squashed to {made_of['image_size']} px"
-    if cam.get("window_px"):
+    if cam["window_px"]:
         size = f"whole image through windows of {cam['window_px']} px"
     layers = f", layers {', '.join(map(str, cam['layers']))}" if list(cam["layers"]) != [-1] else ""
-    fuse = cam.get("fuse", "mean")
-    fused = f"fuse {fuse}, pad {cam.get('pad', DEFAULT_PAD[fuse])}"
+    fused = f"fuse {cam['fuse']}, {SIDES[cam['pad']]}"
     views = f"{size}, scales {join_numbers(cam['scales'])}{' + flip' if cam['flip'] else ''}, {fused}{layers}"
     how = f"{views}, {COMPETING[cam['classes']]}, scores resized to the image"
     if "chain" in made_of:
@@ -39,10 +36,10 @@ def describe_scores(made_of: Mapping[str, Any], split: str, seed: int) -> str:
 def describe_chain(made_of: Mapping[str, Any]) -> str:
     """The refiners in order, each with its given options and how its cues were made, and the thresholds of the stored
     masks."""
-    steps = [describe_refiner(step, made_of.get("cues", {}).get(step["name"])) for step in made_of["chain"]]
+    steps = [describe_refiner(step, made_of["cues"].get(step["name"])) for step in made_of["chain"]]
     refined = f"refined by {', then '.join(steps)}" if steps else "not refined"
     masks = f"stored masks at >= {made_of['threshold']:g}"
-    if made_of.get("bg_threshold") is not None:
+    if made_of["bg_threshold"] is not None:
         masks += f", ignored from {made_of['bg_threshold']:g}"
     return f"{refined}, {masks}"
 
@@ -72,10 +69,10 @@ def describe_labels(
         views += f" + flip ({flips})" if settings["flip"] else ", no flip"
         how = f"{views}, argmax over all classes, {describe_crf(settings, left_out)}"
     else:
-        rule = made_of.get("cam") or asdict(TOCO)
+        rule = made_of["cam"]
         views = f"scales {join_numbers(rule['scales'])}{' + flip' if rule['flip'] else ''}"
         how = (
-            f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, pad {rule['pad']}, "
+            f"CAMs of the classes of the image label, {squash}, {views}, fuse {rule['fuse']}, {SIDES[rule['pad']]}, "
             f"resized to the image, background at <= {made_of['cam_threshold']:g}, no CRF"
         )
     precision = {"ieee": "float32"}.get(made_of["precision"], made_of["precision"])
@@ -97,7 +94,8 @@ def describe_crf(settings: Mapping[str, Any], left_out: Sequence[float] = ()) ->
 
 
 def describe_origin(made_of: Mapping[str, Any], split: str, seed: int) -> str:
-    averaged = f" (weights averaged, ema_decay {made_of['ema_decay']:g})" if "ema_decay" in made_of else ""
+    decay = made_of["ema_decay"]
+    averaged = "" if decay is None else f" (weights averaged, ema_decay {decay:g})"
     return f"split {split}, checkpoint {made_of['checkpoint']}{averaged}, training seed {seed}"
 
 

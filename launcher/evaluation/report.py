@@ -77,8 +77,8 @@ def describe_run(run: Run, headline: Headline, known: Known) -> dict[str, Any]:
     """What the page says about one run."""
     evaluation = headline.evaluation
     one = name_class([run.class_set.classes])
-    supervision = evaluation["dataset"].get("supervision", "pixel")  # old evaluations do not say; they had masks
-    kinds = choose_judge(METHODS[run.config.method.name], supervision).known_figures(run.config, run.class_set)
+    judge = choose_judge(METHODS[run.config.method.name], evaluation["dataset"]["supervision"])
+    kinds = judge.known_figures(run.config, run.class_set)
     about: dict[str, Any] = {
         "name": run.config.name,
         "method": describe_method(run.config),

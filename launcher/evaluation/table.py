@@ -117,7 +117,7 @@ def describe_labels(evaluation: Mapping[str, Any], one: str) -> str:
 
 def describe_left_out(dataset: Mapping[str, Any]) -> str:
     """How many images are left out of all metrics of maps, and why; "" if none."""
-    count = dataset.get("images_without_truth", 0)  # old evaluations do not say
+    count = dataset["images_without_truth"]
     what = "their masks are ignored everywhere, or lack the class that the image label names"
     return f"{count} of {dataset['images']} images are left out of all metrics of maps: {what}" if count else ""
 

@@ -31,8 +31,8 @@ def track(run: Path, report: dict[str, Any]) -> None:
 def summarise(report: Mapping[str, Any]) -> dict[str, float]:
     """The few metrics shown for a run in a list of runs: those of its headline, of packages, and of the image
     labels."""
-    headline = report.get("headline")
-    of_maps = report["sources"][headline["source"]][headline["choice"]] if headline else {}
+    headline = report["headline"]
+    of_maps = report["sources"][headline["source"]][headline["choice"]]
     found = {**report.get("classification", {}), **of_maps}
     offered = (name for name in found if name in METRICS)
     return {name: found[name] for name in (*COLUMNS, *offered) if isinstance(found.get(name), float)}
@@ -41,9 +41,8 @@ def summarise(report: Mapping[str, Any]) -> dict[str, float]:
 def describe_summary(report: Mapping[str, Any], summary: Mapping[str, float]) -> str:
     one = name_class([report["dataset"]["classes"]])
     said = [format_figure(figure, summary[name], one, unit=" %") for name, figure in order_figures(summary).items()]
-    headline = report.get("headline")
-    of = f"{headline['source']} ({headline['choice']}) of {Path(report['checkpoint']).name}: " if headline else ""
-    return of + ", ".join(said)
+    source, choice = report["headline"]["source"], report["headline"]["choice"]
+    return f"{source} ({choice}) of {Path(report['checkpoint']).name}: " + ", ".join(said)
 
 
 def final_metrics(report: dict[str, Any]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """How the CRF of a job sums over pixels: decided once, when the job starts, and recorded in its output."""
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,8 +67,3 @@ def require_memory(by: By | None, size: tuple[int, int], classes: int) -> None:
             f"{free / 1e9:.1f} GB are free here: write the image shards with smaller images, run fewer processes "
             "(refine.workers, segment.workers), or leave the CRF out (refine.chain=[], segment.crf=false)"
         )
-
-
-def told(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a CRF as recorded in a job's folder: without `by` for the lattice, which older folders do not name."""
-    return {name: value for name, value in options.items() if name != "by" or value == "exact"}

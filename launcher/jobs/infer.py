@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from launcher.config.sections import CamConfig, Precision
+from launcher.config.sections import CamConfig
 from launcher.config.whole import Config
 from launcher.errors import ConfigError, report_user_errors
 from launcher.jobs.network_job import (
     RunJob,
     SamplesOf,
-    identify_average,
-    identify_weights,
+    identify_checkpoint,
     open_images,
     say_where,
     tell_large,
@@ -79,12 +78,10 @@ def infer(
     made_of = {
         "shards": absolute(images.folder),
         "fingerprint": images.index.fingerprint,
-        "checkpoint": trained.checkpoint.name,
         "image_size": config.data.image_size,
         "cam": identify_cam(config.cam),
-        **identify_precision(config.train.precision),
-        **identify_average(trained.checkpoint, config.train),
-        **identify_weights(trained.checkpoint),
+        "precision": config.train.precision,
+        **identify_checkpoint(trained.checkpoint),
     }
     job = InferJob(**say_where(trained, images, run=run, out=out, overrides=overrides))
     write_next_to(
@@ -209,17 +206,9 @@ def judged_rule(cam: CamConfig) -> CamRule:
 
 
 def identify_cam(cam: CamConfig) -> dict[str, Any]:
-    """Everything that the bytes of CAM shards depend on. `fuse` and `pad` are left out if they have the values that
-    were fixed in older versions, so that folders of these can be completed."""
+    """Everything that the bytes of CAM shards depend on."""
     rule = inferred_rule(cam)
-    made_of = cam.model_dump(mode="json", exclude={"batch_size", "fuse", "pad"})
-    made_of |= {"fuse": rule.fuse} if rule.fuse != "mean" else {}
-    return made_of | ({"pad": rule.pad} if rule.pad != DEFAULT_PAD[rule.fuse] else {})
-
-
-def identify_precision(precision: Precision) -> dict[str, str]:
-    """Of CAM shards; nothing where they are what they were before there was a choice."""
-    return {} if precision == "ieee" else {"precision": precision}
+    return {**cam.model_dump(mode="json", exclude={"batch_size"}), "fuse": rule.fuse, "pad": rule.pad}
 
 
 def choose_classes(image_label_K: torch.Tensor, cam: CamConfig) -> list[int]:

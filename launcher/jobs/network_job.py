@@ -17,14 +17,13 @@ from launcher.jobs.pool import open_shards
 from launcher.jobs.shares import Share
 from launcher.jobs.starts import stamp_of
 from launcher.progress import say
-from launcher.run.steps import MODEL, find_decay, read_state
+from launcher.run.steps import MODEL, read_state
 from shards.folder import ShardFolder
 from shards.places import everywhere
 from shards.remote import Place, absolute, join, place_of
 from shards.schema import hint_at_order
 
 if TYPE_CHECKING:
-    from launcher.config.sections import TrainConfig
     from launcher.run.build import Trained
     from launcher.run.folder import Run
 
@@ -88,20 +87,11 @@ class RunJob(NetworkJob):
         """As opened, with what is loaded already."""
 
 
-def identify_average(checkpoint: Path, train: "TrainConfig") -> dict[str, float]:
-    """What an output records about averaged weights; nothing without them. It is read from the checkpoint, since a fork
-    has its parent's until it saves its own."""
-    decay = find_decay(checkpoint, train.ema_decay)
-    return {} if decay is None else {"ema_decay": decay}
-
-
-def identify_weights(checkpoint: Path) -> dict[str, str]:
-    """What an output records about the weights that made it, since another training may use the same name; nothing if
-    the checkpoint does not tell or is gone."""
-    try:
-        return {"weights": read_state(checkpoint)["sha256"][MODEL]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def identify_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What an output records about the weights that made it, since another training may use the name of their
+    checkpoint. The decay of their average is the checkpoint's: a fork has its parent's until it saves its own."""
+    state = read_state(checkpoint)
+    return {"checkpoint": checkpoint.name, "weights": state["sha256"][MODEL], "ema_decay": state["ema_decay"]}
 
 
 def say_where(

@@ -89,8 +89,6 @@ def open_output(
     if before is None and there:
         raise RunError(f"{out}: {min(there)} is there, but no {JOB} says what it was made of; remove the folder first")
     if before is not None:
-        if "weights" not in before:  # of before this was said
-            content.pop("weights", None)
         refuse_other_settings(out, before, content, remedy)
         sweep(out)
         if not isinstance(out, Path):

@@ -12,7 +12,7 @@ from launcher.config.sections import LaunchConfig, RefineConfig
 from launcher.errors import ImageError, RunError, naming
 from launcher.files import place_outputs, typed
 from launcher.jobs import output
-from launcher.jobs.crf_sums import require_memory, settle_chain, told
+from launcher.jobs.crf_sums import require_memory, settle_chain
 from launcher.jobs.cues import find_cue
 from launcher.jobs.cues.shards import check_cues, read_cues
 from launcher.jobs.over_shards import Members, Output, write_outputs, write_shard
@@ -120,7 +120,7 @@ def plan_split(
         made_of = {
             **inferred,
             "kind": kind,
-            "chain": [told(refiner.model_dump(mode="json")) for refiner in settings.chain],
+            "chain": [refiner.model_dump(mode="json") for refiner in settings.chain],
             "threshold": settings.threshold,
             "bg_threshold": settings.bg_threshold,
             "cues": {refiner: output.read_made_of(of_refiner) for refiner, of_refiner in cues.items()},

@@ -32,13 +32,12 @@ from launcher.jobs.crf_pool import (
     refine_and_encode,
     run_in_order,
 )
-from launcher.jobs.crf_sums import settle_segment, told
+from launcher.jobs.crf_sums import settle_segment
 from launcher.jobs.infer import judged_rule
 from launcher.jobs.network_job import (
     RunJob,
     SamplesOf,
-    identify_average,
-    identify_weights,
+    identify_checkpoint,
     open_images,
     say_where,
     write_next_to,
@@ -55,7 +54,6 @@ from launcher.run.folder import Run
 from launcher.run.idle import refuse_overrides
 from shards.folder import ShardFolder
 from shards.remote import Place, absolute, join
-from wsss.maps.fusion import TOCO
 from wsss.models.base import Network
 
 
@@ -160,22 +158,17 @@ def try_segment(network: Network) -> None:
 
 def identify_masks(config: Config, shards: ShardFolder, checkpoint: Path, cams: bool) -> dict[str, Any]:
     """All that the pixels of the masks depend on."""
-    rule = judged_rule(config.cam)
     unused = {"batch_size", "workers"} | (set() if config.segment.crf else {"mean_field", "crf_classes"})
     settings = config.segment.model_dump(mode="json", exclude=unused)
-    if config.segment.crf:
-        settings["mean_field"] = told(settings["mean_field"])
     return {
         "shards": absolute(shards.folder),
         "fingerprint": shards.index.fingerprint,
-        "checkpoint": checkpoint.name,
         "image_size": config.data.image_size,
         "precision": config.train.precision,
         "segment": settings,
         "cam_threshold": config.evaluate.threshold if cams else None,
-        "cam": asdict(rule) if cams and rule != TOCO else None,
-        **identify_average(checkpoint, config.train),
-        **identify_weights(checkpoint),
+        "cam": asdict(judged_rule(config.cam)) if cams else None,
+        **identify_checkpoint(checkpoint),
     }
 
 

@@ -60,8 +60,7 @@ def describe_weights(method: Method) -> tuple[dict[str, Tensor], str]:
 
 
 def read_safetensors(path: Path) -> tuple[Facts, Method]:
-    """Open a safetensors file. Raises RunError if `wsss export` did not write it, or in an old version without the
-    metadata for prediction."""
+    """Open a safetensors file. Raises RunError if `wsss export` did not write it."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -13,7 +13,7 @@ from launcher.evaluation.table import format_evaluation
 from launcher.files import read_json, write_whole
 from launcher.predict.export import FORMATS, Written, export
 from launcher.run.folder import ABOUT, EVALUATION
-from launcher.run.steps import find_decay
+from launcher.run.steps import read_state
 
 CARD = "README.md"
 IDENTIFIER = r"[a-z0-9][a-z0-9.+-]*"  # of a licence on a hub: mit, cc-by-nc-4.0
@@ -72,17 +72,17 @@ def make_card(run: Path, name: str, written: Written) -> str:
         **({} if evaluation is None else {"model-index": [index_of(name, evaluation)]}),
     }
     model, config = json.loads(facts["model"]), json.loads(facts["config"])
-    threshold = json.loads(facts.get("threshold", "null"))
-    decay = find_decay(run / facts["checkpoint"], config["train"].get("ema_decay"))
+    threshold = json.loads(facts["threshold"])
+    decay = read_state(run / facts["checkpoint"])["ema_decay"]
     made = {
         "network": ", ".join(f"{key} {value}" for key, value in model.items() if key in ("name", "timm_name")),
         "method": config["method"]["name"],
         "classes": ", ".join(json.loads(facts["classes"])),
         "input": f"{facts['input']}; trained at {facts['input_size']} px",
         "normalisation": f"mean {shortly(facts['mean'])}, standard deviation {shortly(facts['std'])}",
-        "map": f"{facts.get('kind', 'none')}, unless `--kind` names another",
-        "threshold": f"{threshold if threshold is not None else 'none'} ({facts.get('threshold_origin', '')})",
-        "gate": f"{facts.get('gate', 'none')} ({facts.get('gate_origin', '')})",
+        "map": f"{facts['kind']}, unless `--kind` names another",
+        "threshold": f"{threshold if threshold is not None else 'none'} ({facts['threshold_origin']})",
+        "gate": f"{facts['gate']} ({facts['gate_origin']})",
         "checkpoint": f"{facts['checkpoint']} of {facts['run']}{'' if decay is None else f', averaged by {decay:g}'}",
         "data": f"{about['class_set']}, fingerprint {about['dataset_fingerprint']}",
         "code": f"wsss {facts['wsss']}, commit {about['git_commit']}",

@@ -87,13 +87,13 @@ def read_facts(facts: Mapping[str, str], path: Path) -> Facts:
         config=check_content(json.loads(facts["config"]), path, HERE),
         class_set=ClassSet(name=facts["class_set"], classes=tuple(json.loads(facts["classes"]))),
         checkpoint=facts["checkpoint"],
-        kinds=tuple(json.loads(facts.get("kinds", "[]"))),
-        chosen_kind=json.loads(facts.get("chosen_kind", "null")),
+        kinds=tuple(json.loads(facts["kinds"])),
+        chosen_kind=json.loads(facts["chosen_kind"]),
         evaluation=json.loads(facts["evaluation"]),
         train_size=None if size is None else (size[0], size[1]),
-        stride=int(facts.get("stride", 0)),  # 0 in old safetensors files, whose network has it
-        mean=tuple(json.loads(facts.get("mean", "[]"))),
-        std=tuple(json.loads(facts.get("std", "[]"))),
+        stride=int(facts["stride"]),
+        mean=tuple(json.loads(facts["mean"])),
+        std=tuple(json.loads(facts["std"])),
     )
 
 

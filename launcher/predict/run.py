@@ -14,7 +14,6 @@ from launcher.config.options import options_model
 from launcher.config.whole import Config
 from launcher.errors import RunError
 from launcher.files import tell_refusal, write_whole
-from launcher.jobs.infer import identify_precision
 from launcher.predict.clips import predict_clip
 from launcher.predict.defaults import settle
 from launcher.predict.images import predict_images
@@ -84,17 +83,18 @@ def predict(
 
 
 def identify_options(config: Config, settings: Settings) -> dict[str, Any]:
-    """What of the config pixels depend on (D-187): options that may change when the run's training is started again.
-    What has its default is left out, so that folders of before this was noted can be completed."""
-    options: dict[str, BaseModel] = {}
+    """What of the config pixels depend on (D-187): options that may change when the run's training is started again."""
+    refiner: BaseModel | None = None
     if settings.kind in PROBABILITIES and settings.refine == "crf":
-        options["refiner"] = config.segment.mean_field
-    elif configured := [named for named in config.refine.chain if named.name == settings.refine]:
-        of_refiner = options_model(REFINERS[settings.refine])
-        options["refiner"] = of_refiner.model_validate_json(json.dumps(configured[0].options))
-    changed = {name: of.model_dump(mode="json", exclude_defaults=True) for name, of in options.items()}
-    changed["cam"] = config.cam.model_dump(mode="json", include=OF_MAPS, exclude_defaults=True)
-    return {name: of for name, of in changed.items() if of} | identify_precision(config.train.precision)
+        refiner = config.segment.mean_field
+    elif settings.refine != "none":
+        given = next((named.options for named in config.refine.chain if named.name == settings.refine), {})
+        refiner = options_model(REFINERS[settings.refine]).model_validate_json(json.dumps(given))
+    return {
+        "refiner": None if refiner is None else refiner.model_dump(mode="json"),
+        "cam": config.cam.model_dump(mode="json", include=OF_MAPS),
+        "precision": config.train.precision,
+    }
 
 
 def fill(model: Model, settings: Settings, inputs: Inputs, folder: Folder, lines: Sequence[str], begun: float) -> Done:

@@ -75,8 +75,6 @@ def find_damage(folder: Path) -> str | None:
     state = read_state(folder)
     if state.get("step") != step_number(folder):
         return f"{STATE} says step {state.get('step')}"
-    if "sha256" not in state:  # of before there were hashes: sizes are all there is
-        return None
     for name in state["files"]:
         try:
             digest = sha256_of(folder / name)
@@ -129,14 +127,6 @@ def is_complete(folder: Path) -> bool:
 
 def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text())
-
-
-def find_decay(folder: Path, default: float | None) -> float | None:
-    """train.ema_decay of the average that a checkpoint has; `default` where it does not say, or is gone."""
-    try:
-        return read_state(folder).get("ema_decay", default)
-    except (OSError, ValueError, AttributeError):
-        return default
 
 
 def step_number(folder: Path) -> int:

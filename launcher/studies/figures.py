@@ -95,8 +95,8 @@ def require_same_images(study: Study, row: Row, found: Mapping[int, Mapping[str,
 
 
 def images_of(evaluation: Mapping[str, Any]) -> str:
-    """The fingerprint of the images that an evaluation counted; "" in old evaluations."""
-    return str(evaluation.get("dataset", {}).get("fingerprint", ""))
+    """The fingerprint of the images that an evaluation counted."""
+    return str(evaluation["dataset"]["fingerprint"])
 
 
 def judged_apart(study: Study, row: Row, found: Mapping[int, Mapping[str, Any]], control: Row | None) -> bool:
@@ -125,7 +125,7 @@ def name_protocols(row: Row, found: Mapping[int, Mapping[str, Any]]) -> list[str
 def read_classes(study: Study) -> list[list[str]]:
     """The classes of every data set on which finished rows of the study were evaluated."""
     evaluations = [read_evaluation(study, row, seed) for row in study.rows for seed in study.seeds]
-    return [evaluation["dataset"].get("classes", []) for evaluation in evaluations if evaluation]
+    return [evaluation["dataset"]["classes"] for evaluation in evaluations if evaluation]
 
 
 def collect_figure(found: Mapping[int, Mapping[str, Any]], row: Row, choice: str, figure: str) -> list[Any]:

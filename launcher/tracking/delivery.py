@@ -55,8 +55,8 @@ class Delivery:
                 self.connect(wanted)
             ready = self.rewound or self.rewind()
             failed = self.attempt(self.send_metrics) if ready else None
-            failed = self.attempt(partial(self.send_about, wanted.get("about", {}))) or failed
-            failed = self.attempt(partial(self.send_status, wanted["status"], wanted.get("reason"))) or failed
+            failed = self.attempt(partial(self.send_about, wanted["about"])) or failed
+            failed = self.attempt(partial(self.send_status, wanted["status"], wanted["reason"])) or failed
             if ready:
                 self.send_files()
             if failed is not None:
@@ -212,8 +212,8 @@ class Delivery:
                 self.sink.send_model(path, **line["model"])
             elif line["step"] is None:
                 self.sink.send_file(path)
-            else:  # lines of old runs, when MLflow was the only sink, name no picture
-                self.sink.send_picture(path, line.get("name", "images"), line["step"])
+            else:
+                self.sink.send_picture(path, line["name"], line["step"])
         except Aside:
             if tries == 1:
                 raise

@@ -44,7 +44,7 @@ class MlflowSink:
                 prepare_experiment(client, experiment_id)
         self.client, self.run_id = client, str(run_id)
         self.experiment_id = client.get_run(self.run_id).info.experiment_id
-        self.headlines = wanted.get("headlines", {})
+        self.headlines = wanted["headlines"]
         self.link = address_of(find_store(root_of(run))[0], pages.link_run(self.experiment_id, self.run_id))
         return self.run_id
 

@@ -136,7 +136,7 @@ class RunTracker:
         """Send a file as it is when its turn comes."""
         file = path.relative_to(self.run) if path.is_relative_to(self.run) else path.resolve()
         self.files.append({"file": str(file), "step": None})
-        known = read_wanted(self.run).get("about", {}).get("files", [])
+        known = read_wanted(self.run)["about"].get("files", [])
         self.tell(files=[*known, *({file.name} - set(known))])
 
     def model(self, path: Path, name: str, alias: str) -> None:
@@ -149,7 +149,7 @@ class RunTracker:
         """Describe the run by `what`, `data`, `folder`, `again` (the command that continues it), `commit` and
         `evaluation`; each replaces its earlier value."""
         try:
-            change_wanted(self.run, about={**read_wanted(self.run).get("about", {}), **about})
+            change_wanted(self.run, about={**read_wanted(self.run)["about"], **about})
         except (OSError, Damaged) as error:
             warn(f"cannot write {self.run / WANTED} ({error}); the description of the run in its trackers lacks this")
         self.wake()

@@ -16,12 +16,11 @@ TRACKING = "tracking"
 WANTED, FILES = f"{TRACKING}/wanted.json", f"{TRACKING}/files.jsonl"
 SENT = "sent.json"  # in RUN/tracking/SINK
 LISTED = 5  # maximum of set-aside files that are listed with their reasons
-SENT_BEFORE = ("mlflow", f"{TRACKING}/sent.json")  # the only sink of old runs
 
 
 def read_wanted(run: Path) -> dict[str, Any]:
     """How the run should look in its sinks, which `to` names."""
-    return {"to": ["mlflow"], "status": None, **read_json(run / WANTED)}
+    return read_json(run / WANTED)
 
 
 def begin_wanted(
@@ -32,14 +31,18 @@ def begin_wanted(
     datasets: Mapping[str, tuple[str, Place, str]],
 ) -> None:
     """Write how the run should look in a sink, for the process that creates it there."""
-    wanted = {
+    wanted: dict[str, Any] = {
         "key": uuid.uuid4().hex,  # finds the run again if the answer to its creation was lost
         "experiment": experiment,
         "name": "/".join(run.parts[1:]).removeprefix(f"{experiment}/"),  # lists show only its beginning
         "params": {key: str(value) for key, value in params.items()},
         "tags": dict(tags),
         "datasets": {use: (name, absolute(path), print_) for use, (name, path, print_) in datasets.items()},
+        "to": [],
+        "headlines": {},
+        "about": {},
         "status": None,  # unchanged
+        "reason": None,
     }
     write_whole(run / WANTED, json.dumps(wanted, indent=1))
 
@@ -73,12 +76,9 @@ def make_state(run_id: str | None) -> dict[str, Any]:
 
 def read_sent(run: Path, sink: str) -> dict[str, Any]:
     """What a sink has of a run; nothing if that file is damaged, since sending again adds nothing."""
-    paths = [run / TRACKING / sink / SENT]
-    if sink == SENT_BEFORE[0]:
-        paths.append(run / SENT_BEFORE[1])
-    found = next((path for path in paths if path.is_file()), None)
+    path = run / TRACKING / sink / SENT
     try:
-        return {**make_state(None), **(read_json(found) if found else {})}
+        return read_json(path) if path.is_file() else make_state(None)
     except Damaged as error:
         warn(f"{error}; what {sink} has of {run} is sent again")
         return make_state(None)
@@ -93,7 +93,7 @@ def count_unsent(run: Path, sink: str) -> tuple[int, int, bool]:
     """What is still to be sent, set aside or not: (lines of metrics, files, whether the sink lacks the run, its
     description or its state)."""
     sent, wanted = read_sent(run, sink), read_wanted(run)
-    status, about = wanted["status"], wanted.get("about", {})
+    status, about = wanted["status"], wanted["about"]
     lines = sum(1 for _ in read_unsent(run / METRICS, sent["metrics_until"]))
     files = sum(1 for _ in read_unsent(run / FILES, sent["files_until"]))
     has_status = status in (None, sent["status"]) or (status, sent["status"]) == ("RUNNING", "KILLED")

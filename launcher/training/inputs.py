@@ -117,8 +117,7 @@ class Inputs:
         found = {}
         if self.teacher is not None:
             folder = self.teacher.checkpoint()
-            digests = steps.read_state(folder).get("sha256", {})  # none of before there were hashes
-            found["teacher"] = f"{folder.name}, sha256 {digests.get(steps.MODEL, 'unknown')}"
+            found["teacher"] = f"{folder.name}, sha256 {steps.read_state(folder)['sha256'][steps.MODEL]}"
         if self.config.data.masks is not None:
             made_of = json.dumps(output.without_places(self.masks_made_of), sort_keys=True)
             found["data.masks"] = f"made of {hashlib.sha256(made_of.encode()).hexdigest()}"
@@ -215,7 +214,7 @@ def check_same_run(run: Run, config: Config, fingerprint: str, learns_from: dict
         fingerprint: of data.train.
         learns_from: see Inputs.learns_from.
     """
-    then = run.about.get("learns_from", {})
+    then = run.about["learns_from"]
     known = {"name", "data.train", *(then.keys() & learns_from.keys())}
     before, now = flatten(run.config.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     different = [

@@ -83,8 +83,7 @@ class Coco14:
             "annotations": self.annotations,
             "left_out": self.left_out,
             "paint": self.paint,
-            "labels": "annotations",  # in old versions, the classes that the mask shows
-            **({"exif": self.exif} if self.exif != "keep" else {}),
+            "exif": self.exif,
             "images": digest_of(picture.image for picture in self.pictures),
             "groups": digest_of_text(f"{picture.key} {picture.group}" for picture in self.pictures),
         }

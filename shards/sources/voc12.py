@@ -74,7 +74,7 @@ class Voc12:
         return {
             "name": self.source,
             "ids_from": self.ids_from,
-            **({"exif": self.exif} if self.exif != "keep" else {}),
+            "exif": self.exif,
             "masks_from": dict(self.masks_from),
             "images": digest_of(picture.image for picture in self.pictures),
             "masks": digest_of(picture.mask for picture in self.pictures if picture.mask),

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from launcher.jobs import network_job
 from launcher.run import build, folder
 from launcher.run.build import Trained
+from launcher.run.steps import MODEL
 from shards.image_bytes import encode_image
 from shards.schema import ClassSet, Sample
 from wsss.methods.base import Method
@@ -96,5 +98,7 @@ def stand_in_for_a_run(job, monkeypatch, config_of, class_set, method) -> None:
 
     for place in (job, folder):  # in the command, and in who does its work
         monkeypatch.setattr(place, "Run", run)
+    state = {"sha256": {MODEL: "0"}, "ema_decay": None}
+    monkeypatch.setattr(network_job, "read_state", lambda checkpoint: state)
     for place in (job, build):
         monkeypatch.setattr(place, "load_trained", lambda of: Trained(of, method, Path("step_0000004")))

@@ -91,7 +91,7 @@ def test_an_evaluation_has_them_at_each_threshold_and_shows_them_where_it_shows_
 
 
 def test_without_its_package_a_metric_is_told(tiny_config):
-    evaluation = {"sources": {}, "dataset": {"images": 2}, "metrics": [{"name": "own"}]}
+    evaluation = {"sources": {}, "dataset": {"images": 2, "images_without_truth": 0}, "metrics": [{"name": "own"}]}
     (note,) = collect_notes(evaluation, "smoke")
     assert note == "not shown, since the package that offers them is not installed: own"
     with pytest.raises(ConfigError, match="metrics.0.name: there is no 'own'; no installed package offers any"):

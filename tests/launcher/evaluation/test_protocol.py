@@ -4,11 +4,15 @@ from launcher.evaluation.protocol import describe_crf, describe_labels, describe
 
 CAMS = {
     "checkpoint": "step_0000004",
+    "ema_decay": None,
     "image_size": 224,
-    "cam": {"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "classes": "present"},
+    "cam": {
+        **{"kinds": ["grad"], "layers": [-1], "scales": [0.5, 1.0], "flip": True, "fuse": "mean", "pad": "resize"},
+        **{"window_px": None, "classes": "present"},
+    },
 }
 SIZE = "image squashed to 224 px, scales 0.5, 1 + flip"
-VIEWS = f"{SIZE}, fuse mean, pad resize, maps of the classes of the image label alone, scores resized to the image"
+VIEWS = f"{SIZE}, fuse mean, sides resized, maps of the classes of the image label alone, scores resized to the image"
 ORIGIN = "split val, checkpoint step_0000004, training seed 3"
 
 
@@ -24,7 +28,7 @@ def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
     assert "fuse mean, pad pad, maps" in describe_scores(padded, "val", 3)
     assert "step_0000004 (weights averaged, ema_decay 0.999), training" in describe_scores(padded, "val", 3)
     windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
-    assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, pad resize, layers -1, -2" in describe_scores(
+    assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, sides resized, layers -1, -2" in describe_scores(
         windows, "val", 3
     )
 

@@ -4,10 +4,9 @@ import pytest
 from launcher.config.options import Named
 from launcher.config.sections import MeanFieldConfig, RefineConfig, SegmentConfig
 from launcher.errors import RunError, naming, report_user_errors
-from launcher.evaluation.protocol import describe_crf, describe_refiner
 from launcher.jobs import crf_sums
 from launcher.jobs.crf_pool import crf_label
-from launcher.jobs.crf_sums import settle_chain, settle_segment, told
+from launcher.jobs.crf_sums import settle_chain, settle_segment
 from launcher.jobs.refine import refine, resolve_chain
 from wsss.extras import MissingPackage
 from wsss.refine import crf
@@ -49,14 +48,6 @@ def test_segments_crf_is_exact_on_a_gpu_in_the_process_that_has_it(furnished):
     asked = SegmentConfig(workers=3, mean_field=MeanFieldConfig(by="lattice"))
     assert settle_segment(asked, "cuda") == asked
     assert settle_segment(SegmentConfig(crf=False), "cuda") == SegmentConfig(crf=False)
-
-
-def test_a_folder_tells_of_an_exact_sum_and_its_figures_too():
-    lattice = MeanFieldConfig(by="lattice").model_dump()
-    exact = MeanFieldConfig(by="exact").model_dump()
-    assert "by" not in told(lattice) and told(exact)["by"] == "exact"  # as folders were before there were two
-    assert "by exact" in describe_crf({"crf": True, "crf_classes": "all", "mean_field": told(exact)})
-    assert "by exact" in describe_refiner(told({"name": "crf", "gamma": 2.0, "by": "exact"}), None)
 
 
 def test_a_lattice_that_cannot_be_ends_a_job_with_what_to_install(bare, capsys):

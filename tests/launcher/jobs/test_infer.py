@@ -14,30 +14,31 @@ from wsss.methods.toco import ToCo
 from wsss.tensors import resize
 
 
-def test_a_config_that_says_nothing_has_the_rules_from_before_there_was_a_choice():
+def test_a_config_without_a_rule_means_the_mean_of_resized_maps_and_tocos_rule_where_masks_are_judged():
     cam = CamConfig(scales=(0.5, 1.0), flip=True)
     assert inferred_rule(cam) == CamRule((0.5, 1.0), True, "mean", "resize")
     assert judged_rule(cam) == TOCO
-    assert not {"fuse", "pad"} & set(identify_cam(cam))  # so that folders written then can be completed
     assert identify_cam(CamConfig(scales=(0.5, 1.0), flip=True, fuse="mean", pad="resize")) == identify_cam(cam)
 
 
 def test_a_named_rule_serves_what_is_written_and_what_is_judged():
     cam = CamConfig(scales=(1.0, 0.5, 1.5), flip=True, fuse="toco")
     assert inferred_rule(cam) == judged_rule(cam) == TOCO
-    assert identify_cam(cam)["fuse"] == "toco" and "pad" not in identify_cam(cam)
+    assert (identify_cam(cam)["fuse"], identify_cam(cam)["pad"]) == ("toco", "pad")
     floor = CamConfig(pad="floor")
     assert inferred_rule(floor).pad == judged_rule(floor).pad == "floor" and identify_cam(floor)["pad"] == "floor"
 
 
-def test_the_protocol_states_the_rule_of_old_and_new_folders():
+def test_the_protocol_states_the_rule():
     def line(cam):
-        made_of = {"cam": identify_cam(cam), "image_size": 32, "checkpoint": "step_0000004"}
+        made_of = {"cam": identify_cam(cam), "image_size": 32, "checkpoint": "step_0000004", "ema_decay": None}
         return describe_scores(made_of, "val", 0)
 
-    assert "scales 0.5, 1 + flip, fuse mean, pad resize, maps of all" in line(CamConfig(scales=(0.5, 1.0), flip=True))
-    assert "scales 1, fuse toco, pad pad, maps of all" in line(CamConfig(fuse="toco"))
-    assert "scales 1, fuse toco, pad floor, maps of all" in line(CamConfig(fuse="toco", pad="floor"))
+    assert "scales 0.5, 1 + flip, fuse mean, sides resized, maps of all" in line(
+        CamConfig(scales=(0.5, 1.0), flip=True)
+    )
+    assert "scales 1, fuse toco, sides padded, maps of all" in line(CamConfig(fuse="toco"))
+    assert "scales 1, fuse toco, sides cut off, maps of all" in line(CamConfig(fuse="toco", pad="floor"))
 
 
 def test_cams_written_by_tocos_rule_are_those_that_are_judged_on_a_smaller_grid():

@@ -111,14 +111,6 @@ def test_a_file_of_a_checkpoint_that_is_something_else_is_told(tmp_path, trained
         checkpoint.load(folder, *trained)
 
 
-def test_a_checkpoint_from_before_there_were_hashes_still_counts(tmp_path, trained):
-    folder = save(tmp_path, 1, trained)
-    state = json.loads((folder / "state.json").read_text())
-    del state["sha256"]
-    (folder / "state.json").write_text(json.dumps(state))
-    assert steps.newest_good(tmp_path, OneProcess()) == folder
-
-
 def test_nothing_to_resume_from_is_none(tmp_path):
     assert steps.newest_good(tmp_path, OneProcess()) is None
 

@@ -41,6 +41,8 @@ from launcher.studies.table import Segments, load_study
 
 NAMES = sorted(path.stem for path in (ROOT / "configs/studies").glob("smoke_*.yaml"))
 
+DATASET = {"fingerprint": "images", "classes": ["smoke"]}
+
 
 @pytest.fixture
 def in_checkout(in_tmp, monkeypatch):
@@ -421,7 +423,7 @@ def test_the_figures_of_rows_are_those_by_hand(tiny, monkeypatch):
             fixed |= {"miou_interval": [0.2 + 0.2 * seed, 0.4 + 0.1 * seed], "miou_groups": 7 - 2 * seed}
             source = {"protocol": "p", "fixed": fixed, "tuned": {"per_image_iou": 0.25} if seed else None}
             source |= {"oracle_per_image_iou": 0.8}
-            (folder / "evaluation.json").write_text(json.dumps({"dataset": {}, "sources": {row.source: source}}))
+            (folder / "evaluation.json").write_text(json.dumps({"dataset": DATASET, "sources": {row.source: source}}))
     monkeypatch.setattr(figures, "require_own_run", lambda *arguments: None)
     monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": f"{folder.name[-1]:x<40}"}))
     control, row = tiny.row("lambda_0"), tiny.row("lambda_1")
@@ -476,7 +478,9 @@ def test_a_map_at_its_tuned_threshold_is_compared_with_a_control_of_label_maps(t
             path, value = folder / "evaluation.json", (1 + hit / (18 - hit)) / 2
             source = {"protocol": "p", "fixed": {}, "tuned": None}
             source = json.loads(path.read_text())["sources"][one.source] if path.is_file() else source
-            path.write_text(json.dumps({"dataset": {}, "sources": {one.source: {**source, choice: {"miou": value}}}}))
+            path.write_text(
+                json.dumps({"dataset": DATASET, "sources": {one.source: {**source, choice: {"miou": value}}}})
+            )
             sums_path, sums_G3C = folder / CLASS_SUMS, np.array([[[9, hit], [9, 9], [9, 9]]] * 2)
             held = dict(np.load(sums_path)) if sums_path.is_file() else {}
             np.savez(sums_path, **{**held, "groups": ["a", "b"], f"{choice} {one.source}": sums_G3C})
@@ -520,7 +524,8 @@ def test_the_numbers_of_a_table_are_there_for_a_papers_own(tiny):
 
 def test_a_training_of_one_seed_counts_once(tiny, monkeypatch):
     row = tiny.row("lambda_1").model_copy(update={"run": "teacher"})
-    evaluation = {"sources": {row.source: {"protocol": "p", "fixed": {"per_image_iou": 0.5}, "tuned": None}}}
+    source = {"protocol": "p", "fixed": {"per_image_iou": 0.5}, "tuned": None}
+    evaluation = {"dataset": DATASET, "sources": {row.source: source}}
     monkeypatch.setattr(figures, "read_evaluation", lambda *arguments: evaluation)
     monkeypatch.setattr(figures, "require_own_run", lambda *arguments: None)
     monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(about={"git_commit": "c"}))

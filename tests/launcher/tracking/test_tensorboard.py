@@ -197,7 +197,8 @@ def test_evaluation_and_report_reach_it(run):
     (run / evaluate.EVALUATION).write_text("{}")
     figures = {"grad": {"fixed": {"miou": 0.5}, "tuned": None}}
     dataset = {"classes": ["smoke"]}
-    track(run, {"checkpoint": "runs/student/step_0000002", "sources": figures, "dataset": dataset})
+    about = {"checkpoint": "runs/student/step_0000002", "headline": {"source": "grad", "choice": "fixed"}}
+    track(run, {**about, "sources": figures, "dataset": dataset})
     assert read_events(run)["final/grad/fixed/miou"] == [(2, 0.5)]
     (run / "report.html").write_text("<p>")
     assert report.attach(run, run / "report.html", send=True)

@@ -1,7 +1,5 @@
 """Tracking never ends or slows a run: MLflow away, silent, refusing; a full disk; a killed process; a clock behind."""
 
-import json
-import shutil
 import subprocess
 import sys
 import time
@@ -152,23 +150,6 @@ def test_a_run_whose_process_goes_on_is_left_to_it(run, capsys):
         assert count_unsent(run, "mlflow") == (1, 0, True)
         process.kill()
     assert sync(run) and not any(count_unsent(run, "mlflow"))
-
-
-def test_a_run_that_was_begun_when_mlflow_was_the_only_sink_goes_on_in_its_mlflow_run(run, capsys):
-    first = tracked(run)
-    first.log({"train/loss": 1}, 1)
-    assert first.close()
-    run_id = read_sent(run, "mlflow")["run_id"]
-    (run / "tracking/mlflow/sent.json").rename(run / "tracking/sent.json")  # as it lay then
-    shutil.rmtree(run / "tracking/mlflow")
-    wanted = json.loads((run / "tracking/wanted.json").read_text())
-    (run / "tracking/wanted.json").write_text(json.dumps({name: wanted[name] for name in wanted if name != "to"}))
-    assert sync(run)
-    assert f"{run}: sent 0 points and 0 files to MLflow" in capsys.readouterr().out
-    second = tracked(run, resumed_at=1)
-    second.log({"train/loss": 2}, 2)
-    assert second.close() and read_sent(run, "mlflow")["run_id"] == run_id
-    assert points(run) == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_full_disk_ends_no_run_and_its_lines_are_written_when_there_is_place(run, capsys):

@@ -10,7 +10,7 @@ from support.tiny import VIT
 
 from launcher.evaluation.protocol import describe_origin
 from launcher.files import RUNS
-from launcher.jobs.network_job import identify_average
+from launcher.jobs.network_job import identify_checkpoint
 from launcher.run.build import load_trained
 from launcher.run.folder import Run
 from launcher.run.steps import MODEL, TRAINED
@@ -86,11 +86,9 @@ def test_a_checkpoint_has_both_and_everyone_reads_the_average(in_tmp, tiny_confi
     assert equal(trained, weights[3]) and not equal(averages[3], weights[3])
     assert len(judged) == 1 and equal(judged[0], averages[3])
     assert equal(load_trained(Run(RUNS / "teacher")).method.state_dict(), averages[3])
-    none, newest = config.train.model_copy(update={"ema_decay": None}), RUNS / "teacher" / "step_0000004"
-    made_of = {"checkpoint": newest.name, **identify_average(newest, none)}
+    made_of = identify_checkpoint(RUNS / "teacher" / "step_0000004")
     said = "split val, checkpoint step_0000004 (weights averaged, ema_decay 0.75), training seed 3"
     assert describe_origin(made_of, "val", 3) == said
-    assert identify_average(newest.with_name("gone"), none) == {}
 
 
 def test_a_run_that_was_cut_off_has_the_same_average(in_tmp, tiny_config, monkeypatch):
@@ -116,9 +114,9 @@ def test_a_fork_begins_an_average_or_leaves_it_behind(in_tmp, tiny_config):
     average, weights = files_of("teacher", 2)
     none = tiny_config("classify", *EACH, "train.ema_decay=null", "train.steps=3", "train.lr=1e-30", "name=none")
     fork_run(RUNS / "teacher", none)
-    assert identify_average(RUNS / "none" / "step_0000002", none.train) == {"ema_decay": 0.75}  # its parent's, as yet
+    assert identify_checkpoint(RUNS / "none" / "step_0000002")["ema_decay"] == 0.75  # its parent's, as yet
     train(none)
-    assert identify_average(RUNS / "none" / "step_0000003", config.train) == {}
+    assert identify_checkpoint(RUNS / "none" / "step_0000003")["ema_decay"] is None
     assert not (RUNS / "none" / "step_0000003" / TRAINED).exists()
     assert equal_but_for_norms(load_file(RUNS / "none" / "step_0000003" / MODEL), weights)
     again = tiny_config("classify", *EACH, "train.steps=4", "train.lr=1e-30", "name=again")

@@ -80,18 +80,6 @@ def test_what_is_learned_from_is_still_asked_for(in_tmp, tiny_config, scenes):
     assert "remove the folder" not in str(told.value) and "runs/teacher/config.yaml has" in str(told.value)
 
 
-def test_a_run_begun_before_weights_had_an_identity_is_compared_by_path(in_tmp, tiny_config):
-    torch.save(build_backbone(Inputs(tiny_config("classify"))).state_dict(), "w.pth")
-    run = again(tiny_config, "classify", "model.weights=w.pth")
-    about = json.loads((run / "run.json").read_text())
-    del about["learns_from"]["model.weights"]
-    (run / "run.json").write_text(json.dumps(about))
-    shutil.copy("w.pth", "x.pth")
-    with pytest.raises(RunError, match=r"model\.weights: w\.pth -> x\.pth"):
-        train(tiny_config("classify", "model.weights=x.pth"))
-    train(tiny_config("classify", "model.weights=w.pth"))
-
-
 def test_jobs_know_images_by_their_fingerprint_and_note_where_they_lie_now(run, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "first")
     infer(run, "val", tmp_path / "first/val", [], "moved")
