@@ -12,6 +12,7 @@ from launcher.evaluation.figures import FIGURES
 from launcher.evaluation.table import format_evaluation
 from launcher.files import read_json, write_whole
 from launcher.predict.export import FORMATS, Written, export
+from launcher.predict.facts import without_places
 from launcher.run.folder import ABOUT, EVALUATION
 from launcher.run.steps import read_state
 
@@ -101,11 +102,6 @@ def make_card(run: Path, name: str, written: Written) -> str:
         f"## Licence\n\n{licence}\n",
     ]
     return without_places("\n".join(parts))
-
-
-def without_places(text: str) -> str:
-    """A text with each absolute path reduced to its name, since folders of this machine are private and no help."""
-    return re.sub(r"(?<![\w.:/])/(?:[^\s'\"=,\]}/]+/)+(?=[^\s'\"=,\]}/])", ".../", text)
 
 
 def shortly(numbers: str) -> str:

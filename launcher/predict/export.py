@@ -13,7 +13,7 @@ from launcher.files import appearing
 from launcher.predict import graph
 from launcher.predict.alone import describe_weights
 from launcher.predict.defaults import known_kinds, settle
-from launcher.predict.facts import gather_facts
+from launcher.predict.facts import gather_facts, without_places
 from launcher.predict.model import Model, load_model
 from launcher.predict.settings import Wishes
 from launcher.run.checkpoint import write_tensors
@@ -62,6 +62,7 @@ def export(
         facts |= describe_maps(model, form, kind)
     elif form != "safetensors":
         raise ConfigError(f"--format {form}: method {of.config.method.name} gives no maps; take --format safetensors")
+    facts = {name: without_places(value) for name, value in facts.items()}  # exported files are published
     words = ""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What an exported file of any format says about its network: all that prediction needs besides the weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,12 @@ def read_facts(facts: Mapping[str, str], path: Path) -> Facts:
         mean=tuple(json.loads(facts["mean"])),
         std=tuple(json.loads(facts["std"])),
     )
+
+
+def without_places(text: str) -> str:
+    """A text with each absolute path reduced to its name, since folders of this machine are private and no help."""
+    text = re.sub(r'"/(?:[^"/]+/)+(?=[^"/]+")', '".../', text)  # a string of JSON may hold spaces
+    return re.sub(r"(?<![\w.:/])/(?:[^\s'\"=,\]}/]+/)+(?=[^\s'\"=,\]}/])", ".../", text)
 
 
 def licence_note(config: Config) -> str:
