@@ -112,7 +112,7 @@ def test_a_network_with_parameters_that_nothing_reads_trains_on_two_processes_as
 
 def test_the_processes_of_a_run_may_change_and_its_batch_may_not(tiny_config, tmp_path):
     (tmp_path / CONFIG).write_text(to_yaml(tiny_config("classify", "launch.processes=4")))
-    (tmp_path / ABOUT).write_text('{"dataset_fingerprint": "f"}')
+    (tmp_path / ABOUT).write_text('{"dataset_fingerprint": "f", "learns_from": {}}')
     check_same_run(Run(tmp_path), tiny_config("classify", "launch.processes=2", "launch.zero=2"), "f", {})
     with pytest.raises(RunError, match="data.global_batch_size: 8 -> 4"):
         check_same_run(Run(tmp_path), tiny_config("classify", "data.global_batch_size=4"), "f", {})

@@ -22,10 +22,10 @@ def test_the_line_of_cams_says_views_split_checkpoint_and_seed():
     assert ", maps of all classes, scores" in describe_scores(every, "val", 3)
     summed = {**CAMS["cam"], "scales": [1.0], "flip": False, "fuse": "toco"}
     assert describe_scores({**CAMS, "cam": summed}, "val", 3).startswith(
-        "image squashed to 224 px, scales 1, fuse toco, pad pad, maps"
+        "image squashed to 224 px, scales 1, fuse toco, sides resized, maps"
     )
     padded = {**CAMS, "cam": {**CAMS["cam"], "pad": "pad"}, "ema_decay": 0.999}
-    assert "fuse mean, pad pad, maps" in describe_scores(padded, "val", 3)
+    assert "fuse mean, sides padded, maps" in describe_scores(padded, "val", 3)
     assert "step_0000004 (weights averaged, ema_decay 0.999), training" in describe_scores(padded, "val", 3)
     windows = {**CAMS, "cam": {**CAMS["cam"], "window_px": 96, "layers": [-1, -2]}}
     assert "through windows of 96 px, scales 0.5, 1 + flip, fuse mean, sides resized, layers -1, -2" in describe_scores(
@@ -59,7 +59,7 @@ def test_the_line_of_a_crf_of_proposed_classes_says_the_mass_that_it_leaves_out(
     assert describe_crf({**settings, "crf_classes": "all"}) == "CRF of all classes (iterations 10)"
 
 
-LABELS = {"checkpoint": "step_0000004", "image_size": 224, "cam_threshold": 0.45, "precision": "bf16"}
+LABELS = {"checkpoint": "step_0000004", "image_size": 224, "cam_threshold": 0.45, "precision": "bf16", "ema_decay": None}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_line_of_label_maps_says_what_is_summed_and_what_is_maxed(settings, 
 def test_the_line_of_the_label_maps_of_cams_says_by_which_rule_they_were_fused():
     rule = {"scales": [1.0], "flip": False, "fuse": "mean", "pad": "resize"}
     line = describe_labels({**LABELS, "segment": {"size": "native"}, "cam": rule}, "cam.png", "val", 3)
-    assert ", scales 1, fuse mean, pad resize, resized to the image, background at <= 0.45, no CRF, bf16, " in line
+    assert ", scales 1, fuse mean, sides resized, resized to the image, background at <= 0.45, no CRF, bf16, " in line
 
 
 def test_options_are_words_whatever_is_in_them():

@@ -22,7 +22,7 @@ OF_MASKS = {
 }
 REPORT = {
     "run": "smoke/student",
-    "dataset": {"images": 24, "folder": "data/val", "classes": ["smoke"]},
+    "dataset": {"images": 24, "images_without_truth": 0, "folder": "data/val", "classes": ["smoke"]},
     "sources": {"cam": OF_CAM, "segments": OF_MASKS},
     "headline": {"source": "cam", "choice": "tuned"},
     "classification": {"average_precision": 0.9},
