@@ -151,7 +151,9 @@ class Index(BaseModel):
         path = folder / INDEX_NAME
         if not path.is_file():
             here = sorted(p.parent.name for p in folder.glob(f"[!.]*/{INDEX_NAME}")) if folder.is_dir() else []
-            hint = f"it holds the splits {here}: name one" if here else "write it with `wsss shards`, or name where it is now, as in data.val=FOLDER"
+            hint = "write it with `wsss shards`, or name where it is now, as in data.val=FOLDER"
+            if here:
+                hint = f"it holds the splits {here}: name one"
             raise DataError(f"{folder}: no shards here ({INDEX_NAME} is missing); {hint}")
         try:
             content = path.read_bytes()

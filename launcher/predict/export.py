@@ -21,6 +21,8 @@ from launcher.run.folder import Run
 from wsss.maps.cam import ATTENTION, BESIDE
 
 FORMATS = {"safetensors": ".safetensors", **graph.SUFFIXES}
+NO_MAPS = {"kinds": "[]", "kind": "none", "chosen_kind": "null", "threshold": "null", "gate": "none"}
+NO_MAPS |= {"threshold_origin": "its method gives no maps", "gate_origin": "its method gives no maps"}
 
 
 class Written(NamedTuple):
@@ -58,10 +60,9 @@ def export(
     of, model = Run(run), load_model(run, "cpu", checkpoint)
     method = model.method
     facts = gather_facts(of, model.checkpoint, method.student, licence)
-    if method.gives_maps:
-        facts |= describe_maps(model, form, kind)
-    elif form != "safetensors":
+    if not method.gives_maps and form != "safetensors":
         raise ConfigError(f"--format {form}: method {of.config.method.name} gives no maps; take --format safetensors")
+    facts |= describe_maps(model, form, kind) if method.gives_maps else NO_MAPS
     facts = {name: without_places(value) for name, value in facts.items()}  # exported files are published
     words = ""
     try:

@@ -59,7 +59,10 @@ def test_the_line_of_a_crf_of_proposed_classes_says_the_mass_that_it_leaves_out(
     assert describe_crf({**settings, "crf_classes": "all"}) == "CRF of all classes (iterations 10)"
 
 
-LABELS = {"checkpoint": "step_0000004", "image_size": 224, "cam_threshold": 0.45, "precision": "bf16", "ema_decay": None}
+LABELS = {
+    **{"checkpoint": "step_0000004", "ema_decay": None, "precision": "bf16"},
+    **{"image_size": 224, "cam_threshold": 0.45},
+}
 
 
 @pytest.mark.parametrize(
