@@ -21,8 +21,6 @@ from launcher.run.folder import Run
 from wsss.maps.cam import ATTENTION, BESIDE
 
 FORMATS = {"safetensors": ".safetensors", **graph.SUFFIXES}
-NO_MAPS = {"kinds": "[]", "kind": "none", "chosen_kind": "null", "threshold": "null", "gate": "none"}
-NO_MAPS |= {"threshold_origin": "its method gives no maps", "gate_origin": "its method gives no maps"}
 
 
 class Written(NamedTuple):
@@ -51,7 +49,8 @@ def export(
         checkpoint: of the run; None = the newest.
 
     Raises:
-        ConfigError: a name and a format that do not fit, or a kind that the run, or a graph, does not give.
+        ConfigError: a name and a format that do not fit, a method that gives no maps, or a kind that the run, or a
+            graph, does not give.
         RunError: no run there, no complete checkpoint in it, a network that cannot be a graph, or a file that cannot be
             written or gives other maps than the run.
         MissingPackage: ONNX without the extra `onnx`.
@@ -59,10 +58,12 @@ def export(
     form = format_of(out, form)
     of, model = Run(run), load_model(run, "cpu", checkpoint)
     method = model.method
-    facts = gather_facts(of, model.checkpoint, method.student, licence)
-    if not method.gives_maps and form != "safetensors":
-        raise ConfigError(f"--format {form}: method {of.config.method.name} gives no maps; take --format safetensors")
-    facts |= describe_maps(model, form, kind) if method.gives_maps else NO_MAPS
+    if not method.gives_maps:
+        raise ConfigError(
+            f"{run}: method {of.config.method.name} gives no maps, and an exported file is for prediction; other "
+            "commands read the run itself"
+        )
+    facts = gather_facts(of, model.checkpoint, method.student, licence) | describe_maps(model, form, kind)
     facts = {name: without_places(value) for name, value in facts.items()}  # exported files are published
     words = ""
     try:

@@ -23,6 +23,7 @@ from support.networks import tiny_vit
 from support.photographs import Photographs
 from support.places import PYTHONPATH
 from support.squares import PETS
+from support.tiny import CNN_SIZE
 
 import wsss
 from launcher.config.options import Named
@@ -59,6 +60,16 @@ def test_an_exported_file_predicts_what_its_run_does(run, kind):
     found = [wsss.load(path, kind=kind, gate=0.0).predict(noise()) for path in (run, "student.safetensors")]
     np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-5)
     np.testing.assert_allclose(found[0].probs, found[1].probs, atol=1e-6)
+
+
+def test_a_network_that_gives_no_maps_is_not_exported(in_tmp, scenes, tiny_config):
+    options = f"widths: [4, 4, 4], affinity_dim: 8, timm_options: {CNN_SIZE}"
+    model = f"model={{name: affinity_net, timm_name: resnet10t, {options}}}"
+    data = [f"data.train={scenes / 'val'}", "data.val=null", "data.tune=null", "data.image_size=64"]
+    train(tiny_config("classify", "method={name: affinity, radius: 2}", model, *data, "tracking.to=[]"))
+    for name in ("a.onnx", "a.safetensors"):
+        with pytest.raises(ConfigError, match="runs/teacher: method affinity gives no maps"):
+            export(RUNS / "teacher", Path(name))
 
 
 def test_the_checkpoint_that_was_chosen_is_exported_and_by_itself_the_newest(in_tmp, tiny_config):
